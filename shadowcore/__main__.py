@@ -1,0 +1,7 @@
+"""`python -m shadowcore` is the `shadowcore` command."""
+
+import sys
+
+from shadowcore.cli import main
+
+sys.exit(main())

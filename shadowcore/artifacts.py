@@ -1,0 +1,132 @@
+"""The files between stages: safetensors, Parquet and JSON, each naming its schema and its origin.
+
+Every file carries a header: schema name and version, the stage and its specification, the hashes of
+its inputs, the code fingerprint, commit and versions. Equal inputs and code give equal bytes. A file
+appears under its name only when it is complete; a reader refuses any other schema.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from shadowcore.errors import ArtifactError
+
+Header = Mapping[str, Any]
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary neighbour of `path` that takes its place when the block ends well.
+
+    The temporary name is fixed, so what a killed run left behind is overwritten by the next one.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        yield partial
+        with open(partial, "rb+") as handle:
+            os.fsync(handle.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_record(path: Path, schema: str, record: Mapping[str, Any], header: Header) -> None:
+    """Write a JSON file: `record` under its header."""
+    text = json.dumps({"schema": schema, "header": dict(header), "record": dict(record)}, indent=1, sort_keys=True)
+    with replacing(path) as partial:
+        partial.write_text(text + "\n", encoding="utf-8")
+
+
+def read_record(path: Path, schema: str) -> dict[str, Any]:
+    """The record of a JSON file written by `write_record` under the same schema."""
+    try:
+        content = json.loads(_existing(path).read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ArtifactError(f"{path}: damaged JSON ({error}); delete the file and run the study again") from None
+    _require_schema(path, content.get("schema") if isinstance(content, dict) else None, schema)
+    return content["record"]
+
+
+def write_tensors(path: Path, schema: str, tensors: Mapping[str, Any], header: Header) -> None:
+    """Write torch tensors to a safetensors file."""
+    from safetensors.torch import save_file
+
+    metadata = {"schema": schema, "header": json.dumps(dict(header), sort_keys=True)}
+    with replacing(path) as partial:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, metadata=metadata)
+
+
+@contextmanager
+def open_tensors(path: Path, schema: str) -> Iterator[Any]:
+    """Open a safetensors file for reading tensor by tensor, memory-mapped (`safetensors.safe_open`)."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        handle = safe_open(_existing(path), framework="pt")
+    except SafetensorError as error:
+        raise ArtifactError(f"{path}: damaged safetensors ({error}); delete the file and run the study again") from None
+    with handle:
+        _require_schema(path, (handle.metadata() or {}).get("schema"), schema)
+        yield handle
+
+
+def read_tensors(path: Path, schema: str) -> dict[str, Any]:
+    """All tensors of a safetensors file written under the same schema."""
+    with open_tensors(path, schema) as handle:
+        return {name: handle.get_tensor(name) for name in handle.keys()}
+
+
+def write_table(path: Path, schema: str, table: pa.Table, header: Header) -> None:
+    """Write an Arrow table to Parquet (zstd), byte for byte the same for equal data."""
+    metadata = {"schema": schema, "header": json.dumps(dict(header), sort_keys=True)}
+    with replacing(path) as partial:
+        pq.write_table(table.replace_schema_metadata(metadata), partial, compression="zstd")
+
+
+def read_table(path: Path, schema: str) -> pa.Table:
+    """The table of a Parquet file written under the same schema."""
+    try:
+        # memory_map=False: a file replaced while mapped would kill the reader
+        table = pq.read_table(_existing(path), memory_map=False)
+    except (pa.ArrowInvalid, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise ArtifactError(f"{path}: damaged Parquet ({reason}); delete the file and run the study again") from None
+    found = (table.schema.metadata or {}).get(b"schema", b"").decode()
+    _require_schema(path, found or None, schema)
+    return table
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """The header of any of our files: stage, specification, input hashes, code, commit, versions."""
+    path = _existing(path)
+    if path.suffix == ".parquet":
+        return json.loads((pq.read_schema(path).metadata or {}).get(b"header", b"{}"))
+    if path.suffix == ".safetensors":
+        from safetensors import safe_open
+
+        with safe_open(path, framework="pt") as handle:
+            return json.loads((handle.metadata() or {}).get("header", "{}"))
+    return json.loads(path.read_text(encoding="utf-8")).get("header", {})
+
+
+def _existing(path: Path) -> Path:
+    if not Path(path).is_file():
+        raise ArtifactError(f"{path}: no such file; run the stage that writes it (`snakemake` does)")
+    return Path(path)
+
+
+def _require_schema(path: Path, found: str | None, expected: str) -> None:
+    if found != expected:
+        raise ArtifactError(
+            f"{path}: schema '{found or 'none'}' where '{expected}' is read; delete the file and run the study again"
+        )

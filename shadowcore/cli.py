@@ -1,0 +1,129 @@
+"""The `shadowcore` command: every stage of the study, and ways to look at its results.
+
+A stage is called with a JSON specification and one option per file:
+
+    shadowcore trace --spec '{"split": "train", ...}' --card ... --documents ... --trace ...
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+import typing
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+
+from shadowcore import __version__
+from shadowcore.errors import ConfigError, ShadowcoreError, near_miss
+
+STAGES = {
+    "fetch-model": "get a model from its source, checked, as safetensors",
+    "prepare-text": "get a text, split it by document, write its multiple-choice task",
+    "trace": "importance scores and predictor features of one shard of a text",
+    "average": "mean score of every unit over the calibration windows",
+    "train-predictor": "train a predictor and report its ranking quality",
+    "evaluate": "accuracy and perplexity of one condition",
+    "evaluate-oracle": "accuracy and perplexity with the example's own scores",
+    "latency": "time per token of our decoder, dense and skipping",
+    "aggregate": "final tables from every job's measurements",
+    "draw": "draw one figure from the final tables",
+}
+SHOW = "print a study's final tables: shadowcore show results/quick [--brief]"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code: 0, or 2 with one sentence on standard error."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage())
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        print(__version__)
+        return 0
+    try:
+        if arguments[0] == "show":
+            return show(arguments[1:])
+        if arguments[0] not in STAGES:
+            raise ConfigError(f"shadowcore: unknown command '{arguments[0]}'; {near_miss(arguments[0], [*STAGES, 'show'])}")
+        run_stage(arguments[0], arguments[1:])
+    except ShadowcoreError as error:
+        print(f"shadowcore {arguments[0]}: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def usage() -> str:
+    """The overview that `shadowcore --help` prints."""
+    lines = [f"  {name:16} {summary}" for name, summary in STAGES.items()]
+    return "\n".join(
+        [
+            "usage: shadowcore COMMAND [options], and shadowcore COMMAND --help",
+            "",
+            "Predictor-based contextual sparsity for large language models.",
+            "",
+            "stages, as the rules of the Snakefile call them:",
+            *lines,
+            "",
+            "results:",
+            f"  {'show':16} {SHOW}",
+        ]
+    )
+
+
+def run_stage(name: str, arguments: Sequence[str]) -> None:
+    """Parse a stage's options and run it."""
+    stage = import_module(f"shadowcore.stages.{name.replace('-', '_')}").STAGE
+    from shadowcore.stages.base import parse_spec  # after the import above: `--help` of shadowcore stays fast
+
+    parser = argparse.ArgumentParser(prog=f"shadowcore {name}", description=stage.summary, epilog=stage.spec.__doc__)
+    keys = ", ".join(field.name for field in dataclasses.fields(stage.spec)) or "none"
+    parser.add_argument("--spec", default="{}", metavar="JSON", help=f"what to do; keys: {keys}")
+    parser.add_argument("--threads", type=int, default=None, metavar="N", help="CPU threads (default: torch's own)")
+    for part, what in ((stage.inputs, "input"), (stage.outputs, "output")):
+        hints = typing.get_type_hints(part)
+        for field in dataclasses.fields(part):
+            many = hints[field.name] is not Path
+            parser.add_argument(
+                f"--{field.name.replace('_', '-')}", type=Path, nargs="*" if many else None,
+                default=() if many else None, required=not many, metavar="FILE", help=what,
+            )  # fmt: skip
+    parsed = parser.parse_args(arguments)
+    try:
+        data = json.loads(parsed.spec)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"--spec: not JSON ({error}); an object with keys {keys} would fit") from None
+    spec = parse_spec(stage.spec, data)
+    if parsed.threads:
+        import torch
+
+        torch.set_num_threads(parsed.threads)
+    files = [
+        part(**{
+            field.name: tuple(value) if isinstance(value := getattr(parsed, field.name), (list, tuple)) else value
+            for field in dataclasses.fields(part)
+        })
+        for part in (stage.inputs, stage.outputs)
+    ]  # fmt: skip
+    stage.run(spec, *files)
+
+
+def show(arguments: Sequence[str]) -> int:
+    """Print the final tables of a study."""
+    parser = argparse.ArgumentParser(prog="shadowcore show", description=SHOW)
+    parser.add_argument("results", type=Path, help="a study's results folder, such as results/quick")
+    parser.add_argument("--brief", action="store_true", help="a summary only")
+    parsed = parser.parse_args(arguments)
+    from rich.console import Console
+
+    from shadowcore.report import show as showing
+
+    (showing.summary if parsed.brief else showing.show)(parsed.results, Console(width=None if os.isatty(1) else 120))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,200 @@
+"""Our decoder: a dense pass over the prompt, then steps of one token that really skip units.
+
+Protocol `token`: every next-token prediction comes from a step, and a step's masks come from that very
+position. Skipped neurons are not read at all. Of a skipped head the query, the attention and the output
+projection are left out; keys and values of all heads are always computed, so the cache has no holes.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional
+
+from shadowcore.decode import operations
+from shadowcore.decode.layout import Layer, Layout
+from shadowcore.decode.skipping import KeepAll, Kept, Selection
+from shadowcore.errors import ConfigError
+from shadowcore.models.families import KINDS, Kind
+from shadowcore.models.recording import Site
+
+
+class Decoder:
+    """Greedy decoding of a layout with a static cache of keys and values, each (L, B, G, max_positions, K).
+
+    `selection` says what steps skip; without one they are dense. Raises ConfigError where more positions are
+    asked for than the model, or later the cache, has.
+    """
+
+    def __init__(self, layout: Layout, max_positions: int, selection: Selection | None = None):
+        if max_positions > layout.sizes.positions:
+            raise ConfigError(f"max_positions: {max_positions} is more than the model's {layout.sizes.positions}")
+        self.layout, self.max_positions = layout, max_positions
+        self.selection = KeepAll() if selection is None else selection
+        self.position = 0
+        self._sites = [
+            {what: Site(layer, what) for what in ("residual", "heads")} for layer in range(len(layout.layers))
+        ]
+        self._kv_heads = [self._kv_heads_of(layer) for layer in layout.layers]
+        if layout.inverse_frequencies is not None:
+            self._cos, self._signed_sin = rotary_tables(layout, max_positions)
+        self._allocate(batch=1)
+
+    def reset(self, batch: int = 1) -> None:
+        """Forget everything cached; the next sequences are `batch` many."""
+        self.position = 0
+        if batch != self.batch:
+            self._allocate(batch)
+
+    @property
+    def batch(self) -> int:
+        """Sequences decoded together."""
+        return self._keys.shape[1]
+
+    @torch.inference_mode()
+    def prefill(self, ids: torch.Tensor) -> torch.Tensor:
+        """Start anew with ids (B, T), dense, and return the logits (B, V) of the last position."""
+        batch, length = ids.shape
+        self.reset(batch)
+        self._require_room(length)
+        x = self._embed(ids, slice(0, length))  # (B, T, D)
+        for index, layer in enumerate(self.layout.layers):
+            qkv = operations.project(layer.query_key_value, layer.query_key_value_bias, layer.attention_norm(x))
+            query, key, value = self._split(self._rotate(qkv, slice(0, length)).transpose(1, 2))  # (B, heads, T, K)
+            self._keys[index, :, :, :length] = key
+            self._values[index, :, :, :length] = value
+            kv_heads = self._kv_heads[index]
+            if kv_heads is not None:
+                key, value = key[:, kv_heads], value[:, kv_heads]
+            mixed = functional.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
+            x = x + operations.add(layer.output.flatten(0, 1), layer.output_bias, mixed.transpose(1, 2).flatten(2))
+            x = x + self._ffn(layer, layer.ffn_norm(x), None)
+        self.position = length
+        return self._logits(x[:, -1])
+
+    @torch.inference_mode()
+    def step(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Append tokens (B,) and return the logits (B, V) of the next ones."""
+        self._require_room(1)
+        selection, position = self.selection, self.position
+        x = self._embed(tokens, position)  # (B, D)
+        for index, layer in enumerate(self.layout.layers):
+            selection.see(self._sites[index]["residual"], x)
+            x = x + self._attention(index, layer, layer.attention_norm(x), selection.kept(index, "heads"))
+            x = x + self._ffn(layer, layer.ffn_norm(x), selection.kept(index, "neurons"))
+        self.position = position + 1
+        return self._logits(x)
+
+    def generate(self, prompt_ids: torch.Tensor, new_tokens: int) -> torch.Tensor:
+        """The greedy continuation (B, new_tokens) of a prompt (B, T), T at least 1.
+
+        The prompt is prefilled but for its last token, so that every prediction comes from a step.
+        """
+        if prompt_ids.shape[1] > 1:
+            self.prefill(prompt_ids[:, :-1])
+        else:
+            self.reset(len(prompt_ids))
+        tokens, generated = prompt_ids[:, -1], []
+        for _ in range(new_tokens):
+            tokens = self.step(tokens).argmax(-1)
+            generated.append(tokens)
+        return torch.stack(generated, 1)
+
+    def keep_masks(self) -> dict[Kind, torch.Tensor]:
+        """What the last step kept of the model's units, a mask (L, U) per kind; of a batch, the union."""
+        masks = self.layout.keep_masks()
+        for index, layer in enumerate(self.layout.layers):
+            for kind in KINDS:
+                kept = self.selection.kept(index, kind)
+                if kept is not None:
+                    masks[kind][index] = False
+                    masks[kind][index, layer.present[kind][kept.units]] = True
+        return masks
+
+    def _attention(self, index: int, layer: Layer, x: torch.Tensor, kept: Kept | None) -> torch.Tensor:
+        """sum_h softmax(q_h K_h^T / sqrt(K)) V_h Wo_h + b over kept heads, for a step's x (B, D)."""
+        weight, bias, kv_heads = layer.query_key_value, layer.query_key_value_bias, self._kv_heads[index]
+        if kept is None:
+            qkv = operations.project(weight, bias, x)
+        else:
+            heads, units = len(layer.output), kept.units.tolist()
+            key_value = operations.project(weight[heads:], None if bias is None else bias[heads:], x)
+            qkv = torch.cat((operations.project_heads(weight, bias, x, units), key_value), 1)
+            shared = self.layout.sizes.heads // self.layout.sizes.kv_heads
+            kv_heads = [kv_heads[h] if kv_heads is not None else h // shared for h in units]
+        query, key, value = self._split(self._rotate(qkv, self.position))  # (B, heads, K)
+        keys, values = self._keys[index], self._values[index]
+        keys[:, :, self.position] = key
+        values[:, :, self.position] = value
+        past = slice(0, self.position + 1)
+        mixed = operations.attend(query, keys[:, :, past], values[:, :, past], kv_heads)  # (B, n, K)
+        if kept is None:
+            mixed = mixed.flatten(1)
+            self.selection.see(self._sites[index]["heads"], mixed)
+            return operations.add(layer.output.flatten(0, 1), layer.output_bias, mixed)
+        if kept.rows is not None:
+            mixed = mixed * kept.rows[..., None]
+        return operations.add_heads(layer.output, layer.output_bias, mixed, units)
+
+    def _ffn(self, layer: Layer, x: torch.Tensor, kept: Kept | None) -> torch.Tensor:
+        """sum_f a_f W2_f + b with a_f = relu(W1_f x + b_f), or silu(gate_f x) (up_f x), over kept neurons."""
+        if kept is None:
+            active = self._activate(operations.project(layer.ffn_in, layer.ffn_in_bias, x))
+            return operations.add(layer.ffn_down, layer.ffn_down_bias, active)
+        active = self._activate(operations.project_neurons(layer.ffn_in, layer.ffn_in_bias, x, kept.units))
+        if kept.rows is not None:
+            active = active * kept.rows
+        return operations.add_neurons(layer.ffn_down, layer.ffn_down_bias, active, kept.units)
+
+    def _activate(self, inner: torch.Tensor) -> torch.Tensor:
+        """(..., n, P) to (..., n)."""
+        if self.layout.activation == "relu":
+            return torch.relu(inner).squeeze(-1)
+        return functional.silu(inner[..., 0]) * inner[..., 1]
+
+    def _embed(self, ids: torch.Tensor, position: int | slice) -> torch.Tensor:
+        x = functional.embedding(ids, self.layout.embedding)
+        return x if self.layout.positions is None else x + self.layout.positions[position]
+
+    def _rotate(self, qkv: torch.Tensor, position: int | slice) -> torch.Tensor:
+        """Rotary positions on the queries and keys of qkv (..., heads + 2 G, K), in place."""
+        if self.layout.inverse_frequencies is not None:
+            turned = qkv[..., : -self.layout.sizes.kv_heads, :]
+            turned.copy_(operations.rotate(turned, self._cos[position], self._signed_sin[position]))
+        return qkv
+
+    def _split(self, qkv: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Queries, keys, values of qkv (B, heads + 2 G, ...)."""
+        groups = self.layout.sizes.kv_heads
+        return qkv.split((qkv.shape[1] - 2 * groups, groups, groups), 1)
+
+    def _logits(self, x: torch.Tensor) -> torch.Tensor:
+        return functional.linear(self.layout.final_norm(x), self.layout.head)
+
+    def _kv_heads_of(self, layer: Layer) -> list[int] | None:
+        """Whose keys each query head of a layer reads; None where all heads are there."""
+        sizes = self.layout.sizes
+        if len(layer.output) == sizes.heads:
+            return None
+        return (layer.present["heads"] // (sizes.heads // sizes.kv_heads)).tolist()
+
+    def _allocate(self, batch: int) -> None:
+        sizes = self.layout.sizes
+        shape = (sizes.layers, batch, sizes.kv_heads, self.max_positions, sizes.head_width)
+        self._keys, self._values = (
+            torch.zeros(shape, dtype=self.layout.dtype, device=self.layout.device) for _ in range(2)
+        )
+
+    def _require_room(self, tokens: int) -> None:
+        if self.position + tokens > self.max_positions:
+            raise ConfigError(
+                f"max_positions: the cache holds {self.max_positions} positions, {self.position + tokens} are needed"
+            )
+
+
+def rotary_tables(layout: Layout, positions: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosines, and sines with the first half negated, of every position's angles: (positions, 1, K) each."""
+    frequencies = layout.inverse_frequencies.float()
+    angles = torch.arange(positions, device=layout.device)[:, None] * frequencies  # (positions, K/2)
+    cos, sin = angles.cos() * layout.rotary_scale, angles.sin() * layout.rotary_scale
+    tables = torch.cat((cos, cos), 1), torch.cat((-sin, sin), 1)
+    return tuple(table[:, None].to(layout.dtype) for table in tables)

@@ -1,0 +1,229 @@
+"""A model's weights as a decoder wants them: one copy of each, every unit a contiguous block of rows.
+
+Skipping a unit means not reading its weights, so they must lie together. Both projections of a unit are
+stored with the unit first and D last; those that add to the residual are therefore transposed:
+
+    query          (H, K, D)      output    (H, K, D)      a head's rows, twice
+    fc1            (F, 1, D)      fc2       (F, D)         OPT neurons
+    gate and up    (F, 2, D)      down      (F, D)         Llama neurons, the two rows side by side
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch.nn import functional
+
+from shadowcore.errors import ConfigError
+from shadowcore.models.families import KINDS, Dimensions, Family, Kind, dimensions_of, family_of, layers_of
+
+OPT_POSITION_OFFSET = 2  # OPT's table of positions starts with two rows that are never read
+FIXED_ROPE = ("default", "linear", "llama3", "yarn")  # frequencies that do not depend on the length
+
+
+@dataclass(frozen=True)
+class Norm:
+    """LayerNorm, or RMSNorm where `rms`."""
+
+    weight: torch.Tensor | None
+    bias: torch.Tensor | None
+    eps: float
+    rms: bool
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        if self.rms:
+            return functional.rms_norm(x, x.shape[-1:], self.weight, self.eps)
+        return functional.layer_norm(x, x.shape[-1:], self.weight, self.bias, self.eps)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Weights of one layer. G KV heads; P rows a neuron: 1 (fc1) or 2 (gate, up)."""
+
+    attention_norm: Norm
+    query_key_value: torch.Tensor  # (H + 2 G, K, D)
+    query_key_value_bias: torch.Tensor | None  # (H + 2 G, K)
+    output: torch.Tensor  # (H, K, D)
+    output_bias: torch.Tensor | None  # (D,)
+    ffn_norm: Norm
+    ffn_in: torch.Tensor  # (F, P, D)
+    ffn_in_bias: torch.Tensor | None  # (F, P)
+    ffn_down: torch.Tensor  # (F, D)
+    ffn_down_bias: torch.Tensor | None  # (D,)
+    present: Mapping[Kind, torch.Tensor]  # which of the model's units these are, ascending; all unless compacted
+
+    def of_unit(self, kind: Kind) -> list[torch.Tensor]:
+        """The tensors whose row u belongs to unit u: what skipping the unit leaves unread."""
+        if kind == "heads":
+            tensors = (self.query_key_value, self.query_key_value_bias, self.output)
+        else:
+            tensors = (self.ffn_in, self.ffn_in_bias, self.ffn_down)
+        return [tensor for tensor in tensors if tensor is not None]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Weights of a whole model. Embedding, norms and LM head are the model's own tensors, not copies."""
+
+    sizes: Dimensions
+    activation: str  # relu, or silu with a gate
+    embedding: torch.Tensor  # (V, D)
+    positions: torch.Tensor | None  # (P, D), learned
+    inverse_frequencies: torch.Tensor | None  # (K/2,), of rotary positions
+    rotary_scale: float
+    layers: tuple[Layer, ...]
+    final_norm: Norm
+    head: torch.Tensor  # (V, D); the embedding itself where tied
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.embedding.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Number format of the weights."""
+        return self.embedding.dtype
+
+    def keep_masks(self) -> dict[Kind, torch.Tensor]:
+        """Which of the model's units have weights here, (L, U) per kind: all, unless compacted."""
+        masks = {
+            kind: torch.zeros(self.sizes.layers, self.sizes.units(kind), dtype=torch.bool, device=self.device)
+            for kind in KINDS
+        }
+        for index, layer in enumerate(self.layers):
+            for kind in KINDS:
+                masks[kind][index, layer.present[kind]] = True
+        return masks
+
+
+def from_model(model: torch.nn.Module, release: bool = False) -> Layout:
+    """The layout of a loaded Hugging Face causal model.
+
+    With `release` every layer of the model gives its memory back once it is copied, so that no more than one layer
+    exists twice; the model cannot be run afterwards. Raises ConfigError for variants the decoder does not compute.
+    """
+    config, family, sizes = model.config, family_of(model.config), dimensions_of(model.config)
+    check_variant(config)
+    opt = config.model_type == "opt"
+    rotary = None if opt else model.model.rotary_emb
+    layers = []
+    for module in layers_of(model):
+        layers.append(_layer(module, family, sizes))
+        if release:
+            module.to("meta")
+    return Layout(
+        sizes=sizes,
+        activation="relu" if opt else "silu",
+        embedding=model.get_input_embeddings().weight.detach(),
+        positions=model.model.decoder.embed_positions.weight.detach()[OPT_POSITION_OFFSET:] if opt else None,
+        inverse_frequencies=None if opt else rotary.inv_freq.detach(),
+        rotary_scale=1.0 if opt else rotary.attention_scaling,
+        layers=tuple(layers),
+        final_norm=_norm(model.get_submodule(family.final_norm)),
+        head=model.get_output_embeddings().weight.detach(),
+    )
+
+
+def compacted(layout: Layout, keep: Mapping[Kind, torch.Tensor]) -> Layout:
+    """A layout in which removed units have no weights at all: `keep[kind]` (L, U) is cut into it, once.
+
+    Keys and values of all heads stay. The prompt's pass has the kept units only, too.
+    """
+    groups = layout.sizes.kv_heads
+    layers = []
+    for index, layer in enumerate(layout.layers):
+        if "heads" in keep:
+            kept = keep["heads"][index].nonzero().squeeze(1)
+            heads = len(layer.output)
+            rows = torch.cat((kept, torch.arange(heads, heads + 2 * groups, device=kept.device)))
+            layer = replace(
+                layer,
+                query_key_value=layer.query_key_value[rows],
+                query_key_value_bias=_rows(layer.query_key_value_bias, rows),
+                output=layer.output[kept],
+                present={**layer.present, "heads": layer.present["heads"][kept]},
+            )
+        if "neurons" in keep:
+            kept = keep["neurons"][index].nonzero().squeeze(1)
+            layer = replace(
+                layer,
+                ffn_in=layer.ffn_in[kept],
+                ffn_in_bias=_rows(layer.ffn_in_bias, kept),
+                ffn_down=layer.ffn_down[kept],
+                present={**layer.present, "neurons": layer.present["neurons"][kept]},
+            )
+        layers.append(layer)
+    return replace(layout, layers=tuple(layers))
+
+
+def weights_of(part: Layer | Norm) -> Iterator[torch.Tensor]:
+    """Every weight tensor of a layer or a norm."""
+    for field in fields(part):
+        value = getattr(part, field.name)
+        if isinstance(value, Norm):
+            yield from weights_of(value)
+        elif isinstance(value, torch.Tensor):
+            yield value
+
+
+def check_variant(config) -> None:
+    """Raise ConfigError if the decoder would not compute what this configuration describes."""
+    wrong = []
+    if config.model_type == "opt":
+        wanted = {
+            "do_layer_norm_before": True,
+            "_remove_final_layer_norm": False,
+            "word_embed_proj_dim": config.hidden_size,
+            "activation_function": "relu",
+        }
+    else:
+        wanted = {"hidden_act": "silu"}
+        rope = config.rope_parameters["rope_type"]
+        if rope not in FIXED_ROPE:
+            wrong.append(f"rope_type is '{rope}', the decoder needs one of {', '.join(FIXED_ROPE)}")
+    wrong += [
+        f"{key} is {getattr(config, key)!r}, the decoder needs {value!r}"
+        for key, value in wanted.items()
+        if getattr(config, key) != value
+    ]
+    if wrong:
+        raise ConfigError(f"model type '{config.model_type}': {'; '.join(wrong)}")
+
+
+def _layer(module: torch.nn.Module, family: Family, sizes: Dimensions) -> Layer:
+    """One layer's weights, copied into their places."""
+    projections = [module.get_submodule(name) for name in family.attention_projections]
+    output, down = module.get_submodule(family.output_projection), module.get_submodule(family.ffn_down)
+    ffn_in = [module.get_submodule(name) for name in family.ffn_in]
+    device = output.weight.device
+    return Layer(
+        attention_norm=_norm(module.get_submodule(family.attention_norm)),
+        query_key_value=torch.cat([p.weight.detach() for p in projections]).unflatten(0, (-1, sizes.head_width)),
+        query_key_value_bias=_fused_bias(projections, lambda b: torch.cat(b).unflatten(0, (-1, sizes.head_width))),
+        output=output.weight.detach().T.contiguous().unflatten(0, (-1, sizes.head_width)),
+        output_bias=_fused_bias([output], lambda b: b[0]),
+        ffn_norm=_norm(module.get_submodule(family.ffn_norm)),
+        ffn_in=torch.stack([p.weight.detach() for p in ffn_in], 1),
+        ffn_in_bias=_fused_bias(ffn_in, lambda b: torch.stack(b, 1)),
+        ffn_down=down.weight.detach().T.contiguous(),
+        ffn_down_bias=_fused_bias([down], lambda b: b[0]),
+        present={kind: torch.arange(sizes.units(kind), device=device) for kind in KINDS},
+    )
+
+
+def _norm(module: torch.nn.Module) -> Norm:
+    rms = not isinstance(module, torch.nn.LayerNorm)
+    weight, bias = (None if p is None else p.detach() for p in (module.weight, getattr(module, "bias", None)))
+    return Norm(weight, bias, module.variance_epsilon if rms else module.eps, rms)
+
+
+def _fused_bias(linears: list[torch.nn.Linear], fuse) -> torch.Tensor | None:
+    """The biases of linear modules through `fuse`, or None where they have none."""
+    return None if linears[0].bias is None else fuse([linear.bias.detach() for linear in linears])
+
+
+def _rows(bias: torch.Tensor | None, rows: torch.Tensor) -> torch.Tensor | None:
+    return None if bias is None else bias[rows]

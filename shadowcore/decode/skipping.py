@@ -1,0 +1,94 @@
+"""Which units a decode step keeps: all of them, fixed ones, or those a predictor chooses on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple, Protocol
+
+import torch
+
+from shadowcore.errors import ConfigError, one_of
+from shadowcore.method.policies import POLICIES, WHOLE_MODEL_POLICIES
+from shadowcore.method.predictors import Predictor
+from shadowcore.models.families import Kind
+from shadowcore.models.recording import Site
+
+
+class Kept(NamedTuple):
+    """Units of one layer that some sequence of the batch keeps, ascending, and which sequences keep them."""
+
+    units: torch.Tensor  # (n,)
+    rows: torch.Tensor | None  # (B, n) bool; None: every sequence keeps all of them
+
+
+class Selection(Protocol):
+    """Decides, while a step runs, what its later layers skip."""
+
+    def see(self, site: Site, feature: torch.Tensor) -> None:
+        """Told by the decoder what flows at each residual and at each layer's heads, (B, D) or (B, H K)."""
+
+    def kept(self, layer: int, kind: Kind) -> Kept | None:
+        """Units to compute there in the step under way (afterwards: in the last one); None for all."""
+
+
+class KeepAll:
+    """Dense: nothing is skipped."""
+
+    def see(self, site: Site, feature: torch.Tensor) -> None:
+        pass
+
+    def kept(self, layer: int, kind: Kind) -> Kept | None:
+        return None
+
+
+class KeepFixed(KeepAll):
+    """The same units in every step, gathered from the full weights; `keep[kind]` is a mask (L, U)."""
+
+    def __init__(self, keep: Mapping[Kind, torch.Tensor]):
+        self._kept = {
+            (layer, kind): None if row.all() else Kept(row.nonzero().squeeze(1), None)
+            for kind, mask in keep.items()
+            for layer, row in enumerate(mask)
+        }
+
+    def kept(self, layer: int, kind: Kind) -> Kept | None:
+        return self._kept.get((layer, kind))
+
+
+class KeepPredicted:
+    """Units chosen in every step: predictor's scores at its sites, then a policy per kind of unit.
+
+    The predictor's weights must be on the decoder's device in its number format. Raises ConfigError for
+    an unknown policy, one that needs more layers at once than the predictor scores, or a kind of unit the
+    predictor does not score.
+    """
+
+    def __init__(self, predictor: Predictor, policy: str, sparsity_pct: Mapping[Kind, int]):
+        one_of(policy, POLICIES, "policy")
+        if policy in WHOLE_MODEL_POLICIES and len(predictor.groups) > 1:
+            raise ConfigError(f"policy '{policy}' needs all scores at once; a {predictor.design} predictor has not")
+        for kind in sparsity_pct:
+            one_of(kind, predictor.kinds, "units to skip")
+        self.predictor, self.policy, self.sparsity_pct = predictor, POLICIES[policy], dict(sparsity_pct)
+        self._kept: dict[tuple[int, Kind], Kept] = {}
+
+    def see(self, site: Site, feature: torch.Tensor) -> None:
+        if site not in self.predictor.group_at:
+            return
+        for kind, sparsity_pct in self.sparsity_pct.items():
+            layers, scores = self.predictor.read(site, feature, kind)
+            keep = self.policy(scores, sparsity_pct)  # (B, layers, U)
+            for layer, kept in zip(layers, kept_of(keep), strict=True):
+                self._kept[layer, kind] = kept
+
+    def kept(self, layer: int, kind: Kind) -> Kept | None:
+        return self._kept.get((layer, kind))
+
+
+def kept_of(keep: torch.Tensor) -> list[Kept]:
+    """Per layer, the units of a keep mask (B, layers, U); several sequences share the union of theirs."""
+    union = keep.any(0)  # (layers, U)
+    units = union.nonzero()[:, 1].split(union.sum(1).tolist())  # one search for all layers
+    if len(keep) == 1:
+        return [Kept(some, None) for some in units]
+    return [Kept(some, keep[:, layer, some]) for layer, some in enumerate(units)]

@@ -1,0 +1,225 @@
+"""Time per token, measured so that it can be believed: checked numbers first, then turns, then raw times.
+
+Every decoder proves against the Hugging Face model that it computes what it stands for before it is timed.
+Variants take turns inside each repeat, so that a machine that slows down slows all of them. Times are of
+the loop a user sees: a step, its argmax, the next step.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Protocol
+
+import torch
+
+from shadowcore.decode.decoder import Decoder
+from shadowcore.decode.layout import weights_of
+from shadowcore.decode.skipping import KeepPredicted
+from shadowcore.errors import ConfigError, ShadowcoreError
+from shadowcore.models.families import KINDS, Kind
+from shadowcore.models.masking import masked
+
+# largest difference of logits, relative to the largest logit, that rounding explains
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+CHECKED_STEPS = 4
+
+
+class Disagreement(ShadowcoreError):
+    """A decoder does not compute what the model it stands for computes."""
+
+
+class Decodes(Protocol):
+    """What is timed: our decoder on any backend, or another one behind these two methods."""
+
+    def prefill(self, ids: torch.Tensor) -> torch.Tensor:
+        """Start anew with ids (B, T); logits (B, V) of the last position."""
+
+    def step(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Append tokens (B,); logits (B, V)."""
+
+
+class HuggingFaceDecoder:
+    """The baseline everybody has: the Hugging Face model with its own growing cache."""
+
+    def __init__(self, model: torch.nn.Module):
+        self.model, self._cache = model, None
+
+    @torch.inference_mode()
+    def prefill(self, ids: torch.Tensor) -> torch.Tensor:
+        """Start anew with ids (B, T); logits (B, V) of the last position."""
+        self._cache = None
+        return self._forward(ids)
+
+    @torch.inference_mode()
+    def step(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Append tokens (B,); logits (B, V)."""
+        return self._forward(tokens[:, None])
+
+    def _forward(self, ids: torch.Tensor) -> torch.Tensor:
+        out = self.model(ids, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
+        self._cache = out.past_key_values
+        return out.logits[:, -1]
+
+
+def measure(
+    variants: Mapping[str, Decodes],
+    prompt_ids: torch.Tensor,
+    new_tokens: int,
+    repeats: int,
+    warmup: int,
+    reference: torch.nn.Module,
+) -> list[dict[str, Any]]:
+    """Raw times of decoding after prompt_ids (B, T): one row {variant, repeat, ttft_ms, ms_per_token} a turn.
+
+    ttft_ms is the prompt's pass (all but its last token), ms_per_token the mean of `new_tokens` greedy steps.
+    Every `Decoder` among the variants is checked against `reference` first; raises Disagreement instead
+    of timing wrong numbers, ConfigError for a prompt of fewer than two tokens.
+    """
+    if prompt_ids.shape[1] < 2:
+        raise ConfigError("prompt_tokens: a prompt of 1 token has nothing to prefill, 2 or more are needed")
+    for name, decoder in variants.items():
+        if not isinstance(decoder, HuggingFaceDecoder):
+            check(name, decoder, reference, prompt_ids[:1])
+    rows = []
+    for repeat in range(-warmup, repeats):
+        for name, decoder in variants.items():
+            ttft_ms, ms_per_token = time_once(decoder, prompt_ids, new_tokens)
+            if repeat >= 0:
+                rows.append({"variant": name, "repeat": repeat, "ttft_ms": ttft_ms, "ms_per_token": ms_per_token})
+    return rows
+
+
+def time_once(decoder: Decodes, prompt_ids: torch.Tensor, new_tokens: int) -> tuple[float, float]:
+    """Milliseconds of the prompt's pass, and of one step on average, on a fresh cache."""
+
+    def steps() -> None:
+        tokens = prompt_ids[:, -1]
+        for _ in range(new_tokens):
+            tokens = decoder.step(tokens).argmax(-1)
+
+    prefill_ms = milliseconds(lambda: decoder.prefill(prompt_ids[:, :-1]), prompt_ids.device)
+    return prefill_ms, milliseconds(steps, prompt_ids.device) / new_tokens
+
+
+def milliseconds(work: Callable[[], Any], device: torch.device) -> float:
+    """Time of `work`: by the clock on a CPU, between two events on a GPU."""
+    if device.type != "cuda":
+        start = time.perf_counter()
+        work()
+        return (time.perf_counter() - start) * 1e3
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    work()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end)
+
+
+@torch.inference_mode()
+def check(name: str, decoder: Decoder, model: torch.nn.Module, ids: torch.Tensor) -> None:
+    """Raise Disagreement unless decoder and model give the same logits on ids (1, T), T at least 2.
+
+    The model is masked with what the decoder says it kept: in the prompt's pass the units that have weights,
+    in each of the last few tokens' steps the units of that step.
+    """
+    steps = min(CHECKED_STEPS, ids.shape[1] - 1)
+    prompt, rest = ids[:, :-steps], ids[:, -steps:]
+    theirs, device = HuggingFaceDecoder(model), next(model.parameters()).device
+
+    def compare(where: str, got: torch.Tensor, keep: Mapping[Kind, torch.Tensor], run: Callable) -> None:
+        with masked(model, {kind: mask.to(device) for kind, mask in keep.items()}):
+            want = run().float().cpu()
+        worst = (got.float().cpu() - want).abs().max() / want.abs().max()
+        if not worst <= TOLERANCE[got.dtype]:
+            raise Disagreement(
+                f"variant '{name}': logits of {where} are off by {worst:.1e} of the largest, "
+                f"{got.dtype} allows {TOLERANCE[got.dtype]:.0e}"
+            )
+
+    compare(
+        "the prompt", decoder.prefill(prompt), decoder.layout.keep_masks(), lambda: theirs.prefill(prompt.to(device))
+    )
+    for index, token in enumerate(rest.T):
+        logits = decoder.step(token)
+        compare(f"step {index}", logits, decoder.keep_masks(), lambda token=token: theirs.step(token.to(device)))
+
+
+def predictor_time(decoder: Decoder, token: torch.Tensor, repeats: int) -> float:
+    """Median milliseconds that predictor and selection take in one step, measured apart, after token (B,).
+
+    Each reading follows a whole decode step, which leaves the predictor's weights as cold as they are in use.
+    """
+    selection, layout = decoder.selection, decoder.layout
+    if not isinstance(selection, KeepPredicted):
+        raise ConfigError(f"predictor_time: a step of {type(selection).__name__} has no predictor; KeepPredicted has")
+    features = []
+    for group in selection.predictor.groups:
+        width = layout.layers[0].output.flatten(0, 1).shape[0] if group.site.what == "heads" else layout.sizes.width
+        features.append((group.site, torch.randn(len(token), width, dtype=layout.dtype, device=layout.device)))
+
+    @torch.inference_mode()
+    def choose() -> None:
+        for site, feature in features:
+            selection.see(site, feature)
+
+    times = []
+    for _ in range(repeats):
+        decoder.reset(len(token))
+        decoder.step(token)
+        times.append(milliseconds(choose, layout.device))
+    return statistics.median(times)
+
+
+def bytes_per_step(decoder: Decoder) -> int:
+    """Weight bytes the decoder's last step had to read, counted: kept units, everything dense, the predictor.
+
+    Of the embedding it is the batch's rows; keys, values and activations are not weights and not counted.
+    """
+    layout, selection = decoder.layout, decoder.selection
+    batch_rows = decoder.batch * (1 + (layout.positions is not None))
+    total = layout.head.nbytes + layout.embedding[0].nbytes * batch_rows
+    total += sum(weight.nbytes for weight in weights_of(layout.final_norm))
+    for index, layer in enumerate(layout.layers):
+        total += sum(weight.nbytes for weight in weights_of(layer))
+        for kind in KINDS:
+            kept = selection.kept(index, kind)
+            if kept is not None:
+                skipped = len(layer.present[kind]) - len(kept.units)
+                total -= skipped * sum(weight[0].nbytes for weight in layer.of_unit(kind))
+    return total + predictor_bytes(decoder)
+
+
+def predictor_bytes(decoder: Decoder) -> int:
+    """Bytes of the predictor's weights that one step reads; 0 without a predictor."""
+    if not isinstance(decoder.selection, KeepPredicted):
+        return 0
+    scorers = decoder.selection.predictor.scorers
+    return sum(
+        weight.nbytes
+        for kind in decoder.selection.sparsity_pct
+        for weight in (*scorers[kind].parameters(), *scorers[kind].buffers())
+    )
+
+
+def summarise(raw: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One row a variant: median and 10th and 90th percentile of ms_per_token, median ttft_ms, repeats."""
+    by_variant: dict[str, list[Mapping[str, Any]]] = {}
+    for row in raw:
+        by_variant.setdefault(row["variant"], []).append(row)
+    summary = []
+    for variant, rows in by_variant.items():
+        times = torch.tensor([row["ms_per_token"] for row in rows], dtype=torch.float64)
+        low, middle, high = torch.quantile(times, torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)).tolist()
+        summary.append(
+            {
+                "variant": variant,
+                "ms_per_token": middle,
+                "ms_p10": low,
+                "ms_p90": high,
+                "ttft_ms": statistics.median(row["ttft_ms"] for row in rows),
+                "repeats": len(rows),
+            }
+        )
+    return summary

@@ -1,0 +1,45 @@
+"""Masks from an example's own true scores: the bound no predictor passes, not something to deploy.
+
+Criteria that need gradients see the loss of tokens to come, so this is not causal.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from shadowcore.measure.sparsity import Choose
+from shadowcore.method.criteria import CRITERIA, Signals
+from shadowcore.method.passes import ImportancePass
+from shadowcore.method.policies import POLICIES
+from shadowcore.method.predictors import FIRST_SPARSE_LAYER
+from shadowcore.models.families import Kind, dimensions_of
+from shadowcore.models.recording import Site
+
+
+class OracleMasks:
+    """Keep masks from the token scores of a dense forward and backward pass over the same example."""
+
+    def __init__(self, model: torch.nn.Module, criterion: str, kinds: tuple[Kind, ...], policy: str, sparsity_pct: int):
+        self.importance, self.criterion = ImportancePass(model), CRITERIA[criterion]
+        self.layers = dimensions_of(model.config).layers
+        self.kinds, self.policy, self.sparsity_pct = kinds, POLICIES[policy], sparsity_pct
+
+    def begin(self, ids: torch.Tensor, scored: torch.Tensor) -> Choose:
+        scores = {kind: [None] * self.layers for kind in self.kinds}
+
+        def see_units(site: Site, signals: Signals) -> None:
+            if site.what in scores:
+                scores[site.what][site.layer] = self.criterion.token(signals)
+
+        self.importance(ids, scored, see_units)
+        keep = {
+            kind: self.policy(torch.stack(tables[FIRST_SPARSE_LAYER:], 2), self.sparsity_pct)  # (B, T, L - 1, U)
+            for kind, tables in scores.items()
+        }
+
+        def choose(site: Site, x: torch.Tensor) -> torch.Tensor | None:
+            if site.what not in keep or site.layer < FIRST_SPARSE_LAYER:
+                return None
+            return keep[site.what][..., site.layer - FIRST_SPARSE_LAYER, :]
+
+        return choose

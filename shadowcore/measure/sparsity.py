@@ -1,0 +1,138 @@
+"""A predictor, a policy and a protocol put on a model: which units are skipped, where.
+
+Protocol `token`: each position's mask comes from that position's own features and applies there, at
+every position whose next-token prediction is scored; the prompt before them is dense. It is causal,
+and what a decoder does at every step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+import torch
+
+from shadowcore.method.policies import POLICIES
+from shadowcore.method.predictors import FIRST_SPARSE_LAYER, Predictor
+from shadowcore.models.families import Dimensions, Kind, dimensions_of
+from shadowcore.models.recording import Site, visiting
+
+# at a site, given what flows there: the keep mask of its units, (B, T, U) or (U,), or None for all
+Choose = Callable[[Site, torch.Tensor], torch.Tensor | None]
+
+
+class Masks(Protocol):
+    """Where keep masks come from."""
+
+    def begin(self, ids: torch.Tensor, scored: torch.Tensor) -> Choose:
+        """A chooser for one forward pass over `ids` (B, T), in which tokens `scored` (B, T) are predicted."""
+
+
+class ConstantMasks:
+    """The same units kept for every token: static and random pruning."""
+
+    def __init__(self, scores: Mapping[Kind, torch.Tensor], policy: str, sparsity_pct: int):
+        """scores: (L, U) per kind to prune."""
+        self.keep = {
+            kind: POLICIES[policy](table[FIRST_SPARSE_LAYER:], sparsity_pct) for kind, table in scores.items()
+        }
+
+    def begin(self, ids: torch.Tensor, scored: torch.Tensor) -> Choose:
+        def choose(site: Site, x: torch.Tensor) -> torch.Tensor | None:
+            if site.what not in self.keep or site.layer < FIRST_SPARSE_LAYER:
+                return None
+            return self.keep[site.what][site.layer - FIRST_SPARSE_LAYER]
+
+        return choose
+
+
+class PredictedMasks:
+    """Masks from a predictor, position by position."""
+
+    def __init__(self, predictor: Predictor, kinds: tuple[Kind, ...], policy: str, sparsity_pct: int):
+        self.predictor, self.kinds, self.policy, self.sparsity_pct = predictor, kinds, POLICIES[policy], sparsity_pct
+
+    def begin(self, ids: torch.Tensor, scored: torch.Tensor) -> Choose:
+        keep: dict[Site, torch.Tensor] = {}  # what earlier sites of this pass decided
+
+        def choose(site: Site, x: torch.Tensor) -> torch.Tensor | None:
+            for kind in self.kinds:
+                reading = self.predictor.read(site, x.flatten(2), kind)
+                if reading is not None:
+                    layers, scores = reading
+                    chosen = self.policy(scores, self.sparsity_pct)
+                    keep.update({Site(layer, kind): chosen[..., i, :] for i, layer in enumerate(layers)})
+            return keep.pop(site, None)
+
+        return choose
+
+
+class SparseModel:
+    """A Hugging Face model whose units are switched off while it runs, and a count of how many were.
+
+    `masks` None is the dense model. The model itself is left untouched.
+    """
+
+    def __init__(self, model: torch.nn.Module, masks: Masks | None):
+        self.model, self.masks = model, masks
+        self.sizes = dimensions_of(model.config)
+        self.removed: dict[Kind, int] = {"heads": 0, "neurons": 0}
+        self.positions = 0
+
+    @torch.no_grad()
+    def logits(self, ids: torch.Tensor, scored: torch.Tensor, first_kept: int = 0) -> torch.Tensor:
+        """Logits (B, T - first_kept, V) of ids (B, T), right-padded; scored (B, T): tokens whose prediction counts.
+
+        The prediction of token t is made at position t - 1, so that is where masks apply. Logits of
+        positions before `first_kept` are not computed.
+        """
+        applied = scored.roll(-1, 1)
+        applied[:, -1] = False
+        logits_to_keep = ids.shape[1] - first_kept
+        if self.masks is None:
+            return self.model(ids, use_cache=False, logits_to_keep=logits_to_keep).logits
+        self.positions += int(applied.sum())
+        choose = self.masks.begin(ids, scored)
+        untouched = ~applied[..., None]  # (B, T, 1)
+
+        def visit(site: Site, x: torch.Tensor) -> torch.Tensor | None:
+            keep = choose(site, x)
+            if keep is None:
+                return None
+            keep = keep | untouched  # (B, T, U)
+            self.removed[site.what] += keep.numel() - int(keep.sum())
+            return x * keep[..., None]
+
+        with visiting(self.model, visit):
+            return self.model(ids, use_cache=False, logits_to_keep=logits_to_keep).logits
+
+    def measured_sparsity(self, kinds: tuple[Kind, ...]) -> dict[str, float]:
+        """Removed over all units at the positions masks applied to; see schemas.MEASURED for the keys."""
+        sizes = self.sizes
+        fraction = {
+            kind: self.removed[kind] / max(1, self.positions * sizes.layers * sizes.units(kind))
+            for kind in self.removed
+        }
+        units = {kind: sizes.layers * sizes.units(kind) for kind in kinds}
+        weights = sum(fraction[kind] * sizes.layers * unit_weights(self.model, kind) for kind in self.removed)
+        return {
+            "sparsity_heads": fraction["heads"],
+            "sparsity_neurons": fraction["neurons"],
+            "sparsity_measured": sum(fraction[kind] * units[kind] for kind in kinds) / max(1, sum(units.values())),
+            "sparsity_weights": weights / sum(parameter.numel() for parameter in self.model.parameters()),
+        }
+
+
+def unit_weights(model: torch.nn.Module, kind: Kind) -> int:
+    """Weights a step need not read in one layer if all units of a kind are removed (keys and values are kept)."""
+    sizes: Dimensions = dimensions_of(model.config)
+    if kind == "heads":
+        return 2 * sizes.width * sizes.heads * sizes.head_width  # query and output projections
+    matrices = 3 if model.config.model_type == "llama" else 2
+    return matrices * sizes.width * sizes.neurons
+
+
+def random_scores(sizes: Dimensions, kinds: tuple[Kind, ...], seed: int) -> dict[Kind, torch.Tensor]:
+    """Seeded uniform scores (L, U) per kind: the floor every criterion must beat."""
+    generator = torch.Generator().manual_seed(seed)
+    return {kind: torch.rand(sizes.layers, sizes.units(kind), generator=generator) for kind in kinds}

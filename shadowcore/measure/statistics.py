@@ -1,0 +1,120 @@
+"""How sure we are: estimates over documents and paired differences, each with a 95 % interval.
+
+Everything is a mean over documents or a ratio of two means. The document is the unit of resampling,
+because tokens of one window stand and fall together. Differences to dense are paired: both models saw
+the same documents, so what makes a document hard cancels out.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from scipy.stats import binomtest, norm
+
+from shadowcore.errors import ArtifactError
+
+CONFIDENCE = 0.95
+RESAMPLES = 4000
+SEED = 0  # one seed for every interval: a table does not change when rows are added to it
+
+
+class Estimate(NamedTuple):
+    """A number with its standard error and interval; None where one document allows none."""
+
+    value: float
+    stderr: float | None
+    low: float | None
+    high: float | None
+    n: int
+
+
+def accuracy(correct: np.ndarray) -> Estimate:
+    """Mean of `correct` (n,) of zeros and ones, with the Wilson score interval (Wilson 1927)."""
+    correct = _binary(correct)
+    n, mean = len(correct), float(correct.mean())
+    z = norm.ppf((1 + CONFIDENCE) / 2)
+    centre = (mean + z**2 / (2 * n)) / (1 + z**2 / n)
+    reach = z / (1 + z**2 / n) * np.sqrt(mean * (1 - mean) / n + z**2 / (4 * n**2))
+    # the ends touch 0 and 1 exactly when the mean does; rounding may not put them beyond
+    low, high = min(max(centre - reach, 0.0), mean), max(min(centre + reach, 1.0), mean)
+    return Estimate(mean, _mean_error(correct), float(low), float(high), n)
+
+
+def perplexity(nll: np.ndarray, tokens: np.ndarray) -> Estimate:
+    """Token perplexity exp(sum nll / sum tokens) over windows: `nll` (n,) in nats, `tokens` (n,) scored.
+
+    The standard error is the delta method's, the interval a bootstrap over windows.
+    """
+    log = _ratio(nll, tokens)
+    value = float(np.exp(log.value))
+    if log.stderr is None:
+        return log._replace(value=value)
+    return Estimate(value, value * log.stderr, float(np.exp(log.low)), float(np.exp(log.high)), log.n)
+
+
+def accuracy_difference(correct: np.ndarray, dense: np.ndarray) -> tuple[Estimate, float]:
+    """Mean of `correct - dense` (n,), documents paired, and McNemar's exact two-sided p (McNemar 1947)."""
+    correct, dense = _binary(correct), _binary(dense)
+    gain, n = correct - dense, len(correct)
+    won, lost = int((gain > 0).sum()), int((gain < 0).sum())
+    p_value = float(binomtest(won, won + lost, 0.5).pvalue) if won + lost else 1.0
+    if n == 1:
+        return Estimate(float(gain[0]), None, None, None, n), p_value
+    # resampling documents that are won, lost or equal is drawing their three counts
+    counts = np.random.default_rng(SEED).multinomial(n, [won / n, lost / n, (n - won - lost) / n], RESAMPLES)
+    low, high = _percentiles((counts[:, 0] - counts[:, 1]) / n)
+    return Estimate(float(gain.mean()), _mean_error(gain), low, high, n), p_value
+
+
+def log_perplexity_difference(nll: np.ndarray, dense: np.ndarray, tokens: np.ndarray) -> Estimate:
+    """Log-perplexity of a condition minus dense, nats per token, windows paired: all arrays (n,)."""
+    return _ratio(np.asarray(nll, float) - np.asarray(dense, float), tokens)
+
+
+def paired_order(documents: np.ndarray, dense: np.ndarray, where: str) -> tuple[np.ndarray, np.ndarray]:
+    """Orders that sort the documents of a condition and of dense into the same sequence.
+
+    Raises ArtifactError, naming `where`, if the two do not hold the same documents.
+    """
+    documents, dense = np.asarray(documents, dtype=str), np.asarray(dense, dtype=str)
+    order, dense_order = np.argsort(documents, kind="stable"), np.argsort(dense, kind="stable")
+    if len(documents) != len(dense) or (documents[order] != dense[dense_order]).any():
+        shared = len(np.intersect1d(documents, dense))
+        raise ArtifactError(
+            f"{where}: its {len(documents)} documents are not the {len(dense)} of dense ({shared} in common); "
+            "evaluate both on the same documents"
+        )
+    return order, dense_order
+
+
+def _ratio(total: np.ndarray, size: np.ndarray) -> Estimate:
+    """sum(total) / sum(size) over documents (Cochran 1977, section 2.11, for the standard error)."""
+    total, size = np.asarray(total, float), np.asarray(size, float)
+    n = len(total)
+    if not n or not np.isfinite(total).all() or not (size > 0).all():
+        raise ArtifactError("perplexity: windows need finite log-likelihoods and at least one scored token each")
+    value = float(total.sum() / size.sum())
+    if n == 1:
+        return Estimate(value, None, None, None, n)
+    residual = total - value * size
+    stderr = float(np.sqrt((residual**2).sum() / (n * (n - 1))) / size.mean())
+    drawn = np.random.default_rng(SEED).integers(n, size=(RESAMPLES, n))
+    low, high = _percentiles(total[drawn].sum(1) / size[drawn].sum(1))
+    return Estimate(value, stderr, low, high, n)
+
+
+def _percentiles(resampled: np.ndarray) -> tuple[float, float]:
+    low, high = np.quantile(resampled, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return float(low), float(high)
+
+
+def _mean_error(values: np.ndarray) -> float | None:
+    return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
+
+
+def _binary(correct: np.ndarray) -> np.ndarray:
+    correct = np.asarray(correct, float)
+    if not len(correct) or not np.isin(correct, (0.0, 1.0)).all():
+        raise ArtifactError("accuracy: documents need a value of 0 or 1 each, and there must be one")
+    return correct

@@ -1,0 +1,46 @@
+"""Scores in few bits: logarithmic codes relative to the largest score of each row.
+
+Importance spans many orders of magnitude and what matters is its order, so a code is a step on a
+logarithmic ladder below the row's maximum: 4 bits (15 steps over 4 decades, within 36 %) are enough to
+train on, 8 bits (255 steps over 8 decades, within 4 %) to evaluate against. Scores below the ladder,
+and exact zeros, come back as zero.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+DECADES = {4: 4.0, 8: 8.0}  # what the ladder spans, per width in bits
+
+
+def step_ratio(bits: int) -> float:
+    """Ratio of two neighbouring steps; a code is within its square root of the score."""
+    return 10 ** (DECADES[bits] / (2**bits - 2))
+
+
+def encode(scores: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Codes and row maxima of scores (..., U) >= 0.
+
+    Returns codes uint8 (..., U), two to a byte for 4 bits (..., ceil(U / 2)), and maxima float32 (..., 1).
+    """
+    scores = scores.float()
+    top = scores.amax(-1, keepdim=True)
+    highest = 2**bits - 1
+    steps_down = torch.log(scores / top) / -math.log(step_ratio(bits))  # nan in a row of zeros
+    codes = (highest - steps_down.round()).clamp(min=0).nan_to_num(0).to(torch.uint8)
+    if bits == 8:
+        return codes, top
+    if codes.shape[-1] % 2:
+        codes = torch.nn.functional.pad(codes, (0, 1))
+    return codes[..., 0::2] | codes[..., 1::2] << 4, top
+
+
+def decode(codes: torch.Tensor, top: torch.Tensor, bits: int, units: int) -> torch.Tensor:
+    """Scores float32 (..., U) from what `encode` returned."""
+    if bits == 4:
+        codes = torch.stack((codes & 15, codes >> 4), -1).flatten(-2)[..., :units]
+    ladder = step_ratio(bits) ** (torch.arange(2**bits, device=codes.device, dtype=torch.float32) - (2**bits - 1))
+    ladder[0] = 0
+    return ladder[codes.int()] * top

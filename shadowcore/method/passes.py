@@ -1,0 +1,68 @@
+"""One forward and backward pass over examples that shows every unit's activation and gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from shadowcore.method.criteria import Signals
+from shadowcore.models.families import KINDS, Kind, dimensions_of, output_projection
+from shadowcore.models.losses import example_losses
+from shadowcore.models.recording import Site, frozen, visiting
+
+SeeUnits = Callable[[Site, Signals], None]
+SeeFeature = Callable[[Site, torch.Tensor], None]
+
+
+def unit_column_norms(model: torch.nn.Module, kind: Kind) -> list[torch.Tensor]:
+    """Per layer, the norm (U,) of each unit's columns of the projection it feeds."""
+    sizes = dimensions_of(model.config)
+    norms = []
+    for layer in range(sizes.layers):
+        weight = output_projection(model, layer, kind).weight.detach().float()  # (D, U K)
+        norms.append(weight.unflatten(1, (-1, sizes.unit_width(kind))).norm(dim=(0, 2)))
+    return norms
+
+
+class ImportancePass:
+    """Runs a model on examples and hands every layer's `Signals` to a callback as they appear.
+
+    Only the embeddings' output requires a gradient, so no weight gradient is ever computed, and a
+    layer's gradients are seen and dropped while the backward pass is still under way.
+    """
+
+    def __init__(self, model: torch.nn.Module):
+        self.model = model
+        self.column_norms = {kind: unit_column_norms(model, kind) for kind in KINDS}
+
+    def __call__(
+        self, ids: torch.Tensor, scored: torch.Tensor, see_units: SeeUnits, see_feature: SeeFeature | None = None
+    ) -> torch.Tensor:
+        """Losses (B,) of examples `ids` (B, T): mean cross-entropy over targets where `scored` (B, T).
+
+        scored[b, t] says that token t of example b is predicted (from t - 1) and counts; the first
+        token never is. Padding follows the last scored token. `see_feature(site, x)` gets what a
+        predictor may read: residuals (B, T, D) and layer 0's concatenated head outputs (B, T, H K).
+        """
+        valid = scored.flip(1).cummax(1).values.flip(1)  # everything up to the last scored token
+        with frozen(self.model), torch.enable_grad(), visiting(self.model, self._watch(valid, see_units, see_feature)):
+            embedded = self.model.get_input_embeddings()(ids).detach().requires_grad_()
+            logits = self.model(inputs_embeds=embedded, use_cache=False).logits
+            losses = example_losses(logits, ids, scored)
+            losses.sum().backward()  # a sum: an example's gradients do not depend on its neighbours
+        return losses.detach()
+
+    def _watch(self, valid: torch.Tensor, see_units: SeeUnits, see_feature: SeeFeature | None):
+        def visit(site: Site, x: torch.Tensor) -> torch.Tensor | None:
+            if see_feature is not None and site.what == "residual":
+                see_feature(site, x.detach())
+            if see_feature is not None and site == Site(0, "heads"):
+                see_feature(site, x.detach().flatten(2))
+            if site.what not in self.column_norms:
+                return None
+            column_norm = self.column_norms[site.what][site.layer]
+            x.register_hook(lambda g: see_units(site, Signals(x.detach(), g, valid, column_norm)))
+            return x  # returned, so that the model goes on from the tensor the gradient hook is on
+
+        return visit

@@ -1,0 +1,111 @@
+"""Predictors: small MLPs that read the model early and score the units of later layers.
+
+ShadowLLM and DejaVu are one design at two settings. A predictor is a list of groups; each group reads
+one site of the model at each position and scores the units of its layers there:
+
+    shadow     one group: reads layer 0's head outputs, scores layers 1 to L-1      (ShadowLLM, section 4)
+    layerwise  L-1 groups: layer l is scored from the residual entering layer l-1   (Deja Vu, section 4.3)
+
+Layer 0 is always dense: what it computes is the shadow predictor's input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from shadowcore.models.families import KINDS, Dimensions, Kind
+from shadowcore.models.recording import Site
+
+FIRST_SPARSE_LAYER = 1
+PREDICTOR_SCHEMA = "predictor/1"
+
+
+class Group(NamedTuple):
+    """One reading: where the input comes from, and the layers it is good for."""
+
+    site: Site
+    layers: tuple[int, ...]
+
+
+def shadow(layers: int) -> list[Group]:
+    """ShadowLLM: one predictor for the whole model, reading layer 0's head outputs."""
+    return [Group(Site(0, "heads"), tuple(range(FIRST_SPARSE_LAYER, layers)))]
+
+
+def layerwise(layers: int) -> list[Group]:
+    """DejaVu's look-ahead: a predictor per layer, reading the residual entering the layer before."""
+    return [Group(Site(layer - 1, "residual"), (layer,)) for layer in range(FIRST_SPARSE_LAYER, layers)]
+
+
+PREDICTORS: dict[str, Callable[[int], list[Group]]] = {"shadow": shadow, "layerwise": layerwise}
+
+
+class UnitScorer(nn.Module):
+    """D -> r -> (layers, U): scores of one kind of unit in a group's layers from one feature.
+
+    The feature is standardised on the way in; on the way out, the learned deviation is scaled and
+    added to the units' mean scores. With its last weights at zero it is the constant predictor, which
+    is where training starts: whatever it learns is contextual.
+    """
+
+    def __init__(self, width: int, rank: int, layers: int, units: int):
+        super().__init__()
+        self.layers, self.units = layers, units
+        self.inner = nn.Linear(width, rank)
+        self.outer = nn.Linear(rank, layers * units)
+        nn.init.zeros_(self.outer.weight)
+        nn.init.zeros_(self.outer.bias)
+        self.register_buffer("feature_mean", torch.zeros(width))
+        self.register_buffer("feature_scale", torch.ones(width))
+        self.register_buffer("score_mean", torch.zeros(layers, units))
+        self.register_buffer("score_scale", torch.ones(layers, 1))
+
+    def deviation(self, feature: torch.Tensor) -> torch.Tensor:
+        """Scaled deviation from the mean scores, (..., layers, U), for a feature (..., D)."""
+        hidden = torch.relu(self.inner((feature - self.feature_mean) / self.feature_scale))
+        return self.outer(hidden).unflatten(-1, (self.layers, self.units))
+
+    def forward(self, feature: torch.Tensor) -> torch.Tensor:
+        """Scores (..., layers, U), comparable across layers."""
+        return torch.addcmul(self.score_mean, self.deviation(feature), self.score_scale)
+
+
+class Predictor(nn.Module):
+    """Scorers of each kind for every group of a predictor design."""
+
+    def __init__(self, design: str, sizes: Dimensions, ranks: Mapping[Kind, int]):
+        super().__init__()
+        self.design, self.ranks = design, dict(ranks)
+        self.groups = PREDICTORS[design](sizes.layers)
+        self.scorers = nn.ModuleDict(
+            {
+                kind: nn.ModuleList(
+                    UnitScorer(feature_width(sizes, group.site), ranks[kind], len(group.layers), sizes.units(kind))
+                    for group in self.groups
+                )
+                for kind in KINDS
+                if kind in ranks
+            }
+        )
+        self.group_at = {group.site: index for index, group in enumerate(self.groups)}
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """Kinds of unit this predictor scores."""
+        return tuple(self.scorers)
+
+    def read(self, site: Site, feature: torch.Tensor, kind: Kind) -> tuple[tuple[int, ...], torch.Tensor] | None:
+        """If a group reads `site`: its layers and their scores (..., layers, U) for a feature (..., D)."""
+        index = self.group_at.get(site)
+        if index is None:
+            return None
+        return self.groups[index].layers, self.scorers[kind][index](feature)
+
+
+def feature_width(sizes: Dimensions, site: Site) -> int:
+    """Numbers a predictor reads at a site: D of the residual, H K of the concatenated head outputs."""
+    return sizes.heads * sizes.head_width if site.what == "heads" else sizes.width

@@ -1,0 +1,61 @@
+"""Switching units off: by a mask while the model runs, or by cutting their weights out for good."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+
+from shadowcore.models.families import Kind, family_of, layers_of, output_projection
+from shadowcore.models.recording import Site, visiting
+
+
+@contextmanager
+def masked(model: torch.nn.Module, keep: Mapping[Kind, torch.Tensor]) -> Iterator[None]:
+    """While the block runs, units whose entry of `keep[kind]` (L, U) is False contribute nothing."""
+
+    def visit(site: Site, units: torch.Tensor) -> torch.Tensor | None:
+        if site.what not in keep:
+            return None
+        return units * keep[site.what][site.layer][:, None].to(units.dtype)
+
+    with visiting(model, visit):
+        yield
+
+
+def cut_out(model: torch.nn.Module, keep: Mapping[Kind, torch.Tensor]) -> torch.nn.Module:
+    """A copy of `model` whose removed units' weights are gone, not masked.
+
+    A removed neuron loses its rows of fc1 (or gate and up) and its column of the down projection, so
+    the layer really is narrower. A removed head loses its K columns of the output projection, and its
+    rows of the query projection are set to zero: Hugging Face attention has one head count per model,
+    so narrower queries cannot be expressed there.
+    """
+    model = copy.deepcopy(model)
+    family = family_of(model.config)
+    for index, layer in enumerate(layers_of(model)):
+        if "neurons" in keep:
+            kept = keep["neurons"][index].nonzero().squeeze(1)
+            for name in family.ffn_in:
+                _select(layer.get_submodule(name), kept, rows=True)
+            _select(output_projection(model, index, "neurons"), kept, rows=False)
+        if "heads" in keep:
+            projection = output_projection(model, index, "heads")
+            query = layer.get_submodule(family.attention_projections[0])
+            kept_columns = keep["heads"][index].repeat_interleave(projection.in_features // keep["heads"].shape[1])
+            for weight in (projection.weight.data.T, query.weight.data):
+                weight[~kept_columns] = 0
+    return model
+
+
+def _select(linear: torch.nn.Linear, kept: torch.Tensor, rows: bool) -> None:
+    """Keep only some output rows (with their biases) or input columns of a linear module, in place."""
+    linear.weight = torch.nn.Parameter(linear.weight.data.index_select(0 if rows else 1, kept))
+    if rows:
+        linear.out_features = len(kept)
+        if linear.bias is not None:
+            linear.bias = torch.nn.Parameter(linear.bias.data[kept])
+    else:
+        linear.in_features = len(kept)

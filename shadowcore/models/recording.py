@@ -1,0 +1,76 @@
+"""Looking inside someone else's model: visit each layer's residual, heads and neurons as they flow by.
+
+The one mechanism under criteria (which look) and masks (which replace), and it leaves no trace.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Literal, NamedTuple
+
+import torch
+
+from shadowcore.models.families import KINDS, Kind, dimensions_of, layers_of, output_projection
+
+
+class Site(NamedTuple):
+    """A place in the model: the residual entering a layer, its heads, or its neurons."""
+
+    layer: int
+    what: Literal["residual"] | Kind
+
+
+Visit = Callable[[Site, torch.Tensor], torch.Tensor | None]
+
+
+@contextmanager
+def visiting(model: torch.nn.Module, visit: Visit) -> Iterator[None]:
+    """While the block runs, call `visit(site, x)` at every site of every forward pass, in order.
+
+    x is (B, T, D) at a residual and (B, T, U, K) at units (K = 1 for neurons). At units, a returned
+    tensor of the same shape takes the place of x; None leaves it. Hooks are gone afterwards, whatever
+    happens inside.
+    """
+    sizes = dimensions_of(model.config)
+    shape = {}  # (B, T) of the pass under way: OPT flattens it away before its FFN
+
+    def at_residual(layer: int):
+        def hook(module, args, kwargs):
+            hidden = args[0] if args else kwargs["hidden_states"]
+            shape["batch"] = hidden.shape[:2]
+            visit(Site(layer, "residual"), hidden)
+
+        return hook
+
+    def at_units(layer: int, kind: Kind):
+        def hook(module, args):
+            units = args[0].view(*shape["batch"], sizes.units(kind), sizes.unit_width(kind))
+            replaced = visit(Site(layer, kind), units)
+            return None if replaced is None else (replaced.reshape(args[0].shape),)
+
+        return hook
+
+    handles = []
+    try:
+        for index, layer in enumerate(layers_of(model)):
+            handles.append(layer.register_forward_pre_hook(at_residual(index), with_kwargs=True))
+            for kind in KINDS:
+                projection = output_projection(model, index, kind)
+                handles.append(projection.register_forward_pre_hook(at_units(index, kind)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def frozen(model: torch.nn.Module) -> Iterator[None]:
+    """While the block runs no parameter requires a gradient; afterwards each is as it was."""
+    wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        model.requires_grad_(False)
+        yield
+    finally:
+        for parameter, flag in wanted:
+            parameter.requires_grad_(flag)

@@ -1,0 +1,28 @@
+"""The figures of the study. Each is a function of the final tables and a model's name.
+
+Adding one is a function, a row here, and its caption in workflow/report/.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from shadowcore.report.figures.curves import accuracy, perplexity
+from shadowcore.report.figures.differences import differences
+from shadowcore.report.figures.importance import importance_map
+from shadowcore.report.figures.ranking import predictor_quality
+from shadowcore.report.figures.speed import latency, pareto
+from shadowcore.report.style import Figure, save
+from shadowcore.report.tables import Tables
+
+__all__ = ["FIGURES", "save"]
+
+FIGURES: dict[str, Callable[[Tables, str], Figure]] = {
+    "perplexity": perplexity,
+    "accuracy": accuracy,
+    "differences": differences,
+    "importance_map": importance_map,
+    "predictor_quality": predictor_quality,
+    "latency": latency,
+    "pareto": pareto,
+}

@@ -1,0 +1,44 @@
+"""Where the important units are: a map over layers and units."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from shadowcore.report.figures.series import criterion_order, of_model, units_order, where
+from shadowcore.report.style import Figure, colour_scale, empty, panels, styled, title, whole_ticks
+from shadowcore.report.tables import Tables
+
+
+@styled
+def importance_map(tables: Tables, model: str) -> Figure:
+    """Mean importance of every unit: neurons sorted within their layer, heads in place; log colours."""
+    rows = of_model(tables, "criteria", model)
+    if rows.empty:
+        return empty(f"{model}: no importance scores in the tables")
+    criterion = min(set(rows["criterion"]), key=criterion_order)
+    rows = where(rows, criterion=criterion)
+    rows = where(rows, calibration=min(set(rows["calibration"])))
+    kinds = sorted(set(rows["kind"]), key=units_order)
+    figure, axes = panels(
+        len(kinds), size=(4.4, 3.6), sharey=True, width_ratios=[3 if kind == "neurons" else 2 for kind in kinds]
+    )
+    for panel, kind in zip(axes, kinds, strict=True):
+        scores = where(rows, kind=kind).pivot(index="layer", columns="unit", values="mean")  # (L, U)
+        layers, values = scores.index, scores.to_numpy()
+        if kind == "neurons":
+            values = -np.sort(-values, axis=1)
+        positive = values[values > 0]
+        low = np.quantile(positive, 0.001) if positive.size else values.min()
+        image = panel.imshow(
+            values, aspect="auto", origin="lower", interpolation="nearest", cmap="cividis",
+            norm=colour_scale(low, values.max()), extent=(0, values.shape[1], layers.min() - 0.5, layers.max() + 0.5),
+        )  # fmt: skip
+        panel.grid(False)
+        order = "most important first" if kind == "neurons" else "in their order"
+        panel.set_xlabel(f"{kind} of a layer, {order}")
+        whole_ticks(panel)
+        figure.colorbar(image, ax=panel, label=f"mean {criterion} of a window", extend="min", pad=0.02)
+    axes[0].set_ylabel("layer")
+    facts = rows.iloc[0]
+    title(figure, f"Importance of every unit ({criterion})", [model, f"{facts['calibration']}: {facts['n']:,} windows"])
+    return figure

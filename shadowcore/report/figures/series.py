@@ -1,0 +1,98 @@
+"""Picking rows for a figure: one model's rows, its panels, and the lines in a panel with their names."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from shadowcore.report.style import FAINT, ORDER, Axes, Line2D, key, look
+from shadowcore.report.tables import Tables
+from shadowcore.schemas import FINAL_TABLES
+
+# what can tell two lines of one method apart, beside the policy and the seed
+VARIANTS = ["predictor", "calibration", "protocol", "predictor_rank"]
+UNITS_ORDER = {"neurons": 0, "heads": 1, "both": 2}
+MAIN_CRITERION = "plainact"  # the criterion ShadowLLM settles on: shown first, and where there is room for one
+INTERVAL = ("value", "low", "high")
+LINES = {"per_layer": "-", "global": "--"}
+
+
+class Series(NamedTuple):
+    """One line: its method and policy, its name in the legend, and its rows by rising sparsity."""
+
+    method: str
+    policy: str | None
+    label: str
+    rows: pd.DataFrame
+
+    def handle(self) -> Line2D:
+        """Its entry in the legend; policies have entries of their own."""
+        style = look(self.method)
+        return key(self.label, style.color, style.marker)
+
+
+def of_model(tables: Tables, name: str, model: str) -> pd.DataFrame:
+    """The rows of one model in a table, empty where the table is missing."""
+    rows = tables[name] if name in tables else FINAL_TABLES[name].build([]).to_pandas()
+    return rows[rows["model"] == model]
+
+
+def where(rows: pd.DataFrame, **equal: object) -> pd.DataFrame:
+    """Rows whose columns equal the given values."""
+    for name, value in equal.items():
+        rows = rows[rows[name] == value]
+    return rows
+
+
+def series(rows: pd.DataFrame, among: pd.DataFrame) -> list[Series]:
+    """The lines in `rows`, methods in their fixed order; a name tells what varies in `among`, the whole figure."""
+    # a table without one of the columns has one line where others have several
+    columns = [name for name in ("method", "policy", *VARIANTS, "seed") if name in rows]
+    lines = []
+    for values, line in rows.groupby(columns, dropna=False, sort=True):
+        parts = {name: value for name, value in zip(columns, values, strict=True) if pd.notna(value)}
+        method = parts["method"]
+        alike = among[among["method"] == method]
+        told = [parts[name] for name in VARIANTS if name in parts and alike[name].nunique(dropna=False) > 1]
+        told = [part if isinstance(part, str) else f"rank {part:g}" for part in told]
+        label = ", ".join([look(method).label, *told])
+        lines.append(Series(method, parts.get("policy"), label, line.sort_values("sparsity_pct")))
+    return sorted(lines, key=lambda line: method_order(line.method))
+
+
+def plain_accuracy(rows: pd.DataFrame) -> pd.DataFrame:
+    """One metric a task: `acc` where there is one, else `acc_norm`."""
+    first = rows.groupby("task")["metric"].transform("min")  # by name "acc" is before "acc_norm"
+    return rows[rows["metric"] == first]
+
+
+def method_order(method: str) -> tuple[int, str]:
+    """A key to sort by: methods in the order of their looks, others after them by name."""
+    return ORDER.get(method, len(ORDER)), method
+
+
+def units_order(units: str) -> int:
+    """A key to sort by: neurons, heads, both."""
+    return UNITS_ORDER.get(units, len(UNITS_ORDER))
+
+
+def criterion_order(criterion: str) -> tuple[bool, str]:
+    """A key to sort by: the main criterion first, others by name."""
+    return criterion != MAIN_CRITERION, criterion
+
+
+def intervals(axes: Axes, x: pd.Series, rows: pd.DataFrame, columns: tuple[str, str, str], **style: object) -> None:
+    """Points joined by a line, each with a bar over its interval; `columns` name the value, low and high."""
+    value, low, high = (rows[name] for name in columns)
+    # no interval, no bar
+    reach = np.stack([(value - low).fillna(0), (high - value).fillna(0)]).clip(0)
+    axes.errorbar(x, value, yerr=reach, elinewidth=1, capsize=2, **style)
+
+
+def level(axes: Axes, value: float, low: float, high: float) -> None:
+    """The dense model: a horizontal line with its interval as a band."""
+    if pd.notna(low):
+        axes.axhspan(low, high, color=FAINT, alpha=0.6, linewidth=0, zorder=0)
+    axes.axhline(value, color=look("dense").color, linewidth=1.2)

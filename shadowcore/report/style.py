@@ -1,0 +1,162 @@
+"""How every figure looks: one colour and marker per method, panels, axes, and files that repeat to the byte.
+
+The only module that imports matplotlib. Colours are those of Okabe and Ito's palette, which readers with
+any common colour blindness can tell apart; markers say the same thing again for a black and white print.
+"""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Callable, Iterable
+from functools import wraps
+from pathlib import Path
+from typing import NamedTuple
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm, Normalize
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
+
+from shadowcore.artifacts import replacing
+
+
+class Look(NamedTuple):
+    """How a method is named and drawn."""
+
+    label: str
+    color: str
+    marker: str
+
+
+METHODS = {
+    "dense": Look("dense", "#000000", ""),
+    "huggingface": Look("Hugging Face, dense", "#666666", "P"),
+    "random": Look("random", "#8C8C8C", "X"),
+    "static": Look("static (mean scores)", "#E69F00", "s"),
+    "shadow": Look("shadow (one predictor)", "#0072B2", "o"),
+    "layerwise": Look("layerwise (a predictor per layer)", "#009E73", "^"),
+    "oracle": Look("oracle (true scores)", "#CC79A7", "D"),
+}
+ORDER = {method: rank for rank, method in enumerate(METHODS)}
+FAINT = "#D9D9D9"
+
+RC = {
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "figure.titlesize": 10,
+    "legend.fontsize": 8.5,
+    "xtick.labelsize": 8.5,
+    "ytick.labelsize": 8.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.8,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#EBEBEB",
+    "grid.linewidth": 0.6,
+    "lines.linewidth": 1.4,
+    "lines.markersize": 4.5,
+    "legend.frameon": False,
+    "pdf.fonttype": 42,  # fonts as text, not outlines
+    "svg.hashsalt": "shadowcore",
+}
+PNG_DPI = 150
+
+
+def look(method: str) -> Look:
+    """The look of a method; one that is not in METHODS is drawn sky blue under its own name."""
+    return METHODS.get(method, Look(method, "#56B4E9", "v"))
+
+
+def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
+    """Draw with the settings of this module, whatever matplotlib was told before."""
+
+    @wraps(draw)
+    def drawing(*arguments):
+        with matplotlib.rc_context():
+            matplotlib.rcdefaults()
+            matplotlib.rcParams.update(RC)
+            return draw(*arguments)
+
+    return drawing
+
+
+def save(figure: Figure, stem: Path) -> list[Path]:
+    """Write `stem`.pdf and `stem`.png, byte for byte the same for the same figure; return the paths."""
+    stem = Path(stem)
+    # no dates and no versions in the files
+    metadata = {"pdf": {"CreationDate": None, "Producer": None, "Creator": None}, "png": {"Software": None}}
+    paths = []
+    with matplotlib.rc_context(RC):
+        for kind, entries in metadata.items():
+            paths.append(stem.with_name(f"{stem.name}.{kind}"))
+            with replacing(paths[-1]) as partial:
+                figure.savefig(partial, format=kind, dpi=PNG_DPI, metadata=entries)
+    return paths
+
+
+def panels(
+    count: int, columns: int | None = None, size: tuple[float, float] = (3.3, 2.7), **shared: bool | str
+) -> tuple[Figure, list[Axes]]:
+    """A figure of `count` panels of `size` inches, in at most three columns unless `columns` is given."""
+    columns = columns or {1: 1, 2: 2, 4: 2}.get(count, 3)
+    rows = math.ceil(count / columns)
+    width = max(columns * size[0], 5.0)  # room for the title
+    figure = Figure(figsize=(width, rows * size[1] + 0.9), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False, **shared).ravel()
+    for unused in axes[count:]:
+        unused.remove()
+    return figure, list(axes[:count])
+
+
+def empty(message: str) -> Figure:
+    """A figure that says why it shows nothing."""
+    figure = Figure(figsize=(5, 2), layout="constrained")
+    axes = figure.subplots()
+    axes.set_axis_off()
+    axes.text(0.5, 0.5, textwrap.fill(message, 60), ha="center", va="center", transform=axes.transAxes)
+    return figure
+
+
+def title(figure: Figure, heading: str, details: Iterable[str]) -> None:
+    """What is shown, above everything: the heading, then model, data and counts."""
+    width = int(figure.get_figwidth() * 15)  # letters of this size in the width
+    lines = [*textwrap.wrap(heading, width), *textwrap.wrap(" · ".join(details), width)]
+    figure.suptitle("\n".join(lines))
+
+
+def legend(figure: Figure, handles: Iterable[Line2D]) -> None:
+    """One legend below all panels, an entry per label."""
+    entries = {handle.get_label(): handle for handle in handles}
+    if entries:
+        letters = 8 + max(map(len, entries))
+        columns = max(1, min(len(entries), int(figure.get_figwidth() * 14 / letters)))
+        figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=columns)
+
+
+def key(label: str, color: str, marker: str = "", line: str = "-", **more: object) -> Line2D:
+    """An entry of the legend."""
+    return Line2D([], [], label=label, color=color, marker=marker, linestyle=line, **more)
+
+
+def log_axis(axes: Axes) -> None:
+    """A logarithmic y axis with its 1, 2 and 5 written as plain numbers."""
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    steps = (1, 2, 5) if high > 4 * low else range(1, 10)
+    axes.yaxis.set_major_locator(LogLocator(subs=steps))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def whole_ticks(axes: Axes) -> None:
+    """At most seven ticks on x, at whole numbers."""
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
+
+
+def colour_scale(low: float, high: float) -> Normalize:
+    """Logarithmic between positive ends, else linear: importance spans orders of magnitude."""
+    return LogNorm(low, high) if 0 < low < high else Normalize(low, high)

@@ -1,0 +1,185 @@
+"""From documents to the final tables: group, estimate, compare with dense, and refuse impossible values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from shadowcore import artifacts
+from shadowcore.errors import ArtifactError
+from shadowcore.measure import statistics
+from shadowcore.schemas import CONDITION, FINAL_TABLES, MEASURED, OUTCOMES
+
+Row = dict[str, Any]
+Tables = Mapping[str, pd.DataFrame]
+
+CONDITION_COLUMNS = [*CONDITION, *MEASURED]
+SAME_DOCUMENTS = ["model", "data", "task", "metric"]  # rows that agree here were measured on the same documents
+VALUE = {"accuracy": "value", "perplexity": "value", "comparisons": "difference", "latency": "ms_per_token"}
+ACCURACY_METRICS = ("acc", "acc_norm")
+FOUR_CHOICES = 1 / 4
+CHANCE = {"piqa": 1 / 2, "copa": 1 / 2, "winogrande": 1 / 2, "rte": 1 / 2, "boolq": 1 / 2, "lambada_openai": 0.0}
+
+
+def chance(task: str) -> float:
+    """Accuracy of guessing in a task: one in four unless the task is listed in CHANCE."""
+    return CHANCE.get(task, FOUR_CHOICES)
+
+
+def accuracy(outcomes: pa.Table | pd.DataFrame) -> list[Row]:
+    """Rows of ACCURACY: one per condition, task and metric of the documents in `outcomes`."""
+    return _estimates(outcomes, ACCURACY_METRICS, lambda group: statistics.accuracy(group["value"])._asdict())
+
+
+def perplexity(outcomes: pa.Table | pd.DataFrame) -> list[Row]:
+    """Rows of PERPLEXITY: one per condition and text of the windows in `outcomes`."""
+
+    def estimate(group: pd.DataFrame) -> Row:
+        measured = statistics.perplexity(group["value"], group["weight"])
+        return measured._asdict() | {"metric": "token_perplexity", "tokens": int(group["weight"].sum())}
+
+    return _estimates(outcomes, ("nll",), estimate)
+
+
+def comparisons(outcomes: pa.Table | pd.DataFrame) -> list[Row]:
+    """Rows of COMPARISONS: every sparse condition against dense on the same documents.
+
+    A model or text without a dense condition has no rows. Where dense was run under several seeds, a
+    condition is compared with dense of its own seed. Raises ArtifactError if the documents differ.
+    """
+    groups = list(_groups(outcomes, (*ACCURACY_METRICS, "nll")))
+    dense = {}
+    for keys, group in groups:
+        if keys["method"] == "dense":
+            seeds = dense.setdefault(tuple(keys[name] for name in SAME_DOCUMENTS), {})
+            if keys["seed"] in seeds:
+                raise ArtifactError(f"{_name(keys)}: found twice with seed {keys['seed']}; dense has one condition")
+            seeds[keys["seed"]] = group
+    rows = []
+    for keys, group in groups:
+        seeds = dense.get(tuple(keys[name] for name in SAME_DOCUMENTS), {})
+        if keys["method"] == "dense" or not seeds:
+            continue
+        if len(seeds) > 1 and keys["seed"] not in seeds:
+            raise ArtifactError(f"{_name(keys)}: its seed is {keys['seed']}, where dense was run with {sorted(seeds)}")
+        reference = seeds[keys["seed"]] if len(seeds) > 1 else next(iter(seeds.values()))
+        rows.append(keys | _difference(group, reference, _name(keys)))
+    return _sorted(rows)
+
+
+def _difference(group: pd.DataFrame, dense: pd.DataFrame, where: str) -> Row:
+    order, dense_order = statistics.paired_order(group["document"], dense["document"], where)
+    group, dense = group.iloc[order], dense.iloc[dense_order]
+    value, reference = group["value"].to_numpy(), dense["value"].to_numpy()
+    if group["metric"].iloc[0] in ACCURACY_METRICS:
+        estimate, p_value = statistics.accuracy_difference(value, reference)
+        named = {"p_value": p_value}
+    else:
+        if (group["weight"].to_numpy() != dense["weight"].to_numpy()).any():
+            raise ArtifactError(f"{where}: its windows have other token counts than dense; score the same tokens")
+        estimate = statistics.log_perplexity_difference(value, reference, group["weight"])
+        named = {"metric": "log_perplexity", "p_value": None}
+    return {("difference" if name == "value" else name): number for name, number in estimate._asdict().items()} | named
+
+
+def check(tables: Mapping[str, pa.Table | pd.DataFrame]) -> list[str]:
+    """Refuse final tables whose values no measurement can attain; return warnings as sentences.
+
+    Raises ArtifactError, naming table and row, for a missing or non-finite value, an accuracy that is
+    not k/n, a perplexity below 1, or conditions of a task that were measured on different numbers of
+    documents. A dense accuracy below chance is only a warning: a small model may know nothing.
+    """
+    warnings = []
+    for name, column in VALUE.items():
+        if name not in tables:
+            continue
+        rows = frame(tables[name])
+        value = rows[column].astype(float)
+        _refuse(name, rows, ~np.isfinite(value), column, "a finite number belongs there")
+        if name == "accuracy":
+            correct = value * rows["n"]
+            attainable = value.between(0, 1) & ((correct - correct.round()).abs() < 1e-6 * rows["n"])
+            _refuse(name, rows, ~attainable, column, "an accuracy is k/n for a whole k, n being the row's documents")
+            for index in rows.index[(rows["method"] == "dense") & (value < rows["task"].map(chance))]:
+                warnings.append(f"{_place(name, rows, index)}: accuracy {value[index]:.3f} is below chance")
+        if name == "perplexity":
+            _refuse(name, rows, value < 1, column, "a perplexity is at least 1")
+        if "n" in rows:
+            first = rows.groupby(SAME_DOCUMENTS, dropna=False)["n"].transform("first")
+            _refuse(name, rows, rows["n"] != first, "n", "all conditions of a task are measured on the same documents")
+    return warnings
+
+
+def _refuse(name: str, rows: pd.DataFrame, bad: pd.Series, column: str, fitting: str) -> None:
+    if bad.any():
+        index = bad.idxmax()
+        raise ArtifactError(f"{_place(name, rows, index)}: {column} is {rows[column][index]}; {fitting}")
+
+
+def _place(name: str, rows: pd.DataFrame, index: int) -> str:
+    return f"table '{name}', row {index} ({_name(rows.loc[index])})"
+
+
+def read(directory: Path) -> dict[str, pd.DataFrame]:
+    """The final tables in a directory, by name; one that was not written is empty."""
+    return {
+        name: frame(artifacts.read_table(path, table.schema) if path.is_file() else table.build([]))
+        for name, table in FINAL_TABLES.items()
+        for path in [Path(directory) / f"{name}.parquet"]
+    }
+
+
+def frame(table: pa.Table | pd.DataFrame) -> pd.DataFrame:
+    """The table as a DataFrame with rows numbered from 0."""
+    table = table.to_pandas() if isinstance(table, pa.Table) else table
+    return table.reset_index(drop=True)
+
+
+def _estimates(
+    outcomes: pa.Table | pd.DataFrame, metrics: tuple[str, ...], estimate: Callable[[pd.DataFrame], Row]
+) -> list[Row]:
+    rows = []
+    for keys, group in _groups(outcomes, metrics):
+        try:
+            rows.append(keys | estimate(group))
+        except ArtifactError as error:
+            raise ArtifactError(f"{_name(keys)}: {error}") from None
+    return _sorted(rows)
+
+
+def _groups(outcomes: pa.Table | pd.DataFrame, metrics: tuple[str, ...]) -> Iterator[tuple[Row, pd.DataFrame]]:
+    """Keys and documents of every condition, task and metric; documents in an order of their own."""
+    documents = frame(outcomes)
+    if missing := set(OUTCOMES.columns) - set(documents):
+        raise ArtifactError(f"outcomes: no column {sorted(missing)}; columns of schema '{OUTCOMES.schema}' are read")
+    columns = [*CONDITION_COLUMNS, "task", "metric"]
+    documents = documents[documents["metric"].isin(metrics)].sort_values(["document", "value"], kind="stable")
+    # dropna=False: keys that do not apply are null, and their rows must not vanish
+    for keys, group in documents.groupby(columns, dropna=False, sort=False):
+        yield {name: _plain(key, name) for name, key in zip(columns, keys, strict=True)}, group
+
+
+def _plain(value: Any, column: str) -> Any:
+    """A key as Python has it: None for null, whole numbers where pandas made floats of them."""
+    if pd.isna(value):
+        return None
+    if column in ("sparsity_pct", "seed"):
+        return int(value)
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _name(row: Mapping[str, Any]) -> str:
+    """What a row is about, in words, for messages."""
+    columns = ("model", "data", "method", "mode", "criterion", "policy", "protocol", "units", "sparsity_pct")
+    return " ".join(str(row[name]) for name in (*columns, "task", "metric") if name in row and not pd.isna(row[name]))
+
+
+def _sorted(rows: list[Row]) -> list[Row]:
+    """Rows in the order of their keys, nulls first."""
+    keys = [*CONDITION_COLUMNS, "task", "metric"]
+    return sorted(rows, key=lambda row: [(row[name] is not None, row[name]) for name in keys])

@@ -1,0 +1,192 @@
+"""The tables of the study: every column with its type and meaning, in one place.
+
+Writers build tables through `build`, readers name the schema, and the data dictionary in
+`results/README.md` is generated from here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from shadowcore.errors import ArtifactError
+
+TEXT, INTEGER, NUMBER = pa.string(), pa.int64(), pa.float64()
+
+
+@dataclass(frozen=True)
+class Table:
+    """A tidy table: its name and version, what one row is, and its columns."""
+
+    name: str
+    version: int
+    row: str
+    columns: Mapping[str, tuple[pa.DataType, str]]
+
+    @property
+    def schema(self) -> str:
+        """What the file says it is: "name/version"."""
+        return f"{self.name}/{self.version}"
+
+    def build(self, rows: Iterable[Mapping[str, Any]]) -> pa.Table:
+        """An Arrow table of `rows`; a key that is not a column is an error, a missing one is null."""
+        rows = list(rows)
+        for row in rows:
+            if unknown := set(row) - set(self.columns):
+                raise ArtifactError(f"table '{self.name}' has no column {sorted(unknown)}")
+        schema = pa.schema([(name, kind) for name, (kind, _) in self.columns.items()])
+        return pa.Table.from_pylist([{name: row.get(name) for name in self.columns} for row in rows], schema=schema)
+
+
+# what was put on the model: shared by every row that is about a sparse model
+CONDITION = {
+    "model": (TEXT, "name of the model in the configuration"),
+    "data": (TEXT, "name of the text the row was measured on"),
+    "calibration": (TEXT, "name of the text that scores and predictors were made from; null for dense and random"),
+    "method": (TEXT, "dense, random, static, shadow, layerwise or oracle"),
+    "criterion": (TEXT, "importance criterion; null for dense"),
+    "predictor": (TEXT, "predictor preset of the configuration; null without a trained predictor"),
+    "policy": (TEXT, "per_layer or global; null for dense"),
+    "protocol": (TEXT, "positions a mask is computed from and applied to; null for dense"),
+    "units": (TEXT, "units removed: heads, neurons or both; null for dense"),
+    "sparsity_pct": (INTEGER, "nominal sparsity of those units, percent removed in every layer but layer 0"),
+    "seed": (INTEGER, "seed of everything random in the row"),
+}
+MEASURED = {
+    "sparsity_measured": (NUMBER, "removed units of the pruned kinds over all their units, layer 0 included, 0 to 1"),
+    "sparsity_heads": (NUMBER, "removed heads over all heads, 0 to 1"),
+    "sparsity_neurons": (NUMBER, "removed neurons over all neurons, 0 to 1"),
+    "sparsity_weights": (NUMBER, "weights of removed units over all weights of the model, 0 to 1"),
+}
+
+OUTCOMES = Table(
+    "outcomes", 1, "one document (or text window) under one condition",
+    CONDITION | MEASURED | {
+        "task": (TEXT, "task name: an lm-eval task, or `perplexity` for text windows"),
+        "document": (TEXT, "hash of the document: pairs rows of different conditions"),
+        "metric": (TEXT, "acc, acc_norm, or nll (summed negative log-likelihood, nats)"),
+        "value": (NUMBER, "the document's value"),
+        "weight": (INTEGER, "what nll is summed over: scored tokens; 1 for accuracies"),
+    },
+)  # fmt: skip
+
+ESTIMATE = {
+    "task": (TEXT, "task name"),
+    "metric": (TEXT, "what value is: acc, acc_norm (fractions), token_perplexity"),
+    "value": (NUMBER, "the estimate over all documents"),
+    "stderr": (NUMBER, "standard error of value over documents"),
+    "low": (NUMBER, "lower end of the 95 % interval"),
+    "high": (NUMBER, "upper end of the 95 % interval"),
+    "n": (INTEGER, "documents"),
+}
+ACCURACY = Table("accuracy", 1, "one task metric under one condition", CONDITION | MEASURED | ESTIMATE)
+PERPLEXITY = Table(
+    "perplexity", 1, "token perplexity of one text under one condition",
+    CONDITION | MEASURED | ESTIMATE | {"tokens": (INTEGER, "scored tokens")},
+)  # fmt: skip
+COMPARISONS = Table(
+    "comparisons", 1, "one condition against dense on the same documents",
+    CONDITION | MEASURED | {
+        "task": (TEXT, "task name"),
+        "metric": (TEXT, "acc, acc_norm, or log_perplexity (nats per token)"),
+        "difference": (NUMBER, "condition minus dense"),
+        "stderr": (NUMBER, "standard error of the paired difference"),
+        "low": (NUMBER, "lower end of its 95 % paired bootstrap interval"),
+        "high": (NUMBER, "upper end of its 95 % paired bootstrap interval"),
+        "p_value": (NUMBER, "exact McNemar for accuracies; null for perplexities"),
+        "n": (INTEGER, "paired documents"),
+    },
+)  # fmt: skip
+
+QUALITY = Table(
+    "quality", 1, "how well one predictor ranks the units of one layer, on held-out calibration tokens",
+    {
+        "model": CONDITION["model"], "calibration": CONDITION["calibration"],
+        "method": (TEXT, "static (the constant predictor), shadow or layerwise"),
+        "criterion": CONDITION["criterion"], "predictor": CONDITION["predictor"], "seed": CONDITION["seed"],
+        "kind": (TEXT, "heads or neurons"),
+        "layer": (INTEGER, "layer, from 0"),
+        "sparsity_pct": (INTEGER, "sparsity of the kept set; null where the metric needs none"),
+        "metric": (TEXT, "spearman, or recall (kept units that are truly among the most important)"),
+        "value": (NUMBER, "mean over tokens, 0 to 1 (spearman -1 to 1)"),
+        "stderr": (NUMBER, "standard error over tokens"),
+        "n": (INTEGER, "tokens"),
+    },
+)  # fmt: skip
+
+PREDICTORS = Table(
+    "predictors", 1, "one trained predictor",
+    {
+        "model": CONDITION["model"], "calibration": CONDITION["calibration"], "method": QUALITY.columns["method"],
+        "criterion": CONDITION["criterion"], "predictor": CONDITION["predictor"], "seed": CONDITION["seed"],
+        "kind": (TEXT, "heads or neurons"),
+        "rank": (INTEGER, "hidden width r of each MLP"),
+        "groups": (INTEGER, "MLPs in the predictor: 1 for shadow, one per predicted layer for layerwise"),
+        "parameters": (INTEGER, "weights and biases"),
+        "tokens": (INTEGER, "training tokens"),
+        "epochs": (INTEGER, "passes over them"),
+        "best_epoch": (NUMBER, "epoch whose weights were kept, by held-out loss (mean over groups); 0 is the constant predictor"),
+        "loss_constant": (NUMBER, "held-out loss of the constant predictor, scaled scores (about 1 by scaling)"),
+        "loss": (NUMBER, "held-out loss of the kept weights"),
+    },
+)  # fmt: skip
+
+CRITERIA = Table(
+    "criteria", 1, "one unit's importance under one criterion over the calibration windows",
+    {
+        "model": CONDITION["model"], "calibration": CONDITION["calibration"], "criterion": CONDITION["criterion"],
+        "kind": (TEXT, "heads or neurons"),
+        "layer": (INTEGER, "layer, from 0"),
+        "unit": (INTEGER, "unit, from 0"),
+        "mean": (NUMBER, "mean sequence score over windows"),
+        "deviation": (NUMBER, "standard deviation over windows"),
+        "n": (INTEGER, "windows"),
+    },
+)  # fmt: skip
+
+LATENCY = Table(
+    "latency", 1, "time per token of one decoding mode (median over repeats)",
+    {
+        "model": CONDITION["model"],
+        "device": (TEXT, "processor or GPU"),
+        "backend": (TEXT, "torch (CPU reference) or triton"),
+        "weights": (TEXT, "pretrained or random"),
+        "dtype": (TEXT, "number format of the weights"),
+        "threads": (INTEGER, "CPU threads; null on a GPU"),
+        "mode": (TEXT, "dense, static (weights compacted), shadow, layerwise, huggingface"),
+        "units": CONDITION["units"],
+        "sparsity_pct": CONDITION["sparsity_pct"],
+        "kv": (TEXT, "kept: keys and values of all heads are computed and cached"),
+        "batch": (INTEGER, "sequences decoded together"),
+        "prompt_tokens": (INTEGER, "tokens of the prompt"),
+        "new_tokens": (INTEGER, "tokens generated"),
+        "predictor_rank": (INTEGER, "hidden width of the predictor; null without one"),
+        "predictor_mb": (NUMBER, "predictor weights read per token, 10^6 bytes; null without one"),
+        "ms_per_token": (NUMBER, "median over repeats of the mean time of a decode step, milliseconds"),
+        "ms_p10": (NUMBER, "10th percentile over repeats"),
+        "ms_p90": (NUMBER, "90th percentile over repeats"),
+        "ttft_ms": (NUMBER, "median time of the prompt's pass, milliseconds"),
+        "predictor_ms": (NUMBER, "median time of predictor and selection in a step, measured apart; null without"),
+        "gb_per_token": (NUMBER, "weight bytes a step reads, 10^9 bytes, counted"),
+        "gb_per_s": (NUMBER, "gb_per_token over the median time"),
+        "repeats": (INTEGER, "repeats"),
+    },
+)  # fmt: skip
+LATENCY_REPEATS = Table(
+    "latency_repeats", 1, "one timed repeat of one decoding mode",
+    {name: LATENCY.columns[name] for name in ("model", "device", "mode", "units", "sparsity_pct")} | {
+        "repeat": (INTEGER, "repeat, from 0; modes take turns inside a repeat"),
+        "ttft_ms": (NUMBER, "time of the prompt's pass, milliseconds"),
+        "ms_per_token": (NUMBER, "mean time of a decode step, milliseconds"),
+    },
+)  # fmt: skip
+
+FINAL_TABLES = {
+    table.name: table
+    for table in (
+        ACCURACY, PERPLEXITY, COMPARISONS, QUALITY, PREDICTORS, CRITERIA, LATENCY, LATENCY_REPEATS,
+    )
+}  # fmt: skip

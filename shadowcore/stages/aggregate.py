@@ -1,0 +1,78 @@
+"""Join what every job measured into the study's final tables, and refuse values that cannot be."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from shadowcore import artifacts
+from shadowcore.report import tables
+from shadowcore.schemas import (
+    ACCURACY, COMPARISONS, CRITERIA, LATENCY, LATENCY_REPEATS, OUTCOMES, PERPLEXITY, PREDICTORS, QUALITY, Table,
+)  # fmt: skip
+from shadowcore.stages.base import Progress, Stage, header
+
+
+@dataclass(frozen=True)
+class Spec:
+    """Nothing to choose."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    outcomes: tuple[Path, ...]
+    scores: tuple[Path, ...]
+    qualities: tuple[Path, ...]
+    trainings: tuple[Path, ...]
+    latencies: tuple[Path, ...]
+    repeats: tuple[Path, ...]
+
+
+@dataclass(frozen=True)
+class Outputs:
+    accuracy: Path
+    perplexity: Path
+    comparisons: Path
+    criteria: Path
+    quality: Path
+    predictors: Path
+    latency: Path
+    latency_repeats: Path
+
+
+def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
+    progress = Progress("aggregate")
+    outcomes = joined(inputs.outcomes, OUTCOMES)
+    final = {
+        "accuracy": ACCURACY.build(tables.accuracy(outcomes)),
+        "perplexity": PERPLEXITY.build(tables.perplexity(outcomes)),
+        "comparisons": COMPARISONS.build(tables.comparisons(outcomes)),
+        "criteria": joined(inputs.scores, CRITERIA),
+        # every predictor's job reports the same constant predictor
+        "quality": distinct(joined(inputs.qualities, QUALITY)),
+        "predictors": joined(inputs.trainings, PREDICTORS),
+        "latency": joined(inputs.latencies, LATENCY),
+        "latency_repeats": joined(inputs.repeats, LATENCY_REPEATS),
+    }
+    for warning in tables.check(final):
+        progress.say(f"warning: {warning}")
+    made = header("aggregate", spec, inputs)
+    for name, table in final.items():
+        artifacts.write_table(getattr(outputs, name), f"{name}/1", table, made)
+    progress(1, 1)
+
+
+def joined(paths: tuple[Path, ...], table: Table) -> pa.Table:
+    """The rows of several files of one schema, in the order given."""
+    parts = [artifacts.read_table(path, table.schema).replace_schema_metadata(None) for path in paths]
+    return pa.concat_tables(parts) if parts else table.build([])
+
+
+def distinct(table: pa.Table) -> pa.Table:
+    """The rows without exact repeats, first come first kept."""
+    return pa.Table.from_pandas(table.to_pandas().drop_duplicates(), schema=table.schema, preserve_index=False)
+
+
+STAGE = Stage("final tables from every job's measurements", Spec, Inputs, Outputs, run)

@@ -1,0 +1,107 @@
+"""What all stages share: typed specifications, headers, progress, and loading what a model card names."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import time
+import types
+import typing
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from shadowcore import artifacts, provenance
+from shadowcore.errors import ConfigError, near_miss
+
+CARD_SCHEMA = "model_card/1"
+
+
+def parse_spec(kind: type, data: Any, where: str = "--spec") -> Any:
+    """A specification dataclass from JSON data, strictly: no unknown key, no missing key, no other type."""
+    if dataclasses.is_dataclass(kind):
+        if not isinstance(data, Mapping):
+            raise ConfigError(f"{where}: {type(data).__name__} where an object of {kind.__name__} is needed")
+        fields = {field.name: field for field in dataclasses.fields(kind)}
+        for key in data:
+            if key not in fields:
+                raise ConfigError(f"{where}: unknown key '{key}'; {near_miss(str(key), fields)}")
+        hints = typing.get_type_hints(kind)
+        required = [f.name for f in fields.values() if f.default is f.default_factory is dataclasses.MISSING]
+        for name in required:
+            if name not in data:
+                raise ConfigError(f"{where}: missing key '{name}'")
+        return kind(**{key: parse_spec(hints[key], value, f"{where}.{key}") for key, value in data.items()})
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        if data is None and type(None) in arguments:
+            return None
+        return parse_spec(next(one for one in arguments if one is not type(None)), data, where)
+    if origin is tuple:
+        if not isinstance(data, (list, tuple)):
+            raise ConfigError(f"{where}: {type(data).__name__} where a list is needed")
+        return tuple(parse_spec(arguments[0], value, f"{where}[{i}]") for i, value in enumerate(data))
+    if origin is dict:
+        if not isinstance(data, Mapping):
+            raise ConfigError(f"{where}: {type(data).__name__} where an object is needed")
+        return {key: parse_spec(arguments[1], value, f"{where}.{key}") for key, value in data.items()}
+    if kind is float and isinstance(data, int) and not isinstance(data, bool):
+        return float(data)
+    if kind is not Any and (not isinstance(data, kind) or (isinstance(data, bool) and kind is not bool)):
+        raise ConfigError(f"{where}: {data!r} where a value of type {kind.__name__} is needed")
+    return data
+
+
+def header(stage: str, spec: Any, inputs: Any) -> dict[str, Any]:
+    """What made a file: stage, specification, input hashes, code fingerprint, commit and versions."""
+    files = {}
+    for field in dataclasses.fields(inputs):
+        value = getattr(inputs, field.name)
+        paths = value if isinstance(value, (list, tuple)) else [value]
+        files[field.name] = [provenance.file_sha256(path) for path in paths if Path(path).is_file()]
+    return {
+        "stage": stage,
+        "spec": dataclasses.asdict(spec),
+        "inputs": files,
+        "code": provenance.fingerprint(f"shadowcore.stages.{stage.replace('-', '_')}"),
+        "run": provenance.run_information(),
+    }
+
+
+class Progress:
+    """One line per step on standard error: what runs, how far, how long, and how long it may still take."""
+
+    def __init__(self, what: str):
+        self.what, self.started = what, time.perf_counter()
+        self.say("started")
+
+    def say(self, message: str) -> None:
+        """Print one line."""
+        print(f"[{self.what}] {message}", file=sys.stderr, flush=True)
+
+    def __call__(self, done: int, total: int) -> None:
+        elapsed = time.perf_counter() - self.started
+        left = elapsed / done * (total - done) if done else float("nan")
+        self.say(f"{done}/{total} after {elapsed:.0f} s, about {left:.0f} s left")
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """A step of the study as a command: a specification and named files in, named files out."""
+
+    summary: str
+    spec: type
+    inputs: type
+    outputs: type
+    run: Callable[[Any, Any, Any], None]
+
+
+def read_card(path: Path) -> dict[str, Any]:
+    """The model card that `fetch-model` wrote."""
+    return artifacts.read_record(path, CARD_SCHEMA)
+
+
+def to_json(spec: Any) -> str:
+    """A specification as the JSON that `parse_spec` reads."""
+    return json.dumps(dataclasses.asdict(spec), sort_keys=True)

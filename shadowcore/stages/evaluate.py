@@ -1,0 +1,70 @@
+"""Measure one condition that a deployed model could run: dense, random, static, or with a predictor."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from shadowcore import artifacts
+from shadowcore.measure.sparsity import ConstantMasks, Masks, PredictedMasks, random_scores
+from shadowcore.method.predictors import PREDICTOR_SCHEMA, Predictor
+from shadowcore.models.families import Dimensions, Kind, dimensions_of
+from shadowcore.schemas import CRITERIA
+from shadowcore.stages.base import Stage
+from shadowcore.stages.conditions import Condition, Outputs, Spec, measure
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """scores: the table of mean scores, for static; predictor: the trained one; each empty otherwise."""
+
+    card: Path
+    weights: Path
+    documents: Path
+    tasks: Path
+    scores: tuple[Path, ...]
+    predictor: tuple[Path, ...]
+
+
+def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
+    measure("evaluate", spec, inputs, outputs, lambda model: masks(spec.condition, inputs, model))
+
+
+def masks(condition: Condition, inputs: Inputs, model: torch.nn.Module) -> Masks | None:
+    """Where the condition's keep masks come from; None for dense."""
+    sizes = dimensions_of(model.config)
+    if condition.method == "dense":
+        return None
+    if condition.method == "random":
+        scores = random_scores(sizes, condition.kinds, condition.seed)
+        return ConstantMasks(scores, condition.policy, condition.sparsity_pct)
+    if condition.method == "static":
+        scores = read_mean_scores(inputs.scores[0], condition.criterion, condition.kinds, sizes)
+        return ConstantMasks(scores, condition.policy, condition.sparsity_pct)
+    predictor = read_predictor(inputs.predictor[0], sizes)
+    return PredictedMasks(predictor, condition.kinds, condition.policy, condition.sparsity_pct)
+
+
+def read_mean_scores(
+    path: Path, criterion: str, kinds: tuple[Kind, ...], sizes: Dimensions
+) -> dict[Kind, torch.Tensor]:
+    """Mean scores (L, U) per kind of one criterion from the table that `average` wrote."""
+    table = artifacts.read_table(path, CRITERIA.schema).to_pandas()
+    table = table[table["criterion"] == criterion].sort_values(["layer", "unit"])
+    return {
+        kind: torch.tensor(table.loc[table["kind"] == kind, "mean"].to_numpy()).view(sizes.layers, sizes.units(kind))
+        for kind in kinds
+    }
+
+
+def read_predictor(path: Path, sizes: Dimensions) -> Predictor:
+    """The predictor that `train-predictor` wrote."""
+    made_by = artifacts.read_header(path)["spec"]
+    predictor = Predictor(made_by["method"], sizes, made_by["recipe"]["rank"])
+    predictor.load_state_dict(artifacts.read_tensors(path, PREDICTOR_SCHEMA))
+    return predictor.eval()
+
+
+STAGE = Stage("accuracy and perplexity of one condition", Spec, Inputs, Outputs, run)

@@ -1,0 +1,41 @@
+"""Get a model from its source into a folder the other stages load, with a card saying what it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shadowcore import artifacts
+from shadowcore.models import sources
+from shadowcore.stages.base import CARD_SCHEMA, Progress, Stage, header, parse_spec
+
+
+@dataclass(frozen=True)
+class Spec:
+    """kind: package, hub, folder or random; source: that kind's fields."""
+
+    kind: str
+    source: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A source is not a file of the study."""
+
+
+@dataclass(frozen=True)
+class Outputs:
+    card: Path
+    weights: Path
+
+
+def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
+    progress = Progress(f"fetch-model {spec.kind}")
+    source = parse_spec(sources.MODEL_SOURCES[spec.kind], spec.source, f"models.{spec.kind}")
+    card = sources.fetch(source, outputs.weights)
+    artifacts.write_record(outputs.card, CARD_SCHEMA, card, header("fetch-model", spec, inputs))
+    progress(1, 1)
+
+
+STAGE = Stage("get a model from its source, checked, as safetensors", Spec, Inputs, Outputs, run)

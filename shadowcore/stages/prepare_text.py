@@ -1,0 +1,69 @@
+"""Get a text from its source, split its documents three ways, and write a multiple-choice task from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from shadowcore import artifacts, text
+from shadowcore.stages.base import Progress, Stage, header, parse_spec
+
+
+@dataclass(frozen=True)
+class Task:
+    """Size of the `true_continuation` task: documents, and words of a context and of a continuation."""
+
+    documents: int
+    context_words: int
+    continuation_words: int
+
+
+@dataclass(frozen=True)
+class Spec:
+    """kind: package, hub or folder; source: that kind's fields; fractions of documents held back."""
+
+    kind: str
+    source: dict[str, Any]
+    heldout_fraction: float
+    evaluation_fraction: float
+    task: Task
+    seed: int
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A source is not a file of the study."""
+
+
+@dataclass(frozen=True)
+class Outputs:
+    documents: Path
+    tasks: Path
+
+
+def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
+    progress = Progress(f"prepare-text {spec.kind}")
+    source = parse_spec(text.TEXT_SOURCES[spec.kind], spec.source, f"texts.{spec.kind}")
+    documents, card = text.fetch(source)
+    rest, evaluation = text.split(documents, spec.evaluation_fraction, spec.seed)
+    train, heldout = text.split(rest, spec.heldout_fraction / (1 - spec.evaluation_fraction), spec.seed)
+    progress.say(f"{len(train)} documents to train on, {len(heldout)} held out, {len(evaluation)} to evaluate on")
+    made = header("prepare-text", spec, inputs) | {"card": card}
+
+    splits = {"train": train, "heldout": heldout, "evaluation": evaluation}
+    tables = [
+        text.documents_to_table(part).append_column("split", pa.array([name] * len(part), pa.string()))
+        for name, part in splits.items()
+    ]
+    artifacts.write_table(outputs.documents, text.DOCUMENTS_SCHEMA, pa.concat_tables(tables), made)
+    questions = text.true_continuation(
+        evaluation, spec.task.documents, spec.task.context_words, spec.task.continuation_words, spec.seed
+    )
+    artifacts.write_table(outputs.tasks, text.TASKS_SCHEMA, text.tasks_to_table(questions), made)
+    progress(1, 1)
+
+
+STAGE = Stage("get a text, split it by document, write its multiple-choice task", Spec, Inputs, Outputs, run)

@@ -1,0 +1,51 @@
+"""Tiny random models of both families, built from a configuration in memory."""
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
+
+TINY = {
+    "opt": lambda: OPTForCausalLM(
+        OPTConfig(
+            hidden_size=32,
+            ffn_dim=64,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            vocab_size=96,
+            max_position_embeddings=64,
+            word_embed_proj_dim=32,
+            init_std=0.3,
+        )
+    ),
+    # grouped KV: 4 query heads share 2 key-value heads
+    "llama": lambda: LlamaForCausalLM(
+        LlamaConfig(
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            vocab_size=96,
+            max_position_embeddings=64,
+            initializer_range=0.3,
+            tie_word_embeddings=True,
+        )
+    ),
+}
+
+
+@pytest.fixture(params=sorted(TINY))
+def tiny(request):
+    """A tiny random causal model of each family in turn, with large weights so that units matter."""
+    torch.manual_seed(0)
+    model = TINY[request.param]().eval()
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):  # initialised to zero, which would hide mistakes
+            torch.nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+@pytest.fixture
+def tokens():
+    """Token ids (2, 12) for the tiny models."""
+    return torch.randint(3, 96, (2, 12), generator=torch.Generator().manual_seed(1))

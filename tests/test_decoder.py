@@ -1,0 +1,319 @@
+"""The decoder against the Hugging Face model: the same numbers, dense, masked, cut out and predicted."""
+
+import pytest
+import torch
+from conftest import TINY
+from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
+
+from shadowcore.decode.decoder import Decoder
+from shadowcore.decode.layout import compacted, from_model, weights_of
+from shadowcore.decode.skipping import KeepFixed, KeepPredicted, kept_of
+from shadowcore.errors import ConfigError
+from shadowcore.measure.latency import (
+    Disagreement,
+    HuggingFaceDecoder,
+    bytes_per_step,
+    check,
+    measure,
+    predictor_bytes,
+    predictor_time,
+    summarise,
+)
+from shadowcore.measure.sparsity import PredictedMasks, SparseModel
+from shadowcore.method.predictors import PREDICTORS, Predictor
+from shadowcore.models.families import KINDS, dimensions_of
+from shadowcore.models.masking import masked
+
+PROMPT = 5
+HALF = dict.fromkeys(KINDS, 50)
+SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 96}
+SMALL |= {"max_position_embeddings": 64}
+VARIANTS = {
+    "opt without biases": lambda: OPTForCausalLM(
+        OPTConfig(**SMALL, ffn_dim=64, word_embed_proj_dim=32, enable_bias=False, layer_norm_elementwise_affine=False)
+    ),
+    "llama with biases, untied, wide heads": lambda: LlamaForCausalLM(
+        LlamaConfig(
+            **SMALL, intermediate_size=48, attention_bias=True, mlp_bias=True, tie_word_embeddings=False, head_dim=16
+        )
+    ),
+    "llama with scaled rotary positions": lambda: LlamaForCausalLM(
+        LlamaConfig(
+            **SMALL,
+            intermediate_size=48,
+            rope_parameters={
+                "rope_type": "yarn",
+                "rope_theta": 100.0,
+                "factor": 4.0,
+                "original_max_position_embeddings": 16,
+            },
+        )
+    ),
+}
+
+
+def close(ours, theirs):
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+
+
+def random_masks(model, fraction=0.5, seed=2):
+    generator, sizes = torch.Generator().manual_seed(seed), dimensions_of(model.config)
+    return {k: torch.rand(sizes.layers, sizes.units(k), generator=generator) < fraction for k in KINDS}
+
+
+def random_predictor(model, design):
+    predictor = Predictor(design, dimensions_of(model.config), {"heads": 8, "neurons": 16}).eval()
+    for parameter in predictor.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return predictor
+
+
+def logits_of(decoder, ids):
+    """Of the prompt's last position and of every step after it, (B, T - PROMPT + 1, V)."""
+    return torch.stack([decoder.prefill(ids[:, :PROMPT]), *(decoder.step(tokens) for tokens in ids[:, PROMPT:].T)], 1)
+
+
+@torch.no_grad()
+def all_logits(model, ids):
+    return model(ids).logits[:, PROMPT - 1 :]
+
+
+def test_dense_decoder_is_the_model(tiny, tokens):
+    decoder = Decoder(from_model(tiny), 16)
+    close(logits_of(decoder, tokens), all_logits(tiny, tokens))
+    close(logits_of(decoder, tokens[:1]), all_logits(tiny, tokens[:1]))  # a smaller batch, on a used decoder
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_variants_of_the_families(variant, tokens):
+    torch.manual_seed(3)
+    model = VARIANTS[variant]().eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    keep = random_masks(model)
+    close(logits_of(Decoder(from_model(model), 16), tokens), all_logits(model, tokens))
+    check("gathered", Decoder(from_model(model), 16, KeepFixed(keep)), model, tokens[:1])
+    check("compacted", Decoder(compacted(from_model(model), keep), 16), model, tokens[:1])
+
+
+def test_generates_what_the_model_would(tiny, tokens):
+    decoder, ids = Decoder(from_model(tiny), 20), tokens
+    for _ in range(6):
+        with torch.no_grad():
+            ids = torch.cat((ids, tiny(ids).logits[:, -1:].argmax(-1)), 1)
+    assert torch.equal(decoder.generate(tokens, 6), ids[:, -6:])
+    from_one_token = decoder.generate(tokens[:, :1], 3)
+    assert torch.equal(from_one_token, Decoder(from_model(tiny), 20).generate(tokens[:, :1], 3))
+
+
+def test_skipped_units_are_masked_units(tiny, tokens):
+    keep = random_masks(tiny)
+    decoder, theirs = Decoder(from_model(tiny), 16, KeepFixed(keep)), HuggingFaceDecoder(tiny)
+    close(decoder.prefill(tokens[:, :PROMPT]), theirs.prefill(tokens[:, :PROMPT]))  # the prompt is dense
+    with masked(tiny, keep):
+        for step in tokens[:, PROMPT:].T:
+            close(decoder.step(step), theirs.step(step))
+    assert all(torch.equal(decoder.keep_masks()[kind], keep[kind]) for kind in KINDS)
+
+
+def test_compacted_weights_are_masked_units(tiny, tokens):
+    keep = random_masks(tiny)
+    decoder = Decoder(compacted(from_model(tiny), keep), 16)
+    with masked(tiny, keep):
+        close(logits_of(decoder, tokens), all_logits(tiny, tokens))
+    assert all(torch.equal(decoder.keep_masks()[kind], keep[kind]) for kind in KINDS)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_layer_may_keep_nothing(tiny, tokens, batch):
+    keep = random_masks(tiny)
+    for mask in keep.values():
+        mask[2] = False
+    ids = tokens[:batch]
+    gathered, cut = Decoder(from_model(tiny), 16, KeepFixed(keep)), Decoder(compacted(from_model(tiny), keep), 16)
+    for decoder in (gathered, cut):
+        decoder.reset(batch)
+    with masked(tiny, keep):
+        for length, step in enumerate(ids.T, 1):
+            want = tiny(ids[:, :length]).logits[:, -1].detach()
+            close(gathered.step(step), want)
+            close(cut.step(step), want)
+
+
+@pytest.mark.parametrize("kinds", [("heads",), ("neurons",), KINDS])
+@pytest.mark.parametrize("design, policy", [("shadow", "per_layer"), ("shadow", "global"), ("layerwise", "per_layer")])
+def test_predicted_steps_are_the_harness_token_by_token(tiny, tokens, design, policy, kinds):
+    predictor = random_predictor(tiny, design)
+    decoder = Decoder(from_model(tiny), 16, KeepPredicted(predictor, policy, dict.fromkeys(kinds, 50)))
+    scored = torch.zeros_like(tokens, dtype=torch.bool)
+    scored[:, PROMPT + 1 :] = True  # predictions of these are made at positions PROMPT and later: the steps
+    harness = SparseModel(tiny, PredictedMasks(predictor, kinds, policy, 50))
+    want = harness.logits(tokens, scored)[:, PROMPT - 1 : -1]
+    close(logits_of(decoder, tokens)[:, :-1], want)
+    assert not torch.allclose(want, all_logits(tiny, tokens)[:, :-1], atol=1e-2)  # the masks do matter
+
+
+@pytest.mark.parametrize("design", PREDICTORS)
+def test_rows_of_a_batch_do_not_see_each_other(tiny, tokens, design):
+    decoder = Decoder(from_model(tiny), 16, KeepPredicted(random_predictor(tiny, design), "per_layer", HALF))
+    together = logits_of(decoder, tokens)
+    for row in range(len(tokens)):
+        close(logits_of(decoder, tokens[row : row + 1]), together[row : row + 1])
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_keeping_everything_changes_nothing(tiny, tokens, batch):
+    layout, ids = from_model(tiny), tokens[:batch]
+    dense = logits_of(Decoder(layout, 16), ids)
+    gathered_all = KeepPredicted(random_predictor(tiny, "shadow"), "per_layer", dict.fromkeys(KINDS, 0))
+    close(logits_of(Decoder(layout, 16, gathered_all), ids), dense)
+    all_kept = {kind: torch.ones_like(mask) for kind, mask in random_masks(tiny).items()}
+    close(logits_of(Decoder(compacted(layout, all_kept), 16), ids), dense)
+
+
+def test_units_of_a_batch_are_their_union():
+    keep = torch.tensor(
+        [[[1, 0, 1, 0], [0, 0, 0, 1]], [[0, 0, 1, 1], [0, 0, 0, 1]]], dtype=torch.bool
+    )  # (B, layers, U)
+    first, second = kept_of(keep)
+    assert first.units.tolist() == [0, 2, 3] and first.rows.tolist() == [[True, True, False], [False, True, True]]
+    assert second.units.tolist() == [3] and second.rows.all()
+
+
+def test_layout_holds_every_weight_once(tiny):
+    layout, size = from_model(tiny), sum(weight.nbytes for weight in tiny.state_dict().values())
+    tensors = [layout.embedding, layout.head, layout.positions, *weights_of(layout.final_norm)]
+    tensors += [weight for layer in layout.layers for weight in weights_of(layer)]
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors if t is not None}
+    tied = tiny.get_input_embeddings().weight.nbytes  # the state dict lists it twice
+    assert sum(storages.values()) == size - tied
+
+
+def test_releasing_the_model(tokens):
+    for make in TINY.values():
+        model = make().eval()
+        want = all_logits(model, tokens)
+        layout = from_model(model, release=True)
+        assert sum(parameter.is_meta for parameter in model.parameters()) > 10
+        close(logits_of(Decoder(layout, 16), tokens), want)
+
+
+@pytest.mark.parametrize(
+    "config, says",
+    [
+        (OPTConfig(**SMALL, ffn_dim=64, word_embed_proj_dim=32, do_layer_norm_before=False), "do_layer_norm_before"),
+        (OPTConfig(**SMALL, ffn_dim=64, word_embed_proj_dim=16), "word_embed_proj_dim is 16"),
+        (OPTConfig(**SMALL, ffn_dim=64, word_embed_proj_dim=32, activation_function="gelu"), "activation_function"),
+        (LlamaConfig(**SMALL, intermediate_size=48, hidden_act="gelu"), "hidden_act is 'gelu'"),
+        (
+            LlamaConfig(
+                **SMALL,
+                intermediate_size=48,
+                rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0},
+            ),
+            "rope_type is 'dynamic'",
+        ),
+    ],
+)
+def test_other_variants_are_refused(config, says):
+    model = (OPTForCausalLM if config.model_type == "opt" else LlamaForCausalLM)(config)
+    with pytest.raises(ConfigError, match=says):
+        from_model(model)
+
+
+def test_positions_are_limited(tiny, tokens):
+    layout = from_model(tiny)
+    with pytest.raises(ConfigError, match="more than the model's 64"):
+        Decoder(layout, 65)
+    decoder = Decoder(layout, PROMPT)
+    decoder.prefill(tokens[:, :PROMPT])
+    with pytest.raises(ConfigError, match="holds 5 positions, 6 are needed"):
+        decoder.step(tokens[:, PROMPT])
+    with pytest.raises(ConfigError, match="holds 5 positions, 12 are needed"):
+        decoder.prefill(tokens)
+
+
+def test_selections_that_cannot_be_are_refused(tiny):
+    with pytest.raises(ConfigError, match="global"):
+        KeepPredicted(random_predictor(tiny, "layerwise"), "global", HALF)
+    with pytest.raises(ConfigError, match="did you mean 'per_layer'"):
+        KeepPredicted(random_predictor(tiny, "shadow"), "perlayer", HALF)
+    heads_only = Predictor("shadow", dimensions_of(tiny.config), {"heads": 8})
+    with pytest.raises(ConfigError, match="unknown 'neurons'"):
+        KeepPredicted(heads_only, "per_layer", HALF)
+
+
+def test_timing_takes_turns_and_keeps_raw_times(tiny, tokens):
+    layout = from_model(tiny)
+    variants = {
+        "huggingface": HuggingFaceDecoder(tiny),
+        "dense": Decoder(layout, 20),
+        "static": Decoder(compacted(layout, random_masks(tiny)), 20),
+        "shadow": Decoder(layout, 20, KeepPredicted(random_predictor(tiny, "shadow"), "per_layer", HALF)),
+    }
+    raw = measure(variants, tokens, new_tokens=3, repeats=2, warmup=1, reference=tiny)
+    assert [(row["repeat"], row["variant"]) for row in raw] == [(r, name) for r in (0, 1) for name in variants]
+    assert all(row["ttft_ms"] > 0 and row["ms_per_token"] > 0 for row in raw)
+    assert [row["variant"] for row in summarise(raw)] == list(variants)
+    assert predictor_time(variants["shadow"], tokens[:, 0], repeats=2) > 0
+    with pytest.raises(ConfigError, match="has no predictor"):
+        predictor_time(variants["dense"], tokens[:, 0], repeats=1)
+    with pytest.raises(ConfigError, match="2 or more"):
+        measure(variants, tokens[:, :1], new_tokens=3, repeats=1, warmup=0, reference=tiny)
+
+
+def test_wrong_numbers_are_not_timed(tiny, tokens):
+    layout = from_model(tiny)
+    layout.layers[2].output[1] *= 2
+    with pytest.raises(Disagreement, match="variant 'broken': logits of the prompt"):
+        measure({"broken": Decoder(layout, 20)}, tokens, new_tokens=3, repeats=1, warmup=0, reference=tiny)
+
+
+class WrongSelection(KeepFixed):
+    """Says afterwards that it kept something else than it did."""
+
+    def kept(self, layer, kind):
+        kept = super().kept(layer, kind)
+        self._kept[layer, kind] = None
+        return kept
+
+
+def test_wrong_masks_are_not_timed(tiny, tokens):
+    decoder = Decoder(from_model(tiny), 20, WrongSelection(random_masks(tiny)))
+    with pytest.raises(Disagreement, match="logits of step 0"):
+        check("wrong", decoder, tiny, tokens[:1])
+
+
+def test_bytes_of_a_step_are_counted(tiny, tokens):
+    layout, sizes, keep = from_model(tiny), dimensions_of(tiny.config), random_masks(tiny)
+    predictor = random_predictor(tiny, "shadow")
+    decoders = {
+        "dense": Decoder(layout, 20),
+        "gathered": Decoder(layout, 20, KeepFixed(keep)),
+        "compacted": Decoder(compacted(layout, keep), 20),
+        "shadow": Decoder(layout, 20, KeepPredicted(predictor, "per_layer", {"neurons": 25})),
+    }
+    read = {}
+    for name, decoder in decoders.items():
+        decoder.reset()
+        decoder.step(tokens[:1, 0])
+        read[name] = bytes_per_step(decoder)
+    unread = 0 if layout.positions is None else tiny.model.decoder.embed_positions.weight.nbytes
+    rows = sizes.width * 4 * (1 if layout.positions is None else 2)
+    assert read["dense"] == sum(parameter.nbytes for parameter in tiny.parameters()) - unread + rows
+    assert read["gathered"] == read["compacted"] < read["dense"]
+    neuron = 4 * (2 * sizes.width + 1 if layout.activation == "relu" else 3 * sizes.width)
+    scorer = predictor.scorers["neurons"]
+    assert predictor_bytes(decoders["shadow"]) == sum(t.nbytes for t in (*scorer.parameters(), *scorer.buffers()))
+    skipped = (sizes.layers - 1) * sizes.neurons // 4 * neuron
+    assert read["shadow"] == read["dense"] - skipped + predictor_bytes(decoders["shadow"])
+
+
+def test_summary_is_median_and_percentiles():
+    raw = [
+        {"variant": "dense", "repeat": i, "ttft_ms": 10.0 * i, "ms_per_token": float(value)}
+        for i, value in enumerate((5, 1, 3, 2, 4, 11, 6, 7, 8, 9, 10))
+    ]
+    assert summarise(raw) == [
+        {"variant": "dense", "ms_per_token": 6.0, "ms_p10": 2.0, "ms_p90": 10.0, "ttft_ms": 50.0, "repeats": 11}
+    ]
