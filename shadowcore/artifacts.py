@@ -83,7 +83,7 @@ def open_tensors(path: Path, schema: str) -> Iterator[Any]:
 def read_tensors(path: Path, schema: str) -> dict[str, Any]:
     """All tensors of a safetensors file written under the same schema."""
     with open_tensors(path, schema) as handle:
-        return {name: handle.get_tensor(name) for name in handle.keys()}
+        return {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 (not a dict)
 
 
 def write_table(path: Path, schema: str, table: pa.Table, header: Header) -> None:

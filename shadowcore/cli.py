@@ -48,7 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if arguments[0] == "show":
             return show(arguments[1:])
         if arguments[0] not in STAGES:
-            raise ConfigError(f"shadowcore: unknown command '{arguments[0]}'; {near_miss(arguments[0], [*STAGES, 'show'])}")
+            raise ConfigError(
+                f"shadowcore: unknown command '{arguments[0]}'; {near_miss(arguments[0], [*STAGES, 'show'])}"
+            )
         run_stage(arguments[0], arguments[1:])
     except ShadowcoreError as error:
         print(f"shadowcore {arguments[0]}: {error}", file=sys.stderr)

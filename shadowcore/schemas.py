@@ -128,7 +128,7 @@ PREDICTORS = Table(
         "parameters": (INTEGER, "weights and biases"),
         "tokens": (INTEGER, "training tokens"),
         "epochs": (INTEGER, "passes over them"),
-        "best_epoch": (NUMBER, "epoch whose weights were kept, by held-out loss (mean over groups); 0 is the constant predictor"),
+        "best_epoch": (NUMBER, "epoch kept, by held-out loss (mean over groups); 0 is the constant predictor"),
         "loss_constant": (NUMBER, "held-out loss of the constant predictor, scaled scores (about 1 by scaling)"),
         "loss": (NUMBER, "held-out loss of the kept weights"),
     },

@@ -12,7 +12,9 @@ import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
+from random import Random
 from typing import Any, ClassVar
 from xml.etree import ElementTree
 
@@ -327,4 +329,38 @@ def true_continuation(
 
     asked = _in_turns(documents, candidates, count, seed)
     others = _in_turns(documents, candidates, len(documents), seed)  # one passage of each document that has any
-    ...
+    if len(asked) < count:
+        raise ConfigError(f"true_continuation.documents: {count} are asked for, the documents hold {len(asked)}")
+    if len({passage.document_id for passage in others}) < CHOICES:
+        raise ConfigError(f"true_continuation: passages in {len(others)} documents, {CHOICES} or more are needed")
+    random = Random(seed)
+    labels = [number % CHOICES for number in range(count)]
+    random.shuffle(labels)
+    rows = []
+    for passage, label in zip(asked, labels, strict=True):
+        elsewhere = {other.document_id: other for other in others if other.document_id != passage.document_id}
+        choices = [other.continuation for other in random.sample(list(elsewhere.values()), CHOICES - 1)]
+        choices.insert(label, passage.continuation)
+        name = f"{passage.document_id}:{passage.start}"
+        rows.append({"id": name, "context": passage.context, "choices": choices, "label": label})
+    return rows
+
+
+def _shuffled(documents: Iterable[Document], seed: int) -> list[Document]:
+    """Distinct documents in an order that a hash of seed and id decides, whatever order they came in."""
+    distinct = {document.id: document for document in documents}
+    return sorted(distinct.values(), key=lambda one: hashlib.sha256(f"{seed} {one.id}".encode()).digest())
+
+
+def _in_turns(documents: Iterable[Document], candidates: Callable[[Document], list], count: int, seed: int) -> list:
+    """Up to `count` candidates: one of every document, then a second of every document that has one, and so on.
+
+    Which of its candidates a document gives first is seeded by the document, so neighbours do not matter.
+    """
+    queues = []
+    for document in _shuffled(documents, seed):
+        queue = candidates(document)
+        Random(f"{seed} {document.id}").shuffle(queue)
+        queues.append(queue)
+    turns = (queue[turn] for turn in range(max(map(len, queues), default=0)) for queue in queues if turn < len(queue))
+    return list(islice(turns, count))

@@ -33,9 +33,7 @@ class ConstantMasks:
 
     def __init__(self, scores: Mapping[Kind, torch.Tensor], policy: str, sparsity_pct: int):
         """scores: (L, U) per kind to prune."""
-        self.keep = {
-            kind: POLICIES[policy](table[FIRST_SPARSE_LAYER:], sparsity_pct) for kind, table in scores.items()
-        }
+        self.keep = {kind: POLICIES[policy](table[FIRST_SPARSE_LAYER:], sparsity_pct) for kind, table in scores.items()}
 
     def begin(self, ids: torch.Tensor, scored: torch.Tensor) -> Choose:
         def choose(site: Site, x: torch.Tensor) -> torch.Tensor | None:

@@ -85,7 +85,6 @@ def _trace_batch(
     return {name: torch.stack(values, 1) for name, values in found.items()} | {"feature.heads": heads, "loss": losses}
 
 
-
 def sequence_scores(trace, criterion: str, kind: Kind, units: int) -> torch.Tensor:
     """Decoded scores of whole windows, float32 (N, L, U), from an open trace (`artifacts.open_tensors`)."""
     name = f"sequence.{criterion}.{kind}"

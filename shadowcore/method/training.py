@@ -131,4 +131,3 @@ def _standardise(scorer: UnitScorer, features: torch.Tensor, scores: TokenScores
     variance = (squares / len(features) - mean.square()).mean(-1, keepdim=True)  # within units, per layer
     scorer.score_mean.copy_(mean)
     scorer.score_scale.copy_(variance.clamp(min=1e-24).sqrt())
-

@@ -10,7 +10,16 @@ import pyarrow as pa
 from shadowcore import artifacts
 from shadowcore.report import tables
 from shadowcore.schemas import (
-    ACCURACY, COMPARISONS, CRITERIA, LATENCY, LATENCY_REPEATS, OUTCOMES, PERPLEXITY, PREDICTORS, QUALITY, Table,
+    ACCURACY,
+    COMPARISONS,
+    CRITERIA,
+    LATENCY,
+    LATENCY_REPEATS,
+    OUTCOMES,
+    PERPLEXITY,
+    PREDICTORS,
+    QUALITY,
+    Table,
 )  # fmt: skip
 from shadowcore.stages.base import Progress, Stage, header
 

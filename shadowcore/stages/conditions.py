@@ -81,7 +81,7 @@ def measure(stage: str, spec: Spec, inputs: Any, outputs: Outputs, masks: Callab
         for name, loss in zip(names, losses.tolist(), strict=True)
     ]
     measured = sparse.measured_sparsity(condition.kinds)
-    questions = artifacts.read_table(inputs.tasks, text.TASKS_SCHEMA).to_pylist()
+    questions = artifacts.read_table(inputs.tasks, text.TASKS.schema).to_pylist()
     task = harness.true_continuation(questions)
     longest = card["dimensions"]["positions"]
     rows += harness.outcomes(sparse, tokenizer, task, spec.request_batch, longest)

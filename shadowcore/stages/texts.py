@@ -11,6 +11,6 @@ from shadowcore import artifacts, text
 
 def windows_of(path: Path, split: str, tokenizer, length: int, count: int, seed: int) -> list[text.Window]:
     """`count` windows of `length` token ids from a split (train, heldout or evaluation) of a documents file."""
-    table = artifacts.read_table(path, text.DOCUMENTS_SCHEMA)
+    table = artifacts.read_table(path, text.DOCUMENTS.schema)
     rows = table.filter(pc.equal(table["split"], split)).drop_columns("split")
     return text.windows(text.documents_from_table(rows), tokenizer, length, count, seed)

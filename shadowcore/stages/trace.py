@@ -48,9 +48,9 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     progress = Progress(f"trace {spec.split} {spec.shard + 1} of {spec.shards}")
     sources.check_files(inputs.weights, read_card(inputs.card))
     tokenizer = sources.load_tokenizer(inputs.weights)
-    windows = texts.windows_of(
-        inputs.documents, spec.split, tokenizer, spec.window_tokens, spec.windows, spec.seed
-    )[spec.shard :: spec.shards]
+    windows = texts.windows_of(inputs.documents, spec.split, tokenizer, spec.window_tokens, spec.windows, spec.seed)[
+        spec.shard :: spec.shards
+    ]
     model = sources.load_model(inputs.weights, spec.dtype)
     plan = TracePlan(spec.criteria, spec.token_criteria, spec.token_bits, spec.tokens_per_window, spec.seed)
     tensors = trace(model, torch.tensor([window.ids for window in windows]), plan, spec.batch, progress)

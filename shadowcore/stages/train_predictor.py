@@ -63,9 +63,7 @@ class Tokens:
         """Transformed scores (M, layers, U) of the group's layers."""
         layers = slice(group.layers[0], group.layers[-1] + 1)
         units = self.sizes.units(kind)
-        parts = [
-            tracing.token_scores(shard, self.criterion, kind, layers, units, self.bits) for shard in self.shards
-        ]
+        parts = [tracing.token_scores(shard, self.criterion, kind, layers, units, self.bits) for shard in self.shards]
         return TokenScores(parts, TARGETS[target])
 
 

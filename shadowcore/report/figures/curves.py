@@ -7,7 +7,17 @@ from collections.abc import Callable
 import pandas as pd
 
 from shadowcore.report.figures.series import (
-    INTERVAL, LINES, Series, criterion_order, intervals, level, of_model, plain_accuracy, series, units_order, where,
+    INTERVAL,
+    LINES,
+    Series,
+    criterion_order,
+    intervals,
+    level,
+    of_model,
+    plain_accuracy,
+    series,
+    units_order,
+    where,
 )  # fmt: skip
 from shadowcore.report.style import Axes, Figure, empty, key, legend, log_axis, look, panels, styled, title, whole_ticks
 from shadowcore.report.tables import Tables, chance

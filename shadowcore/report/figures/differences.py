@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from shadowcore.report.figures.series import criterion_order, method_order, of_model, plain_accuracy, units_order, where
+from shadowcore.report.figures.series import criterion_order, method_order, of_model, plain_accuracy, units_order
 from shadowcore.report.style import FAINT, Axes, Figure, empty, key, legend, look, panels, styled, title
 from shadowcore.report.tables import ACCURACY_METRICS, Tables
 

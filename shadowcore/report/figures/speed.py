@@ -2,16 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import pandas as pd
 
 from shadowcore.report.figures.series import (
-    INTERVAL, Series, criterion_order, intervals, level, of_model, series, units_order, where,
+    INTERVAL,
+    Series,
+    criterion_order,
+    intervals,
+    level,
+    of_model,
+    series,
+    units_order,
+    where,
 )  # fmt: skip
-from shadowcore.report.style import Axes, Figure, Line2D, empty, key, legend, log_axis, look, panels, styled, title
-from shadowcore.report.style import whole_ticks
+from shadowcore.report.style import (
+    Axes,
+    Figure,
+    Line2D,
+    empty,
+    key,
+    legend,
+    log_axis,
+    look,
+    panels,
+    styled,
+    title,
+    whole_ticks,
+)
 from shadowcore.report.tables import Tables
 
 TIMES = ("ms_per_token", "ms_p10", "ms_p90")

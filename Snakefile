@@ -1,0 +1,51 @@
+import json
+import re
+
+# The study as a table of contents: what is configured, the rules of each stage, what is made in the end.
+from shadowcore.config import Jobs, parse_study
+from shadowcore.errors import ConfigError
+
+if not config:
+
+    configfile: "config/quick.yaml"
+
+
+try:
+    jobs = Jobs(parse_study(config, "configuration"))
+except ConfigError as error:
+    raise WorkflowError(str(error))
+study, root = jobs.study, str(jobs.root)
+
+
+wildcard_constraints:
+    model="|".join(map(re.escape, study.models)),
+    text="|".join(map(re.escape, study.texts)),
+    calibration="|".join(map(re.escape, study.calibration)),
+    split="train|heldout",
+    shard=r"\d+",
+    pct=r"\d+",
+
+
+include: "workflow/rules/sources.smk"
+include: "workflow/rules/importance.smk"
+include: "workflow/rules/predictors.smk"
+include: "workflow/rules/evaluation.smk"
+include: "workflow/rules/latency.smk"
+include: "workflow/rules/report.smk"
+
+
+localrules:
+    all,
+    tables,
+    figures,
+
+
+rule all:
+    default_target: True
+    input:
+        rules.tables.input,
+        rules.figures.input,
+
+
+onsuccess:
+    shell("python -m shadowcore show --brief {root} || true")

@@ -1,0 +1,426 @@
+"""The study: its configuration file, strictly checked, and the jobs and paths it expands into.
+
+This is the top floor of the library: it knows every vocabulary below it. Stages do not know it; they get
+their own specification, so that editing one part of a configuration reruns only what reads that part.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from shadowcore.errors import ConfigError, near_miss, one_of
+from shadowcore.method.criteria import CRITERIA
+from shadowcore.method.policies import POLICIES, WHOLE_MODEL_POLICIES
+from shadowcore.method.predictors import PREDICTORS
+from shadowcore.method.training import TARGETS, Recipe
+from shadowcore.models.sources import DTYPES, MODEL_SOURCES
+from shadowcore.provenance import fingerprint
+from shadowcore.report.figures import FIGURES
+from shadowcore.schemas import FINAL_TABLES
+from shadowcore.stages.base import parse_spec, to_json
+from shadowcore.stages.conditions import KINDS_OF, Condition
+from shadowcore.text import TEXT_SOURCES
+
+TASKS = ("true_continuation",)
+CONSTANT_METHODS = ("random", "static")
+METHODS = ("dense", *CONSTANT_METHODS, *PREDICTORS, "oracle")
+PROTOCOLS = ("token",)
+SPLITS = ("train", "heldout")
+
+
+def among(choices) -> Any:
+    """A string type that must be one of `choices`; the error names the near miss."""
+
+    def check(value: Any) -> str:
+        if value not in choices:
+            raise ValueError(f"unknown '{value}'; {near_miss(str(value), choices)}")
+        return value
+
+    return Annotated[str, BeforeValidator(check)]
+
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.]*(-[A-Za-z0-9_.]+)*$")]
+Percent = Annotated[int, Field(ge=0, lt=100, description="integer percent, 0 to 99")]
+Positive = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+
+
+class Strict(BaseModel):
+    """No unknown keys, no silent conversions."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+def source_of(kinds: dict[str, type]) -> Any:
+    """A mapping with one key, the kind of source, over that source's own fields."""
+
+    def check(value: Any) -> dict:
+        if not isinstance(value, dict) or len(value) != 1:
+            raise ValueError(f"one source is needed, under one of: {', '.join(sorted(kinds))}")
+        kind, fields = next(iter(value.items()))
+        one_of(kind, kinds, "source")
+        fields = fields if isinstance(fields, dict) else {"name": fields}
+        parse_spec(kinds[kind], fields, f"source.{kind}")
+        return {kind: fields}
+
+    return Annotated[dict, BeforeValidator(check)]
+
+
+class Model(Strict):
+    source: source_of(MODEL_SOURCES)
+    dtype: among(DTYPES) = "float32"
+
+
+class Questions(Strict):
+    documents: Positive
+    context_words: Positive
+    continuation_words: Positive
+
+
+class Text(Strict):
+    source: source_of(TEXT_SOURCES)
+    heldout_fraction: Fraction
+    evaluation_fraction: Fraction
+    true_continuation: Questions
+
+
+class Traces(Strict):
+    """How much text is scored, and how finely: see `shadowcore.method.tracing`."""
+
+    window_tokens: Positive
+    windows: Positive
+    tokens_per_window: Positive
+    shards: Positive
+    bits: Literal[4, 8]
+    heldout_windows: Positive
+    heldout_tokens_per_window: Positive
+    criteria: list[among(CRITERIA)]
+    batch: Positive
+
+
+class Preset(Strict):
+    """A predictor recipe: see `shadowcore.method.training`."""
+
+    rank_heads: Positive
+    rank_neurons: Positive
+    target: among(TARGETS)
+    epochs: Positive
+    batch: Positive
+    learning_rate: Annotated[float, Field(gt=0)]
+    weight_decay: Annotated[float, Field(ge=0)]
+
+    def recipe(self) -> Recipe:
+        """As the training stage reads it."""
+        fields = self.model_dump()
+        rank = {kind: fields.pop(f"rank_{kind}") for kind in ("heads", "neurons")}
+        return Recipe(rank=rank, **fields)
+
+
+class Grid(Strict):
+    """Conditions: every combination of these; `dense` is always there."""
+
+    methods: list[among([m for m in METHODS if m != "dense"])]
+    criteria: list[among(CRITERIA)] = []
+    predictors: list[str] = []
+    policies: list[among(POLICIES)] = ["per_layer"]
+    protocols: list[among(PROTOCOLS)] = ["token"]
+    units: list[among(KINDS_OF)] = ["neurons"]
+    sparsities_pct: list[Percent]
+
+
+class Evaluation(Strict):
+    texts: list[str]
+    tasks: list[among(TASKS)]
+    windows: Positive
+    window_tokens: Positive
+    window_batch: Positive
+    request_batch: Positive
+
+
+class Latency(Strict):
+    criterion: among(CRITERIA)
+    predictor: str
+    methods: list[among(PREDICTORS)]
+    units: among(KINDS_OF)
+    sparsities_pct: list[Percent]
+    prompt_tokens: Annotated[int, Field(ge=2)]
+    new_tokens: Positive
+    repeats: Positive
+    warmup: Annotated[int, Field(ge=0)]
+
+
+class Study(Strict):
+    """A whole configuration file."""
+
+    study: Name
+    seed: Annotated[int, Field(ge=0)]
+    models: dict[Name, Model]
+    texts: dict[Name, Text]
+    calibration: list[str]
+    traces: Traces
+    predictors: dict[Name, Preset]
+    conditions: list[Grid]
+    evaluation: Evaluation
+    latency: Latency | None = None
+
+    @model_validator(mode="after")
+    def names_exist(self) -> Study:
+        """Names that refer to another part of the file must be there."""
+        for where, names, known in (
+            ("calibration", self.calibration, self.texts),
+            ("evaluation.texts", self.evaluation.texts, self.texts),
+            ("latency.predictor", [self.latency.predictor] if self.latency else [], self.predictors),
+            *((f"conditions[{i}].predictors", one.predictors, self.predictors) for i, one in enumerate(self.conditions)),
+        ):  # fmt: skip
+            for name in names:
+                if name not in known:
+                    raise ValueError(f"{where}: unknown '{name}'; {near_miss(name, known)}")
+        for i, grid in enumerate(self.conditions):
+            trained = set(grid.methods) & set(PREDICTORS)
+            if trained and not grid.predictors:
+                raise ValueError(f"conditions[{i}]: {sorted(trained)} need `predictors`, names of presets")
+            if set(grid.methods) - {"random"} and not grid.criteria:
+                raise ValueError(f"conditions[{i}]: {sorted(grid.methods)} need `criteria`")
+            if "layerwise" in grid.methods and set(grid.policies) & WHOLE_MODEL_POLICIES:
+                raise ValueError(
+                    f"conditions[{i}]: layerwise decides layer by layer, policy "
+                    f"{sorted(set(grid.policies) & WHOLE_MODEL_POLICIES)} needs every layer's scores first"
+                )
+        unfit = [name for name in self.token_criteria if not CRITERIA[name].has_token_form]
+        if unfit:
+            raise ValueError(f"conditions: criteria {unfit} have no token form, which predictors and oracle need")
+        missing = sorted(self.used_criteria - set(self.traces.criteria))
+        if missing:
+            raise ValueError(f"traces.criteria: {missing} are used by conditions or latency but not traced")
+        if self.traces.tokens_per_window >= self.traces.window_tokens:
+            raise ValueError(
+                "traces.tokens_per_window: fewer than window_tokens are needed, the last token scores none"
+            )
+        return self
+
+    @property
+    def used_criteria(self) -> set[str]:
+        """Criteria of all conditions and of the latency."""
+        used = {name for grid in self.conditions for name in grid.criteria}
+        return used | ({self.latency.criterion} if self.latency else set())
+
+    @property
+    def token_criteria(self) -> tuple[str, ...]:
+        """Criteria that a trained predictor or the oracle scores tokens by."""
+        grids = [grid for grid in self.conditions if set(grid.methods) & {*PREDICTORS, "oracle"}]
+        used = {name for grid in grids for name in grid.criteria}
+        return tuple(sorted(used | ({self.latency.criterion} if self.latency else set())))
+
+
+def parse_study(data: Any, where: str) -> Study:
+    """The study in a configuration mapping; ConfigError names the first key that does not fit."""
+    try:
+        return Study.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"]) or "configuration"
+        raise ConfigError(f"{where}: {key}: {_sentence(first, data)}") from None
+
+
+def load_study(path: Path) -> Study:
+    """The study in a YAML file."""
+    try:
+        return parse_study(yaml.safe_load(Path(path).read_text(encoding="utf-8")), str(path))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not YAML ({str(error).splitlines()[0]})") from None
+
+
+def _sentence(error: dict, data: Any) -> str:
+    if error["type"] != "extra_forbidden":
+        found = error.get("input")
+        shown = "" if isinstance(found, (dict, list)) else f" (found {found!r})"
+        return error["msg"].removeprefix("Value error, ") + shown
+    return f"unknown key; {near_miss(str(error['loc'][-1]), _fields_at(error['loc'][:-1]))}"
+
+
+def _fields_at(location: tuple) -> list[str]:
+    """Keys that a place in the configuration may have."""
+    here: Any = Study
+    for part in location:
+        field = getattr(here, "model_fields", {}).get(part)
+        if field is not None:
+            here = field.annotation
+        inner = [a for a in getattr(here, "__args__", ()) if isinstance(a, type) and issubclass(a, BaseModel)]
+        here = inner[0] if inner else here
+    return list(getattr(here, "model_fields", {}))
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A condition of a model and a text, but for its sparsity: a row of the study's grid."""
+
+    condition: Condition
+
+    @property
+    def name(self) -> str:
+        """How paths call it."""
+        one = self.condition
+        parts = (
+            one.method,
+            one.calibration,
+            None if one.method == "random" else one.criterion,
+            one.predictor,
+            one.policy,
+            one.units,
+        )
+        return "+".join(part for part in parts if part)
+
+
+class Jobs:
+    """What a study runs: conditions by path name, specifications of every stage, and result paths."""
+
+    def __init__(self, study: Study, results: Path = Path("results")):
+        self.study, self.root = study, results / study.study
+        self.conditions: dict[tuple[str, str, str, int], Condition] = {}
+        for model, data in product(study.models, study.evaluation.texts):
+            dense = Condition(model=model, data=data, method="dense", seed=study.seed)
+            for one in (dense, *self._sparse(dense)):
+                self.conditions[model, data, Setup(one).name, one.sparsity_pct] = one
+
+    def _sparse(self, dense: Condition):
+        for grid in self.study.conditions:
+            for method, policy, protocol, units, pct in product(
+                grid.methods, grid.policies, grid.protocols, grid.units, grid.sparsities_pct
+            ):
+                one = replace(dense, method=method, policy=policy, protocol=protocol, units=units, sparsity_pct=pct)
+                if method == "random":
+                    yield replace(one, criterion="random")
+                    continue
+                predictors = grid.predictors if method in PREDICTORS else [None]
+                # the oracle scores the evaluated example itself: it has no calibration text
+                calibrations = [None] if method == "oracle" else self.study.calibration
+                for criterion, predictor, calibration in product(grid.criteria, predictors, calibrations):
+                    yield replace(one, criterion=criterion, predictor=predictor, calibration=calibration)
+
+    def params(self, stage: str, spec: Any) -> dict[str, str]:
+        """A rule's parameters: the specification as JSON, and what its code does."""
+        return {"spec": to_json(spec), "code": fingerprint(f"shadowcore.stages.{stage.replace('-', '_')}")}
+
+    def fetch_model(self, model: str) -> dict[str, str]:
+        from shadowcore.stages.fetch_model import Spec
+
+        kind, source = next(iter(self.study.models[model].source.items()))
+        return self.params("fetch-model", Spec(kind, source))
+
+    def prepare_text(self, name: str) -> dict[str, str]:
+        from shadowcore.stages.prepare_text import Spec, Task
+
+        one = self.study.texts[name]
+        kind, source = next(iter(one.source.items()))
+        task = Task(**one.true_continuation.model_dump())
+        return self.params(
+            "prepare-text", Spec(kind, source, one.heldout_fraction, one.evaluation_fraction, task, self.study.seed)
+        )
+
+    def trace(self, model: str, split: str, shard: str) -> dict[str, str]:
+        from shadowcore.stages.trace import Spec
+
+        plan, train = self.study.traces, split == "train"
+        spec = Spec(
+            split=split, shard=int(shard), shards=plan.shards if train else 1,
+            windows=plan.windows if train else plan.heldout_windows, window_tokens=plan.window_tokens,
+            tokens_per_window=plan.tokens_per_window if train else plan.heldout_tokens_per_window,
+            criteria=tuple(plan.criteria),
+            # token scores of every criterion where they are few, of those that predictors need where they are many
+            token_criteria=self.study.token_criteria if train
+            else tuple(name for name in plan.criteria if CRITERIA[name].has_token_form),
+            token_bits=plan.bits if train else 8, batch=plan.batch,
+            dtype=self.study.models[model].dtype, seed=self.study.seed,
+        )  # fmt: skip
+        return self.params("trace", spec)
+
+    def average(self, model: str, calibration: str) -> dict[str, str]:
+        from shadowcore.stages.average import Spec
+
+        return self.params("average", Spec(model, calibration, tuple(self.study.traces.criteria)))
+
+    def train_predictor(self, model: str, calibration: str, method: str, criterion: str, predictor: str):
+        from shadowcore.stages.train_predictor import Spec
+
+        reported = sorted({pct for grid in self.study.conditions for pct in grid.sparsities_pct})
+        spec = Spec(
+            model=model, calibration=calibration, method=method, criterion=criterion, predictor=predictor,
+            recipe=self.study.predictors[predictor].recipe(), sparsities_pct=tuple(reported),
+            token_bits=self.study.traces.bits, heldout_bits=8, seed=self.study.seed,
+        )  # fmt: skip
+        return self.params("train-predictor", spec)
+
+    def evaluate(self, stage: str, key: tuple[str, str, str, int]) -> dict[str, str]:
+        from shadowcore.stages.conditions import Spec
+
+        sizes, condition = self.study.evaluation, self.conditions[key]
+        spec = Spec(
+            condition=condition, windows=sizes.windows, window_tokens=sizes.window_tokens,
+            window_batch=sizes.window_batch, request_batch=sizes.request_batch,
+            dtype=self.study.models[condition.model].dtype,
+        )  # fmt: skip
+        return self.params(stage, spec)
+
+    def latency(self, model: str) -> dict[str, str]:
+        from shadowcore.stages.latency import Spec
+
+        plan = self.study.latency
+        kind = next(iter(self.study.models[model].source))
+        spec = Spec(
+            model=model, weights="random" if kind == "random" else "pretrained", dtype=self.study.models[model].dtype,
+            criterion=plan.criterion, units=plan.units, sparsities_pct=tuple(plan.sparsities_pct),
+            predictors=tuple(plan.methods), prompt_tokens=plan.prompt_tokens, new_tokens=plan.new_tokens,
+            repeats=plan.repeats, warmup=plan.warmup, seed=self.study.seed,
+        )  # fmt: skip
+        return self.params("latency", spec)
+
+    def predictor(self, model: str, calibration: str, method: str, criterion: str, predictor: str) -> str:
+        """Path stem of a trained predictor."""
+        return f"{self.root}/predictors/{model}/{calibration}/{method}+{criterion}+{predictor}"
+
+    def latency_predictors(self, model: str) -> list[str]:
+        """Path stems of the predictors whose speed is measured."""
+        plan = self.study.latency
+        return [
+            self.predictor(model, self.study.calibration[0], method, plan.criterion, plan.predictor)
+            for method in plan.methods
+        ]
+
+    def predictors(self) -> list[str]:
+        """Path stems of every predictor some condition or the latency uses, sorted."""
+        used = {
+            self.predictor(one.model, one.calibration, one.method, one.criterion, one.predictor)
+            for one in self.conditions.values()
+            if one.predictor
+        }
+        if self.study.latency:
+            used |= {path for model in self.study.models for path in self.latency_predictors(model)}
+        return sorted(used)
+
+    def scores(self) -> list[str]:
+        """Tables of mean scores."""
+        return [f"{self.root}/scores/{m}/{c}.parquet" for m, c in product(self.study.models, self.study.calibration)]
+
+    def outcomes(self) -> list[str]:
+        """Every condition's outcomes."""
+        return [f"{self.root}/outcomes/{m}/{d}/{s}/{pct}.parquet" for m, d, s, pct in self.conditions]
+
+    def latencies(self) -> list[str]:
+        """Path stems of latency measurements."""
+        return [f"{self.root}/latency/{model}" for model in self.study.models] if self.study.latency else []
+
+    def tables(self) -> list[str]:
+        """The final tables."""
+        return [f"{self.root}/tables/{name}.parquet" for name in FINAL_TABLES]
+
+    def figures(self) -> list[str]:
+        """Path stems of the figures."""
+        return [f"{self.root}/figures/{model}/{name}" for model, name in product(self.study.models, FIGURES)]

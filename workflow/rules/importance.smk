@@ -1,0 +1,49 @@
+# The weights are `ancient`: the card holds their hashes, so the card says when they changed.
+rule trace:
+    input:
+        card=rules.fetch_model.output.card,
+        weights=ancient(rules.fetch_model.output.weights),
+        documents=f"{root}/texts/{{calibration}}/documents.parquet",
+    output:
+        trace=f"{root}/traces/{{model}}/{{calibration}}/{{split}}-{{shard}}.safetensors",
+    log:
+        f"{root}/logs/trace/{{model}}/{{calibration}}/{{split}}-{{shard}}.log",
+    benchmark:
+        f"{root}/benchmarks/trace/{{model}}/{{calibration}}/{{split}}-{{shard}}.tsv"
+    conda:
+        "../../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=3000,
+    params:
+        spec=lambda wildcards: jobs.trace(wildcards.model, wildcards.split, wildcards.shard)["spec"],
+        code=lambda wildcards: jobs.trace(wildcards.model, wildcards.split, wildcards.shard)["code"],
+    shell:
+        "python -m shadowcore trace --spec {params.spec:q} --threads {threads} --card {input.card:q}"
+        " --weights {input.weights:q} --documents {input.documents:q} --trace {output.trace:q} &> {log:q}"
+
+
+rule average:
+    input:
+        card=rules.fetch_model.output.card,
+        traces=[
+            f"{root}/traces/{{model}}/{{calibration}}/train-{shard}.safetensors"
+            for shard in range(study.traces.shards)
+        ],
+    output:
+        scores=f"{root}/scores/{{model}}/{{calibration}}.parquet",
+    log:
+        f"{root}/logs/average/{{model}}/{{calibration}}.log",
+    benchmark:
+        f"{root}/benchmarks/average/{{model}}/{{calibration}}.tsv"
+    conda:
+        "../../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+    params:
+        spec=lambda wildcards: jobs.average(wildcards.model, wildcards.calibration)["spec"],
+        code=lambda wildcards: jobs.average(wildcards.model, wildcards.calibration)["code"],
+    shell:
+        "python -m shadowcore average --spec {params.spec:q} --threads {threads} --card {input.card:q}"
+        " --traces {input.traces:q} --scores {output.scores:q} &> {log:q}"

@@ -1,0 +1,27 @@
+# All cores: nothing else may run on this machine while time is measured.
+rule latency:
+    input:
+        card=rules.fetch_model.output.card,
+        weights=ancient(rules.fetch_model.output.weights),
+        documents=f"{root}/texts/{study.evaluation.texts[0]}/documents.parquet",
+        scores=f"{root}/scores/{{model}}/{study.calibration[0]}.parquet",
+        predictors=lambda wildcards: [f"{stem}.safetensors" for stem in jobs.latency_predictors(wildcards.model)],
+    output:
+        summary=f"{root}/latency/{{model}}.parquet",
+        repeats=f"{root}/latency/{{model}}.repeats.parquet",
+    log:
+        f"{root}/logs/latency/{{model}}.log",
+    benchmark:
+        f"{root}/benchmarks/latency/{{model}}.tsv"
+    conda:
+        "../../environment.yml"
+    threads: workflow.cores
+    resources:
+        mem_mb=5000,
+    params:
+        spec=lambda wildcards: jobs.latency(wildcards.model)["spec"],
+        code=lambda wildcards: jobs.latency(wildcards.model)["code"],
+    shell:
+        "python -m shadowcore latency --spec {params.spec:q} --threads {threads} --card {input.card:q}"
+        " --weights {input.weights:q} --documents {input.documents:q} --scores {input.scores:q}"
+        " --predictors {input.predictors:q} --summary {output.summary:q} --repeats {output.repeats:q} &> {log:q}"

@@ -1,0 +1,31 @@
+def trained(wildcards):
+    return jobs.train_predictor(
+        wildcards.model, wildcards.calibration, wildcards.method, wildcards.criterion, wildcards.predictor
+    )
+
+
+rule train_predictor:
+    input:
+        card=rules.fetch_model.output.card,
+        traces=rules.average.input.traces,
+        heldout=f"{root}/traces/{{model}}/{{calibration}}/heldout-0.safetensors",
+    output:
+        predictor=f"{root}/predictors/{{model}}/{{calibration}}/{{method}}+{{criterion}}+{{predictor}}.safetensors",
+        quality=f"{root}/predictors/{{model}}/{{calibration}}/{{method}}+{{criterion}}+{{predictor}}.quality.parquet",
+        training=f"{root}/predictors/{{model}}/{{calibration}}/{{method}}+{{criterion}}+{{predictor}}.training.parquet",
+    log:
+        f"{root}/logs/train_predictor/{{model}}/{{calibration}}/{{method}}+{{criterion}}+{{predictor}}.log",
+    benchmark:
+        f"{root}/benchmarks/train_predictor/{{model}}/{{calibration}}/{{method}}+{{criterion}}+{{predictor}}.tsv"
+    conda:
+        "../../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=2500,
+    params:
+        spec=lambda wildcards: trained(wildcards)["spec"],
+        code=lambda wildcards: trained(wildcards)["code"],
+    shell:
+        "python -m shadowcore train-predictor --spec {params.spec:q} --threads {threads} --card {input.card:q}"
+        " --traces {input.traces:q} --heldout {input.heldout:q} --predictor {output.predictor:q}"
+        " --quality {output.quality:q} --training {output.training:q} &> {log:q}"

@@ -1,0 +1,78 @@
+from shadowcore.provenance import fingerprint
+from shadowcore.report.figures import FIGURES
+from shadowcore.schemas import FINAL_TABLES
+
+
+rule aggregate:
+    input:
+        outcomes=jobs.outcomes(),
+        scores=jobs.scores(),
+        qualities=[f"{stem}.quality.parquet" for stem in jobs.predictors()],
+        trainings=[f"{stem}.training.parquet" for stem in jobs.predictors()],
+        latencies=[f"{stem}.parquet" for stem in jobs.latencies()],
+        repeats=[f"{stem}.repeats.parquet" for stem in jobs.latencies()],
+    output:
+        **{
+            name: report(f"{root}/tables/{name}.parquet", category="Tables", caption="../report/tables.rst")
+            for name in FINAL_TABLES
+        },
+    log:
+        f"{root}/logs/aggregate.log",
+    benchmark:
+        f"{root}/benchmarks/aggregate.tsv"
+    conda:
+        "../../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+    params:
+        code=fingerprint("shadowcore.stages.aggregate"),
+        outputs=lambda wildcards, output: " ".join(
+            f"--{name.replace('_', '-')} {path}" for name, path in output.items()
+        ),
+    shell:
+        "python -m shadowcore aggregate --outcomes {input.outcomes:q} --scores {input.scores:q}"
+        " --qualities {input.qualities:q} --trainings {input.trainings:q} --latencies {input.latencies:q}"
+        " --repeats {input.repeats:q} {params.outputs} &> {log:q}"
+
+
+for name in FIGURES:
+
+    rule:
+        name:
+            f"draw_{name}"
+        input:
+            tables=jobs.tables(),
+        output:
+            pdf=f"{root}/figures/{{model}}/{name}.pdf",
+            png=report(
+                f"{root}/figures/{{model}}/{name}.png",
+                category="Figures",
+                labels={"model": "{model}", "figure": name},
+                caption=f"../report/{name}.rst",
+            ),
+        log:
+            f"{root}/logs/draw/{{model}}/{name}.log",
+        benchmark:
+            f"{root}/benchmarks/draw/{{model}}/{name}.tsv"
+        conda:
+            "../../environment.yml"
+        threads: 1
+        resources:
+            mem_mb=1000,
+        params:
+            spec=lambda wildcards, name=name: json.dumps({"figure": name, "model": wildcards.model}),
+            code=fingerprint("shadowcore.stages.draw"),
+        shell:
+            "python -m shadowcore draw --spec {params.spec:q} --tables {input.tables:q}"
+            " --pdf {output.pdf:q} --png {output.png:q} &> {log:q}"
+
+
+rule tables:
+    input:
+        jobs.tables(),
+
+
+rule figures:
+    input:
+        [f"{stem}.{kind}" for stem in jobs.figures() for kind in ("pdf", "png")],

@@ -1,0 +1,40 @@
+rule fetch_model:
+    output:
+        card=f"{root}/models/{{model}}/card.json",
+        weights=directory(f"{root}/models/{{model}}/weights"),
+    log:
+        f"{root}/logs/fetch_model/{{model}}.log",
+    benchmark:
+        f"{root}/benchmarks/fetch_model/{{model}}.tsv"
+    conda:
+        "../../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=4000,
+    params:
+        spec=lambda wildcards: jobs.fetch_model(wildcards.model)["spec"],
+        code=lambda wildcards: jobs.fetch_model(wildcards.model)["code"],
+    shell:
+        "python -m shadowcore fetch-model --spec {params.spec:q} --threads {threads}"
+        " --card {output.card:q} --weights {output.weights:q} &> {log:q}"
+
+
+rule prepare_text:
+    output:
+        documents=f"{root}/texts/{{text}}/documents.parquet",
+        tasks=f"{root}/texts/{{text}}/true_continuation.parquet",
+    log:
+        f"{root}/logs/prepare_text/{{text}}.log",
+    benchmark:
+        f"{root}/benchmarks/prepare_text/{{text}}.tsv"
+    conda:
+        "../../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+    params:
+        spec=lambda wildcards: jobs.prepare_text(wildcards.text)["spec"],
+        code=lambda wildcards: jobs.prepare_text(wildcards.text)["code"],
+    shell:
+        "python -m shadowcore prepare-text --spec {params.spec:q} --threads {threads}"
+        " --documents {output.documents:q} --tasks {output.tasks:q} &> {log:q}"
