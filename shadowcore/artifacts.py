@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from shadowcore.errors import ArtifactError
 
 Header = Mapping[str, Any]
+METADATA_KEY = "shadowcore"
 
 
 @contextmanager
@@ -61,7 +62,8 @@ def write_tensors(path: Path, schema: str, tensors: Mapping[str, Any], header: H
     """Write torch tensors to a safetensors file."""
     from safetensors.torch import save_file
 
-    metadata = {"schema": schema, "header": json.dumps(dict(header), sort_keys=True)}
+    # under one key: safetensors writes several in any order
+    metadata = {METADATA_KEY: json.dumps({"schema": schema, "header": dict(header)}, sort_keys=True)}
     with replacing(path) as partial:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, metadata=metadata)
 
@@ -76,7 +78,7 @@ def open_tensors(path: Path, schema: str) -> Iterator[Any]:
     except SafetensorError as error:
         raise ArtifactError(f"{path}: damaged safetensors ({error}); delete the file and run the study again") from None
     with handle:
-        _require_schema(path, (handle.metadata() or {}).get("schema"), schema)
+        _require_schema(path, _tensor_metadata(handle).get("schema"), schema)
         yield handle
 
 
@@ -115,8 +117,12 @@ def read_header(path: Path) -> dict[str, Any]:
         from safetensors import safe_open
 
         with safe_open(path, framework="pt") as handle:
-            return json.loads((handle.metadata() or {}).get("header", "{}"))
+            return _tensor_metadata(handle).get("header", {})
     return json.loads(path.read_text(encoding="utf-8")).get("header", {})
+
+
+def _tensor_metadata(handle: Any) -> dict[str, Any]:
+    return json.loads((handle.metadata() or {}).get(METADATA_KEY, "{}"))
 
 
 def _existing(path: Path) -> Path:

@@ -176,7 +176,7 @@ class Study(Strict):
             ("calibration", self.calibration, self.texts),
             ("evaluation.texts", self.evaluation.texts, self.texts),
             ("latency.predictor", [self.latency.predictor] if self.latency else [], self.predictors),
-            *((f"conditions[{i}].predictors", one.predictors, self.predictors) for i, one in enumerate(self.conditions)),
+            *((f"conditions[{i}].predictors", g.predictors, self.predictors) for i, g in enumerate(self.conditions)),
         ):  # fmt: skip
             for name in names:
                 if name not in known:

@@ -331,15 +331,18 @@ def true_continuation(
     others = _in_turns(documents, candidates, len(documents), seed)  # one passage of each document that has any
     if len(asked) < count:
         raise ConfigError(f"true_continuation.documents: {count} are asked for, the documents hold {len(asked)}")
-    if len({passage.document_id for passage in others}) < CHOICES:
-        raise ConfigError(f"true_continuation: passages in {len(others)} documents, {CHOICES} or more are needed")
+    endings = len({passage.continuation for passage in others})
+    if endings <= CHOICES:  # a question's own document gives none of its wrong choices
+        raise ConfigError(
+            f"true_continuation: {endings} documents have passages that end differently, {CHOICES + 1} would do"
+        )
     random = Random(seed)
     labels = [number % CHOICES for number in range(count)]
     random.shuffle(labels)
     rows = []
     for passage, label in zip(asked, labels, strict=True):
-        elsewhere = {other.document_id: other for other in others if other.document_id != passage.document_id}
-        choices = [other.continuation for other in random.sample(list(elsewhere.values()), CHOICES - 1)]
+        elsewhere = {other.continuation for other in others if other.document_id != passage.document_id}
+        choices = random.sample(sorted(elsewhere - {passage.continuation}), CHOICES - 1)
         choices.insert(label, passage.continuation)
         name = f"{passage.document_id}:{passage.start}"
         rows.append({"id": name, "context": passage.context, "choices": choices, "label": label})

@@ -98,7 +98,7 @@ class SparseModel:
             if keep is None:
                 return None
             keep = keep | untouched  # (B, T, U)
-            self.removed[site.what] += keep.numel() - int(keep.sum())
+            self.removed[site.what] += keep.numel() - int(keep.count_nonzero())
             return x * keep[..., None]
 
         with visiting(self.model, visit):

@@ -61,8 +61,9 @@ class ImportancePass:
                 see_feature(site, x.detach().flatten(2))
             if site.what not in self.column_norms:
                 return None
-            column_norm = self.column_norms[site.what][site.layer]
-            x.register_hook(lambda g: see_units(site, Signals(x.detach(), g, valid, column_norm)))
+            # the hook must not hold x, which holds the hook: that circle would never be freed
+            activation, column_norm = x.detach(), self.column_norms[site.what][site.layer]
+            x.register_hook(lambda g: see_units(site, Signals(activation, g, valid, column_norm)))
             return x  # returned, so that the model goes on from the tensor the gradient hook is on
 
         return visit

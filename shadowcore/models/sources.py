@@ -206,7 +206,8 @@ def fetch(source: ModelSource, folder: Path) -> dict[str, Any]:
 
 def check_files(folder: Path, card: dict[str, Any]) -> None:
     """Raise ArtifactError unless the folder holds exactly the card's files in their sizes (hashes are not read)."""
-    found = {path.name: path.stat().st_size for path in Path(folder).glob("*") if path.is_file()}
+    # not hidden ones: Snakemake leaves a time stamp in the folders it makes
+    found = {path.name: path.stat().st_size for path in Path(folder).glob("[!.]*") if path.is_file()}
     for name in sorted(found.keys() | card["files"].keys()):
         expected = card["files"].get(name, {}).get("bytes")
         if found.get(name) != expected:

@@ -1,54 +1,82 @@
-"""The final tables of a study in the terminal."""
+"""The final tables of a study in the terminal: all of them, or the few lines that end a run."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from shadowcore.errors import ArtifactError
 from shadowcore.report import tables
+from shadowcore.report.figures.series import criterion_order, method_order, plain_accuracy, units_order, where
 from shadowcore.report.tables import Tables
+from shadowcore.schemas import FINAL_TABLES
 
-SETUP = ["model", "data", "units", "policy", "method", "criterion"]
+# what a line is about; what is the same in every line is told once, above them
+LINE = ["model", "device", "data", "task", "metric", "kind", "units", "criterion", "policy", "protocol", "calibration"]
+LINE += ["predictor", "predictor_rank", "dtype", "batch", "seed", "method"]
+# what a summary shows one value of, the first in order
+CHOSEN = ["device", "data", "task", "units", "criterion", "policy", "protocol", "calibration", "predictor", "seed"]
+ORDER = {
+    "units": units_order,
+    "kind": units_order,
+    "criterion": criterion_order,
+    "method": method_order,
+    "policy": lambda policy: (policy != "per_layer", policy),
+    "protocol": lambda protocol: (protocol != "token", protocol),
+}
+
+Cell = Callable[[pd.Series], str]
+Lines = dict[tuple[str, ...], dict[tuple[str, int], str]]  # what a line is about: (heading, sparsity): cell
 
 
 def show(results: Path, console: Console) -> None:
-    """Print every final table of a results folder that people read as numbers."""
+    """Print all final tables of a results folder, such as results/quick, and say where the figures are."""
     found = _read(results)
-    summary(results, console)
-    for name, value in (("comparisons", "difference"),):
-        console.print(_pivot(f"{name}: difference to dense", found[name], value, ["task", "metric"]))
-    quality = found["quality"]
-    recall = quality[quality["metric"] == "recall"]
-    if len(recall):
-        means = recall.groupby(["model", "kind", "criterion", "method", "sparsity_pct"], as_index=False)["value"].mean()
-        console.print(_grid("recall of the kept units, mean over layers (static: constant predictor)", means, "value"))
+    compared, quality = found["comparisons"], found["quality"]
+    logs = compared["metric"] == "log_perplexity"
+    for heading, rows, cell in (
+        ("Token perplexity ± standard error", found["perplexity"].drop(columns=["task", "metric"]), _estimate),
+        ("Accuracy ± standard error", found["accuracy"], _estimate),
+        (
+            "Log-perplexity minus dense, nats per token [95 %, paired]",
+            compared[logs].drop(columns=["task", "metric"]),
+            _nats,
+        ),
+        ("Accuracy minus dense, percentage points [95 %, paired], McNemar's p", compared[~logs], _points),
+        ("Recall of kept units, mean over layers; static is the constant predictor", _over_layers(quality), _value),
+        ("Milliseconds per token: median [10 %, 90 % of repeats]", _latency(found), _times),
+    ):
+        if len(rows):
+            shown = [name for name in LINE if name in rows]
+            same = [name for name in shown if name != "method" and rows[name].nunique() <= 1]
+            told = [_told(name, rows[name].dropna().iloc[0]) for name in same if rows[name].notna().any()]
+            names = [name for name in shown if name not in same]
+            _print(console, [heading, ", ".join(told)], names, _lines(rows, names, cell))
+    _places(results, console)
 
 
 def summary(results: Path, console: Console) -> None:
-    """Print perplexity, accuracy and time per token by method and sparsity, and where to look further."""
+    """Print a line per method: perplexity, accuracy and time under the main units, criterion and policy."""
     found = _read(results)
-    console.print(_pivot("token perplexity", found["perplexity"], "value", []))
-    accuracy = tables_of_one_metric(found["accuracy"])
-    console.print(_pivot("accuracy", accuracy, "value", ["task"]))
-    if len(found["latency"]):
-        times = found["latency"].assign(stderr=None)
-        console.print(
-            _grid(
-                "milliseconds per token (median)",
-                times[["model", "device", "mode", "sparsity_pct", "ms_per_token"]],
-                "ms_per_token",
-            )
-        )
-    console.print(f"Tables: {results}/tables   Figures: {results}/figures   All numbers: shadowcore show {results}")
-
-
-def tables_of_one_metric(rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows of `acc` where a task has several metrics."""
-    return rows[rows["metric"] == "acc"]
+    blocks = {
+        "ppl": (found["perplexity"].drop(columns="task"), _value),
+        "acc": (plain_accuracy(found["accuracy"]), _value),
+        "ms": (_latency(found), _median),
+    }
+    for model in sorted({model for rows, _ in blocks.values() for model in rows["model"]}):
+        told, lines = [f"{model} (ppl token perplexity, acc accuracy, ms per token)"], {}
+        for block, (rows, cell) in blocks.items():
+            rows = _chosen(where(rows, model=model), told)
+            for line, cells in _lines(rows, ["method"], cell, block).items():
+                lines.setdefault(line, {}).update(cells)
+        _print(console, [", ".join(dict.fromkeys(told))], ["method"], _sorted(lines, ["method"]))
+    _places(results, console)
 
 
 def _read(results: Path) -> Tables:
@@ -58,20 +86,118 @@ def _read(results: Path) -> Tables:
     return tables.read(folder)
 
 
-def _pivot(title: str, rows: pd.DataFrame, value: str, more: list[str]) -> Table:
-    """Method by sparsity, each cell value ± stderr."""
-    cells = rows.assign(cell=[f"{v:.3g} ± {s:.2g}" for v, s in zip(rows[value], rows["stderr"], strict=True)])
-    return _grid(title, cells[[*SETUP, *more, "sparsity_pct", "cell"]], "cell")
+def _chosen(rows: pd.DataFrame, told: list[str]) -> pd.DataFrame:
+    """Rows with the first value of every column in CHOSEN; the values are added to `told`."""
+    for name in (name for name in CHOSEN if name in rows):
+        # dense has no value, and random is a criterion of its own: beside every other
+        always = rows[name].isna() | ((rows["method"] == "random") & (name == "criterion"))
+        if not always.all():
+            first = min(rows.loc[~always, name], key=ORDER.get(name, str))
+            told.append(_told(name, first))
+            rows = rows[always | (rows[name] == first)]
+    return rows
 
 
-def _grid(title: str, rows: pd.DataFrame, cell: str) -> Table:
-    """A table with a column per sparsity."""
-    keys = [name for name in rows.columns if name not in ("sparsity_pct", cell)]
-    rows = rows.assign(**{name: rows[name].fillna("") for name in keys})
-    wide = rows.pivot_table(index=keys, columns="sparsity_pct", values=cell, aggfunc="first").reset_index()
-    table = Table(title=title, title_justify="left")
-    for name in wide.columns:
-        table.add_column(f"{name} %" if isinstance(name, (int, float)) else name)
-    for row in wide.itertuples(index=False):
-        table.add_row(*[f"{v:.3g}" if isinstance(v, float) and v == v else ("" if v != v else str(v)) for v in row])
-    return table
+def _lines(rows: pd.DataFrame, names: list[str], cell: Cell, heading: str = "") -> Lines:
+    """A line for each distinct value of `names`, with a cell for each sparsity; dense is at 0 %."""
+    lines = {}
+    for _, row in rows.sort_values("sparsity_pct", kind="stable").iterrows():
+        cells = lines.setdefault(tuple(_text(row[name]) for name in names), {})
+        column = (heading, int(row["sparsity_pct"]))
+        cells[column] = f"{cells[column]} / {cell(row)}" if column in cells else cell(row)
+    return _sorted(lines, names)
+
+
+def _sorted(lines: Lines, names: list[str]) -> Lines:
+    """Lines in the order of ORDER, or by name; what has no value, as dense has none, comes first."""
+
+    def rank(line: tuple[str, ...]) -> list:
+        return [(text != "", ORDER.get(name, str)(text)) for name, text in zip(names, line, strict=True)]
+
+    return {line: lines[line] for line in sorted(lines, key=rank)}
+
+
+def _print(console: Console, title: list[str], names: list[str], lines: Lines) -> None:
+    """Print a table at its own width: a narrow terminal wraps it, but no number is cut off."""
+    columns = {column for cells in lines.values() for column in cells}
+    headings = list(dict.fromkeys(heading for cells in lines.values() for heading, _ in cells))
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    for name in names:
+        table.add_column(name.replace("_", " "), no_wrap=True)
+    columns = sorted(columns, key=lambda column: (headings.index(column[0]), column[1]))
+    for heading, sparsity in columns:
+        table.add_column(f"{heading}\n{sparsity} %".strip(), justify="right", no_wrap=True)
+    for line, cells in lines.items():
+        table.add_row(*line, *(cells.get(column, "") for column in columns))
+    console.print()
+    for words in title:
+        console.print(words, style="bold", highlight=False, soft_wrap=True)
+    width = console.width
+    console.width = max(width, console.measure(table, options=console.options.update(width=10_000)).maximum)
+    console.print(table)
+    console.width = width
+
+
+def _places(results: Path, console: Console) -> None:
+    figures = len(list(Path(results).glob("figures/**/*.png")))
+    words = f"{figures} figures in {results}/figures, {len(FINAL_TABLES)} tables in {results}/tables"
+    console.print(f"\n{words}", highlight=False, soft_wrap=True)
+
+
+def _latency(found: Tables) -> pd.DataFrame:
+    """Latencies with the columns of other tables: their modes are methods."""
+    return found["latency"].rename(columns={"mode": "method"})
+
+
+def _over_layers(quality: pd.DataFrame) -> pd.DataFrame:
+    """Recall averaged over layers."""
+    recall = where(quality, metric="recall").drop(columns="metric")
+    keys = [name for name in [*LINE, "sparsity_pct"] if name in recall]
+    return recall.groupby(keys, dropna=False, as_index=False)["value"].mean()
+
+
+def _text(value: Any) -> str:
+    if pd.isna(value):
+        return ""
+    return value if isinstance(value, str) else f"{value:g}"
+
+
+def _told(name: str, value: Any) -> str:
+    """A value that explains itself, with its name where it does not."""
+    alone = name in ("model", "device", "data", "task", "kind", "units", "criterion", "policy", "dtype")
+    return _text(value) if alone else f"{name.replace('_', ' ')} {_text(value)}"
+
+
+def _number(value: float, like: float | None = None) -> str:
+    """A number with the decimals that give `like`, itself unless told, three digits or more; "-" for none."""
+    if pd.isna(value):
+        return "-"
+    size = abs(value if like is None else like)
+    return f"{value:,.{3 if size < 2 else max(0, 3 - len(str(int(size))))}f}"
+
+
+def _value(row: pd.Series) -> str:
+    return _number(row["value"])
+
+
+def _estimate(row: pd.Series) -> str:
+    return f"{_number(row['value'])} ± {_number(row['stderr'], like=row['value'])}"
+
+
+def _nats(row: pd.Series) -> str:
+    return f"{row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
+
+
+def _points(row: pd.Series) -> str:
+    value, low, high = (f"{100 * row[name]:+.1f}" for name in ("difference", "low", "high"))
+    p_value = "p<.001" if row["p_value"] < 0.001 else f"p={row['p_value']:.3f}".replace("0.", ".")
+    return f"{value} [{low}, {high}] {p_value}"
+
+
+def _median(row: pd.Series) -> str:
+    return _number(row["ms_per_token"])
+
+
+def _times(row: pd.Series) -> str:
+    median = row["ms_per_token"]
+    return f"{_number(median)} [{_number(row['ms_p10'], like=median)}, {_number(row['ms_p90'], like=median)}]"

@@ -37,7 +37,7 @@ METHODS = {
     "random": Look("random", "#8C8C8C", "X"),
     "static": Look("static (mean scores)", "#E69F00", "s"),
     "shadow": Look("shadow (one predictor)", "#0072B2", "o"),
-    "layerwise": Look("layerwise (a predictor per layer)", "#009E73", "^"),
+    "layerwise": Look("layerwise (one per layer)", "#009E73", "^"),
     "oracle": Look("oracle (true scores)", "#CC79A7", "D"),
 }
 ORDER = {method: rank for rank, method in enumerate(METHODS)}
@@ -132,8 +132,8 @@ def legend(figure: Figure, handles: Iterable[Line2D]) -> None:
     """One legend below all panels, an entry per label."""
     entries = {handle.get_label(): handle for handle in handles}
     if entries:
-        letters = 8 + max(map(len, entries))
-        columns = max(1, min(len(entries), int(figure.get_figwidth() * 14 / letters)))
+        letters = 7 + max(map(len, entries))
+        columns = max(1, min(len(entries), int(figure.get_figwidth() * 15 / letters)))
         figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=columns)
 
 

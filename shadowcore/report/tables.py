@@ -22,13 +22,7 @@ CONDITION_COLUMNS = [*CONDITION, *MEASURED]
 SAME_DOCUMENTS = ["model", "data", "task", "metric"]  # rows that agree here were measured on the same documents
 VALUE = {"accuracy": "value", "perplexity": "value", "comparisons": "difference", "latency": "ms_per_token"}
 ACCURACY_METRICS = ("acc", "acc_norm")
-FOUR_CHOICES = 1 / 4
-CHANCE = {"piqa": 1 / 2, "copa": 1 / 2, "winogrande": 1 / 2, "rte": 1 / 2, "boolq": 1 / 2, "lambada_openai": 0.0}
-
-
-def chance(task: str) -> float:
-    """Accuracy of guessing in a task: one in four unless the task is listed in CHANCE."""
-    return CHANCE.get(task, FOUR_CHOICES)
+CHANCE = {"true_continuation": 1 / 4}  # accuracy of guessing; a task that is not listed is not compared with it
 
 
 def accuracy(outcomes: pa.Table | pd.DataFrame) -> list[Row]:
@@ -105,7 +99,7 @@ def check(tables: Mapping[str, pa.Table | pd.DataFrame]) -> list[str]:
             correct = value * rows["n"]
             attainable = value.between(0, 1) & ((correct - correct.round()).abs() < 1e-6 * rows["n"])
             _refuse(name, rows, ~attainable, column, "an accuracy is k/n for a whole k, n being the row's documents")
-            for index in rows.index[(rows["method"] == "dense") & (value < rows["task"].map(chance))]:
+            for index in rows.index[(rows["method"] == "dense") & (value < rows["task"].map(CHANCE))]:
                 warnings.append(f"{_place(name, rows, index)}: accuracy {value[index]:.3f} is below chance")
         if name == "perplexity":
             _refuse(name, rows, value < 1, column, "a perplexity is at least 1")

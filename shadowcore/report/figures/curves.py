@@ -18,11 +18,24 @@ from shadowcore.report.figures.series import (
     series,
     units_order,
     where,
-)  # fmt: skip
-from shadowcore.report.style import Axes, Figure, empty, key, legend, log_axis, look, panels, styled, title, whole_ticks
-from shadowcore.report.tables import Tables, chance
+)
+from shadowcore.report.style import (
+    Axes,
+    Figure,
+    Line2D,
+    empty,
+    key,
+    legend,
+    log_axis,
+    look,
+    panels,
+    styled,
+    title,
+    whole_ticks,
+)
+from shadowcore.report.tables import CHANCE, Tables
 
-ROOM = 1.3  # above the highest method but random, on the logarithmic axis
+ROOM = 1.7  # factor of space above the highest method but random, for random's values
 
 
 @styled
@@ -31,8 +44,8 @@ def perplexity(tables: Tables, model: str) -> Figure:
     rows = of_model(tables, "perplexity", model)
     if rows.empty:
         return empty(f"{model}: no perplexities in the tables")
-    others = rows[rows["method"] != "random"]
-    limits = others if len(others) else rows
+    limits = rows[rows["method"] != "random"]
+    limits = limits if len(limits) else rows
     bottom = limits["low"].fillna(limits["value"]).min() / 1.08
     top = limits["high"].fillna(limits["value"]).max() * ROOM
 
@@ -42,8 +55,8 @@ def perplexity(tables: Tables, model: str) -> Figure:
         for line in lines:
             for _, row in line.rows[line.rows["value"] > top].iterrows():
                 axes.annotate(
-                    f"{row['value']:,.0f} ↑", (100 * row["sparsity_measured"], 1), xycoords=("data", "axes fraction"),
-                    color=look(line.method).color, ha="center", va="bottom", fontsize=8,
+                    f"{row['value']:,.0f} ↑", (100 * row["sparsity_measured"], 0.99), ha="center", va="top",
+                    xycoords=("data", "axes fraction"), color=look(line.method).color, fontsize=8,
                 )  # fmt: skip
 
     figure = _curves(rows, "data", "token perplexity", finish)
@@ -61,56 +74,62 @@ def accuracy(tables: Tables, model: str) -> Figure:
         return empty(f"{model}: no accuracies in the tables")
     rows = plain_accuracy(rows)
 
-    def finish(axes: Axes, task: str, lines: list[Series]) -> None:
-        axes.axhline(chance(task), color="#8C8C8C", linestyle=":", linewidth=1.2)
+    def finish(axes: Axes, task: str, _: list[Series]) -> None:
+        if task in CHANCE:
+            axes.axhline(CHANCE[task], color=look("random").color, linestyle=":", linewidth=1.2)
 
-    figure = _curves(rows, "task", "accuracy", finish, key("chance", "#8C8C8C", line=":"))
+    guessing = [key("chance", look("random").color, line=":")] if set(CHANCE) & set(rows["task"]) else []
+    figure = _curves(rows, "task", "accuracy", finish, *guessing)
     tasks = [f"{task}: {n:,} documents" for task, n in rows.groupby("task")["n"].first().items()]
     title(figure, "Accuracy against measured sparsity, with 95 % intervals", [model, *tasks])
     return figure
 
 
 def _curves(
-    rows: pd.DataFrame, facet: str, label: str, finish: Callable[[Axes, str, list[Series]], None], *more: object
+    rows: pd.DataFrame, facet: str, label: str, finish: Callable[[Axes, str, list[Series]], None], *more: Line2D
 ) -> Figure:
-    """Draw `rows` in panels of one `facet`, units and criterion each; `finish` adds what is special."""
+    """Draw `rows` in panels of one `facet`, units and criterion each; `finish` adds what is special to a figure."""
+    keys = _panel_keys(rows, facet)
+    facets, others = {name for name, *_ in keys}, {tuple(other) for _, *other in keys}
+    grid = len(facets) > 1 and len(others) <= 4 and len(keys) == len(facets) * len(others)  # a row for each facet
+    figure, axes = panels(len(keys), columns=len(others) if grid else None, sharey=True, sharex=True)
     dense, sparse = rows[rows["method"] == "dense"], rows[rows["method"] != "dense"]
-    random, scored = sparse[sparse["method"] == "random"], sparse[sparse["method"] != "random"]
-    # random has no criterion to go by: it is in every panel of its units
-    keys = _panel_keys(scored if len(scored) else sparse, facet) or [
-        (name, None, None) for name in sorted(set(dense[facet]))
-    ]
-    figure, axes = panels(len(keys), sharey=True, sharex=True)
     handles = [key("dense", look("dense").color)] if len(dense) else []
-    policies = set()
     for panel, (name, units, criterion) in zip(axes, keys, strict=True):
-        shown = pd.concat([where(random, units=units), where(scored, units=units, criterion=criterion)])
-        lines = series(where(shown, **{facet: name}), among=sparse)
+        here = where(sparse, **{facet: name}, units=units)
+        # random has no criterion to go by: it is in every panel of its units
+        lines = series(here[(here["method"] == "random") | (here["criterion"] == criterion)], among=sparse)
         for _, row in where(dense, **{facet: name}).iterrows():
             level(panel, *row[list(INTERVAL)])
         for line in lines:
-            style = look(line.method)
-            measured = 100 * line.rows["sparsity_measured"]
-            intervals(
-                panel, measured, line.rows, INTERVAL,
-                color=style.color, marker=style.marker, linestyle=LINES.get(line.policy, "-"),
-            )  # fmt: skip
-            handles.append(line.handle())
-            policies.add(line.policy)
+            _draw(panel, line)
         finish(panel, name, lines)
         whole_ticks(panel)
-        facets = [name] if rows[facet].nunique() > 1 else []
-        panel.set_title(", ".join(part for part in [*facets, units, criterion] if part), pad=14)
-        panel.set_xlabel("units removed, measured (%)")
-    for panel in axes:
+        panel.set_title(", ".join(part for part in [name if len(facets) > 1 else "", units, criterion] if part))
+        panel.set(xlabel="units removed, measured (%)", ylabel=label)
         panel.label_outer()
-    axes[0].set_ylabel(label)
-    if "global" in policies:
-        more = (*more, key("kept over the whole model (global)", "#444444", line=LINES["global"]))
+        handles += [line.handle() for line in lines]
+    if (rows["policy"] == "global").any():
+        kept = key("policy global instead of per_layer", "#444444", "o", LINES["global"], markerfacecolor="white")
+        more = (*more, kept)
     legend(figure, [*handles, *more])
     return figure
 
 
-def _panel_keys(rows: pd.DataFrame, facet: str) -> list[tuple[str, str, str]]:
-    keys = rows[[facet, "units", "criterion"]].drop_duplicates().itertuples(index=False, name=None)
-    return sorted(keys, key=lambda parts: (parts[0], units_order(parts[1]), criterion_order(parts[2])))
+def _draw(axes: Axes, line: Series) -> None:
+    style, hollow = look(line.method), {"markerfacecolor": "white"} if line.policy == "global" else {}
+    intervals(
+        axes, 100 * line.rows["sparsity_measured"], line.rows, INTERVAL,
+        color=style.color, marker=style.marker, linestyle=LINES.get(line.policy, "-"), **hollow,
+    )  # fmt: skip
+
+
+def _panel_keys(rows: pd.DataFrame, facet: str) -> list[tuple[str, str | None, str | None]]:
+    """Facet, units and criterion of every panel; random, and then dense, have their own where there is no other."""
+    dense, random = rows["method"] == "dense", rows["method"] == "random"
+    keys = set(rows.loc[~dense & ~random, [facet, "units", "criterion"]].itertuples(index=False, name=None))
+    drawn = {key[:2] for key in keys}
+    alone = set(zip(rows.loc[random, facet], rows.loc[random, "units"], strict=True)) - drawn
+    keys |= {(name, units, None) for name, units in alone}
+    keys |= {(name, None, None) for name in set(rows.loc[dense, facet]) - {key[0] for key in keys}}
+    return sorted(keys, key=lambda parts: (parts[0], units_order(parts[1]), criterion_order(parts[2] or "")))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from shadowcore.report.figures.series import criterion_order, method_order, of_model, plain_accuracy, units_order
-from shadowcore.report.style import FAINT, Axes, Figure, empty, key, legend, look, panels, styled, title
+from shadowcore.report.style import FAINT, Axes, Figure, empty, look, panels, styled, title
 from shadowcore.report.tables import ACCURACY_METRICS, Tables
 
 ROW_INCHES = 0.17  # height of one condition
@@ -22,13 +22,11 @@ def differences(tables: Tables, model: str) -> Figure:
     rows = _placed(plain_accuracy(rows))
     lines = rows["place"].max() + 1
     tasks = sorted(set(rows["task"]))
-    figure, axes = panels(len(tasks), size=(5.6, ROW_INCHES * lines + 0.6), sharey=True)
+    figure, axes = panels(len(tasks), size=(5.4, ROW_INCHES * lines + 0.6), sharey=True)
     for panel, task in zip(axes, tasks, strict=True):
         _forest(panel, rows, task)
         panel.set(title=task, xlabel="accuracy minus dense (percentage points)", ylim=(lines - 0.5, -0.5))
         panel.label_outer()
-    methods = sorted(set(rows["method"]), key=method_order)
-    legend(figure, [key(look(name).label, look(name).color, look(name).marker) for name in methods])
     counts = [f"{task}: {n:,} paired documents" for task, n in rows.groupby("task")["n"].first().items()]
     title(figure, "Accuracy against dense on the same documents, with paired 95 % intervals", [model, *counts])
     return figure
@@ -36,11 +34,15 @@ def differences(tables: Tables, model: str) -> Figure:
 
 def _placed(rows: pd.DataFrame) -> pd.DataFrame:
     """Rows with the `block` and the `place` of their condition, from the top, and its `name`."""
-    told = [name for name in VARIANTS if rows[name].nunique(dropna=False) > 1]
+    # what tells conditions of one method apart
+    told = {
+        method: [name for name in VARIANTS if alike[name].nunique(dropna=False) > 1]
+        for method, alike in rows.groupby("method")
+    }
     keys, names = [], []
     for _, row in rows.astype(object).where(rows.notna(), "").iterrows():
         block = (units_order(row["units"]), row["units"], criterion_order(row["criterion"]), row["sparsity_pct"])
-        variants = [str(row[name]) for name in told]
+        variants = [str(row[name]) for name in told[row["method"]]]
         keys.append((block, method_order(row["method"]), *variants))
         parts = [f"{row['sparsity_pct']} % {row['units']}", row["criterion"], row["method"], *variants]
         names.append(", ".join(part for part in dict.fromkeys(parts) if part))  # random is its own criterion

@@ -30,7 +30,7 @@ def importance_map(tables: Tables, model: str) -> Figure:
         positive = values[values > 0]
         low = np.quantile(positive, 0.001) if positive.size else values.min()
         image = panel.imshow(
-            values, aspect="auto", origin="lower", interpolation="nearest", cmap="cividis",
+            values, aspect="auto", origin="lower", interpolation="nearest", cmap="viridis",
             norm=colour_scale(low, values.max()), extent=(0, values.shape[1], layers.min() - 0.5, layers.max() + 0.5),
         )  # fmt: skip
         panel.grid(False)

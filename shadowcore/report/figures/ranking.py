@@ -22,7 +22,7 @@ def predictor_quality(tables: Tables, model: str) -> Figure:
         rows[["kind", "criterion"]].drop_duplicates().itertuples(index=False, name=None),
         key=lambda parts: (units_order(parts[0]), criterion_order(parts[1])),
     )
-    figure, axes = panels(3 * len(keys), columns=3, size=(3.1, 2.4))
+    figure, axes = panels(3 * len(keys), columns=3, size=(3.1, 2.3), sharey="col")
     handles = []
     for (kind, criterion), (ranks, layers, sparsities) in zip(keys, np.reshape(axes, (-1, 3)), strict=True):
         shown = where(rows, kind=kind, criterion=criterion)
@@ -43,7 +43,7 @@ def predictor_quality(tables: Tables, model: str) -> Figure:
     tokens = ", ".join(f"{n:,}" for n in sorted(set(rows["n"])))
     texts = ", ".join(sorted(set(rows["calibration"].dropna())))
     title(
-        figure, "Ranking of units by predictors and by the constant predictor (static): the gap is what context adds",
+        figure, "Ranking of units: predictors beside the constant predictor (static)",
         [model, f"{texts}: {tokens} held-out tokens"],
     )  # fmt: skip
     return figure

@@ -73,7 +73,7 @@ def method_order(method: str) -> tuple[int, str]:
     return ORDER.get(method, len(ORDER)), method
 
 
-def units_order(units: str) -> int:
+def units_order(units: str | None) -> int:
     """A key to sort by: neurons, heads, both."""
     return UNITS_ORDER.get(units, len(UNITS_ORDER))
 

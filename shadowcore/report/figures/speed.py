@@ -16,7 +16,7 @@ from shadowcore.report.figures.series import (
     series,
     units_order,
     where,
-)  # fmt: skip
+)
 from shadowcore.report.style import (
     Axes,
     Figure,
@@ -35,6 +35,7 @@ from shadowcore.report.tables import Tables
 
 TIMES = ("ms_per_token", "ms_p10", "ms_p90")
 DENSE = ("dense", "huggingface")
+HALO = {"facecolor": "white", "alpha": 0.75, "linewidth": 0, "pad": 0.5}  # behind labels that cross lines
 SETTING = ["device", "threads", "backend", "weights", "dtype", "batch", "prompt_tokens", "new_tokens"]
 
 
@@ -69,7 +70,7 @@ def latency(tables: Tables, model: str) -> Figure:
         panel.set(title=setting.name, xlabel=_removed(setting.units), ylabel="ms per token")
         whole_ticks(panel)
     legend(figure, handles)
-    heading = "Time per generated token: median, with the 10th to 90th percentile of repeats"
+    heading = "Time per token: median and 10th to 90th percentile"
     title(figure, heading, [model, *_lengths(rows)])
     return figure
 
@@ -99,10 +100,10 @@ def pareto(tables: Tables, model: str) -> Figure:
             handles.append(_fastest(row["method_x"], marker="*", line=":"))
         panel.margins(0.12)
         log_axis(panel)
-        panel.set(title=f"{setting.name}\n{setting.units}, {data}", xlabel="ms per token", ylabel="token perplexity")
+        panel.set(title=f"{setting.name}, {setting.units}, {data}", xlabel="ms per token", ylabel="token perplexity")
     legend(figure, handles)
     criterion = scored["criterion"].iloc[0]
-    heading = f"Perplexity against time per token, labelled with the units removed ({criterion}, per layer)"
+    heading = f"Perplexity against time per token at rising sparsity ({criterion})"
     title(figure, heading, [model, *_lengths(timed)])
     return figure
 
@@ -128,7 +129,7 @@ def _tradeoff(axes: Axes, line: Series) -> None:
     for _, row in line.rows.iterrows():
         axes.annotate(
             f"{row['sparsity_pct']:g} %", (row["ms_per_token"], row["value"]), xytext=(6, 3),
-            textcoords="offset points", color=style.color, fontsize=8,
+            textcoords="offset points", color=style.color, fontsize=8, bbox=HALO,
         )  # fmt: skip
 
 

@@ -1,0 +1,117 @@
+"""Criteria against their definitions, written out: loops, autograd on one unit, finite differences."""
+
+import pytest
+import torch
+
+from shadowcore.method.criteria import CRITERIA, Signals
+from shadowcore.method.passes import ImportancePass
+from shadowcore.models.families import KINDS, dimensions_of, output_projection
+from shadowcore.models.losses import example_losses
+from shadowcore.models.recording import Site, visiting
+
+# per criterion: the definition for one unit from a, g (T, K) and its columns' norm
+BRUTE_FORCE = {
+    "plainact": lambda a, g, w: sum(abs(float(g[t] @ a[t])) for t in range(len(a))),
+    "l2_norm": lambda a, g, w: sum(float(a[t] @ a[t]) for t in range(len(a))) ** 0.5,
+    "grad_norm": lambda a, g, w: sum(float(g[t] @ g[t]) for t in range(len(a))) ** 0.5,
+    "fisher": lambda a, g, w: sum(float(g[t] @ a[t]) ** 2 for t in range(len(a))),
+    "snip": lambda a, g, w: abs(sum(float(g[t] @ a[t]) for t in range(len(a)))),
+    "nwot": lambda a, g, w: torch.log1p(torch.tensor(float(sum(int(x > 0) for t in a for x in t)))).item(),
+    "output_norm": lambda a, g, w: w * sum(float(a[t] @ a[t]) for t in range(len(a))) ** 0.5,
+}
+
+
+@pytest.fixture
+def signals():
+    generator = torch.Generator().manual_seed(0)
+    a, g = (torch.randn(2, 5, 3, 4, generator=generator) for _ in range(2))
+    valid = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
+    return Signals(a, g, valid, torch.rand(3, generator=generator) + 0.5)
+
+
+def test_every_criterion_has_a_reference():
+    assert set(BRUTE_FORCE) == set(CRITERIA)
+
+
+@pytest.mark.parametrize("name", sorted(CRITERIA))
+def test_sequence_form_equals_the_definition(signals, name):
+    scores = CRITERIA[name].sequence(signals)
+    assert scores.dtype == torch.float32 and scores.isfinite().all()
+    for b, length in enumerate((5, 3)):  # padding does not count
+        for u in range(3):
+            a, g = signals.a[b, :length, u], signals.g[b, :length, u]
+            want = BRUTE_FORCE[name](a, g, float(signals.column_norm[u]))
+            assert scores[b, u].item() == pytest.approx(want, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", sorted(n for n, c in CRITERIA.items() if c.has_token_form))
+def test_token_form_is_the_sequence_form_of_one_token(signals, name):
+    tokens = CRITERIA[name].token(signals)
+    for t in range(3):
+        one = Signals(signals.a[:, t : t + 1], signals.g[:, t : t + 1], torch.ones(2, 1).bool(), signals.column_norm)
+        torch.testing.assert_close(tokens[:, t], CRITERIA[name].sequence(one))
+
+
+def scored_of(tokens):
+    scored = torch.ones_like(tokens, dtype=torch.bool)
+    scored[:, 0] = False
+    return scored
+
+
+def collect(model, tokens, scored, name):
+    found = {}
+
+    def see(site, signals):
+        found[site] = CRITERIA[name].sequence(signals)
+
+    losses = ImportancePass(model)(tokens, scored, see)
+    return found, losses
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_snip_is_the_derivative_by_a_gate(tiny, tokens, kind):
+    """Finite differences: scale one unit by 1 +- e everywhere and watch the loss."""
+    tiny.double()  # but for Llama's norms, which compute in float32: hence the large step
+    scored, unit, step = scored_of(tokens), 1, 1e-3
+
+    def loss(gate):
+        def visit(site, x):
+            if site != Site(2, kind):
+                return None
+            scale = torch.ones(x.shape[2], dtype=x.dtype)
+            scale[unit] = gate
+            return x * scale[:, None]
+
+        with torch.no_grad(), visiting(tiny, visit):
+            logits = tiny(tokens).logits[:, :-1].log_softmax(-1)
+            return -logits.gather(2, tokens[:, 1:, None]).squeeze(2).mean(1)
+
+    want = ((loss(1 + step) - loss(1 - step)) / (2 * step)).abs()
+    found, _ = collect(tiny, tokens, scored, "snip")
+    torch.testing.assert_close(found[Site(2, kind)][:, unit].double(), want, rtol=2e-2, atol=5e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_unit_without_outgoing_weights_has_no_importance(tiny, tokens, kind):
+    projection, width = output_projection(tiny, 1, kind), dimensions_of(tiny.config).unit_width(kind)
+    projection.weight.data[:, :width] = 0
+    for name in ("plainact", "grad_norm", "fisher", "snip", "output_norm"):
+        assert collect(tiny, tokens, scored_of(tokens), name)[0][Site(1, kind)][:, 0].abs().max() == 0
+
+
+@pytest.mark.parametrize("name", ["plainact", "fisher", "l2_norm"])
+def test_an_example_does_not_depend_on_its_neighbours_or_padding(tiny, tokens, name):
+    both, _ = collect(tiny, tokens, scored_of(tokens), name)
+    padded = torch.nn.functional.pad(tokens[:1], (0, 5), value=3)
+    scored = torch.nn.functional.pad(scored_of(tokens[:1]), (0, 5), value=False)
+    alone, _ = collect(tiny, padded, scored, name)
+    for site, scores in both.items():
+        torch.testing.assert_close(alone[site][0], scores[0], rtol=1e-4, atol=1e-7)
+
+
+def test_the_pass_returns_the_models_own_loss(tiny, tokens):
+    _, losses = collect(tiny, tokens, scored_of(tokens), "plainact")
+    for row, loss in zip(tokens, losses, strict=True):
+        assert loss.item() == pytest.approx(tiny(row[None], labels=row[None]).loss.item(), rel=1e-5)
+    with torch.no_grad():
+        torch.testing.assert_close(example_losses(tiny(tokens).logits, tokens, scored_of(tokens)), losses)

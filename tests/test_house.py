@@ -1,0 +1,91 @@
+"""The rules of the house, held by tests: floors without circles, no pickle, one set of pins."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+from shadowcore import provenance
+
+ROOT = Path(__file__).parent.parent
+MODULES = sorted(
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    for path in (ROOT / "shadowcore").rglob("*.py")
+)
+# from the ground up; a room may import from its own floor and those below
+FLOORS = [
+    ["errors", "provenance"], ["artifacts"], ["schemas", "packages"], ["text", "models"], ["method"], ["decode"],
+    ["measure"], ["report"], ["stages"], ["config"], ["cli"], ["__main__"],
+]  # fmt: skip
+
+
+def floor_of(module: str) -> int:
+    room = (module.split(".") + [""])[1]
+    return next((i for i, rooms in enumerate(FLOORS) if room in rooms), -1)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_point_down(module):
+    for imported in provenance.imports(module) - {"shadowcore"}:
+        assert floor_of(imported) <= floor_of(module), f"{module} imports {imported}, a floor above"
+
+
+def test_no_module_stands_on_itself():
+    for module in MODULES:
+        for imported in provenance.imports(module) - {module}:
+            assert module not in provenance.closure(imported), f"{module} and {imported} import each other"
+
+
+def test_no_pickle_and_no_remote_code():
+    forbidden = re.compile(
+        r"import pickle|pickle\.|torch\.load|torch\.save|trust_remote_code\s*=\s*True|yaml\.load\(|(?<!\.)\beval\("
+    )
+    for path in [*(ROOT / "shadowcore").rglob("*.py"), ROOT / "Snakefile", *(ROOT / "workflow").rglob("*.smk")]:
+        assert not forbidden.search(path.read_text()), path
+
+
+def test_conda_and_pip_pins_are_the_same():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    conda = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    pins = next(part["pip"] for part in conda if isinstance(part, dict))
+    assert sorted(pins) == sorted(project["dependencies"] + project["optional-dependencies"]["test"])
+    assert all("==" in pin for pin in pins)
+
+
+def test_evaluation_does_not_stand_on_criteria_but_tracing_does():
+    assert "shadowcore.method.criteria" not in provenance.closure("shadowcore.stages.evaluate")
+    assert "shadowcore.method.criteria" not in provenance.closure("shadowcore.stages.latency")
+    assert "shadowcore.method.criteria" in provenance.closure("shadowcore.stages.trace")
+    assert "shadowcore.method.criteria" in provenance.closure("shadowcore.stages.evaluate_oracle")
+
+
+def test_no_stage_stands_on_the_configuration():
+    for module in MODULES:
+        if module.startswith("shadowcore.stages"):
+            assert "shadowcore.config" not in provenance.closure(module)
+
+
+def test_a_comment_changes_no_fingerprint_but_behaviour_does(tmp_path, monkeypatch):
+    package = tmp_path / "shadowcore"
+    package.mkdir()
+    (package / "a.py").write_text(
+        '"""Text."""\nfrom shadowcore import b\n\n\ndef f():\n    """Text."""\n    return b.g()\n'
+    )
+    (package / "b.py").write_text("def g():\n    return 1\n")
+    monkeypatch.setattr(provenance, "PACKAGE", package)
+
+    def fingerprint():
+        for cached in (provenance.imports, provenance.behaviour, provenance.fingerprint):
+            cached.cache_clear()
+        return provenance.fingerprint("shadowcore.a")
+
+    first = fingerprint()
+    (package / "a.py").write_text('"""Other."""\nfrom shadowcore import b\ndef f():\n  # why\n  return b.g()\n')
+    assert fingerprint() == first
+    (package / "b.py").write_text("def g():\n    return 2\n")  # behind an import
+    assert fingerprint() != first
+    for cached in (provenance.imports, provenance.behaviour, provenance.fingerprint):
+        monkeypatch.undo()
+        cached.cache_clear()

@@ -1,0 +1,144 @@
+"""Policies, codes, ranking, predictors and their training."""
+
+import pytest
+import torch
+from scipy import stats
+
+from shadowcore.errors import ConfigError
+from shadowcore.method import codes, ranking, training
+from shadowcore.method.policies import POLICIES, kept_units, top_units
+from shadowcore.method.predictors import PREDICTORS, Predictor, UnitScorer
+from shadowcore.models.families import KINDS, Dimensions
+
+SIZES = Dimensions(layers=4, width=8, heads=4, kv_heads=2, head_width=2, neurons=10, vocabulary=96, positions=64)
+
+
+@pytest.mark.parametrize("pct", [0, 30, 50, 70, 99])
+@pytest.mark.parametrize("name", sorted(POLICIES))
+def test_policies_keep_exactly_their_share_and_the_best(name, pct):
+    scores = torch.randn(3, 4, 10, generator=torch.Generator().manual_seed(0))
+    keep = POLICIES[name](scores, pct)
+    assert keep.dtype == torch.bool and keep.shape == scores.shape
+    if name == "per_layer":
+        assert (keep.sum(-1) == kept_units(10, pct)).all()
+    else:
+        assert (keep.sum((-2, -1)) == kept_units(40, pct)).all()
+        for row, mask in zip(scores, keep, strict=True):
+            if mask.any() and not mask.all():
+                assert row[mask].min() > row[~mask].max()
+
+
+def test_kept_units_rounds_halves_up():
+    assert [kept_units(9, pct) for pct in (0, 30, 50, 70)] == [9, 6, 5, 3]
+
+
+def test_ties_go_to_the_lower_index():
+    scores = torch.tensor([[1.0, 2, 2, 2, 0], [1, 1, 1, 1, 1], [5, 4, 3, 2, 1]])
+    assert top_units(scores, 2).tolist() == [
+        [False, True, True, False, False],
+        [True, True, False, False, False],
+        [True, True, False, False, False],
+    ]
+    assert top_units(scores, 0).sum() == 0 and top_units(scores, 5).all()
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("units", [6, 7])
+def test_codes_come_back_within_half_a_step(bits, units):
+    scores = torch.rand(5, 3, units, generator=torch.Generator().manual_seed(0)).mul(6).exp()
+    scores[0, 0] = 0
+    scores[1, 1, 2] = 0
+    back = codes.decode(*codes.encode(scores, bits), bits, units)
+    assert torch.equal(back == 0, scores == 0)
+    ratio = (back / scores)[scores > 0]
+    half = codes.step_ratio(bits) ** 0.5 * 1.0001
+    assert ratio.min() >= 1 / half and ratio.max() <= half
+
+
+def test_spearman_equals_scipys_with_ties():
+    generator = torch.Generator().manual_seed(0)
+    predicted, true = torch.randint(0, 6, (2, 5, 20), generator=generator).double()
+    want = [stats.spearmanr(p, t).statistic for p, t in zip(predicted, true, strict=True)]
+    torch.testing.assert_close(ranking.spearman(predicted, true), torch.tensor(want))
+
+
+def test_recall_of_the_truth_is_one_and_of_its_opposite_none():
+    true = torch.arange(10.0).expand(3, 10)
+    assert (ranking.recall(true, true, 50) == 1).all()
+    assert (ranking.recall(-true, true, 50) == 0).all()
+
+
+@pytest.mark.parametrize("design", sorted(PREDICTORS))
+def test_predictors_cover_every_layer_but_the_first_once(design):
+    groups = PREDICTORS[design](SIZES.layers)
+    assert sorted(layer for group in groups for layer in group.layers) == [1, 2, 3]
+    # causal: nothing is read after the layer it decides
+    order = {"residual": 0, "heads": 1, "neurons": 2}
+    for group in groups:
+        assert (group.site.layer, order[group.site.what]) < (min(group.layers), 0)
+
+
+@pytest.mark.parametrize("design", sorted(PREDICTORS))
+def test_an_untrained_predictor_is_the_constant_one(design):
+    predictor = Predictor(design, SIZES, {"heads": 3, "neurons": 5})
+    for kind in KINDS:
+        for group, scorer in zip(predictor.groups, predictor.scorers[kind], strict=True):
+            scorer.score_mean.normal_()
+            layers, scores = predictor.read(group.site, torch.randn(2, 6, 8), kind)
+            assert layers == group.layers and scores.shape == (2, 6, len(layers), SIZES.units(kind))
+            assert torch.equal(scores, scorer.score_mean.expand_as(scores))
+
+
+def learnable(count, seed):
+    """Scores that are a fixed function of the feature."""
+    generator = torch.Generator().manual_seed(seed)
+    features = torch.randn(count, 8, generator=generator)
+    weights = torch.randn(8, 20, generator=torch.Generator().manual_seed(9))
+    return features, (features @ weights).square().view(count, 2, 10)
+
+
+def token_scores(*parts):
+    return training.TokenScores([(part.__getitem__, len(part)) for part in parts], lambda scores: scores)
+
+
+RECIPE = training.Recipe(
+    rank={"neurons": 64}, target="score", epochs=30, batch=32, learning_rate=0.01, weight_decay=0.0
+)
+
+
+def trained(seed=0, recipe=RECIPE):
+    features, scores = learnable(1024, 1)
+    held_features, held_scores = learnable(256, 2)
+    torch.manual_seed(seed)
+    scorer = UnitScorer(8, 64, 2, 10)
+    split = token_scores(scores[:500], scores[500:])
+    return scorer, training.fit(scorer, features, split, held_features, token_scores(held_scores), recipe, seed)
+
+
+def test_training_beats_the_constant_predictor_and_repeats_itself():
+    scorer, fit = trained()
+    assert fit.loss < 0.3 * fit.loss_constant and fit.best_epoch > 0
+    again, _ = trained()
+    assert all(torch.equal(a, b) for a, b in zip(scorer.parameters(), again.parameters(), strict=True))
+
+
+def test_training_on_noise_never_ends_worse_than_the_constant_predictor():
+    generator = torch.Generator().manual_seed(3)
+    features, held_features = torch.randn(64, 8, generator=generator), torch.randn(64, 8, generator=generator)
+    scores, held = torch.rand(64, 2, 10, generator=generator), torch.rand(64, 2, 10, generator=generator)
+    scorer = UnitScorer(8, 64, 2, 10)
+    fit = training.fit(scorer, features, token_scores(scores), held_features, token_scores(held), RECIPE, 0)
+    assert fit.loss <= fit.loss_constant
+
+
+def test_token_scores_of_shards_are_those_of_the_whole():
+    scores = torch.rand(20, 2, 5)
+    index = torch.randperm(20)
+    assert torch.equal(token_scores(scores[:7], scores[7:])[index], scores[index])
+
+
+def test_more_tokens_a_batch_than_there_are_is_an_error():
+    scorer = UnitScorer(8, 4, 2, 10)
+    few = token_scores(torch.rand(8, 2, 10))
+    with pytest.raises(ConfigError, match="predictors.batch: 32 tokens, but the traces hold only 8"):
+        training.fit(scorer, torch.randn(8, 8), few, torch.randn(8, 8), few, RECIPE, 0)

@@ -1,0 +1,449 @@
+"""Tables and figures on a made-up study: invariances, bad input, and every figure on full and on sparse tables."""
+
+import io
+import itertools
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+from rich.console import Console
+
+from shadowcore import artifacts
+from shadowcore.errors import ArtifactError
+from shadowcore.report import show, style, tables
+from shadowcore.report.figures import FIGURES, save
+from shadowcore.schemas import FINAL_TABLES, OUTCOMES
+
+MODEL, LAYERS, UNITS = "smollm2-135m", 12, {"heads": 9, "neurons": 96}
+LEVELS = (30, 50, 70)
+# made-up perplexity over dense at LEVELS
+COST = {
+    "random": (13.0, 250.0, 3000.0),
+    "static": (2.05, 3.9, 9.0),
+    "shadow": (1.65, 2.7, 7.3),
+    "layerwise": (1.5, 2.3, 7.0),
+    "oracle": (1.01, 1.05, 1.25),
+}
+CALIBRATION = "wikipedia-train"
+CAPTIONS = Path(__file__).parents[1] / "workflow" / "report"
+
+
+def condition(method="dense", criterion=None, policy=None, units=None, sparsity=0, **more):
+    """Keys and measured sparsity of one condition."""
+    trained = method in ("shadow", "layerwise")
+    removed = sparsity / 100 * (LAYERS - 1) / LAYERS
+    heads, neurons = (removed if units in (kind, "both") else 0.0 for kind in ("heads", "neurons"))
+    return {
+        "model": MODEL, "data": "wikipedia", "calibration": None if method in ("dense", "random") else CALIBRATION,
+        "method": method, "criterion": criterion, "predictor": "small" if trained else None, "policy": policy,
+        "protocol": None if method == "dense" else "token", "units": units, "sparsity_pct": sparsity, "seed": 0,
+        "sparsity_measured": removed, "sparsity_heads": heads, "sparsity_neurons": neurons,
+        "sparsity_weights": 0.6 * neurons + 0.1 * heads,
+    } | more  # fmt: skip
+
+
+def conditions():
+    """Every condition of the made-up study with the factor its perplexity has over dense."""
+    yield condition(), 1.0
+    for level, sparsity in enumerate(LEVELS):
+        for method, cost in COST.items():
+            criteria = ("random",) if method == "random" else ("plainact", "l2_norm")
+            for criterion in criteria:
+                worse = 1.15 if criterion == "l2_norm" else 1.0
+                yield condition(method, criterion, "per_layer", "neurons", sparsity), cost[level] * worse
+        for method in ("static", "shadow"):
+            yield condition(method, "plainact", "global", "neurons", sparsity), COST[method][level] * 0.85
+    for units, method in itertools.product(("both", "heads"), ("random", "static", "shadow")):
+        criterion = "random" if method == "random" else "plainact"
+        yield condition(method, criterion, "per_layer", units, 50), COST[method][1] * (1.4 if units == "both" else 0.6)
+
+
+def outcomes(model=MODEL, windows=64, documents=400):
+    """Documents of the made-up study: one difficulty each, shared by all conditions, and some noise."""
+    random = np.random.default_rng(1)
+    hardness, margin = random.normal(2.92, 0.25, windows), random.normal(0, 1, documents)
+    parts = []
+    for keys, factor in conditions():
+        nll = 255 * (hardness + math.log(factor) + random.normal(0, 0.05, windows) * (factor > 1))
+        noise = random.normal(0, 0.5, documents) * (factor > 1)
+        rows = {
+            "perplexity": ("nll", nll, 255, windows),
+            "true_continuation": ("acc", (margin + noise < 0.3 - 0.45 * math.log(factor)).astype(float), 1, documents),
+        }
+        for task, (metric, value, weight, count) in rows.items():
+            part = pd.DataFrame({"document": [f"{task}-{i:04d}" for i in range(count)], "value": value})
+            parts.append(part.assign(**keys, task=task, metric=metric, weight=weight))
+    table = pd.concat(parts, ignore_index=True).assign(model=model)[list(OUTCOMES.columns)]
+    return pa.Table.from_pandas(table, preserve_index=False)
+
+
+def quality_rows():
+    good = {"static": (0.55, 0.30), "shadow": (0.68, 0.45), "layerwise": (0.75, 0.55)}
+    for kind, criterion, method in itertools.product(UNITS, ("plainact", "l2_norm"), good):
+        rank, gain = good[method]
+        for layer in range(1, LAYERS):
+            keys = {
+                "model": MODEL, "calibration": CALIBRATION, "method": method, "criterion": criterion, "seed": 0,
+                "predictor": None if method == "static" else "small", "kind": kind, "layer": layer, "n": 4096,
+                "stderr": 0.004,
+            }  # fmt: skip
+            bend = 0.1 * math.cos(layer / 5)
+            yield keys | {"sparsity_pct": None, "metric": "spearman", "value": rank + bend}
+            for sparsity in LEVELS:
+                value = 1 - sparsity / 100 * (1 - gain - bend / 2)
+                yield keys | {"sparsity_pct": sparsity, "metric": "recall", "value": value}
+
+
+def criteria_rows():
+    random = np.random.default_rng(2)
+    for kind, count in UNITS.items():
+        for layer in range(LAYERS):
+            for unit, mean in enumerate(random.lognormal(0.05 * layer - 3, 1.2, count)):
+                yield {
+                    "model": MODEL, "calibration": CALIBRATION, "criterion": "plainact", "kind": kind,
+                    "layer": layer, "unit": unit, "mean": mean, "deviation": mean / 3, "n": 64,
+                }  # fmt: skip
+
+
+def latency_rows():
+    time = {"static": (0, 0.55), "shadow": (0.5, 0.52), "layerwise": (2.4, 0.5)}
+    modes = [("dense", None, 0, 9.2), ("huggingface", None, 0, 14.0)]
+    for mode, (overhead, gain) in time.items():
+        modes += [(mode, "neurons", level, 9.2 * (1 - gain * level / 100) + overhead) for level in LEVELS]
+    for mode, units, sparsity, ms in modes:
+        yield {
+            "model": MODEL, "device": "Processor, 2 cores", "backend": "torch", "weights": "pretrained",
+            "dtype": "float32", "threads": 2, "mode": mode, "units": units, "sparsity_pct": sparsity, "kv": "kept",
+            "batch": 1, "prompt_tokens": 64, "new_tokens": 64, "ms_per_token": ms, "ms_p10": ms * 0.97,
+            "ms_p90": ms * 1.06, "ttft_ms": 60.0, "gb_per_token": 0.5, "gb_per_s": 0.5 / ms * 1000, "repeats": 10,
+            "predictor_rank": 512 if mode in ("shadow", "layerwise") else None,
+        }  # fmt: skip
+
+
+def predictor_rows():
+    for method, groups in (("shadow", 1), ("layerwise", LAYERS - 1)):
+        yield {
+            "model": MODEL, "calibration": CALIBRATION, "method": method, "criterion": "plainact", "seed": 0,
+            "predictor": "small", "kind": "neurons", "rank": 512, "groups": groups, "parameters": 23_000_000,
+            "tokens": 100_000, "epochs": 10, "best_epoch": 7, "loss_constant": 1.02, "loss": 0.71,
+        }  # fmt: skip
+
+
+def final_tables(documents):
+    """All final tables as the stages write them."""
+    rows = {
+        "accuracy": tables.accuracy(documents), "perplexity": tables.perplexity(documents),
+        "comparisons": tables.comparisons(documents), "quality": quality_rows(), "predictors": predictor_rows(),
+        "criteria": criteria_rows(), "latency": latency_rows(), "latency_repeats": [],
+    }  # fmt: skip
+    return {name: FINAL_TABLES[name].build(values) for name, values in rows.items()}
+
+
+@pytest.fixture(scope="module")
+def documents():
+    return outcomes()
+
+
+@pytest.fixture(scope="module")
+def built(documents):
+    return final_tables(documents)
+
+
+@pytest.fixture(scope="module")
+def frames(built):
+    return {name: tables.frame(table) for name, table in built.items()}
+
+
+def ordered(rows, *keys):
+    """A mapping from the keys of rows to the rows, floats as they are."""
+    return {tuple(row[key] for key in keys): row for row in rows}
+
+
+ROW_KEYS = ("model", "method", "criterion", "policy", "units", "sparsity_pct", "metric")
+MAKERS = {"accuracy": tables.accuracy, "perplexity": tables.perplexity, "comparisons": tables.comparisons}
+
+
+def test_every_condition_has_its_rows(documents):
+    count = sum(1 for _ in conditions())
+    assert len(tables.accuracy(documents)) == len(tables.perplexity(documents)) == count
+    assert len(tables.comparisons(documents)) == 2 * (count - 1)
+
+
+def test_estimates_are_those_of_the_documents(documents):
+    rows = documents.to_pandas()
+    chosen = rows[(rows["method"] == "shadow") & (rows["policy"] == "global") & (rows["sparsity_pct"] == 50)]
+    windows, answers = chosen[chosen["metric"] == "nll"], chosen[chosen["metric"] == "acc"]
+    name = (MODEL, "shadow", "plainact", "global", "neurons", 50)
+    perplexity = ordered(tables.perplexity(documents), *ROW_KEYS)[*name, "token_perplexity"]
+    assert perplexity["value"] == pytest.approx(math.exp(windows["value"].sum() / windows["weight"].sum()))
+    assert (perplexity["n"], perplexity["tokens"]) == (64, 64 * 255)
+    assert ordered(tables.accuracy(documents), *ROW_KEYS)[*name, "acc"]["value"] == answers["value"].mean()
+
+
+def test_differences_are_differences_of_estimates(documents):
+    accuracy, perplexity = (ordered(make(documents), *ROW_KEYS) for make in (tables.accuracy, tables.perplexity))
+    dense = (MODEL, "dense", None, None, None, 0)
+    for key, row in ordered(tables.comparisons(documents), *ROW_KEYS).items():
+        if key[-1] == "acc":
+            expected = accuracy[key]["value"] - accuracy[*dense, "acc"]["value"]
+        else:
+            values = [perplexity[*name, "token_perplexity"]["value"] for name in (key[:-1], dense)]
+            expected = math.log(values[0] / values[1])
+            assert row["p_value"] is None
+        assert row["difference"] == pytest.approx(expected)
+        assert row["low"] <= row["difference"] <= row["high"]
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_order_of_documents_changes_nothing(documents, name):
+    shuffled = documents.to_pandas().sample(frac=1, random_state=0)
+    assert MAKERS[name](shuffled) == MAKERS[name](documents)
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_another_model_changes_nothing(documents, name):
+    rows = MAKERS[name](pa.concat_tables([documents, outcomes("another")]))
+    assert [row for row in rows if row["model"] == MODEL] == MAKERS[name](documents)
+    assert sum(row["model"] == "another" for row in rows) == len(rows) / 2
+
+
+def test_rows_fit_their_schemas_and_survive_a_file(built, tmp_path):
+    for name, table in built.items():
+        artifacts.write_table(tmp_path / f"{name}.parquet", FINAL_TABLES[name].schema, table, {})
+    for name, table in tables.read(tmp_path).items():
+        pd.testing.assert_frame_equal(table, tables.frame(built[name]))
+
+
+def test_a_table_that_was_not_written_is_read_as_empty(tmp_path):
+    found = tables.read(tmp_path)
+    assert {name: list(table) for name, table in found.items()} == {n: list(t.columns) for n, t in FINAL_TABLES.items()}
+    assert not any(map(len, found.values()))
+
+
+def test_without_dense_there_is_nothing_to_compare(documents):
+    rows = documents.to_pandas()
+    assert tables.comparisons(rows[rows["method"] != "dense"]) == []
+
+
+def test_dense_of_several_seeds_is_paired_by_seed(documents):
+    rows = documents.to_pandas()
+    pair = rows[(rows["method"] == "dense") | ((rows["method"] == "oracle") & (rows["sparsity_pct"] == 30))]
+    other = pair.assign(seed=1)
+    both = tables.comparisons(pd.concat([pair, other]))
+    assert [row for row in both if row["seed"] == 0] == tables.comparisons(pair)
+    with pytest.raises(ArtifactError, match=r"its seed is 2, where dense was run with \[0, 1\]"):
+        tables.comparisons(pd.concat([pair, other, pair[pair["method"] != "dense"].assign(seed=2)]))
+
+
+def damaged(documents, change):
+    rows = documents.to_pandas()
+    change(rows, (rows["method"] == "oracle") & (rows["sparsity_pct"] == 50))
+    return rows
+
+
+def repeat_document(rows, oracle):
+    first, second = rows.index[oracle][:2]
+    rows.loc[first, "document"] = rows.loc[second, "document"]
+
+
+def rename_document(rows, oracle):
+    rows.loc[rows.index[oracle][0], "document"] = "elsewhere"
+
+
+def score_fewer_tokens(rows, oracle):
+    rows.loc[oracle, "weight"] -= 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [(repeat_document, "63 in common"), (rename_document, "63 in common"), (score_fewer_tokens, "token counts")],
+)
+def test_conditions_on_other_documents_are_not_compared(documents, change, message):
+    with pytest.raises(ArtifactError, match=f"{MODEL} wikipedia oracle .*{message}"):
+        tables.comparisons(damaged(documents, change))
+
+
+def test_impossible_documents_name_their_condition(documents):
+    def change(rows, oracle):
+        rows.loc[oracle & (rows["metric"] == "acc"), "value"] = 0.5
+
+    with pytest.raises(ArtifactError, match=f"{MODEL} wikipedia oracle plainact.* 0 or 1"):
+        tables.accuracy(damaged(documents, change))
+
+
+def test_outcomes_without_a_column_are_refused(documents):
+    with pytest.raises(ArtifactError, match="no column .'document'."):
+        tables.accuracy(documents.drop_columns("document"))
+
+
+def test_dense_found_twice_is_refused(documents):
+    rows = documents.to_pandas()
+    again = rows[rows["method"] == "dense"].assign(calibration=CALIBRATION)
+    with pytest.raises(ArtifactError, match="dense .*found twice with seed 0"):
+        tables.comparisons(pd.concat([rows, again]))
+
+
+def test_attainable_tables_pass_without_warning(built):
+    assert tables.check(built) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "column", "value", "message"),
+    [
+        ("accuracy", "value", math.nan, "value is nan"),
+        ("accuracy", "value", 0.12345, "k/n"),
+        ("accuracy", "value", 1.0025, "k/n"),
+        ("accuracy", "n", 800, "n is 800"),
+        ("perplexity", "value", 0.99, "at least 1"),
+        ("perplexity", "value", math.inf, "finite"),
+        ("perplexity", "n", 63, "n is 63"),
+        ("comparisons", "difference", math.nan, "finite"),
+        ("latency", "ms_per_token", math.nan, "finite"),
+    ],
+)
+def test_unattainable_values_name_table_and_row(frames, name, column, value, message):
+    wrong = frames[name].copy()
+    wrong.loc[5, column] = value
+    with pytest.raises(ArtifactError, match=f"^table '{name}', row 5 \\({MODEL} .*{message}"):
+        tables.check({name: wrong})
+
+
+def test_a_model_below_chance_is_a_warning(frames):
+    weak = frames["accuracy"].copy()
+    weak.loc[weak["method"] == "dense", "value"] = 0.2
+    (warning,) = tables.check({"accuracy": weak})
+    assert "dense" in warning and "below chance" in warning
+
+
+def dense_only(frames):
+    """The tables of a study with nothing but the dense model."""
+    kept = {"accuracy": "method", "perplexity": "method", "latency": "mode"}
+    return {
+        name: table[table[kept[name]] == "dense"] if name in kept else table.iloc[:0] for name, table in frames.items()
+    }
+
+
+def drawn(figure):
+    """Let every artist draw itself, without the search for a layout, which is most of the time."""
+    figure.set_layout_engine("none")
+    figure.draw_without_rendering()
+
+
+def texts(figure):
+    """Everything written in a figure."""
+    return [text.get_text() for text in figure.findobj(lambda artist: hasattr(artist, "get_text"))]
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_figures_draw_from_full_tables_and_repeat_to_the_byte(frames, name, tmp_path, monkeypatch):
+    monkeypatch.setattr(style, "PNG_DPI", 40)
+    first, second = (save(FIGURES[name](frames, MODEL), tmp_path / run / name) for run in ("1", "2"))
+    assert [path.suffix for path in first] == [".pdf", ".png"]
+    for one, other in zip(first, second, strict=True):
+        assert one.read_bytes() == other.read_bytes()
+        assert b"matplotlib" not in one.read_bytes().lower()
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_figures_say_what_they_show(frames, name):
+    written = texts(FIGURES[name](frames, MODEL))
+    assert any(MODEL in text for text in written)
+    assert not any("no " in text and "tables" in text for text in written)
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_figures_draw_dense_alone_or_say_that_there_is_nothing(frames, name):
+    alone = any("dense" in text for text in texts(FIGURES[name](dense_only(frames), MODEL)))
+    assert alone == (name in ("perplexity", "accuracy", "latency")) or "differences" in name
+    for nothing in ({}, {table: rows.iloc[:0] for table, rows in frames.items()}):
+        (message,) = filter(None, texts(FIGURES[name](nothing, MODEL)))
+        assert message.startswith(MODEL) and message.split().count("no") == 1
+
+
+@pytest.mark.parametrize("name", FIGURES)
+@pytest.mark.parametrize(
+    "lacking",
+    [{"method": "dense"}, {"method": "static"}, {"method": "random"}, {"units": "neurons"}, {"criterion": "plainact"},
+     {"policy": "per_layer"}, {"metric": "recall"}, {"kind": "neurons"}],
+    ids=str,
+)  # fmt: skip
+def test_figures_draw_without_a_method_units_or_criterion(frames, name, lacking):
+    ((column, value),) = lacking.items()
+    less = {table: rows[rows[column] != value] if column in rows else rows for table, rows in frames.items()}
+    drawn(FIGURES[name](less, MODEL))
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_figures_show_one_model_only(frames, name, tmp_path, monkeypatch):
+    monkeypatch.setattr(style, "PNG_DPI", 40)
+    crowd = {table: pd.concat([rows, rows.assign(model="another")]) for table, rows in frames.items()}
+    pictures = []
+    for number, given in enumerate((frames, crowd)):
+        figure = FIGURES[name](given, MODEL)
+        figure.set_layout_engine("none")
+        pictures.append(save(figure, tmp_path / str(number))[1].read_bytes())
+    assert pictures[0] == pictures[1]
+
+
+def test_variants_of_a_method_are_named_apart(frames):
+    rows = frames["perplexity"]
+    other = rows[rows["method"] == "shadow"].assign(predictor="large")
+    written = texts(FIGURES["perplexity"]({"perplexity": pd.concat([rows, other])}, MODEL))
+    assert {"shadow (one predictor), small", "shadow (one predictor), large", "layerwise (one per layer)"} <= set(
+        written
+    )
+
+
+def test_estimates_without_an_interval_are_drawn(frames):
+    bare = {name: rows.assign(low=None, high=None) if "low" in rows else rows for name, rows in frames.items()}
+    bare = {name: rows.astype({"low": float, "high": float}) if "low" in rows else rows for name, rows in bare.items()}
+    for figure in FIGURES.values():
+        drawn(figure(bare, MODEL))
+
+
+def test_every_figure_has_a_caption():
+    captions = {path.stem for path in CAPTIONS.glob("*.rst")}
+    assert captions == {*FIGURES, "tables", "workflow"}
+    for path in CAPTIONS.glob("*.rst"):
+        assert len(path.read_text()) > 150 and "{{" not in path.read_text()
+
+
+@pytest.fixture
+def results(built, tmp_path):
+    for name, table in built.items():
+        artifacts.write_table(tmp_path / "tables" / f"{name}.parquet", FINAL_TABLES[name].schema, table, {})
+    return tmp_path
+
+
+def printed(printer, folder, width=80):
+    console = Console(file=io.StringIO(), width=width)
+    printer(folder, console)
+    return console.file.getvalue()
+
+
+def test_show_prints_every_table_whole_in_any_terminal(results, frames):
+    text = printed(show.show, results, width=60)
+    assert "…" not in text
+    assert text.count("\n") > len(frames["perplexity"]["method"]) / 3
+    dense = frames["perplexity"].query("method == 'dense'").iloc[0]
+    assert f"{dense['value']:.1f} ± {dense['stderr']:.1f}" in text
+    for heading in ("perplexity", "Accuracy", "McNemar", "Recall", "Milliseconds", "figures in"):
+        assert heading in text
+
+
+def test_summary_is_short_and_has_a_line_per_method(results):
+    lines = printed(show.summary, results).splitlines()
+    assert len(lines) <= 15 and not any("…" in line for line in lines)
+    methods = [line.split()[0] for line in lines if line and line.split()[0] in (*COST, "dense", "huggingface")]
+    assert methods == ["dense", "huggingface", *COST]
+
+
+def test_show_of_an_unfinished_or_missing_study(tmp_path):
+    (tmp_path / "tables").mkdir()
+    for printer in (show.show, show.summary):
+        assert "0 figures" in printed(printer, tmp_path)
+        with pytest.raises(ArtifactError, match="no such folder; a study's results folder"):
+            printed(printer, tmp_path / "elsewhere")

