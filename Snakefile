@@ -26,6 +26,10 @@ wildcard_constraints:
     pct=r"\d+",
 
 
+report: "workflow/report/workflow.rst"
+
+
+include: "workflow/rules/common.smk"
 include: "workflow/rules/sources.smk"
 include: "workflow/rules/importance.smk"
 include: "workflow/rules/predictors.smk"

@@ -16,7 +16,7 @@ MODULES = sorted(
 )
 # from the ground up; a room may import from its own floor and those below
 FLOORS = [
-    ["errors", "provenance"], ["artifacts"], ["schemas", "packages"], ["text", "models"], ["method"], ["decode"],
+    ["errors", "provenance"], ["artifacts"], ["schemas", "packages"], ["text", "models", "dictionary"], ["method"], ["decode"],
     ["measure"], ["report"], ["stages"], ["config"], ["cli"], ["__main__"],
 ]  # fmt: skip
 
@@ -89,3 +89,10 @@ def test_a_comment_changes_no_fingerprint_but_behaviour_does(tmp_path, monkeypat
     for cached in (provenance.imports, provenance.behaviour, provenance.fingerprint):
         monkeypatch.undo()
         cached.cache_clear()
+
+
+def test_the_data_dictionary_is_that_of_the_schemas():
+    from shadowcore.dictionary import HEADING, dictionary
+
+    page = (ROOT / "results" / "README.md").read_text()
+    assert page[page.index(HEADING) :] == dictionary()

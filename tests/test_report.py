@@ -9,6 +9,8 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+from matplotlib.image import AxesImage
+from matplotlib.lines import Line2D
 from rich.console import Console
 
 from shadowcore import artifacts
@@ -82,7 +84,7 @@ def outcomes(model=MODEL, windows=64, documents=400):
 
 def quality_rows():
     good = {"static": (0.55, 0.30), "shadow": (0.68, 0.45), "layerwise": (0.75, 0.55)}
-    for kind, criterion, method in itertools.product(UNITS, ("plainact", "l2_norm"), good):
+    for kind, criterion, method in itertools.product(UNITS, ("plainact",), good):
         rank, gain = good[method]
         for layer in range(1, LAYERS):
             keys = {
@@ -340,11 +342,16 @@ def texts(figure):
 @pytest.mark.parametrize("name", FIGURES)
 def test_figures_draw_from_full_tables_and_repeat_to_the_byte(frames, name, tmp_path, monkeypatch):
     monkeypatch.setattr(style, "PNG_DPI", 40)
-    first, second = (save(FIGURES[name](frames, MODEL), tmp_path / run / name) for run in ("1", "2"))
-    assert [path.suffix for path in first] == [".pdf", ".png"]
-    for one, other in zip(first, second, strict=True):
+    runs = []
+    for run in ("1", "2"):
+        figure = FIGURES[name](frames, MODEL)
+        if name != "latency":  # the search for a layout takes most of the time: once is enough
+            figure.set_layout_engine("none")
+        runs.append(save(figure, tmp_path / run / name))
+    assert [path.name for path in runs[0]] == [f"{name}.pdf", f"{name}.png"]
+    for one, other in zip(*runs, strict=True):
         assert one.read_bytes() == other.read_bytes()
-        assert b"matplotlib" not in one.read_bytes().lower()
+        assert not {b"CreationDate", b"Software", b"matplotlib.org"} & set(one.read_bytes().split())
 
 
 @pytest.mark.parametrize("name", FIGURES)
@@ -366,26 +373,24 @@ def test_figures_draw_dense_alone_or_say_that_there_is_nothing(frames, name):
 @pytest.mark.parametrize("name", FIGURES)
 @pytest.mark.parametrize(
     "lacking",
-    [{"method": "dense"}, {"method": "static"}, {"method": "random"}, {"units": "neurons"}, {"criterion": "plainact"},
-     {"policy": "per_layer"}, {"metric": "recall"}, {"kind": "neurons"}],
+    [{"method": ["dense", "static"], "mode": ["dense"]}, {"units": ["neurons"], "kind": ["neurons"]},
+     {"criterion": ["plainact"], "metric": ["recall"]}, {"policy": ["per_layer"], "method": ["random"]}],
     ids=str,
 )  # fmt: skip
-def test_figures_draw_without_a_method_units_or_criterion(frames, name, lacking):
-    ((column, value),) = lacking.items()
-    less = {table: rows[rows[column] != value] if column in rows else rows for table, rows in frames.items()}
-    drawn(FIGURES[name](less, MODEL))
+def test_figures_draw_without_some_methods_units_or_criteria(frames, name, lacking):
+    for column, values in lacking.items():
+        frames = {table: rows[~rows[column].isin(values)] if column in rows else rows for table, rows in frames.items()}
+    drawn(FIGURES[name](frames, MODEL))
 
 
 @pytest.mark.parametrize("name", FIGURES)
-def test_figures_show_one_model_only(frames, name, tmp_path, monkeypatch):
-    monkeypatch.setattr(style, "PNG_DPI", 40)
+def test_figures_show_one_model_only(frames, name):
     crowd = {table: pd.concat([rows, rows.assign(model="another")]) for table, rows in frames.items()}
-    pictures = []
-    for number, given in enumerate((frames, crowd)):
-        figure = FIGURES[name](given, MODEL)
-        figure.set_layout_engine("none")
-        pictures.append(save(figure, tmp_path / str(number))[1].read_bytes())
-    assert pictures[0] == pictures[1]
+    alone, among = FIGURES[name](frames, MODEL), FIGURES[name](crowd, MODEL)
+    assert texts(alone) == texts(among)
+    for kind, data in ((Line2D, Line2D.get_xydata), (AxesImage, AxesImage.get_array)):
+        ours, others = (list(map(data, figure.findobj(kind))) for figure in (alone, among))
+        assert len(ours) == len(others) and all(map(np.array_equal, ours, others))
 
 
 def test_variants_of_a_method_are_named_apart(frames):
@@ -400,8 +405,8 @@ def test_variants_of_a_method_are_named_apart(frames):
 def test_estimates_without_an_interval_are_drawn(frames):
     bare = {name: rows.assign(low=None, high=None) if "low" in rows else rows for name, rows in frames.items()}
     bare = {name: rows.astype({"low": float, "high": float}) if "low" in rows else rows for name, rows in bare.items()}
-    for figure in FIGURES.values():
-        drawn(figure(bare, MODEL))
+    for name in ("perplexity", "accuracy", "differences"):
+        drawn(FIGURES[name](bare, MODEL))
 
 
 def test_every_figure_has_a_caption():

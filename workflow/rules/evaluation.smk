@@ -1,23 +1,3 @@
-def condition(wildcards):
-    return jobs.conditions[wildcards.model, wildcards.data, wildcards.setup, int(wildcards.pct)]
-
-
-def evaluated(stage, wildcards):
-    return jobs.evaluate(stage, (wildcards.model, wildcards.data, wildcards.setup, int(wildcards.pct)))
-
-
-def scores_of(wildcards):
-    one = condition(wildcards)
-    return [f"{root}/scores/{one.model}/{one.calibration}.parquet"] if one.method == "static" else []
-
-
-def predictor_of(wildcards):
-    one = condition(wildcards)
-    if one.predictor is None:
-        return []
-    return [jobs.predictor(one.model, one.calibration, one.method, one.criterion, one.predictor) + ".safetensors"]
-
-
 rule evaluate:
     input:
         card=rules.fetch_model.output.card,
@@ -40,8 +20,8 @@ rule evaluate:
     resources:
         mem_mb=2500,
     params:
-        spec=lambda wildcards: evaluated("evaluate", wildcards)["spec"],
-        code=lambda wildcards: evaluated("evaluate", wildcards)["code"],
+        spec=lambda wildcards: jobs.evaluate("evaluate", condition_key(wildcards))["spec"],
+        code=lambda wildcards: jobs.evaluate("evaluate", condition_key(wildcards))["code"],
     shell:
         "python -m shadowcore evaluate --spec {params.spec:q} --threads {threads} --card {input.card:q}"
         " --weights {input.weights:q} --documents {input.documents:q} --tasks {input.tasks:q}"
@@ -68,8 +48,8 @@ rule evaluate_oracle:
     resources:
         mem_mb=3000,
     params:
-        spec=lambda wildcards: evaluated("evaluate-oracle", wildcards)["spec"],
-        code=lambda wildcards: evaluated("evaluate-oracle", wildcards)["code"],
+        spec=lambda wildcards: jobs.evaluate("evaluate-oracle", condition_key(wildcards))["spec"],
+        code=lambda wildcards: jobs.evaluate("evaluate-oracle", condition_key(wildcards))["code"],
     shell:
         "python -m shadowcore evaluate-oracle --spec {params.spec:q} --threads {threads} --card {input.card:q}"
         " --weights {input.weights:q} --documents {input.documents:q} --tasks {input.tasks:q}"

@@ -1,9 +1,3 @@
-def trained(wildcards):
-    return jobs.train_predictor(
-        wildcards.model, wildcards.calibration, wildcards.method, wildcards.criterion, wildcards.predictor
-    )
-
-
 rule train_predictor:
     input:
         card=rules.fetch_model.output.card,

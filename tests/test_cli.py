@@ -1,0 +1,49 @@
+"""The command line: help everywhere, one sentence and exit code 2 on bad input, nothing half-written."""
+
+import json
+
+import pytest
+
+from shadowcore import cli
+
+
+def run(capsys, *arguments):
+    code = cli.main([str(argument) for argument in arguments])
+    return code, capsys.readouterr()
+
+
+def test_help_lists_every_command(capsys):
+    code, printed = run(capsys, "--help")
+    assert code == 0 and all(name in printed.out for name in [*cli.STAGES, "show"])
+
+
+@pytest.mark.parametrize("name", sorted(cli.STAGES))
+def test_every_stage_explains_itself(capsys, name):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([name, "--help"])
+    assert stopped.value.code == 0 and "--spec" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["trac"], "unknown command 'trac'; did you mean 'trace'"),
+        (["average", "--spec", "{", "--card", "c", "--scores", "s"], "--spec: not JSON"),
+        (["average", "--spec", '{"modl": "x"}', "--card", "c", "--scores", "s"], "unknown key 'modl'; did you mean"),
+        (["average", "--spec", '{"model": "x"}', "--card", "c", "--scores", "s"], "missing key 'calibration'"),
+        (["show", "nowhere"], "nowhere"),
+    ],
+)
+def test_bad_input_is_one_sentence(capsys, arguments, message):
+    code, printed = run(capsys, *arguments)
+    assert code == 2 and message in printed.err and len(printed.err.strip().splitlines()) == 1
+
+
+def test_a_failed_stage_leaves_nothing_behind(capsys, tmp_path):
+    spec = {"model": "m", "calibration": "c", "criteria": ["plainact"]}
+    card = tmp_path / "card.json"
+    card.write_text('{"schema": "model_card/1", ')
+    out = tmp_path / "out" / "scores.parquet"
+    code, printed = run(capsys, "average", "--spec", json.dumps(spec), "--card", card, "--scores", out)
+    assert code == 2 and "card.json: damaged JSON" in printed.err
+    assert not out.exists()

@@ -1,0 +1,83 @@
+"""The configuration is strict: what does not exist stops before any job, in one sentence with the near miss."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import yaml
+
+from shadowcore.config import Jobs, load_study, parse_study
+from shadowcore.errors import ConfigError
+
+CONFIGS = sorted((Path(__file__).parent.parent / "config").glob("*.yaml"))
+QUICK = yaml.safe_load((Path(__file__).parent.parent / "config" / "quick.yaml").read_text())
+
+
+def changed(path, value):
+    data = copy.deepcopy(QUICK)
+    *parents, last = path
+    here = data
+    for key in parents:
+        here = here[key]
+    here[last] = value
+    return data
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_shipped_configurations_are_valid(path):
+    assert Jobs(load_study(path)).outcomes()
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (["sede"], 1, "sede: unknown key; did you mean 'seed'"),
+        (["traces", "window"], 1, "traces.window: unknown key; did you mean 'windows'"),
+        (["traces", "criteria"], ["plainct"], "unknown 'plainct'; did you mean 'plainact'"),
+        (["conditions", 0, "methods"], ["ramdom"], "unknown 'ramdom'; did you mean 'random'"),
+        (["conditions", 1, "policies"], ["per_layr"], "unknown 'per_layr'; did you mean 'per_layer'"),
+        (["conditions", 1, "policies"], ["global"], "layerwise decides layer by layer"),
+        (["conditions", 1, "protocols"], ["lookahead"], "unknown 'lookahead'; Known: token"),
+        (["conditions", 1, "predictors"], ["smal"], "unknown 'smal'; did you mean 'small'"),
+        (["conditions", 1, "predictors"], [], "need `predictors`"),
+        (["conditions", 1, "criteria"], ["snip"], "have no token form"),
+        (["conditions", 0, "sparsities_pct"], [100], r"conditions.0.sparsities_pct.0: .*less than 100 \(found 100\)"),
+        (["conditions", 0, "sparsities_pct"], [-1], r"greater than or equal to 0 \(found -1\)"),
+        (["conditions", 0, "sparsities_pct"], [0.5], r"valid integer \(found 0.5\)"),
+        (["evaluation", "tasks"], ["piqua"], "unknown 'piqua'; Known: true_continuation"),
+        (["evaluation", "texts"], ["wikipdia"], "did you mean 'wikipedia'"),
+        (["models", "smollm2-135m", "source"], {"packge": "x"}, "unknown 'packge'; did you mean 'package'"),
+        (["models", "smollm2-135m", "source"], {"folder": {"pth": "x"}}, "unknown key 'pth'; did you mean 'path'"),
+        (["models", "smollm2-135m", "dtype"], "float31", "unknown 'float31'; did you mean 'float32'"),
+        (["models"], {"../up": QUICK["models"]["smollm2-135m"]}, "models.../up"),
+        (["traces", "tokens_per_window"], 128, "fewer than window_tokens are needed"),
+        (["traces", "criteria"], ["plainact"], r"traces.criteria: \['l2_norm'\] are used"),
+    ],
+)
+def test_a_mistake_is_one_sentence(path, value, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        parse_study(changed(path, value), "config")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_not_yaml_is_named(tmp_path):
+    path = tmp_path / "broken.yaml"
+    path.write_text("study: [")
+    with pytest.raises(ConfigError, match="broken.yaml: not YAML"):
+        load_study(path)
+    with pytest.raises(ConfigError, match="absent.yaml: cannot be read"):
+        load_study(tmp_path / "absent.yaml")
+
+
+def test_conditions_are_distinct_and_have_a_dense_row():
+    jobs = Jobs(parse_study(QUICK, "config"))
+    assert len(set(jobs.outcomes())) == len(jobs.conditions) == len(set(jobs.conditions.values()))
+    assert [one for one in jobs.conditions.values() if one.method == "dense"][0].sparsity_pct == 0
+
+
+def test_specifications_change_only_where_the_configuration_does():
+    before = Jobs(parse_study(QUICK, "config"))
+    after = Jobs(parse_study(changed(["evaluation", "windows"], 4), "config"))
+    key = next(iter(before.conditions))
+    assert before.trace(key[0], "train", "0") == after.trace(key[0], "train", "0")
+    assert before.evaluate("evaluate", key) != after.evaluate("evaluate", key)

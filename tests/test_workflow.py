@@ -1,0 +1,198 @@
+"""The study as a whole, on tiny random models of both families: complete, never stale, never redone."""
+
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+PARTS = ("Snakefile", "workflow", "shadowcore", "profiles", "config")
+
+
+def tiny_study(folder):
+    """A configuration of everything the quick study has, on models and a text that take no time."""
+    study = yaml.safe_load((ROOT / "config" / "quick.yaml").read_text())
+    sizes = {"layers": 3, "width": 16, "heads": 2, "neurons": 24, "positions": 128}
+    return study | {
+        "study": "tiny",
+        "models": {f"tiny-{f}": {"source": {"random": {"family": f, **sizes}}} for f in ("llama", "opt")},
+        "texts": {"words": study["texts"]["wikipedia"] | {"source": {"folder": {"path": str(folder / "words")}}}},
+        "calibration": ["words"],
+        "traces": study["traces"] | {"windows": 8, "window_tokens": 32, "tokens_per_window": 16, "heldout_windows": 2,
+                                     "heldout_tokens_per_window": 8},
+        "predictors": {"small": study["predictors"]["small"] | {"rank_neurons": 8, "rank_heads": 4, "batch": 16}},
+        "conditions": [
+            {"methods": ["random"], "sparsities_pct": [50]},
+            {"methods": ["static", "shadow", "layerwise", "oracle"], "criteria": ["plainact"], "predictors": ["small"],
+             "units": ["both"], "sparsities_pct": [50]},
+        ],
+        "evaluation": study["evaluation"] | {"texts": ["words"], "windows": 2, "window_tokens": 32},
+        "latency": study["latency"] | {"sparsities_pct": [50], "prompt_tokens": 4, "new_tokens": 2, "repeats": 2},
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory):
+    """A copy of the project with a tiny study, run once."""
+    return run_in(prepared(tmp_path_factory.mktemp("house")))
+
+
+def prepared(folder):
+    import pandas as pd
+
+    for part in PARTS:
+        copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy
+        copy(ROOT / part, folder / part)
+    (folder / "words").mkdir()
+    chooser = random.Random(0)
+    vocabulary = ["".join(chooser.choices("abcdefgh", k=chooser.randint(2, 6))) for _ in range(80)]
+    texts = [" ".join(chooser.choices(vocabulary, k=200)) for _ in range(20)]
+    pd.DataFrame({"text": texts}).to_parquet(folder / "words" / "part.parquet")
+    (folder / "config" / "tiny.yaml").write_text(yaml.safe_dump(tiny_study(folder)))
+    return folder
+
+
+def command(*arguments):
+    return [sys.executable, "-m", "snakemake", "--configfile", "config/tiny.yaml", "--show-failed-logs", *arguments]
+
+
+def environment(folder):
+    paths = {"PYTHONPATH": str(folder), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    return os.environ | paths | {"PYTHONDONTWRITEBYTECODE": "1"}
+
+
+def snakemake(folder, *arguments):
+    return subprocess.run(
+        command(*arguments), cwd=folder, env=environment(folder), capture_output=True, text=True, timeout=300
+    )
+
+
+def run_in(folder):
+    done = snakemake(folder)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+    return folder
+
+
+def waiting(folder, *arguments):
+    """Rules that would run, and how many jobs of each."""
+    said = snakemake(folder, "--dry-run", "--quiet", "reason", *arguments)
+    assert said.returncode == 0, said.stderr
+    counts = re.findall(r"^(\w+) +(\d+)$", said.stdout + said.stderr, re.MULTILINE)
+    return {rule: int(count) for rule, count in counts if rule not in ("total", "all")}
+
+
+def results(folder):
+    return folder / "results" / "tiny"
+
+
+def tables(folder):
+    """Parquet files and predictors that hold no times."""
+    paths = [*results(folder).rglob("*.parquet"), *results(folder).rglob("*.safetensors")]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(paths) if "latency" not in str(path)}
+
+
+def test_it_makes_every_table_and_figure(house):
+    from shadowcore.report.figures import FIGURES
+    from shadowcore.schemas import FINAL_TABLES
+
+    for name in FINAL_TABLES:
+        assert pq.read_table(results(house) / "tables" / f"{name}.parquet").num_rows > 0
+    for model in ("tiny-llama", "tiny-opt"):
+        for name in FIGURES:
+            assert (results(house) / "figures" / model / f"{name}.png").stat().st_size > 1000
+    assert not list(results(house).rglob("*.partial"))
+
+
+def test_a_second_run_a_touch_and_a_comment_do_nothing(house):
+    assert waiting(house) == {}
+    criteria = house / "shadowcore" / "method" / "criteria.py"
+    text = criteria.read_text()
+    criteria.write_text("# a comment\n" + text.replace('"""Scores of whole', '"""The scores of whole'))
+    for path in house.rglob("*"):
+        if ".snakemake" not in path.parts and path.is_file():
+            path.touch()
+    assert waiting(house) == {}
+    criteria.write_text(text)
+
+
+def test_a_copy_with_new_time_stamps_is_finished_too(house, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(house, copy, copy_function=shutil.copyfile)
+    files = [path for path in results(copy).rglob("*") if path.is_file()]
+    random.Random(1).shuffle(files)
+    for number, path in enumerate(files):  # in an order that has nothing to do with the study
+        os.utime(path, (1.7e9 + number, 1.7e9 + number))
+    assert waiting(copy) == {}
+
+
+def test_editing_a_criterion_reruns_exactly_what_stands_on_it(house):
+    criteria = house / "shadowcore" / "method" / "criteria.py"
+    text = criteria.read_text()
+    assert "s.ga.abs()" in text
+    criteria.write_text(text.replace("s.ga.abs()", "2 * s.ga.abs()"))
+    due = waiting(house)
+    criteria.write_text(text)
+    assert {"trace", "average", "train_predictor", "evaluate_oracle", "latency", "aggregate"} <= set(due)
+    assert not {"fetch_model", "prepare_text"} & set(due)
+    # of each model's five evaluations dense and random do not stand on criteria
+    assert due["evaluate"] == 2 * 3 and due["evaluate_oracle"] == 2
+
+
+def test_editing_a_figure_draws_figures_again_and_nothing_else(house):
+    style = house / "shadowcore" / "report" / "style.py"
+    text = style.read_text()
+    style.write_text(text.replace("PNG_DPI = 150", "PNG_DPI = 151"))
+    due = waiting(house)
+    style.write_text(text)
+    assert due and all(rule.startswith("draw_") for rule in due)
+
+
+def test_an_unknown_criterion_stops_before_any_job(house):
+    config = house / "config" / "tiny.yaml"
+    text = config.read_text()
+    config.write_text(text.replace("- plainact", "- plainct", 1))
+    said = snakemake(house, "--dry-run")
+    config.write_text(text)
+    assert said.returncode != 0 and "did you mean 'plainact'" in said.stderr + said.stdout
+
+
+def test_a_damaged_file_is_one_sentence_in_the_log(house, tmp_path):
+    trace = next(results(house).rglob("train-0.safetensors"))
+    damaged = tmp_path / "trace.safetensors"
+    damaged.write_bytes(trace.read_bytes()[:-100])
+    said = subprocess.run(
+        [sys.executable, "-m", "shadowcore", "average", "--spec",
+         '{"model": "m", "calibration": "c", "criteria": ["plainact"]}',
+         "--card", next(results(house).rglob("card.json")), "--traces", damaged, "--scores", tmp_path / "s.parquet"],
+        cwd=house, env=environment(house), capture_output=True, text=True,
+    )  # fmt: skip
+    assert said.returncode == 2 and "trace.safetensors: damaged safetensors" in said.stderr
+    assert "Traceback" not in said.stderr and not (tmp_path / "s.parquet").exists()
+
+
+def test_a_killed_run_ends_in_the_same_bytes(house, tmp_path):
+    (tmp_path / "killed").mkdir()
+    folder = prepared(tmp_path / "killed")
+    # the text's folder is in the specification, so both runs must name the same one
+    (folder / "config" / "tiny.yaml").write_text((house / "config" / "tiny.yaml").read_text())
+    process = subprocess.Popen(
+        command(), cwd=folder, env=environment(folder), start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not list(results(folder).rglob("train-0.safetensors")) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    snakemake(folder, "--unlock")
+    run_in(folder)
+    assert tables(folder) == tables(house)

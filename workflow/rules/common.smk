@@ -1,0 +1,21 @@
+# What rules ask the study about their wildcards.
+def trained(wildcards):
+    return jobs.train_predictor(
+        wildcards.model, wildcards.calibration, wildcards.method, wildcards.criterion, wildcards.predictor
+    )
+
+
+def condition_key(wildcards):
+    return wildcards.model, wildcards.data, wildcards.setup, int(wildcards.pct)
+
+
+def scores_of(wildcards):
+    one = jobs.conditions[condition_key(wildcards)]
+    return [f"{root}/scores/{one.model}/{one.calibration}.parquet"] if one.method == "static" else []
+
+
+def predictor_of(wildcards):
+    one = jobs.conditions[condition_key(wildcards)]
+    if one.predictor is None:
+        return []
+    return [jobs.predictor(one.model, one.calibration, one.method, one.criterion, one.predictor) + ".safetensors"]
