@@ -148,7 +148,7 @@ def test_predicted_steps_are_the_harness_token_by_token(tiny, tokens, design, po
     scored = torch.zeros_like(tokens, dtype=torch.bool)
     scored[:, PROMPT + 1 :] = True  # predictions of these are made at positions PROMPT and later: the steps
     harness = SparseModel(tiny, PredictedMasks(predictor, kinds, policy, 50))
-    want = harness.logits(tokens, scored)[:, PROMPT - 1 : -1]
+    want = harness.logits(tokens, scored)[:, PROMPT - 1 :]
     close(logits_of(decoder, tokens)[:, :-1], want)
     assert not torch.allclose(want, all_logits(tiny, tokens)[:, :-1], atol=1e-2)  # the masks do matter
 

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parent.parent
-PARTS = ("Snakefile", "workflow", "shadowcore", "profiles", "config")
+PARTS = ("Snakefile", "workflow", "shadowcore", "profiles", "config", "environment.yml")
 
 
 def tiny_study(folder):

@@ -25,7 +25,7 @@ class Masks(Protocol):
     """Where keep masks come from."""
 
     def begin(self, ids: torch.Tensor, scored: torch.Tensor) -> Choose:
-        """A chooser for one forward pass over `ids` (B, T), in which tokens `scored` (B, T) are predicted."""
+        """A chooser for one pass over ids[:, :-1], (B, T - 1), in which tokens `scored` (B, T) are predicted."""
 
 
 class ConstantMasks:
@@ -79,16 +79,15 @@ class SparseModel:
 
     @torch.no_grad()
     def logits(self, ids: torch.Tensor, scored: torch.Tensor, first_kept: int = 0) -> torch.Tensor:
-        """Logits (B, T - first_kept, V) of ids (B, T), right-padded; scored (B, T): tokens whose prediction counts.
+        """Logits (B, T - 1 - first_kept, V) that predict ids (B, T), right-padded, from position `first_kept` on.
 
-        The prediction of token t is made at position t - 1, so that is where masks apply. Logits of
-        positions before `first_kept` are not computed.
+        scored (B, T): tokens whose prediction counts. Token t is predicted at position t - 1, so that is
+        where masks apply. The model runs on tokens 0 to T-2: the last is only a target.
         """
-        applied = scored.roll(-1, 1)
-        applied[:, -1] = False
-        logits_to_keep = ids.shape[1] - first_kept
+        inputs, applied = ids[:, :-1], scored[:, 1:]
+        logits_to_keep = inputs.shape[1] - first_kept
         if self.masks is None:
-            return self.model(ids, use_cache=False, logits_to_keep=logits_to_keep).logits
+            return self.model(inputs, use_cache=False, logits_to_keep=logits_to_keep).logits
         self.positions += int(applied.sum())
         choose = self.masks.begin(ids, scored)
         untouched = ~applied[..., None]  # (B, T, 1)
@@ -102,7 +101,7 @@ class SparseModel:
             return x * keep[..., None]
 
         with visiting(self.model, visit):
-            return self.model(ids, use_cache=False, logits_to_keep=logits_to_keep).logits
+            return self.model(inputs, use_cache=False, logits_to_keep=logits_to_keep).logits
 
     def measured_sparsity(self, kinds: tuple[Kind, ...]) -> dict[str, float]:
         """Removed over all units at the positions masks applied to; see schemas.MEASURED for the keys."""

@@ -42,12 +42,14 @@ class ImportancePass:
         """Losses (B,) of examples `ids` (B, T): mean cross-entropy over targets where `scored` (B, T).
 
         scored[b, t] says that token t of example b is predicted (from t - 1) and counts; the first
-        token never is. Padding follows the last scored token. `see_feature(site, x)` gets what a
-        predictor may read: residuals (B, T, D) and layer 0's concatenated head outputs (B, T, H K).
+        token never is. Padding follows the last scored token. The model runs on tokens 0 to T-2, so
+        `Signals` are of T - 1 positions, and `see_feature(site, x)` gets what a predictor may read there:
+        residuals (B, T - 1, D) and layer 0's concatenated head outputs (B, T - 1, H K).
         """
-        valid = scored.flip(1).cummax(1).values.flip(1)  # everything up to the last scored token
+        # positions that some scored token comes after; the last token predicts nothing and is not run
+        valid = scored[:, 1:].flip(1).cummax(1).values.flip(1)
         with frozen(self.model), torch.enable_grad(), visiting(self.model, self._watch(valid, see_units, see_feature)):
-            embedded = self.model.get_input_embeddings()(ids).detach().requires_grad_()
+            embedded = self.model.get_input_embeddings()(ids[:, :-1]).detach().requires_grad_()
             logits = self.model(inputs_embeds=embedded, use_cache=False).logits
             losses = example_losses(logits, ids, scored)
             losses.sum().backward()  # a sum: an example's gradients do not depend on its neighbours

@@ -7,12 +7,12 @@ from torch.nn import functional
 
 
 def example_losses(logits: torch.Tensor, ids: torch.Tensor, scored: torch.Tensor) -> torch.Tensor:
-    """Mean cross-entropy per example (B,), over the tokens where `scored` (B, T)."""
+    """Mean cross-entropy per example (B,), over the tokens where `scored` (B, T); see `token_losses`."""
     per_token = token_losses(logits, ids)  # (B, T - 1)
     wanted = scored[:, 1:].to(per_token.dtype)
     return (per_token * wanted).sum(1) / wanted.sum(1).clamp(min=1)
 
 
 def token_losses(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of tokens 1 to T-1 given those before them, (B, T - 1), from logits (B, T, V)."""
-    return functional.cross_entropy(logits[:, :-1].float().transpose(1, 2), ids[:, 1:], reduction="none")
+    """Cross-entropy (B, T - 1) of tokens 1 to T-1 of ids (B, T), from the logits (B, T - 1, V) before each."""
+    return functional.cross_entropy(logits.float().transpose(1, 2), ids[:, 1:], reduction="none")

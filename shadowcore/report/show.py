@@ -13,7 +13,7 @@ from rich.table import Table
 
 from shadowcore.errors import ArtifactError
 from shadowcore.report import tables
-from shadowcore.report.figures.series import criterion_order, method_order, plain_accuracy, units_order, where
+from shadowcore.report.figures.series import asked, criterion_order, method_order, units_order, where
 from shadowcore.report.tables import Tables
 from shadowcore.schemas import FINAL_TABLES
 
@@ -66,7 +66,7 @@ def summary(results: Path, console: Console) -> None:
     found = _read(results)
     blocks = {
         "ppl": (found["perplexity"].drop(columns="task"), _value),
-        "acc": (plain_accuracy(found["accuracy"]), _value),
+        "acc": (asked(found["accuracy"]), _value),
         "ms": (_latency(found), _median),
     }
     for model in sorted({model for rows, _ in blocks.values() for model in rows["model"]}):

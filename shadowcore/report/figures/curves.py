@@ -10,11 +10,11 @@ from shadowcore.report.figures.series import (
     INTERVAL,
     LINES,
     Series,
+    asked,
     criterion_order,
     intervals,
     level,
     of_model,
-    plain_accuracy,
     series,
     units_order,
     where,
@@ -72,15 +72,16 @@ def accuracy(tables: Tables, model: str) -> Figure:
     rows = of_model(tables, "accuracy", model)
     if rows.empty:
         return empty(f"{model}: no accuracies in the tables")
-    rows = plain_accuracy(rows)
+    rows = asked(rows)
+    guessing = {name: CHANCE[task] for name, task in zip(rows["asked"], rows["task"], strict=True) if task in CHANCE}
 
-    def finish(axes: Axes, task: str, _: list[Series]) -> None:
-        if task in CHANCE:
-            axes.axhline(CHANCE[task], color=look("random").color, linestyle=":", linewidth=1.2)
+    def finish(axes: Axes, name: str, _: list[Series]) -> None:
+        if name in guessing:
+            axes.axhline(guessing[name], color=look("random").color, linestyle=":", linewidth=1.2)
 
-    guessing = [key("chance", look("random").color, line=":")] if set(CHANCE) & set(rows["task"]) else []
-    figure = _curves(rows, "task", "accuracy", finish, *guessing)
-    tasks = [f"{task}: {n:,} documents" for task, n in rows.groupby("task")["n"].first().items()]
+    chance = [key("chance", look("random").color, line=":")] if guessing else []
+    figure = _curves(rows, "asked", "accuracy", finish, *chance)
+    tasks = [f"{name}: {n:,} documents" for name, n in rows.groupby("asked")["n"].first().items()]
     title(figure, "Accuracy against measured sparsity, with 95 % intervals", [model, *tasks])
     return figure
 
@@ -117,10 +118,10 @@ def _curves(
 
 
 def _draw(axes: Axes, line: Series) -> None:
-    style, hollow = look(line.method), {"markerfacecolor": "white"} if line.policy == "global" else {}
+    hollow = {"markerfacecolor": "white"} if line.policy == "global" else {}
     intervals(
         axes, 100 * line.rows["sparsity_measured"], line.rows, INTERVAL,
-        color=style.color, marker=style.marker, linestyle=LINES.get(line.policy, "-"), **hollow,
+        linestyle=LINES.get(line.policy, "-"), **line.style(), **hollow,
     )  # fmt: skip
 
 

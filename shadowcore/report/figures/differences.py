@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from shadowcore.report.figures.series import criterion_order, method_order, of_model, plain_accuracy, units_order
+from shadowcore.report.figures.series import asked, criterion_order, method_order, of_model, units_order
 from shadowcore.report.style import FAINT, Axes, Figure, empty, look, panels, styled, title
 from shadowcore.report.tables import ACCURACY_METRICS, Tables
 
@@ -19,15 +19,15 @@ def differences(tables: Tables, model: str) -> Figure:
     rows = rows[rows["metric"].isin(ACCURACY_METRICS)]
     if rows.empty:
         return empty(f"{model}: no accuracy was compared with dense in the tables")
-    rows = _placed(plain_accuracy(rows))
+    rows = _placed(asked(rows))
     lines = rows["place"].max() + 1
-    tasks = sorted(set(rows["task"]))
+    tasks = sorted(set(rows["asked"]))
     figure, axes = panels(len(tasks), size=(5.4, ROW_INCHES * lines + 0.6), sharey=True)
     for panel, task in zip(axes, tasks, strict=True):
         _forest(panel, rows, task)
         panel.set(title=task, xlabel="accuracy minus dense (percentage points)", ylim=(lines - 0.5, -0.5))
         panel.label_outer()
-    counts = [f"{task}: {n:,} paired documents" for task, n in rows.groupby("task")["n"].first().items()]
+    counts = [f"{task}: {n:,} paired documents" for task, n in rows.groupby("asked")["n"].first().items()]
     title(figure, "Accuracy against dense on the same documents, with paired 95 % intervals", [model, *counts])
     return figure
 
@@ -58,7 +58,7 @@ def _forest(axes: Axes, rows: pd.DataFrame, task: str) -> None:
         if number % 2:
             axes.axhspan(block.min() - 0.5, block.max() + 0.5, color=FAINT, alpha=0.4, linewidth=0, zorder=0)
     axes.axvline(0, color=look("dense").color, linewidth=1.2)
-    for _, row in rows[rows["task"] == task].iterrows():
+    for _, row in rows[rows["asked"] == task].iterrows():
         style = look(row["method"])
         if pd.notna(row["low"]):
             axes.hlines(row["place"], 100 * row["low"], 100 * row["high"], color=style.color)

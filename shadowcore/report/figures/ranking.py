@@ -54,8 +54,6 @@ def _lines(axes: Axes, rows: pd.DataFrame, x: str, among: pd.DataFrame) -> list[
     lines = series(rows, among)
     for line in lines:
         mean = line.rows.groupby(x)["value"].mean()
-        style = look(line.method)
-        size = 3 if x == "layer" else None
-        axes.plot(mean.index, mean, color=style.color, marker=style.marker, markersize=size)
+        axes.plot(mean.index, mean, markersize=3 if x == "layer" else None, **line.style())
     whole_ticks(axes)
     return [line.handle() for line in lines]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -25,12 +26,17 @@ class Series(NamedTuple):
     method: str
     policy: str | None
     label: str
+    strength: float  # 1 for the first variant of a method by name, less for the next ones
     rows: pd.DataFrame
+
+    def style(self) -> dict[str, object]:
+        """How its points and lines are drawn, whatever the policy."""
+        style = look(self.method)
+        return {"color": style.color, "marker": style.marker, "alpha": self.strength}
 
     def handle(self) -> Line2D:
         """Its entry in the legend; policies have entries of their own."""
-        style = look(self.method)
-        return key(self.label, style.color, style.marker)
+        return key(self.label, **self.style())
 
 
 def of_model(tables: Tables, name: str, model: str) -> pd.DataFrame:
@@ -47,25 +53,31 @@ def where(rows: pd.DataFrame, **equal: object) -> pd.DataFrame:
 
 
 def series(rows: pd.DataFrame, among: pd.DataFrame) -> list[Series]:
-    """The lines in `rows`, methods in their fixed order; a name tells what varies in `among`, the whole figure."""
+    """The lines in `rows`, methods in their fixed order; labels tell what varies in `among`, the figure."""
     # a table without one of the columns has one line where others have several
     columns = [name for name in ("method", "policy", *VARIANTS, "seed") if name in rows]
     lines = []
     for values, line in rows.groupby(columns, dropna=False, sort=True):
-        parts = {name: value for name, value in zip(columns, values, strict=True) if pd.notna(value)}
-        method = parts["method"]
-        alike = among[among["method"] == method]
-        told = [parts[name] for name in VARIANTS if name in parts and alike[name].nunique(dropna=False) > 1]
-        told = [part if isinstance(part, str) else f"rank {part:g}" for part in told]
-        label = ", ".join([look(method).label, *told])
-        lines.append(Series(method, parts.get("policy"), label, line.sort_values("sparsity_pct")))
+        keys = dict(zip(columns, values, strict=True))
+        alike = where(among, method=keys["method"])
+        told = [name for name in VARIANTS if name in alike and alike[name].nunique(dropna=False) > 1]
+        labels = sorted({_label(row, told) for row in alike[["method", *told]].drop_duplicates().to_dict("records")})
+        label = _label(keys, told)
+        strength = 0.5 ** labels.index(label)
+        lines.append(Series(keys["method"], keys.get("policy"), label, strength, line.sort_values("sparsity_pct")))
     return sorted(lines, key=lambda line: method_order(line.method))
 
 
-def plain_accuracy(rows: pd.DataFrame) -> pd.DataFrame:
-    """One metric a task: `acc` where there is one, else `acc_norm`."""
+def _label(keys: Mapping[str, Any], told: list[str]) -> str:
+    parts = [keys[name] for name in told if pd.notna(keys[name])]
+    return ", ".join([look(keys["method"]).label, *(p if isinstance(p, str) else f"rank {p:g}" for p in parts)])
+
+
+def asked(rows: pd.DataFrame) -> pd.DataFrame:
+    """Accuracy rows of one metric a task, with a column `asked`: the task, and its text where there are several."""
     first = rows.groupby("task")["metric"].transform("min")  # by name "acc" is before "acc_norm"
-    return rows[rows["metric"] == first]
+    names = rows["task"] if rows["data"].nunique() == 1 else rows["task"] + ", " + rows["data"]
+    return rows.assign(asked=names)[rows["metric"] == first]
 
 
 def method_order(method: str) -> tuple[int, str]:

@@ -62,9 +62,7 @@ def latency(tables: Tables, model: str) -> Figure:
             level(panel, *row[list(TIMES)])
             handles.append(_fastest(row["method"]))
         for line in series(setting.sparse, among=rows):
-            style = look(line.method)
-            x = line.rows["sparsity_pct"]
-            intervals(panel, x, line.rows, TIMES, color=style.color, marker=style.marker)
+            intervals(panel, line.rows["sparsity_pct"], line.rows, TIMES, **line.style())
             handles.append(line.handle())
         panel.set_ylim(0, 1.08 * pd.concat([setting.dense, setting.sparse])[["ms_per_token", "ms_p90"]].max(axis=None))
         panel.set(title=setting.name, xlabel=_removed(setting.units), ylabel="ms per token")
@@ -122,14 +120,16 @@ def _points(setting: Setting, scored: pd.DataFrame) -> pd.DataFrame:
 
 def _tradeoff(axes: Axes, line: Series) -> None:
     """The points of one method joined by rising sparsity, each labelled with it."""
-    style = look(line.method)
+    color = look(line.method).color
     value, low, high = (line.rows[name] for name in TIMES)
-    axes.hlines(line.rows["value"], low.fillna(value), high.fillna(value), color=style.color, linewidth=1)
-    intervals(axes, value, line.rows, INTERVAL, color=style.color, marker=style.marker)
+    axes.hlines(
+        line.rows["value"], low.fillna(value), high.fillna(value), color=color, alpha=line.strength, linewidth=1
+    )
+    intervals(axes, value, line.rows, INTERVAL, **line.style())
     for _, row in line.rows.iterrows():
         axes.annotate(
             f"{row['sparsity_pct']:g} %", (row["ms_per_token"], row["value"]), xytext=(6, 3),
-            textcoords="offset points", color=style.color, fontsize=8, bbox=HALO,
+            textcoords="offset points", color=color, fontsize=8, bbox=HALO,
         )  # fmt: skip
 
 
