@@ -17,6 +17,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
@@ -160,3 +161,10 @@ def whole_ticks(axes: Axes) -> None:
 def colour_scale(low: float, high: float) -> Normalize:
     """Logarithmic between positive ends, else linear: importance spans orders of magnitude."""
     return LogNorm(low, high) if 0 < low < high else Normalize(low, high)
+
+
+def colour_bar(image: AxesImage, axes: Axes, label: str) -> None:
+    """The scale of an image's colours beside it, open at both ends, in plain numbers."""
+    ticks = LogLocator(subs=(1, 2, 5)) if isinstance(image.norm, LogNorm) else None
+    bar = axes.figure.colorbar(image, ax=axes, label=label, extend="both", pad=0.02, ticks=ticks, format="%g")
+    bar.minorticks_off()

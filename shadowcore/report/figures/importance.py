@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from shadowcore.report.figures.series import criterion_order, of_model, units_order, where
-from shadowcore.report.style import Figure, colour_scale, empty, panels, styled, title, whole_ticks
+from shadowcore.report.style import Figure, colour_bar, colour_scale, empty, panels, styled, title, whole_ticks
 from shadowcore.report.tables import Tables
 
 
@@ -27,17 +27,17 @@ def importance_map(tables: Tables, model: str) -> Figure:
         layers, values = scores.index, scores.to_numpy()
         if kind == "neurons":
             values = -np.sort(-values, axis=1)
-        positive = values[values > 0]
-        low = np.quantile(positive, 0.001) if positive.size else values.min()
+        # a few outliers would take all colours for themselves
+        low, high = np.quantile(values[values > 0] if (values > 0).any() else values, [0.001, 0.999])
         image = panel.imshow(
             values, aspect="auto", origin="lower", interpolation="nearest", cmap="viridis",
-            norm=colour_scale(low, values.max()), extent=(0, values.shape[1], layers.min() - 0.5, layers.max() + 0.5),
+            norm=colour_scale(low, high), extent=(0, values.shape[1], layers.min() - 0.5, layers.max() + 0.5),
         )  # fmt: skip
         panel.grid(False)
         order = "most important first" if kind == "neurons" else "in their order"
         panel.set_xlabel(f"{kind} of a layer, {order}")
         whole_ticks(panel)
-        figure.colorbar(image, ax=panel, label=f"mean {criterion} of a window", extend="min", pad=0.02)
+        colour_bar(image, panel, f"mean {criterion} of a window")
     axes[0].set_ylabel("layer")
     facts = rows.iloc[0]
     title(figure, f"Importance of every unit ({criterion})", [model, f"{facts['calibration']}: {facts['n']:,} windows"])
