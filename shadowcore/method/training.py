@@ -7,14 +7,12 @@ what that one leaves: 1 means nothing contextual was learned.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 
 from shadowcore.errors import ConfigError
 from shadowcore.method.predictors import UnitScorer
-from shadowcore.models.families import Kind
 
 # what is regressed on, each increasing in the score, so that the order of units is untouched
 TARGETS = {"score": lambda scores: scores, "sqrt": torch.sqrt}
@@ -24,7 +22,7 @@ TARGETS = {"score": lambda scores: scores, "sqrt": torch.sqrt}
 class Recipe:
     """How a predictor is trained."""
 
-    rank: Mapping[Kind, int]
+    rank: dict[str, int]
     target: str
     epochs: int
     batch: int
