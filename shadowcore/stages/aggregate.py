@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,6 +13,7 @@ from shadowcore.schemas import (
     ACCURACY,
     COMPARISONS,
     CRITERIA,
+    FINAL_TABLES,
     LATENCY,
     LATENCY_REPEATS,
     OUTCOMES,
@@ -67,9 +68,12 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     }
     for warning in tables.check(final):
         progress.say(f"warning: {warning}")
-    made = header("aggregate", spec, inputs)
+    # a table names what it was made from: measured times differ from run to run, the rest does not
+    timed = header("aggregate", spec, inputs)
+    untimed = header("aggregate", spec, replace(inputs, latencies=(), repeats=()))
     for name, table in final.items():
-        artifacts.write_table(getattr(outputs, name), f"{name}/1", table, made)
+        made = timed if name.startswith("latency") else untimed
+        artifacts.write_table(getattr(outputs, name), FINAL_TABLES[name].schema, table, made)
     progress(1, 1)
 
 
