@@ -27,8 +27,8 @@ def tiny_study(folder):
         "models": {f"tiny-{f}": {"source": {"random": {"family": f, **sizes}}} for f in ("llama", "opt")},
         "texts": {"words": study["texts"]["wikipedia"] | {"source": {"folder": {"path": str(folder / "words")}}}},
         "calibration": ["words"],
-        "traces": study["traces"] | {"windows": 8, "window_tokens": 32, "tokens_per_window": 16, "shards": 1, "heldout_windows": 2,
-                                     "heldout_tokens_per_window": 8},
+        "traces": study["traces"] | {"windows": 8, "window_tokens": 32, "tokens_per_window": 16, "shards": 1,
+                                     "heldout_windows": 2, "heldout_tokens_per_window": 8},
         "predictors": {"small": study["predictors"]["small"] | {"rank_neurons": 8, "rank_heads": 4, "batch": 16}},
         "conditions": [
             {"methods": ["random"], "sparsities_pct": [50]},
@@ -36,7 +36,8 @@ def tiny_study(folder):
              "units": ["both"], "sparsities_pct": [50]},
         ],
         "evaluation": study["evaluation"] | {"texts": ["words"], "windows": 2, "window_tokens": 32},
-        "latency": study["latency"] | {"methods": ["shadow"], "sparsities_pct": [50], "prompt_tokens": 4, "new_tokens": 2, "repeats": 2},
+        "latency": study["latency"] | {"methods": ["shadow"], "sparsities_pct": [50], "prompt_tokens": 4,
+                                       "new_tokens": 2, "repeats": 2},
     }  # fmt: skip
 
 
