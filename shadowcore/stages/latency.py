@@ -28,7 +28,7 @@ POLICY = "per_layer"
 
 @dataclass(frozen=True)
 class Spec:
-    """predictors: method of each file of --predictors, in order; rank: their width for neurons."""
+    """predictors: the method of each file of --predictors, in order."""
 
     model: str
     weights: str
