@@ -115,3 +115,17 @@ def test_the_pass_returns_the_models_own_loss(tiny, tokens):
         assert loss.item() == pytest.approx(tiny(row[None], labels=row[None]).loss.item(), rel=1e-5)
     with torch.no_grad():
         torch.testing.assert_close(example_losses(tiny(tokens).logits[:, :-1], tokens, scored_of(tokens)), losses)
+
+
+def test_a_forward_pass_alone_shows_the_same_activations(tiny, tokens):
+    """What criteria without gradients see does not depend on whether a backward pass follows."""
+    seen = {}
+    importance = ImportancePass(tiny)
+    scored = scored_of(tokens)
+    scored[0, 8:] = False  # a row that ends earlier
+    importance(tokens, scored, lambda site, signals: seen.setdefault(site, []).append(signals))
+    importance.forward_only(tokens, scored, lambda site, signals: seen[site].append(signals))
+    for both, alone in seen.values():
+        assert alone.g is None
+        for name in ("l2_norm", "output_norm", "nwot"):
+            torch.testing.assert_close(CRITERIA[name].token(alone), CRITERIA[name].token(both))

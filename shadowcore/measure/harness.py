@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 import datasets
@@ -15,9 +16,11 @@ from lm_eval.tasks import TaskManager
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
-from shadowcore.measure.sparsity import SparseModel
+from shadowcore.measure.sparsity import Context, SparseModel, no_context
+from shadowcore.models.prefixes import Prefixes
 
 Request = tuple[tuple[str, str], list[int], list[int]]  # (texts, context ids, continuation ids)
+Row = tuple[list[int], list[int]]  # context and continuation ids
 
 datasets.disable_progress_bars()
 logging.getLogger("lm_eval").setLevel(logging.ERROR)  # its warnings are about defaults we rely on
@@ -36,29 +39,59 @@ class SparseLM(HFLM):
         self.sparse = sparse
 
     def _loglikelihood_tokens(self, requests: Sequence[Request], **kwargs) -> list[tuple[float, bool]]:
-        """(log-likelihood in nats, is it what greedy decoding says) of each request's continuation."""
-        # longest first: a batch that does not fit fails at once, and rows of a batch are alike in length
-        order = sorted(range(len(requests)), key=lambda i: -len(requests[i][1]) - len(requests[i][2]))
+        """(log-likelihood in nats, is it what greedy decoding says) of each request's continuation.
+
+        Requests with one context, as the choices of a question are, run it once.
+        """
+        questions: dict[tuple[int, ...], list[int]] = {}
+        for i, request in enumerate(requests):
+            questions.setdefault(tuple(self._fitted(request)[0]), []).append(i)
+        shared = [chosen for context, chosen in questions.items() if len(context) > 1 and len(chosen) > 1]
+        alone = [[i] for i in sorted(set(range(len(requests))) - set(chain.from_iterable(shared)))]
         answers: list[Any] = [None] * len(requests)
-        for start in range(0, len(order), self.batch_size):
-            chosen = order[start : start + self.batch_size]
-            for i, answer in zip(chosen, self._score([requests[i] for i in chosen]), strict=True):
-                answers[i] = answer
+        for groups, score in ((shared, self._score_shared), (alone, self._score)):
+            for chosen in self._batches(groups, lambda i: sum(map(len, self._fitted(requests[i])))):
+                rows = [self._fitted(requests[i]) for i in chosen]
+                for i, answer in zip(chosen, score(rows), strict=True):
+                    answers[i] = answer
         return answers
 
-    def _score(self, requests: Sequence[Request]) -> Iterator[tuple[float, bool]]:
-        rows, firsts = [], []
-        for _, context, continuation in requests:
-            row = (context + continuation)[-(self.max_length + 1) :]
-            rows.append(torch.tensor(row))
-            firsts.append(len(row) - len(continuation))
-        ids = pad_sequence(rows, batch_first=True).to(self.device)
+    def _fitted(self, request: Request) -> Row:
+        """Context and continuation as long as the model allows; what goes is the context's beginning."""
+        _, context, continuation = request
+        room = self.max_length + 1 - len(continuation)
+        return context[max(0, len(context) - room) :], continuation
+
+    def _batches(self, groups: list[list[int]], length: Callable[[int], int]) -> Iterator[list[int]]:
+        """Whole groups, as many as a batch holds (at least one), the longest first: what does not fit fails at once."""
+        batch: list[int] = []
+        for group in sorted(groups, key=lambda group: -max(map(length, group))):
+            if batch and len(batch) + len(group) > self.batch_size:
+                yield batch
+                batch = []
+            batch += group
+        if batch:
+            yield batch
+
+    def _score_shared(self, rows: Sequence[Row]) -> Iterator[tuple[float, bool]]:
+        """As `_score`, every different context run once. Masks apply from its last token on, so that stays a row's."""
+        contexts = sorted({tuple(context) for context, _ in rows})
+        prefixes = Prefixes(self.sparse.model, [context[:-1] for context in contexts])
+        which = torch.tensor([contexts.index(tuple(context)) for context, _ in rows], device=self.device)
+        tails = [(context[-1:], continuation) for context, continuation in rows]
+        length = max(len(continuation) for _, continuation in rows)
+        return self._score(tails, lambda: prefixes.continued(which, length))
+
+    def _score(self, rows: Sequence[Row], context: Context = no_context) -> Iterator[tuple[float, bool]]:
+        firsts = [len(before) for before, _ in rows]
+        tokens = [torch.tensor(before + continuation) for before, continuation in rows]
+        ids = pad_sequence(tokens, batch_first=True).to(self.device)
         positions = torch.arange(ids.shape[1])
-        spans = zip(firsts, rows, strict=True)
+        spans = zip(firsts, tokens, strict=True)
         scored = torch.stack([(positions >= first) & (positions < len(row)) for first, row in spans])
         earliest = min(firsts) - 1
-        logits = self.sparse.logits(ids, scored.to(self.device), first_kept=earliest)
-        for row, first, row_logits in zip(rows, firsts, logits, strict=True):
+        logits = self.sparse.logits(ids, scored.to(self.device), earliest, context)
+        for first, row, row_logits in zip(firsts, tokens, logits, strict=True):
             continuation = row[first:].to(self.device)
             predictions = functional.log_softmax(row_logits[first - 1 - earliest : len(row) - 1 - earliest].float(), -1)
             likelihood = predictions.gather(1, continuation[:, None]).double().sum()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from shadowcore.measure.sparsity import Choose
+from shadowcore.measure.sparsity import Choose, Context
 from shadowcore.method.criteria import CRITERIA, Signals
 from shadowcore.method.passes import ImportancePass
 from shadowcore.method.policies import POLICIES
@@ -24,14 +24,17 @@ class OracleMasks:
         self.layers = dimensions_of(model.config).layers
         self.kinds, self.policy, self.sparsity_pct = kinds, POLICIES[policy], sparsity_pct
 
-    def begin(self, ids: torch.Tensor, scored: torch.Tensor) -> Choose:
+    def begin(self, ids: torch.Tensor, scored: torch.Tensor, context: Context) -> Choose:
         scores = {kind: [None] * self.layers for kind in self.kinds}
 
         def see_units(site: Site, signals: Signals) -> None:
             if site.what in scores:
                 scores[site.what][site.layer] = self.criterion.token(signals)
 
-        self.importance(ids, scored, see_units)
+        if self.criterion.needs_gradient:
+            self.importance(ids, scored, see_units, context=context())
+        else:
+            self.importance.forward_only(ids, scored, see_units, context=context())
         keep = {
             kind: self.policy(torch.stack(tables[FIRST_SPARSE_LAYER:], 2), self.sparsity_pct)  # (B, T, L - 1, U)
             for kind, tables in scores.items()

@@ -8,7 +8,7 @@ and what a decoder does at every step.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -20,11 +20,19 @@ from shadowcore.models.recording import Site, visiting
 # at a site, given what flows there: the keep mask of its units, (B, T, U) or (U,), or None for all
 Choose = Callable[[Site, torch.Tensor], torch.Tensor | None]
 
+# makes what the model is called with besides its input: fresh for every call, since a call uses up a cache
+Context = Callable[[], dict[str, Any]]
+
+
+def no_context() -> dict[str, Any]:
+    """Rows stand alone: nothing came before their first token."""
+    return {"use_cache": False}
+
 
 class Masks(Protocol):
     """Where keep masks come from."""
 
-    def begin(self, ids: torch.Tensor, scored: torch.Tensor) -> Choose:
+    def begin(self, ids: torch.Tensor, scored: torch.Tensor, context: Context) -> Choose:
         """A chooser for one pass over ids[:, :-1], (B, T - 1), in which tokens `scored` (B, T) are predicted."""
 
 
@@ -35,7 +43,7 @@ class ConstantMasks:
         """scores: (L, U) per kind to prune."""
         self.keep = {kind: POLICIES[policy](table[FIRST_SPARSE_LAYER:], sparsity_pct) for kind, table in scores.items()}
 
-    def begin(self, ids: torch.Tensor, scored: torch.Tensor) -> Choose:
+    def begin(self, ids: torch.Tensor, scored: torch.Tensor, context: Context) -> Choose:
         def choose(site: Site, x: torch.Tensor) -> torch.Tensor | None:
             if site.what not in self.keep or site.layer < FIRST_SPARSE_LAYER:
                 return None
@@ -50,7 +58,7 @@ class PredictedMasks:
     def __init__(self, predictor: Predictor, kinds: tuple[Kind, ...], policy: str, sparsity_pct: int):
         self.predictor, self.kinds, self.policy, self.sparsity_pct = predictor, kinds, POLICIES[policy], sparsity_pct
 
-    def begin(self, ids: torch.Tensor, scored: torch.Tensor) -> Choose:
+    def begin(self, ids: torch.Tensor, scored: torch.Tensor, context: Context) -> Choose:
         keep: dict[Site, torch.Tensor] = {}  # what earlier sites of this pass decided
 
         def choose(site: Site, x: torch.Tensor) -> torch.Tensor | None:
@@ -78,18 +86,21 @@ class SparseModel:
         self.positions = 0
 
     @torch.no_grad()
-    def logits(self, ids: torch.Tensor, scored: torch.Tensor, first_kept: int = 0) -> torch.Tensor:
+    def logits(
+        self, ids: torch.Tensor, scored: torch.Tensor, first_kept: int = 0, context: Context = no_context
+    ) -> torch.Tensor:
         """Logits (B, T - 1 - first_kept, V) that predict ids (B, T), right-padded, from position `first_kept` on.
 
         scored (B, T): tokens whose prediction counts. Token t is predicted at position t - 1, so that is
-        where masks apply. The model runs on tokens 0 to T-2: the last is only a target.
+        where masks apply. The model runs on tokens 0 to T-2: the last is only a target. `context`: the dense
+        prompts that rows continue (`models.prefixes`), if they do not stand alone.
         """
         inputs, applied = ids[:, :-1], scored[:, 1:]
         logits_to_keep = inputs.shape[1] - first_kept
         if self.masks is None:
-            return self.model(inputs, use_cache=False, logits_to_keep=logits_to_keep).logits
+            return self.model(inputs, logits_to_keep=logits_to_keep, **context()).logits
         self.positions += int(applied.sum())
-        choose = self.masks.begin(ids, scored)
+        choose = self.masks.begin(ids, scored, context)
         untouched = ~applied[..., None]  # (B, T, 1)
 
         def visit(site: Site, x: torch.Tensor) -> torch.Tensor | None:
@@ -101,7 +112,7 @@ class SparseModel:
             return x * keep[..., None]
 
         with visiting(self.model, visit):
-            return self.model(inputs, use_cache=False, logits_to_keep=logits_to_keep).logits
+            return self.model(inputs, logits_to_keep=logits_to_keep, **context()).logits
 
     def measured_sparsity(self, kinds: tuple[Kind, ...]) -> dict[str, float]:
         """Removed over all units at the positions masks applied to; see schemas.MEASURED for the keys."""

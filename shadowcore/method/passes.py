@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 
@@ -13,6 +14,7 @@ from shadowcore.models.recording import Site, frozen, visiting
 
 SeeUnits = Callable[[Site, Signals], None]
 SeeFeature = Callable[[Site, torch.Tensor], None]
+ALONE: Mapping[str, Any] = {"use_cache": False}  # rows without a prompt before them
 
 
 def unit_column_norms(model: torch.nn.Module, kind: Kind) -> list[torch.Tensor]:
@@ -37,23 +39,42 @@ class ImportancePass:
         self.column_norms = {kind: unit_column_norms(model, kind) for kind in KINDS}
 
     def __call__(
-        self, ids: torch.Tensor, scored: torch.Tensor, see_units: SeeUnits, see_feature: SeeFeature | None = None
+        self,
+        ids: torch.Tensor,
+        scored: torch.Tensor,
+        see_units: SeeUnits,
+        see_feature: SeeFeature | None = None,
+        context: Mapping[str, Any] = ALONE,
     ) -> torch.Tensor:
         """Losses (B,) of examples `ids` (B, T): mean cross-entropy over targets where `scored` (B, T).
 
         scored[b, t] says that token t of example b is predicted (from t - 1) and counts; the first
         token never is. Padding follows the last scored token. The model runs on tokens 0 to T-2, so
         `Signals` are of T - 1 positions, and `see_feature(site, x)` gets what a predictor may read there:
-        residuals (B, T - 1, D) and layer 0's concatenated head outputs (B, T - 1, H K).
+        residuals (B, T - 1, D) and layer 0's concatenated head outputs (B, T - 1, H K). `context` is what
+        the model is called with besides (`models.prefixes`): gradients end where the rows begin.
         """
-        # positions that some scored token comes after; the last token predicts nothing and is not run
-        valid = scored[:, 1:].flip(1).cummax(1).values.flip(1)
+        valid = _before_scored(scored)
         with frozen(self.model), torch.enable_grad(), visiting(self.model, self._watch(valid, see_units, see_feature)):
             embedded = self.model.get_input_embeddings()(ids[:, :-1]).detach().requires_grad_()
-            logits = self.model(inputs_embeds=embedded, use_cache=False).logits
+            logits = self.model(inputs_embeds=embedded, **context).logits
             losses = example_losses(logits, ids, scored)
             losses.sum().backward()  # a sum: an example's gradients do not depend on its neighbours
         return losses.detach()
+
+    @torch.no_grad()
+    def forward_only(
+        self, ids: torch.Tensor, scored: torch.Tensor, see_units: SeeUnits, context: Mapping[str, Any] = ALONE
+    ) -> None:
+        """`Signals` without gradients, for criteria that need none, at a third of the cost of a call."""
+        valid = _before_scored(scored)
+
+        def visit(site: Site, x: torch.Tensor) -> None:
+            if site.what in self.column_norms:
+                see_units(site, Signals(x, None, valid, self.column_norms[site.what][site.layer]))
+
+        with visiting(self.model, visit):
+            self.model.base_model(ids[:, :-1], **context)
 
     def _watch(self, valid: torch.Tensor, see_units: SeeUnits, see_feature: SeeFeature | None):
         def visit(site: Site, x: torch.Tensor) -> torch.Tensor | None:
@@ -69,3 +90,8 @@ class ImportancePass:
             return x  # returned, so that the model goes on from the tensor the gradient hook is on
 
         return visit
+
+
+def _before_scored(scored: torch.Tensor) -> torch.Tensor:
+    """Positions (B, T - 1) that some scored token comes after; the last token predicts nothing and is not run."""
+    return scored[:, 1:].flip(1).cummax(1).values.flip(1)
