@@ -334,10 +334,7 @@ class Jobs:
             windows=plan.windows if train else plan.heldout_windows, window_tokens=plan.window_tokens,
             tokens_per_window=plan.tokens_per_window if train else plan.heldout_tokens_per_window,
             criteria=tuple(plan.criteria),
-            # token scores of every criterion where they are few, of those that predictors need where they are many
-            token_criteria=self.study.token_criteria if train
-            else tuple(name for name in plan.criteria if CRITERIA[name].has_token_form),
-            token_bits=plan.bits if train else 8, batch=plan.batch,
+            token_criteria=self.study.token_criteria, token_bits=plan.bits if train else 8, batch=plan.batch,
             dtype=self.study.models[model].dtype, seed=self.study.seed,
         )  # fmt: skip
         return self.params("trace", spec)

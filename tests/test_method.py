@@ -7,7 +7,7 @@ from scipy import stats
 from shadowcore.errors import ConfigError
 from shadowcore.method import codes, ranking, training
 from shadowcore.method.policies import POLICIES, kept_units, top_units
-from shadowcore.method.predictors import PREDICTORS, Predictor, UnitScorer
+from shadowcore.method.predictors import PREDICTORS, Predictor, UnitScorer, stored
 from shadowcore.models.families import KINDS, Dimensions
 
 SIZES = Dimensions(layers=4, width=8, heads=4, kv_heads=2, head_width=2, neurons=10, vocabulary=96, positions=64)
@@ -120,6 +120,19 @@ def test_training_beats_the_constant_predictor_and_repeats_itself():
     assert fit.loss < 0.3 * fit.loss_constant and fit.best_epoch > 0
     again, _ = trained()
     assert all(torch.equal(a, b) for a, b in zip(scorer.parameters(), again.parameters(), strict=True))
+
+
+def test_a_trained_scorer_is_exactly_what_its_file_holds():
+    scorer, _ = trained()
+    file = stored(scorer.state_dict())
+    assert {name: str(value.dtype) for name, value in file.items() if name.endswith("weight")} == {
+        "inner.weight": "torch.bfloat16",
+        "outer.weight": "torch.bfloat16",
+    }
+    again = UnitScorer(8, 64, 2, 10)
+    again.load_state_dict(file)
+    features, _ = learnable(16, 5)
+    assert torch.equal(again(features), scorer(features))
 
 
 def test_training_on_noise_never_ends_worse_than_the_constant_predictor():

@@ -86,7 +86,8 @@ def test_a_context_run_once_equals_one_run_for_every_choice(tiny, max_length):
         return torch.randint(3, 96, (length,), generator=generator).tolist()
 
     # questions of 3, 4, 2 and 1 choices; one context is a single token, so nothing of it comes before the rows
-    questions = [(words(9), (2, 5, 3)), (words(4), (1, 4, 4, 2)), (words(1), (3, 2)), (words(7), (3,))]
+    # and one with its short continuations fills the model's 64 positions, but for its neighbours' long one
+    questions = [(words(60), (2, 5, 3)), (words(4), (1, 4, 10, 2)), (words(1), (3, 2)), (words(7), (3,))]
     requests = [(context, words(length)) for context, lengths in questions for length in lengths]
     for source in sources(tiny):
         alone = torch.cat([likelihoods(tiny, source, [one], 1, [0], max_length) for one in requests])

@@ -68,7 +68,7 @@ def command(*arguments):
 
 def environment(folder):
     paths = {"PYTHONPATH": str(folder), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    return os.environ | paths | {"PYTHONDONTWRITEBYTECODE": "1"}
+    return os.environ | paths
 
 
 def snakemake(folder, *arguments):

@@ -44,6 +44,11 @@ def layerwise(layers: int) -> list[Group]:
 PREDICTORS: dict[str, Callable[[int], list[Group]]] = {"shadow": shadow, "layerwise": layerwise}
 
 
+def stored(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A state as files hold it: the MLPs' matrices in 16 bits, all that scales them in 32."""
+    return {name: value.bfloat16() if name.endswith("weight") else value for name, value in state.items()}
+
+
 class UnitScorer(nn.Module):
     """D -> r -> (layers, U): scores of one kind of unit in a group's layers from one feature.
 

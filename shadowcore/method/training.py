@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from shadowcore.errors import ConfigError
-from shadowcore.method.predictors import UnitScorer
+from shadowcore.method.predictors import UnitScorer, stored
 
 # what is regressed on, each increasing in the score, so that the order of units is untouched
 TARGETS = {"score": lambda scores: scores, "sqrt": torch.sqrt}
@@ -98,7 +98,7 @@ def fit(
         if held < best.loss:
             best, kept = Fit(epoch, held, constant), copy.deepcopy(scorer.state_dict())
         progress(epoch, recipe.epochs)
-    scorer.load_state_dict(kept)
+    scorer.load_state_dict(stored(kept))  # what a reader of the file will have, so that quality is measured of that
     return best
 
 

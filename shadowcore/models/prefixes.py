@@ -15,6 +15,7 @@ class Prefixes:
     @torch.no_grad()
     def __init__(self, model: torch.nn.Module, prefixes: Sequence[Sequence[int]]):
         """Run the model once on all prefixes (lists of token ids, none empty), padded on the left."""
+        self.last_position = model.config.max_position_embeddings - 1
         self.lengths = torch.tensor([len(prefix) for prefix in prefixes], device=model.device)
         longest = int(self.lengths.max())
         ids = torch.tensor([[0] * (longest - len(prefix)) + list(prefix) for prefix in prefixes], device=model.device)
@@ -33,6 +34,7 @@ class Prefixes:
         cache.batch_select_indices(rows)
         mask = torch.cat((self.mask[rows], self.mask.new_ones(len(rows), length)), 1)
         positions = self.lengths[rows, None] + torch.arange(length, device=rows.device)
+        positions = positions.clamp(max=self.last_position)  # a short row's padding may lie beyond
         return {
             "past_key_values": cache, "attention_mask": mask.long(), "position_ids": positions, "use_cache": True,
         }  # fmt: skip

@@ -10,7 +10,7 @@ import torch
 
 from shadowcore import artifacts
 from shadowcore.method import tracing
-from shadowcore.method.predictors import PREDICTOR_SCHEMA, Group, Predictor
+from shadowcore.method.predictors import PREDICTOR_SCHEMA, Group, Predictor, stored
 from shadowcore.method.ranking import recall, spearman
 from shadowcore.method.training import TARGETS, Recipe, TokenScores, fit
 from shadowcore.models.families import Dimensions, Kind
@@ -93,7 +93,7 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
                 progress(len(training) * len(predictor.groups) + len(fits), total)
             training.append(training_row(spec, predictor, kind, fits, len(features)))
     made = header("train-predictor", spec, inputs)
-    artifacts.write_tensors(outputs.predictor, PREDICTOR_SCHEMA, predictor.state_dict(), made)
+    artifacts.write_tensors(outputs.predictor, PREDICTOR_SCHEMA, stored(predictor.state_dict()), made)
     artifacts.write_table(outputs.quality, QUALITY.schema, QUALITY.build(quality), made)
     artifacts.write_table(outputs.training, PREDICTORS.schema, PREDICTORS.build(training), made)
 
