@@ -4,6 +4,8 @@ import re
 # The study as a table of contents: what is configured, the rules of each stage, what is made in the end.
 from shadowcore.config import Jobs, parse_study
 from shadowcore.errors import ConfigError
+from shadowcore.method.criteria import CRITERIA
+from shadowcore.method.predictors import PREDICTORS
 
 if not config:
 
@@ -24,6 +26,9 @@ wildcard_constraints:
     split="train|heldout",
     shard=r"\d+",
     pct=r"\d+",
+    method="|".join(PREDICTORS),
+    criterion="|".join(CRITERIA),
+    predictor="(" + "|".join(map(re.escape, study.predictors)) + r")(@[1-9]\d*)?",
 
 
 report: "workflow/report/workflow.rst"

@@ -62,7 +62,11 @@ def scoring(model, ids, scored) -> dict[str, Callable[[], None]]:
             example_losses(model(inputs_embeds=embedded, use_cache=False).logits, ids, scored).sum().backward()
 
     def score(names) -> None:
-        importance(ids, scored, lambda site, signals: [CRITERIA[name].sequence(signals) for name in names])
+        def see(site, signals) -> None:
+            for name in names:
+                CRITERIA[name].sequence(signals)
+
+        importance(ids, scored, see)
 
     return {
         "forward and backward": plain,

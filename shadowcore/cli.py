@@ -24,6 +24,7 @@ STAGES = {
     "fetch-model": "get a model from its source, checked, as safetensors",
     "prepare-text": "get a text, split it by document, write its multiple-choice task",
     "trace": "importance scores and predictor features of one shard of a text",
+    "trace-on-policy": "scores and features of a model while a predictor's masks act on it",
     "average": "mean score of every unit over the calibration windows",
     "train-predictor": "train a predictor and report its ranking quality",
     "evaluate": "accuracy and perplexity of one condition",

@@ -6,6 +6,7 @@ their own specification, so that editing one part of a configuration reruns only
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -19,12 +20,13 @@ from shadowcore.method.criteria import CRITERIA
 from shadowcore.method.policies import POLICIES, WHOLE_MODEL_POLICIES
 from shadowcore.method.predictors import PREDICTORS
 from shadowcore.method.training import TARGETS, Recipe
+from shadowcore.models.families import KINDS_OF
 from shadowcore.models.sources import DTYPES, MODEL_SOURCES
 from shadowcore.provenance import fingerprint
 from shadowcore.report.figures import FIGURES
 from shadowcore.schemas import FINAL_TABLES
 from shadowcore.stages.base import parse_spec, to_json
-from shadowcore.stages.conditions import KINDS_OF, Condition
+from shadowcore.stages.conditions import Condition
 from shadowcore.text import TEXT_SOURCES
 
 TASKS = ("true_continuation",)
@@ -45,6 +47,7 @@ def among(choices) -> Any:
     return Annotated[str, BeforeValidator(check)]
 
 
+ROUND = re.compile(r"@[1-9]\d*$")  # a preset trained on traces under its own masks, for the n-th time
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.]*(-[A-Za-z0-9_.]+)*$")]
 Percent = Annotated[int, Field(ge=0, lt=100, description="integer percent, 0 to 99")]
 Positive = Annotated[int, Field(ge=1)]
@@ -90,6 +93,21 @@ class Text(Strict):
     true_continuation: Questions
 
 
+class OnPolicy(Strict):
+    """Masks that act while a predictor's next round is traced: units, and the range of sparsities, percent."""
+
+    units: among(KINDS_OF)
+    lowest_pct: Percent
+    highest_pct: Percent
+
+    @model_validator(mode="after")
+    def in_order(self) -> OnPolicy:
+        """The range must not be empty."""
+        if self.lowest_pct > self.highest_pct:
+            raise ValueError(f"lowest_pct {self.lowest_pct} is above highest_pct {self.highest_pct}")
+        return self
+
+
 class Traces(Strict):
     """How much text is scored, and how finely: see `shadowcore.method.tracing`."""
 
@@ -102,6 +120,7 @@ class Traces(Strict):
     heldout_tokens_per_window: Positive
     criteria: list[among(CRITERIA)]
     batch: Positive
+    on_policy: OnPolicy | None = None
 
 
 class Preset(Strict):
@@ -109,6 +128,7 @@ class Preset(Strict):
 
     rank_heads: Positive
     rank_neurons: Positive
+    segments: Positive = 1
     target: among(TARGETS)
     epochs: Positive
     batch: Positive
@@ -179,17 +199,21 @@ class Study(Strict):
             *((f"conditions[{i}].predictors", g.predictors, self.predictors) for i, g in enumerate(self.conditions)),
         ):  # fmt: skip
             for name in names:
-                if name not in known:
+                if ROUND.sub("", name) not in known:
                     raise ValueError(f"{where}: unknown '{name}'; {near_miss(name, known)}")
+                if ROUND.search(name) and not self.traces.on_policy:
+                    raise ValueError(f"{where}: '{name}' is trained on sparse traces; `traces.on_policy` is missing")
         for i, grid in enumerate(self.conditions):
             trained = set(grid.methods) & set(PREDICTORS)
             if trained and not grid.predictors:
                 raise ValueError(f"conditions[{i}]: {sorted(trained)} need `predictors`, names of presets")
             if set(grid.methods) - {"random"} and not grid.criteria:
                 raise ValueError(f"conditions[{i}]: {sorted(grid.methods)} need `criteria`")
-            if "layerwise" in grid.methods and set(grid.policies) & WHOLE_MODEL_POLICIES:
+            parted = any(self.predictors[ROUND.sub("", name)].segments > 1 for name in grid.predictors)
+            several = [m for m in grid.methods if m.startswith("layerwise") or (m == "segments" and parted)]
+            if several and set(grid.policies) & WHOLE_MODEL_POLICIES:
                 raise ValueError(
-                    f"conditions[{i}]: layerwise decides layer by layer, policy "
+                    f"conditions[{i}]: {several[0]} decides layer by layer, policy "
                     f"{sorted(set(grid.policies) & WHOLE_MODEL_POLICIES)} needs every layer's scores first"
                 )
         unfit = [name for name in self.token_criteria if not CRITERIA[name].has_token_form]
@@ -326,18 +350,48 @@ class Jobs:
         )
 
     def trace(self, model: str, split: str, shard: str) -> dict[str, str]:
-        from shadowcore.stages.trace import Spec
+        return self.params("trace", self._trace(model, split, shard))
+
+    def trace_on_policy(self, model: str, split: str, shard: str) -> dict[str, str]:
+        from shadowcore.stages.trace_on_policy import Spec
+
+        masks = self.study.traces.on_policy
+        spec = Spec(self._trace(model, split, shard), masks.units, masks.lowest_pct, masks.highest_pct)
+        return self.params("trace-on-policy", spec)
+
+    def _trace(self, model: str, split: str, shard: str):
+        from shadowcore.stages.trace import Design, Spec
 
         plan, train = self.study.traces, split == "train"
-        spec = Spec(
+        used = {(one.method, self._preset(one.predictor).segments) for one in self.conditions.values() if one.predictor}
+        if self.study.latency:
+            used |= {(m, self._preset(self.study.latency.predictor).segments) for m in self.study.latency.methods}
+        return Spec(
             split=split, shard=int(shard), shards=plan.shards if train else 1,
             windows=plan.windows if train else plan.heldout_windows, window_tokens=plan.window_tokens,
             tokens_per_window=plan.tokens_per_window if train else plan.heldout_tokens_per_window,
+            designs=tuple(Design(*one) for one in sorted(used)),
             criteria=tuple(plan.criteria),
             token_criteria=self.study.token_criteria, token_bits=plan.bits if train else 8, batch=plan.batch,
             dtype=self.study.models[model].dtype, seed=self.study.seed,
         )  # fmt: skip
-        return self.params("trace", spec)
+
+    def _preset(self, predictor: str) -> Preset:
+        """The preset of a predictor, whichever its round."""
+        return self.study.predictors[ROUND.sub("", predictor)]
+
+    def traces(self, model: str, calibration: str, predictor: str, round_of: str, split: str) -> list[str]:
+        """Traces of a split that a predictor of a round learns from: the dense model's, or those under its last round.
+
+        predictor: the part of its path name before the preset.
+        """
+        folder = f"{self.root}/traces/{model}/{calibration}"
+        preset, _, number = round_of.partition("@")
+        if number:
+            last = preset if number == "1" else f"{preset}@{int(number) - 1}"
+            folder += f"/{predictor}+{last}"
+        shards = self.study.traces.shards if split == "train" else 1
+        return [f"{folder}/{split}-{shard}.safetensors" for shard in range(shards)]
 
     def average(self, model: str, calibration: str) -> dict[str, str]:
         from shadowcore.stages.average import Spec
@@ -350,7 +404,7 @@ class Jobs:
         reported = sorted({pct for grid in self.study.conditions for pct in grid.sparsities_pct})
         spec = Spec(
             model=model, calibration=calibration, method=method, criterion=criterion, predictor=predictor,
-            recipe=self.study.predictors[predictor].recipe(), sparsities_pct=tuple(reported),
+            recipe=self._preset(predictor).recipe(), sparsities_pct=tuple(reported),
             token_bits=self.study.traces.bits, heldout_bits=8, seed=self.study.seed,
         )  # fmt: skip
         return self.params("train-predictor", spec)

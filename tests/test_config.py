@@ -38,6 +38,13 @@ def test_shipped_configurations_are_valid(path):
         (["conditions", 1, "policies"], ["per_layr"], "unknown 'per_layr'; did you mean 'per_layer'"),
         (["conditions", 1, "policies"], ["global"], "layerwise decides layer by layer"),
         (["conditions", 1, "protocols"], ["lookahead"], "unknown 'lookahead'; Known: token"),
+        (["conditions", 1, "predictors"], ["small@1"], "`traces.on_policy` is missing"),
+        (["conditions", 1, "predictors"], ["small@0"], "unknown 'small@0'; did you mean 'small'"),
+        (
+            ["traces", "on_policy"],
+            {"units": "neurons", "lowest_pct": 60, "highest_pct": 30},
+            "60 is above highest_pct 30",
+        ),
         (["conditions", 1, "predictors"], ["smal"], "unknown 'smal'; did you mean 'small'"),
         (["conditions", 1, "predictors"], [], "need `predictors`"),
         (["conditions", 1, "criteria"], ["snip"], "have no token form"),

@@ -129,3 +129,38 @@ def test_a_forward_pass_alone_shows_the_same_activations(tiny, tokens):
         assert alone.g is None
         for name in ("l2_norm", "output_norm", "nwot"):
             torch.testing.assert_close(CRITERIA[name].token(alone), CRITERIA[name].token(both))
+
+
+def test_on_policy_scores_are_what_a_unit_is_worth_to_the_sparse_model(tiny, tokens):
+    """<g, a> with g after the mask and a before it: the loss's derivative by the mask, by finite differences."""
+    tiny.double()
+    sizes, scored = dimensions_of(tiny.config), scored_of(tokens)
+    generator = torch.Generator().manual_seed(2)
+    keep = {
+        Site(layer, kind): (torch.rand(2, 11, sizes.units(kind), generator=generator) > 0.5).double()
+        for layer in range(sizes.layers)
+        for kind in KINDS
+    }
+    found = {}
+    importance = ImportancePass(tiny)
+
+    def losses():
+        return importance(
+            tokens,
+            scored,
+            lambda site, signals: found.update({site: signals.ga}),
+            choose=lambda site, x: keep.get(site),
+        )
+
+    losses()
+    scores = {site: ga.clone() for site, ga in found.items()}
+    for site in (Site(1, "neurons"), Site(2, "heads"), Site(3, "neurons")):
+        for wanted in (0.0, 1.0):  # a removed unit, a kept one
+            b, t, u = (keep[site] == wanted).nonzero()[5].tolist()
+            step, moved = 1e-2, []  # the loss is float32
+            for sign in (1, -1):
+                keep[site][b, t, u] = wanted + sign * step
+                moved.append(losses()[b].item())
+            keep[site][b, t, u] = wanted
+            derivative = (moved[0] - moved[1]) / (2 * step)
+            assert scores[site][b, t, u].item() == pytest.approx(derivative, rel=0.02, abs=1e-4)

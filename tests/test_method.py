@@ -7,8 +7,9 @@ from scipy import stats
 from shadowcore.errors import ConfigError
 from shadowcore.method import codes, ranking, training
 from shadowcore.method.policies import POLICIES, kept_units, top_units
-from shadowcore.method.predictors import PREDICTORS, Predictor, UnitScorer, stored
+from shadowcore.method.predictors import PREDICTORS, Group, Predictor, UnitScorer, groups_of, stored
 from shadowcore.models.families import KINDS, Dimensions
+from shadowcore.models.recording import Site
 
 SIZES = Dimensions(layers=4, width=8, heads=4, kv_heads=2, head_width=2, neurons=10, vocabulary=96, positions=64)
 
@@ -72,10 +73,24 @@ def test_recall_of_the_truth_is_one_and_of_its_opposite_none():
 def test_predictors_cover_every_layer_but_the_first_once(design):
     groups = PREDICTORS[design](SIZES.layers)
     assert sorted(layer for group in groups for layer in group.layers) == [1, 2, 3]
-    # causal: nothing is read after the layer it decides
+    # causal: nothing is read after what it decides, neurons or (but for layerwise_own) heads
     order = {"residual": 0, "heads": 1, "neurons": 2}
+    decided = "neurons" if design == "layerwise_own" else "heads"
     for group in groups:
-        assert (group.site.layer, order[group.site.what]) < (min(group.layers), 0)
+        assert (group.site.layer, order[group.site.what]) < (min(group.layers), order[decided])
+
+
+def test_segments_lie_between_one_predictor_and_one_per_layer():
+    assert groups_of("segments", 30, 1) == [Group(Site(1, "residual"), tuple(range(1, 30)))]
+    assert groups_of("segments", 30, 29) == [Group(Site(layer, "residual"), (layer,)) for layer in range(1, 30)]
+    for count in (2, 3, 6, 10):
+        groups = groups_of("segments", 30, count)
+        assert [layer for group in groups for layer in group.layers] == list(range(1, 30))
+        assert all(group.site == Site(group.layers[0], "residual") for group in groups)
+        sizes = {len(group.layers) for group in groups}
+        assert len(groups) == count and max(sizes) - min(sizes) <= 1
+    with pytest.raises(ConfigError, match="predictors.segments: 4 found; 1 to 3 fit a model of 4 layers"):
+        groups_of("segments", 4, 4)
 
 
 @pytest.mark.parametrize("design", sorted(PREDICTORS))
@@ -102,7 +117,7 @@ def token_scores(*parts):
 
 
 RECIPE = training.Recipe(
-    rank={"neurons": 64}, target="score", epochs=30, batch=32, learning_rate=0.01, weight_decay=0.0
+    rank={"neurons": 64}, segments=1, target="score", epochs=30, batch=32, learning_rate=0.01, weight_decay=0.0
 )
 
 

@@ -28,12 +28,14 @@ def tiny_study(folder):
         "texts": {"words": study["texts"]["wikipedia"] | {"source": {"folder": {"path": str(folder / "words")}}}},
         "calibration": ["words"],
         "traces": study["traces"] | {"windows": 8, "window_tokens": 32, "tokens_per_window": 16, "shards": 1,
-                                     "heldout_windows": 2, "heldout_tokens_per_window": 8},
+                                     "heldout_windows": 2, "heldout_tokens_per_window": 8,
+                                     "on_policy": {"units": "neurons", "lowest_pct": 30, "highest_pct": 60}},
         "predictors": {"small": study["predictors"]["small"] | {"rank_neurons": 8, "rank_heads": 4, "batch": 16}},
         "conditions": [
             {"methods": ["random"], "sparsities_pct": [50]},
             {"methods": ["static", "shadow", "oracle"], "criteria": ["plainact"], "predictors": ["small"],
              "units": ["both"], "sparsities_pct": [50]},
+            {"methods": ["segments"], "criteria": ["plainact"], "predictors": ["small@1"], "sparsities_pct": [50]},
         ],
         "evaluation": study["evaluation"] | {"texts": ["words"], "windows": 2, "window_tokens": 32},
         "latency": study["latency"] | {"methods": ["shadow"], "sparsities_pct": [50], "prompt_tokens": 4,
@@ -144,8 +146,8 @@ def test_editing_a_criterion_reruns_exactly_what_stands_on_it(house):
     criteria.write_text(text)
     assert {"trace", "average", "train_predictor", "evaluate_oracle", "latency", "aggregate"} <= set(due)
     assert not {"fetch_model", "prepare_text"} & set(due)
-    # of each model's four evaluations dense and random do not stand on criteria
-    assert due["evaluate"] == 2 * 2 and due["evaluate_oracle"] == 2
+    # of each model's five evaluations dense and random do not stand on criteria
+    assert due["evaluate"] == 2 * 3 and due["evaluate_oracle"] == 2
 
 
 def test_editing_a_figure_draws_figures_again_and_nothing_else(house):

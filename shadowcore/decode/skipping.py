@@ -69,6 +69,12 @@ class KeepPredicted:
             raise ConfigError(f"policy '{policy}' needs all scores at once; a {predictor.design} predictor has not")
         for kind in sparsity_pct:
             one_of(kind, predictor.kinds, "units to skip")
+        if "heads" in sparsity_pct and any(
+            g.site.what == "heads" and g.site.layer in g.layers for g in predictor.groups
+        ):
+            raise ConfigError(
+                f"a {predictor.design} predictor reads the heads it should skip; it can skip neurons only"
+            )
         self.predictor, self.policy, self.sparsity_pct = predictor, POLICIES[policy], dict(sparsity_pct)
         self._kept: dict[tuple[int, Kind], Kept] = {}
 

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import torch
 
-from shadowcore.measure.sparsity import Choose, Context
+from shadowcore.measure.sparsity import Context
 from shadowcore.method.criteria import CRITERIA, Signals
 from shadowcore.method.passes import ImportancePass
 from shadowcore.method.policies import POLICIES
 from shadowcore.method.predictors import FIRST_SPARSE_LAYER
 from shadowcore.models.families import Kind, dimensions_of
-from shadowcore.models.recording import Site
+from shadowcore.models.recording import Choose, Site
 
 
 class OracleMasks:

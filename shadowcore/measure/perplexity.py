@@ -17,9 +17,9 @@ def window_losses(
     """
     losses = []
     for start in range(0, len(windows), batch):
-        ids = windows[start : start + batch]
+        ids = windows[start : start + batch].to(sparse.model.device)
         scored = torch.ones_like(ids, dtype=torch.bool)
         scored[:, 0] = False
-        losses.append(token_losses(sparse.logits(ids, scored), ids).double().sum(1))
+        losses.append(token_losses(sparse.logits(ids, scored), ids).double().sum(1).cpu())
         progress(min(start + batch, len(windows)), len(windows))
     return torch.cat(losses)

@@ -15,10 +15,7 @@ import torch
 from shadowcore.method.policies import POLICIES
 from shadowcore.method.predictors import FIRST_SPARSE_LAYER, Predictor
 from shadowcore.models.families import Dimensions, Kind, dimensions_of
-from shadowcore.models.recording import Site, visiting
-
-# at a site, given what flows there: the keep mask of its units, (B, T, U) or (U,), or None for all
-Choose = Callable[[Site, torch.Tensor], torch.Tensor | None]
+from shadowcore.models.recording import Choose, Site, visiting
 
 # makes what the model is called with besides its input: fresh for every call, since a call uses up a cache
 Context = Callable[[], dict[str, Any]]
@@ -47,7 +44,7 @@ class ConstantMasks:
         def choose(site: Site, x: torch.Tensor) -> torch.Tensor | None:
             if site.what not in self.keep or site.layer < FIRST_SPARSE_LAYER:
                 return None
-            return self.keep[site.what][site.layer - FIRST_SPARSE_LAYER]
+            return self.keep[site.what][site.layer - FIRST_SPARSE_LAYER].to(x.device)
 
         return choose
 

@@ -10,7 +10,7 @@ import torch
 from shadowcore.method.criteria import Signals
 from shadowcore.models.families import KINDS, Kind, dimensions_of, output_projection
 from shadowcore.models.losses import example_losses
-from shadowcore.models.recording import Site, frozen, visiting
+from shadowcore.models.recording import Choose, Site, frozen, visiting
 
 SeeUnits = Callable[[Site, Signals], None]
 SeeFeature = Callable[[Site, torch.Tensor], None]
@@ -45,17 +45,25 @@ class ImportancePass:
         see_units: SeeUnits,
         see_feature: SeeFeature | None = None,
         context: Mapping[str, Any] = ALONE,
+        choose: Choose | None = None,
     ) -> torch.Tensor:
         """Losses (B,) of examples `ids` (B, T): mean cross-entropy over targets where `scored` (B, T).
 
         scored[b, t] says that token t of example b is predicted (from t - 1) and counts; the first
         token never is. Padding follows the last scored token. The model runs on tokens 0 to T-2, so
         `Signals` are of T - 1 positions, and `see_feature(site, x)` gets what a predictor may read there:
-        residuals (B, T - 1, D) and layer 0's concatenated head outputs (B, T - 1, H K). `context` is what
+        residuals (B, T - 1, D) and layers' concatenated head outputs (B, T - 1, H K). `context` is what
         the model is called with besides (`models.prefixes`): gradients end where the rows begin.
+
+        With `choose` the model runs sparse, and `Signals` hold a unit's activation before its mask with the
+        gradient after it: what the unit is worth to the sparse model, kept or not.
         """
         valid = _before_scored(scored)
-        with frozen(self.model), torch.enable_grad(), visiting(self.model, self._watch(valid, see_units, see_feature)):
+        with (
+            frozen(self.model),
+            torch.enable_grad(),
+            visiting(self.model, self._watch(valid, see_units, see_feature, choose)),
+        ):
             embedded = self.model.get_input_embeddings()(ids[:, :-1]).detach().requires_grad_()
             logits = self.model(inputs_embeds=embedded, **context).logits
             losses = example_losses(logits, ids, scored)
@@ -76,18 +84,20 @@ class ImportancePass:
         with visiting(self.model, visit):
             self.model.base_model(ids[:, :-1], **context)
 
-    def _watch(self, valid: torch.Tensor, see_units: SeeUnits, see_feature: SeeFeature | None):
+    def _watch(self, valid: torch.Tensor, see_units: SeeUnits, see_feature: SeeFeature | None, choose: Choose | None):
         def visit(site: Site, x: torch.Tensor) -> torch.Tensor | None:
-            if see_feature is not None and site.what == "residual":
-                see_feature(site, x.detach())
-            if see_feature is not None and site == Site(0, "heads"):
-                see_feature(site, x.detach().flatten(2))
+            seen = x.detach()
+            if see_feature is not None and site.what != "neurons":
+                see_feature(site, seen.flatten(2))
+            with torch.no_grad():
+                keep = None if choose is None else choose(site, seen)
             if site.what not in self.column_norms:
                 return None
-            # the hook must not hold x, which holds the hook: that circle would never be freed
-            activation, column_norm = x.detach(), self.column_norms[site.what][site.layer]
-            x.register_hook(lambda g: see_units(site, Signals(activation, g, valid, column_norm)))
-            return x  # returned, so that the model goes on from the tensor the gradient hook is on
+            passed = x if keep is None else x * keep[..., None]
+            # the hook must not hold its own tensor, which holds the hook: that circle would never be freed
+            column_norm = self.column_norms[site.what][site.layer]
+            passed.register_hook(lambda g: see_units(site, Signals(seen, g, valid, column_norm)))
+            return passed  # so that the model goes on from the tensor the gradient hook is on
 
         return visit
 

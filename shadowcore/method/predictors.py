@@ -3,20 +3,26 @@
 ShadowLLM and DejaVu are one design at two settings. A predictor is a list of groups; each group reads
 one site of the model at each position and scores the units of its layers there:
 
-    shadow     one group: reads layer 0's head outputs, scores layers 1 to L-1      (ShadowLLM, section 4)
-    layerwise  L-1 groups: layer l is scored from the residual entering layer l-1   (Deja Vu, section 4.3)
+    shadow          one group: reads layer 0's head outputs, scores layers 1 to L-1 (ShadowLLM, section 4)
+    layerwise       L-1 groups: layer l is scored from the residual entering layer l-1   (Deja Vu, section 4.3)
+    layerwise_own   L-1 groups: layer l is scored from its own head outputs         (ShadowLLM's own comparison)
+    segments        G groups of neighbouring layers, each scored from the residual entering its first layer
 
+Segments lie between the first two: G = 1 is the shadow predictor reading a little later, G = L - 1 a predictor
+per layer. layerwise_own sees the heads it should save, so it can rank them but not skip them.
 Layer 0 is always dense: what it computes is the shadow predictor's input.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
+from shadowcore.errors import ConfigError
 from shadowcore.models.families import KINDS, Dimensions, Kind
 from shadowcore.models.recording import Site
 
@@ -41,7 +47,34 @@ def layerwise(layers: int) -> list[Group]:
     return [Group(Site(layer - 1, "residual"), (layer,)) for layer in range(FIRST_SPARSE_LAYER, layers)]
 
 
-PREDICTORS: dict[str, Callable[[int], list[Group]]] = {"shadow": shadow, "layerwise": layerwise}
+def layerwise_own(layers: int) -> list[Group]:
+    """A predictor per layer, reading that layer's own head outputs."""
+    return [Group(Site(layer, "heads"), (layer,)) for layer in range(FIRST_SPARSE_LAYER, layers)]
+
+
+def segments(layers: int, count: int = 1) -> list[Group]:
+    """`count` predictors, each reading the residual where its group of layers begins; groups differ by one layer.
+
+    Raises ConfigError unless every group has a layer.
+    """
+    predicted = layers - FIRST_SPARSE_LAYER
+    if not 1 <= count <= predicted:
+        raise ConfigError(f"predictors.segments: {count} found; 1 to {predicted} fit a model of {layers} layers")
+    borders = [FIRST_SPARSE_LAYER + predicted * i // count for i in range(count + 1)]
+    return [Group(Site(first, "residual"), tuple(range(first, end))) for first, end in pairwise(borders)]
+
+
+PREDICTORS: dict[str, Callable[..., list[Group]]] = {
+    "shadow": shadow,
+    "layerwise": layerwise,
+    "layerwise_own": layerwise_own,
+    "segments": segments,
+}
+
+
+def groups_of(design: str, layers: int, count: int = 1) -> list[Group]:
+    """The groups of a design in a model of `layers` layers; `count` is the number of segments."""
+    return segments(layers, count) if design == "segments" else PREDICTORS[design](layers)
 
 
 def stored(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -82,10 +115,11 @@ class UnitScorer(nn.Module):
 class Predictor(nn.Module):
     """Scorers of each kind for every group of a predictor design."""
 
-    def __init__(self, design: str, sizes: Dimensions, ranks: Mapping[Kind, int]):
+    def __init__(self, design: str, sizes: Dimensions, ranks: Mapping[Kind, int], count: int = 1):
+        """ranks: hidden width per kind to score; count: number of groups where the design has a choice."""
         super().__init__()
         self.design, self.ranks = design, dict(ranks)
-        self.groups = PREDICTORS[design](sizes.layers)
+        self.groups = groups_of(design, sizes.layers, count)
         self.scorers = nn.ModuleDict(
             {
                 kind: nn.ModuleList(

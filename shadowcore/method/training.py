@@ -20,9 +20,10 @@ TARGETS = {"score": lambda scores: scores, "sqrt": torch.sqrt}
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a predictor is trained."""
+    """How a predictor is trained; segments: its number of groups, where the design has a choice."""
 
     rank: dict[str, int]
+    segments: int
     target: str
     epochs: int
     batch: int

@@ -13,6 +13,7 @@ from shadowcore.errors import ConfigError, near_miss
 
 Kind = Literal["heads", "neurons"]
 KINDS: tuple[Kind, ...] = ("heads", "neurons")
+KINDS_OF: dict[str, tuple[Kind, ...]] = {"neurons": ("neurons",), "heads": ("heads",), "both": KINDS}
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,8 @@ class Site(NamedTuple):
 
 
 Visit = Callable[[Site, torch.Tensor], torch.Tensor | None]
+# at a site, given what flows there: the keep mask of its units, (B, T, U) or (U,), or None for all
+Choose = Callable[[Site, torch.Tensor], torch.Tensor | None]
 
 
 @contextmanager

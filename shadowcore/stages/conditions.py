@@ -13,13 +13,10 @@ from shadowcore import artifacts, text
 from shadowcore.measure import harness
 from shadowcore.measure.perplexity import window_losses
 from shadowcore.measure.sparsity import Masks, SparseModel
-from shadowcore.models import sources
-from shadowcore.models.families import Kind
+from shadowcore.models.families import KINDS_OF, Kind, dimensions_of
 from shadowcore.schemas import OUTCOMES
-from shadowcore.stages import texts
-from shadowcore.stages.base import Progress, header, read_card
-
-KINDS_OF: dict[str, tuple[Kind, ...]] = {"neurons": ("neurons",), "heads": ("heads",), "both": ("heads", "neurons")}
+from shadowcore.stages import inputs as reading
+from shadowcore.stages.base import Progress, header
 
 
 @dataclass(frozen=True)
@@ -65,13 +62,11 @@ def measure(stage: str, spec: Spec, inputs: Any, outputs: Outputs, masks: Callab
     """Load the model once, run every task on it under `masks(model)`, and write its documents' outcomes."""
     condition = spec.condition
     progress = Progress(f"{stage} {condition.method} {condition.criterion or ''} {condition.sparsity_pct} %")
-    card = read_card(inputs.card)
-    sources.check_files(inputs.weights, card)
-    tokenizer = sources.load_tokenizer(inputs.weights)
-    windows = texts.windows_of(
+    tokenizer = reading.read_tokenizer(inputs.card, inputs.weights)
+    windows = reading.windows_of(
         inputs.documents, "evaluation", tokenizer, spec.window_tokens, spec.windows, condition.seed
     )
-    model = sources.load_model(inputs.weights, spec.dtype)
+    model = reading.read_model(inputs.weights, spec.dtype)
     sparse = SparseModel(model, masks(model))
     ids = torch.tensor([window.ids for window in windows])
     losses = window_losses(sparse, ids, spec.window_batch, progress)
@@ -83,7 +78,7 @@ def measure(stage: str, spec: Spec, inputs: Any, outputs: Outputs, masks: Callab
     measured = sparse.measured_sparsity(condition.kinds)
     questions = artifacts.read_table(inputs.tasks, text.TASKS.schema).to_pylist()
     task = harness.true_continuation(questions)
-    longest = card["dimensions"]["positions"]
+    longest = dimensions_of(model.config).positions
     rows += harness.outcomes(sparse, tokenizer, task, spec.request_batch, longest)
     progress.say("measured")
     keys = asdict(condition) | measured

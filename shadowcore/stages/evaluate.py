@@ -7,13 +7,11 @@ from pathlib import Path
 
 import torch
 
-from shadowcore import artifacts
 from shadowcore.measure.sparsity import ConstantMasks, Masks, PredictedMasks, random_scores
-from shadowcore.method.predictors import PREDICTOR_SCHEMA, Predictor
-from shadowcore.models.families import Dimensions, Kind, dimensions_of
-from shadowcore.schemas import CRITERIA
+from shadowcore.models.families import dimensions_of
 from shadowcore.stages.base import Stage
 from shadowcore.stages.conditions import Condition, Outputs, Spec, measure
+from shadowcore.stages.inputs import read_mean_scores, read_predictor
 
 
 @dataclass(frozen=True)
@@ -43,28 +41,8 @@ def masks(condition: Condition, inputs: Inputs, model: torch.nn.Module) -> Masks
     if condition.method == "static":
         scores = read_mean_scores(inputs.scores[0], condition.criterion, condition.kinds, sizes)
         return ConstantMasks(scores, condition.policy, condition.sparsity_pct)
-    predictor = read_predictor(inputs.predictor[0], sizes)
+    predictor = read_predictor(inputs.predictor[0], sizes).to(model.device)
     return PredictedMasks(predictor, condition.kinds, condition.policy, condition.sparsity_pct)
-
-
-def read_mean_scores(
-    path: Path, criterion: str, kinds: tuple[Kind, ...], sizes: Dimensions
-) -> dict[Kind, torch.Tensor]:
-    """Mean scores (L, U) per kind of one criterion from the table that `average` wrote."""
-    table = artifacts.read_table(path, CRITERIA.schema).to_pandas()
-    table = table[table["criterion"] == criterion].sort_values(["layer", "unit"])
-    return {
-        kind: torch.tensor(table.loc[table["kind"] == kind, "mean"].to_numpy()).view(sizes.layers, sizes.units(kind))
-        for kind in kinds
-    }
-
-
-def read_predictor(path: Path, sizes: Dimensions) -> Predictor:
-    """The predictor that `train-predictor` wrote."""
-    made_by = artifacts.read_header(path)["spec"]
-    predictor = Predictor(made_by["method"], sizes, made_by["recipe"]["rank"])
-    predictor.load_state_dict(artifacts.read_tensors(path, PREDICTOR_SCHEMA))
-    return predictor.eval()
 
 
 STAGE = Stage("accuracy and perplexity of one condition", Spec, Inputs, Outputs, run)

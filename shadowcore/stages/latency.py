@@ -17,11 +17,10 @@ from shadowcore.measure import latency
 from shadowcore.method.policies import POLICIES
 from shadowcore.method.predictors import FIRST_SPARSE_LAYER
 from shadowcore.models import sources
+from shadowcore.models.families import KINDS_OF
 from shadowcore.schemas import LATENCY, LATENCY_REPEATS
-from shadowcore.stages import texts
-from shadowcore.stages.base import Progress, Stage, header, read_card
-from shadowcore.stages.conditions import KINDS_OF
-from shadowcore.stages.evaluate import read_mean_scores, read_predictor
+from shadowcore.stages.base import Progress, Stage, header
+from shadowcore.stages.inputs import read_mean_scores, read_predictor, read_tokenizer, windows_of
 
 POLICY = "per_layer"
 
@@ -61,9 +60,8 @@ class Outputs:
 
 def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     progress = Progress(f"latency {spec.model}")
-    sources.check_files(inputs.weights, read_card(inputs.card))
-    tokenizer = sources.load_tokenizer(inputs.weights)
-    prompt = texts.windows_of(inputs.documents, "evaluation", tokenizer, spec.prompt_tokens, 1, spec.seed)[0]
+    tokenizer = read_tokenizer(inputs.card, inputs.weights)
+    prompt = windows_of(inputs.documents, "evaluation", tokenizer, spec.prompt_tokens, 1, spec.seed)[0]
     model = sources.load_model(inputs.weights, spec.dtype)
     variants = variants_of(spec, inputs, model)
     progress.say(f"{len(variants)} variants, {spec.warmup} + {spec.repeats} turns each, checked first")

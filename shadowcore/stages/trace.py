@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from shadowcore import artifacts
-from shadowcore.method.tracing import SCHEMA, TracePlan, trace
-from shadowcore.models import sources
-from shadowcore.stages import texts
-from shadowcore.stages.base import Progress, Stage, header, read_card
+from shadowcore.method.predictors import groups_of
+from shadowcore.method.tracing import SCHEMA, Masking, TracePlan, trace
+from shadowcore.models.families import dimensions_of
+from shadowcore.stages import inputs as reading
+from shadowcore.stages.base import Progress, Stage, header
+
+
+@dataclass(frozen=True)
+class Design:
+    """A predictor design, whose sites' features are kept."""
+
+    method: str
+    segments: int
 
 
 @dataclass(frozen=True)
@@ -24,6 +35,7 @@ class Spec:
     windows: int
     window_tokens: int
     tokens_per_window: int
+    designs: tuple[Design, ...]
     criteria: tuple[str, ...]
     token_criteria: tuple[str, ...]
     token_bits: int
@@ -45,16 +57,30 @@ class Outputs:
 
 
 def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
-    progress = Progress(f"trace {spec.split} {spec.shard + 1} of {spec.shards}")
-    sources.check_files(inputs.weights, read_card(inputs.card))
-    tokenizer = sources.load_tokenizer(inputs.weights)
-    windows = texts.windows_of(inputs.documents, spec.split, tokenizer, spec.window_tokens, spec.windows, spec.seed)[
+    write("trace", spec, spec, inputs, outputs, lambda model: lambda ids, scored: None)
+
+
+def write(
+    stage: str,
+    made_from: Any,
+    spec: Spec,
+    inputs: Any,
+    outputs: Outputs,
+    masking: Callable[[torch.nn.Module], Masking],
+) -> None:
+    """Trace one shard of a split and write it; `made_from` is the stage's own specification, for the header."""
+    progress = Progress(f"{stage} {spec.split} {spec.shard + 1} of {spec.shards}")
+    tokenizer = reading.read_tokenizer(inputs.card, inputs.weights)
+    windows = reading.windows_of(inputs.documents, spec.split, tokenizer, spec.window_tokens, spec.windows, spec.seed)[
         spec.shard :: spec.shards
     ]
-    model = sources.load_model(inputs.weights, spec.dtype)
-    plan = TracePlan(spec.criteria, spec.token_criteria, spec.token_bits, spec.tokens_per_window, spec.seed)
-    tensors = trace(model, torch.tensor([window.ids for window in windows]), plan, spec.batch, progress)
-    artifacts.write_tensors(outputs.trace, SCHEMA, tensors, header("trace", spec, inputs))
+    model = reading.read_model(inputs.weights, spec.dtype)
+    layers = dimensions_of(model.config).layers
+    sites = sorted({group.site for one in spec.designs for group in groups_of(one.method, layers, one.segments)})
+    plan = TracePlan(spec.criteria, spec.token_criteria, spec.token_bits, spec.tokens_per_window, sites, spec.seed)
+    ids = torch.tensor([window.ids for window in windows])
+    tensors = trace(model, ids, plan, spec.batch, progress, masking(model))
+    artifacts.write_tensors(outputs.trace, SCHEMA, tensors, header(stage, made_from, inputs))
 
 
 STAGE = Stage("importance scores and predictor features of one shard of a text", Spec, Inputs, Outputs, run)

@@ -16,6 +16,7 @@ from shadowcore.method.training import TARGETS, Recipe, TokenScores, fit
 from shadowcore.models.families import Dimensions, Kind
 from shadowcore.schemas import PREDICTORS, QUALITY
 from shadowcore.stages.base import Progress, Stage, header, read_card
+from shadowcore.stages.inputs import device
 
 
 @dataclass(frozen=True)
@@ -51,19 +52,22 @@ class Outputs:
 class Tokens:
     """Token traces of one split, shards joined: features and scores by group."""
 
-    def __init__(self, stack: ExitStack, paths: tuple[Path, ...], criterion: str, bits: int, sizes: Dimensions):
+    def __init__(self, stack: ExitStack, paths: tuple[Path, ...], criterion: str, bits: int, sizes: Dimensions, device):
         self.shards = [stack.enter_context(artifacts.open_tensors(path, tracing.SCHEMA)) for path in paths]
-        self.criterion, self.bits, self.sizes = criterion, bits, sizes
+        self.criterion, self.bits, self.sizes, self.device = criterion, bits, sizes, device
 
     def features(self, group: Group) -> torch.Tensor:
         """(M, D) at the group's site."""
-        return torch.cat([tracing.feature(shard, group.site) for shard in self.shards])
+        return torch.cat([tracing.feature(shard, group.site).to(self.device) for shard in self.shards])
 
     def scores(self, group: Group, kind: Kind, target: str) -> TokenScores:
         """Transformed scores (M, layers, U) of the group's layers."""
         layers = slice(group.layers[0], group.layers[-1] + 1)
         units = self.sizes.units(kind)
-        parts = [tracing.token_scores(shard, self.criterion, kind, layers, units, self.bits) for shard in self.shards]
+        parts = [
+            tracing.token_scores(shard, self.criterion, kind, layers, units, self.bits, self.device)
+            for shard in self.shards
+        ]
         return TokenScores(parts, TARGETS[target])
 
 
@@ -71,11 +75,11 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     progress = Progress(f"train {spec.method} {spec.criterion}")
     sizes = Dimensions(**read_card(inputs.card)["dimensions"])
     torch.manual_seed(spec.seed)
-    predictor = Predictor(spec.method, sizes, spec.recipe.rank)
+    predictor = Predictor(spec.method, sizes, spec.recipe.rank, spec.recipe.segments).to(device())
     quality, training = [], []
     with ExitStack() as stack:
-        train = Tokens(stack, inputs.traces, spec.criterion, spec.token_bits, sizes)
-        held = Tokens(stack, inputs.heldout, spec.criterion, spec.heldout_bits, sizes)
+        train = Tokens(stack, inputs.traces, spec.criterion, spec.token_bits, sizes, device())
+        held = Tokens(stack, inputs.heldout, spec.criterion, spec.heldout_bits, sizes, device())
         total = len(predictor.groups) * len(predictor.kinds)
         for kind in predictor.kinds:
             fits = []

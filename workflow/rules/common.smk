@@ -5,6 +5,14 @@ def trained(wildcards):
     )
 
 
+def trained_on(split):
+    def traces(wildcards):
+        design = f"{wildcards.method}+{wildcards.criterion}"
+        return jobs.traces(wildcards.model, wildcards.calibration, design, wildcards.predictor, split)
+
+    return traces
+
+
 def condition_key(wildcards):
     return wildcards.model, wildcards.data, wildcards.setup, int(wildcards.pct)
 

@@ -23,6 +23,32 @@ rule trace:
         " --weights {input.weights:q} --documents {input.documents:q} --trace {output.trace:q} &> {log:q}"
 
 
+rule trace_on_policy:
+    input:
+        card=rules.fetch_model.output.card,
+        weights=ancient(rules.fetch_model.output.weights),
+        documents=f"{root}/texts/{{calibration}}/documents.parquet",
+        predictor=f"{root}/predictors/{{model}}/{{calibration}}/{{masks}}.safetensors",
+    output:
+        trace=f"{root}/traces/{{model}}/{{calibration}}/{{masks}}/{{split}}-{{shard}}.safetensors",
+    log:
+        f"{root}/logs/trace_on_policy/{{model}}/{{calibration}}/{{masks}}/{{split}}-{{shard}}.log",
+    benchmark:
+        f"{root}/benchmarks/trace_on_policy/{{model}}/{{calibration}}/{{masks}}/{{split}}-{{shard}}.tsv"
+    conda:
+        "../../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=3000,
+    params:
+        spec=lambda wildcards: jobs.trace_on_policy(wildcards.model, wildcards.split, wildcards.shard)["spec"],
+        code=lambda wildcards: jobs.trace_on_policy(wildcards.model, wildcards.split, wildcards.shard)["code"],
+    shell:
+        "python -m shadowcore trace-on-policy --spec {params.spec:q} --threads {threads} --card {input.card:q}"
+        " --weights {input.weights:q} --documents {input.documents:q} --predictor {input.predictor:q}"
+        " --trace {output.trace:q} &> {log:q}"
+
+
 rule average:
     input:
         card=rules.fetch_model.output.card,

@@ -1,8 +1,8 @@
 rule train_predictor:
     input:
         card=rules.fetch_model.output.card,
-        traces=rules.average.input.traces,
-        heldout=f"{root}/traces/{{model}}/{{calibration}}/heldout-0.safetensors",
+        traces=trained_on("train"),
+        heldout=trained_on("heldout"),
     output:
         predictor=f"{root}/predictors/{{model}}/{{calibration}}/{{method}}+{{criterion}}+{{predictor}}.safetensors",
         quality=f"{root}/predictors/{{model}}/{{calibration}}/{{method}}+{{criterion}}+{{predictor}}.quality.parquet",

@@ -1,0 +1,59 @@
+"""What stages read: a model that is what its card says, windows of a text, mean scores, a trained predictor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow.compute as pc
+import torch
+
+from shadowcore import artifacts, text
+from shadowcore.method.predictors import PREDICTOR_SCHEMA, Predictor
+from shadowcore.models import sources
+from shadowcore.models.families import Dimensions, Kind
+from shadowcore.schemas import CRITERIA
+from shadowcore.stages.base import read_card
+
+
+def device() -> torch.device:
+    """Where models run: the GPU where there is one (CUDA_VISIBLE_DEVICES says which), or the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def read_tokenizer(card: Path, weights: Path):
+    """The tokenizer of a model folder, whose files are checked against the card first."""
+    sources.check_files(weights, read_card(card))
+    return sources.load_tokenizer(weights)
+
+
+def read_model(weights: Path, dtype: str):
+    """The untouched Hugging Face model of a folder, on the device."""
+    return sources.load_model(weights, dtype, device())
+
+
+def windows_of(path: Path, split: str, tokenizer, length: int, count: int, seed: int) -> list[text.Window]:
+    """`count` windows of `length` token ids from a split (train, heldout or evaluation) of a documents file."""
+    table = artifacts.read_table(path, text.DOCUMENTS.schema)
+    rows = table.filter(pc.equal(table["split"], split)).drop_columns("split")
+    return text.windows(text.documents_from_table(rows), tokenizer, length, count, seed)
+
+
+def read_mean_scores(
+    path: Path, criterion: str, kinds: tuple[Kind, ...], sizes: Dimensions
+) -> dict[Kind, torch.Tensor]:
+    """Mean scores (L, U) per kind of one criterion from the table that `average` wrote."""
+    table = artifacts.read_table(path, CRITERIA.schema).to_pandas()
+    table = table[table["criterion"] == criterion].sort_values(["layer", "unit"])
+    return {
+        kind: torch.tensor(table.loc[table["kind"] == kind, "mean"].to_numpy()).view(sizes.layers, sizes.units(kind))
+        for kind in kinds
+    }
+
+
+def read_predictor(path: Path, sizes: Dimensions) -> Predictor:
+    """The predictor that `train-predictor` wrote, on the CPU."""
+    made_by = artifacts.read_header(path)["spec"]
+    recipe = made_by["recipe"]
+    predictor = Predictor(made_by["method"], sizes, recipe["rank"], recipe["segments"])
+    predictor.load_state_dict(artifacts.read_tensors(path, PREDICTOR_SCHEMA))
+    return predictor.eval()

@@ -1,0 +1,57 @@
+"""Trace a model while a trained predictor's masks act on it: what the next predictor will meet and should know.
+
+A predictor trained on the dense model's traces is used on a sparse one, where inputs of later layers differ and
+units matter otherwise. Each batch runs at a sparsity drawn from a range, so that one predictor serves them all.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+import torch
+
+from shadowcore.measure.sparsity import PredictedMasks, no_context
+from shadowcore.models.families import KINDS_OF, dimensions_of
+from shadowcore.stages import inputs as reading
+from shadowcore.stages import trace
+from shadowcore.stages.base import Stage
+from shadowcore.stages.trace import Outputs
+
+POLICY = "per_layer"
+
+
+@dataclass(frozen=True)
+class Spec:
+    """trace: as without masks; units masked; lowest and highest sparsity of a batch, percent."""
+
+    trace: trace.Spec
+    units: str
+    lowest_pct: int
+    highest_pct: int
+
+
+@dataclass(frozen=True)
+class Inputs:
+    card: Path
+    weights: Path
+    documents: Path
+    predictor: Path
+
+
+def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
+    def masking(model: torch.nn.Module):
+        predictor = reading.read_predictor(inputs.predictor, dimensions_of(model.config)).to(model.device)
+        draw = Random(f"{spec.trace.seed} {spec.trace.split} {spec.trace.shard}")
+
+        def of_batch(ids: torch.Tensor, scored: torch.Tensor):
+            pct = draw.randint(spec.lowest_pct, spec.highest_pct)
+            return PredictedMasks(predictor, KINDS_OF[spec.units], POLICY, pct).begin(ids, scored, no_context)
+
+        return of_batch
+
+    trace.write("trace-on-policy", spec, spec.trace, inputs, outputs, masking)
+
+
+STAGE = Stage("scores and features of a model while a predictor's masks act on it", Spec, Inputs, Outputs, run)
