@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from shadowcore.benchmarks import BENCHMARKS
 from shadowcore.errors import ConfigError, near_miss, one_of
 from shadowcore.method.criteria import CRITERIA
 from shadowcore.method.policies import POLICIES, WHOLE_MODEL_POLICIES
@@ -27,7 +28,7 @@ from shadowcore.stages.base import parse_spec, to_json
 from shadowcore.stages.conditions import KINDS_OF, Condition
 from shadowcore.text import TEXT_SOURCES
 
-TASKS = ("true_continuation",)
+TASKS = ("true_continuation", *BENCHMARKS)
 CONSTANT_METHODS = ("random", "static")
 METHODS = ("dense", *CONSTANT_METHODS, *PREDICTORS, "oracle")
 PROTOCOLS = ("token",)
@@ -135,8 +136,18 @@ class Grid(Strict):
 
 
 class Evaluation(Strict):
+    """What every condition is measured on. Benchmarks are measured once, in the jobs of the first text.
+
+    offline_dir: folder of <task>/<split>.parquet, the hub where there is none; limit: documents of a benchmark,
+    a seeded subset; fewshot: numbers of examples in its prompts; rolling_tokens: longest window of wikitext.
+    """
+
     texts: list[str]
     tasks: list[among(TASKS)]
+    offline_dir: str | None = None
+    limit: dict[among(BENCHMARKS), Positive] = {}
+    fewshot: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = [0]
+    rolling_tokens: Annotated[int, Field(ge=2)] = 2048
     windows: Positive
     window_tokens: Positive
     window_batch: Positive
@@ -325,6 +336,32 @@ class Jobs:
             "prepare-text", Spec(kind, source, one.heldout_fraction, one.evaluation_fraction, task, self.study.seed)
         )
 
+    def prepare_benchmark(self, name: str) -> dict[str, str]:
+        from shadowcore.stages.prepare_benchmark import Spec
+
+        one = self.study.evaluation
+        shots = max(one.fewshot) if BENCHMARKS[name].train and not BENCHMARKS[name].rolling else 0
+        return self.params(
+            "prepare-benchmark", Spec(name, one.offline_dir, one.limit.get(name), shots, self.study.seed)
+        )
+
+    def check_disjoint(self, calibration: str, data: str) -> dict[str, str]:
+        from shadowcore.stages.check_disjoint import Spec
+
+        return self.params("check-disjoint", Spec(calibration, data))
+
+    def benchmarks(self, data: str) -> list[str]:
+        """Files of the benchmarks that a text's jobs measure too: the first text's do."""
+        evaluation = self.study.evaluation
+        if data != evaluation.texts[0]:
+            return []
+        return [f"{self.root}/tasks/{name}.parquet" for name in evaluation.tasks if name in BENCHMARKS]
+
+    def disjoint(self, key: tuple[str, str, str, int]) -> list[str]:
+        """The record that a condition's calibration and evaluation documents are disjoint."""
+        one = self.conditions[key]
+        return [f"{self.root}/checks/disjoint/{one.calibration}+{one.data}.json"] if one.calibration else []
+
     def trace(self, model: str, split: str, shard: str) -> dict[str, str]:
         from shadowcore.stages.trace import Spec
 
@@ -366,6 +403,8 @@ class Jobs:
             condition=condition, windows=sizes.windows, window_tokens=sizes.window_tokens,
             window_batch=sizes.window_batch, request_batch=sizes.request_batch,
             dtype=self.study.models[condition.model].dtype,
+            tasks=tuple(name for name in sizes.tasks if name not in BENCHMARKS or condition.data == sizes.texts[0]),
+            fewshot=tuple(sizes.fewshot), rolling_tokens=sizes.rolling_tokens,
         )  # fmt: skip
         return self.params(stage, spec)
 

@@ -24,6 +24,7 @@ class Inputs:
     weights: Path
     documents: Path
     tasks: Path
+    benchmarks: tuple[Path, ...]
     scores: tuple[Path, ...]
     predictor: tuple[Path, ...]
 

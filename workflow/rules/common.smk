@@ -9,6 +9,15 @@ def condition_key(wildcards):
     return wildcards.model, wildcards.data, wildcards.setup, int(wildcards.pct)
 
 
+def benchmarks_of(wildcards):
+    return jobs.benchmarks(wildcards.data)
+
+
+# read by no one: nothing is measured before this check has passed
+def disjoint_of(wildcards):
+    return jobs.disjoint(condition_key(wildcards))
+
+
 def scores_of(wildcards):
     one = jobs.conditions[condition_key(wildcards)]
     return [f"{root}/scores/{one.model}/{one.calibration}.parquet"] if one.method == "static" else []
