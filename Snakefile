@@ -23,6 +23,7 @@ wildcard_constraints:
     model="|".join(map(re.escape, study.models)),
     text="|".join(map(re.escape, study.texts)),
     calibration="|".join(map(re.escape, study.calibration)),
+    task="|".join(study.evaluation.tasks),
     split="train|heldout",
     shard=r"\d+",
     pct=r"\d+",

@@ -23,6 +23,8 @@ from shadowcore.errors import ConfigError, ShadowcoreError, near_miss
 STAGES = {
     "fetch-model": "get a model from its source, checked, as safetensors",
     "prepare-text": "get a text, split it by document, write its multiple-choice task",
+    "prepare-benchmark": "get a benchmark's documents, cut to a seeded subset",
+    "check-disjoint": "refuse calibration documents among the evaluated ones",
     "trace": "importance scores and predictor features of one shard of a text",
     "trace-on-policy": "scores and features of a model while a predictor's masks act on it",
     "average": "mean score of every unit over the calibration windows",
@@ -31,6 +33,7 @@ STAGES = {
     "evaluate-oracle": "accuracy and perplexity with the example's own scores",
     "latency": "time per token of our decoder, dense and skipping",
     "aggregate": "final tables from every job's measurements",
+    "check-tables": "refuse final tables with values that cannot be",
     "draw": "draw one figure from the final tables",
 }
 SHOW = "print a study's final tables: shadowcore show results/quick [--brief]"

@@ -7,6 +7,7 @@ their own specification, so that editing one part of a configuration reruns only
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from shadowcore.benchmarks import BENCHMARKS
 from shadowcore.errors import ConfigError, near_miss, one_of
 from shadowcore.method.criteria import CRITERIA
 from shadowcore.method.policies import POLICIES, WHOLE_MODEL_POLICIES
@@ -29,7 +31,7 @@ from shadowcore.stages.base import parse_spec, to_json
 from shadowcore.stages.conditions import Condition
 from shadowcore.text import TEXT_SOURCES
 
-TASKS = ("true_continuation",)
+TASKS = ("true_continuation", *BENCHMARKS)
 CONSTANT_METHODS = ("random", "static")
 METHODS = ("dense", *CONSTANT_METHODS, *PREDICTORS, "oracle")
 PROTOCOLS = ("token",)
@@ -155,8 +157,18 @@ class Grid(Strict):
 
 
 class Evaluation(Strict):
+    """What every condition is measured on. Benchmarks are measured once, in the jobs of the first text.
+
+    offline_dir: folder of <task>/<split>.parquet, the hub where there is none; limit: documents of a benchmark,
+    a seeded subset; fewshot: numbers of examples in its prompts; rolling_tokens: longest window of wikitext.
+    """
+
     texts: list[str]
     tasks: list[among(TASKS)]
+    offline_dir: str | None = None
+    limit: dict[among(BENCHMARKS), Positive] = {}
+    fewshot: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = [0]
+    rolling_tokens: Annotated[int, Field(ge=2)] = 2048
     windows: Positive
     window_tokens: Positive
     window_batch: Positive
@@ -349,30 +361,62 @@ class Jobs:
             "prepare-text", Spec(kind, source, one.heldout_fraction, one.evaluation_fraction, task, self.study.seed)
         )
 
-    def trace(self, model: str, split: str, shard: str) -> dict[str, str]:
-        return self.params("trace", self._trace(model, split, shard))
+    def prepare_benchmark(self, name: str) -> dict[str, str]:
+        from shadowcore.stages.prepare_benchmark import Spec
 
-    def trace_on_policy(self, model: str, split: str, shard: str) -> dict[str, str]:
+        one = self.study.evaluation
+        shots = max(one.fewshot) if BENCHMARKS[name].train and not BENCHMARKS[name].rolling else 0
+        return self.params(
+            "prepare-benchmark", Spec(name, one.offline_dir, one.limit.get(name), shots, self.study.seed)
+        )
+
+    def check_disjoint(self, calibration: str, data: str) -> dict[str, str]:
+        from shadowcore.stages.check_disjoint import Spec
+
+        return self.params("check-disjoint", Spec(calibration, data))
+
+    def benchmarks(self, data: str) -> list[str]:
+        """Files of the benchmarks that a text's jobs measure too: the first text's do."""
+        evaluation = self.study.evaluation
+        if data != evaluation.texts[0]:
+            return []
+        return [f"{self.root}/tasks/{name}.parquet" for name in evaluation.tasks if name in BENCHMARKS]
+
+    def disjoint(self, key: tuple[str, str, str, int]) -> list[str]:
+        """The record that a condition's calibration and evaluation documents are disjoint."""
+        one = self.conditions[key]
+        return [f"{self.root}/checks/disjoint/{one.calibration}+{one.data}.json"] if one.calibration else []
+
+    def trace(self, model: str, split: str, shard: str) -> dict[str, str]:
+        used = {(one.method, one.predictor) for one in self.conditions.values() if one.predictor}
+        if self.study.latency:
+            used |= {(method, self.study.latency.predictor) for method in self.study.latency.methods}
+        plan = self.study.traces
+        return self.params("trace", self._trace(model, split, shard, plan.criteria, self.study.token_criteria, used))
+
+    def trace_on_policy(
+        self, model: str, split: str, shard: str, method: str, criterion: str, predictor: str
+    ) -> dict[str, str]:
         from shadowcore.stages.trace_on_policy import Spec
 
         masks = self.study.traces.on_policy
-        spec = Spec(self._trace(model, split, shard), masks.units, masks.lowest_pct, masks.highest_pct)
-        return self.params("trace-on-policy", spec)
+        traced = self._trace(model, split, shard, [criterion], [criterion], {(method, predictor)})
+        return self.params("trace-on-policy", Spec(traced, masks.units, masks.lowest_pct, masks.highest_pct))
 
-    def _trace(self, model: str, split: str, shard: str):
+    def _trace(
+        self, model: str, split: str, shard: str, criteria: Iterable[str], token_criteria: Iterable[str], used: set
+    ):
+        """Specification of one shard of a split, for predictors `used`: pairs of design and preset."""
         from shadowcore.stages.trace import Design, Spec
 
         plan, train = self.study.traces, split == "train"
-        used = {(one.method, self._preset(one.predictor).segments) for one in self.conditions.values() if one.predictor}
-        if self.study.latency:
-            used |= {(m, self._preset(self.study.latency.predictor).segments) for m in self.study.latency.methods}
+        designs = {Design(method, self._preset(predictor).segments) for method, predictor in used}
         return Spec(
             split=split, shard=int(shard), shards=plan.shards if train else 1,
             windows=plan.windows if train else plan.heldout_windows, window_tokens=plan.window_tokens,
             tokens_per_window=plan.tokens_per_window if train else plan.heldout_tokens_per_window,
-            designs=tuple(Design(*one) for one in sorted(used)),
-            criteria=tuple(plan.criteria),
-            token_criteria=self.study.token_criteria, token_bits=plan.bits if train else 8, batch=plan.batch,
+            designs=tuple(sorted(designs, key=str)), criteria=tuple(criteria), token_criteria=tuple(token_criteria),
+            token_bits=plan.bits if train else 8, batch=plan.batch,
             dtype=self.study.models[model].dtype, seed=self.study.seed,
         )  # fmt: skip
 
@@ -417,6 +461,8 @@ class Jobs:
             condition=condition, windows=sizes.windows, window_tokens=sizes.window_tokens,
             window_batch=sizes.window_batch, request_batch=sizes.request_batch,
             dtype=self.study.models[condition.model].dtype,
+            tasks=tuple(name for name in sizes.tasks if name not in BENCHMARKS or condition.data == sizes.texts[0]),
+            fewshot=tuple(sizes.fewshot), rolling_tokens=sizes.rolling_tokens,
         )  # fmt: skip
         return self.params(stage, spec)
 

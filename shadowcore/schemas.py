@@ -44,7 +44,7 @@ class Table:
 # what was put on the model: shared by every row that is about a sparse model
 CONDITION = {
     "model": (TEXT, "name of the model in the configuration"),
-    "data": (TEXT, "name of the text the row was measured on"),
+    "data": (TEXT, "name of the text the row was measured on; for a benchmark, its name"),
     "calibration": (TEXT, "name of the text that scores and predictors were made from; null for dense and random"),
     "method": (TEXT, "dense, random, static, shadow, layerwise or oracle"),
     "criterion": (TEXT, "importance criterion; null for dense"),
@@ -62,41 +62,48 @@ MEASURED = {
     "sparsity_weights": (NUMBER, "weights of removed units over all weights of the model, 0 to 1"),
 }
 
+FEWSHOT = (INTEGER, "examples in a prompt; null where the task has no prompts")
+
 OUTCOMES = Table(
-    "outcomes", 1, "one document (or text window) under one condition",
+    "outcomes", 2, "one document (or text window) under one condition",
     CONDITION | MEASURED | {
         "task": (TEXT, "task name: an lm-eval task, or `perplexity` for text windows"),
+        "fewshot": FEWSHOT,
         "document": (TEXT, "hash of the document: pairs rows of different conditions"),
-        "metric": (TEXT, "acc, acc_norm, or nll (summed negative log-likelihood, nats)"),
+        "metric": (TEXT, "acc, acc_norm, or summed negative log-likelihood in nats: nll, word_nll, byte_nll"),
         "value": (NUMBER, "the document's value"),
-        "weight": (INTEGER, "what nll is summed over: scored tokens; 1 for accuracies"),
+        "weight": (INTEGER, "what a perplexity divides by: scored tokens (nll), words, bytes; 1 for accuracies"),
     },
 )  # fmt: skip
 
 ESTIMATE = {
     "task": (TEXT, "task name"),
-    "metric": (TEXT, "what value is: acc, acc_norm (fractions), token_perplexity"),
+    "fewshot": FEWSHOT,
+    "metric": (TEXT, "what value is: acc, acc_norm (fractions), token_, word_ or byte_perplexity"),
     "value": (NUMBER, "the estimate over all documents"),
     "stderr": (NUMBER, "standard error of value over documents"),
     "low": (NUMBER, "lower end of the 95 % interval"),
     "high": (NUMBER, "upper end of the 95 % interval"),
     "n": (INTEGER, "documents"),
 }
-ACCURACY = Table("accuracy", 1, "one task metric under one condition", CONDITION | MEASURED | ESTIMATE)
+ACCURACY = Table("accuracy", 2, "one task metric under one condition", CONDITION | MEASURED | ESTIMATE)
 PERPLEXITY = Table(
-    "perplexity", 1, "token perplexity of one text under one condition",
-    CONDITION | MEASURED | ESTIMATE | {"tokens": (INTEGER, "scored tokens")},
+    "perplexity", 2, "perplexity of one text under one condition, over tokens, words or bytes",
+    CONDITION | MEASURED | ESTIMATE | {"counted": (INTEGER, "what the metric divides by: scored tokens, words, bytes")},
 )  # fmt: skip
 COMPARISONS = Table(
-    "comparisons", 1, "one condition against dense on the same documents",
+    "comparisons", 2, "one condition against dense, or against another method in its place, on the same documents",
     CONDITION | MEASURED | {
+        "reference": (TEXT, "method compared with: dense, or one whose other keys are the row's, where it has them"),
         "task": (TEXT, "task name"),
-        "metric": (TEXT, "acc, acc_norm, or log_perplexity (nats per token)"),
-        "difference": (NUMBER, "condition minus dense"),
+        "fewshot": FEWSHOT,
+        "metric": (TEXT, "acc, acc_norm, or log_perplexity (nats per token), log_word_perplexity, log_byte_perplexity"),
+        "difference": (NUMBER, "condition minus reference"),
         "stderr": (NUMBER, "standard error of the paired difference"),
         "low": (NUMBER, "lower end of its 95 % paired bootstrap interval"),
         "high": (NUMBER, "upper end of its 95 % paired bootstrap interval"),
         "p_value": (NUMBER, "exact McNemar for accuracies; null for perplexities"),
+        "p_holm": (NUMBER, "p_value corrected (Holm 1979) among the rows of one model, seed, metric and reference"),
         "n": (INTEGER, "paired documents"),
     },
 )  # fmt: skip

@@ -19,8 +19,9 @@ from typing import Any, ClassVar
 from xml.etree import ElementTree
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from shadowcore import tabular
+from shadowcore.benchmarks import BenchmarkText
 from shadowcore.errors import ConfigError, SourceError, one_of
 from shadowcore.packages import PackagedFile, Wheel, extract, require_pinned
 from shadowcore.schemas import INTEGER, TEXT, Table
@@ -117,19 +118,12 @@ class HubText:
     config: str | None = None
 
     def read(self) -> tuple[list[tuple[str, str]], str | None, str]:
-        from datasets import load_dataset
-        from datasets.exceptions import DatasetsError
-
         require_pinned(self.dataset, self.revision)
-        try:
-            rows = load_dataset(self.dataset, self.config, split=self.split, revision=self.revision)
-        except (DatasetsError, OSError, ValueError) as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise SourceError(f"hub data set {self.dataset} at {self.revision}: not available ({reason})") from None
-        one_of(self.column, rows.column_names, f"source.column of {self.dataset}")
-        titles = (f"{self.split}, row {number}" for number in range(len(rows)))
-        origin = f"Hugging Face hub, {self.dataset} at {self.revision}"
-        return list(zip(titles, rows[self.column], strict=True)), rows.info.license or None, origin
+        found, licence = tabular.of_hub(
+            self.dataset, self.config, self.split, self.revision, [self.column], "source.column"
+        )
+        texts = [(f"{self.split}, row {number}", row[self.column]) for number, row in enumerate(found)]
+        return texts, licence, f"Hugging Face hub, {self.dataset} at {self.revision}"
 
 
 @dataclass(frozen=True)
@@ -145,21 +139,16 @@ class FolderText:
         files = [path] if path.is_file() else sorted(path.glob("*.parquet"))
         if not files:
             raise SourceError(f"source.path: no Parquet files in '{self.path}'; a folder with *.parquet would fit")
-        return [row for file in files for row in self._rows(file)], None, f"local folder {path.name}"
-
-    def _rows(self, file: Path) -> list[tuple[str, str]]:
-        try:
-            # ParquetFile and not read_table, which would make columns of a path's `key=value` folders
-            with pq.ParquetFile(file) as content:
-                one_of(self.column, content.schema_arrow.names, f"source.column in {file}")
-                texts = content.read([self.column]).column(0).to_pylist()
-        except (pa.ArrowInvalid, OSError) as error:
-            raise SourceError(f"{file}: damaged Parquet ({str(error).splitlines()[0]})") from None
-        return [(f"{file.name}, row {number}", text) for number, text in enumerate(texts)]
+        texts = [
+            (f"{file.name}, row {number}", row[self.column])
+            for file in files
+            for number, row in enumerate(tabular.of_file(file, [self.column], "source.column"))
+        ]
+        return texts, None, f"local folder {path.name}"
 
 
-TextSource = PackagedText | HubText | FolderText
-TEXT_SOURCES = {source.KIND: source for source in (PackagedText, HubText, FolderText)}
+TextSource = PackagedText | HubText | FolderText | BenchmarkText
+TEXT_SOURCES = {source.KIND: source for source in (PackagedText, HubText, FolderText, BenchmarkText)}
 
 
 def fetch(source: TextSource) -> tuple[list[Document], dict[str, Any]]:

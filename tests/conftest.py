@@ -1,5 +1,8 @@
 """Tiny random models of both families, built from a configuration in memory."""
 
+import random
+
+import pandas as pd
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
@@ -49,3 +52,32 @@ def tiny(request):
 def tokens():
     """Token ids (2, 12) for the tiny models."""
     return torch.randint(3, 96, (2, 12), generator=torch.Generator().manual_seed(1))
+
+
+def write_benchmarks(folder, documents=8):
+    """Invented data in the columns of piqa (a choice), winogrande (a choice of beginnings) and wikitext (pages)."""
+    chooser = random.Random(0)
+    words = ["".join(chooser.choices("aeinorst", k=chooser.randint(2, 5))) for _ in range(40)]
+
+    def say(count):
+        return " ".join(chooser.choices(words, k=count))
+
+    def piqa():
+        return {"goal": say(6), "sol1": say(chooser.randint(3, 7)), "sol2": say(chooser.randint(3, 7))} | {
+            "label": chooser.randint(0, 1)
+        }
+
+    def winogrande():
+        return {"sentence": f"{say(3)} _ {say(4)}", "option1": say(1), "option2": say(1)} | {
+            "answer": str(chooser.randint(1, 2))
+        }
+
+    def wikitext():
+        return {"page": f" = {say(2)} = \n\n {say(chooser.randint(10, 60))} . \n"}
+
+    for make, splits in ((piqa, ("train", "validation")), (winogrande, ("train", "validation")), (wikitext, ("test",))):
+        for split in splits:
+            path = folder / make.__name__ / f"{split}.parquet"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pd.DataFrame([make() for _ in range(documents)]).to_parquet(path)
+    return folder

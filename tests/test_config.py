@@ -51,7 +51,7 @@ def test_shipped_configurations_are_valid(path):
         (["conditions", 0, "sparsities_pct"], [100], r"conditions.0.sparsities_pct.0: .*less than 100 \(found 100\)"),
         (["conditions", 0, "sparsities_pct"], [-1], r"greater than or equal to 0 \(found -1\)"),
         (["conditions", 0, "sparsities_pct"], [0.5], r"valid integer \(found 0.5\)"),
-        (["evaluation", "tasks"], ["piqua"], "unknown 'piqua'; Known: true_continuation"),
+        (["evaluation", "tasks"], ["piqua"], "unknown 'piqua'; did you mean 'piqa'"),
         (["evaluation", "texts"], ["wikipdia"], "did you mean 'wikipedia'"),
         (["models", "smollm2-135m", "source"], {"packge": "x"}, "unknown 'packge'; did you mean 'package'"),
         (["models", "smollm2-135m", "source"], {"folder": {"pth": "x"}}, "unknown key 'pth'; did you mean 'path'"),

@@ -77,7 +77,8 @@ def outcomes(model=MODEL, windows=64, documents=400):
         }
         for task, (metric, value, weight, count) in rows.items():
             part = pd.DataFrame({"document": [f"{task}-{i:04d}" for i in range(count)], "value": value})
-            parts.append(part.assign(**keys, task=task, metric=metric, weight=weight))
+            shots = 0 if metric == "acc" else None
+            parts.append(part.assign(**keys, task=task, fewshot=shots, metric=metric, weight=weight))
     table = pd.concat(parts, ignore_index=True).assign(model=model)[list(OUTCOMES.columns)]
     return pa.Table.from_pandas(table, preserve_index=False)
 
@@ -171,7 +172,13 @@ MAKERS = {"accuracy": tables.accuracy, "perplexity": tables.perplexity, "compari
 def test_every_condition_has_its_rows(documents):
     count = sum(1 for _ in conditions())
     assert len(tables.accuracy(documents)) == len(tables.perplexity(documents)) == count
-    assert len(tables.comparisons(documents)) == 2 * (count - 1)
+    references = pd.DataFrame(tables.comparisons(documents)).value_counts("reference")
+    assert references["dense"] == 2 * (count - 1)
+    # the 3 sparsities have 4 methods of 2 criteria beside random, and shadow beside static under the global policy;
+    # "both" and "heads" have static and shadow beside random
+    assert references["random"] == 2 * (3 * 4 * 2 + 2 * 2)
+    assert references["static"] == 2 * (3 * (3 * 2 + 1) + 2)
+    assert references["shadow"] == 2 * (3 * 2 * 2) and references["layerwise"] == 2 * (3 * 2)
 
 
 def test_estimates_are_those_of_the_documents(documents):
@@ -181,14 +188,15 @@ def test_estimates_are_those_of_the_documents(documents):
     name = (MODEL, "shadow", "plainact", "global", "neurons", 50)
     perplexity = ordered(tables.perplexity(documents), *ROW_KEYS)[*name, "token_perplexity"]
     assert perplexity["value"] == pytest.approx(math.exp(windows["value"].sum() / windows["weight"].sum()))
-    assert (perplexity["n"], perplexity["tokens"]) == (64, 64 * 255)
+    assert (perplexity["n"], perplexity["counted"]) == (64, 64 * 255)
     assert ordered(tables.accuracy(documents), *ROW_KEYS)[*name, "acc"]["value"] == answers["value"].mean()
 
 
 def test_differences_are_differences_of_estimates(documents):
     accuracy, perplexity = (ordered(make(documents), *ROW_KEYS) for make in (tables.accuracy, tables.perplexity))
     dense = (MODEL, "dense", None, None, None, 0)
-    for key, row in ordered(tables.comparisons(documents), *ROW_KEYS).items():
+    compared = [row for row in tables.comparisons(documents) if row["reference"] == "dense"]
+    for key, row in ordered(compared, *ROW_KEYS).items():
         if key[-1] == "acc":
             expected = accuracy[key]["value"] - accuracy[*dense, "acc"]["value"]
         else:
@@ -197,6 +205,47 @@ def test_differences_are_differences_of_estimates(documents):
             assert row["p_value"] is None
         assert row["difference"] == pytest.approx(expected)
         assert row["low"] <= row["difference"] <= row["high"]
+
+
+def test_methods_are_compared_as_their_differences_to_dense_are(documents):
+    rows = tables.comparisons(documents)
+    keys = ("method", "criterion", "policy", "units", "sparsity_pct", "metric", "reference")
+    found = ordered(rows, *keys)
+    for key, row in found.items():
+        method, criterion, *place, reference = key
+        if reference != "dense":
+            other = (reference, "random" if reference == "random" else criterion, *place, "dense")
+            apart = found[method, criterion, *place, "dense"]["difference"] - found[other]["difference"]
+            assert row["difference"] == pytest.approx(apart, abs=1e-12)
+    assert {row["predictor"] for row in rows if row["method"] == "oracle" and row["reference"] == "shadow"} == {"small"}
+
+
+def test_corrected_p_values_are_those_of_their_family(documents):
+    rows = [row for row in tables.comparisons(documents) if row["metric"] == "acc"]
+    for reference in {row["reference"] for row in rows}:
+        family = [row for row in rows if row["reference"] == reference]
+        smallest = min(family, key=lambda row: row["p_value"])
+        assert smallest["p_holm"] == min(1, len(family) * smallest["p_value"])
+        assert all(row["p_value"] <= row["p_holm"] <= 1 for row in family)
+
+
+def three_perplexities(documents):
+    """Outcomes of a rolling task: one likelihood over tokens, words and bytes."""
+    rows = documents.to_pandas().query("metric == 'nll'").assign(task="wikitext", data="wikitext", fewshot=0)
+    counts = {"nll": 1, "word_nll": 0.75, "byte_nll": 4}
+    parts = [rows.assign(metric=name, weight=(rows["weight"] * per).astype(int)) for name, per in counts.items()]
+    return pd.concat(parts)
+
+
+def test_perplexities_over_tokens_words_and_bytes_are_of_one_likelihood(documents):
+    rows = pd.DataFrame(tables.perplexity(three_perplexities(documents)))
+    assert tables.check({"perplexity": rows}) == []
+    wide = rows.pivot(index=[*ROW_KEYS[1:-1]], columns="metric", values="value")
+    words = 255 / int(255 * 0.75)
+    assert np.log(wide["word_perplexity"]).to_numpy() == pytest.approx(np.log(wide["token_perplexity"]) * words)
+    rows.loc[7, "value"] *= 1.001
+    with pytest.raises(ArtifactError, match="must agree"):
+        tables.check({"perplexity": rows})
 
 
 @pytest.mark.parametrize("name", MAKERS)
@@ -225,9 +274,10 @@ def test_a_table_that_was_not_written_is_read_as_empty(tmp_path):
     assert not any(map(len, found.values()))
 
 
-def test_without_dense_there_is_nothing_to_compare(documents):
+def test_without_dense_nothing_is_compared_with_it(documents):
     rows = documents.to_pandas()
-    assert tables.comparisons(rows[rows["method"] != "dense"]) == []
+    compared = tables.comparisons(rows[rows["method"] != "dense"])
+    assert compared and not any(row["reference"] == "dense" for row in compared)
 
 
 def test_dense_of_several_seeds_is_paired_by_seed(documents):

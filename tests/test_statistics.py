@@ -116,6 +116,20 @@ def test_mcnemar_is_twice_the_binomial_tail(won, lost):
     assert p_value == pytest.approx(min(1.0, 2 * tail))
 
 
+def test_holm_is_the_step_down_of_its_definition():
+    p_values = [0.01, 0.04, 0.03, 0.005]
+    # sorted: 4 x 0.005, 3 x 0.01, 2 x 0.03, 1 x 0.04, none below the one before
+    assert statistics.holm(p_values) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert list(statistics.holm([0.6, 0.9])) == [1.0, 1.0] and list(statistics.holm([0.2])) == [0.2]
+
+
+def test_holm_finds_no_more_than_bonferroni_misses_and_no_less():
+    p_values = np.random.default_rng(8).random(50) ** 3
+    adjusted = statistics.holm(p_values)
+    assert (adjusted <= np.minimum(1, 50 * p_values)).all() and (adjusted >= p_values).all()
+    assert (np.diff(adjusted[np.argsort(p_values)]) >= 0).all()
+
+
 def test_equal_answers_differ_by_nothing():
     answers = zeros_and_ones(7, 20)
     assert statistics.accuracy_difference(answers, answers) == ((0.0, 0.0, 0.0, 0.0, 20), 1.0)

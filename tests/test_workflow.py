@@ -13,6 +13,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from conftest import write_benchmarks
 
 ROOT = Path(__file__).parent.parent
 PARTS = ("Snakefile", "workflow", "shadowcore", "profiles", "config", "environment.yml")
@@ -37,7 +38,10 @@ def tiny_study(folder):
              "units": ["both"], "sparsities_pct": [50]},
             {"methods": ["segments"], "criteria": ["plainact"], "predictors": ["small@1"], "sparsities_pct": [50]},
         ],
-        "evaluation": study["evaluation"] | {"texts": ["words"], "windows": 2, "window_tokens": 32},
+        "evaluation": study["evaluation"] | {
+            "texts": ["words"], "windows": 2, "window_tokens": 32, "tasks": ["true_continuation", "piqa", "wikitext"],
+            "offline_dir": str(folder / "benchmarks"), "limit": {"piqa": 4}, "fewshot": [0, 1], "rolling_tokens": 48,
+        },
         "latency": study["latency"] | {"methods": ["shadow"], "sparsities_pct": [50], "prompt_tokens": 4,
                                        "new_tokens": 2, "repeats": 2},
     }  # fmt: skip
@@ -60,6 +64,7 @@ def prepared(folder):
     vocabulary = ["".join(chooser.choices("abcdefgh", k=chooser.randint(2, 6))) for _ in range(80)]
     texts = [" ".join(chooser.choices(vocabulary, k=200)) for _ in range(20)]
     pd.DataFrame({"text": texts}).to_parquet(folder / "words" / "part.parquet")
+    write_benchmarks(folder / "benchmarks")
     (folder / "config" / "tiny.yaml").write_text(yaml.safe_dump(tiny_study(folder)))
     return folder
 
@@ -113,6 +118,54 @@ def test_it_makes_every_table_and_figure(house):
         for name in FIGURES:
             assert (results(house) / "figures" / model / f"{name}.png").stat().st_size > 1000
     assert not list(results(house).rglob("*.partial"))
+
+
+def test_benchmarks_are_rows_of_their_own(house):
+    accuracy = pq.read_table(results(house) / "tables" / "accuracy.parquet").to_pandas()
+    asked = accuracy[accuracy["task"] == "piqa"]
+    assert set(zip(asked["data"], asked["fewshot"], asked["n"], strict=True)) == {("piqa", 0, 4), ("piqa", 1, 4)}
+    assert set(asked["method"]) == {"dense", "random", "static", "shadow", "segments", "oracle"}
+    perplexity = pq.read_table(results(house) / "tables" / "perplexity.parquet").to_pandas()
+    rolled = perplexity[perplexity["task"] == "wikitext"]
+    assert set(rolled["metric"]) == {"token_perplexity", "word_perplexity", "byte_perplexity"}
+    assert len(rolled) == 3 * 2 * len(set(asked["method"]))
+
+
+def test_calibration_documents_among_the_evaluated_ones_stop_the_study(house, tmp_path):
+    texts = next(results(house).rglob("documents.parquet"))
+    from shadowcore import artifacts, text
+
+    table = artifacts.read_table(texts, text.DOCUMENTS.schema)
+    # a text that calibrates on what another one is evaluated on, inside a longer document
+    leaked = next(row["text"] for row in table.to_pylist() if row["split"] == "evaluation")
+    rows = [row | {"text": f"Before.\n\n{leaked}"} for row in table.to_pylist() if row["split"] == "train"]
+    other = tmp_path / "documents.parquet"
+    artifacts.write_table(other, text.DOCUMENTS.schema, table.from_pylist(rows, schema=table.schema), {})
+    for calibrated, code in ((texts, 0), (other, 2)):
+        said = subprocess.run(
+            [sys.executable, "-m", "shadowcore", "check-disjoint", "--spec", '{"calibration": "c", "data": "d"}',
+             "--calibrated", calibrated, "--evaluated", texts, "--benchmarks", results(house) / "tasks/piqa.parquet",
+             "--record", tmp_path / "record.json"],
+            cwd=house, env=environment(house), capture_output=True, text=True,
+        )  # fmt: skip
+        assert said.returncode == code, said.stderr
+    assert "calibration text 'c' holds 1 of the 6 documents that text 'd' is measured on" in said.stderr
+
+
+def test_an_impossible_table_is_named_and_no_figure_is_drawn(house, tmp_path):
+    from shadowcore import artifacts
+    from shadowcore.schemas import ACCURACY
+
+    path = tmp_path / "accuracy.parquet"
+    table = artifacts.read_table(results(house) / "tables" / "accuracy.parquet", ACCURACY.schema)
+    wrong = table.set_column(table.schema.get_field_index("value"), "value", [[0.123] * len(table)])
+    artifacts.write_table(path, ACCURACY.schema, wrong, {})
+    said = subprocess.run(
+        [sys.executable, "-m", "shadowcore", "check-tables", "--tables", path, "--record", tmp_path / "record.json"],
+        cwd=house, env=environment(house), capture_output=True, text=True,
+    )  # fmt: skip
+    assert said.returncode == 2 and f"{path}: table 'accuracy', row 0" in said.stderr and "k/n" in said.stderr
+    assert not (tmp_path / "record.json").exists()
 
 
 def test_a_second_run_a_touch_and_a_comment_do_nothing(house):

@@ -10,12 +10,12 @@ from typing import Any
 import datasets
 import torch
 from lm_eval.api.task import ConfigurableTask
-from lm_eval.evaluator import simple_evaluate
+from lm_eval.evaluator import evaluate
 from lm_eval.models.huggingface import HFLM
-from lm_eval.tasks import TaskManager
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
+from shadowcore.errors import ConfigError
 from shadowcore.measure.sparsity import Context, SparseModel, no_context
 from shadowcore.models.prefixes import Prefixes
 
@@ -37,6 +37,10 @@ class SparseLM(HFLM):
     def __init__(self, sparse: SparseModel, tokenizer, batch: int, max_length: int):
         super().__init__(pretrained=sparse.model, tokenizer=tokenizer, batch_size=batch, max_length=max_length)
         self.sparse = sparse
+
+    def set_cache_hook(self, cache_hook: Any) -> None:
+        """Refused: lm-eval's `use_cache` looks answers up by prompt, and gives one model's answers for another's."""
+        raise ConfigError("use_cache: lm-eval's cache ignores the weights and the masks; leave it out")
 
     def _loglikelihood_tokens(self, requests: Sequence[Request], **kwargs) -> list[tuple[float, bool]]:
         """(log-likelihood in nats, is it what greedy decoding says) of each request's continuation.
@@ -117,20 +121,33 @@ def true_continuation(documents: Sequence[dict]) -> ConfigurableTask:
 
 
 def outcomes(
-    sparse: SparseModel, tokenizer, task: ConfigurableTask, batch: int, max_length: int
+    sparse: SparseModel, tokenizer, tasks: Sequence[ConfigurableTask], batch: int, max_length: int
 ) -> list[dict[str, Any]]:
-    """One row per document and metric: task, document (hash), metric, value."""
+    """One row per document and metric of each task: task, fewshot, document (hash), metric, value, weight."""
     model = SparseLM(sparse, tokenizer, batch, max_length)
-    results = simple_evaluate(
-        model,
-        tasks=[task],
-        task_manager=TaskManager(include_defaults=False),  # indexing lm-eval's own tasks takes 9 s
-        log_samples=True,
-        bootstrap_iters=0,
+    # not simple_evaluate: it can cache answers, asks the hub about the model, and reports on the machine for seconds
+    results = evaluate(
+        model, {"tasks": {task.config.task: task for task in tasks}}, log_samples=True, bootstrap_iters=0
     )
+    shots = {task.config.task: task.config.num_fewshot or 0 for task in tasks}
     return [
-        {"task": name, "document": sample["doc_hash"], "metric": metric, "value": float(sample[metric]), "weight": 1}
+        {"task": name, "fewshot": shots[name], "document": sample["doc_hash"]}
+        | {"metric": metric, "value": value, "weight": weight}
         for name, samples in results["samples"].items()
         for sample in samples
-        for metric in sample["metrics"]
+        for metric, value, weight in _values(model, sample)
     ]
+
+
+def _values(model: SparseLM, sample: dict[str, Any]) -> Iterator[tuple[str, float, int]]:
+    """Metric, value and weight of one document; a perplexity is kept as what it is made of, nats and a count."""
+    for metric in sample["metrics"]:
+        value = sample[metric]
+        if metric in ("word_perplexity", "byte_perplexity"):
+            yield metric.replace("perplexity", "nll"), -value[0], value[1]
+        elif metric == "bits_per_byte":  # byte perplexity on another scale; its likelihood is every rolling metric's
+            yield "nll", -value[0], len(model.tok_encode(sample["target"]))
+        elif metric == "perplexity":  # of one last word
+            yield "word_nll", -value, 1
+        else:
+            yield metric, float(value), 1

@@ -67,6 +67,16 @@ def accuracy_difference(correct: np.ndarray, dense: np.ndarray) -> tuple[Estimat
     return Estimate(float(gain.mean()), _mean_error(gain), low, high, n), p_value
 
 
+def holm(p_values: np.ndarray) -> np.ndarray:
+    """Step-down adjusted p-values (n,): the chance of any false finding among them stays below one (Holm 1979)."""
+    p_values = np.asarray(p_values, float)
+    order = np.argsort(p_values, kind="stable")
+    stepped = np.maximum.accumulate(p_values[order] * np.arange(len(p_values), 0, -1))
+    adjusted = np.empty_like(p_values)
+    adjusted[order] = stepped.clip(max=1)
+    return adjusted
+
+
 def log_perplexity_difference(nll: np.ndarray, dense: np.ndarray, tokens: np.ndarray) -> Estimate:
     """Log-perplexity of a condition minus dense, nats per token, windows paired: all arrays (n,)."""
     return _ratio(np.asarray(nll, float) - np.asarray(dense, float), tokens)

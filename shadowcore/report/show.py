@@ -18,10 +18,11 @@ from shadowcore.report.tables import Tables
 from shadowcore.schemas import FINAL_TABLES
 
 # what a line is about; what is the same in every line is told once, above them
-LINE = ["model", "device", "data", "task", "metric", "kind", "units", "criterion", "policy", "protocol", "calibration"]
-LINE += ["predictor", "predictor_rank", "dtype", "batch", "seed", "method"]
+LINE = ["model", "device", "data", "task", "fewshot", "metric", "kind", "units", "criterion", "policy", "protocol"]
+LINE += ["calibration", "predictor", "predictor_rank", "dtype", "batch", "seed", "method"]
 # what a summary shows one value of, the first in order
-CHOSEN = ["device", "data", "task", "units", "criterion", "policy", "protocol", "calibration", "predictor", "seed"]
+CHOSEN = ["device", "data", "task", "fewshot", "units", "criterion", "policy", "protocol", "calibration", "predictor"]
+CHOSEN += ["seed"]
 ORDER = {
     "units": units_order,
     "kind": units_order,
@@ -38,14 +39,14 @@ Lines = dict[tuple[str, ...], dict[tuple[str, int], str]]  # what a line is abou
 def show(results: Path, console: Console) -> None:
     """Print all final tables of a results folder, such as results/quick, and say where the figures are."""
     found = _read(results)
-    compared, quality = found["comparisons"], found["quality"]
-    logs = compared["metric"] == "log_perplexity"
+    compared, quality = where(found["comparisons"], reference="dense"), found["quality"]
+    logs = compared["metric"].str.startswith("log_")
     for heading, rows, cell in (
-        ("Token perplexity ± standard error", found["perplexity"].drop(columns=["task", "metric"]), _estimate),
+        ("Perplexity ± standard error", found["perplexity"].drop(columns="task"), _estimate),
         ("Accuracy ± standard error", found["accuracy"], _estimate),
         (
-            "Log-perplexity minus dense, nats per token [95 %, paired]",
-            compared[logs].drop(columns=["task", "metric"]),
+            "Log-perplexity minus dense, nats [95 %, paired]",
+            compared[logs].drop(columns="task"),
             _nats,
         ),
         ("Accuracy minus dense, percentage points [95 %, paired], McNemar's p", compared[~logs], _points),
@@ -65,7 +66,7 @@ def summary(results: Path, console: Console) -> None:
     """Print a line per method: perplexity, accuracy and time under the main units, criterion and policy."""
     found = _read(results)
     blocks = {
-        "ppl": (found["perplexity"].drop(columns="task"), _value),
+        "ppl": (where(found["perplexity"], metric="token_perplexity").drop(columns="task"), _value),
         "acc": (asked(found["accuracy"]), _value),
         "ms": (_latency(found), _median),
     }

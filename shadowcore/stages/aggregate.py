@@ -1,4 +1,4 @@
-"""Join what every job measured into the study's final tables, and refuse values that cannot be."""
+"""Join what every job measured into the study's final tables; `check-tables` then judges them."""
 
 from __future__ import annotations
 
@@ -66,8 +66,6 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
         "latency": joined(inputs.latencies, LATENCY),
         "latency_repeats": joined(inputs.repeats, LATENCY_REPEATS),
     }
-    for warning in tables.check(final):
-        progress.say(f"warning: {warning}")
     # a table names what it was made from: measured times differ from run to run, the rest does not
     timed = header("aggregate", spec, inputs)
     untimed = header("aggregate", spec, replace(inputs, latencies=(), repeats=()))

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from shadowcore import artifacts, text
+from shadowcore import artifacts, benchmarks, text
+from shadowcore.benchmarks import BENCHMARKS
+from shadowcore.errors import ConfigError
 from shadowcore.measure import harness
 from shadowcore.measure.perplexity import window_losses
 from shadowcore.measure.sparsity import Masks, SparseModel
@@ -43,7 +45,11 @@ class Condition:
 
 @dataclass(frozen=True)
 class Spec:
-    """A condition and the size of its measurement; sizes of batches in windows and in lm-eval requests."""
+    """A condition and the size of its measurement; sizes of batches in windows and in lm-eval requests.
+
+    tasks: what is asked, our own and benchmarks; fewshot: numbers of examples in a benchmark's prompts;
+    rolling_tokens: longest window of a rolling benchmark.
+    """
 
     condition: Condition
     windows: int
@@ -51,6 +57,9 @@ class Spec:
     window_batch: int
     request_batch: int
     dtype: str
+    tasks: tuple[str, ...] = ("true_continuation",)
+    fewshot: tuple[int, ...] = (0,)
+    rolling_tokens: int = 2048
 
 
 @dataclass(frozen=True)
@@ -76,11 +85,37 @@ def measure(stage: str, spec: Spec, inputs: Any, outputs: Outputs, masks: Callab
         for name, loss in zip(names, losses.tolist(), strict=True)
     ]
     measured = sparse.measured_sparsity(condition.kinds)
-    questions = artifacts.read_table(inputs.tasks, text.TASKS.schema).to_pylist()
-    task = harness.true_continuation(questions)
     longest = dimensions_of(model.config).positions
-    rows += harness.outcomes(sparse, tokenizer, task, spec.request_batch, longest)
+    if "true_continuation" in spec.tasks:
+        questions = artifacts.read_table(inputs.tasks, text.TASKS.schema).to_pylist()
+        task = harness.true_continuation(questions)
+        rows += harness.outcomes(sparse, tokenizer, [task], spec.request_batch, longest)
+    files = {path.stem: artifacts.read_table(path, benchmarks.SCHEMA).to_pylist() for path in inputs.benchmarks}
+    if missing := set(spec.tasks) - {"true_continuation", *files}:
+        raise ConfigError(f"--benchmarks: no file of {sorted(missing)}; <task>.parquet of prepare-benchmark would fit")
+    for batch, window, tasks in _together(spec, files):
+        progress.say(", ".join(f"{task.config.task} ({task.config.num_fewshot}-shot)" for task in tasks))
+        found = harness.outcomes(sparse, tokenizer, tasks, batch, min(window or longest, longest))
+        rows += [row | {"data": row["task"]} for row in found]
     progress.say("measured")
     keys = asdict(condition) | measured
     table = OUTCOMES.build([keys | row for row in rows])
     artifacts.write_table(outputs.outcomes, OUTCOMES.schema, table, header(stage, spec, inputs))
+
+
+def _together(spec: Spec, files: dict[str, list[dict[str, Any]]]) -> Iterator[tuple[int, int | None, list]]:
+    """Batch size, longest window (None: the model's) and tasks of every run of lm-eval: as few as can be."""
+
+    def task(name: str, shots: int):
+        parts = {"evaluation": [], "examples": []}
+        for row in files[name]:
+            parts[row[benchmarks.SPLIT]].append({column: row[column] for column in BENCHMARKS[name].columns})
+        return benchmarks.task(name, parts["evaluation"], parts["examples"] if shots else [], shots)
+
+    names = [name for name in spec.tasks if name in BENCHMARKS]
+    prompted = [name for name in names if not BENCHMARKS[name].rolling]
+    for shots in spec.fewshot if prompted else ():
+        shown = [name for name in prompted if not shots or BENCHMARKS[name].train]
+        yield spec.request_batch, None, [task(name, shots) for name in shown]
+    if rolling := [task(name, 0) for name in names if BENCHMARKS[name].rolling]:
+        yield spec.window_batch, spec.rolling_tokens, rolling

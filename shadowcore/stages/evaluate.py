@@ -22,6 +22,7 @@ class Inputs:
     weights: Path
     documents: Path
     tasks: Path
+    benchmarks: tuple[Path, ...]
     scores: tuple[Path, ...]
     predictor: tuple[Path, ...]
 

@@ -16,6 +16,7 @@ class Inputs:
     weights: Path
     documents: Path
     tasks: Path
+    benchmarks: tuple[Path, ...]
 
 
 def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:

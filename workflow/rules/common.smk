@@ -5,6 +5,17 @@ def trained(wildcards):
     )
 
 
+def traced_on_policy(wildcards):
+    return jobs.trace_on_policy(
+        wildcards.model,
+        wildcards.split,
+        wildcards.shard,
+        wildcards.method,
+        wildcards.criterion,
+        wildcards.predictor,
+    )
+
+
 def trained_on(split):
     def traces(wildcards):
         design = f"{wildcards.method}+{wildcards.criterion}"
@@ -15,6 +26,15 @@ def trained_on(split):
 
 def condition_key(wildcards):
     return wildcards.model, wildcards.data, wildcards.setup, int(wildcards.pct)
+
+
+def benchmarks_of(wildcards):
+    return jobs.benchmarks(wildcards.data)
+
+
+# read by no one: nothing is measured before this check has passed
+def disjoint_of(wildcards):
+    return jobs.disjoint(condition_key(wildcards))
 
 
 def scores_of(wildcards):

@@ -4,6 +4,8 @@ rule evaluate:
         weights=ancient(rules.fetch_model.output.weights),
         documents=f"{root}/texts/{{data}}/documents.parquet",
         tasks=f"{root}/texts/{{data}}/true_continuation.parquet",
+        benchmarks=benchmarks_of,
+        disjoint=disjoint_of,
         scores=scores_of,
         predictor=predictor_of,
     output:
@@ -25,7 +27,7 @@ rule evaluate:
     shell:
         "python -m shadowcore evaluate --spec {params.spec:q} --threads {threads} --card {input.card:q}"
         " --weights {input.weights:q} --documents {input.documents:q} --tasks {input.tasks:q}"
-        " --scores {input.scores:q} --predictor {input.predictor:q} --outcomes {output.outcomes:q} &> {log:q}"
+        " --benchmarks {input.benchmarks:q} --scores {input.scores:q} --predictor {input.predictor:q} --outcomes {output.outcomes:q} &> {log:q}"
 
 
 rule evaluate_oracle:
@@ -34,6 +36,7 @@ rule evaluate_oracle:
         weights=ancient(rules.fetch_model.output.weights),
         documents=f"{root}/texts/{{data}}/documents.parquet",
         tasks=f"{root}/texts/{{data}}/true_continuation.parquet",
+        benchmarks=benchmarks_of,
     output:
         outcomes=f"{root}/outcomes/{{model}}/{{data}}/{{setup}}/{{pct}}.parquet",
     log:
@@ -53,4 +56,4 @@ rule evaluate_oracle:
     shell:
         "python -m shadowcore evaluate-oracle --spec {params.spec:q} --threads {threads} --card {input.card:q}"
         " --weights {input.weights:q} --documents {input.documents:q} --tasks {input.tasks:q}"
-        " --outcomes {output.outcomes:q} &> {log:q}"
+        " --benchmarks {input.benchmarks:q} --outcomes {output.outcomes:q} &> {log:q}"

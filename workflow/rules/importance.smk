@@ -28,21 +28,21 @@ rule trace_on_policy:
         card=rules.fetch_model.output.card,
         weights=ancient(rules.fetch_model.output.weights),
         documents=f"{root}/texts/{{calibration}}/documents.parquet",
-        predictor=f"{root}/predictors/{{model}}/{{calibration}}/{{masks}}.safetensors",
+        predictor=f"{root}/predictors/{{model}}/{{calibration}}/{{method}}+{{criterion}}+{{predictor}}.safetensors",
     output:
-        trace=f"{root}/traces/{{model}}/{{calibration}}/{{masks}}/{{split}}-{{shard}}.safetensors",
+        trace=f"{root}/traces/{{model}}/{{calibration}}/{{method}}+{{criterion}}+{{predictor}}/{{split}}-{{shard}}.safetensors",
     log:
-        f"{root}/logs/trace_on_policy/{{model}}/{{calibration}}/{{masks}}/{{split}}-{{shard}}.log",
+        f"{root}/logs/trace_on_policy/{{model}}/{{calibration}}/{{method}}+{{criterion}}+{{predictor}}/{{split}}-{{shard}}.log",
     benchmark:
-        f"{root}/benchmarks/trace_on_policy/{{model}}/{{calibration}}/{{masks}}/{{split}}-{{shard}}.tsv"
+        f"{root}/benchmarks/trace_on_policy/{{model}}/{{calibration}}/{{method}}+{{criterion}}+{{predictor}}/{{split}}-{{shard}}.tsv"
     conda:
         "../../environment.yml"
     threads: 1
     resources:
         mem_mb=3000,
     params:
-        spec=lambda wildcards: jobs.trace_on_policy(wildcards.model, wildcards.split, wildcards.shard)["spec"],
-        code=lambda wildcards: jobs.trace_on_policy(wildcards.model, wildcards.split, wildcards.shard)["code"],
+        spec=lambda wildcards: traced_on_policy(wildcards)["spec"],
+        code=lambda wildcards: traced_on_policy(wildcards)["code"],
     shell:
         "python -m shadowcore trace-on-policy --spec {params.spec:q} --threads {threads} --card {input.card:q}"
         " --weights {input.weights:q} --documents {input.documents:q} --predictor {input.predictor:q}"

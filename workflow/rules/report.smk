@@ -36,6 +36,26 @@ rule aggregate:
         " --repeats {input.repeats:q} {params.outputs} &> {log:q}"
 
 
+rule check_tables:
+    input:
+        tables=jobs.tables(),
+    output:
+        record=f"{root}/checks/tables.json",
+    log:
+        f"{root}/logs/check_tables.log",
+    benchmark:
+        f"{root}/benchmarks/check_tables.tsv"
+    conda:
+        "../../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=1000,
+    params:
+        code=fingerprint("shadowcore.stages.check_tables"),
+    shell:
+        "python -m shadowcore check-tables --tables {input.tables:q} --record {output.record:q} &> {log:q}"
+
+
 for name in FIGURES:
 
     rule:
@@ -43,6 +63,7 @@ for name in FIGURES:
             f"draw_{name}"
         input:
             tables=jobs.tables(),
+            checked=rules.check_tables.output.record,
         output:
             pdf=f"{root}/figures/{{model}}/{name}.pdf",
             png=report(
@@ -71,6 +92,7 @@ for name in FIGURES:
 rule tables:
     input:
         jobs.tables(),
+        rules.check_tables.output.record,
 
 
 rule figures:

@@ -38,3 +38,47 @@ rule prepare_text:
     shell:
         "python -m shadowcore prepare-text --spec {params.spec:q} --threads {threads}"
         " --documents {output.documents:q} --tasks {output.tasks:q} &> {log:q}"
+
+
+rule prepare_benchmark:
+    output:
+        documents=f"{root}/tasks/{{task}}.parquet",
+    log:
+        f"{root}/logs/prepare_benchmark/{{task}}.log",
+    benchmark:
+        f"{root}/benchmarks/prepare_benchmark/{{task}}.tsv"
+    conda:
+        "../../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+    params:
+        spec=lambda wildcards: jobs.prepare_benchmark(wildcards.task)["spec"],
+        code=lambda wildcards: jobs.prepare_benchmark(wildcards.task)["code"],
+    shell:
+        "python -m shadowcore prepare-benchmark --spec {params.spec:q} --threads {threads}"
+        " --documents {output.documents:q} &> {log:q}"
+
+
+rule check_disjoint:
+    input:
+        calibrated=f"{root}/texts/{{calibration}}/documents.parquet",
+        evaluated=f"{root}/texts/{{text}}/documents.parquet",
+        benchmarks=lambda wildcards: jobs.benchmarks(wildcards.text),
+    output:
+        record=f"{root}/checks/disjoint/{{calibration}}+{{text}}.json",
+    log:
+        f"{root}/logs/check_disjoint/{{calibration}}+{{text}}.log",
+    benchmark:
+        f"{root}/benchmarks/check_disjoint/{{calibration}}+{{text}}.tsv"
+    conda:
+        "../../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=1000,
+    params:
+        spec=lambda wildcards: jobs.check_disjoint(wildcards.calibration, wildcards.text)["spec"],
+        code=lambda wildcards: jobs.check_disjoint(wildcards.calibration, wildcards.text)["code"],
+    shell:
+        "python -m shadowcore check-disjoint --spec {params.spec:q} --calibrated {input.calibrated:q}"
+        " --evaluated {input.evaluated:q} --benchmarks {input.benchmarks:q} --record {output.record:q} &> {log:q}"

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pandas as pd
 
+from shadowcore.benchmarks import BENCHMARKS
 from shadowcore.report.figures.series import (
     INTERVAL,
     LINES,
@@ -41,7 +42,7 @@ ROOM = 1.7  # factor of space above the highest method but random, for random's 
 @styled
 def perplexity(tables: Tables, model: str) -> Figure:
     """Token perplexity, log scale; where random leaves the other methods far behind, its values are written."""
-    rows = of_model(tables, "perplexity", model)
+    rows = where(of_model(tables, "perplexity", model), metric="token_perplexity")
     if rows.empty:
         return empty(f"{model}: no perplexities in the tables")
     limits = rows[rows["method"] != "random"]
@@ -60,8 +61,8 @@ def perplexity(tables: Tables, model: str) -> Figure:
                 )  # fmt: skip
 
     figure = _curves(rows, "data", "token perplexity", finish)
-    counts = rows.groupby("data")[["n", "tokens"]].first()
-    texts = [f"{data}: {row['n']:,} windows, {row['tokens']:,} tokens" for data, row in counts.iterrows()]
+    counts = rows.groupby("data")[["n", "counted"]].first()
+    texts = [f"{data}: {row['n']:,} {_documents(data)}, {row['counted']:,} tokens" for data, row in counts.iterrows()]
     title(figure, "Token perplexity against measured sparsity, with 95 % intervals", [model, *texts])
     return figure
 
@@ -84,6 +85,10 @@ def accuracy(tables: Tables, model: str) -> Figure:
     tasks = [f"{name}: {n:,} documents" for name, n in rows.groupby("asked")["n"].first().items()]
     title(figure, "Accuracy against measured sparsity, with 95 % intervals", [model, *tasks])
     return figure
+
+
+def _documents(data: str) -> str:
+    return "documents" if data in BENCHMARKS else "windows"
 
 
 def _curves(

@@ -16,7 +16,7 @@ VARIANTS = ["policy", "predictor", "protocol", "calibration", "seed"]
 def differences(tables: Tables, model: str) -> Figure:
     """A line per condition with its paired 95 % interval, in blocks of equal units, criterion and sparsity."""
     rows = of_model(tables, "comparisons", model)
-    rows = rows[rows["metric"].isin(ACCURACY_METRICS)]
+    rows = rows[rows["metric"].isin(ACCURACY_METRICS) & (rows["reference"] == "dense")]
     if rows.empty:
         return empty(f"{model}: no accuracy was compared with dense in the tables")
     rows = _placed(asked(rows))

@@ -74,9 +74,12 @@ def _label(keys: Mapping[str, Any], told: list[str]) -> str:
 
 
 def asked(rows: pd.DataFrame) -> pd.DataFrame:
-    """Accuracy rows of one metric a task, with a column `asked`: the task, and its text where there are several."""
+    """Accuracy rows of one metric a task, with a column `asked`: the task, its text where there are several, shots."""
     first = rows.groupby("task")["metric"].transform("min")  # by name "acc" is before "acc_norm"
-    names = rows["task"] if rows["data"].nunique() == 1 else rows["task"] + ", " + rows["data"]
+    several = rows.groupby("task")["data"].transform("nunique") > 1
+    names = rows["task"].where(~several, rows["task"] + ", " + rows["data"])
+    shots = rows["fewshot"].fillna(0).astype(int)
+    names = names.where(shots == 0, names + ", " + shots.astype(str) + "-shot")
     return rows.assign(asked=names)[rows["metric"] == first]
 
 

@@ -1,0 +1,67 @@
+"""Refuse a study that measures on documents its scores and predictors were made from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow.compute as pc
+
+from shadowcore import artifacts, benchmarks, text
+from shadowcore.errors import ConfigError
+from shadowcore.stages.base import Progress, Stage, header
+
+SCHEMA = "disjoint/1"
+
+
+@dataclass(frozen=True)
+class Spec:
+    """Names of the calibration text and of the text measured on."""
+
+    calibration: str
+    data: str
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """calibrated, evaluated: documents files of the two texts; benchmarks: those measured beside the text."""
+
+    calibrated: Path
+    evaluated: Path
+    benchmarks: tuple[Path, ...]
+
+
+@dataclass(frozen=True)
+class Outputs:
+    record: Path
+
+
+def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
+    progress = Progress(f"check-disjoint {spec.calibration} {spec.data}")
+    table = artifacts.read_table(inputs.calibrated, text.DOCUMENTS.schema)
+    seen = set()
+    for content in table.filter(pc.not_equal(table["split"], "evaluation"))["text"].to_pylist():
+        # a document may be one paragraph of a longer one
+        seen.update(map(benchmarks.mark, [content, *content.split("\n\n")]))
+    table = artifacts.read_table(inputs.evaluated, text.DOCUMENTS.schema)
+    evaluated = table.filter(pc.equal(table["split"], "evaluation"))["text"].to_pylist()
+    record = {spec.data: _refuse(spec, f"text '{spec.data}'", [*map(benchmarks.mark, evaluated)], seen)}
+    for path in inputs.benchmarks:
+        table = artifacts.read_table(path, benchmarks.SCHEMA)
+        marks = table.filter(pc.equal(table[benchmarks.SPLIT], "evaluation"))[benchmarks.MARK].to_pylist()
+        record[path.stem] = _refuse(spec, f"benchmark '{path.stem}'", marks, seen)
+    artifacts.write_record(outputs.record, SCHEMA, {"documents": record}, header("check-disjoint", spec, inputs))
+    progress(1, 1)
+
+
+def _refuse(spec: Spec, what: str, marks: list[str], seen: set[str]) -> int:
+    """The number of documents, all of them outside `seen`; ConfigError otherwise."""
+    if shared := sum(mark in seen for mark in marks):
+        raise ConfigError(
+            f"calibration text '{spec.calibration}' holds {shared} of the {len(marks)} documents that {what} is "
+            "measured on; another calibration text, or another split of this one, would fit"
+        )
+    return len(marks)
+
+
+STAGE = Stage("refuse calibration documents among the evaluated ones", Spec, Inputs, Outputs, run)

@@ -1,0 +1,53 @@
+"""Refuse final tables that no measurement can have made; figures are drawn only after it has passed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from shadowcore import artifacts
+from shadowcore.errors import ArtifactError
+from shadowcore.report import tables
+from shadowcore.schemas import FINAL_TABLES
+from shadowcore.stages.base import Progress, Stage, header
+
+SCHEMA = "checked/1"
+
+
+@dataclass(frozen=True)
+class Spec:
+    """Nothing to choose."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """tables: the final tables; the file name says which."""
+
+    tables: tuple[Path, ...]
+
+
+@dataclass(frozen=True)
+class Outputs:
+    record: Path
+
+
+def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
+    progress = Progress("check-tables")
+    rows, warnings = {}, []
+    for path in inputs.tables:
+        table = artifacts.read_table(path, FINAL_TABLES[path.stem].schema)
+        try:
+            warnings += tables.check({path.stem: table})
+        except ArtifactError as error:
+            raise ArtifactError(f"{path}: {error}") from None
+        rows[path.stem] = len(table)
+    for warning in warnings:
+        progress.say(f"warning: {warning}")
+    # times differ from run to run, and with them the hash of their table: it stays out of the header
+    untimed = Inputs(tuple(path for path in inputs.tables if not path.stem.startswith("latency")))
+    record = {"rows": rows, "warnings": warnings}
+    artifacts.write_record(outputs.record, SCHEMA, record, header("check-tables", spec, untimed))
+    progress(1, 1)
+
+
+STAGE = Stage("refuse final tables with values that cannot be", Spec, Inputs, Outputs, run)

