@@ -114,17 +114,18 @@ def rank_quality(spec: Spec, group: Group, kind: Kind, scorer, features, held: T
     true = held.scores(group, kind, "score")[torch.arange(len(features))]  # (M, layers, U)
     rows = []
     for method, scores in ((spec.method, scorer(features)), ("static", constant.expand_as(true))):
-        measures = {("spearman", None): spearman(scores, true)}
-        measures |= {("recall", pct): recall(scores, true, pct) for pct in spec.sparsities_pct}
-        for (metric, pct), values in measures.items():
-            for layer, column in zip(group.layers, values.T.double(), strict=True):
+        for i, layer in enumerate(group.layers):
+            measures = {("spearman", None): spearman(scores[:, i], true[:, i])}
+            measures |= {("recall", pct): recall(scores[:, i], true[:, i], pct) for pct in spec.sparsities_pct}
+            for (metric, pct), values in measures.items():
+                values = values.double()
                 rows.append(
                     {
                         "model": spec.model, "calibration": spec.calibration, "criterion": spec.criterion,
                         "method": method, "predictor": spec.predictor if method == spec.method else None,
                         "seed": spec.seed, "kind": kind, "layer": layer, "metric": metric, "sparsity_pct": pct,
-                        "value": column.mean().item(), "stderr": column.std().item() / len(column) ** 0.5,
-                        "n": len(column),
+                        "value": values.mean().item(), "stderr": values.std().item() / len(values) ** 0.5,
+                        "n": len(values),
                     }
                 )  # fmt: skip
     return rows
