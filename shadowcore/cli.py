@@ -85,7 +85,7 @@ def run_stage(name: str, arguments: Sequence[str]) -> None:
     stage = import_module(f"shadowcore.stages.{name.replace('-', '_')}").STAGE
     from shadowcore.stages.base import parse_spec  # after the import above: `--help` of shadowcore stays fast
 
-    parser = argparse.ArgumentParser(prog=f"shadowcore {name}", description=stage.summary, epilog=stage.spec.__doc__)
+    parser = argparse.ArgumentParser(prog=f"shadowcore {name}", description=STAGES[name], epilog=stage.spec.__doc__)
     keys = ", ".join(field.name for field in dataclasses.fields(stage.spec)) or "none"
     parser.add_argument("--spec", default="{}", metavar="JSON", help=f"what to do; keys: {keys}")
     parser.add_argument("--threads", type=int, default=None, metavar="N", help="CPU threads (default: torch's own)")

@@ -38,7 +38,9 @@ METHODS = {
     "random": Look("random", "#8C8C8C", "X"),
     "static": Look("static (mean scores)", "#E69F00", "s"),
     "shadow": Look("shadow (one predictor)", "#0072B2", "o"),
+    "segments": Look("segments (one per group of layers)", "#56B4E9", "v"),
     "layerwise": Look("layerwise (one per layer)", "#009E73", "^"),
+    "layerwise_own": Look("layerwise, reading its own layer", "#D55E00", "<"),
     "oracle": Look("oracle (true scores)", "#CC79A7", "D"),
 }
 ORDER = {method: rank for rank, method in enumerate(METHODS)}
@@ -68,8 +70,8 @@ PNG_DPI = 150
 
 
 def look(method: str) -> Look:
-    """The look of a method; one that is not in METHODS is drawn sky blue under its own name."""
-    return METHODS.get(method, Look(method, "#56B4E9", "v"))
+    """The look of a method; one that is not in METHODS is drawn yellow under its own name."""
+    return METHODS.get(method, Look(method, "#F0E442", "p"))
 
 
 def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:

@@ -86,4 +86,4 @@ def distinct(table: pa.Table) -> pa.Table:
     return pa.Table.from_pandas(table.to_pandas().drop_duplicates(), schema=table.schema, preserve_index=False)
 
 
-STAGE = Stage("final tables from every job's measurements", Spec, Inputs, Outputs, run)
+STAGE = Stage(Spec, Inputs, Outputs, run)

@@ -59,4 +59,4 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     artifacts.write_table(outputs.scores, CRITERIA.schema, CRITERIA.build(rows), header("average", spec, inputs))
 
 
-STAGE = Stage("mean score of every unit over the calibration windows", Spec, Inputs, Outputs, run)
+STAGE = Stage(Spec, Inputs, Outputs, run)

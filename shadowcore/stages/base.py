@@ -90,7 +90,6 @@ class Progress:
 class Stage:
     """A step of the study as a command: a specification and named files in, named files out."""
 
-    summary: str
     spec: type
     inputs: type
     outputs: type

@@ -64,4 +64,4 @@ def _refuse(spec: Spec, what: str, marks: list[str], seen: set[str]) -> int:
     return len(marks)
 
 
-STAGE = Stage("refuse calibration documents among the evaluated ones", Spec, Inputs, Outputs, run)
+STAGE = Stage(Spec, Inputs, Outputs, run)

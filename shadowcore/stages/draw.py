@@ -34,4 +34,4 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     save(figure, outputs.pdf.with_suffix(""))
 
 
-STAGE = Stage("draw one figure from the final tables", Spec, Inputs, Outputs, run)
+STAGE = Stage(Spec, Inputs, Outputs, run)

@@ -46,4 +46,4 @@ def masks(condition: Condition, inputs: Inputs, model: torch.nn.Module) -> Masks
     return PredictedMasks(predictor, condition.kinds, condition.policy, condition.sparsity_pct)
 
 
-STAGE = Stage("accuracy and perplexity of one condition", Spec, Inputs, Outputs, run)
+STAGE = Stage(Spec, Inputs, Outputs, run)

@@ -27,4 +27,4 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     )  # fmt: skip
 
 
-STAGE = Stage("accuracy and perplexity with the example's own scores", Spec, Inputs, Outputs, run)
+STAGE = Stage(Spec, Inputs, Outputs, run)

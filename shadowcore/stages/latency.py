@@ -146,4 +146,4 @@ def processor_name() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-STAGE = Stage("time per token of our decoder, dense and skipping", Spec, Inputs, Outputs, run)
+STAGE = Stage(Spec, Inputs, Outputs, run)

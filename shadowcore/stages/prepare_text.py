@@ -66,4 +66,4 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     progress(1, 1)
 
 
-STAGE = Stage("get a text, split it by document, write its multiple-choice task", Spec, Inputs, Outputs, run)
+STAGE = Stage(Spec, Inputs, Outputs, run)

@@ -83,4 +83,4 @@ def write(
     artifacts.write_tensors(outputs.trace, SCHEMA, tensors, header(stage, made_from, inputs))
 
 
-STAGE = Stage("importance scores and predictor features of one shard of a text", Spec, Inputs, Outputs, run)
+STAGE = Stage(Spec, Inputs, Outputs, run)

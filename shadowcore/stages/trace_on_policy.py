@@ -54,4 +54,4 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     trace.write("trace-on-policy", spec, spec.trace, inputs, outputs, masking)
 
 
-STAGE = Stage("scores and features of a model while a predictor's masks act on it", Spec, Inputs, Outputs, run)
+STAGE = Stage(Spec, Inputs, Outputs, run)

@@ -144,4 +144,4 @@ def training_row(spec: Spec, predictor: Predictor, kind: Kind, fits: list, token
     }  # fmt: skip
 
 
-STAGE = Stage("train a predictor and report its ranking quality", Spec, Inputs, Outputs, run)
+STAGE = Stage(Spec, Inputs, Outputs, run)

@@ -52,6 +52,7 @@ def perplexity(tables: Tables, model: str) -> Figure:
 
     def finish(axes: Axes, _: str, lines: list[Series]) -> None:
         axes.set_ylim(bottom, top)
+        axes.margins(x=0.1)  # room for the values written beside the first and last points
         log_axis(axes)
         for line in lines:
             for _, row in line.rows[line.rows["value"] > top].iterrows():
