@@ -29,6 +29,7 @@ STAGES = {
     "trace-on-policy": "scores and features of a model while a predictor's masks act on it",
     "average": "mean score of every unit over the calibration windows",
     "train-predictor": "train a predictor and report its ranking quality",
+    "tune-predictor": "tune a predictor on the sparse model that its masks make",
     "evaluate": "accuracy and perplexity of one condition",
     "evaluate-oracle": "accuracy and perplexity with the example's own scores",
     "latency": "time per token of our decoder, dense and skipping",

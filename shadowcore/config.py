@@ -38,6 +38,11 @@ PROTOCOLS = ("token",)
 SPLITS = ("train", "heldout")
 
 
+def preset_of(predictor: str) -> str:
+    """The preset of a predictor, whichever its round."""
+    return ROUND.sub("", predictor, count=1)
+
+
 def among(choices) -> Any:
     """A string type that must be one of `choices`; the error names the near miss."""
 
@@ -49,7 +54,8 @@ def among(choices) -> Any:
     return Annotated[str, BeforeValidator(check)]
 
 
-ROUND = re.compile(r"@[1-9]\d*$")  # a preset trained on traces under its own masks, for the n-th time
+# a preset trained on traces under its own masks for the N-th time, and tuned under them: preset@N, preset@tuned, both
+ROUND = re.compile(r"(?:@(?P<round>[1-9]\d*))?(?P<tuned>@tuned)?$")
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.]*(-[A-Za-z0-9_.]+)*$")]
 Percent = Annotated[int, Field(ge=0, lt=100, description="integer percent, 0 to 99")]
 Positive = Annotated[int, Field(ge=1)]
@@ -95,15 +101,15 @@ class Text(Strict):
     true_continuation: Questions
 
 
-class OnPolicy(Strict):
-    """Masks that act while a predictor's next round is traced: units, and the range of sparsities, percent."""
+class Masked(Strict):
+    """Masks that act while a predictor learns: units, and the range of sparsities, percent."""
 
     units: among(KINDS_OF)
     lowest_pct: Percent
     highest_pct: Percent
 
     @model_validator(mode="after")
-    def in_order(self) -> OnPolicy:
+    def in_order(self) -> Masked:
         """The range must not be empty."""
         if self.lowest_pct > self.highest_pct:
             raise ValueError(f"lowest_pct {self.lowest_pct} is above highest_pct {self.highest_pct}")
@@ -122,7 +128,16 @@ class Traces(Strict):
     heldout_tokens_per_window: Positive
     criteria: list[among(CRITERIA)]
     batch: Positive
-    on_policy: OnPolicy | None = None
+    on_policy: Masked | None = None
+
+
+class Tuned(Masked):
+    """How predictors `preset@tuned` are tuned: see `shadowcore.method.tuning`."""
+
+    epochs: Positive
+    batch: Positive
+    learning_rate: Annotated[float, Field(gt=0)]
+    temperature: Annotated[float, Field(gt=0)]
 
 
 class Preset(Strict):
@@ -197,6 +212,7 @@ class Study(Strict):
     calibration: list[str]
     traces: Traces
     predictors: dict[Name, Preset]
+    tuning: Tuned | None = None
     conditions: list[Grid]
     evaluation: Evaluation
     latency: Latency | None = None
@@ -211,17 +227,19 @@ class Study(Strict):
             *((f"conditions[{i}].predictors", g.predictors, self.predictors) for i, g in enumerate(self.conditions)),
         ):  # fmt: skip
             for name in names:
-                if ROUND.sub("", name) not in known:
+                if preset_of(name) not in known:
                     raise ValueError(f"{where}: unknown '{name}'; {near_miss(name, known)}")
-                if ROUND.search(name) and not self.traces.on_policy:
+                if ROUND.search(name)["round"] and not self.traces.on_policy:
                     raise ValueError(f"{where}: '{name}' is trained on sparse traces; `traces.on_policy` is missing")
+                if ROUND.search(name)["tuned"] and not self.tuning:
+                    raise ValueError(f"{where}: '{name}' is tuned; `tuning` is missing")
         for i, grid in enumerate(self.conditions):
             trained = set(grid.methods) & set(PREDICTORS)
             if trained and not grid.predictors:
                 raise ValueError(f"conditions[{i}]: {sorted(trained)} need `predictors`, names of presets")
             if set(grid.methods) - {"random"} and not grid.criteria:
                 raise ValueError(f"conditions[{i}]: {sorted(grid.methods)} need `criteria`")
-            parted = any(self.predictors[ROUND.sub("", name)].segments > 1 for name in grid.predictors)
+            parted = any(self.predictors[preset_of(name)].segments > 1 for name in grid.predictors)
             several = [m for m in grid.methods if m.startswith("layerwise") or (m == "segments" and parted)]
             if several and set(grid.policies) & WHOLE_MODEL_POLICIES:
                 raise ValueError(
@@ -410,7 +428,7 @@ class Jobs:
         from shadowcore.stages.trace import Design, Spec
 
         plan, train = self.study.traces, split == "train"
-        designs = {Design(method, self._preset(predictor).segments) for method, predictor in used}
+        designs = {Design(method, self.study.predictors[preset_of(predictor)].segments) for method, predictor in used}
         return Spec(
             split=split, shard=int(shard), shards=plan.shards if train else 1,
             windows=plan.windows if train else plan.heldout_windows, window_tokens=plan.window_tokens,
@@ -420,20 +438,15 @@ class Jobs:
             dtype=self.study.models[model].dtype, seed=self.study.seed,
         )  # fmt: skip
 
-    def _preset(self, predictor: str) -> Preset:
-        """The preset of a predictor, whichever its round."""
-        return self.study.predictors[ROUND.sub("", predictor)]
-
     def traces(self, model: str, calibration: str, predictor: str, round_of: str, split: str) -> list[str]:
         """Traces of a split that a predictor of a round learns from: the dense model's, or those under its last round.
 
         predictor: the part of its path name before the preset.
         """
         folder = f"{self.root}/traces/{model}/{calibration}"
-        preset, _, number = round_of.partition("@")
-        if number:
-            last = preset if number == "1" else f"{preset}@{int(number) - 1}"
-            folder += f"/{predictor}+{last}"
+        if number := ROUND.search(round_of)["round"]:
+            before = int(number) - 1
+            folder += f"/{predictor}+{preset_of(round_of)}" + (f"@{before}" if before else "")
         shards = self.study.traces.shards if split == "train" else 1
         return [f"{folder}/{split}-{shard}.safetensors" for shard in range(shards)]
 
@@ -445,13 +458,30 @@ class Jobs:
     def train_predictor(self, model: str, calibration: str, method: str, criterion: str, predictor: str):
         from shadowcore.stages.train_predictor import Spec
 
-        reported = sorted({pct for grid in self.study.conditions for pct in grid.sparsities_pct})
+        return self.params("train-predictor", Spec(**self._trained(model, calibration, method, criterion, predictor)))
+
+    def tune_predictor(self, model: str, calibration: str, method: str, criterion: str, predictor: str):
+        """predictor: the one to tune, without `@tuned`."""
+        from shadowcore.stages.tune_predictor import Spec, Tuning
+
+        tuning, plan = self.study.tuning.model_dump(), self.study.traces
         spec = Spec(
-            model=model, calibration=calibration, method=method, criterion=criterion, predictor=predictor,
-            recipe=self._preset(predictor).recipe(), sparsities_pct=tuple(reported),
-            token_bits=self.study.traces.bits, heldout_bits=8, seed=self.study.seed,
+            **self._trained(model, calibration, method, criterion, f"{predictor}@tuned"),
+            units=tuning.pop("units"), tuning=Tuning(**tuning), windows=plan.windows,
+            heldout_windows=plan.heldout_windows, window_tokens=plan.window_tokens,
+            dtype=self.study.models[model].dtype,
         )  # fmt: skip
-        return self.params("train-predictor", spec)
+        return self.params("tune-predictor", spec)
+
+    def _trained(self, model: str, calibration: str, method: str, criterion: str, predictor: str) -> dict[str, Any]:
+        """What training and tuning are told alike."""
+        reported = sorted({pct for grid in self.study.conditions for pct in grid.sparsities_pct})
+        return {
+            "model": model, "calibration": calibration, "method": method, "criterion": criterion,
+            "predictor": predictor, "recipe": self.study.predictors[preset_of(predictor)].recipe(),
+            "sparsities_pct": tuple(reported), "token_bits": self.study.traces.bits, "heldout_bits": 8,
+            "seed": self.study.seed,
+        }  # fmt: skip
 
     def evaluate(self, stage: str, key: tuple[str, str, str, int]) -> dict[str, str]:
         from shadowcore.stages.conditions import Spec

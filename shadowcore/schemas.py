@@ -135,8 +135,12 @@ PREDICTORS = Table(
         "parameters": (INTEGER, "weights and biases"),
         "tokens": (INTEGER, "training tokens"),
         "epochs": (INTEGER, "passes over them"),
-        "best_epoch": (NUMBER, "epoch kept, by held-out loss (mean over groups); 0 is the constant predictor"),
-        "loss_constant": (NUMBER, "held-out loss of the constant predictor, scaled scores (about 1 by scaling)"),
+        "best_epoch": (NUMBER, "epoch kept, by held-out loss (mean over groups); 0 is where training began"),
+        "loss_constant": (
+            NUMBER,
+            "held-out loss where training began: the constant predictor's squared error of scaled scores (about 1); "
+            "of a tuned one, the divergence from the dense model before tuning, nats a token",
+        ),
         "loss": (NUMBER, "held-out loss of the kept weights"),
     },
 )  # fmt: skip

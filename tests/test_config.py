@@ -39,6 +39,8 @@ def test_shipped_configurations_are_valid(path):
         (["conditions", 1, "policies"], ["global"], "layerwise decides layer by layer"),
         (["conditions", 1, "protocols"], ["lookahead"], "unknown 'lookahead'; Known: token"),
         (["conditions", 1, "predictors"], ["small@1"], "`traces.on_policy` is missing"),
+        (["conditions", 1, "predictors"], ["small@tuned"], "`tuning` is missing"),
+        (["conditions", 1, "predictors"], ["small@tuned@1"], "unknown 'small@tuned@1'; Known: small"),
         (["conditions", 1, "predictors"], ["small@0"], "unknown 'small@0'; did you mean 'small'"),
         (
             ["traces", "on_policy"],

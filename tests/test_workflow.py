@@ -36,8 +36,11 @@ def tiny_study(folder):
             {"methods": ["random"], "sparsities_pct": [50]},
             {"methods": ["static", "shadow", "oracle"], "criteria": ["plainact"], "predictors": ["small"],
              "units": ["both"], "sparsities_pct": [50]},
-            {"methods": ["segments"], "criteria": ["plainact"], "predictors": ["small@1"], "sparsities_pct": [50]},
+            {"methods": ["segments"], "criteria": ["plainact"], "predictors": ["small@1", "small@tuned"],
+             "sparsities_pct": [50]},
         ],
+        "tuning": {"units": "neurons", "lowest_pct": 40, "highest_pct": 60, "epochs": 1, "batch": 4,
+                   "learning_rate": 0.001, "temperature": 0.5},
         "evaluation": study["evaluation"] | {
             "texts": ["words"], "windows": 2, "window_tokens": 32, "tasks": ["true_continuation", "piqa", "wikitext"],
             "offline_dir": str(folder / "benchmarks"), "limit": {"piqa": 4}, "fewshot": [0, 1], "rolling_tokens": 48,

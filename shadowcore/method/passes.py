@@ -14,6 +14,7 @@ from shadowcore.models.recording import Choose, Site, frozen, visiting
 
 SeeUnits = Callable[[Site, Signals], None]
 SeeFeature = Callable[[Site, torch.Tensor], None]
+Losses = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]  # (logits, ids, scored) -> (B,)
 ALONE: Mapping[str, Any] = {"use_cache": False}  # rows without a prompt before them
 
 
@@ -46,8 +47,9 @@ class ImportancePass:
         see_feature: SeeFeature | None = None,
         context: Mapping[str, Any] = ALONE,
         choose: Choose | None = None,
+        losses: Losses = example_losses,
     ) -> torch.Tensor:
-        """Losses (B,) of examples `ids` (B, T): mean cross-entropy over targets where `scored` (B, T).
+        """Losses (B,) of examples `ids` (B, T): mean cross-entropy over targets where `scored` (B, T), or `losses`.
 
         scored[b, t] says that token t of example b is predicted (from t - 1) and counts; the first
         token never is. Padding follows the last scored token. The model runs on tokens 0 to T-2, so
@@ -66,9 +68,9 @@ class ImportancePass:
         ):
             embedded = self.model.get_input_embeddings()(ids[:, :-1]).detach().requires_grad_()
             logits = self.model(inputs_embeds=embedded, **context).logits
-            losses = example_losses(logits, ids, scored)
-            losses.sum().backward()  # a sum: an example's gradients do not depend on its neighbours
-        return losses.detach()
+            found = losses(logits, ids, scored)
+            found.sum().backward()  # a sum: an example's gradients do not depend on its neighbours
+        return found.detach()
 
     @torch.no_grad()
     def forward_only(

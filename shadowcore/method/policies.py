@@ -39,23 +39,24 @@ def top_units(scores: torch.Tensor, count: int) -> torch.Tensor:
     if count == 0:
         return torch.zeros_like(scores, dtype=torch.bool)
     rows = scores.reshape(-1, scores.shape[-1])
-    lowest_kept = _lowest_of_top(rows, count)
-    keep = rows >= lowest_kept
+    lowest = lowest_kept(rows, count)
+    keep = rows >= lowest
     if int(keep.count_nonzero()) > count * len(rows):  # ties at the border of some rows: rare, so settled apart
         crowded = keep.sum(-1) > count
-        tied, border = rows[crowded], lowest_kept[crowded]
+        tied, border = rows[crowded], lowest[crowded]
         above, level = tied > border, tied == border
         room = count - above.sum(-1, keepdim=True)
         keep[crowded] = above | (level & (level.cumsum(-1) <= room))
     return keep.view(scores.shape)
 
 
-def _lowest_of_top(rows: torch.Tensor, count: int) -> torch.Tensor:
-    """The `count`-th highest score of each row (R, U), as (R, 1)."""
-    if rows.is_cuda:
-        return torch.topk(rows, count, dim=-1, sorted=False).values.amin(-1, keepdim=True)
+def lowest_kept(scores: torch.Tensor, count: int) -> torch.Tensor:
+    """The `count`-th highest score (..., 1) along the last dimension of scores (..., U); `count` is 1 or more."""
+    if scores.is_cuda:
+        return torch.topk(scores, count, dim=-1, sorted=False).values.amin(-1, keepdim=True)
     # numpy's vectorised selection is twice as fast as torch's on a CPU, in pieces that stay in its cache
-    place = rows.shape[-1] - count
-    pieces = rows.float().split(max(1, CACHED_SCORES // rows.shape[-1]))
+    units = scores.shape[-1]
+    place = units - count
+    pieces = scores.reshape(-1, units).float().split(max(1, CACHED_SCORES // units))
     found = [torch.from_numpy(np.partition(piece.numpy(), place, -1)[:, place]) for piece in pieces]
-    return torch.cat(found)[:, None].to(rows.dtype)
+    return torch.cat(found).to(scores.dtype).view(*scores.shape[:-1], 1)

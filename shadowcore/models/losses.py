@@ -8,11 +8,25 @@ from torch.nn import functional
 
 def example_losses(logits: torch.Tensor, ids: torch.Tensor, scored: torch.Tensor) -> torch.Tensor:
     """Mean cross-entropy per example (B,), over the tokens where `scored` (B, T); see `token_losses`."""
-    per_token = token_losses(logits, ids)  # (B, T - 1)
-    wanted = scored[:, 1:].to(per_token.dtype)
-    return (per_token * wanted).sum(1) / wanted.sum(1).clamp(min=1)
+    return _mean_scored(token_losses(logits, ids), scored)
+
+
+def divergences(logits: torch.Tensor, dense: torch.Tensor, scored: torch.Tensor) -> torch.Tensor:
+    """Mean Kullback-Leibler divergence per example (B,), in nats, of next-token distributions from the dense model's.
+
+    logits, dense: (B, T - 1, V); scored (B, T): tokens whose prediction counts.
+    """
+    found, wanted = logits.float().log_softmax(-1), dense.float().log_softmax(-1)
+    per_token = functional.kl_div(found, wanted, reduction="none", log_target=True).sum(-1)
+    return _mean_scored(per_token, scored)
 
 
 def token_losses(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     """Cross-entropy (B, T - 1) of tokens 1 to T-1 of ids (B, T), from the logits (B, T - 1, V) before each."""
     return functional.cross_entropy(logits.float().transpose(1, 2), ids[:, 1:], reduction="none")
+
+
+def _mean_scored(per_token: torch.Tensor, scored: torch.Tensor) -> torch.Tensor:
+    """Mean (B,) of values (B, T - 1) of predictions, over the tokens where `scored` (B, T)."""
+    wanted = scored[:, 1:].to(per_token.dtype)
+    return (per_token * wanted).sum(1) / wanted.sum(1).clamp(min=1)

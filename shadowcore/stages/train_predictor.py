@@ -76,7 +76,7 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     sizes = Dimensions(**read_card(inputs.card)["dimensions"])
     torch.manual_seed(spec.seed)
     predictor = Predictor(spec.method, sizes, spec.recipe.rank, spec.recipe.segments).to(device())
-    quality, training = [], []
+    training = []
     with ExitStack() as stack:
         train = Tokens(stack, inputs.traces, spec.criterion, spec.token_bits, sizes, device())
         held = Tokens(stack, inputs.heldout, spec.criterion, spec.heldout_bits, sizes, device())
@@ -92,11 +92,14 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
                         held_features, held.scores(group, kind, target), spec.recipe, spec.seed,
                     )
                 )  # fmt: skip
-                constant = mean_scores(train.scores(group, kind, "score"), spec.recipe.batch)
-                quality += rank_quality(spec, group, kind, scorer, held_features, held, constant)
                 progress(len(training) * len(predictor.groups) + len(fits), total)
-            training.append(training_row(spec, predictor, kind, fits, len(features)))
-    made = header("train-predictor", spec, inputs)
+            training.append(training_row(spec, predictor, kind, fits, len(features), spec.recipe.epochs))
+        quality = rank_quality(spec, predictor, train, held)
+    write(spec, predictor, quality, training, outputs, header("train-predictor", spec, inputs))
+
+
+def write(spec: Spec, predictor: Predictor, quality: list, training: list, outputs: Outputs, made: dict) -> None:
+    """Write a predictor and the rows about it."""
     artifacts.write_tensors(outputs.predictor, PREDICTOR_SCHEMA, stored(predictor.state_dict()), made)
     artifacts.write_table(outputs.quality, QUALITY.schema, QUALITY.build(quality), made)
     artifacts.write_table(outputs.training, PREDICTORS.schema, PREDICTORS.build(training), made)
@@ -108,9 +111,19 @@ def mean_scores(scores: TokenScores, batch: int) -> torch.Tensor:
     return (total / len(scores)).float()
 
 
+def rank_quality(spec: Spec, predictor: Predictor, train: Tokens, held: Tokens) -> list[dict]:
+    """Rows of QUALITY: the predictor's on held-out tokens, and under `static` the constant predictor's."""
+    return [
+        row
+        for kind in predictor.kinds
+        for group, scorer in zip(predictor.groups, predictor.scorers[kind], strict=True)
+        for row in _rank_quality(spec, group, kind, scorer, train, held)
+    ]
+
+
 @torch.no_grad()
-def rank_quality(spec: Spec, group: Group, kind: Kind, scorer, features, held: Tokens, constant) -> list[dict]:
-    """Rows of QUALITY for a group's layers: the predictor's, and the constant predictor's under `static`."""
+def _rank_quality(spec: Spec, group: Group, kind: Kind, scorer, train: Tokens, held: Tokens) -> list[dict]:
+    features, constant = held.features(group), mean_scores(train.scores(group, kind, "score"), spec.recipe.batch)
     true = held.scores(group, kind, "score")[torch.arange(len(features))]  # (M, layers, U)
     rows = []
     for method, scores in ((spec.method, scorer(features)), ("static", constant.expand_as(true))):
@@ -131,13 +144,13 @@ def rank_quality(spec: Spec, group: Group, kind: Kind, scorer, features, held: T
     return rows
 
 
-def training_row(spec: Spec, predictor: Predictor, kind: Kind, fits: list, tokens: int) -> dict:
+def training_row(spec: Spec, predictor: Predictor, kind: Kind, fits: list, tokens: int, epochs: int) -> dict:
     """One row of PREDICTORS; losses and best epochs are means over groups."""
     return {
         "model": spec.model, "calibration": spec.calibration, "method": spec.method, "criterion": spec.criterion,
         "predictor": spec.predictor, "seed": spec.seed, "kind": kind, "rank": spec.recipe.rank[kind],
-        "groups": len(fits), "parameters": sum(p.numel() for p in predictor.scorers[kind].parameters()),
-        "tokens": tokens, "epochs": spec.recipe.epochs,
+        "groups": len(predictor.groups), "parameters": sum(p.numel() for p in predictor.scorers[kind].parameters()),
+        "tokens": tokens, "epochs": epochs,
         "best_epoch": sum(one.best_epoch for one in fits) / len(fits),
         "loss_constant": sum(one.loss_constant for one in fits) / len(fits),
         "loss": sum(one.loss for one in fits) / len(fits),

@@ -5,6 +5,12 @@ def trained(wildcards):
     )
 
 
+def tuned(wildcards):
+    return jobs.tune_predictor(
+        wildcards.model, wildcards.calibration, wildcards.method, wildcards.criterion, wildcards.predictor
+    )
+
+
 def traced_on_policy(wildcards):
     return jobs.trace_on_policy(
         wildcards.model,

@@ -23,3 +23,34 @@ rule train_predictor:
         "python -m shadowcore train-predictor --spec {params.spec:q} --threads {threads} --card {input.card:q}"
         " --traces {input.traces:q} --heldout {input.heldout:q} --predictor {output.predictor:q}"
         " --quality {output.quality:q} --training {output.training:q} &> {log:q}"
+
+
+rule tune_predictor:
+    input:
+        card=rules.fetch_model.output.card,
+        weights=ancient(rules.fetch_model.output.weights),
+        documents=f"{root}/texts/{{calibration}}/documents.parquet",
+        trained=rules.train_predictor.output.predictor,
+        traces=trained_on("train"),
+        heldout=trained_on("heldout"),
+    output:
+        predictor=f"{root}/predictors/{{model}}/{{calibration}}/{{method}}+{{criterion}}+{{predictor}}@tuned.safetensors",
+        quality=f"{root}/predictors/{{model}}/{{calibration}}/{{method}}+{{criterion}}+{{predictor}}@tuned.quality.parquet",
+        training=f"{root}/predictors/{{model}}/{{calibration}}/{{method}}+{{criterion}}+{{predictor}}@tuned.training.parquet",
+    log:
+        f"{root}/logs/tune_predictor/{{model}}/{{calibration}}/{{method}}+{{criterion}}+{{predictor}}.log",
+    benchmark:
+        f"{root}/benchmarks/tune_predictor/{{model}}/{{calibration}}/{{method}}+{{criterion}}+{{predictor}}.tsv"
+    conda:
+        "../../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=4000,
+    params:
+        spec=lambda wildcards: tuned(wildcards)["spec"],
+        code=lambda wildcards: tuned(wildcards)["code"],
+    shell:
+        "python -m shadowcore tune-predictor --spec {params.spec:q} --threads {threads} --card {input.card:q}"
+        " --weights {input.weights:q} --documents {input.documents:q} --trained {input.trained:q}"
+        " --traces {input.traces:q} --heldout {input.heldout:q} --predictor {output.predictor:q}"
+        " --quality {output.quality:q} --training {output.training:q} &> {log:q}"

@@ -1,0 +1,134 @@
+"""Tuning a predictor by what its masks do: keep what the sparse model needs to say what the dense model says.
+
+A criterion scores a unit beside neighbours that are all there. Here the predictor's own masks act, at a sparsity
+drawn for every batch, and the loss is the divergence of the sparse model's next-token distributions from the dense
+model's. Its derivative by the gate on a unit is <g, a>, the signed `plainact` of one token; the gate opens where a
+score passes the lowest one kept in its layer, and is differentiated as if it were a sigmoid there (straight-through:
+Bengio et al. 2013, arXiv 1308.3432). Labels are not needed. Not in the papers: DejaVu and ShadowLLM train on the
+dense model's activations and gradients.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import Random
+
+import torch
+
+from shadowcore.method.criteria import Signals
+from shadowcore.method.passes import ImportancePass
+from shadowcore.method.policies import kept_units, lowest_kept
+from shadowcore.method.predictors import Predictor, stored
+from shadowcore.method.training import Fit
+from shadowcore.models.families import Kind
+from shadowcore.models.losses import divergences
+from shadowcore.models.recording import Choose, Site
+
+# sparsity in percent, tokens (B, T), which are scored -> masks of a pass
+Masking = Callable[[int, torch.Tensor, torch.Tensor], Choose]
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """epochs over the windows; windows a step; sparsity's range, percent; width of a gate in deviations of scores."""
+
+    epochs: int
+    batch: int
+    learning_rate: float
+    lowest_pct: int
+    highest_pct: int
+    temperature: float
+
+
+def tune(
+    model: torch.nn.Module,
+    predictor: Predictor,
+    kinds: tuple[Kind, ...],
+    windows: torch.Tensor,
+    heldout: torch.Tensor,
+    tuning: Tuning,
+    seed: int,
+    masking: Masking,
+    progress=lambda done, total: None,
+) -> Fit:
+    """Tune the scorers of `kinds` in place on token windows (N, T); the epoch best on `heldout` (M, T) is kept.
+
+    masking: makes masks out of this very predictor. Losses returned are mean divergences per token, in nats, at the
+    middle of the range; `loss_constant` is the one before tuning.
+    """
+    importance = ImportancePass(model)
+    parameters = [weight for kind in kinds for weight in predictor.scorers[kind].parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=tuning.learning_rate, weight_decay=0.0)
+    steps = tuning.epochs * -(-len(windows) // tuning.batch)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    generator, draw = torch.Generator().manual_seed(seed), Random(seed)
+
+    def run(ids: torch.Tensor, pct: int, see_units, see_feature) -> torch.Tensor:
+        ids = ids.to(model.device)
+        scored = torch.ones_like(ids, dtype=torch.bool)
+        scored[:, 0] = False
+        with torch.no_grad():
+            dense = model(ids[:, :-1], use_cache=False).logits
+        return importance(
+            ids, scored, see_units, see_feature, choose=masking(pct, ids, scored),
+            losses=lambda logits, ids, scored: divergences(logits, dense, scored),
+        )  # fmt: skip
+
+    def held_out() -> float:
+        middle = (tuning.lowest_pct + tuning.highest_pct) // 2
+        losses = [run(ids, middle, lambda site, signals: None, None) for ids in heldout.split(tuning.batch)]
+        return torch.cat(losses).mean().item()
+
+    before = held_out()
+    best, kept = Fit(best_epoch=0, loss=before, loss_constant=before), copy.deepcopy(predictor.state_dict())
+    for epoch in range(1, tuning.epochs + 1):
+        for index in torch.randperm(len(windows), generator=generator).split(tuning.batch):
+            pct = draw.randint(tuning.lowest_pct, tuning.highest_pct)
+            features: dict[Site, torch.Tensor] = {}
+            slopes: dict[Site, torch.Tensor] = {}
+
+            def see_feature(site: Site, x: torch.Tensor) -> None:
+                if site in predictor.group_at:
+                    features[site] = x  # noqa: B023 (called before the next step)
+
+            def see_units(site: Site, signals: Signals) -> None:
+                if site.what in kinds:
+                    slopes[site] = signals.ga  # noqa: B023
+
+            run(windows[index], pct, see_units, see_feature)
+            loss = sum(gate_losses(predictor, kind, features, slopes, pct, tuning.temperature) for kind in kinds)
+            optimizer.zero_grad()
+            (loss / len(index)).backward()
+            optimizer.step()
+            schedule.step()
+        held = held_out()
+        if held < best.loss:
+            best, kept = Fit(epoch, held, before), copy.deepcopy(predictor.state_dict())
+        progress(epoch, tuning.epochs)
+    predictor.load_state_dict(stored(kept))
+    return best
+
+
+def gate_losses(
+    predictor: Predictor,
+    kind: Kind,
+    features: dict[Site, torch.Tensor],
+    slopes: dict[Site, torch.Tensor],
+    sparsity_pct: int,
+    temperature: float,
+) -> torch.Tensor:
+    """A number whose gradient by the predictor's weights is the model's loss's, through soft gates.
+
+    features: what every group reads (B, T, D); slopes: the loss's derivative by each unit's gate (B, T, U) per site.
+    """
+    total = torch.zeros((), device=next(predictor.parameters()).device)
+    for group, scorer in zip(predictor.groups, predictor.scorers[kind], strict=True):
+        scores = scorer(features[group.site]) / scorer.score_scale  # (B, T, layers, U), in deviations
+        count = max(1, kept_units(scores.shape[-1], sparsity_pct))  # where none is kept, the best is nearest to it
+        lowest = lowest_kept(scores.detach(), count)
+        gates = torch.sigmoid((scores - lowest) / temperature)
+        for i, layer in enumerate(group.layers):
+            total = total + (gates[..., i, :] * slopes[Site(layer, kind)]).sum()
+    return total

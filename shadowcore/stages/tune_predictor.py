@@ -1,0 +1,74 @@
+"""Tune a trained predictor on the sparse model that its masks make, and report its ranking quality as before."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from shadowcore.measure.sparsity import PredictedMasks, no_context
+from shadowcore.method.tuning import Tuning, tune
+from shadowcore.models.families import KINDS_OF, dimensions_of
+from shadowcore.stages import inputs as reading
+from shadowcore.stages import train_predictor
+from shadowcore.stages.base import Progress, Stage, header
+from shadowcore.stages.train_predictor import Outputs, Tokens
+
+POLICY = "per_layer"
+
+
+@dataclass(frozen=True)
+class Spec(train_predictor.Spec):
+    """As of the training, then: units masked, windows of text to tune on and to judge by, and the model's dtype."""
+
+    tuning: Tuning
+    units: str
+    windows: int
+    heldout_windows: int
+    window_tokens: int
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Inputs:
+    card: Path
+    weights: Path
+    documents: Path
+    trained: Path
+    traces: tuple[Path, ...]
+    heldout: tuple[Path, ...]
+
+
+def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
+    progress = Progress(f"tune {spec.method} {spec.criterion} {spec.predictor}")
+    torch.set_float32_matmul_precision("high")  # TF32 where a GPU has it: enough for training, never for measuring
+    tokenizer = reading.read_tokenizer(inputs.card, inputs.weights)
+    windows, heldout = (
+        torch.tensor([
+            window.ids
+            for window in reading.windows_of(inputs.documents, split, tokenizer, spec.window_tokens, count, spec.seed)
+        ])
+        for split, count in (("train", spec.windows), ("heldout", spec.heldout_windows))
+    )  # fmt: skip
+    model = reading.read_model(inputs.weights, spec.dtype)
+    sizes = dimensions_of(model.config)
+    predictor = reading.read_predictor(inputs.trained, sizes).to(model.device)
+    kinds = KINDS_OF[spec.units]
+
+    def masking(sparsity_pct: int, ids: torch.Tensor, scored: torch.Tensor):
+        return PredictedMasks(predictor, kinds, POLICY, sparsity_pct).begin(ids, scored, no_context)
+
+    found = tune(model, predictor, kinds, windows, heldout, spec.tuning, spec.seed, masking, progress)
+    tokens = len(windows) * (spec.window_tokens - 1)
+    rows = [train_predictor.training_row(spec, predictor, kind, [found], tokens, spec.tuning.epochs) for kind in kinds]
+    with ExitStack() as stack:
+        device = reading.device()
+        train = Tokens(stack, inputs.traces, spec.criterion, spec.token_bits, sizes, device)
+        held = Tokens(stack, inputs.heldout, spec.criterion, spec.heldout_bits, sizes, device)
+        quality = train_predictor.rank_quality(spec, predictor, train, held)
+    train_predictor.write(spec, predictor, quality, rows, outputs, header("tune-predictor", spec, inputs))
+
+
+STAGE = Stage(Spec, Inputs, Outputs, run)
