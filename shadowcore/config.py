@@ -252,6 +252,10 @@ class Study(Strict):
         missing = sorted(self.used_criteria - set(self.traces.criteria))
         if missing:
             raise ValueError(f"traces.criteria: {missing} are used by conditions or latency but not traced")
+        for name in self.traces.criteria:
+            found, needed = self.traces.window_tokens, CRITERIA[name].least_tokens + 1
+            if found < needed:
+                raise ValueError(f"traces.window_tokens: {found} found; {name} needs {needed} or more")
         if self.traces.tokens_per_window >= self.traces.window_tokens:
             raise ValueError(
                 "traces.tokens_per_window: fewer than window_tokens are needed, the last token scores none"
@@ -418,7 +422,7 @@ class Jobs:
         from shadowcore.stages.trace_on_policy import Spec
 
         masks = self.study.traces.on_policy
-        traced = self._trace(model, split, shard, [criterion], [criterion], {(method, predictor)})
+        traced = self._trace(model, split, shard, [], [criterion], {(method, predictor)})
         return self.params("trace-on-policy", Spec(traced, masks.units, masks.lowest_pct, masks.highest_pct))
 
     def _trace(

@@ -28,9 +28,9 @@ def test_every_stage_explains_itself(capsys, name):
     ("arguments", "message"),
     [
         (["trac"], "unknown command 'trac'; did you mean 'trace'"),
-        (["average", "--spec", "{", "--card", "c", "--scores", "s"], "--spec: not JSON"),
-        (["average", "--spec", '{"modl": "x"}', "--card", "c", "--scores", "s"], "unknown key 'modl'; did you mean"),
-        (["average", "--spec", '{"model": "x"}', "--card", "c", "--scores", "s"], "missing key 'calibration'"),
+        (["average", "--spec", "{", "--scores", "s"], "--spec: not JSON"),
+        (["average", "--spec", '{"modl": "x"}', "--scores", "s"], "unknown key 'modl'; did you mean"),
+        (["average", "--spec", '{"model": "x"}', "--scores", "s"], "missing key 'calibration'"),
         (["show", "nowhere"], "nowhere"),
     ],
 )
@@ -41,9 +41,9 @@ def test_bad_input_is_one_sentence(capsys, arguments, message):
 
 def test_a_failed_stage_leaves_nothing_behind(capsys, tmp_path):
     spec = {"model": "m", "calibration": "c", "criteria": ["plainact"]}
-    card = tmp_path / "card.json"
-    card.write_text('{"schema": "model_card/1", ')
+    trace = tmp_path / "train-0.safetensors"
+    trace.write_text('{"schema": "trace')
     out = tmp_path / "out" / "scores.parquet"
-    code, printed = run(capsys, "average", "--spec", json.dumps(spec), "--card", card, "--scores", out)
-    assert code == 2 and "card.json: damaged JSON" in printed.err
+    code, printed = run(capsys, "average", "--spec", json.dumps(spec), "--traces", trace, "--scores", out)
+    assert code == 2 and "train-0.safetensors: damaged safetensors" in printed.err
     assert not out.exists()

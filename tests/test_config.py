@@ -11,6 +11,7 @@ from shadowcore.errors import ConfigError
 
 CONFIGS = sorted((Path(__file__).parent.parent / "config").glob("*.yaml"))
 QUICK = yaml.safe_load((Path(__file__).parent.parent / "config" / "quick.yaml").read_text())
+QUICK["traces"]["criteria"].append("jacov")
 
 
 def changed(path, value):
@@ -60,6 +61,7 @@ def test_shipped_configurations_are_valid(path):
         (["models", "smollm2-135m", "dtype"], "float31", "unknown 'float31'; did you mean 'float32'"),
         (["models"], {"../up": QUICK["models"]["smollm2-135m"]}, "models.../up"),
         (["traces", "tokens_per_window"], 128, "fewer than window_tokens are needed"),
+        (["traces", "window_tokens"], 70, "traces.window_tokens: 70 found; jacov needs 73 or more"),
         (["traces", "criteria"], ["plainact"], r"traces.criteria: \['l2_norm'\] are used"),
     ],
 )

@@ -15,6 +15,8 @@ import pytest
 import yaml
 from conftest import write_benchmarks
 
+from shadowcore.method.criteria import CRITERIA
+
 ROOT = Path(__file__).parent.parent
 PARTS = ("Snakefile", "workflow", "shadowcore", "profiles", "config", "environment.yml")
 
@@ -28,8 +30,8 @@ def tiny_study(folder):
         "models": {f"tiny-{f}": {"source": {"random": {"family": f, **sizes}}} for f in ("llama", "opt")},
         "texts": {"words": study["texts"]["wikipedia"] | {"source": {"folder": {"path": str(folder / "words")}}}},
         "calibration": ["words"],
-        "traces": study["traces"] | {"windows": 8, "window_tokens": 32, "tokens_per_window": 16, "shards": 1,
-                                     "heldout_windows": 2, "heldout_tokens_per_window": 8,
+        "traces": study["traces"] | {"windows": 8, "window_tokens": 80, "tokens_per_window": 16, "shards": 1,
+                                     "heldout_windows": 2, "heldout_tokens_per_window": 8, "criteria": sorted(CRITERIA),
                                      "on_policy": {"units": "neurons", "lowest_pct": 30, "highest_pct": 60}},
         "predictors": {"small": study["predictors"]["small"] | {"rank_neurons": 8, "rank_heads": 4, "batch": 16}},
         "conditions": [
@@ -231,7 +233,7 @@ def test_a_damaged_file_is_one_sentence_in_the_log(house, tmp_path):
     said = subprocess.run(
         [sys.executable, "-m", "shadowcore", "average", "--spec",
          '{"model": "m", "calibration": "c", "criteria": ["plainact"]}',
-         "--card", next(results(house).rglob("card.json")), "--traces", damaged, "--scores", tmp_path / "s.parquet"],
+         "--traces", damaged, "--scores", tmp_path / "s.parquet"],
         cwd=house, env=environment(house), capture_output=True, text=True,
     )  # fmt: skip
     assert said.returncode == 2 and "trace.safetensors: damaged safetensors" in said.stderr

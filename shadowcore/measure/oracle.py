@@ -31,7 +31,7 @@ class OracleMasks:
             if site.what in scores:
                 scores[site.what][site.layer] = self.criterion.token(signals)
 
-        if self.criterion.needs_gradient:
+        if self.criterion.order:
             self.importance(ids, scored, see_units, context=context())
         else:
             self.importance.forward_only(ids, scored, see_units, context=context())

@@ -2,7 +2,7 @@
 
 A trace holds, for N windows and M sampled tokens of them (L layers, U units of a kind):
 
-    sequence.<criterion>.<kind>   scores of whole windows (N, L, U), 8-bit codes and their maxima
+    sequence.<criterion>.<kind>   the scores of whole windows: their mean and deviation over windows (L, U)
     token.<criterion>.<kind>      scores of single tokens (M, L, U), codes and their maxima
     feature.residual.<layer>      the residual entering a layer (M, D), bfloat16
     feature.heads.<layer>         a layer's concatenated head outputs (M, H K), bfloat16
@@ -14,7 +14,7 @@ runs: a trace then holds what the sparse model computes, and how much each unit,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,14 +25,13 @@ from shadowcore.method.passes import ImportancePass
 from shadowcore.models.families import Kind, dimensions_of
 from shadowcore.models.recording import Choose, Site
 
-SCHEMA = "trace/2"
-SEQUENCE_BITS = 8
+SCHEMA = "trace/3"
 Masking = Callable[[torch.Tensor, torch.Tensor], Choose | None]
 
 
 @dataclass(frozen=True)
 class TracePlan:
-    """What to keep: sequence scores of `criteria`, token scores of `token_criteria` in so many bits, features."""
+    """What to keep: moments of the sequence scores of `criteria`, token scores in so many bits, features of sites."""
 
     criteria: Sequence[str]
     token_criteria: Sequence[str]
@@ -57,6 +56,7 @@ def trace(
     importance = ImportancePass(model)
     layers = dimensions_of(model.config).layers
     generator = torch.Generator().manual_seed(plan.seed)
+    moments: dict[str, Moments] = {}
     batches = []
     for start in range(0, len(windows), batch):
         ids = windows[start : start + batch].to(model.device)
@@ -64,9 +64,39 @@ def trace(
         picked = torch.stack(
             [torch.randperm(ids.shape[1] - 1, generator=generator)[: plan.tokens_per_window].sort().values for _ in ids]
         )
-        batches.append(_trace_batch(importance, layers, ids, picked.to(model.device), plan, masking))
+        sequences, tokens = _trace_batch(importance, layers, ids, picked.to(model.device), plan, masking)
+        for name, scores in sequences.items():
+            moments.setdefault(name, Moments()).add(scores)
+        batches.append(tokens)
         progress(min(start + batch, len(windows)), len(windows))
-    return {name: torch.cat([one[name] for one in batches]) for name in batches[0]}
+    found = {name: torch.cat([one[name] for one in batches]) for name in batches[0]}
+    for name, one in moments.items():
+        found |= {f"{name}.mean": one.mean, f"{name}.deviation": one.deviation}
+    return found
+
+
+class Moments:
+    """Mean and standard deviation over examples that come in batches, in float64."""
+
+    def __init__(self):
+        self.count, self.mean, self.squares = 0, 0.0, 0.0  # squares: summed squared deviations from the mean
+
+    def add(self, values: torch.Tensor) -> None:
+        """Count some examples (n, ...) in."""
+        values = values.double()
+        mean = values.mean(0)
+        self.merge(len(values), mean, (values - mean).square().sum(0))
+
+    def merge(self, count: int, mean: torch.Tensor, squares: torch.Tensor) -> None:
+        """Count in examples of known moments (Chan et al. 1979)."""
+        apart, together = mean - self.mean, self.count + count
+        self.squares = self.squares + squares + apart.square() * (self.count * count / together)
+        self.mean, self.count = self.mean + apart * (count / together), together
+
+    @property
+    def deviation(self) -> torch.Tensor:
+        """Population standard deviation."""
+        return (self.squares / self.count).sqrt()
 
 
 def _trace_batch(
@@ -76,23 +106,23 @@ def _trace_batch(
     picked: torch.Tensor,
     plan: TracePlan,
     masking: Masking,
-) -> dict[str, torch.Tensor]:
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Sequence scores of every window (B, L, U), and what is kept of its tokens and losses."""
     rows = torch.arange(len(ids), device=ids.device)[:, None]
-    found: dict[str, list] = {}  # tensor name -> one entry per layer
+    sequences: dict[str, list] = {}  # tensor name -> one entry per layer
+    tokens: dict[str, list] = {}
     features: dict[str, torch.Tensor] = {}
 
-    def keep(name: str, layer: int, value: torch.Tensor) -> None:
+    def keep(found: dict[str, list], name: str, layer: int, value: torch.Tensor) -> None:
         found.setdefault(name, [None] * layers)[layer] = value.cpu()
 
     def see_units(site: Site, signals: Signals) -> None:
         for name in plan.criteria:
-            codes, top = encode(CRITERIA[name].sequence(signals), SEQUENCE_BITS)
-            keep(f"sequence.{name}.{site.what}.codes", site.layer, codes)
-            keep(f"sequence.{name}.{site.what}.top", site.layer, top)
+            keep(sequences, f"sequence.{name}.{site.what}", site.layer, CRITERIA[name].sequence(signals))
         for name in plan.token_criteria:
             codes, top = encode(CRITERIA[name].token(signals)[rows, picked].flatten(0, 1), plan.token_bits)
-            keep(f"token.{name}.{site.what}.codes", site.layer, codes)
-            keep(f"token.{name}.{site.what}.top", site.layer, top)
+            keep(tokens, f"token.{name}.{site.what}.codes", site.layer, codes)
+            keep(tokens, f"token.{name}.{site.what}.top", site.layer, top)
 
     def see_feature(site: Site, x: torch.Tensor) -> None:
         if site in plan.sites:
@@ -100,8 +130,14 @@ def _trace_batch(
 
     scored = torch.ones_like(ids, dtype=torch.bool)
     scored[:, 0] = False
-    losses = importance(ids, scored, see_units, see_feature, choose=masking(ids, scored))
-    return {name: torch.stack(values, 1) for name, values in found.items()} | features | {"loss": losses.cpu()}
+    second_order = any(CRITERIA[name].order == 2 for name in plan.criteria)
+    choose = masking(ids, scored)
+    losses = importance(ids, scored, see_units, see_feature, choose=choose, second_order=second_order)
+    return _stacked(sequences), _stacked(tokens) | features | {"loss": losses.cpu()}
+
+
+def _stacked(layers: dict[str, list]) -> dict[str, torch.Tensor]:
+    return {name: torch.stack(values, 1) for name, values in layers.items()}
 
 
 def feature_name(site: Site) -> str:
@@ -109,10 +145,14 @@ def feature_name(site: Site) -> str:
     return f"feature.{site.what}.{site.layer}"
 
 
-def sequence_scores(trace, criterion: str, kind: Kind, units: int) -> torch.Tensor:
-    """Decoded scores of whole windows, float32 (N, L, U), from an open trace (`artifacts.open_tensors`)."""
-    name = f"sequence.{criterion}.{kind}"
-    return decode(trace.get_tensor(f"{name}.codes"), trace.get_tensor(f"{name}.top"), SEQUENCE_BITS, units)
+def sequence_moments(traces: Iterable, criterion: str, kind: Kind) -> Moments:
+    """Moments of the scores (L, U) of all windows in open traces (`artifacts.open_tensors`), the shards of a split."""
+    together, name = Moments(), f"sequence.{criterion}.{kind}"
+    for trace in traces:
+        count = trace.get_slice("loss").get_shape()[0]
+        mean, deviation = (trace.get_tensor(f"{name}.{part}") for part in ("mean", "deviation"))
+        together.merge(count, mean, deviation.square() * count)
+    return together
 
 
 def token_scores(

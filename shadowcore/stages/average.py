@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,9 +10,9 @@ import torch
 
 from shadowcore import artifacts
 from shadowcore.method import tracing
-from shadowcore.models.families import KINDS, Dimensions
+from shadowcore.models.families import KINDS
 from shadowcore.schemas import CRITERIA
-from shadowcore.stages.base import Progress, Stage, header, read_card
+from shadowcore.stages.base import Progress, Stage, header
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,6 @@ class Spec:
 
 @dataclass(frozen=True)
 class Inputs:
-    card: Path
     traces: tuple[Path, ...]
 
 
@@ -36,26 +36,19 @@ class Outputs:
 
 def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     progress = Progress("average")
-    sizes = Dimensions(**read_card(inputs.card)["dimensions"])
     rows = []
-    for done, criterion in enumerate(spec.criteria, 1):
-        for kind in KINDS:
-            parts = []
-            for path in inputs.traces:
-                with artifacts.open_tensors(path, tracing.SCHEMA) as trace:
-                    parts.append(tracing.sequence_scores(trace, criterion, kind, sizes.units(kind)))
-            scores = torch.cat(parts).double()  # (N, L, U)
-            mean, deviation = scores.mean(0), scores.std(0, correction=0)
-            for layer in range(mean.shape[0]):
-                for unit in range(mean.shape[1]):
-                    rows.append(
-                        {
-                            "model": spec.model, "calibration": spec.calibration, "criterion": criterion,
-                            "kind": kind, "layer": layer, "unit": unit, "n": len(scores),
-                            "mean": mean[layer, unit].item(), "deviation": deviation[layer, unit].item(),
-                        }
-                    )  # fmt: skip
-        progress(done, len(spec.criteria))
+    with ExitStack() as stack:
+        traces = [stack.enter_context(artifacts.open_tensors(path, tracing.SCHEMA)) for path in inputs.traces]
+        for done, criterion in enumerate(spec.criteria, 1):
+            for kind in KINDS:
+                scores = tracing.sequence_moments(traces, criterion, kind)
+                keys = {"model": spec.model, "calibration": spec.calibration, "criterion": criterion, "kind": kind}
+                rows += [
+                    keys | {"layer": layer, "unit": unit, "n": scores.count, "mean": mean, "deviation": deviation}
+                    for layer, units in enumerate(torch.stack((scores.mean, scores.deviation), -1).tolist())
+                    for unit, (mean, deviation) in enumerate(units)
+                ]
+            progress(done, len(spec.criteria))
     artifacts.write_table(outputs.scores, CRITERIA.schema, CRITERIA.build(rows), header("average", spec, inputs))
 
 

@@ -51,7 +51,6 @@ rule trace_on_policy:
 
 rule average:
     input:
-        card=rules.fetch_model.output.card,
         traces=[
             f"{root}/traces/{{model}}/{{calibration}}/train-{shard}.safetensors"
             for shard in range(study.traces.shards)
@@ -71,5 +70,5 @@ rule average:
         spec=lambda wildcards: jobs.average(wildcards.model, wildcards.calibration)["spec"],
         code=lambda wildcards: jobs.average(wildcards.model, wildcards.calibration)["code"],
     shell:
-        "python -m shadowcore average --spec {params.spec:q} --threads {threads} --card {input.card:q}"
-        " --traces {input.traces:q} --scores {output.scores:q} &> {log:q}"
+        "python -m shadowcore average --spec {params.spec:q} --threads {threads} --traces {input.traces:q}"
+        " --scores {output.scores:q} &> {log:q}"
