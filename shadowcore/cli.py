@@ -34,6 +34,7 @@ STAGES = {
     "evaluate-oracle": "accuracy and perplexity with the example's own scores",
     "latency": "time per token of our decoder, dense and skipping",
     "aggregate": "final tables from every job's measurements",
+    "judge-claims": "verdicts on the published claims from the final tables",
     "check-tables": "refuse final tables with values that cannot be",
     "draw": "draw one figure from the final tables",
 }

@@ -26,7 +26,7 @@ from shadowcore.models.families import KINDS_OF
 from shadowcore.models.sources import DTYPES, MODEL_SOURCES
 from shadowcore.provenance import fingerprint
 from shadowcore.report.figures import FIGURES
-from shadowcore.schemas import FINAL_TABLES
+from shadowcore.schemas import FINAL_TABLES, MEASURED_TABLES
 from shadowcore.stages.base import parse_spec, to_json
 from shadowcore.stages.conditions import Condition
 from shadowcore.text import TEXT_SOURCES
@@ -548,9 +548,13 @@ class Jobs:
         """Path stems of latency measurements."""
         return [f"{self.root}/latency/{model}" for model in self.study.models] if self.study.latency else []
 
-    def tables(self) -> list[str]:
+    def tables(self, names: Iterable[str] = FINAL_TABLES) -> list[str]:
         """The final tables."""
-        return [f"{self.root}/tables/{name}.parquet" for name in FINAL_TABLES]
+        return [f"{self.root}/tables/{name}.parquet" for name in names]
+
+    def measured_tables(self) -> list[str]:
+        """The final tables that hold measurements: what is checked, judged and drawn."""
+        return self.tables(MEASURED_TABLES)
 
     def figures(self) -> list[str]:
         """Path stems of the figures."""

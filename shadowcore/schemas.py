@@ -195,9 +195,40 @@ LATENCY_REPEATS = Table(
     },
 )  # fmt: skip
 
-FINAL_TABLES = {
+_EFFECT = "above 0 as claimed: logarithm of a ratio, or difference of rank correlations plus the claim's margin"
+CLAIMS = Table(
+    "claims", 1, "one published claim beside one pair of our measurements, or beside none",
+    {
+        "claim": (TEXT, "name of the claim in shadowcore/report/claims.py"),
+        "statement": (TEXT, "what is claimed, in one sentence"),
+        "verdict": (TEXT, "reproduced, direction only, not reproduced or not attempted; claims.py has the rule"),
+    }
+    | {name: CONDITION[name] for name in ("model", "data", "calibration", "criterion", "policy", "protocol", "units")}
+    | {"sparsity_pct": CONDITION["sparsity_pct"], "seed": CONDITION["seed"]}
+    | {name: LATENCY.columns[name] for name in ("device", "dtype", "prompt_tokens", "new_tokens")}
+    | {
+        "metric": (TEXT, "what both values are"),
+        "side_winner": (TEXT, "the side said to be better: method, preset, and what else the claim names"),
+        "side_loser": (TEXT, "the side said to be worse; of several presets the best stands for a side"),
+        "value_winner": (NUMBER, "our value of the winner"),
+        "value_loser": (NUMBER, "our value of the loser"),
+        "effect": (NUMBER, f"our effect; {_EFFECT}"),
+        "low": (NUMBER, "lower end of its 95 % interval, from both sides' errors as if they were independent"),
+        "high": (NUMBER, "upper end of its 95 % interval"),
+        "published_model": (TEXT, "model of the published values; null where none is named"),
+        "published_units": (TEXT, "units that were removed there"),
+        "published_sparsity_pct": (NUMBER, "their sparsity, percent"),
+        "published_value_winner": (NUMBER, "published value of the winner"),
+        "published_value_loser": (NUMBER, "published value of the loser"),
+        "published_effect": (NUMBER, "published effect, made as ours"),
+        "source": (TEXT, "where it was published"),
+    },
+)  # fmt: skip
+
+MEASURED_TABLES = {
     table.name: table
     for table in (
         ACCURACY, PERPLEXITY, COMPARISONS, QUALITY, PREDICTORS, CRITERIA, LATENCY, LATENCY_REPEATS,
     )
 }  # fmt: skip
+FINAL_TABLES = MEASURED_TABLES | {CLAIMS.name: CLAIMS}

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from shadowcore import artifacts
 from shadowcore.errors import ArtifactError
-from shadowcore.report import show, style, tables
+from shadowcore.report import claims, show, style, tables
 from shadowcore.report.figures import FIGURES, save
 from shadowcore.schemas import FINAL_TABLES, OUTCOMES
 
@@ -142,7 +142,9 @@ def final_tables(documents):
         "comparisons": tables.comparisons(documents), "quality": quality_rows(), "predictors": predictor_rows(),
         "criteria": criteria_rows(), "latency": latency_rows(), "latency_repeats": [],
     }  # fmt: skip
-    return {name: FINAL_TABLES[name].build(values) for name, values in rows.items()}
+    measured = {name: FINAL_TABLES[name].build(values) for name, values in rows.items()}
+    judged = claims.judge({name: tables.frame(table) for name, table in measured.items()})
+    return measured | {"claims": FINAL_TABLES["claims"].build(judged)}
 
 
 @pytest.fixture(scope="module")
@@ -496,7 +498,7 @@ def test_show_prints_every_table_whole_in_any_terminal(results, frames):
     assert text.count("\n") > len(frames["perplexity"]["method"]) / 3
     dense = frames["perplexity"].query("method == 'dense'").iloc[0]
     assert f"{dense['value']:.1f} ± {dense['stderr']:.1f}" in text
-    for heading in ("perplexity", "Accuracy", "McNemar", "Recall", "Milliseconds", "figures in"):
+    for heading in ("perplexity", "Accuracy", "McNemar", "Recall", "Milliseconds", "not attempted", "figures in"):
         assert heading in text
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,9 @@ from shadowcore.schemas import FINAL_TABLES
 # what a line is about; what is the same in every line is told once, above them
 LINE = ["model", "device", "data", "task", "fewshot", "metric", "kind", "units", "criterion", "policy", "protocol"]
 LINE += ["calibration", "predictor", "predictor_rank", "dtype", "batch", "seed", "method"]
+# what tells two rows of one claim apart
+CLAIMED = ["model", "data", "device", "dtype", "prompt_tokens", "new_tokens", "metric", "units", "criterion", "policy"]
+CLAIMED += ["protocol", "calibration", "seed", "sparsity_pct", "side_winner", "side_loser"]
 # what a summary shows one value of, the first in order
 CHOSEN = ["device", "data", "task", "fewshot", "units", "criterion", "policy", "protocol", "calibration", "predictor"]
 CHOSEN += ["seed"]
@@ -59,6 +62,7 @@ def show(results: Path, console: Console) -> None:
             told = [_told(name, rows[name].dropna().iloc[0]) for name in same if rows[name].notna().any()]
             names = [name for name in shown if name not in same]
             _print(console, [heading, ", ".join(told)], names, _lines(rows, names, cell))
+    _claims(console, found["claims"])
     _places(results, console)
 
 
@@ -119,17 +123,26 @@ def _sorted(lines: Lines, names: list[str]) -> Lines:
 
 
 def _print(console: Console, title: list[str], names: list[str], lines: Lines) -> None:
-    """Print a table at its own width: a narrow terminal wraps it, but no number is cut off."""
+    """Print lines under the names of what they are about, and a column for each heading and sparsity."""
     columns = {column for cells in lines.values() for column in cells}
     headings = list(dict.fromkeys(heading for cells in lines.values() for heading, _ in cells))
+    columns = sorted(columns, key=lambda column: (headings.index(column[0]), column[1]))
+    sparsities = [f"{heading}\n{sparsity} %".strip() for heading, sparsity in columns]
+    rows = [[*line, *(cells.get(column, "") for column in columns)] for line, cells in lines.items()]
+    _table(console, title, names, sparsities, rows)
+
+
+def _table(
+    console: Console, title: list[str], names: list[str], numbers: list[str], rows: Iterable[Iterable[str]]
+) -> None:
+    """Print a table at its own width, words first: a narrow terminal wraps it, but no number is cut off."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     for name in names:
         table.add_column(name.replace("_", " "), no_wrap=True)
-    columns = sorted(columns, key=lambda column: (headings.index(column[0]), column[1]))
-    for heading, sparsity in columns:
-        table.add_column(f"{heading}\n{sparsity} %".strip(), justify="right", no_wrap=True)
-    for line, cells in lines.items():
-        table.add_row(*line, *(cells.get(column, "") for column in columns))
+    for number in numbers:
+        table.add_column(number, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
     console.print()
     for words in title:
         console.print(words, style="bold", highlight=False, soft_wrap=True)
@@ -137,6 +150,35 @@ def _print(console: Console, title: list[str], names: list[str], lines: Lines) -
     console.width = max(width, console.measure(table, options=console.options.update(width=10_000)).maximum)
     console.print(table)
     console.width = width
+
+
+def _claims(console: Console, claims: pd.DataFrame) -> None:
+    """Print every published claim with our pairs beside it; effects are logarithms, or differences of correlations."""
+    for statement, rows in claims.groupby("statement", sort=False):
+        compared = rows[rows["verdict"] != "not attempted"]
+        names = [name for name in CLAIMED if compared[name].nunique(dropna=False) > 1]
+        same = [name for name in CLAIMED if name not in names and compared[name].notna().any()]
+        told = [_told(name, compared[name].iloc[0]) for name in same]
+        lines = [
+            [*(_text(row[name]) for name in names), row["verdict"], _effect(row), _published(row)]
+            for _, row in rows.sort_values(names, kind="stable").iterrows()
+        ]
+        _table(console, [statement, ", ".join(told)], [*names, "verdict"], ["ours [95 %]", "published"], lines)
+
+
+def _effect(row: pd.Series) -> str:
+    if pd.isna(row["effect"]):
+        return "-"
+    pair = f"{_number(row['value_winner'])} against {_number(row['value_loser'])}"
+    return f"{pair}: {row['effect']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
+
+
+def _published(row: pd.Series) -> str:
+    pair = f"{_text(row['published_value_winner'])} against {_text(row['published_value_loser'])}: "
+    place = [row["published_model"], row["published_units"], row["published_sparsity_pct"]]
+    words = [_text(part) + (" %" if part is place[2] else "") for part in place if pd.notna(part)]
+    pair = "" if pd.isna(row["published_value_winner"]) else pair
+    return f"{pair}{row['published_effect']:+.3f} ({' '.join(words) or 'headline'})"
 
 
 def _places(results: Path, console: Console) -> None:

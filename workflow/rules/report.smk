@@ -1,6 +1,9 @@
+from os.path import relpath
+
 from shadowcore.provenance import fingerprint
 from shadowcore.report.figures import FIGURES
-from shadowcore.schemas import FINAL_TABLES
+from shadowcore.report.claims import PUBLISHED
+from shadowcore.schemas import MEASURED_TABLES
 
 
 rule aggregate:
@@ -14,7 +17,7 @@ rule aggregate:
     output:
         **{
             name: report(f"{root}/tables/{name}.parquet", category="Tables", caption="../report/tables.rst")
-            for name in FINAL_TABLES
+            for name in MEASURED_TABLES
         },
     log:
         f"{root}/logs/aggregate.log",
@@ -38,7 +41,7 @@ rule aggregate:
 
 rule check_tables:
     input:
-        tables=jobs.tables(),
+        tables=jobs.measured_tables(),
     output:
         record=f"{root}/checks/tables.json",
     log:
@@ -56,13 +59,36 @@ rule check_tables:
         "python -m shadowcore check-tables --tables {input.tables:q} --record {output.record:q} &> {log:q}"
 
 
+rule judge_claims:
+    input:
+        tables=jobs.measured_tables(),
+        checked=rules.check_tables.output.record,
+        published=relpath(PUBLISHED),
+    output:
+        claims=report(f"{root}/tables/claims.parquet", category="Tables", caption="../report/tables.rst"),
+    log:
+        f"{root}/logs/judge_claims.log",
+    benchmark:
+        f"{root}/benchmarks/judge_claims.tsv"
+    conda:
+        "../../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=1000,
+    params:
+        code=fingerprint("shadowcore.stages.judge_claims"),
+    shell:
+        "python -m shadowcore judge-claims --tables {input.tables:q} --published {input.published:q}"
+        " --claims {output.claims:q} &> {log:q}"
+
+
 for name in FIGURES:
 
     rule:
         name:
             f"draw_{name}"
         input:
-            tables=jobs.tables(),
+            tables=jobs.measured_tables(),
             checked=rules.check_tables.output.record,
         output:
             pdf=f"{root}/figures/{{model}}/{name}.pdf",

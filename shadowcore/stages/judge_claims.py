@@ -1,0 +1,39 @@
+"""Put the published claims beside the study's final tables, with a verdict for each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from shadowcore import artifacts
+from shadowcore.report import claims, tables
+from shadowcore.schemas import CLAIMS
+from shadowcore.stages.base import Progress, Stage, header
+
+
+@dataclass(frozen=True)
+class Spec:
+    """Nothing to choose."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """tables: the final tables but this one; published: the published values (shadowcore/report/published.csv)."""
+
+    tables: tuple[Path, ...]
+    published: Path
+
+
+@dataclass(frozen=True)
+class Outputs:
+    claims: Path
+
+
+def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
+    progress = Progress("judge-claims")
+    rows = claims.judge(tables.read(inputs.tables[0].parent), inputs.published)
+    artifacts.write_table(outputs.claims, CLAIMS.schema, CLAIMS.build(rows), header("judge-claims", spec, inputs))
+    progress(1, 1)
+
+
+STAGE = Stage("verdicts on the published claims from the final tables", Spec, Inputs, Outputs, run)

@@ -1,0 +1,120 @@
+"""Verdicts on the published claims: what was published as it was, and the rule at its borders."""
+
+import math
+
+import pandas as pd
+import pytest
+
+from shadowcore.report import claims, tables
+from shadowcore.report.claims import CLAIMS, PUBLISHED
+from shadowcore.schemas import FINAL_TABLES, MEASURED_TABLES
+
+PLACE = {"calibration": "c4", "policy": "global", "protocol": "token", "units": "heads", "sparsity_pct": 50, "seed": 0}
+ERROR = 0.01
+
+
+def study(model="opt-1.3b", **place):
+    """Tables with a perplexity of shadow (plainact) twice as low as static's, both above dense."""
+    found = {name: [] for name in MEASURED_TABLES}
+    for method, value in (("shadow", 20.0), ("static", 40.0)):
+        keys = PLACE | {"model": model, "data": "wikitext", "method": method, "criterion": "plainact", **place}
+        keys |= {"predictor": "small" if method == "shadow" else None, "task": "wikitext", "fewshot": 0, "n": 62}
+        found["perplexity"].append(keys | {"metric": "word_perplexity", "value": value})
+        difference = {"difference": math.log(value / 10), "stderr": ERROR, "reference": "dense"}
+        found["comparisons"].append(keys | {"metric": "log_word_perplexity"} | difference)
+    return {name: tables.frame(MEASURED_TABLES[name].build(rows)) for name, rows in found.items()}
+
+
+def verdicts(found, claim="context_over_static"):
+    return [row for row in claims.judge(found) if row["claim"] == claim]
+
+
+def test_every_claim_holds_in_what_was_published():
+    for name, claim in CLAIMS.items():
+        theirs = claims.published(PUBLISHED, claim)
+        assert len(theirs) and (theirs["effect"] >= 0).all() and (theirs["effect"] > 0.005).any(), name
+        assert theirs["source"].notna().all()
+
+
+def test_published_values_are_those_cited():
+    rows = pd.read_csv(PUBLISHED)
+    assert not rows.drop(columns=["value", "source"]).duplicated().any()
+    assert (rows["value"] > 0).all() and rows["source"].str.contains("arXiv 2406.16635").all()
+    theirs = claims.published(PUBLISHED, CLAIMS["shadow_over_magnitude"])
+    assert theirs["effect"].max() == pytest.approx(math.log(35.1 / 12.1))  # OPT-30B at 50 %
+    theirs = claims.published(PUBLISHED, CLAIMS["faster_than_layerwise"])
+    assert set(theirs["model"]) == {"opt-1.3b", "opt-6.7b", "opt-13b", "opt-30b", "opt-66b"}
+
+
+def test_an_effect_is_that_of_the_values_with_both_errors():
+    (row,) = verdicts(study())
+    assert (row["value_winner"], row["value_loser"], row["sparsity_pct"]) == (20.0, 40.0, 50)
+    assert row["effect"] == pytest.approx(math.log(2))
+    assert row["high"] - row["effect"] == pytest.approx(1.96 * math.hypot(ERROR, ERROR))
+    assert (row["published_value_winner"], row["published_value_loser"]) == (30.8, 42.8)
+
+
+@pytest.mark.parametrize(
+    ("change", "verdict"),
+    [
+        ({}, "reproduced"),
+        ({"model": "opt-6.7b"}, "direction only"),
+        ({"units": "neurons"}, "direction only"),
+        # published: log(42.8 / 30.8) = 0.33
+        ({"winner": 40 / math.exp(0.15)}, "direction only"),
+        ({"winner": 40 / math.exp(0.18)}, "reproduced"),
+        ({"winner": 39.5}, "not reproduced"),  # within the error
+        ({"winner": 60.0}, "not reproduced"),
+        ({"sparsity_pct": 55}, "not attempted"),  # nothing was published there
+        ({"criterion": "snip"}, "not attempted"),
+    ],
+)
+def test_the_rule_of_a_verdict(change, verdict):
+    place = dict(change)
+    winner = place.pop("winner", 20.0)
+    found = study(**place)
+    perplexity = found["perplexity"]
+    perplexity.loc[perplexity["method"] == "shadow", "value"] = winner
+    (row,) = verdicts(found)
+    assert row["verdict"] == verdict
+    assert ("effect" in row) == (verdict != "not attempted")
+
+
+def test_the_best_of_several_presets_stands_for_a_method():
+    found = study()
+    for name, column, worse in (("perplexity", "value", 3.0), ("comparisons", "difference", 1.0)):
+        more = found[name][found[name]["method"] == "shadow"].assign(predictor="other")
+        found[name] = pd.concat([more.assign(**{column: more[column] * worse}), found[name]], ignore_index=True)
+    (row,) = verdicts(found)
+    assert row["side_winner"] == "shadow plainact small"
+
+
+def test_accuracy_is_a_mean_over_tasks_on_the_same_scale():
+    found = {name: [] for name in MEASURED_TABLES}
+    right = {"piqa": (0.70, 0.60), "copa": (0.80, 0.60)}
+    for task, values in right.items():
+        for (method, criterion), value in zip((("shadow", "plainact"), ("layerwise", "l2_norm")), values, strict=True):
+            keys = PLACE | {"model": "m", "data": task, "method": method, "criterion": criterion, "predictor": "small"}
+            keys |= {"task": task, "fewshot": 0, "metric": "acc", "n": 100}
+            found["accuracy"].append(keys | {"value": value})
+            found["comparisons"].append(keys | {"difference": value - 0.9, "stderr": 0.01, "reference": "dense"})
+    found = {name: tables.frame(MEASURED_TABLES[name].build(rows)) for name, rows in found.items()}
+    (row,) = verdicts(found, "more_accurate")
+    assert row["value_winner"] == pytest.approx(0.75) and row["effect"] == pytest.approx(math.log(0.75 / 0.60))
+    error = math.hypot(0.01, 0.01) / 2
+    assert row["high"] - row["effect"] == pytest.approx(1.96 * math.hypot(error / 0.75, error / 0.60))
+    assert row["verdict"] == "direction only" and row["published_effect"] == pytest.approx(math.log(1.15))
+
+
+def test_a_model_without_rows_for_a_claim_is_said_to_have_none():
+    rows = claims.judge(study())
+    assert {row["claim"] for row in rows} == set(CLAIMS)
+    assert {row["verdict"] for row in rows if row["claim"] != "context_over_static"} == {"not attempted"}
+    nothing = {name: tables.frame(table.build([])) for name, table in FINAL_TABLES.items()}
+    assert claims.judge(nothing) == []
+
+
+def test_another_model_changes_nothing():
+    both = {name: pd.concat([rows, study("other")[name]], ignore_index=True) for name, rows in study().items()}
+    build = FINAL_TABLES["claims"].build
+    assert build(row for row in claims.judge(both) if row["model"] == "opt-1.3b") == build(claims.judge(study()))
