@@ -80,12 +80,12 @@ def _attend(
             # who arrives last puts the parts together
             tl.debug_barrier()
             if tl.atomic_add(arrivals + slot, 1) == SPLITS - 1:
-                parts = tl.arange(0, PARTS)
-                part = slot * SPLITS + parts
-                best = tl.load(weight_parts + 2 * part, mask=parts < SPLITS, other=float("-inf"))
-                fades = tl.exp(best - tl.max(best, 0))
-                weights = fades * tl.load(weight_parts + 2 * part + 1, mask=parts < SPLITS, other=0.0)
-                mixes = tl.load(mixed_parts + part[:, None] * K + k[None, :], mask=(parts < SPLITS)[:, None], other=0.0)
+                other = tl.arange(0, PARTS)
+                there, parts = other < SPLITS, slot * SPLITS + other
+                bests = tl.load(weight_parts + 2 * parts, mask=there, other=float("-inf"))
+                fades = tl.exp(bests - tl.max(bests, 0))
+                weights = fades * tl.load(weight_parts + 2 * parts + 1, mask=there, other=0.0)
+                mixes = tl.load(mixed_parts + parts[:, None] * K + k[None, :], mask=there[:, None], other=0.0)
                 tl.store(out + slot * K + k, tl.sum(fades[:, None] * mixes, 0) / tl.sum(weights, 0))
                 tl.store(arrivals + slot, 0)
 

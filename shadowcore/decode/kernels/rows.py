@@ -101,6 +101,15 @@ def project(
     )  # fmt: skip
 
 
+@triton.jit
+def _rows_at(slot, used, units, UNIT: tl.constexpr):
+    """The weight row that each slot in use stands for."""
+    row = slot.to(tl.int64)
+    if units is not None:
+        row = tl.load(units + slot // UNIT, mask=used, other=0).to(tl.int64) * UNIT + slot % UNIT
+    return tl.where(used, row, 0)
+
+
 @triton.jit(do_not_specialize=["slots"])
 def _accumulate(
     amount, weight, units, count, partial, threshold, slots,
@@ -109,28 +118,21 @@ def _accumulate(
 ):  # fmt: skip
     if not EARLY:
         begin(PDL)
-    group = tl.program_id(1)
+    first, group = tl.program_id(0) * COLUMNS, tl.program_id(1)
     if count is not None:
         slots = tl.load(count) * UNIT
-    first = tl.program_id(0) * COLUMNS
-    column = first + tl.arange(0, COLUMNS)
     if EARLY:
         if PDL:
-            slot = group * GROUP + tl.arange(0, GROUP)
-            row = slot.to(tl.int64)
-            if units is not None:
-                unit = tl.load(units + slot // UNIT, mask=slot < slots, other=0).to(tl.int64)
-                row = unit * UNIT + slot % UNIT
+            every = group * GROUP + tl.arange(0, GROUP)
             line = tl.minimum(first + tl.arange(0, COLUMNS // LINE) * LINE, D - 1)
-            prefetch(weight + tl.where(slot < slots, row, 0)[:, None] * D + line[None, :])
+            prefetch(weight + _rows_at(every, every < slots, units, UNIT)[:, None] * D + line[None, :])
         begin(PDL)
+    column = first + tl.arange(0, COLUMNS)
     total = tl.zeros([ROWS, COLUMNS], tl.float32)
-    for start in tl.static_range(0, GROUP, ROWS):
+    for start in range(0, GROUP, ROWS):
         slot = group * GROUP + start + tl.arange(0, ROWS)
         used = slot < slots
-        row = slot.to(tl.int64)
-        if units is not None:
-            row = tl.load(units + slot // UNIT, mask=used, other=0).to(tl.int64) * UNIT + slot % UNIT
+        row = _rows_at(slot, used, units, UNIT)
         a = tl.load(amount + slot, mask=used, other=0.0).to(tl.float32)
         if threshold is not None:
             used = used & (tl.abs(a) > threshold)
@@ -197,17 +199,17 @@ def _settle(
     # who arrives last sees the whole residual and norms it
     tl.debug_barrier()
     if tl.atomic_add(arrivals, 1) == tl.num_programs(0) - 1:
-        column = tl.arange(0, WIDTH)
-        inside = column < D
-        x = tl.load(residual + column, mask=inside, other=0.0)
+        every = tl.arange(0, WIDTH)
+        there = every < D
+        x = tl.load(residual + every, mask=there, other=0.0)
         if not RMS:
-            x = tl.where(inside, x - tl.sum(x, 0) / D, 0.0)
+            x = tl.where(there, x - tl.sum(x, 0) / D, 0.0)
         x = x * tl.rsqrt(tl.sum(x * x, 0) / D + eps)
         if norm_weight is not None:
-            x = x * tl.load(norm_weight + column, mask=inside, other=0.0).to(tl.float32)
+            x = x * tl.load(norm_weight + every, mask=there, other=0.0).to(tl.float32)
         if norm_bias is not None:
-            x += tl.load(norm_bias + column, mask=inside, other=0.0).to(tl.float32)
-        tl.store(out + column, x, mask=inside)
+            x += tl.load(norm_bias + every, mask=there, other=0.0).to(tl.float32)
+        tl.store(out + every, x, mask=there)
         tl.store(arrivals, 0)
 
 
