@@ -31,7 +31,7 @@ def _attend(
 ):  # fmt: skip
     begin(PDL)
     slot, split = tl.program_id(0), tl.program_id(1)
-    now = tl.load(position)
+    now = tl.load(position).to(tl.int32)
     k = tl.arange(0, K)
     new_keys = qkv + capacity * K
     new_values = new_keys + KV_HEADS * K
@@ -114,7 +114,7 @@ class Attention:
         turns: tuple[torch.Tensor, torch.Tensor] | None,
         out: torch.Tensor,
     ) -> None:
-        """out_i = softmax(q_i K^T / sqrt(K)) V over all positions up to `position` (one int32, on the device).
+        """out_i = softmax(q_i K^T / sqrt(K)) V over all positions up to `position` (one integer, on the device).
 
         qkv (capacity + 2 G, K) float32: queries of the kept heads, then keys and values of every KV head, which are
         written into the caches. heads: which heads the queries are of where `numbered`, else the first ones.

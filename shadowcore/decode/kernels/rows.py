@@ -93,7 +93,7 @@ def project(
     columns = min(COLUMNS, power_of_two(width))
     together = max(1, 4096 // columns // parts)
     early = units is None or units.early
-    _project[(triton.cdiv(total, together),)](
+    _project[(max(1, triton.cdiv(total, together)),)](
         x, weight, bias, scale, units and units.index, units and units.count, out,
         gathered, rows - total, total,
         D=width, UNIT=unit_rows, PARTS=parts, ACTIVATION=ACTIVATIONS[activation], ROWS=together, COLUMNS=columns,
@@ -166,7 +166,7 @@ class Partial:
         Rows with abs(a_j) <= threshold are not read.
         """
         self.count = None if units is None else units.count
-        grid = triton.cdiv(self.width, self.columns), len(self.addends)
+        grid = triton.cdiv(self.width, self.columns), max(1, len(self.addends))
         _accumulate[grid](
             amount, weight, units and units.index, self.count, self.addends, threshold, self.slots,
             D=self.width, UNIT=self.unit_rows, GROUP=self.group, ROWS=min(self.group, max(1, 8192 // self.columns)),

@@ -147,5 +147,5 @@ def select(scores: torch.Tensor, choices: Sequence[Choice]) -> None:
     ]
     block = power_of_two(max(choice.units for choice in choices))
     _select[(len(scores), len(choices))](
-        scores, scores.stride(0), *arguments, BLOCK=block, **options(scores.device, max(4, min(16, block // 1024)))
+        scores, scores.stride(0), *arguments, BLOCK=block, **options(scores.device, max(4, min(32, block // 1024)))
     )
