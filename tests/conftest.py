@@ -1,10 +1,15 @@
 """Tiny random models of both families, built from a configuration in memory."""
 
+import os
 import random
+
+import torch
+
+if not torch.cuda.is_available():  # before anything imports Triton: its kernels then run on the CPU, interpreted
+    os.environ["TRITON_INTERPRET"] = "1"
 
 import pandas as pd
 import pytest
-import torch
 from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
 
 TINY = {

@@ -61,8 +61,8 @@ def random_masks(model, fraction=0.5, seed=2):
     return {k: torch.rand(sizes.layers, sizes.units(k), generator=generator) < fraction for k in KINDS}
 
 
-def random_predictor(model, design):
-    predictor = Predictor(design, dimensions_of(model.config), {"heads": 8, "neurons": 16}).eval()
+def random_predictor(model, design, count=1):
+    predictor = Predictor(design, dimensions_of(model.config), {"heads": 8, "neurons": 16}, count).eval()
     for parameter in predictor.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     return predictor

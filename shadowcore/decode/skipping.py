@@ -22,7 +22,9 @@ class Kept(NamedTuple):
 
 
 class Selection(Protocol):
-    """Decides, while a step runs, what its later layers skip."""
+    """Decides, while a step runs, what its later layers skip; for that it reads `weight_bytes` of its own."""
+
+    weight_bytes: int
 
     def see(self, site: Site, feature: torch.Tensor) -> None:
         """Told by the decoder what flows at each residual and at each layer's heads, (B, D) or (B, H K)."""
@@ -33,6 +35,8 @@ class Selection(Protocol):
 
 class KeepAll:
     """Dense: nothing is skipped."""
+
+    weight_bytes = 0
 
     def see(self, site: Site, feature: torch.Tensor) -> None:
         pass
@@ -75,7 +79,10 @@ class KeepPredicted:
             raise ConfigError(
                 f"a {predictor.design} predictor reads the heads it should skip; it can skip neurons only"
             )
-        self.predictor, self.policy, self.sparsity_pct = predictor, POLICIES[policy], dict(sparsity_pct)
+        self.predictor, self.policy_name, self.policy = predictor, policy, POLICIES[policy]
+        self.sparsity_pct = dict(sparsity_pct)
+        scorers = [predictor.scorers[kind] for kind in sparsity_pct]
+        self.weight_bytes = sum(t.nbytes for scorer in scorers for t in (*scorer.parameters(), *scorer.buffers()))
         self._kept: dict[tuple[int, Kind], Kept] = {}
 
     def see(self, site: Site, feature: torch.Tensor) -> None:

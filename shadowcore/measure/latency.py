@@ -193,14 +193,7 @@ def bytes_per_step(decoder: Decoder) -> int:
 
 def predictor_bytes(decoder: Decoder) -> int:
     """Bytes of the predictor's weights that one step reads; 0 without a predictor."""
-    if not isinstance(decoder.selection, KeepPredicted):
-        return 0
-    scorers = decoder.selection.predictor.scorers
-    return sum(
-        weight.nbytes
-        for kind in decoder.selection.sparsity_pct
-        for weight in (*scorers[kind].parameters(), *scorers[kind].buffers())
-    )
+    return decoder.selection.weight_bytes
 
 
 def summarise(raw: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -1,0 +1,247 @@
+"""Which units a step of the Triton decoder keeps, decided and kept on the device: nothing of it waits for the host.
+
+The counterparts of `skipping`: `on_device` turns any selection of the torch decoder into one of these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+
+from shadowcore.decode.kernels.launch import Units
+from shadowcore.decode.kernels.rows import project
+from shadowcore.decode.kernels.select import Choice, Scorer, score, select
+from shadowcore.decode.skipping import KeepAll, KeepFixed, KeepPredicted, Kept, Selection
+from shadowcore.errors import ConfigError
+from shadowcore.method.policies import kept_units
+from shadowcore.method.predictors import Predictor, UnitScorer
+from shadowcore.models.families import KINDS, Dimensions, Kind
+from shadowcore.models.recording import Site
+
+ALIGNED = 16  # int32 numbers between two layers' lists: kernels are compiled once for all of them
+
+
+class AllUnits:
+    """Dense: nothing is skipped."""
+
+    weight_bytes = 0
+
+    def start(self, position: torch.Tensor) -> None:
+        """Told at the beginning of a step at which position (one integer, on the device) it is."""
+
+    def see(self, site: Site, feature: torch.Tensor) -> None:
+        """Told what flows at each residual and at each dense layer's heads, a float32 vector."""
+
+    def units(self, layer: int, kind: Kind) -> Units | None:
+        """Units to compute there in the step under way; None for all."""
+        return None
+
+    def kept(self, layer: int, kind: Kind) -> Kept | None:
+        """Units computed there in the last step, as the torch decoder says it."""
+        units = self.units(layer, kind)
+        return None if units is None else Kept(units.index[: units.count.item()].long().sort().values, None)
+
+
+class GivenUnits(AllUnits):
+    """Units given in advance: lists[kind] (S, L, n), a turn of S steps that begins anew after the last.
+
+    counts[kind] (L,): how many of the n are meant; without it all. The layers in `dense` keep all of their units.
+    """
+
+    def __init__(
+        self,
+        lists: Mapping[Kind, torch.Tensor],
+        counts: Mapping[Kind, torch.Tensor] | None = None,
+        dense: Mapping[Kind, Sequence[int]] | None = None,
+    ):
+        self._turns = {kind: _aligned(turn) for kind, turn in lists.items()}
+        self._now = {kind: turn[0].clone() for kind, turn in self._turns.items()}
+        self._width = {kind: turn.shape[2] for kind, turn in lists.items()}
+        self._counts = {
+            kind: _counts(counts[kind] if counts else torch.full((turn.shape[1],), turn.shape[2]), turn.device)
+            for kind, turn in lists.items()
+        }
+        self._dense = {kind: frozenset(dense[kind]) if dense else frozenset() for kind in lists}
+
+    def start(self, position: torch.Tensor) -> None:
+        """Take the next lists of the turn."""
+        for kind, turn in self._turns.items():
+            if len(turn) > 1:
+                torch.index_select(turn, 0, position % len(turn), out=self._now[kind][None])
+
+    def units(self, layer: int, kind: Kind) -> Units | None:
+        """Units to compute there in the step under way; None for all."""
+        if kind not in self._now or layer in self._dense[kind]:
+            return None
+        return Units(self._now[kind][layer, : self._width[kind]], self._counts[kind][layer, :1], early=True)
+
+
+class Group(NamedTuple):
+    """Weights of one group of a predictor as the kernels read them: D -> r of all kinds -> (layers, U) of each.
+
+    Standardising the feature is folded into `inner`, scaling the scores into each kind's weights.
+    """
+
+    site: Site
+    layers: tuple[int, ...]
+    inner: torch.Tensor  # (r of heads + r of neurons, D)
+    inner_bias: torch.Tensor
+    inner_scale: torch.Tensor | None
+    outer: Mapping[Kind, Scorer]
+
+    def tensors(self) -> list[torch.Tensor]:
+        """All weights."""
+        outer = [tensor for scorer in self.outer.values() for tensor in scorer]
+        return [t for t in (self.inner, self.inner_bias, self.inner_scale, *outer) if t is not None]
+
+
+class PredictedUnits(AllUnits):
+    """Units chosen in every step, per layer: three kernels a group, its product, its scores, its selection.
+
+    kept: how many units of each kind every predicted layer keeps.
+    """
+
+    def __init__(self, groups: Sequence[Group], sizes: Dimensions, kept: Mapping[Kind, int]):
+        self._groups = {group.site: group for group in groups}
+        self._site_of = {layer: group.site for group in groups for layer in group.layers}
+        self._kept = dict(kept)
+        self.weight_bytes = sum(tensor.nbytes for group in groups for tensor in group.tensors())
+        device = groups[0].inner.device
+        most_layers = max(len(group.layers) for group in groups)
+        total_units = sum(sizes.units(kind) for kind in kept)
+        self._hidden = torch.empty(max(len(group.inner) for group in groups), device=device)
+        self._scores = torch.empty(most_layers, total_units, device=device)
+        self._index = {
+            kind: _aligned(torch.zeros(sizes.layers, count, dtype=torch.int32, device=device))
+            for kind, count in kept.items()
+        }
+        self._counts = {kind: _counts(torch.full((sizes.layers,), count), device) for kind, count in kept.items()}
+
+    def see(self, site: Site, feature: torch.Tensor) -> None:
+        """Choose the units of the layers that are predicted from here."""
+        group = self._groups.get(site)
+        if group is None:
+            return
+        hidden, scores = self._hidden[: len(group.inner)], self._scores[: len(group.layers)]
+        project(feature, group.inner, group.inner_bias, hidden, activation="relu", scale=group.inner_scale)
+        score(hidden, group.outer.get("heads"), group.outer.get("neurons"), scores)
+        choices, start = [], 0
+        first, end = group.layers[0], group.layers[-1] + 1
+        for kind in KINDS:
+            if kind in self._kept:
+                units = group.outer[kind].bias.shape[1]
+                choices.append(Choice(start, units, self._kept[kind], self._index[kind][first:end]))
+                start += units
+        select(scores, choices)
+
+    def units(self, layer: int, kind: Kind) -> Units | None:
+        """Units to compute there in the step under way; None for all."""
+        site = self._site_of.get(layer)
+        if site is None or kind not in self._kept:
+            return None
+        # heads chosen from the residual that enters their own layer are known only just in time
+        early = not (kind == "heads" and site == Site(layer, "residual"))
+        return Units(self._index[kind][layer, : self._kept[kind]], self._counts[kind][layer, :1], early)
+
+
+def on_device(selection: Selection | None, sizes: Dimensions, dtype: torch.dtype, device: torch.device) -> AllUnits:
+    """The selection that does on the device what this one does; of policies only `per_layer`, else ConfigError."""
+    if isinstance(selection, AllUnits):
+        return selection
+    if isinstance(selection, KeepPredicted):
+        if selection.policy_name != "per_layer":
+            raise ConfigError(
+                f"policy '{selection.policy_name}': the Triton backend chooses per_layer; the torch backend has it"
+            )
+        kinds = selection.sparsity_pct
+        kept = {kind: kept_units(sizes.units(kind), pct) for kind, pct in kinds.items()}
+        return PredictedUnits(groups_of(selection.predictor, tuple(kinds), dtype, device), sizes, kept)
+    if isinstance(selection, KeepFixed):
+        return _given(selection, sizes, device)
+    if selection is None or isinstance(selection, KeepAll):
+        return AllUnits()
+    raise ConfigError(f"selection: the Triton backend has no counterpart of {type(selection).__name__}")
+
+
+def _given(selection: KeepFixed, sizes: Dimensions, device: torch.device) -> GivenUnits:
+    lists, counts, dense = {}, {}, {}
+    for kind in KINDS:
+        kept = [selection.kept(layer, kind) for layer in range(sizes.layers)]
+        dense[kind] = [layer for layer, some in enumerate(kept) if some is None]
+        counts[kind] = torch.tensor([0 if some is None else len(some.units) for some in kept])
+        lists[kind] = torch.zeros(1, sizes.layers, max(1, int(counts[kind].max())), dtype=torch.int32, device=device)
+        for layer, some in enumerate(kept):
+            if some is not None:
+                lists[kind][0, layer, : len(some.units)] = some.units
+    return GivenUnits(lists, counts, dense)
+
+
+def groups_of(
+    predictor: Predictor, kinds: Sequence[Kind], dtype: torch.dtype, device: torch.device, bits: int = 16
+) -> list[Group]:
+    """A trained predictor's weights for the given kinds of unit as the kernels read them; bits: of a weight, 16 or 8.
+
+    With 16 bits weights have `dtype`.
+    """
+    groups = []
+    for index, (site, layers) in enumerate(predictor.groups):
+        scorers: dict[Kind, UnitScorer] = {
+            kind: predictor.scorers[kind][index].to(device=device, dtype=torch.float32)
+            for kind in KINDS
+            if kind in kinds
+        }
+        with torch.no_grad():
+            inner = [(s.inner.weight / s.feature_scale, s.inner.bias) for s in scorers.values()]
+            biases = [bias - weight @ s.feature_mean for (weight, bias), s in zip(inner, scorers.values(), strict=True)]
+            outer = {
+                kind: (
+                    s.outer.weight.view(s.layers, s.units, -1) * s.score_scale[:, :, None],
+                    s.score_mean + s.score_scale * s.outer.bias.view(s.layers, s.units),
+                )
+                for kind, s in scorers.items()
+            }
+        groups.append(group(site, layers, torch.cat([w for w, _ in inner]), torch.cat(biases), outer, dtype, bits))
+    return groups
+
+
+def group(
+    site: Site,
+    layers: tuple[int, ...],
+    inner: torch.Tensor,
+    inner_bias: torch.Tensor,
+    outer: Mapping[Kind, tuple[torch.Tensor, torch.Tensor]],
+    dtype: torch.dtype,
+    bits: int,
+) -> Group:
+    """A group with its weights in `dtype`, or in 8 bits with one scale a row."""
+
+    def stored(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        return (weight.to(dtype), None) if bits == 16 else eight_bits(weight)
+
+    scorers = {}
+    for kind, (weight, bias) in outer.items():
+        small, scale = stored(weight)
+        scorers[kind] = Scorer(small, bias.float(), scale)
+    small, scale = stored(inner)
+    return Group(site, layers, small, inner_bias.float(), scale, scorers)
+
+
+def eight_bits(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows (..., r) rounded to 255 steps between minus and plus their largest number, and the size (...) of a step."""
+    step = weight.abs().amax(-1).float().clamp_min(1e-30) / 127
+    return (weight / step[..., None]).round().to(torch.int8), step
+
+
+def _aligned(lists: torch.Tensor) -> torch.Tensor:
+    """int32 lists (..., n) in rows whose length is a multiple of ALIGNED."""
+    missing = -lists.shape[-1] % ALIGNED
+    return torch.nn.functional.pad(lists, (0, missing)).contiguous()
+
+
+def _counts(counts: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """One count a layer, each at the beginning of its own aligned row."""
+    rows = torch.zeros(len(counts), ALIGNED, dtype=torch.int32, device=device)
+    rows[:, 0] = counts
+    return rows

@@ -1,0 +1,69 @@
+"""What all kernels share: when they may run into each other, and how their indices are passed.
+
+On a GPU that can (capability 9.0 and later) a kernel starts while the one before it still runs: programmatic
+dependent launch. It then waits for that kernel's results, but may use the time to bring the weights it will read
+into the L2 cache, where their addresses are known. A kernel lets its successor start only after its own wait, so
+whatever the last but one kernel wrote is there from the beginning.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+LINE = 64  # elements a prefetch brings: 128 bytes of 16-bit weights
+
+
+class Units(NamedTuple):
+    """Units of one layer to compute, on the device: the first `count` of `index`, in any order, without repeats."""
+
+    index: torch.Tensor  # (capacity,) int32
+    count: torch.Tensor  # (1,) int32
+    early: bool = False  # written before the last kernel began: weights may be fetched ahead
+
+    @property
+    def capacity(self) -> int:
+        """The most units there may be."""
+        return len(self.index)
+
+
+@cache
+def overlaps(device: torch.device) -> bool:
+    """Whether kernels on this device may start before the one ahead has ended."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
+
+
+def options(device: torch.device, warps: int) -> dict[str, Any]:
+    """Launch options of every kernel: warps a program, and the overlap with the kernel before."""
+    pdl = overlaps(device)
+    return {"PDL": pdl, "num_warps": warps} | ({"launch_pdl": True} if pdl else {})
+
+
+def power_of_two(number: int) -> int:
+    """The smallest power of two that is not below `number`."""
+    return triton.next_power_of_2(number)
+
+
+@triton.jit
+def begin(PDL: tl.constexpr):
+    """Wait for the kernel before; from here on the next one may start."""
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
+
+
+@triton.jit
+def prefetch(addresses):
+    """Bring the 128 bytes at each of these addresses into the L2 cache, without waiting."""
+    tl.inline_asm_elementwise(
+        "prefetch.global.L2 [$1]; mov.u32 $0, 0;",
+        "=r,l",
+        [addresses.to(tl.int64)],
+        dtype=tl.int32,
+        is_pure=False,
+        pack=1,
+    )

@@ -1,0 +1,158 @@
+"""The Triton decoder against the Hugging Face model and the torch decoder, its kernels interpreted without a GPU."""
+
+import pytest
+import torch
+from test_decoder import HALF, PROMPT, VARIANTS, all_logits, close, logits_of, random_masks, random_predictor
+from transformers import OPTConfig, OPTForCausalLM
+
+pytest.importorskip("triton", reason="Triton is not installed, so there is no Triton decoder to test")
+
+from shadowcore.decode.chosen import GivenUnits, PredictedUnits, eight_bits, groups_of
+from shadowcore.decode.decoder import Decoder
+from shadowcore.decode.graph import GraphDecoder
+from shadowcore.decode.layout import compacted, from_model
+from shadowcore.decode.skipping import KeepFixed, KeepPredicted
+from shadowcore.errors import ConfigError
+from shadowcore.measure.latency import HuggingFaceDecoder, bytes_per_step, check, predictor_bytes
+from shadowcore.models.families import KINDS
+from shadowcore.models.masking import masked
+
+ROOM = 16
+
+
+@pytest.fixture
+def ids(tokens):
+    """One short sequence (1, 8): the interpreter is slow."""
+    return tokens[:1, :8]
+
+
+def test_dense_decoder_is_the_model(tiny, ids):
+    close(logits_of(GraphDecoder(from_model(tiny), ROOM), ids), all_logits(tiny, ids))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_variants_of_the_families(variant, ids):
+    torch.manual_seed(3)
+    model = VARIANTS[variant]().eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    keep = random_masks(model)
+    close(logits_of(GraphDecoder(from_model(model), ROOM), ids), all_logits(model, ids))
+    check("gathered", GraphDecoder(from_model(model), ROOM, KeepFixed(keep)), model, ids)
+    check("compacted", GraphDecoder(compacted(from_model(model), keep), ROOM), model, ids)
+
+
+def test_generates_what_the_model_would(tiny, ids):
+    ours, theirs = GraphDecoder(from_model(tiny), 20), Decoder(from_model(tiny), 20)
+    assert torch.equal(ours.generate(ids, 6), theirs.generate(ids, 6))
+    assert torch.equal(ours.generate(ids[:, :1], 3), theirs.generate(ids[:, :1], 3))  # a used decoder, no prompt
+
+
+def test_skipped_units_are_masked_units(tiny, ids):
+    keep = random_masks(tiny)
+    keep["heads"][1], keep["neurons"][2], keep["heads"][3] = True, False, False  # all and none are kept, too
+    decoder, theirs = GraphDecoder(from_model(tiny), ROOM, KeepFixed(keep)), HuggingFaceDecoder(tiny)
+    close(decoder.prefill(ids[:, :PROMPT]), theirs.prefill(ids[:, :PROMPT]))
+    with masked(tiny, keep):
+        for step in ids[:, PROMPT:].T:
+            close(decoder.step(step), theirs.step(step))
+    assert all(torch.equal(decoder.keep_masks()[kind], keep[kind]) for kind in KINDS)
+
+
+def test_a_layer_may_have_nothing_left(tiny, ids):
+    keep = random_masks(tiny)
+    for mask in keep.values():
+        mask[2] = False
+    decoder = GraphDecoder(compacted(from_model(tiny), keep), ROOM)
+    with masked(tiny, keep):
+        close(logits_of(decoder, ids), all_logits(tiny, ids))
+
+
+@pytest.mark.parametrize("kinds", [("heads",), ("neurons",), KINDS])
+@pytest.mark.parametrize("design, count", [("shadow", 1), ("layerwise", 1), ("segments", 2)])
+def test_predicted_steps_are_those_of_the_torch_decoder(tiny, ids, design, count, kinds):
+    predictor, layout = random_predictor(tiny, design, count), from_model(tiny)
+    selection = KeepPredicted(predictor, "per_layer", dict.fromkeys(kinds, 50))
+    ours, theirs = GraphDecoder(layout, ROOM, selection), Decoder(layout, ROOM, selection)
+    close(logits_of(ours, ids), logits_of(theirs, ids))
+    assert all(torch.equal(ours.keep_masks()[kind], theirs.keep_masks()[kind]) for kind in KINDS)
+    assert bytes_per_step(ours) - predictor_bytes(ours) == bytes_per_step(theirs) - predictor_bytes(theirs)
+    check(design, ours, tiny, ids)
+
+
+def test_a_predictor_reading_the_heads_it_cannot_skip(tiny, ids):
+    selection = KeepPredicted(random_predictor(tiny, "layerwise_own"), "per_layer", {"neurons": 50})
+    ours, theirs = GraphDecoder(from_model(tiny), ROOM, selection), Decoder(from_model(tiny), ROOM, selection)
+    close(logits_of(ours, ids), logits_of(theirs, ids))
+
+
+def test_8_bit_predictors_choose_nearly_the_same(tiny, ids):
+    layout, sizes = from_model(tiny), from_model(tiny).sizes
+    kept = {"heads": sizes.heads // 2, "neurons": sizes.neurons // 2}
+    predictor, chosen = random_predictor(tiny, "shadow"), {}
+    for bits in (16, 8):
+        groups = groups_of(predictor, KINDS, torch.float32, layout.device, bits)
+        decoder = GraphDecoder(layout, ROOM, PredictedUnits(groups, sizes, kept))
+        check(f"{bits} bits", decoder, tiny, ids)
+        chosen[bits] = decoder.keep_masks()["neurons"][1:]
+        assert chosen[bits].sum(1).eq(kept["neurons"]).all()
+    same = (chosen[8] & chosen[16]).sum() / chosen[16].sum()
+    assert same > 0.9
+    weight = torch.randn(5, 3, 40)
+    rounded, step = eight_bits(weight)
+    assert ((rounded * step[..., None] - weight).abs() <= step[..., None] / 2 * 1.001).all()
+
+
+def test_relu_loses_nothing_and_a_threshold_masks(ids):
+    torch.manual_seed(0)
+    model = OPTForCausalLM(
+        OPTConfig(hidden_size=32, ffn_dim=64, num_hidden_layers=2, num_attention_heads=4, vocab_size=96,
+                  max_position_embeddings=64, word_embed_proj_dim=32, init_std=0.3)
+    ).eval()  # fmt: skip
+    layout = from_model(model)
+    dense = logits_of(GraphDecoder(layout, ROOM), ids)
+    close(logits_of(GraphDecoder(layout, ROOM, threshold=0.0), ids), dense)
+    assert not torch.allclose(logits_of(GraphDecoder(layout, ROOM, threshold=1.0), ids)[:, 1:], dense[:, 1:], atol=1e-2)
+
+
+def test_given_units_take_turns(tiny, ids):
+    layout, turns = from_model(tiny), 3
+    generator = torch.Generator().manual_seed(5)
+    lists = {
+        kind: torch.stack(
+            [
+                torch.stack([torch.randperm(units, generator=generator)[: units // 2] for _ in range(layout.sizes.layers)])
+                for _ in range(turns)
+            ]
+        ).to(torch.int32)
+        for kind, units in (("heads", layout.sizes.heads), ("neurons", layout.sizes.neurons))
+    }  # fmt: skip
+    decoder, theirs = GraphDecoder(layout, ROOM, GivenUnits(lists)), HuggingFaceDecoder(tiny)
+    decoder.prefill(ids[:, :PROMPT]), theirs.prefill(ids[:, :PROMPT])
+    for position, step in enumerate(ids[:, PROMPT:].T, PROMPT):
+        keep = {kind: torch.zeros_like(mask).scatter(1, lists[kind][position % turns].long(), True)
+                for kind, mask in random_masks(tiny).items()}  # fmt: skip
+        with masked(tiny, keep):
+            close(decoder.step(step), theirs.step(step))
+        assert all(torch.equal(decoder.keep_masks()[kind], keep[kind]) for kind in KINDS)
+
+
+def test_what_is_not_served_is_refused(tiny, tokens):
+    layout = from_model(tiny)
+    with pytest.raises(ConfigError, match="decodes 1 sequence, 2 found; the torch backend"):
+        GraphDecoder(layout, ROOM).prefill(tokens)
+    with pytest.raises(ConfigError, match="holds 5 positions, 6 are needed"):
+        GraphDecoder(layout, 5).generate(tokens[:1, :5], 2)
+    with pytest.raises(ConfigError, match="'global'.*torch backend has it"):
+        GraphDecoder(layout, ROOM, KeepPredicted(random_predictor(tiny, "shadow"), "global", HALF))
+    with pytest.raises(ConfigError, match="float64 is not served by the Triton backend"):
+        GraphDecoder(from_model(tiny.double()), ROOM)
+    keep = random_masks(tiny)
+    with pytest.raises(ConfigError, match="compacted layout has only its kept units"):
+        GraphDecoder(compacted(layout, keep), ROOM, KeepFixed(keep))
+    odd = OPTForCausalLM(
+        OPTConfig(hidden_size=24, ffn_dim=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=96,
+                  max_position_embeddings=64, word_embed_proj_dim=24)
+    )  # fmt: skip
+    with pytest.raises(ConfigError, match="head width: 12 is not served"):
+        GraphDecoder(from_model(odd), ROOM)
