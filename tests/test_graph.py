@@ -117,11 +117,12 @@ def test_relu_loses_nothing_and_a_threshold_masks(ids):
 
 def test_given_units_take_turns(tiny, ids):
     layout, turns = from_model(tiny), 3
+    layers = layout.sizes.layers
     generator = torch.Generator().manual_seed(5)
     lists = {
         kind: torch.stack(
             [
-                torch.stack([torch.randperm(units, generator=generator)[: units // 2] for _ in range(layout.sizes.layers)])
+                torch.stack([torch.randperm(units, generator=generator)[: units // 2] for _ in range(layers)])
                 for _ in range(turns)
             ]
         ).to(torch.int32)

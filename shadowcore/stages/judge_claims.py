@@ -36,4 +36,4 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     progress(1, 1)
 
 
-STAGE = Stage("verdicts on the published claims from the final tables", Spec, Inputs, Outputs, run)
+STAGE = Stage(Spec, Inputs, Outputs, run)
