@@ -10,6 +10,7 @@ rule trace:
         f"{root}/logs/trace/{{model}}/{{calibration}}/{{split}}-{{shard}}.log",
     benchmark:
         f"{root}/benchmarks/trace/{{model}}/{{calibration}}/{{split}}-{{shard}}.tsv"
+    priority: 1
     conda:
         "../../environment.yml"
     threads: 1
@@ -35,6 +36,7 @@ rule trace_on_policy:
         f"{root}/logs/trace_on_policy/{{model}}/{{calibration}}/{{method}}+{{criterion}}+{{predictor}}/{{split}}-{{shard}}.log",
     benchmark:
         f"{root}/benchmarks/trace_on_policy/{{model}}/{{calibration}}/{{method}}+{{criterion}}+{{predictor}}/{{split}}-{{shard}}.tsv"
+    priority: 1
     conda:
         "../../environment.yml"
     threads: 1

@@ -11,6 +11,7 @@ rule train_predictor:
         f"{root}/logs/train_predictor/{{model}}/{{calibration}}/{{method}}+{{criterion}}+{{predictor}}.log",
     benchmark:
         f"{root}/benchmarks/train_predictor/{{model}}/{{calibration}}/{{method}}+{{criterion}}+{{predictor}}.tsv"
+    priority: 1
     conda:
         "../../environment.yml"
     threads: 1
@@ -41,6 +42,7 @@ rule tune_predictor:
         f"{root}/logs/tune_predictor/{{model}}/{{calibration}}/{{method}}+{{criterion}}+{{predictor}}.log",
     benchmark:
         f"{root}/benchmarks/tune_predictor/{{model}}/{{calibration}}/{{method}}+{{criterion}}+{{predictor}}.tsv"
+    priority: 1
     conda:
         "../../environment.yml"
     threads: 1
