@@ -45,15 +45,15 @@ class SparseLM(HFLM):
     def _loglikelihood_tokens(self, requests: Sequence[Request], **kwargs) -> list[tuple[float, bool]]:
         """(log-likelihood in nats, is it what greedy decoding says) of each request's continuation.
 
-        Requests with one context, as the choices of a question are, run it once.
+        Contexts run first, densely; requests with one context, as the choices of a question are, run it once.
         """
         questions: dict[tuple[int, ...], list[int]] = {}
         for i, request in enumerate(requests):
             questions.setdefault(tuple(self._fitted(request)[0]), []).append(i)
-        shared = [chosen for context, chosen in questions.items() if len(context) > 1 and len(chosen) > 1]
-        alone = [[i] for i in sorted(set(range(len(requests))) - set(chain.from_iterable(shared)))]
+        continuing = [chosen for context, chosen in questions.items() if len(context) > 1]
+        beginning = [[i] for i in sorted(set(range(len(requests))) - set(chain.from_iterable(continuing)))]
         answers: list[Any] = [None] * len(requests)
-        for groups, score in ((shared, self._score_shared), (alone, self._score)):
+        for groups, score in ((continuing, self._score_continuations), (beginning, self._score)):
             for chosen in self._batches(groups, lambda i: sum(map(len, self._fitted(requests[i])))):
                 rows = [self._fitted(requests[i]) for i in chosen]
                 for i, answer in zip(chosen, score(rows), strict=True):
@@ -77,29 +77,29 @@ class SparseLM(HFLM):
         if batch:
             yield batch
 
-    def _score_shared(self, rows: Sequence[Row]) -> Iterator[tuple[float, bool]]:
+    def _score_continuations(self, rows: Sequence[Row]) -> list[tuple[float, bool]]:
         """As `_score`, every different context run once. Masks apply from its last token on, so that stays a row's."""
         contexts = sorted({tuple(context) for context, _ in rows})
         prefixes = Prefixes(self.sparse.model, [context[:-1] for context in contexts])
-        which = torch.tensor([contexts.index(tuple(context)) for context, _ in rows], device=self.device)
+        place = {context: index for index, context in enumerate(contexts)}
+        which = torch.tensor([place[tuple(context)] for context, _ in rows], device=self.device)
         tails = [(context[-1:], continuation) for context, continuation in rows]
         length = max(len(continuation) for _, continuation in rows)
         return self._score(tails, lambda: prefixes.continued(which, length))
 
-    def _score(self, rows: Sequence[Row], context: Context = no_context) -> Iterator[tuple[float, bool]]:
-        firsts = [len(before) for before, _ in rows]
-        tokens = [torch.tensor(before + continuation) for before, continuation in rows]
-        ids = pad_sequence(tokens, batch_first=True).to(self.device)
+    def _score(self, rows: Sequence[Row], context: Context = no_context) -> list[tuple[float, bool]]:
+        firsts = torch.tensor([len(before) for before, _ in rows])[:, None]
+        ends = torch.tensor([len(before) + len(continuation) for before, continuation in rows])[:, None]
+        ids = pad_sequence([torch.tensor(before + continuation) for before, continuation in rows], batch_first=True)
         positions = torch.arange(ids.shape[1])
-        spans = zip(firsts, tokens, strict=True)
-        scored = torch.stack([(positions >= first) & (positions < len(row)) for first, row in spans])
-        earliest = min(firsts) - 1
-        logits = self.sparse.logits(ids, scored.to(self.device), earliest, context)
-        for first, row, row_logits in zip(firsts, tokens, logits, strict=True):
-            continuation = row[first:].to(self.device)
-            predictions = functional.log_softmax(row_logits[first - 1 - earliest : len(row) - 1 - earliest].float(), -1)
-            likelihood = predictions.gather(1, continuation[:, None]).double().sum()
-            yield likelihood.item(), bool((predictions.argmax(-1) == continuation).all())
+        scored = ((positions >= firsts) & (positions < ends)).to(self.device)
+        ids, earliest = ids.to(self.device), int(firsts.min())
+        logits = self.sparse.logits(ids, scored, earliest - 1, context)  # that predict the tokens from `earliest` on
+        targets, wanted = ids[:, earliest:], scored[:, earliest:]
+        predictions = functional.log_softmax(logits.float(), -1)
+        likelihoods = predictions.gather(-1, targets[..., None]).squeeze(-1).double().where(wanted, 0).sum(-1)
+        greedy = ((predictions.argmax(-1) == targets) | ~wanted).all(-1)
+        return list(zip(likelihoods.tolist(), greedy.tolist(), strict=True))
 
 
 def true_continuation(documents: Sequence[dict]) -> ConfigurableTask:
