@@ -49,7 +49,7 @@ CONDITION = {
     "method": (TEXT, "dense, random, static, shadow, layerwise or oracle"),
     "criterion": (TEXT, "importance criterion; null for dense"),
     "predictor": (TEXT, "predictor preset of the configuration; null without a trained predictor"),
-    "policy": (TEXT, "per_layer or global; null for dense"),
+    "policy": (TEXT, "per_layer, global or floored; null for dense"),
     "protocol": (TEXT, "positions a mask is computed from and applied to; null for dense"),
     "units": (TEXT, "units removed: heads, neurons or both; null for dense"),
     "sparsity_pct": (INTEGER, "nominal sparsity of those units, percent removed in every layer but layer 0"),

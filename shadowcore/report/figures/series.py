@@ -17,7 +17,7 @@ VARIANTS = ["predictor", "calibration", "protocol", "predictor_rank"]
 UNITS_ORDER = {"neurons": 0, "heads": 1, "both": 2}
 MAIN_CRITERION = "plainact"  # the criterion ShadowLLM settles on: shown first, and where there is room for one
 INTERVAL = ("value", "low", "high")
-LINES = {"per_layer": "-", "global": "--"}
+LINES = {"per_layer": "-", "global": "--", "floored": ":"}
 
 
 class Series(NamedTuple):
