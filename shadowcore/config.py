@@ -18,6 +18,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from shadowcore.benchmarks import BENCHMARKS
 from shadowcore.errors import ConfigError, near_miss, one_of
+from shadowcore.measure.protocols import PROTOCOLS
 from shadowcore.method.criteria import CRITERIA
 from shadowcore.method.policies import POLICIES, WHOLE_MODEL_POLICIES
 from shadowcore.method.predictors import PREDICTORS
@@ -28,13 +29,12 @@ from shadowcore.provenance import fingerprint
 from shadowcore.report.figures import FIGURES
 from shadowcore.schemas import FINAL_TABLES, MEASURED_TABLES
 from shadowcore.stages.base import parse_spec, to_json
-from shadowcore.stages.conditions import Condition
+from shadowcore.stages.conditions import NEEDS_PROMPTS, OWN_TASKS, Condition
 from shadowcore.text import TEXT_SOURCES
 
-TASKS = ("true_continuation", *BENCHMARKS)
+TASKS = (*OWN_TASKS, *BENCHMARKS)
 CONSTANT_METHODS = ("random", "static")
 METHODS = ("dense", *CONSTANT_METHODS, *PREDICTORS, "oracle")
-PROTOCOLS = ("token",)
 SPLITS = ("train", "heldout")
 
 
@@ -246,6 +246,12 @@ class Study(Strict):
                     f"conditions[{i}]: {several[0]} decides layer by layer, policy "
                     f"{sorted(set(grid.policies) & WHOLE_MODEL_POLICIES)} needs every layer's scores first"
                 )
+            rolling = {name for name, one in BENCHMARKS.items() if one.rolling}
+            if NEEDS_PROMPTS in grid.protocols and set(self.evaluation.tasks) <= rolling:
+                raise ValueError(
+                    f"conditions[{i}]: protocol prompt needs a task whose documents have prompts; "
+                    "evaluation.tasks could have second_half"
+                )
         unfit = [name for name in self.token_criteria if not CRITERIA[name].has_token_form]
         if unfit:
             raise ValueError(f"conditions: criteria {unfit} have no token form, which predictors and oracle need")
@@ -333,6 +339,7 @@ class Setup:
             one.predictor,
             one.policy,
             one.units,
+            None if one.protocol == "token" else one.protocol,
         )
         return "+".join(part for part in parts if part)
 

@@ -44,13 +44,13 @@ class Table:
 # what was put on the model: shared by every row that is about a sparse model
 CONDITION = {
     "model": (TEXT, "name of the model in the configuration"),
-    "data": (TEXT, "name of the text the row was measured on; for a benchmark, its name"),
+    "data": (TEXT, "text the row was measured on, `(second half)` after a prompt; for a benchmark, its name"),
     "calibration": (TEXT, "name of the text that scores and predictors were made from; null for dense and random"),
     "method": (TEXT, "dense, random, static, shadow, layerwise or oracle"),
     "criterion": (TEXT, "importance criterion; null for dense"),
     "predictor": (TEXT, "predictor preset of the configuration; null without a trained predictor"),
-    "policy": (TEXT, "per_layer or global; null for dense"),
-    "protocol": (TEXT, "positions a mask is computed from and applied to; null for dense"),
+    "policy": (TEXT, "per_layer, global or floored; null for dense"),
+    "protocol": (TEXT, "positions of a mask: token, prompt, or lookahead (not causal); null for dense"),
     "units": (TEXT, "units removed: heads, neurons or both; null for dense"),
     "sparsity_pct": (INTEGER, "nominal sparsity of those units, percent removed in every layer but layer 0"),
     "seed": (INTEGER, "seed of everything random in the row"),
@@ -67,7 +67,7 @@ FEWSHOT = (INTEGER, "examples in a prompt; null where the task has no prompts")
 OUTCOMES = Table(
     "outcomes", 2, "one document (or text window) under one condition",
     CONDITION | MEASURED | {
-        "task": (TEXT, "task name: an lm-eval task, or `perplexity` for text windows"),
+        "task": (TEXT, "task name: an lm-eval task, or `perplexity` and `second_half` for text windows"),
         "fewshot": FEWSHOT,
         "document": (TEXT, "hash of the document: pairs rows of different conditions"),
         "metric": (TEXT, "acc, acc_norm, or summed negative log-likelihood in nats: nll, word_nll, byte_nll"),

@@ -38,7 +38,7 @@ def test_shipped_configurations_are_valid(path):
         (["conditions", 0, "methods"], ["ramdom"], "unknown 'ramdom'; did you mean 'random'"),
         (["conditions", 1, "policies"], ["per_layr"], "unknown 'per_layr'; did you mean 'per_layer'"),
         (["conditions", 1, "policies"], ["global"], "layerwise decides layer by layer"),
-        (["conditions", 1, "protocols"], ["lookahead"], "unknown 'lookahead'; Known: token"),
+        (["conditions", 1, "protocols"], ["lokahead"], "unknown 'lokahead'; did you mean 'lookahead'"),
         (["conditions", 1, "predictors"], ["small@1"], "`traces.on_policy` is missing"),
         (["conditions", 1, "predictors"], ["small@tuned"], "`tuning` is missing"),
         (["conditions", 1, "predictors"], ["small@tuned@1"], "unknown 'small@tuned@1'; Known: small"),
@@ -69,6 +69,24 @@ def test_a_mistake_is_one_sentence(path, value, message):
     with pytest.raises(ConfigError, match=message) as caught:
         parse_study(changed(path, value), "config")
     assert "\n" not in str(caught.value)
+
+
+def test_one_mask_for_a_prompt_needs_documents_with_prompts():
+    study = changed(["conditions", 1, "protocols"], ["prompt"])
+    parse_study(study, "config")
+    study["evaluation"]["tasks"] = ["wikitext"]
+    with pytest.raises(ConfigError, match="protocol prompt needs a task whose documents have prompts"):
+        parse_study(study, "config")
+
+
+def test_conditions_of_another_protocol_are_others():
+    def setups(*protocols):
+        jobs = Jobs(parse_study(changed(["conditions", 1, "protocols"], list(protocols)), "config"))
+        return {setup for _, _, setup, _ in jobs.conditions}
+
+    more = setups("token", "lookahead") - setups("token")
+    assert more == setups("lookahead") - setups("token") != set()
+    assert all(setup.endswith("+lookahead") and setup.removesuffix("+lookahead") in setups("token") for setup in more)
 
 
 def test_a_file_that_is_not_yaml_is_named(tmp_path):

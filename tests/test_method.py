@@ -1,12 +1,14 @@
 """Policies, codes, ranking, predictors and their training."""
 
+from itertools import combinations
+
 import pytest
 import torch
 from scipy import stats
 
 from shadowcore.errors import ConfigError
 from shadowcore.method import codes, ranking, training
-from shadowcore.method.policies import POLICIES, kept_units, top_units
+from shadowcore.method.policies import POLICIES, floored, kept_units, top_units
 from shadowcore.method.predictors import PREDICTORS, Group, Predictor, UnitScorer, groups_of, stored
 from shadowcore.models.families import KINDS, Dimensions
 from shadowcore.models.recording import Site
@@ -24,9 +26,37 @@ def test_policies_keep_exactly_their_share_and_the_best(name, pct):
         assert (keep.sum(-1) == kept_units(10, pct)).all()
     else:
         assert (keep.sum((-2, -1)) == kept_units(40, pct)).all()
+    if name == "global":
         for row, mask in zip(scores, keep, strict=True):
             if mask.any() and not mask.all():
                 assert row[mask].min() > row[~mask].max()
+
+
+@pytest.mark.parametrize(("units", "pct", "floor"), [(4, 60, 1), (4, 90, 0), (4, 70, 1), (4, 0, 4), (6, 95, 0)])
+def test_floored_keeps_the_best_that_its_floors_allow(units, pct, floor):
+    """Against every mask there is: 3 layers, each keeping a unit at least, if that many are kept at all."""
+    scores = torch.randn(5, 3, units, generator=torch.Generator().manual_seed(0))
+    scores[:, 0] += 5  # global leaves the last layer nothing
+    scores[:, 2] -= 5
+    keep = floored(scores, pct)
+    total = kept_units(3 * units, pct)
+    assert (keep.sum((-2, -1)) == total).all() and (keep.sum(-1) >= floor).all()
+    for row, mask in zip(scores, keep, strict=True):
+        best = max(
+            row.flatten()[list(kept)].sum().item()
+            for kept in combinations(range(3 * units), total)
+            if min(sum(unit // units == layer for unit in kept) for layer in range(3)) >= min(floor, 1)
+        )
+        assert row[mask].sum().item() == pytest.approx(best, rel=1e-5)
+
+
+def test_floored_guards_a_32nd_of_the_neurons_and_is_global_where_nothing_falls_short():
+    scores = torch.randn(2, 3, 320, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(floored(scores, 50), POLICIES["global"](scores, 50))
+    scores[:, 1] -= 100
+    keep = floored(scores, 80)
+    assert (keep[:, 1].sum(-1) == 10).all() and (keep.sum((-2, -1)) == kept_units(960, 80)).all()
+    assert torch.equal(keep[:, 1], top_units(scores[:, 1], 10))
 
 
 def test_kept_units_rounds_halves_up():

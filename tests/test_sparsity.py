@@ -6,11 +6,15 @@ import torch
 from shadowcore.measure.harness import SparseLM
 from shadowcore.measure.oracle import OracleMasks
 from shadowcore.measure.perplexity import window_losses
+from shadowcore.measure.protocols import PROTOCOLS
 from shadowcore.measure.sparsity import ConstantMasks, PredictedMasks, SparseModel, random_scores
+from shadowcore.method.passes import ImportancePass
+from shadowcore.method.policies import POLICIES
 from shadowcore.method.predictors import PREDICTORS, Predictor
 from shadowcore.models.families import KINDS, dimensions_of
 from shadowcore.models.losses import token_losses
 from shadowcore.models.masking import masked
+from shadowcore.models.recording import Site, visiting
 
 
 def predictor_of(model, design="shadow"):
@@ -47,39 +51,112 @@ def test_constant_masks_equal_the_plain_masked_model(tiny, tokens):
     torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
 
 
-def test_the_prompt_is_dense(tiny, tokens):
+@pytest.mark.parametrize("protocol", ["token", "prompt"])
+def test_the_prompt_is_dense(tiny, tokens, protocol):
     """Positions before the one that makes the first scored prediction are those of the dense model."""
     scored = torch.zeros_like(tokens, dtype=torch.bool)
     scored[:, 7:] = True
     with torch.no_grad():
         dense = tiny(tokens[:, :-1]).logits
     for source in sources(tiny):
-        got = SparseModel(tiny, source).logits(tokens, scored)
+        got = SparseModel(tiny, source, PROTOCOLS[protocol]).logits(tokens, scored)
         torch.testing.assert_close(got[:, :6], dense[:, :6], atol=1e-5, rtol=1e-5)
         assert (got[:, 6:] - dense[:, 6:]).abs().max() > 1e-2
 
 
-def likelihoods(model, source, requests, batch, order, max_length=64):
+def run_masked(model, ids, keep, applied):
+    """Logits under keep masks (L, U) at the `applied` positions (T,) of one row, and what flowed at every site."""
+    seen = {}
+
+    def visit(site, x):
+        seen[site] = x.flatten(2)[0]
+        return None if site not in keep else x * (keep[site] | ~applied[:, None])[None, ..., None]
+
+    with torch.no_grad(), visiting(model, visit):
+        return model(ids[None]).logits[0], seen
+
+
+@pytest.mark.parametrize("design", sorted(PREDICTORS))
+@pytest.mark.parametrize("protocol", ["prompt", "lookahead"])
+def test_one_mask_a_row_is_the_predictors_at_the_right_position(tiny, tokens, design, protocol):
+    """By hand: the model runs again for every group of layers, masked as far as the groups before it say."""
+    predictor, lengths, first = predictor_of(tiny, design), (12, 9), 5
+    scored = torch.stack([(torch.arange(12) >= first) & (torch.arange(12) < length) for length in lengths])
+    got = SparseModel(tiny, PredictedMasks(predictor, KINDS, "per_layer", 50), PROTOCOLS[protocol])
+    logits = got.logits(tokens, scored)
+    for row, length in enumerate(lengths):
+        ids = tokens[row, : length - 1]
+        source = first - 1 if protocol == "prompt" else length - 2
+        applied = torch.arange(length - 1) >= (source if protocol == "prompt" else 0)
+        keep = {}
+        for group in sorted(predictor.groups):
+            _, seen = run_masked(tiny, ids, keep, applied)
+            for kind in KINDS:
+                with torch.no_grad():
+                    layers, scores = predictor.read(group.site, seen[group.site][source], kind)
+                chosen = POLICIES["per_layer"](scores, 50)
+                keep |= {Site(layer, kind): chosen[i] for i, layer in enumerate(layers)}
+        want, _ = run_masked(tiny, ids, keep, applied)
+        torch.testing.assert_close(logits[row, : length - 1], want, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("protocol", ["prompt", "lookahead"])
+def test_the_oracles_one_mask_is_by_the_sequence_scores_of_where_it_applies(tiny, tokens, protocol):
+    scored = torch.zeros_like(tokens, dtype=torch.bool)
+    scored[:, 5:] = True
+    first = 4 if protocol == "prompt" else 0
+    found = {}
+    ImportancePass(tiny)(tokens, scored, lambda site, signals: found.update({site: signals.ga[:, first:].abs().sum(1)}))
+    oracle = SparseModel(tiny, OracleMasks(tiny, "plainact", KINDS, "global", 30), PROTOCOLS[protocol])
+    logits = oracle.logits(tokens, scored)
+    for row in range(2):
+        keep = {}
+        for kind in KINDS:
+            mask = POLICIES["global"](torch.stack([found[Site(layer, kind)][row] for layer in (1, 2, 3)]), 30)
+            keep |= {Site(layer, kind): mask[layer - 1] for layer in (1, 2, 3)}
+        want, _ = run_masked(tiny, tokens[row, :-1], keep, torch.arange(11) >= first)
+        torch.testing.assert_close(logits[row], want, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("protocol", "causal"), [("token", True), ("prompt", True), ("lookahead", False)])
+def test_what_comes_later_changes_nothing_before_but_under_lookahead(tiny, tokens, protocol, causal):
+    scored = torch.zeros_like(tokens, dtype=torch.bool)
+    scored[:, 5:] = True
+    other = tokens.clone()
+    other[:, 8:] = (tokens[:, 8:] + 40) % 90 + 3
+    for design in PREDICTORS:
+        sparse = SparseModel(
+            tiny, PredictedMasks(predictor_of(tiny, design), KINDS, "per_layer", 50), PROTOCOLS[protocol]
+        )  # fmt: skip
+        change = (sparse.logits(tokens, scored) - sparse.logits(other, scored))[:, :8].abs().max()
+        assert change < 1e-4 if causal else change > 1e-2
+
+
+def likelihoods(model, source, requests, batch, order, max_length=64, protocol="token"):
     """Log-likelihoods of token-id requests (context, continuation) asked in an order, in the requests' own order."""
     lm = SparseLM.__new__(SparseLM)  # without a tokenizer: requests are already token ids
-    lm.sparse, lm.batch_size_per_gpu, lm._max_length, lm._device = SparseModel(model, source), batch, max_length, "cpu"
+    lm.sparse = SparseModel(model, source, PROTOCOLS[protocol])
+    lm.batch_size_per_gpu, lm._max_length, lm._device = batch, max_length, "cpu"
     answers = lm._loglikelihood_tokens([(("", ""), *requests[i]) for i in order])
     by_request = dict(zip(order, answers, strict=True))
     return torch.tensor([by_request[i][0] for i in range(len(requests))])
 
 
-def test_rows_do_not_depend_on_neighbours_or_padding(tiny):
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_rows_do_not_depend_on_neighbours_or_padding(tiny, protocol):
     generator = torch.Generator().manual_seed(4)
     rows = [torch.randint(3, 96, (length,), generator=generator).tolist() for length in (5, 12, 9, 7, 12, 3, 8, 10)]
     requests = [(row[:2], row[2:]) for row in rows]
     for source in sources(tiny):
-        one = likelihoods(tiny, source, requests, 1, list(range(8)))
+        one = likelihoods(tiny, source, requests, 1, list(range(8)), protocol=protocol)
         for batch, order in ((8, list(range(8))), (3, [5, 2, 7, 0, 1, 6, 4, 3])):
-            torch.testing.assert_close(likelihoods(tiny, source, requests, batch, order), one, rtol=1e-5, atol=1e-4)
+            many = likelihoods(tiny, source, requests, batch, order, protocol=protocol)
+            torch.testing.assert_close(many, one, rtol=1e-5, atol=1e-4)
 
 
-@pytest.mark.parametrize("max_length", [64, 11])  # 11 cuts the longest contexts short
-def test_a_context_run_once_equals_one_run_for_every_choice(tiny, max_length):
+# 11 cuts the longest contexts short
+@pytest.mark.parametrize(("max_length", "protocol"), [(64, "token"), (11, "token"), (64, "prompt"), (64, "lookahead")])
+def test_a_context_run_once_equals_one_run_for_every_choice(tiny, max_length, protocol):
     generator = torch.Generator().manual_seed(6)
 
     def words(length):
@@ -90,22 +167,28 @@ def test_a_context_run_once_equals_one_run_for_every_choice(tiny, max_length):
     questions = [(words(60), (2, 5, 3)), (words(4), (1, 4, 10, 2)), (words(1), (3, 2)), (words(7), (3,))]
     requests = [(context, words(length)) for context, lengths in questions for length in lengths]
     for source in sources(tiny):
-        alone = torch.cat([likelihoods(tiny, source, [one], 1, [0], max_length) for one in requests])
+        alone = torch.cat([likelihoods(tiny, source, [one], 1, [0], max_length, protocol) for one in requests])
         for batch, order in ((1, list(range(10))), (6, [5, 2, 7, 0, 9, 1, 6, 4, 8, 3])):
-            shared = likelihoods(tiny, source, requests, batch, order, max_length)
+            shared = likelihoods(tiny, source, requests, batch, order, max_length, protocol)
             torch.testing.assert_close(shared, alone, rtol=1e-5, atol=1e-4)
 
 
-def test_measured_sparsity_counts_what_was_removed(tiny, tokens):
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_measured_sparsity_counts_what_was_removed(tiny, tokens, protocol):
     sizes = dimensions_of(tiny.config)
     for source in sources(tiny):
-        sparse = SparseModel(tiny, source)
-        sparse.logits(tokens, all_scored(tokens))
+        sparse = SparseModel(tiny, source, PROTOCOLS[protocol])
+        scored = all_scored(tokens)
+        scored[:, 1:4] = False
+        sparse.logits(tokens, scored)
+        assert sparse.positions == 2 * (11 if protocol == "lookahead" else 8)
         measured = sparse.measured_sparsity(KINDS)
         # half of the units of 3 of 4 layers; 4 heads and an even number of neurons leave no rounding
         assert measured["sparsity_heads"] == pytest.approx(0.5 * 3 / sizes.layers)
         assert measured["sparsity_neurons"] == pytest.approx(0.5 * 3 / sizes.layers)
         assert 0 < measured["sparsity_weights"] < measured["sparsity_measured"]
+        sparse.count_anew()
+        assert sparse.measured_sparsity(KINDS)["sparsity_measured"] == 0
 
 
 def test_dense_window_losses_are_the_models(tiny, tokens):
@@ -113,6 +196,15 @@ def test_dense_window_losses_are_the_models(tiny, tokens):
     with torch.no_grad():
         want = token_losses(tiny(tokens).logits[:, :-1], tokens).sum(1).double()
     torch.testing.assert_close(losses, want, rtol=1e-5, atol=0)  # float32 sums in another order
+
+
+def test_losses_after_a_prompt_are_the_likelihood_of_what_follows_it(tiny, tokens):
+    requests = [(row[:5], row[5:]) for row in tokens.tolist()]
+    for protocol in PROTOCOLS:
+        source = PredictedMasks(predictor_of(tiny), KINDS, "per_layer", 50)
+        losses = window_losses(SparseModel(tiny, source, PROTOCOLS[protocol]), tokens, 2, prompt=5)
+        want = -likelihoods(tiny, source, requests, 1, [0, 1], protocol=protocol)
+        torch.testing.assert_close(losses.float(), want, rtol=1e-5, atol=1e-4)
 
 
 def test_keeping_by_true_scores_beats_keeping_the_least_important(tiny, tokens):

@@ -31,7 +31,7 @@ class SparseLM(HFLM):
 
     HFLM pads on the right and passes no lengths on, so "the last token" of a row may be padding; here
     every row's context and continuation are known, and masks apply where continuation tokens are
-    predicted.
+    predicted, or at all positions of the row under a protocol that masks prompts.
     """
 
     def __init__(self, sparse: SparseModel, tokenizer, batch: int, max_length: int):
@@ -45,12 +45,13 @@ class SparseLM(HFLM):
     def _loglikelihood_tokens(self, requests: Sequence[Request], **kwargs) -> list[tuple[float, bool]]:
         """(log-likelihood in nats, is it what greedy decoding says) of each request's continuation.
 
-        Contexts run first, densely; requests with one context, as the choices of a question are, run it once.
+        Contexts run first where they are dense; requests with one context, as a question's choices are, run it once.
         """
         questions: dict[tuple[int, ...], list[int]] = {}
         for i, request in enumerate(requests):
             questions.setdefault(tuple(self._fitted(request)[0]), []).append(i)
-        continuing = [chosen for context, chosen in questions.items() if len(context) > 1]
+        prompted = questions.items() if self.sparse.dense_prompt else ()
+        continuing = [chosen for context, chosen in prompted if len(context) > 1]
         beginning = [[i] for i in sorted(set(range(len(requests))) - set(chain.from_iterable(continuing)))]
         answers: list[Any] = [None] * len(requests)
         for groups, score in ((continuing, self._score_continuations), (beginning, self._score)):

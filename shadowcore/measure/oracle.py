@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 
+from shadowcore.measure.protocols import TOKEN, Protocol
 from shadowcore.measure.sparsity import Context
 from shadowcore.method.criteria import CRITERIA, Signals
 from shadowcore.method.passes import ImportancePass
@@ -17,26 +18,32 @@ from shadowcore.models.recording import Choose, Site
 
 
 class OracleMasks:
-    """Keep masks from the token scores of a dense forward and backward pass over the same example."""
+    """Keep masks from the scores of a dense forward and backward pass over the same example.
+
+    Where a row has one mask, it is by the sequence scores of the positions it applies to: the best one mask.
+    """
 
     def __init__(self, model: torch.nn.Module, criterion: str, kinds: tuple[Kind, ...], policy: str, sparsity_pct: int):
         self.importance, self.criterion = ImportancePass(model), CRITERIA[criterion]
         self.layers = dimensions_of(model.config).layers
         self.kinds, self.policy, self.sparsity_pct = kinds, POLICIES[policy], sparsity_pct
 
-    def begin(self, ids: torch.Tensor, scored: torch.Tensor, context: Context) -> Choose:
+    def begin(self, ids: torch.Tensor, scored: torch.Tensor, context: Context, protocol: Protocol = TOKEN) -> Choose:
+        each, applied = protocol.source(scored) is None, protocol.applied(scored)
         scores = {kind: [None] * self.layers for kind in self.kinds}
 
         def see_units(site: Site, signals: Signals) -> None:
             if site.what in scores:
-                scores[site.what][site.layer] = self.criterion.token(signals)
+                there = Signals(signals.a, signals.g, applied, signals.column_norm)
+                found = self.criterion.token(there) if each else self.criterion.sequence(there)[:, None]
+                scores[site.what][site.layer] = found  # (B, T or 1, U)
 
         if self.criterion.order:
             self.importance(ids, scored, see_units, context=context())
         else:
             self.importance.forward_only(ids, scored, see_units, context=context())
         keep = {
-            kind: self.policy(torch.stack(tables[FIRST_SPARSE_LAYER:], 2), self.sparsity_pct)  # (B, T, L - 1, U)
+            kind: self.policy(torch.stack(tables[FIRST_SPARSE_LAYER:], 2), self.sparsity_pct)  # (B, T or 1, L - 1, U)
             for kind, tables in scores.items()
         }
 

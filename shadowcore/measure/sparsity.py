@@ -1,17 +1,17 @@
 """A predictor, a policy and a protocol put on a model: which units are skipped, where.
 
-Protocol `token`: each position's mask comes from that position's own features and applies there, at
-every position whose next-token prediction is scored; the prompt before them is dense. It is causal,
-and what a decoder does at every step.
+The protocol (see `protocols`) says which positions a mask is computed from and which it applies to.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any
+from typing import Protocol as Interface
 
 import torch
 
+from shadowcore.measure.protocols import TOKEN, Protocol
 from shadowcore.method.policies import POLICIES
 from shadowcore.method.predictors import FIRST_SPARSE_LAYER, Predictor
 from shadowcore.models.families import Dimensions, Kind, dimensions_of
@@ -26,10 +26,10 @@ def no_context() -> dict[str, Any]:
     return {"use_cache": False}
 
 
-class Masks(Protocol):
+class Masks(Interface):
     """Where keep masks come from."""
 
-    def begin(self, ids: torch.Tensor, scored: torch.Tensor, context: Context) -> Choose:
+    def begin(self, ids: torch.Tensor, scored: torch.Tensor, context: Context, protocol: Protocol = TOKEN) -> Choose:
         """A chooser for one pass over ids[:, :-1], (B, T - 1), in which tokens `scored` (B, T) are predicted."""
 
 
@@ -40,7 +40,7 @@ class ConstantMasks:
         """scores: (L, U) per kind to prune."""
         self.keep = {kind: POLICIES[policy](table[FIRST_SPARSE_LAYER:], sparsity_pct) for kind, table in scores.items()}
 
-    def begin(self, ids: torch.Tensor, scored: torch.Tensor, context: Context) -> Choose:
+    def begin(self, ids: torch.Tensor, scored: torch.Tensor, context: Context, protocol: Protocol = TOKEN) -> Choose:
         def choose(site: Site, x: torch.Tensor) -> torch.Tensor | None:
             if site.what not in self.keep or site.layer < FIRST_SPARSE_LAYER:
                 return None
@@ -50,17 +50,20 @@ class ConstantMasks:
 
 
 class PredictedMasks:
-    """Masks from a predictor, position by position."""
+    """Masks from a predictor, for every position or one a row."""
 
     def __init__(self, predictor: Predictor, kinds: tuple[Kind, ...], policy: str, sparsity_pct: int):
         self.predictor, self.kinds, self.policy, self.sparsity_pct = predictor, kinds, POLICIES[policy], sparsity_pct
 
-    def begin(self, ids: torch.Tensor, scored: torch.Tensor, context: Context) -> Choose:
+    def begin(self, ids: torch.Tensor, scored: torch.Tensor, context: Context, protocol: Protocol = TOKEN) -> Choose:
+        source = protocol.source(scored)
+        rows = torch.arange(len(ids), device=ids.device)
         keep: dict[Site, torch.Tensor] = {}  # what earlier sites of this pass decided
 
         def choose(site: Site, x: torch.Tensor) -> torch.Tensor | None:
+            feature = x.flatten(2) if source is None else x.flatten(2)[rows, source][:, None]  # (B, T or 1, D)
             for kind in self.kinds:
-                reading = self.predictor.read(site, x.flatten(2), kind)
+                reading = self.predictor.read(site, feature, kind)
                 if reading is not None:
                     layers, scores = reading
                     chosen = self.policy(scores, self.sparsity_pct)
@@ -76,11 +79,20 @@ class SparseModel:
     `masks` None is the dense model. The model itself is left untouched.
     """
 
-    def __init__(self, model: torch.nn.Module, masks: Masks | None):
-        self.model, self.masks = model, masks
+    def __init__(self, model: torch.nn.Module, masks: Masks | None, protocol: Protocol = TOKEN):
+        self.model, self.masks, self.protocol = model, masks, protocol
         self.sizes = dimensions_of(model.config)
+        self.count_anew()
+
+    def count_anew(self) -> None:
+        """Forget what was removed so far: measured sparsity is that of what follows."""
         self.removed: dict[Kind, int] = {"heads": 0, "neurons": 0}
         self.positions = 0
+
+    @property
+    def dense_prompt(self) -> bool:
+        """A row's prompt runs as the dense model's, so rows with the same one may share that run."""
+        return self.masks is None or self.protocol.dense_prompt
 
     @torch.no_grad()
     def logits(
@@ -88,16 +100,15 @@ class SparseModel:
     ) -> torch.Tensor:
         """Logits (B, T - 1 - first_kept, V) that predict ids (B, T), right-padded, from position `first_kept` on.
 
-        scored (B, T): tokens whose prediction counts. Token t is predicted at position t - 1, so that is
-        where masks apply. The model runs on tokens 0 to T-2: the last is only a target. `context`: the dense
-        prompts that rows continue (`models.prefixes`), if they do not stand alone.
+        scored (B, T): tokens whose prediction counts. The model runs on tokens 0 to T-2: the last is only a
+        target. `context`: the dense prompts that rows continue (`models.prefixes`), if they do not stand alone.
         """
-        inputs, applied = ids[:, :-1], scored[:, 1:]
+        inputs, applied = ids[:, :-1], self.protocol.applied(scored)
         logits_to_keep = inputs.shape[1] - first_kept
         if self.masks is None:
             return self.model(inputs, logits_to_keep=logits_to_keep, **context()).logits
         self.positions += int(applied.sum())
-        choose = self.masks.begin(ids, scored, context)
+        choose = self.masks.begin(ids, scored, context, self.protocol)
         untouched = ~applied[..., None]  # (B, T, 1)
 
         def visit(site: Site, x: torch.Tensor) -> torch.Tensor | None:

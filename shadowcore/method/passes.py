@@ -11,7 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from shadowcore.method.criteria import Signals
 from shadowcore.models.families import KINDS, Kind, dimensions_of, output_projection
-from shadowcore.models.losses import example_losses
+from shadowcore.models.losses import before_scored, example_losses
 from shadowcore.models.recording import Choose, Site, Visit, frozen, visiting
 
 SeeUnits = Callable[[Site, Signals], None]
@@ -65,7 +65,7 @@ class ImportancePass:
         With `choose` the model runs sparse, and `Signals` hold a unit's activation before its mask with the
         gradient after it: what the unit is worth to the sparse model, kept or not.
         """
-        valid = _before_scored(scored)
+        valid = before_scored(scored)
         passing: dict[Site, tuple[torch.Tensor, torch.Tensor]] = {}  # what was seen of units, and what went on
 
         def see_gradient(site: Site, seen: torch.Tensor, g: torch.Tensor, h: torch.Tensor | None = None) -> None:
@@ -100,7 +100,7 @@ class ImportancePass:
         self, ids: torch.Tensor, scored: torch.Tensor, see_units: SeeUnits, context: Mapping[str, Any] = ALONE
     ) -> None:
         """`Signals` without gradients, for criteria that need none, at a third of the cost of a call."""
-        valid = _before_scored(scored)
+        valid = before_scored(scored)
 
         def visit(site: Site, x: torch.Tensor) -> None:
             if site.what in self.column_norms:
@@ -135,8 +135,3 @@ def _twice(units: Sequence[torch.Tensor], loss: torch.Tensor) -> list[tuple[torc
     first = torch.autograd.grad(loss, units, create_graph=True)
     squares = sum((g.float() * g.detach().float()).sum() for g in first)
     return list(zip([g.detach() for g in first], torch.autograd.grad(squares, units), strict=True))
-
-
-def _before_scored(scored: torch.Tensor) -> torch.Tensor:
-    """Positions (B, T - 1) that some scored token comes after; the last token predicts nothing and is not run."""
-    return scored[:, 1:].flip(1).cummax(1).values.flip(1)

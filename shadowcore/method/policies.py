@@ -26,12 +26,23 @@ def global_(scores: torch.Tensor, sparsity_pct: int) -> torch.Tensor:
     return top_units(flat, kept_units(flat.shape[-1], sparsity_pct)).view(scores.shape)
 
 
-POLICIES: dict[str, Policy] = {"per_layer": per_layer, "global": global_}
+def floored(scores: torch.Tensor, sparsity_pct: int) -> torch.Tensor:
+    """As global, but every layer keeps its best 1/32 of neurons or its best head, of fewer than 64.
 
+    The total is global's; where that is too small for the floor, every layer keeps an equal share at least.
+    """
+    layers, units = scores.shape[-2:]
+    floor = min(max(1, units // FLOOR_SHARE), kept_units(layers * units, sparsity_pct) // layers)
+    return global_(scores.masked_fill(top_units(scores, floor), torch.inf), sparsity_pct)
+
+
+POLICIES: dict[str, Policy] = {"per_layer": per_layer, "global": global_, "floored": floored}
+
+FLOOR_SHARE = 32
 CACHED_SCORES = 2**16  # 256 KiB of float32
 
 # policies that need the scores of every layer before the first mask: no layer-by-layer predictor
-WHOLE_MODEL_POLICIES = frozenset({"global"})
+WHOLE_MODEL_POLICIES = frozenset({"global", "floored"})
 
 
 def top_units(scores: torch.Tensor, count: int) -> torch.Tensor:

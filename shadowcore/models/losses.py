@@ -30,3 +30,8 @@ def _mean_scored(per_token: torch.Tensor, scored: torch.Tensor) -> torch.Tensor:
     """Mean (B,) of values (B, T - 1) of predictions, over the tokens where `scored` (B, T)."""
     wanted = scored[:, 1:].to(per_token.dtype)
     return (per_token * wanted).sum(1) / wanted.sum(1).clamp(min=1)
+
+
+def before_scored(scored: torch.Tensor) -> torch.Tensor:
+    """Positions (B, T - 1) that some scored token comes after; the last token predicts nothing and is not run."""
+    return scored[:, 1:].flip(1).cummax(1).values.flip(1)

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from shadowcore.errors import ArtifactError
 from shadowcore.report import tables
-from shadowcore.report.figures.series import asked, criterion_order, method_order, units_order, where
+from shadowcore.report.figures.series import NAMES, asked, criterion_order, method_order, units_order, where
 from shadowcore.report.tables import Tables
 from shadowcore.schemas import FINAL_TABLES
 
@@ -202,7 +202,7 @@ def _over_layers(quality: pd.DataFrame) -> pd.DataFrame:
 def _text(value: Any) -> str:
     if pd.isna(value):
         return ""
-    return value if isinstance(value, str) else f"{value:g}"
+    return NAMES.get(value, value) if isinstance(value, str) else f"{value:g}"
 
 
 def _told(name: str, value: Any) -> str:

@@ -14,11 +14,16 @@ from shadowcore.benchmarks import BENCHMARKS
 from shadowcore.errors import ConfigError
 from shadowcore.measure import harness
 from shadowcore.measure.perplexity import window_losses
+from shadowcore.measure.protocols import PROTOCOLS
 from shadowcore.measure.sparsity import Masks, SparseModel
-from shadowcore.models.families import KINDS_OF, Kind, dimensions_of
+from shadowcore.models.families import KINDS_OF, Kind
 from shadowcore.schemas import OUTCOMES
 from shadowcore.stages import inputs as reading
 from shadowcore.stages.base import Progress, header
+
+# true_continuation: a question; second_half: the perplexity of every window's second half, the first being its prompt
+OWN_TASKS = ("true_continuation", "second_half")
+NEEDS_PROMPTS = "prompt"  # the protocol that has nothing to say of a text without one: it goes unmeasured there
 
 
 @dataclass(frozen=True)
@@ -47,8 +52,8 @@ class Condition:
 class Spec:
     """A condition and the size of its measurement; sizes of batches in windows and in lm-eval requests.
 
-    tasks: what is asked, our own and benchmarks; fewshot: numbers of examples in a benchmark's prompts;
-    rolling_tokens: longest window of a rolling benchmark.
+    tasks: what is asked beside the perplexity of whole windows, our own and benchmarks; fewshot: numbers of
+    examples in a benchmark's prompts; rolling_tokens: longest window of a rolling benchmark.
     """
 
     condition: Condition
@@ -72,35 +77,49 @@ def measure(stage: str, spec: Spec, inputs: Any, outputs: Outputs, masks: Callab
     condition = spec.condition
     progress = Progress(f"{stage} {condition.method} {condition.criterion or ''} {condition.sparsity_pct} %")
     tokenizer = reading.read_tokenizer(inputs.card, inputs.weights)
-    windows = reading.windows_of(
-        inputs.documents, "evaluation", tokenizer, spec.window_tokens, spec.windows, condition.seed
-    )
     model = reading.read_model(inputs.weights, spec.dtype)
-    sparse = SparseModel(model, masks(model))
-    ids = torch.tensor([window.ids for window in windows])
-    losses = window_losses(sparse, ids, spec.window_batch, progress)
-    names = [f"{window.document_id}:{window.start}" for window in windows]
-    rows = [
-        {"task": "perplexity", "metric": "nll", "document": name, "value": loss, "weight": spec.window_tokens - 1}
-        for name, loss in zip(names, losses.tolist(), strict=True)
-    ]
-    measured = sparse.measured_sparsity(condition.kinds)
-    longest = dimensions_of(model.config).positions
+    sparse = SparseModel(model, masks(model), PROTOCOLS[condition.protocol or "token"])
+    rows = []
+    for found in _runs(spec, inputs, sparse, tokenizer, progress):
+        measured = asdict(condition) | sparse.measured_sparsity(condition.kinds)
+        rows += [measured | row for row in found]
+        sparse.count_anew()
+    progress.say("measured")
+    artifacts.write_table(outputs.outcomes, OUTCOMES.schema, OUTCOMES.build(rows), header(stage, spec, inputs))
+
+
+def _runs(spec: Spec, inputs: Any, sparse: SparseModel, tokenizer, progress: Progress) -> Iterator[list[dict]]:
+    """What every document came to, run by run: of windows, of our own task, of benchmarks."""
+    yield from _windows(spec, inputs, sparse, tokenizer, progress)
+    longest = sparse.sizes.positions
     if "true_continuation" in spec.tasks:
         questions = artifacts.read_table(inputs.tasks, text.TASKS.schema).to_pylist()
         task = harness.true_continuation(questions)
-        rows += harness.outcomes(sparse, tokenizer, [task], spec.request_batch, longest)
+        yield harness.outcomes(sparse, tokenizer, [task], spec.request_batch, longest)
     files = {path.stem: artifacts.read_table(path, benchmarks.SCHEMA).to_pylist() for path in inputs.benchmarks}
-    if missing := set(spec.tasks) - {"true_continuation", *files}:
+    if missing := set(spec.tasks) - {*OWN_TASKS, *files}:
         raise ConfigError(f"--benchmarks: no file of {sorted(missing)}; <task>.parquet of prepare-benchmark would fit")
     for batch, window, tasks in _together(spec, files):
         progress.say(", ".join(f"{task.config.task} ({task.config.num_fewshot}-shot)" for task in tasks))
         found = harness.outcomes(sparse, tokenizer, tasks, batch, min(window or longest, longest))
-        rows += [row | {"data": row["task"]} for row in found]
-    progress.say("measured")
-    keys = asdict(condition) | measured
-    table = OUTCOMES.build([keys | row for row in rows])
-    artifacts.write_table(outputs.outcomes, OUTCOMES.schema, table, header(stage, spec, inputs))
+        yield [row | {"data": row["task"]} for row in found]
+
+
+def _windows(spec: Spec, inputs: Any, sparse: SparseModel, tokenizer, progress: Progress) -> Iterator[list[dict]]:
+    """Perplexities of windows: of the whole, which has no prompt, and of the half after a prompt."""
+    condition = spec.condition
+    windows = reading.windows_of(
+        inputs.documents, "evaluation", tokenizer, spec.window_tokens, spec.windows, condition.seed
+    )
+    ids = torch.tensor([window.ids for window in windows])
+    names = [f"{window.document_id}:{window.start}" for window in windows]
+    asked = [] if condition.protocol == NEEDS_PROMPTS else [("perplexity", 1, condition.data)]
+    if "second_half" in spec.tasks:
+        asked.append(("second_half", spec.window_tokens // 2, f"{condition.data} (second half)"))
+    for task, prompt, data in asked:
+        losses = window_losses(sparse, ids, spec.window_batch, progress, prompt)
+        measured = {"task": task, "data": data, "metric": "nll", "weight": spec.window_tokens - prompt}
+        yield [measured | {"document": name, "value": loss} for name, loss in zip(names, losses.tolist(), strict=True)]
 
 
 def _together(spec: Spec, files: dict[str, list[dict[str, Any]]]) -> Iterator[tuple[int, int | None, list]]:
@@ -117,5 +136,6 @@ def _together(spec: Spec, files: dict[str, list[dict[str, Any]]]) -> Iterator[tu
     for shots in spec.fewshot if prompted else ():
         shown = [name for name in prompted if not shots or BENCHMARKS[name].train]
         yield spec.request_batch, None, [task(name, shots) for name in shown]
-    if rolling := [task(name, 0) for name in names if BENCHMARKS[name].rolling]:
+    rolling = [task(name, 0) for name in names if BENCHMARKS[name].rolling]
+    if rolling and spec.condition.protocol != NEEDS_PROMPTS:
         yield spec.window_batch, spec.rolling_tokens, rolling

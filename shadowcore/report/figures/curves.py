@@ -116,15 +116,15 @@ def _curves(
         panel.set(xlabel="units removed, measured (%)", ylabel=label)
         panel.label_outer()
         handles += [line.handle() for line in lines]
-    if (rows["policy"] == "global").any():
-        kept = key("policy global instead of per_layer", "#444444", "o", LINES["global"], markerfacecolor="white")
+    for policy in sorted(set(rows["policy"].dropna()) - {"per_layer"}):
+        kept = key(f"policy {policy} instead of per_layer", "#444444", "o", LINES[policy], markerfacecolor="white")
         more = (*more, kept)
     legend(figure, [*handles, *more])
     return figure
 
 
 def _draw(axes: Axes, line: Series) -> None:
-    hollow = {"markerfacecolor": "white"} if line.policy == "global" else {}
+    hollow = {"markerfacecolor": "white"} if line.policy in ("global", "floored") else {}
     intervals(
         axes, 100 * line.rows["sparsity_measured"], line.rows, INTERVAL,
         linestyle=LINES.get(line.policy, "-"), **line.style(), **hollow,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from shadowcore.report.figures.series import asked, criterion_order, method_order, of_model, units_order
+from shadowcore.report.figures.series import NAMES, asked, criterion_order, method_order, of_model, units_order, varies
 from shadowcore.report.style import FAINT, Axes, Figure, empty, look, panels, styled, title
 from shadowcore.report.tables import ACCURACY_METRICS, Tables
 
@@ -35,14 +35,11 @@ def differences(tables: Tables, model: str) -> Figure:
 def _placed(rows: pd.DataFrame) -> pd.DataFrame:
     """Rows with the `block` and the `place` of their condition, from the top, and its `name`."""
     # what tells conditions of one method apart
-    told = {
-        method: [name for name in VARIANTS if alike[name].nunique(dropna=False) > 1]
-        for method, alike in rows.groupby("method")
-    }
+    told = {method: [name for name in VARIANTS if varies(alike[name])] for method, alike in rows.groupby("method")}
     keys, names = [], []
     for _, row in rows.astype(object).where(rows.notna(), "").iterrows():
         block = (units_order(row["units"]), row["units"], criterion_order(row["criterion"]), row["sparsity_pct"])
-        variants = [str(row[name]) for name in told[row["method"]]]
+        variants = [NAMES.get(row[name], str(row[name])) for name in told[row["method"]]]
         keys.append((block, method_order(row["method"]), *variants))
         parts = [f"{row['sparsity_pct']} % {row['units']}", row["criterion"], row["method"], *variants]
         names.append(", ".join(part for part in dict.fromkeys(parts) if part))  # random is its own criterion

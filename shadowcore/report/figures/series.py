@@ -17,7 +17,8 @@ VARIANTS = ["predictor", "calibration", "protocol", "predictor_rank"]
 UNITS_ORDER = {"neurons": 0, "heads": 1, "both": 2}
 MAIN_CRITERION = "plainact"  # the criterion ShadowLLM settles on: shown first, and where there is room for one
 INTERVAL = ("value", "low", "high")
-LINES = {"per_layer": "-", "global": "--"}
+NAMES = {"lookahead": "lookahead (not causal)"}  # what a value says, where its own word says too little
+LINES = {"per_layer": "-", "global": "--", "floored": ":"}
 
 
 class Series(NamedTuple):
@@ -60,7 +61,7 @@ def series(rows: pd.DataFrame, among: pd.DataFrame) -> list[Series]:
     for values, line in rows.groupby(columns, dropna=False, sort=True):
         keys = dict(zip(columns, values, strict=True))
         alike = where(among, method=keys["method"])
-        told = [name for name in VARIANTS if name in alike and alike[name].nunique(dropna=False) > 1]
+        told = [name for name in VARIANTS if name in alike and varies(alike[name])]
         labels = sorted({_label(row, told) for row in alike[["method", *told]].drop_duplicates().to_dict("records")})
         label = _label(keys, told)
         strength = 0.5 ** labels.index(label)
@@ -68,9 +69,15 @@ def series(rows: pd.DataFrame, among: pd.DataFrame) -> list[Series]:
     return sorted(lines, key=lambda line: method_order(line.method))
 
 
+def varies(column: pd.Series) -> bool:
+    """Whether lines must tell a column's values: several, or one that never goes without saying."""
+    return column.nunique(dropna=False) > 1 or bool(column.isin(NAMES).any())
+
+
 def _label(keys: Mapping[str, Any], told: list[str]) -> str:
     parts = [keys[name] for name in told if pd.notna(keys[name])]
-    return ", ".join([look(keys["method"]).label, *(p if isinstance(p, str) else f"rank {p:g}" for p in parts)])
+    named = [NAMES.get(part, part) if isinstance(part, str) else f"rank {part:g}" for part in parts]
+    return ", ".join([look(keys["method"]).label, *named])
 
 
 def asked(rows: pd.DataFrame) -> pd.DataFrame:

@@ -1,0 +1,51 @@
+"""Protocols: which positions a mask is computed from, and which it applies to.
+
+    token       each position's own, there; the prompt before the first prediction is dense (what a decoder does)
+    prompt      the last position of the prompt; from there on, where the continuation is predicted
+    lookahead   the last position of the whole input, continuation included; everywhere, prompt too
+
+lookahead is what the published accuracies were measured under. It is not causal: a choice's mask has seen the
+choice. Position t predicts token t + 1, so the prompt's last position makes the first prediction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from shadowcore.models.losses import before_scored
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """A protocol as functions of the tokens that are predicted and count, `scored` (B, T); see the module's text.
+
+    source: the position (B,) a row's one mask is computed from, or None where every position has its own;
+    applied: the positions (B, T - 1) masks apply to; dense_prompt: none of them is in the prompt.
+    """
+
+    source: Callable[[torch.Tensor], torch.Tensor | None]
+    applied: Callable[[torch.Tensor], torch.Tensor]
+    dense_prompt: bool
+
+
+def _predicting(scored: torch.Tensor) -> torch.Tensor:
+    return scored[:, 1:]
+
+
+def _first(scored: torch.Tensor) -> torch.Tensor:
+    return _predicting(scored).int().argmax(1)
+
+
+def _last(scored: torch.Tensor) -> torch.Tensor:
+    return before_scored(scored).sum(1) - 1
+
+
+TOKEN = Protocol(source=lambda scored: None, applied=_predicting, dense_prompt=True)
+PROTOCOLS = {
+    "token": TOKEN,
+    "prompt": Protocol(source=_first, applied=_predicting, dense_prompt=True),
+    "lookahead": Protocol(source=_last, applied=before_scored, dense_prompt=False),
+}
