@@ -36,7 +36,7 @@ STAGES = {
     "aggregate": "final tables from every job's measurements",
     "judge-claims": "verdicts on the published claims from the final tables",
     "check-tables": "refuse final tables with values that cannot be",
-    "draw": "draw one figure from the final tables",
+    "draw": "draw a model's figures from the final tables",
 }
 SHOW = "print a study's final tables: shadowcore show results/quick [--brief]"
 
