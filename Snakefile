@@ -7,7 +7,7 @@ from shadowcore.errors import ConfigError
 from shadowcore.method.criteria import CRITERIA
 from shadowcore.method.predictors import PREDICTORS
 
-if not config:
+if not workflow.configfiles:
 
     configfile: "config/quick.yaml"
 

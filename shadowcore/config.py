@@ -62,6 +62,10 @@ Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
 
+# `--config offline=true` arrives as text
+Offline = Annotated[bool | str, BeforeValidator(lambda value: True if value == "true" else value)]
+
+
 class Strict(BaseModel):
     """No unknown keys, no silent conversions."""
 
@@ -216,7 +220,7 @@ class Study(Strict):
 
     study: Name
     seed: Annotated[int, Field(ge=0)]
-    offline: bool | str = False
+    offline: Offline = False
     models: dict[Name, Model]
     texts: dict[Name, Text]
     calibration: list[str]
