@@ -7,7 +7,7 @@ from shadowcore.errors import ConfigError
 from shadowcore.method.criteria import CRITERIA
 from shadowcore.method.predictors import PREDICTORS
 
-if not config:
+if not workflow.configfiles:
 
     configfile: "config/quick.yaml"
 
@@ -17,6 +17,8 @@ try:
 except ConfigError as error:
     raise WorkflowError(str(error))
 study, root = jobs.study, str(jobs.root)
+if study.offline:  # what is missing is an error, not a download
+    shell.prefix("export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1; ")
 
 
 wildcard_constraints:

@@ -74,8 +74,8 @@ BENCHMARKS = {
 }  # fmt: skip
 
 
-def read(name: str, split: str, offline_dir: str | None) -> tuple[list[Document], str]:
-    """The documents of one split with the columns the task reads, and where they are from.
+def read(name: str, split: str, offline_dir: str | None) -> tuple[list[Document], str | None, str]:
+    """The documents of one split with the columns the task reads, their licence if named, and where they are from.
 
     From `<offline_dir>/<name>/<split>.parquet`, or from the hub at its newest commit where no folder is given.
     Raises SourceError or ConfigError, in one sentence, for a missing folder, split or column, or no documents.
@@ -84,7 +84,7 @@ def read(name: str, split: str, offline_dir: str | None) -> tuple[list[Document]
     if offline_dir is None:
         dataset, config = one.hub
         commit = tabular.commit_of(dataset)
-        found, _ = tabular.of_hub(dataset, config, split, commit, one.columns, f"columns of {name}")
+        found, licence = tabular.of_hub(dataset, config, split, commit, one.columns, f"columns of {name}")
         origin = f"Hugging Face hub, {dataset} at {commit}"
     else:
         folder = Path(offline_dir).expanduser()
@@ -94,10 +94,10 @@ def read(name: str, split: str, offline_dir: str | None) -> tuple[list[Document]
                 "such as `shadowcore fetch` makes"
             )
         found = tabular.of_file(folder / name / f"{split}.parquet", one.columns, f"columns of {name}")
-        origin = f"local folder {folder.name}"
+        licence, origin = None, f"local folder {folder.name}"
     if not found:
         raise SourceError(f"{name}: its {split} split from {origin} has no documents")
-    return found, origin
+    return found, licence, origin
 
 
 def subset(documents: Sequence[Document], limit: int | None, seed: int) -> list[Document]:
@@ -165,12 +165,12 @@ class BenchmarkText:
             raise ConfigError(f"source.task: {self.task} has no training split; another task would fit")
         if self.together < 1:
             raise ConfigError(f"source.together: {self.together} found; 1 or more would fit")
-        documents, origin = read(self.task, one.train, self.offline_dir)
+        documents, licence, origin = read(self.task, one.train, self.offline_dir)
         # one example is one paragraph, so that `check-disjoint` finds it again
         texts = ["\n".join(filter(None, example.split("\n"))) for example in examples(self.task, documents)]
         parts = [texts[start : start + self.together] for start in range(0, len(texts), self.together)]
         titles = (f"{self.task} {one.train}, from example {number * self.together}" for number in range(len(parts)))
-        return list(zip(titles, map("\n\n".join, parts), strict=True)), None, origin
+        return list(zip(titles, map("\n\n".join, parts), strict=True)), licence, origin
 
 
 def mark(text: str) -> str:

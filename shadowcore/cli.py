@@ -18,7 +18,7 @@ from importlib import import_module
 from pathlib import Path
 
 from shadowcore import __version__
-from shadowcore.errors import ConfigError, ShadowcoreError, near_miss
+from shadowcore.errors import ConfigError, ShadowcoreError, one_of
 
 STAGES = {
     "fetch-model": "get a model from its source, checked, as safetensors",
@@ -36,9 +36,12 @@ STAGES = {
     "aggregate": "final tables from every job's measurements",
     "judge-claims": "verdicts on the published claims from the final tables",
     "check-tables": "refuse final tables with values that cannot be",
-    "draw": "draw one figure from the final tables",
+    "draw": "draw a model's figures from the final tables",
 }
-SHOW = "print a study's final tables: shadowcore show results/quick [--brief]"
+COMMANDS = {
+    "fetch": "gather a study's models, texts and benchmarks for a machine without internet",
+    "show": "print a study's final tables",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -51,13 +54,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(__version__)
         return 0
     try:
-        if arguments[0] == "show":
-            return show(arguments[1:])
-        if arguments[0] not in STAGES:
-            raise ConfigError(
-                f"shadowcore: unknown command '{arguments[0]}'; {near_miss(arguments[0], [*STAGES, 'show'])}"
-            )
-        run_stage(arguments[0], arguments[1:])
+        one_of(arguments[0], [*STAGES, *COMMANDS], "command")
+        if arguments[0] in COMMANDS:
+            {"fetch": fetch, "show": show}[arguments[0]](arguments[1:])
+        else:
+            run_stage(arguments[0], arguments[1:])
     except ShadowcoreError as error:
         print(f"shadowcore {arguments[0]}: {error}", file=sys.stderr)
         return 2
@@ -66,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def usage() -> str:
     """The overview that `shadowcore --help` prints."""
-    lines = [f"  {name:16} {summary}" for name, summary in STAGES.items()]
+    stages, others = ([f"  {name:17} {what}" for name, what in part.items()] for part in (STAGES, COMMANDS))
     return "\n".join(
         [
             "usage: shadowcore COMMAND [options], and shadowcore COMMAND --help",
@@ -74,10 +75,10 @@ def usage() -> str:
             "Predictor-based contextual sparsity for large language models.",
             "",
             "stages, as the rules of the Snakefile call them:",
-            *lines,
+            *stages,
             "",
-            "results:",
-            f"  {'show':16} {SHOW}",
+            "before and after a study:",
+            *others,
         ]
     )
 
@@ -119,9 +120,21 @@ def run_stage(name: str, arguments: Sequence[str]) -> None:
     stage.run(spec, *files)
 
 
-def show(arguments: Sequence[str]) -> int:
+def fetch(arguments: Sequence[str]) -> None:
+    """Gather what a study downloads."""
+    parser = argparse.ArgumentParser(prog="shadowcore fetch", description=COMMANDS["fetch"])
+    parser.add_argument("config", type=Path, help="a configuration, such as config/paper.yaml")
+    parser.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="where; then `offline: FOLDER`")
+    parsed = parser.parse_args(arguments)
+    from shadowcore.config import load_study
+    from shadowcore.fetch import fetch as gather
+
+    gather(load_study(parsed.config), parsed.to)
+
+
+def show(arguments: Sequence[str]) -> None:
     """Print the final tables of a study."""
-    parser = argparse.ArgumentParser(prog="shadowcore show", description=SHOW)
+    parser = argparse.ArgumentParser(prog="shadowcore show", description=COMMANDS["show"])
     parser.add_argument("results", type=Path, help="a study's results folder, such as results/quick")
     parser.add_argument("--brief", action="store_true", help="a summary only")
     parsed = parser.parse_args(arguments)
@@ -130,7 +143,6 @@ def show(arguments: Sequence[str]) -> int:
     from shadowcore.report import show as showing
 
     (showing.summary if parsed.brief else showing.show)(parsed.results, Console(width=None if os.isatty(1) else 120))
-    return 0
 
 
 if __name__ == "__main__":

@@ -62,6 +62,10 @@ Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
 
+# `--config offline=true` arrives as text
+Offline = Annotated[bool | str, BeforeValidator(lambda value: True if value == "true" else value)]
+
+
 class Strict(BaseModel):
     """No unknown keys, no silent conversions."""
 
@@ -81,6 +85,12 @@ def source_of(kinds: dict[str, type]) -> Any:
         return {kind: fields}
 
     return Annotated[dict, BeforeValidator(check)]
+
+
+def needs_network(source: dict[str, dict]) -> bool:
+    """Whether a model or a text is downloaded."""
+    kind, fields = next(iter(source.items()))
+    return kind in ("hub", "package") or (kind == "benchmark" and not fields.get("offline_dir"))
 
 
 class Model(Strict):
@@ -203,10 +213,14 @@ class Latency(Strict):
 
 
 class Study(Strict):
-    """A whole configuration file."""
+    """A whole configuration file.
+
+    offline: nothing touches a network; true where every source is local, or the folder `shadowcore fetch` made.
+    """
 
     study: Name
     seed: Annotated[int, Field(ge=0)]
+    offline: Offline = False
     models: dict[Name, Model]
     texts: dict[Name, Text]
     calibration: list[str]
@@ -268,6 +282,36 @@ class Study(Strict):
             )
         return self
 
+    @model_validator(mode="after")
+    def reachable(self) -> Study:
+        """Offline, every source must be local, or have been fetched."""
+        from_hub = [name for name in self.evaluation.tasks if name in BENCHMARKS and not self.evaluation.offline_dir]
+        remote = [
+            *(f"models.{name}" for name, one in self.models.items() if needs_network(one.source)),
+            *(f"texts.{name}" for name, one in self.texts.items() if needs_network(one.source)),
+            *(f"evaluation.tasks: {name}" for name in from_hub),
+        ]
+        if self.offline is True and remote:
+            raise ValueError(
+                f"offline: {remote[0]} comes over the network; the folder that `shadowcore fetch` makes would fit in "
+                "place of `true`"
+            )
+        return self
+
+    def fetched(self, folder: str) -> Study:
+        """This study with every source in the folder that `shadowcore fetch` made of it."""
+
+        def local(place: str) -> dict[str, Any]:
+            return {"source": {"folder": {"path": f"{folder}/{place}"}}}
+
+        models = {
+            name: one if "random" in one.source else one.model_copy(update=local(f"models/{name}"))
+            for name, one in self.models.items()
+        }
+        texts = {name: one.model_copy(update=local(f"texts/{name}")) for name, one in self.texts.items()}
+        evaluation = self.evaluation.model_copy(update={"offline_dir": f"{folder}/benchmarks"})
+        return self.model_copy(update={"models": models, "texts": texts, "evaluation": evaluation})
+
     @property
     def used_criteria(self) -> set[str]:
         """Criteria of all conditions and of the latency."""
@@ -285,11 +329,12 @@ class Study(Strict):
 def parse_study(data: Any, where: str) -> Study:
     """The study in a configuration mapping; ConfigError names the first key that does not fit."""
     try:
-        return Study.model_validate(data)
+        study = Study.model_validate(data)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"]) or "configuration"
         raise ConfigError(f"{where}: {key}: {_sentence(first, data)}") from None
+    return study.fetched(study.offline) if isinstance(study.offline, str) else study
 
 
 def load_study(path: Path) -> Study:

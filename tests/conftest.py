@@ -59,6 +59,16 @@ def tokens():
     return torch.randint(3, 96, (2, 12), generator=torch.Generator().manual_seed(1))
 
 
+def write_words(folder):
+    """Twenty documents of invented words, as a folder of Parquet files."""
+    folder.mkdir()
+    chooser = random.Random(0)
+    vocabulary = ["".join(chooser.choices("abcdefgh", k=chooser.randint(2, 6))) for _ in range(80)]
+    texts = [" ".join(chooser.choices(vocabulary, k=200)) for _ in range(20)]
+    pd.DataFrame({"text": texts}).to_parquet(folder / "part.parquet")
+    return folder
+
+
 def write_benchmarks(folder, documents=8):
     """Invented data in the columns of piqa (a choice), winogrande (a choice of beginnings) and wikitext (pages)."""
     chooser = random.Random(0)

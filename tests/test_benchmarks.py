@@ -70,7 +70,7 @@ def stock(name, folder, shots=0):
 
 def ours(name, folder, shots=0, order=slice(None)):
     one = BENCHMARKS[name]
-    documents, _ = benchmarks.read(name, one.split, folder)
+    documents, *_ = benchmarks.read(name, one.split, folder)
     pool = benchmarks.read(name, one.train, folder)[0] if shots else ()
     return benchmarks.task(name, documents[order], pool, shots)
 
@@ -158,7 +158,7 @@ def test_answers_are_never_cached(model, folder, tmp_path):
 
 
 def test_a_larger_subset_keeps_the_smaller_and_order_does_not_matter(folder):
-    documents, _ = benchmarks.read("piqa", "validation", folder)
+    documents, *_ = benchmarks.read("piqa", "validation", folder)
     few, more = (benchmarks.subset(documents, count, 0) for count in (3, 5))
     assert more[:3] == few == benchmarks.subset(documents[::-1], 3, 0) != benchmarks.subset(documents, 3, 1)
     assert benchmarks.subset(documents, None, 0) == documents
@@ -191,11 +191,11 @@ def test_wrong_folders_splits_and_columns_are_one_sentence(folder, tmp_path):
 
 
 def test_examples_are_the_prompt_and_its_right_answer(folder):
-    documents, _ = benchmarks.read("piqa", "train", folder)
+    documents, *_ = benchmarks.read("piqa", "train", folder)
     for document, example in zip(documents, benchmarks.examples("piqa", documents), strict=True):
         right = document["sol2"] if document["label"] else document["sol1"]
         assert example == f"Question: {document['goal']}\nAnswer: {right}"
-    documents, _ = benchmarks.read("winogrande", "train", folder)
+    documents, *_ = benchmarks.read("winogrande", "train", folder)
     for document, example in zip(documents, benchmarks.examples("winogrande", documents), strict=True):
         assert example == document["sentence"].replace("_", document[f"option{document['answer']}"])
 
@@ -203,7 +203,7 @@ def test_examples_are_the_prompt_and_its_right_answer(folder):
 def test_a_training_split_is_a_text_whose_examples_are_found_again(folder):
     documents, card = text.fetch(BenchmarkText("piqa", folder, together=3))
     assert [len(one.text.split("\n\n")) for one in documents] == [3, 3, 2] and card["documents"] == 3
-    train, _ = benchmarks.read("piqa", "train", folder)
+    train, *_ = benchmarks.read("piqa", "train", folder)
     marks = {benchmarks.mark(part) for one in documents for part in one.text.split("\n\n")}
     assert marks == set(map(benchmarks.mark, benchmarks.examples("piqa", train)))
     for wrong, message in (

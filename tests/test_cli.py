@@ -14,7 +14,7 @@ def run(capsys, *arguments):
 
 def test_help_lists_every_command(capsys):
     code, printed = run(capsys, "--help")
-    assert code == 0 and all(name in printed.out for name in [*cli.STAGES, "show"])
+    assert code == 0 and all(name in printed.out for name in [*cli.STAGES, *cli.COMMANDS])
 
 
 @pytest.mark.parametrize("name", sorted(cli.STAGES))
@@ -27,11 +27,12 @@ def test_every_stage_explains_itself(capsys, name):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["trac"], "unknown command 'trac'; did you mean 'trace'"),
+        (["trac"], "command: unknown 'trac'; did you mean 'trace'"),
         (["average", "--spec", "{", "--scores", "s"], "--spec: not JSON"),
         (["average", "--spec", '{"modl": "x"}', "--scores", "s"], "unknown key 'modl'; did you mean"),
         (["average", "--spec", '{"model": "x"}', "--scores", "s"], "missing key 'calibration'"),
         (["show", "nowhere"], "nowhere"),
+        (["fetch", "nowhere.yaml", "--to", "x"], "nowhere.yaml: cannot be read"),
     ],
 )
 def test_bad_input_is_one_sentence(capsys, arguments, message):

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from shadowcore.errors import ArtifactError
 from shadowcore.report import tables
-from shadowcore.report.figures.series import NAMES, asked, criterion_order, method_order, units_order, where
+from shadowcore.report.figures.series import NAMES, ORDERS, asked, first_of, where
 from shadowcore.report.tables import Tables
 from shadowcore.schemas import FINAL_TABLES
 
@@ -26,14 +26,6 @@ CLAIMED += ["protocol", "calibration", "seed", "sparsity_pct", "side_winner", "s
 # what a summary shows one value of, the first in order
 CHOSEN = ["device", "data", "task", "fewshot", "units", "criterion", "policy", "protocol", "calibration", "predictor"]
 CHOSEN += ["seed"]
-ORDER = {
-    "units": units_order,
-    "kind": units_order,
-    "criterion": criterion_order,
-    "method": method_order,
-    "policy": lambda policy: (policy != "per_layer", policy),
-    "protocol": lambda protocol: (protocol != "token", protocol),
-}
 
 Cell = Callable[[pd.Series], str]
 Lines = dict[tuple[str, ...], dict[tuple[str, int], str]]  # what a line is about: (heading, sparsity): cell
@@ -93,13 +85,10 @@ def _read(results: Path) -> Tables:
 
 def _chosen(rows: pd.DataFrame, told: list[str]) -> pd.DataFrame:
     """Rows with the first value of every column in CHOSEN; the values are added to `told`."""
-    for name in (name for name in CHOSEN if name in rows):
-        # dense has no value, and random is a criterion of its own: beside every other
-        always = rows[name].isna() | ((rows["method"] == "random") & (name == "criterion"))
-        if not always.all():
-            first = min(rows.loc[~always, name], key=ORDER.get(name, str))
-            told.append(_told(name, first))
-            rows = rows[always | (rows[name] == first)]
+    rows = first_of(rows, *CHOSEN)
+    named = rows[rows["method"] != "random"]  # random is a criterion of its own
+    values = {name: named[name].dropna() for name in CHOSEN if name in named}
+    told += [_told(name, chosen.iloc[0]) for name, chosen in values.items() if len(chosen)]
     return rows
 
 
@@ -114,10 +103,10 @@ def _lines(rows: pd.DataFrame, names: list[str], cell: Cell, heading: str = "") 
 
 
 def _sorted(lines: Lines, names: list[str]) -> Lines:
-    """Lines in the order of ORDER, or by name; what has no value, as dense has none, comes first."""
+    """Lines in the order of ORDERS, or by name; what has no value, as dense has none, comes first."""
 
     def rank(line: tuple[str, ...]) -> list:
-        return [(text != "", ORDER.get(name, str)(text)) for name, text in zip(names, line, strict=True)]
+        return [(text != "", ORDERS.get(name, str)(text)) for name, text in zip(names, line, strict=True)]
 
     return {line: lines[line] for line in sorted(lines, key=rank)}
 

@@ -43,6 +43,20 @@ METHODS = {
     "layerwise_own": Look("layerwise, reading its own layer", "#D55E00", "<"),
     "oracle": Look("oracle (true scores)", "#CC79A7", "D"),
 }
+CRITERIA = {
+    "plainact": Look("plainact", "#0072B2", "o"),
+    "l2_norm": Look("l2_norm", "#E69F00", "s"),
+    "grad_norm": Look("grad_norm", "#009E73", "^"),
+    "fisher": Look("fisher", "#D55E00", "D"),
+    "snip": Look("snip", "#CC79A7", "v"),
+    "nwot": Look("nwot", "#56B4E9", "P"),
+    "output_norm": Look("output_norm", "#000000", "*"),
+    "grasp": Look("grasp", "#B8A500", "<"),
+    "jacov": Look("jacov", "#7A5195", ">"),
+    "epenas": Look("epenas", "#8B5A2B", "d"),
+    "random": METHODS["random"],
+}
+ROUNDS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9")  # of a predictor's training, in order
 ORDER = {method: rank for rank, method in enumerate(METHODS)}
 FAINT = "#D9D9D9"
 
@@ -72,6 +86,11 @@ PNG_DPI = 150
 def look(method: str) -> Look:
     """The look of a method; one that is not in METHODS is drawn yellow under its own name."""
     return METHODS.get(method, Look(method, "#F0E442", "p"))
+
+
+def look_of_criterion(criterion: str) -> Look:
+    """The look of a criterion where lines tell criteria apart."""
+    return CRITERIA.get(criterion, Look(criterion, "#666666", "h"))
 
 
 def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:

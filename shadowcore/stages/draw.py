@@ -1,20 +1,20 @@
-"""Draw one figure of one model from the final tables."""
+"""Draw the figures of one model from the final tables."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
+from shadowcore.errors import one_of
 from shadowcore.report import tables
 from shadowcore.report.figures import FIGURES, save
-from shadowcore.stages.base import Stage
+from shadowcore.stages.base import Progress, Stage
 
 
 @dataclass(frozen=True)
 class Spec:
-    """figure: a name in report.figures.FIGURES; model: whose rows."""
+    """model: whose rows."""
 
-    figure: str
     model: str
 
 
@@ -25,13 +25,19 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Outputs:
-    pdf: Path
-    png: Path
+    """figures: <name>.pdf and <name>.png for names in report.figures.FIGURES."""
+
+    figures: tuple[Path, ...]
 
 
 def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
-    figure = FIGURES[spec.figure](tables.read(inputs.tables[0].parent), spec.model)
-    save(figure, outputs.pdf.with_suffix(""))
+    progress = Progress(f"draw {spec.model}")
+    found = tables.read(inputs.tables[0].parent)
+    stems = list(dict.fromkeys(path.with_suffix("") for path in outputs.figures))
+    names = [one_of(stem.name, FIGURES, "--figures") for stem in stems]
+    for done, (name, stem) in enumerate(zip(names, stems, strict=True), 1):
+        save(FIGURES[name](found, spec.model), stem)
+        progress(done, len(stems))
 
 
 STAGE = Stage(Spec, Inputs, Outputs, run)

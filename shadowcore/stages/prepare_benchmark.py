@@ -38,7 +38,7 @@ class Outputs:
 def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     progress = Progress(f"prepare-benchmark {spec.name}")
     one = benchmarks.BENCHMARKS[one_of(spec.name, benchmarks.BENCHMARKS, "name")]
-    found, origin = benchmarks.read(spec.name, one.split, spec.offline_dir)
+    found, licence, origin = benchmarks.read(spec.name, one.split, spec.offline_dir)
     try:
         evaluated = benchmarks.subset(found, spec.limit, spec.seed)
     except ConfigError as error:
@@ -51,10 +51,10 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     if spec.fewshot:
         if one.train is None:
             raise ConfigError(f"evaluation.fewshot: {spec.name} has no training split to show examples from")
-        pool, _ = benchmarks.read(spec.name, one.train, spec.offline_dir)
+        pool, *_ = benchmarks.read(spec.name, one.train, spec.offline_dir)
         rows += [document | {benchmarks.SPLIT: "examples"} for document in pool]
     progress.say(f"{len(evaluated)} of {len(found)} documents from {origin}")
-    made = header("prepare-benchmark", spec, inputs) | {"origin": origin}
+    made = header("prepare-benchmark", spec, inputs) | {"origin": origin, "licence": licence}
     artifacts.write_table(outputs.documents, benchmarks.SCHEMA, pa.Table.from_pylist(rows), made)
     progress(1, 1)
 

@@ -82,37 +82,37 @@ rule judge_claims:
         " --claims {output.claims:q} &> {log:q}"
 
 
-for name in FIGURES:
-
-    rule:
-        name:
-            f"draw_{name}"
-        input:
-            tables=jobs.measured_tables(),
-            checked=rules.check_tables.output.record,
-        output:
-            pdf=f"{root}/figures/{{model}}/{name}.pdf",
-            png=report(
+# one job a model: most of drawing a figure is importing what draws it
+rule draw:
+    input:
+        tables=jobs.measured_tables(),
+        checked=rules.check_tables.output.record,
+    output:
+        pdf=[f"{root}/figures/{{model}}/{name}.pdf" for name in FIGURES],
+        png=[
+            report(
                 f"{root}/figures/{{model}}/{name}.png",
                 category="Figures",
                 labels={"model": "{model}", "figure": name},
                 caption=f"../report/{name}.rst",
-            ),
-        log:
-            f"{root}/logs/draw/{{model}}/{name}.log",
-        benchmark:
-            f"{root}/benchmarks/draw/{{model}}/{name}.tsv"
-        conda:
-            "../../environment.yml"
-        threads: 1
-        resources:
-            mem_mb=1000,
-        params:
-            spec=lambda wildcards, name=name: json.dumps({"figure": name, "model": wildcards.model}),
-            code=fingerprint("shadowcore.stages.draw"),
-        shell:
-            "python -m shadowcore draw --spec {params.spec:q} --tables {input.tables:q}"
-            " --pdf {output.pdf:q} --png {output.png:q} &> {log:q}"
+            )
+            for name in FIGURES
+        ],
+    log:
+        f"{root}/logs/draw/{{model}}.log",
+    benchmark:
+        f"{root}/benchmarks/draw/{{model}}.tsv"
+    conda:
+        "../../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=1000,
+    params:
+        spec=lambda wildcards: json.dumps({"model": wildcards.model}),
+        code=fingerprint("shadowcore.stages.draw"),
+    shell:
+        "python -m shadowcore draw --spec {params.spec:q} --tables {input.tables:q}"
+        " --figures {output.pdf:q} {output.png:q} &> {log:q}"
 
 
 rule tables:

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from shadowcore.report.figures.curves import accuracy, perplexity
+from shadowcore.report.figures.context import context, fewshot, tasks
+from shadowcore.report.figures.criteria import criteria, factorial
+from shadowcore.report.figures.curves import accuracy, perplexity, policies
+from shadowcore.report.figures.designs import designs
 from shadowcore.report.figures.differences import differences
-from shadowcore.report.figures.importance import importance_map
+from shadowcore.report.figures.importance import importance_map, variability
 from shadowcore.report.figures.ranking import predictor_quality
 from shadowcore.report.figures.speed import latency, pareto
 from shadowcore.report.style import Figure, save
@@ -21,7 +24,15 @@ FIGURES: dict[str, Callable[[Tables, str], Figure]] = {
     "perplexity": perplexity,
     "accuracy": accuracy,
     "differences": differences,
+    "criteria": criteria,
+    "factorial": factorial,
+    "policies": policies,
+    "designs": designs,
+    "context": context,
+    "tasks": tasks,
+    "fewshot": fewshot,
     "importance_map": importance_map,
+    "variability": variability,
     "predictor_quality": predictor_quality,
     "latency": latency,
     "pareto": pareto,

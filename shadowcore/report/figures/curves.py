@@ -35,6 +35,7 @@ from shadowcore.report.style import (
     whole_ticks,
 )
 from shadowcore.report.tables import CHANCE, Tables
+from shadowcore.schemas import CONDITION
 
 ROOM = 1.7  # factor of space above the highest method but random, for random's values
 
@@ -45,6 +46,23 @@ def perplexity(tables: Tables, model: str) -> Figure:
     rows = where(of_model(tables, "perplexity", model), metric="token_perplexity")
     if rows.empty:
         return empty(f"{model}: no perplexities in the tables")
+    return _perplexities(rows, model, "Token perplexity against measured sparsity, with 95 % intervals")
+
+
+@styled
+def policies(tables: Tables, model: str) -> Figure:
+    """Token perplexity of what was run under several policies: a share of each layer against a share of the model."""
+    rows = where(of_model(tables, "perplexity", model), metric="token_perplexity")
+    sparse = rows[~rows["method"].isin(["dense", "random"])]
+    alike = [name for name in CONDITION if name not in ("policy", "sparsity_pct")]
+    several = sparse.groupby(alike, dropna=False)["policy"].transform("nunique") > 1
+    if not several.any():
+        return empty(f"{model}: no condition was measured under several policies in the tables")
+    kept = rows[(rows["method"] == "dense") | rows.index.isin(sparse.index[several])]
+    return _perplexities(kept, model, "Units chosen per layer against over all layers, with 95 % intervals")
+
+
+def _perplexities(rows: pd.DataFrame, model: str, heading: str) -> Figure:
     limits = rows[rows["method"] != "random"]
     limits = limits if len(limits) else rows
     bottom = limits["low"].fillna(limits["value"]).min() / 1.08
@@ -64,7 +82,7 @@ def perplexity(tables: Tables, model: str) -> Figure:
     figure = _curves(rows, "data", "token perplexity", finish)
     counts = rows.groupby("data")[["n", "counted"]].first()
     texts = [f"{data}: {row['n']:,} {_documents(data)}, {row['counted']:,} tokens" for data, row in counts.iterrows()]
-    title(figure, "Token perplexity against measured sparsity, with 95 % intervals", [model, *texts])
+    title(figure, heading, [model, *texts])
     return figure
 
 

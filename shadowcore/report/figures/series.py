@@ -10,7 +10,7 @@ import pandas as pd
 
 from shadowcore.report.style import FAINT, ORDER, Axes, Line2D, key, look
 from shadowcore.report.tables import Tables
-from shadowcore.schemas import FINAL_TABLES
+from shadowcore.schemas import CONDITION, FINAL_TABLES
 
 # what can tell two lines of one method apart, beside the policy and the seed
 VARIANTS = ["predictor", "calibration", "protocol", "predictor_rank"]
@@ -90,6 +90,34 @@ def asked(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(asked=names)[rows["metric"] == first]
 
 
+def mean_over_tasks(rows: pd.DataFrame, shots: bool = False) -> pd.DataFrame:
+    """A condition's accuracy averaged over tasks, with the error of that mean; `shots`: for each number of examples."""
+    rows = asked(rows)
+    rows = rows[rows["fewshot"].notna()] if shots else rows[rows["fewshot"].fillna(0) == 0]
+    if shots:  # a task without examples would be in one mean and not in another
+        rows = rows[rows.groupby("task")["fewshot"].transform("nunique") == rows["fewshot"].nunique()]
+    keys = [name for name in CONDITION if name != "data"] + ["sparsity_measured", "fewshot"]
+    rows = rows.assign(variance=rows["stderr"] ** 2, tasks=1)
+    means = rows.groupby(keys, dropna=False, as_index=False)[["value", "variance", "tasks"]].sum()
+    means[["value", "variance"]] = means[["value", "variance"]].div(means["tasks"], axis=0)
+    reach = 1.96 * (means["variance"] / means["tasks"]) ** 0.5
+    return means.assign(low=means["value"] - reach, high=means["value"] + reach)
+
+
+def first_of(rows: pd.DataFrame, *names: str) -> pd.DataFrame:
+    """Rows that have the first value of each column named: a figure with no room for more shows that one.
+
+    Rows without a value stay, as dense and random have none of most; random is a criterion of its own.
+    """
+    for name in names:
+        if name in rows:
+            always = rows[name].isna() | (rows[name] == "random")
+            if not always.all():
+                first = min(rows.loc[~always, name], key=ORDERS.get(name, str))
+                rows = rows[always | (rows[name] == first)]
+    return rows
+
+
 def method_order(method: str) -> tuple[int, str]:
     """A key to sort by: methods in the order of their looks, others after them by name."""
     return ORDER.get(method, len(ORDER)), method
@@ -118,3 +146,14 @@ def level(axes: Axes, value: float, low: float, high: float) -> None:
     if pd.notna(low):
         axes.axhspan(low, high, color=FAINT, alpha=0.6, linewidth=0, zorder=0)
     axes.axhline(value, color=look("dense").color, linewidth=1.2)
+
+
+# keys to sort by, of columns that have an order
+ORDERS = {
+    "units": units_order,
+    "kind": units_order,
+    "criterion": criterion_order,
+    "method": method_order,
+    "policy": lambda policy: (policy != "per_layer", policy),
+    "protocol": lambda protocol: (protocol != "token", protocol),
+}

@@ -1,0 +1,132 @@
+"""Everything a study downloads, gathered into one folder for machines without internet.
+
+    models/<name>/                    config.json, safetensors, tokenizer, and a README with the licence
+    texts/<name>/documents.parquet    title and text of every document
+    benchmarks/<task>/<split>.parquet the columns its prompts read
+    SOURCES.json                      what each part is: source, licence, origin
+    SHA256SUMS                        of every file; `sha256sum -c SHA256SUMS` checks a copy
+
+The study then runs from it with `offline: <the folder>` in its configuration, and gives the same results.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from shadowcore import benchmarks, text
+from shadowcore.artifacts import replacing
+from shadowcore.benchmarks import BENCHMARKS
+from shadowcore.config import Study
+from shadowcore.errors import ConfigError, SourceError
+from shadowcore.models import sources
+from shadowcore.provenance import file_sha256
+from shadowcore.stages.base import Progress, parse_spec
+
+SOURCES, SUMS = "SOURCES.json", "SHA256SUMS"
+DOCUMENTS = "documents.parquet"
+
+
+def fetch(study: Study, folder: Path) -> None:
+    """Gather what `study` downloads into `folder`; a part that is there from the same source is kept.
+
+    Raises SourceError or ConfigError if a source does not fit.
+    """
+    if study.offline:
+        raise ConfigError("offline: set, so nothing can be fetched; a configuration without it would fit")
+    folder = Path(folder)
+    parts = _parts(study)
+    known = _read(folder / SOURCES)
+    progress = Progress(f"fetch {study.study}")
+    for done, (name, (source, put)) in enumerate(parts.items(), 1):
+        place = folder / name
+        if known.get(name, {}).get("source") != source or not place.exists():
+            place.parent.mkdir(parents=True, exist_ok=True)
+            known[name] = {"source": source} | put(place)
+            _write(folder / SOURCES, json.dumps(known, indent=1, sort_keys=True) + "\n")
+        progress.say(f"{name}: {known[name]['origin']}, licence {known[name]['licence'] or 'not named'}")
+        progress(done, len(parts))
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in (SUMS, SOURCES))
+    _write(folder / SUMS, "".join(f"{file_sha256(path)}  {path.relative_to(folder)}\n" for path in files))
+
+
+Put = Callable[[Path], dict[str, Any]]  # writes a part to its path; returns its licence and origin
+
+
+def _parts(study: Study) -> dict[str, tuple[dict[str, Any], Put]]:
+    """Every part: its path in the folder, its source as the configuration has it, and what writes it."""
+    parts: dict[str, tuple[dict[str, Any], Put]] = {}
+    for name, model in study.models.items():
+        kind, fields = next(iter(model.source.items()))
+        if kind != "random":  # made where it is used
+            source = parse_spec(sources.MODEL_SOURCES[kind], fields)
+            parts[f"models/{name}"] = (model.source, partial(_model, source))
+    for name, one in study.texts.items():
+        kind, fields = next(iter(one.source.items()))
+        source = parse_spec(text.TEXT_SOURCES[kind], fields)
+        parts[f"texts/{name}/{DOCUMENTS}"] = (one.source, partial(_text, source))
+    for name in (task for task in study.evaluation.tasks if task in BENCHMARKS):
+        one, offline_dir = BENCHMARKS[name], study.evaluation.offline_dir
+        splits = {one.split, one.train} if max(study.evaluation.fewshot) and not one.rolling else {one.split}
+        for split in sorted(filter(None, splits)):
+            source = {"folder": offline_dir} if offline_dir else {"hub": list(one.hub)}
+            parts[f"benchmarks/{name}/{split}.parquet"] = (source, partial(_benchmark, name, split, offline_dir))
+    return parts
+
+
+def _model(source: sources.ModelSource, place: Path) -> dict[str, Any]:
+    """A model as plain files: what the hub's cache has is linked, or copied where a link cannot be."""
+    linked = place.with_name(f".{place.name}.links")
+    card = sources.fetch(source, linked)
+    partial = place.with_name(f".{place.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    for path in linked.iterdir():
+        try:
+            os.link(path.resolve(), partial / path.name)
+        except OSError:
+            shutil.copyfile(path, partial / path.name)
+    licence = card["licence"]
+    about = f"---\nlicense: {licence}\n---\n" if licence else ""
+    (partial / "README.md").write_text(f"{about}{card['origin']}\n", encoding="utf-8")
+    shutil.rmtree(linked)
+    shutil.rmtree(place, ignore_errors=True)
+    partial.rename(place)
+    return {"licence": licence, "origin": card["origin"]}
+
+
+def _text(source: text.TextSource, place: Path) -> dict[str, Any]:
+    documents, card = text.fetch(source)
+    _table(place, [{"title": one.title, "text": one.text} for one in documents])
+    return {"licence": card["licence"], "origin": card["origin"]}
+
+
+def _benchmark(name: str, split: str, offline_dir: str | None, place: Path) -> dict[str, Any]:
+    documents, licence, origin = benchmarks.read(name, split, offline_dir)
+    _table(place, documents)
+    return {"licence": licence, "origin": origin}
+
+
+def _table(place: Path, rows: list[dict[str, Any]]) -> None:
+    with replacing(place) as partial:
+        pq.write_table(pa.Table.from_pylist(rows), partial, compression="zstd")
+
+
+def _write(path: Path, content: str) -> None:
+    with replacing(path) as partial:
+        partial.write_text(content, encoding="utf-8")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise SourceError(f"{path}: damaged JSON ({error}); delete the file and fetch again") from None

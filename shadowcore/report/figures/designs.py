@@ -1,0 +1,99 @@
+"""From one predictor to one per layer, on traces of the dense model and of the sparse one."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from shadowcore.report.figures.series import first_of, of_model, where
+from shadowcore.report.style import (
+    ROUNDS,
+    Axes,
+    Figure,
+    Line2D,
+    empty,
+    key,
+    legend,
+    log_axis,
+    look,
+    panels,
+    styled,
+    title,
+)
+from shadowcore.report.tables import Tables
+
+BOUNDS = ("static", "oracle")
+
+
+@styled
+def designs(tables: Tables, model: str) -> Figure:
+    """Perplexity, and recall of the kept units, against the number of predictors; a line per round of training."""
+    chosen = ("calibration", "seed", "criterion")
+    sizes = of_model(tables, "predictors", model)[["method", "criterion", "predictor", "groups"]].drop_duplicates()
+    rows = where(of_model(tables, "perplexity", model), metric="token_perplexity")
+    rows = first_of(rows, "data", "protocol", "units", "policy", *chosen)
+    trained = rows.merge(sizes, on=["method", "criterion", "predictor"])
+    if trained.empty:
+        return empty(f"{model}: no trained predictor was evaluated in the tables")
+    kind = "heads" if trained["units"].iloc[0] == "heads" else "neurons"
+    recall = first_of(where(of_model(tables, "quality", model), metric="recall", kind=kind), *chosen)
+    keys = ["method", "criterion", "predictor", "sparsity_pct"]
+    recall = recall.groupby(keys, dropna=False, as_index=False)["value"].mean()  # over layers
+    recall = recall.merge(trained[["method", "predictor", "groups"]].drop_duplicates(), how="left")
+    sparsities = sorted(set(trained["sparsity_pct"]))
+    rounds = sorted(set(trained["predictor"].map(round_of)), key=_order)
+    colors = {name: ROUNDS[number % len(ROUNDS)] for number, name in enumerate(rounds)}
+    figure, axes = panels(2 * len(sparsities), columns=len(sparsities), size=(3.1, 2.5), sharex=True, sharey="row")
+    handles = [key(_told(name), color) for name, color in colors.items()]
+    for row, (name, found) in zip(
+        np.reshape(axes, (2, -1)), (("token perplexity", rows), ("recall of kept units", recall)), strict=True
+    ):
+        points = trained if name == "token perplexity" else recall
+        for panel, pct in zip(row, sparsities, strict=True):
+            for _, bound in where(found[found["method"].isin(BOUNDS)], sparsity_pct=pct).iterrows():
+                style = look(bound["method"])
+                panel.axhline(bound["value"], color=style.color, linestyle="--", linewidth=1.2)
+                handles.append(key(style.label, style.color, line="--"))
+            here = points[(points["sparsity_pct"] == pct) & points["groups"].notna()]
+            handles += _lines(panel, here, colors, best=min if name == "token perplexity" else max)
+            panel.set(title=f"{pct} % removed", xlabel="predictors in the model", ylabel=name)
+            panel.set_xscale("log")
+            counts = sorted(set(trained["groups"]))
+            panel.set_xticks(counts, [f"{count:g}" for count in counts], minor=False)
+            panel.set_xticks([], minor=True)
+            if name == "token perplexity":
+                log_axis(panel)
+            panel.label_outer()
+    legend(figure, handles)
+    facts = trained.iloc[0]
+    place = f"{facts['data']}: {facts['n']:,} windows"
+    removed = f"{facts['units']} by {facts['criterion']}, {facts['policy']}"
+    title(figure, "From one predictor to one per layer, and rounds on the sparse model", [model, place, removed])
+    return figure
+
+
+def _lines(axes: Axes, rows: pd.DataFrame, colors: dict[str, str], best) -> list[Line2D]:
+    """A point per predictor, the best ones of a round joined; returns the entries of its methods."""
+    for name, color in colors.items():
+        same = rows[rows["predictor"].map(round_of) == name]
+        line = same.groupby("groups")["value"].agg(best)
+        axes.plot(line.index, line, color=color, linewidth=1)
+        for _, row in same.iterrows():
+            axes.plot(row["groups"], row["value"], color=color, marker=look(row["method"]).marker, linestyle="")
+    return [key(look(name).label, "#444444", look(name).marker, "") for name in sorted(set(rows["method"]))]
+
+
+def round_of(predictor: str) -> str:
+    """What follows the preset's name: "" for traces of the dense model, "1" for a first round on-policy, "tuned"."""
+    return predictor.partition("@")[2] if isinstance(predictor, str) else ""
+
+
+def _order(name: str) -> tuple[str, bool]:
+    number, _, tuned = name.partition("@")
+    return ("" if number == "tuned" else number), "tuned" in (number, tuned)
+
+
+def _told(name: str) -> str:
+    if not name:
+        return "traces of the dense model"
+    return " and ".join("tuned" if part == "tuned" else f"on-policy round {part}" for part in name.split("@"))

@@ -1,0 +1,133 @@
+"""A study gathered into a folder runs from it without a network, and measures the same."""
+
+import copy
+import json
+import shutil
+import socket
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from conftest import write_benchmarks, write_words
+
+from shadowcore import cli
+from shadowcore.config import Jobs, parse_study
+from shadowcore.errors import ConfigError
+from shadowcore.fetch import SOURCES, SUMS, fetch
+from shadowcore.models import sources
+from shadowcore.models.sources import RandomModel
+from shadowcore.provenance import file_sha256
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+QUICK = yaml.safe_load((Path(__file__).parent.parent / "config" / "quick.yaml").read_text())
+
+
+@pytest.fixture
+def study(tmp_path, monkeypatch):
+    """A study whose model is in the hub's cache, as after a download, and whose texts and benchmarks are folders."""
+    import huggingface_hub.constants as hub
+
+    snapshot = tmp_path / "cache" / "models--someone--tiny" / "snapshots" / COMMIT
+    sources.fetch(RandomModel("llama", layers=2, width=32, heads=4, neurons=48, positions=64), tmp_path / "model")
+    shutil.copytree(tmp_path / "model", snapshot)
+    (snapshot / "README.md").write_text("---\nlicense: mit\n---\n")
+    monkeypatch.setattr(hub, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(hub, "HF_HUB_OFFLINE", True)
+    data = copy.deepcopy(QUICK)
+    data["models"] = {"tiny": {"source": {"hub": {"repo": "someone/tiny", "revision": COMMIT}}}}
+    data["texts"]["wikipedia"]["source"] = {"folder": {"path": str(write_words(tmp_path / "words"))}}
+    data["evaluation"] |= {
+        "tasks": ["true_continuation", "piqa", "wikitext"], "fewshot": [0, 1], "windows": 2, "window_tokens": 32,
+        "offline_dir": str(write_benchmarks(tmp_path / "benchmarks")), "rolling_tokens": 48,
+    }  # fmt: skip
+    return data
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    def refuse(*arguments, **_):
+        raise AssertionError(f"a socket was asked for {arguments[-1]}")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+def run(command, params, **files):
+    options = [f"--{name.replace('_', '-')}={path}" for name, path in files.items()]
+    assert cli.main([command, "--spec", params["spec"], *options]) == 0
+
+
+def measured(data, folder):
+    """Outcomes of the dense model, from the sources of a configuration."""
+    jobs = Jobs(parse_study(data, "config"))
+    run("fetch-model", jobs.fetch_model("tiny"), card=folder / "card.json", weights=folder / "weights")
+    text = {"documents": folder / "documents.parquet", "tasks": folder / "questions.parquet"}
+    run("prepare-text", jobs.prepare_text("wikipedia"), **text)
+    for task in ("piqa", "wikitext"):
+        run("prepare-benchmark", jobs.prepare_benchmark(task), documents=folder / f"{task}.parquet")
+    spec = jobs.evaluate("evaluate", ("tiny", "wikipedia", "dense", 0))["spec"]
+    benchmarks = [str(folder / "piqa.parquet"), str(folder / "wikitext.parquet")]
+    arguments = ["--card", folder / "card.json", "--weights", folder / "weights", "--benchmarks", *benchmarks]
+    arguments += ["--documents", text["documents"], "--tasks", text["tasks"], "--outcomes", folder / "outcomes.parquet"]
+    assert cli.main(["evaluate", "--spec", spec, *map(str, arguments)]) == 0
+    return pq.read_table(folder / "outcomes.parquet").replace_schema_metadata(None)
+
+
+def test_a_fetched_study_measures_the_same_without_a_network(study, no_network, tmp_path):
+    fetch(parse_study(study, "config"), tmp_path / "fetched")
+    expected = measured(study, tmp_path / "before")
+    for name in ("cache", "words", "benchmarks"):  # nothing but the folder is needed
+        shutil.rmtree(tmp_path / name)
+    moved = shutil.move(tmp_path / "fetched", tmp_path / "elsewhere")
+    assert measured(study | {"offline": str(moved)}, tmp_path / "after") == expected
+
+
+def test_the_folder_names_sources_and_sums_of_every_file(study, tmp_path):
+    folder = tmp_path / "fetched"
+    fetch(parse_study(study, "config"), folder)
+    found = {str(path.relative_to(folder)): file_sha256(path) for path in folder.rglob("*") if path.is_file()}
+    lines = (folder / SUMS).read_text().splitlines()
+    assert {line[66:]: line[:64] for line in lines} == {k: v for k, v in found.items() if k not in (SOURCES, SUMS)}
+    named = json.loads((folder / SOURCES).read_text())
+    assert set(named) == {
+        "models/tiny", "texts/wikipedia/documents.parquet", "benchmarks/piqa/train.parquet",
+        "benchmarks/piqa/validation.parquet", "benchmarks/wikitext/test.parquet",
+    }  # fmt: skip
+    assert named["models/tiny"]["licence"] == "mit" and COMMIT in named["models/tiny"]["origin"]
+    assert not any(path.is_symlink() for path in folder.rglob("*"))
+
+
+def test_what_is_there_is_kept_and_what_changed_is_fetched_again(study, tmp_path):
+    folder = tmp_path / "fetched"
+    fetch(parse_study(study, "config"), folder)
+    stamps = {path: path.stat().st_mtime_ns for path in folder.rglob("*.parquet")}
+    study["texts"]["wikipedia"]["source"]["folder"]["column"] = "text"  # the same text, said differently
+    fetch(parse_study(study, "config"), folder)
+    changed = {path.parent.name for path, stamp in stamps.items() if path.stat().st_mtime_ns != stamp}
+    assert changed == {"wikipedia"}
+
+
+@pytest.mark.parametrize(
+    ("local", "message"),
+    [
+        ({}, "offline: models.tiny comes over the network; the folder that `shadowcore fetch` makes"),
+        ({"models": {"tiny": {"source": {"folder": {"path": "m"}}}}}, None),
+        ({"evaluation": {"tasks": ["piqa"]}, "models": {"tiny": {"source": {"folder": {"path": "m"}}}}}, "tasks: piqa"),
+        ({"offline": "true"}, "offline: models.tiny comes"),
+        ({"offline": "f", "evaluation": {"tasks": ["piqa"]}}, None),
+    ],
+)
+def test_offline_refuses_what_is_not_local(study, local, message):
+    data = study | {"offline": True} | local
+    data["evaluation"] = study["evaluation"] | {"offline_dir": None, "tasks": []} | local.get("evaluation", {})
+    if message is None:
+        assert parse_study(data, "config").offline
+    else:
+        with pytest.raises(ConfigError, match=message):
+            parse_study(data, "config")
+
+
+def test_nothing_is_fetched_offline(study, tmp_path):
+    with pytest.raises(ConfigError, match="offline: set, so nothing can be fetched"):
+        fetch(parse_study(study | {"offline": str(tmp_path)}, "config"), tmp_path / "fetched")
