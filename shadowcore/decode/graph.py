@@ -111,8 +111,8 @@ class GraphDecoder(Decoder):
         return self._emitted[start : self.position][None].clone()
 
     def go_to(self, position: int) -> None:
-        """Continue at another position, as if the cache were filled up to there: for timing."""
-        self.position = position
+        """Continue at another position, as if the cache were filled up to there."""
+        super().go_to(position)
         self._position.fill_(position)
 
     def _run(self) -> None:
@@ -147,10 +147,16 @@ class GraphDecoder(Decoder):
             self._settle(partial, bias, layer.attention_norm)
             selection.see(Site(index, "residual"), self._residual)
             partial, bias = self._attention_of(index, layer), layer.output_bias
+            if selection.units(index, "heads") is None:
+                selection.see(Site(index, "heads"), self._mixed.view(-1))
             self._settle(partial, bias, layer.ffn_norm)
             partial, bias = self._ffn_of(index, layer), layer.ffn_down_bias
         self._settle(partial, bias, layout.final_norm)
-        project(self._normed, layout.head, None, self._scores)
+        self._emit()
+
+    def _emit(self) -> None:
+        """The next token, greedily, and on to the next position."""
+        project(self._normed, self.layout.head, None, self._scores)
         torch.argmax(self._scores, dim=0, keepdim=True, out=self._token)
         self._emitted.index_copy_(0, self._position, self._token)
         self._position.add_(1)
@@ -164,8 +170,6 @@ class GraphDecoder(Decoder):
         mixed, numbered = self._mixed[: heads.capacity], self._numbered or units is not None
         keys, values = self._keys[index, 0], self._values[index, 0]
         self._attend(qkv, heads, numbered, keys, values, self._position, self._turns, mixed)
-        if units is None:
-            self.selection.see(Site(index, "heads"), mixed.view(-1))
         partial = self._partial(heads.capacity * sizes.head_width, sizes.head_width)
         partial.accumulate(mixed, layer.output, units)
         return partial
