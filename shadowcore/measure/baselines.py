@@ -10,13 +10,13 @@ from torch.nn import functional
 from transformers import StaticCache
 
 from shadowcore.decode import operations
-from shadowcore.decode.decoder import Decoder
 from shadowcore.decode.layout import Layout
+from shadowcore.decode.replay import ReplayedDecoder
 
 Tensors = tuple[torch.Tensor | None, ...]
 
 
-class TorchGraph(Decoder):
+class TorchGraph(ReplayedDecoder):
     """A dense step of torch operations (cuBLAS) in one CUDA graph; `compiled`: each layer through torch.compile.
 
     Attends to the whole cache under a mask, because a graph cannot grow.
@@ -24,46 +24,14 @@ class TorchGraph(Decoder):
 
     def __init__(self, layout: Layout, max_positions: int, compiled: bool = False):
         super().__init__(layout, max_positions)
-        device = layout.device
-        self._position = torch.zeros(1, dtype=torch.int64, device=device)
-        self._places = torch.arange(max_positions, device=device)
-        self._scores = torch.empty(1, len(layout.head), dtype=layout.dtype, device=device)
+        self._places = torch.arange(max_positions, device=layout.device)
         self._layer: Callable = self._plain_layer
         if compiled:
             options = {"coordinate_descent_tuning": True}
             self._layer = torch.compile(self._plain_layer, dynamic=False, options=options)
-        self._graph: torch.cuda.CUDAGraph | None = None
 
-    def go_to(self, position: int) -> None:
-        """Continue at another position, as if the cache were filled up to there."""
-        super().go_to(position)
-        self._position.fill_(position)
-
-    @torch.inference_mode()
-    def step(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Append a token (1,) and return the logits (1, V) of the next one."""
-        self._token.copy_(tokens)
-        self.advance(1)
-        return self._scores.clone()
-
-    @torch.inference_mode()
-    def advance(self, steps: int) -> None:
-        """Decode greedily after the token of the last step."""
-        self._require_room(steps)
-        if self._graph is None:
-            state = [(tensor, tensor.clone()) for tensor in (self._token, self._position)]
-            self._launch()
-            self._graph = torch.cuda.CUDAGraph(keep_graph=True)
-            with torch.cuda.graph(self._graph):
-                self._launch()
-            self._graph.instantiate()
-            for tensor, before in state:
-                tensor.copy_(before)
-        for _ in range(steps):
-            self._graph.replay()
-        self.position += steps
-
-    def _launch(self) -> None:
+    def launch(self) -> None:
+        """Everything one step does, on the device."""
         x = functional.embedding(self._token, self.layout.embedding)
         if self.layout.positions is not None:
             x = x + self.layout.positions[self._position]
@@ -78,9 +46,8 @@ class TorchGraph(Decoder):
                 layer.attention_norm.weight, layer.attention_norm.bias, layer.ffn_norm.weight, layer.ffn_norm.bias,
             )  # fmt: skip
             x = self._layer(x, weights, self._keys[index], self._values[index], self._position, visible, turns)
-        self._scores.copy_(self._logits(x))
-        torch.argmax(self._scores, dim=1, out=self._token)
-        self._position.add_(1)
+        self._scores.copy_(self._logits(x)[0])
+        self.choose()
 
     def _plain_layer(
         self, x: torch.Tensor, weights: Tensors, keys: torch.Tensor, values: torch.Tensor, position: torch.Tensor,

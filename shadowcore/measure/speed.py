@@ -6,6 +6,7 @@ starting costs falls out. On a CPU, where the torch decoder is measured, the clo
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 
 from shadowcore.decode.decoder import Decoder
 from shadowcore.decode.layout import Layer, Layout, Norm, weights_of
+from shadowcore.decode.replay import Replay
 from shadowcore.decode.skipping import KeepFixed
 from shadowcore.measure.latency import Disagreement, milliseconds
 
@@ -181,8 +183,8 @@ def read_ceiling(device: torch.device, repeats: int = 20) -> float:
     for attempt, moved in attempts:
         for _ in range(3):
             attempt()
-        times = sorted(milliseconds(attempt, device) for _ in range(repeats))
-        best = max(best, moved / times[len(times) // 2] / 1e6)
+        time = statistics.median(milliseconds(attempt, device) for _ in range(repeats))
+        best = max(best, moved / time / 1e6)
     return best
 
 
@@ -199,55 +201,36 @@ def weight_bytes(layout: Layout) -> int:
 
 
 @torch.inference_mode()
-def parts(decoder: Any, position: int, replays: int = 20) -> dict[str, float]:
+def parts(decoder: Any, position: int, repeats: int = 20) -> dict[str, float]:
     """Milliseconds a step that each part of a Triton decoder takes alone, each in a graph of its own.
 
-    Alone a part cannot overlap with its neighbours, so the parts add up to more than the step.
+    Alone a part cannot overlap with its neighbours, so the parts may add up to more than the step.
     """
-    layout = decoder.layout
+    layers, sites = decoder.layout.layers, decoder.selection.sites()
     decoder.go_to(position)
-    decoder._run()  # every buffer holds what a step leaves there
-    sites = decoder.selection.sites()
+    decoder.replay()  # every buffer holds what a step leaves there
 
     def predictor() -> None:
         for site in sites:
-            decoder.selection.see(site, decoder._residual if site.what == "residual" else decoder._mixed.view(-1))
+            decoder.selection.see(site, decoder.feature(site))
 
     def attention() -> None:
-        for index, layer in enumerate(layout.layers):
-            decoder._attention_of(index, layer)
+        for index, layer in enumerate(layers):
+            decoder.attention(index, layer)
 
     def ffn() -> None:
-        for index, layer in enumerate(layout.layers):
-            decoder._ffn_of(index, layer)
+        for index, layer in enumerate(layers):
+            decoder.ffn(index, layer)
 
-    def vocabulary() -> None:
-        decoder._emit()
-
-    found = {"attention_ms": attention, "ffn_ms": ffn, "vocabulary_ms": vocabulary}
+    found = {"attention_ms": attention, "ffn_ms": ffn, "vocabulary_ms": decoder.emit}
     if sites:
         found["predictor_ms"] = predictor
     times = {}
     for name, part in found.items():
-        part()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            part()
-        state = decoder._position.clone()
+        replay = Replay(part, decoder.layout.device)
         samples = []
-        for _ in range(replays):
-            decoder._position.copy_(state)
-            samples.append(milliseconds(graph.replay, layout.device))
-        times[name] = sorted(samples)[replays // 2]
-        decoder._position.copy_(state)
+        for _ in range(repeats + 1):
+            decoder.go_to(position)
+            samples.append(milliseconds(replay, decoder.layout.device))
+        times[name] = statistics.median(samples[1:])
     return times
-
-
-def graph_nodes(graph: Any) -> int | None:
-    """Nodes of a captured CUDA graph kept for asking; None where cuda-bindings are missing."""
-    try:
-        from cuda.bindings import runtime
-    except ImportError:
-        return None
-    error, _, count = runtime.cudaGraphGetNodes(graph.raw_cuda_graph())
-    return int(count) if int(error) == 0 else None

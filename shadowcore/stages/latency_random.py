@@ -94,6 +94,8 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     dtype = getattr(torch, one_of(spec.dtype, DTYPES, "dtype"))
     ceiling = speed.read_ceiling(device)
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
     progress.say(f"memory reads at {ceiling:.0f} GB/s at best")
     layout = random_layout(family, sizes, dtype, device, spec.seed, spec.active)
     timed: dict[str, Timed] = {}
@@ -295,11 +297,9 @@ def built(
     decoder.advance(1)
     if gpu:
         own = torch.cuda.max_memory_allocated() - before
-        cache = 0 if not timed else decoder._keys.nbytes + decoder._values.nbytes
         weights = speed.weight_bytes(layout) + layout.embedding.nbytes * (layout.head is not layout.embedding)
-        facts["peak_gb"] = (weights + own + decoder.selection.weight_bytes + 0 * cache) / 1e9
-        if decoder._graph is not None:
-            facts["nodes"] = speed.graph_nodes(decoder._graph)
+        facts["peak_gb"] = (weights + own + decoder.selection.weight_bytes) / 1e9
+        facts["nodes"] = decoder.replay.nodes()
     facts["gate_error"] = speed.gate(name, decoder, reference, spec.prompt_tokens, token=spec.seed % 100 + 10)
     facts |= {f"kept_{kind}": int(decoder.keep_masks()[kind].sum()) for kind in KINDS}
     read = latency.bytes_per_step(decoder)
@@ -309,7 +309,7 @@ def built(
     facts["gb_per_token"] = read / 1e9
     if decoder.selection.weight_bytes:
         facts["predictor_mb"] = decoder.selection.weight_bytes / 1e6
-    if gpu and decoder.__class__.__name__ == "GraphDecoder":
+    if gpu and hasattr(decoder, "ffn"):
         facts |= speed.parts(decoder, spec.prompt_tokens)
     if not timed:
         prompt = torch.randint(10, layout.sizes.vocabulary, (1, spec.prompt_tokens), device=layout.device)
