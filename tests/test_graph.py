@@ -122,25 +122,12 @@ def test_the_dense_baseline_is_the_model(tiny, ids):
 
 def test_given_units_take_turns(tiny, ids):
     layout, turns = from_model(tiny), 3
-    layers = layout.sizes.layers
     generator = torch.Generator().manual_seed(5)
-<<<<<<< HEAD
-    lists = {
-        kind: torch.stack(
-            [
-                torch.stack([torch.randperm(units, generator=generator)[: units // 2] for _ in range(layers)])
-                for _ in range(turns)
-            ]
-        ).to(torch.int32)
-        for kind, units in (("heads", layout.sizes.heads), ("neurons", layout.sizes.neurons))
-    }  # fmt: skip
-=======
     lists = {}
     for kind in KINDS:
         units = layout.sizes.units(kind)
         order = torch.rand(turns, layout.sizes.layers, units, generator=generator).argsort(-1)
         lists[kind] = order[..., : units // 2].to(torch.int32)
->>>>>>> d79ff35 (Replayed decoders share what keeps a step on the device; tests at real layer sizes on a GPU)
     decoder, theirs = GraphDecoder(layout, ROOM, GivenUnits(lists)), HuggingFaceDecoder(tiny)
     decoder.prefill(ids[:, :PROMPT]), theirs.prefill(ids[:, :PROMPT])
     for position, step in enumerate(ids[:, PROMPT:].T, PROMPT):
