@@ -17,11 +17,14 @@ import torch
 from shadowcore import artifacts
 from shadowcore.decode.decoder import Decoder
 from shadowcore.decode.layout import Layout
+from shadowcore.decode.random import last_units, random_groups, random_layout, random_predictor
+from shadowcore.decode.skipping import KeepFixed, KeepPredicted
 from shadowcore.errors import ConfigError, one_of
 from shadowcore.measure import latency, speed
 from shadowcore.method.policies import kept_units
 from shadowcore.method.predictors import FIRST_SPARSE_LAYER
 from shadowcore.models.families import KINDS, KINDS_OF, Kind
+from shadowcore.models.published import PUBLISHED
 from shadowcore.models.sources import DTYPES
 from shadowcore.schemas import LATENCY, LATENCY_REPEATS
 from shadowcore.stages.base import Progress, Stage, header
@@ -83,8 +86,6 @@ class Timed:
 
 
 def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
-    from shadowcore.decode.random import PUBLISHED, random_layout
-
     progress = Progress(f"latency-random {spec.model}")
     family, sizes = PUBLISHED[one_of(spec.model, PUBLISHED, "model")]
     for name in spec.baselines:
@@ -146,7 +147,6 @@ def on_gpu(spec: Spec, layout: Layout) -> Iterator[Variant]:
     """The Triton decoder in all modes, and other dense decoders."""
     from shadowcore.decode.chosen import GivenUnits, PredictedUnits
     from shadowcore.decode.graph import GraphDecoder
-    from shadowcore.decode.random import last_units, random_groups
     from shadowcore.measure.baselines import TorchGraph
 
     sizes, device, room = layout.sizes, layout.device, spec.prompt_tokens + spec.new_tokens
@@ -206,7 +206,6 @@ def hugging_face(spec: Spec, room: int) -> Iterator[Variant]:
     """`generate` of a Hugging Face model of the same dimensions."""
     from transformers import OPTConfig, OPTForCausalLM
 
-    from shadowcore.decode.random import PUBLISHED
     from shadowcore.measure.baselines import HuggingFaceGenerate
 
     sizes = PUBLISHED[spec.model][1]
@@ -227,9 +226,6 @@ def hugging_face(spec: Spec, room: int) -> Iterator[Variant]:
 
 def on_cpu(spec: Spec, layout: Layout) -> Iterator[Variant]:
     """The torch decoder in the modes it has."""
-    from shadowcore.decode.random import last_units, random_predictor
-    from shadowcore.decode.skipping import KeepFixed, KeepPredicted
-
     room = spec.prompt_tokens + spec.new_tokens
     generator = torch.Generator().manual_seed(spec.seed)
 
@@ -339,4 +335,4 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
 
 
-STAGE = Stage("time per token of a model's dimensions, random weights", Spec, Inputs, Outputs, run)
+STAGE = Stage(Spec, Inputs, Outputs, run)
