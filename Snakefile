@@ -29,6 +29,7 @@ wildcard_constraints:
     split="train|heldout",
     shard=r"\d+",
     pct=r"\d+",
+    published="|".join(jobs.timed_dimensions()),
     method="|".join(PREDICTORS),
     criterion="|".join(CRITERIA),
     predictor="(" + "|".join(map(re.escape, study.predictors)) + r")(@[1-9]\d*)?",

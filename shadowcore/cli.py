@@ -33,6 +33,7 @@ STAGES = {
     "evaluate": "accuracy and perplexity of one condition",
     "evaluate-oracle": "accuracy and perplexity with the example's own scores",
     "latency": "time per token of our decoder, dense and skipping",
+    "latency-random": "time per token of a published model's dimensions with random weights",
     "aggregate": "final tables from every job's measurements",
     "judge-claims": "verdicts on the published claims from the final tables",
     "check-tables": "refuse final tables with values that cannot be",

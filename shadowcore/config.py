@@ -24,12 +24,14 @@ from shadowcore.method.policies import POLICIES, WHOLE_MODEL_POLICIES
 from shadowcore.method.predictors import PREDICTORS
 from shadowcore.method.training import TARGETS, Recipe
 from shadowcore.models.families import KINDS_OF
+from shadowcore.models.published import PUBLISHED
 from shadowcore.models.sources import DTYPES, MODEL_SOURCES
 from shadowcore.provenance import fingerprint
 from shadowcore.report.figures import FIGURES
 from shadowcore.schemas import FINAL_TABLES, MEASURED_TABLES
 from shadowcore.stages.base import parse_spec, to_json
 from shadowcore.stages.conditions import NEEDS_PROMPTS, OWN_TASKS, Condition
+from shadowcore.stages.latency_random import BASELINES
 from shadowcore.text import TEXT_SOURCES
 
 TASKS = (*OWN_TASKS, *BENCHMARKS)
@@ -212,6 +214,34 @@ class Latency(Strict):
     warmup: Annotated[int, Field(ge=0)]
 
 
+class Design(Strict):
+    """A predictor with random weights: see `shadowcore.stages.latency_random`."""
+
+    method: among(PREDICTORS)
+    rank_heads: Positive
+    rank_neurons: Positive
+    segments: Positive = 1
+    bits: Literal[16, 8] = 16
+    sparsities_pct: list[Percent] = []
+
+
+class LatencyRandom(Strict):
+    """Models known by their dimensions, with random weights: see `shadowcore.stages.latency_random`."""
+
+    models: list[among(PUBLISHED)]
+    dtype: among(DTYPES)
+    units: among(KINDS_OF)
+    sparsities_pct: list[Percent]
+    designs: list[Design]
+    baselines: list[among(BASELINES)]
+    active: Fraction
+    prompt_tokens: Positive
+    short_tokens: Positive
+    new_tokens: Positive
+    repeats: Positive
+    warmup: Annotated[int, Field(ge=0)]
+
+
 class Study(Strict):
     """A whole configuration file.
 
@@ -230,6 +260,7 @@ class Study(Strict):
     conditions: list[Grid]
     evaluation: Evaluation
     latency: Latency | None = None
+    latency_random: LatencyRandom | None = None
 
     @model_validator(mode="after")
     def names_exist(self) -> Study:
@@ -565,6 +596,12 @@ class Jobs:
         )  # fmt: skip
         return self.params("latency", spec)
 
+    def latency_random(self, model: str) -> dict[str, str]:
+        from shadowcore.stages.latency_random import Spec
+
+        plan = self.study.latency_random.model_dump(exclude={"models"}) | {"model": model, "seed": self.study.seed}
+        return self.params("latency-random", parse_spec(Spec, plan))
+
     def predictor(self, model: str, calibration: str, method: str, criterion: str, predictor: str) -> str:
         """Path stem of a trained predictor."""
         return f"{self.root}/predictors/{model}/{calibration}/{method}+{criterion}+{predictor}"
@@ -598,7 +635,14 @@ class Jobs:
 
     def latencies(self) -> list[str]:
         """Path stems of latency measurements."""
-        return [f"{self.root}/latency/{model}" for model in self.study.models] if self.study.latency else []
+        checkpoints = self.study.models if self.study.latency else []
+        return [f"{self.root}/latency/{model}" for model in checkpoints] + [
+            f"{self.root}/latency/random/{model}" for model in self.timed_dimensions()
+        ]
+
+    def timed_dimensions(self) -> list[str]:
+        """Published models that are timed with random weights."""
+        return self.study.latency_random.models if self.study.latency_random else []
 
     def tables(self, names: Iterable[str] = FINAL_TABLES) -> list[str]:
         """The final tables."""

@@ -159,7 +159,7 @@ CRITERIA = Table(
 )  # fmt: skip
 
 LATENCY = Table(
-    "latency", 1, "time per token of one decoding mode (median over repeats)",
+    "latency", 2, "time per token of one decoding mode (median over repeats)",
     {
         "model": CONDITION["model"],
         "device": (TEXT, "processor or GPU"),
@@ -167,31 +167,57 @@ LATENCY = Table(
         "weights": (TEXT, "pretrained or random"),
         "dtype": (TEXT, "number format of the weights"),
         "threads": (INTEGER, "CPU threads; null on a GPU"),
-        "mode": (TEXT, "dense, static (weights compacted), shadow, layerwise, huggingface"),
+        "driver": (TEXT, "version of the GPU's driver; null on a CPU"),
+        "mode": (TEXT, "dense, static (weights compacted), a predictor's design, or a baseline: results/README.md"),
         "units": CONDITION["units"],
         "sparsity_pct": CONDITION["sparsity_pct"],
         "kv": (TEXT, "kept: keys and values of all heads are computed and cached"),
         "batch": (INTEGER, "sequences decoded together"),
         "prompt_tokens": (INTEGER, "tokens of the prompt"),
         "new_tokens": (INTEGER, "tokens generated"),
-        "predictor_rank": (INTEGER, "hidden width of the predictor; null without one"),
+        "predictor_rank": (INTEGER, "hidden width of the neurons' predictor, else the heads'; null without one"),
+        "predictor_rank_heads": (INTEGER, "hidden width of the heads' predictor where neurons have one, too"),
+        "predictor_bits": (INTEGER, "bits of a predictor's weight"),
+        "predictor_groups": (INTEGER, "predictors of a model, each with a selection: 1 for shadow"),
         "predictor_mb": (NUMBER, "predictor weights read per token, 10^6 bytes; null without one"),
         "ms_per_token": (NUMBER, "median over repeats of the mean time of a decode step, milliseconds"),
         "ms_p10": (NUMBER, "10th percentile over repeats"),
         "ms_p90": (NUMBER, "90th percentile over repeats"),
         "ttft_ms": (NUMBER, "median time of the prompt's pass, milliseconds"),
         "predictor_ms": (NUMBER, "median time of predictor and selection in a step, measured apart; null without"),
+        "attention_ms": (NUMBER, "time of all layers' attention and its projections, alone"),
+        "ffn_ms": (NUMBER, "time of all layers' FFNs, alone"),
+        "vocabulary_ms": (NUMBER, "time of the output table and the choice of a token, alone"),
+        "kept_heads": (INTEGER, "heads computed in a step, of all layers"),
+        "kept_neurons": (INTEGER, "neurons computed in a step, of all layers"),
+        "active": (NUMBER, "fraction of the last layer's neurons above zero; null where it saves nothing"),
+        "nodes": (INTEGER, "nodes of the CUDA graph of a step; null without one"),
         "gb_per_token": (NUMBER, "weight bytes a step reads, 10^9 bytes, counted"),
         "gb_per_s": (NUMBER, "gb_per_token over the median time"),
+        "ceiling_gb_s": (NUMBER, "fastest reading or copying seen on the device, measured first, 10^9 bytes a second"),
+        "roofline_ms": (NUMBER, "gb_per_token and the cached keys and values over the ceiling"),
+        "peak_gb": (NUMBER, "most memory in use with this decoder alone: weights, cache, predictor, rest"),
+        "gate_error": (NUMBER, "relative error of the logits against float32 before timing"),
         "repeats": (INTEGER, "repeats"),
     },
 )  # fmt: skip
 LATENCY_REPEATS = Table(
-    "latency_repeats", 1, "one timed repeat of one decoding mode",
-    {name: LATENCY.columns[name] for name in ("model", "device", "mode", "units", "sparsity_pct")} | {
+    "latency_repeats", 2, "one timed repeat of one decoding mode",
+    {
+        name: LATENCY.columns[name]
+        for name in (
+            "model", "device", "mode", "units", "sparsity_pct", "predictor_rank", "predictor_rank_heads",
+            "predictor_bits", "predictor_groups",
+        )
+    } | {
         "repeat": (INTEGER, "repeat, from 0; modes take turns inside a repeat"),
         "ttft_ms": (NUMBER, "time of the prompt's pass, milliseconds"),
         "ms_per_token": (NUMBER, "mean time of a decode step, milliseconds"),
+        "sm_mhz": (NUMBER, "the GPU's clock just after the turn; null on a CPU"),
+        "memory_mhz": (NUMBER, "its memory's clock"),
+        "power_w": (NUMBER, "its power, watts"),
+        "temperature_c": (NUMBER, "its temperature, degrees Celsius"),
+        "throttled": (INTEGER, "the driver's reasons for slowing it down, as NVML's bits; 0: none"),
     },
 )  # fmt: skip
 

@@ -13,6 +13,7 @@ from shadowcore.decode.graph import GraphDecoder
 from shadowcore.decode.layout import compacted, from_model
 from shadowcore.decode.skipping import KeepFixed, KeepPredicted
 from shadowcore.errors import ConfigError
+from shadowcore.measure.baselines import TorchGraph
 from shadowcore.measure.latency import HuggingFaceDecoder, bytes_per_step, check, predictor_bytes
 from shadowcore.models.families import KINDS
 from shadowcore.models.masking import masked
@@ -115,19 +116,18 @@ def test_relu_loses_nothing_and_a_threshold_masks(ids):
     assert not torch.allclose(logits_of(GraphDecoder(layout, ROOM, threshold=1.0), ids)[:, 1:], dense[:, 1:], atol=1e-2)
 
 
+def test_the_dense_baseline_is_the_model(tiny, ids):
+    close(logits_of(TorchGraph(from_model(tiny), ROOM), ids), all_logits(tiny, ids))
+
+
 def test_given_units_take_turns(tiny, ids):
     layout, turns = from_model(tiny), 3
-    layers = layout.sizes.layers
     generator = torch.Generator().manual_seed(5)
-    lists = {
-        kind: torch.stack(
-            [
-                torch.stack([torch.randperm(units, generator=generator)[: units // 2] for _ in range(layers)])
-                for _ in range(turns)
-            ]
-        ).to(torch.int32)
-        for kind, units in (("heads", layout.sizes.heads), ("neurons", layout.sizes.neurons))
-    }  # fmt: skip
+    lists = {}
+    for kind in KINDS:
+        units = layout.sizes.units(kind)
+        order = torch.rand(turns, layout.sizes.layers, units, generator=generator).argsort(-1)
+        lists[kind] = order[..., : units // 2].to(torch.int32)
     decoder, theirs = GraphDecoder(layout, ROOM, GivenUnits(lists)), HuggingFaceDecoder(tiny)
     decoder.prefill(ids[:, :PROMPT]), theirs.prefill(ids[:, :PROMPT])
     for position, step in enumerate(ids[:, PROMPT:].T, PROMPT):

@@ -28,6 +28,10 @@ class AllUnits:
 
     weight_bytes = 0
 
+    def sites(self) -> list[Site]:
+        """Where it wants to see what flows."""
+        return []
+
     def start(self, position: torch.Tensor) -> None:
         """Told at the beginning of a step at which position (one integer, on the device) it is."""
 
@@ -118,6 +122,10 @@ class PredictedUnits(AllUnits):
             for kind, count in kept.items()
         }
         self._counts = {kind: _counts(torch.full((sizes.layers,), count), device) for kind, count in kept.items()}
+
+    def sites(self) -> list[Site]:
+        """Where it wants to see what flows."""
+        return list(self._groups)
 
     def see(self, site: Site, feature: torch.Tensor) -> None:
         """Choose the units of the layers that are predicted from here."""

@@ -31,6 +31,7 @@ class Decoder:
         self.layout, self.max_positions = layout, max_positions
         self.selection = KeepAll() if selection is None else selection
         self.position = 0
+        self._token = torch.zeros(1, dtype=torch.int64, device=layout.device)
         self._sites = [
             {what: Site(layer, what) for what in ("residual", "heads")} for layer in range(len(layout.layers))
         ]
@@ -98,6 +99,19 @@ class Decoder:
             tokens = self.step(tokens).argmax(-1)
             generated.append(tokens)
         return torch.stack(generated, 1)
+
+    def go_to(self, position: int) -> None:
+        """Continue at another position, as if the cache were filled up to there: to time steps without a prompt."""
+        self.position = position
+
+    def advance(self, steps: int) -> None:
+        """Decode greedily on from the token of the last step; from token 0 at first."""
+        for _ in range(steps):
+            self._token = self.step(self._token).argmax(-1)
+
+    def share_cache(self, other: Decoder) -> None:
+        """Use the keys and values of another decoder of as many positions: one of the two at a time."""
+        self._keys, self._values = other._keys, other._values
 
     def keep_masks(self) -> dict[Kind, torch.Tensor]:
         """What the last step kept of the model's units, a mask (L, U) per kind; of a batch, the union."""

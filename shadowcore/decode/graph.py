@@ -10,11 +10,11 @@ from __future__ import annotations
 import torch
 
 from shadowcore.decode.chosen import AllUnits, on_device
-from shadowcore.decode.decoder import Decoder
 from shadowcore.decode.kernels.attention import Attention
 from shadowcore.decode.kernels.launch import Units
 from shadowcore.decode.kernels.rows import Partial, project, settle
 from shadowcore.decode.layout import Layer, Layout, Norm
+from shadowcore.decode.replay import ReplayedDecoder
 from shadowcore.decode.skipping import Selection
 from shadowcore.errors import ConfigError
 from shadowcore.models.recording import Site
@@ -23,7 +23,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 OLDEST_CAPABILITY = (8, 0)  # bfloat16 arithmetic
 
 
-class GraphDecoder(Decoder):
+class GraphDecoder(ReplayedDecoder):
     """Greedy decoding of one sequence. On a CPU the kernels must be interpreted (TRITON_INTERPRET=1): for tests.
 
     `threshold`: neurons whose activation is not above it are left out of the down projection; 0 loses nothing after
@@ -56,84 +56,11 @@ class GraphDecoder(Decoder):
         self._qkv = torch.empty(sizes.heads + 2 * sizes.kv_heads, sizes.head_width, **floats)
         self._mixed = torch.empty(sizes.heads, sizes.head_width, **floats)
         self._active = torch.empty(sizes.neurons, **floats)
-        self._scores = torch.empty(len(layout.head), **floats)  # of the vocabulary
         self._arrivals = torch.zeros(1, dtype=torch.int32, device=device)
         self._partials: dict[tuple[int, int], Partial] = {}
         self._attend = Attention(
             sizes.heads, sizes.kv_heads, sizes.heads // sizes.kv_heads, sizes.head_width, max_positions, device
         )
-        self._token = torch.zeros(1, dtype=torch.int64, device=device)
-        self._position = torch.zeros(1, dtype=torch.int64, device=device)
-        self._emitted = torch.zeros(max_positions, dtype=torch.int64, device=device)
-        self._graph: torch.cuda.CUDAGraph | None = None
-
-    def reset(self, batch: int = 1) -> None:
-        """Forget everything cached. Raises ConfigError for more than one sequence."""
-        if batch != 1:
-            raise ConfigError(
-                f"batch: the Triton backend decodes 1 sequence, {batch} found; the torch backend has more"
-            )
-        super().reset(batch)
-        self._position.zero_()
-
-    @torch.inference_mode()
-    def prefill(self, ids: torch.Tensor) -> torch.Tensor:
-        """Start anew with ids (1, T), dense, and return the logits (1, V) of the last position."""
-        logits = super().prefill(ids)
-        self._position.fill_(self.position)
-        return logits
-
-    @torch.inference_mode()
-    def step(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Append a token (1,) and return the logits (1, V) of the next one."""
-        self._token.copy_(tokens)
-        self.advance(1)
-        return self._scores.to(self.layout.dtype, copy=True)[None]
-
-    @torch.inference_mode()
-    def advance(self, steps: int) -> None:
-        """Decode greedily after the token of the last step, without asking the device anything."""
-        self._require_room(steps)
-        for _ in range(steps):
-            self._run()
-        self.position += steps
-
-    @torch.inference_mode()
-    def generate(self, prompt_ids: torch.Tensor, new_tokens: int) -> torch.Tensor:
-        """The greedy continuation (1, new_tokens) of a prompt (1, T), T at least 1."""
-        if prompt_ids.shape[1] > 1:
-            self.prefill(prompt_ids[:, :-1])
-        else:
-            self.reset(len(prompt_ids))
-        self._token.copy_(prompt_ids[:, -1])
-        start = self.position
-        self.advance(new_tokens)
-        return self._emitted[start : self.position][None].clone()
-
-    def go_to(self, position: int) -> None:
-        """Continue at another position, as if the cache were filled up to there: for timing."""
-        self.position = position
-        self._position.fill_(position)
-
-    def _run(self) -> None:
-        if self.layout.device.type == "cuda":
-            if self._graph is None:
-                self._graph = self._captured()
-            self._graph.replay()
-        else:
-            self.launch()
-
-    def _captured(self) -> torch.cuda.CUDAGraph:
-        """The step as a graph. Run once before, so that every kernel is compiled."""
-        state = [(tensor, tensor.clone()) for tensor in (self._token, self._position)]
-        self.launch()
-        graph = torch.cuda.CUDAGraph(keep_graph=True)
-        with torch.cuda.graph(graph):
-            self.launch()
-        graph.instantiate()
-        for tensor, before in state:
-            tensor.copy_(before)
-        return graph
 
     def launch(self) -> None:
         """Everything one step does, kernel by kernel: from the token and position on the device to the next ones."""
@@ -145,17 +72,31 @@ class GraphDecoder(Decoder):
         partial, bias = None, None
         for index, layer in enumerate(layout.layers):
             self._settle(partial, bias, layer.attention_norm)
-            selection.see(Site(index, "residual"), self._residual)
-            partial, bias = self._attention_of(index, layer), layer.output_bias
+            selection.see(Site(index, "residual"), self.feature(Site(index, "residual")))
+            partial, bias = self.attention(index, layer), layer.output_bias
+            if selection.units(index, "heads") is None:
+                selection.see(Site(index, "heads"), self.feature(Site(index, "heads")))
             self._settle(partial, bias, layer.ffn_norm)
-            partial, bias = self._ffn_of(index, layer), layer.ffn_down_bias
+            partial, bias = self.ffn(index, layer), layer.ffn_down_bias
         self._settle(partial, bias, layout.final_norm)
-        project(self._normed, layout.head, None, self._scores)
-        torch.argmax(self._scores, dim=0, keepdim=True, out=self._token)
-        self._emitted.index_copy_(0, self._position, self._token)
-        self._position.add_(1)
+        self.emit()
 
-    def _attention_of(self, index: int, layer: Layer) -> Partial:
+    @staticmethod
+    def score_dtype(layout: Layout) -> torch.dtype:
+        """Number format of the vocabulary's scores."""
+        return torch.float32
+
+    def feature(self, site: Site) -> torch.Tensor:
+        """What flows at a site while its layer is computed: the residual, or all heads' outputs."""
+        return self._residual if site.what == "residual" else self._mixed.view(-1)
+
+    def emit(self) -> None:
+        """The next token, greedily, and on to the next position."""
+        project(self._normed, self.layout.head, None, self._scores)
+        self.choose()
+
+    def attention(self, index: int, layer: Layer) -> Partial:
+        """A layer's attention of the normed residual, as the sum it adds."""
         sizes, units = self.layout.sizes, self.selection.units(index, "heads")
         heads = self._heads[index] if units is None else units
         kv_rows = 2 * sizes.kv_heads * sizes.head_width
@@ -164,13 +105,12 @@ class GraphDecoder(Decoder):
         mixed, numbered = self._mixed[: heads.capacity], self._numbered or units is not None
         keys, values = self._keys[index, 0], self._values[index, 0]
         self._attend(qkv, heads, numbered, keys, values, self._position, self._turns, mixed)
-        if units is None:
-            self.selection.see(Site(index, "heads"), mixed.view(-1))
         partial = self._partial(heads.capacity * sizes.head_width, sizes.head_width)
         partial.accumulate(mixed, layer.output, units)
         return partial
 
-    def _ffn_of(self, index: int, layer: Layer) -> Partial:
+    def ffn(self, index: int, layer: Layer) -> Partial:
+        """A layer's FFN of the normed residual, as the sum it adds."""
         units = self.selection.units(index, "neurons")
         active = self._active[: len(layer.ffn_down) if units is None else units.capacity]
         project(self._normed, layer.ffn_in, layer.ffn_in_bias, active, units, activation=self.layout.activation)

@@ -25,3 +25,26 @@ rule latency:
         "python -m shadowcore latency --spec {params.spec:q} --threads {threads} --card {input.card:q}"
         " --weights {input.weights:q} --documents {input.documents:q} --scores {input.scores:q}"
         " --predictors {input.predictors:q} --summary {output.summary:q} --repeats {output.repeats:q} &> {log:q}"
+
+
+# One GPU to itself where there is one; its weights are made there.
+rule latency_random:
+    output:
+        summary=f"{root}/latency/random/{{published}}.parquet",
+        repeats=f"{root}/latency/random/{{published}}.repeats.parquet",
+    log:
+        f"{root}/logs/latency_random/{{published}}.log",
+    benchmark:
+        f"{root}/benchmarks/latency_random/{{published}}.tsv"
+    conda:
+        "../../environment.yml"
+    threads: workflow.cores
+    resources:
+        mem_mb=5000,
+        gpu=1,
+    params:
+        spec=lambda wildcards: jobs.latency_random(wildcards.published)["spec"],
+        code=lambda wildcards: jobs.latency_random(wildcards.published)["code"],
+    shell:
+        "python -m shadowcore latency-random --spec {params.spec:q} --threads {threads}"
+        " --summary {output.summary:q} --repeats {output.repeats:q} &> {log:q}"

@@ -13,8 +13,10 @@ import triton.language as tl
 from shadowcore.decode.kernels.launch import LINE, Units, begin, options, power_of_two, prefetch
 
 ACTIVATIONS = {"none": 0, "relu": 1, "silu": 2}  # silu: of the gate row, times the row beside it
-COLUMNS = 1024  # of a weight row, in one piece
-SETTLED = 64  # columns of the residual a program of `settle` works on
+PROJECT = {"columns": 1024, "elements": 4096, "warps": 4}
+ACCUMULATE = {"columns": 512, "elements": 8192, "warps": 4, "programs": 2048, "least": 16, "most": 128}
+SETTLE = {"columns": 64, "together": 32, "warps": 8}
+AHEAD = True
 
 
 @triton.jit
@@ -90,14 +92,14 @@ def project(
     rows = weight.numel() // width // parts
     gathered = rows - tail_rows if units is None else units.capacity * unit_rows
     total = gathered + tail_rows
-    columns = min(COLUMNS, power_of_two(width))
-    together = max(1, 4096 // columns // parts)
-    early = units is None or units.early
+    columns = min(PROJECT["columns"], power_of_two(width))
+    together = max(1, PROJECT["elements"] // columns // parts)
+    early = AHEAD and (units is None or units.early)
     _project[(max(1, triton.cdiv(total, together)),)](
         x, weight, bias, scale, units and units.index, units and units.count, out,
         gathered, rows - total, total,
         D=width, UNIT=unit_rows, PARTS=parts, ACTIVATION=ACTIVATIONS[activation], ROWS=together, COLUMNS=columns,
-        LINES=power_of_two(triton.cdiv(width * parts, LINE)), LINE=LINE, EARLY=early, **options(x.device, 4),
+        LINES=power_of_two(triton.cdiv(width * parts, LINE)), LINE=LINE, EARLY=early, **options(x.device, PROJECT["warps"]),
     )  # fmt: skip
 
 
@@ -151,10 +153,12 @@ class Partial:
     def __init__(self, width: int, slots: int, unit_rows: int, device: torch.device):
         """Room for sums of up to `slots` rows; units of `unit_rows` rows."""
         self.width, self.unit_rows = width, unit_rows
-        self.columns = min(512, power_of_two(width))
+        self.columns = min(ACCUMULATE["columns"], power_of_two(width))
         programs = triton.cdiv(width, self.columns)
         # enough programs to fill the device, few enough sums to add up
-        self.group = max(16, min(128, power_of_two(slots * programs // 2048)))
+        self.group = max(
+            ACCUMULATE["least"], min(ACCUMULATE["most"], power_of_two(slots * programs // ACCUMULATE["programs"]))
+        )
         self.addends = torch.empty(triton.cdiv(slots, self.group), width, dtype=torch.float32, device=device)
         self.slots, self.count = slots, None
 
@@ -169,8 +173,8 @@ class Partial:
         grid = triton.cdiv(self.width, self.columns), max(1, len(self.addends))
         _accumulate[grid](
             amount, weight, units and units.index, self.count, self.addends, threshold, self.slots,
-            D=self.width, UNIT=self.unit_rows, GROUP=self.group, ROWS=min(self.group, max(1, 8192 // self.columns)),
-            COLUMNS=self.columns, LINE=LINE, EARLY=units is None or units.early, **options(weight.device, 4),
+            D=self.width, UNIT=self.unit_rows, GROUP=self.group, ROWS=min(self.group, max(1, ACCUMULATE["elements"] // self.columns)),
+            COLUMNS=self.columns, LINE=LINE, EARLY=AHEAD and (units is None or units.early), **options(weight.device, ACCUMULATE["warps"]),
         )  # fmt: skip
 
 
@@ -230,9 +234,9 @@ def settle(
     """
     width = len(residual)
     there = partial is not None
-    _settle[(triton.cdiv(width, SETTLED),)](
+    _settle[(triton.cdiv(width, SETTLE["columns"]),)](
         partial.addends if there else None, partial.count if there else None, partial.slots if there else 0,
         bias, residual, arrivals, norm_weight, norm_bias, out, eps,
         D=width, UNIT=partial.unit_rows if there else 1, GROUP=partial.group if there else 1, RMS=rms,
-        COLUMNS=SETTLED, TOGETHER=32, WIDTH=power_of_two(width), **options(residual.device, 8),
+        COLUMNS=SETTLE["columns"], TOGETHER=SETTLE["together"], WIDTH=power_of_two(width), **options(residual.device, SETTLE["warps"]),
     )  # fmt: skip

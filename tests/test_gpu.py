@@ -1,0 +1,80 @@
+"""On a real GPU, at real layer sizes: the Triton decoder is the Hugging Face model, dense and masked."""
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
+
+from shadowcore.decode.layout import from_model
+from shadowcore.measure.latency import check
+from shadowcore.method.predictors import Predictor
+from shadowcore.models.families import KINDS, dimensions_of
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+
+OPT = {"hidden_size": 2048, "ffn_dim": 8192, "num_attention_heads": 32, "num_hidden_layers": 6}
+OPT |= {"word_embed_proj_dim": 2048, "vocab_size": 50272}
+LLAMA_7B = {"hidden_size": 4096, "intermediate_size": 11008, "num_attention_heads": 32, "num_hidden_layers": 4}
+SMOLLM2 = {"hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9, "num_key_value_heads": 3}
+SMOLLM2 |= {"num_hidden_layers": 30, "vocab_size": 49152, "tie_word_embeddings": True, "initializer_range": 0.05}
+MODELS = {
+    "opt": lambda: OPTForCausalLM._from_config(OPTConfig(**OPT, init_std=0.03)),
+    "llama": lambda: LlamaForCausalLM._from_config(LlamaConfig(**LLAMA_7B, initializer_range=0.02)),
+    "smollm2": lambda: LlamaForCausalLM._from_config(LlamaConfig(**SMOLLM2)),
+}
+
+
+def made(name, dtype):
+    torch.manual_seed(0)
+    with torch.device("cuda"):
+        model = MODELS[name]()
+    return model.to(dtype).eval()
+
+
+def decoders(layout, room):
+    from shadowcore.decode.graph import GraphDecoder
+    from shadowcore.decode.skipping import KeepFixed, KeepPredicted
+
+    sizes = layout.sizes
+    keep = {k: torch.rand(sizes.layers, sizes.units(k), device="cuda") < 0.5 for k in KINDS}
+    yield "dense", GraphDecoder(layout, room)
+    yield "gathered", GraphDecoder(layout, room, KeepFixed(keep))
+    for design, count in (("shadow", 1), ("segments", 2), ("layerwise", 1)):
+        predictor = Predictor(design, sizes, {"heads": 64, "neurons": 256}, count).eval()
+        for parameter in predictor.parameters():
+            torch.nn.init.normal_(parameter, std=0.05)
+        selection = KeepPredicted(predictor.to("cuda"), "per_layer", dict.fromkeys(KINDS, 50))
+        yield design, GraphDecoder(layout, room, selection)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_the_decoder_is_the_masked_model(name, dtype):
+    model = made(name, dtype)
+    ids = torch.randint(10, 1000, (1, 80), device="cuda")
+    for mode, decoder in decoders(from_model(model), 96):
+        check(mode, decoder, model, ids)
+
+
+def test_a_graph_is_what_it_was_captured_from():
+    model = made("opt", torch.bfloat16)
+    for _, decoder in decoders(from_model(model), 96):
+        decoder.generate(torch.randint(10, 1000, (1, 20), device="cuda"), 3)
+        decoder.go_to(30)
+        decoder._token.fill_(17)
+        decoder.replay()
+        replayed = decoder._scores.clone()
+        decoder.go_to(30)
+        decoder._token.fill_(17)
+        decoder.launch()
+        assert torch.equal(decoder._scores, replayed)
+
+
+def test_200_tokens_in_float32_are_those_of_hugging_face():
+    model = made("smollm2", torch.float32)
+    sizes = dimensions_of(model.config)
+    assert (sizes.layers, sizes.width, sizes.kv_heads) == (30, 576, 3)
+    prompt = torch.randint(10, 1000, (1, 32), device="cuda")
+    _, decoder = next(decoders(from_model(model), 256))
+    model.generation_config.eos_token_id = None  # our decoder does not stop
+    theirs = model.generate(prompt, do_sample=False, min_new_tokens=200, max_new_tokens=200)[:, 32:]
+    assert torch.equal(decoder.generate(prompt, 200), theirs)
