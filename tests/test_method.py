@@ -1,15 +1,19 @@
 """Policies, codes, ranking, predictors and their training."""
 
+from contextlib import ExitStack
 from itertools import combinations
 
 import pytest
 import torch
 from scipy import stats
 
+from shadowcore import artifacts
 from shadowcore.errors import ConfigError
-from shadowcore.method import codes, ranking, training
+from shadowcore.method import codes, ranking, tokens, training
 from shadowcore.method.policies import POLICIES, floored, kept_units, top_units
-from shadowcore.method.predictors import PREDICTORS, Group, Predictor, UnitScorer, groups_of, stored
+from shadowcore.method.predictors import PREDICTORS, Group, Predictor, groups_of, stored
+from shadowcore.method.tokens import TokenTraces
+from shadowcore.method.tracing import codes_name, feature_name, top_name
 from shadowcore.models.families import KINDS, Dimensions
 from shadowcore.models.recording import Site
 
@@ -135,15 +139,34 @@ def test_an_untrained_predictor_is_the_constant_one(design):
 
 
 def learnable(count, seed):
-    """Scores that are a fixed function of the feature."""
+    """Features (M, D) of layer 0's heads, and scores (M, L, U) that are a fixed function of them."""
     generator = torch.Generator().manual_seed(seed)
-    features = torch.randn(count, 8, generator=generator)
-    weights = torch.randn(8, 20, generator=torch.Generator().manual_seed(9))
-    return features, (features @ weights).square().view(count, 2, 10)
+    features = torch.randn(count, 8, generator=generator).bfloat16()
+    weights = torch.randn(8, 40, generator=torch.Generator().manual_seed(9))
+    return features, (features.float() @ weights).square().view(count, 4, 10)
 
 
-def token_scores(*parts):
-    return training.TokenScores([(part.__getitem__, len(part)) for part in parts], lambda scores: scores)
+@pytest.fixture
+def traces(tmp_path):
+    """Opens token traces (8 bits) of given features and scores, a file for each pair."""
+    with ExitStack() as stack:
+
+        def opened(*shards):
+            files = []
+            for features, scores in shards:
+                codes_of, top = codes.encode(scores, 8)
+                path = tmp_path / f"{len(list(tmp_path.iterdir()))}.safetensors"
+                names = (
+                    codes_name("plainact", "neurons"),
+                    top_name("plainact", "neurons"),
+                    feature_name(Site(0, "heads")),
+                )
+                tensors = dict(zip(names, (codes_of, top, features), strict=True))
+                artifacts.write_tensors(path, "trace", tensors, {})
+                files.append(stack.enter_context(artifacts.open_tensors(path, "trace")))
+            return TokenTraces(files, "plainact", 8, SIZES, ["neurons"], [Site(0, "heads")], torch.device("cpu"))
+
+        yield opened
 
 
 RECIPE = training.Recipe(
@@ -151,52 +174,74 @@ RECIPE = training.Recipe(
 )
 
 
-def trained(seed=0, recipe=RECIPE):
+def trained(traces, seed=0):
     features, scores = learnable(1024, 1)
-    held_features, held_scores = learnable(256, 2)
     torch.manual_seed(seed)
-    scorer = UnitScorer(8, 64, 2, 10)
-    split = token_scores(scores[:500], scores[500:])
-    return scorer, training.fit(scorer, features, split, held_features, token_scores(held_scores), recipe, seed)
+    predictor = Predictor("shadow", SIZES, {"neurons": 64})
+    train = traces((features[:500], scores[:500]), (features[500:], scores[500:]))
+    (fit,) = training.fit(predictor, train, traces(learnable(256, 2)), RECIPE, seed)["neurons"]
+    return predictor, fit
 
 
-def test_training_beats_the_constant_predictor_and_repeats_itself():
-    scorer, fit = trained()
+def test_training_beats_the_constant_predictor_and_repeats_itself(traces):
+    predictor, fit = trained(traces)
     assert fit.loss < 0.3 * fit.loss_constant and fit.best_epoch > 0
-    again, _ = trained()
-    assert all(torch.equal(a, b) for a, b in zip(scorer.parameters(), again.parameters(), strict=True))
+    again, _ = trained(traces)
+    assert all(torch.equal(a, b) for a, b in zip(predictor.parameters(), again.parameters(), strict=True))
 
 
-def test_a_trained_scorer_is_exactly_what_its_file_holds():
-    scorer, _ = trained()
-    file = stored(scorer.state_dict())
-    assert {name: str(value.dtype) for name, value in file.items() if name.endswith("weight")} == {
-        "inner.weight": "torch.bfloat16",
-        "outer.weight": "torch.bfloat16",
-    }
-    again = UnitScorer(8, 64, 2, 10)
+def test_a_trained_predictor_is_exactly_what_its_file_holds(traces):
+    predictor, _ = trained(traces)
+    file = stored(predictor.state_dict())
+    assert {str(value.dtype) for name, value in file.items() if name.endswith("weight")} == {"torch.bfloat16"}
+    assert {str(value.dtype) for name, value in file.items() if not name.endswith("weight")} == {"torch.float32"}
+    again = Predictor("shadow", SIZES, {"neurons": 64})
     again.load_state_dict(file)
-    features, _ = learnable(16, 5)
-    assert torch.equal(again(features), scorer(features))
+    features = learnable(16, 5)[0].float()
+    site = Site(0, "heads")
+    assert torch.equal(again.read(site, features, "neurons")[1], predictor.read(site, features, "neurons")[1])
 
 
-def test_training_on_noise_never_ends_worse_than_the_constant_predictor():
+def test_training_on_noise_never_ends_worse_than_the_constant_predictor(traces):
     generator = torch.Generator().manual_seed(3)
-    features, held_features = torch.randn(64, 8, generator=generator), torch.randn(64, 8, generator=generator)
-    scores, held = torch.rand(64, 2, 10, generator=generator), torch.rand(64, 2, 10, generator=generator)
-    scorer = UnitScorer(8, 64, 2, 10)
-    fit = training.fit(scorer, features, token_scores(scores), held_features, token_scores(held), RECIPE, 0)
+    noise = [
+        (torch.randn(64, 8, generator=generator).bfloat16(), torch.rand(64, 4, 10, generator=generator))
+        for _ in range(2)
+    ]
+    predictor = Predictor("shadow", SIZES, {"neurons": 64})
+    (fit,) = training.fit(predictor, traces(noise[0]), traces(noise[1]), RECIPE, 0)["neurons"]
     assert fit.loss <= fit.loss_constant
 
 
-def test_token_scores_of_shards_are_those_of_the_whole():
-    scores = torch.rand(20, 2, 5)
-    index = torch.randperm(20)
-    assert torch.equal(token_scores(scores[:7], scores[7:])[index], scores[index])
+def test_scalings_are_the_means_and_deviations_of_all_tokens(traces):
+    features, scores = learnable(100, 1)
+    predictor = Predictor("shadow", SIZES, {"neurons": 4})
+    train = traces((features[:70], scores[:70]), (features[70:], scores[70:]))
+    training._standardise(predictor, train, 32, lambda scores: scores)
+    (scorer,) = predictor.scorers["neurons"]
+    kept = codes.decode(*codes.encode(scores, 8), 8, 10)[:, 1:]
+    torch.testing.assert_close(scorer.feature_mean, features.float().mean(0))
+    torch.testing.assert_close(scorer.feature_scale, features.float().std(0, correction=0))
+    torch.testing.assert_close(scorer.score_mean, kept.mean(0))
+    torch.testing.assert_close(scorer.score_scale, kept.var(0, correction=0).mean(-1, keepdim=True).sqrt())
+    torch.testing.assert_close(training.mean_scores(train, "neurons", 32)[1:], kept.mean(0))
 
 
-def test_more_tokens_a_batch_than_there_are_is_an_error():
-    scorer = UnitScorer(8, 4, 2, 10)
-    few = token_scores(torch.rand(8, 2, 10))
+def test_chunks_and_batches_hold_every_token_once(traces, monkeypatch):
+    monkeypatch.setattr(tokens, "CHUNK_BYTES", 800)  # 11 tokens of 4 x (10 + 4) + 8 x 2 bytes
+    features, scores = learnable(50, 1)
+    some = traces((features[:30], scores[:30]), (features[30:], scores[30:]))
+    assert len(some) == 50 and [len(chunk) for chunk in some.chunks()] == [11, 11, 8, 11, 9]
+    whole = torch.cat([chunk.scores("neurons", torch.arange(len(chunk))) for chunk in some.chunks()])
+    assert torch.equal(whole, codes.decode(*codes.encode(scores, 8), 8, 10))
+    batches = list(some.shuffled(4, torch.Generator().manual_seed(0)))
+    assert len(batches) == some.batches(4) and max(len(index) for _, index in batches) <= 4
+    seen = torch.cat([chunk.feature(Site(0, "heads"), index) for chunk, index in batches])
+    assert not torch.equal(seen, features.float())
+    assert sorted(map(tuple, seen.tolist())) == sorted(map(tuple, features.float().tolist()))
+
+
+def test_more_tokens_a_batch_than_there_are_is_an_error(traces):
+    few = traces(learnable(8, 1))
     with pytest.raises(ConfigError, match="predictors.batch: 32 tokens, but the traces hold only 8"):
-        training.fit(scorer, torch.randn(8, 8), few, torch.randn(8, 8), few, RECIPE, 0)
+        training.fit(Predictor("shadow", SIZES, {"neurons": 4}), few, few, RECIPE, 0)

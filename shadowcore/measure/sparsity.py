@@ -86,8 +86,10 @@ class SparseModel:
 
     def count_anew(self) -> None:
         """Forget what was removed so far: measured sparsity is that of what follows."""
-        self.removed: dict[Kind, int] = {"heads": 0, "neurons": 0}
-        self.positions = 0
+        # counted on the device: asked for a number at every layer, a GPU would wait at every layer
+        zero = torch.zeros((), dtype=torch.int64, device=self.model.device)
+        self.removed: dict[Kind, torch.Tensor] = {"heads": zero, "neurons": zero}
+        self.positions = zero
 
     @property
     def dense_prompt(self) -> bool:
@@ -107,7 +109,7 @@ class SparseModel:
         logits_to_keep = inputs.shape[1] - first_kept
         if self.masks is None:
             return self.model(inputs, logits_to_keep=logits_to_keep, **context()).logits
-        self.positions += int(applied.sum())
+        self.positions = self.positions + applied.sum()
         choose = self.masks.begin(ids, scored, context, self.protocol)
         untouched = ~applied[..., None]  # (B, T, 1)
 
@@ -116,7 +118,7 @@ class SparseModel:
             if keep is None:
                 return None
             keep = keep | untouched  # (B, T, U)
-            self.removed[site.what] += keep.numel() - int(keep.count_nonzero())
+            self.removed[site.what] = self.removed[site.what] + keep.numel() - keep.count_nonzero()
             return x * keep[..., None]
 
         with visiting(self.model, visit):
@@ -125,9 +127,10 @@ class SparseModel:
     def measured_sparsity(self, kinds: tuple[Kind, ...]) -> dict[str, float]:
         """Removed over all units at the positions masks applied to; see schemas.MEASURED for the keys."""
         sizes = self.sizes
+        positions = max(1, int(self.positions))
         fraction = {
-            kind: self.removed[kind] / max(1, self.positions * sizes.layers * sizes.units(kind))
-            for kind in self.removed
+            kind: int(removed) / (positions * sizes.layers * sizes.units(kind))
+            for kind, removed in self.removed.items()
         }
         units = {kind: sizes.layers * sizes.units(kind) for kind in kinds}
         weights = sum(fraction[kind] * sizes.layers * unit_weights(self.model, kind) for kind in self.removed)

@@ -118,7 +118,7 @@ class Predictor(nn.Module):
     def __init__(self, design: str, sizes: Dimensions, ranks: Mapping[Kind, int], count: int = 1):
         """ranks: hidden width per kind to score; count: number of groups where the design has a choice."""
         super().__init__()
-        self.design, self.ranks = design, dict(ranks)
+        self.design, self.sizes, self.ranks = design, sizes, dict(ranks)
         self.groups = groups_of(design, sizes.layers, count)
         self.scorers = nn.ModuleDict(
             {

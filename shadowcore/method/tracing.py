@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import torch
 
-from shadowcore.method.codes import decode, encode
+from shadowcore.method.codes import encode
 from shadowcore.method.criteria import CRITERIA, Signals
 from shadowcore.method.passes import ImportancePass
 from shadowcore.models.families import Kind, dimensions_of
@@ -121,8 +121,8 @@ def _trace_batch(
             keep(sequences, f"sequence.{name}.{site.what}", site.layer, CRITERIA[name].sequence(signals))
         for name in plan.token_criteria:
             codes, top = encode(CRITERIA[name].token(signals)[rows, picked].flatten(0, 1), plan.token_bits)
-            keep(tokens, f"token.{name}.{site.what}.codes", site.layer, codes)
-            keep(tokens, f"token.{name}.{site.what}.top", site.layer, top)
+            keep(tokens, codes_name(name, site.what), site.layer, codes)
+            keep(tokens, top_name(name, site.what), site.layer, top)
 
     def see_feature(site: Site, x: torch.Tensor) -> None:
         if site in plan.sites:
@@ -145,6 +145,16 @@ def feature_name(site: Site) -> str:
     return f"feature.{site.what}.{site.layer}"
 
 
+def codes_name(criterion: str, kind: Kind) -> str:
+    """What a trace calls the codes of single tokens' scores."""
+    return f"token.{criterion}.{kind}.codes"
+
+
+def top_name(criterion: str, kind: Kind) -> str:
+    """What a trace calls the maxima that the codes are relative to."""
+    return f"token.{criterion}.{kind}.top"
+
+
 def sequence_moments(traces: Iterable, criterion: str, kind: Kind) -> Moments:
     """Moments of the scores (L, U) of all windows in open traces (`artifacts.open_tensors`), the shards of a split."""
     together, name = Moments(), f"sequence.{criterion}.{kind}"
@@ -153,20 +163,3 @@ def sequence_moments(traces: Iterable, criterion: str, kind: Kind) -> Moments:
         mean, deviation = (trace.get_tensor(f"{name}.{part}") for part in ("mean", "deviation"))
         together.merge(count, mean, deviation.square() * count)
     return together
-
-
-def token_scores(
-    trace, criterion: str, kind: Kind, layers: slice, units: int, bits: int, device: torch.device
-) -> tuple[Callable[[torch.Tensor], torch.Tensor], int]:
-    """A reader of token scores, index (m,) -> float32 (m, layers, U) on `device`, and how many tokens there are.
-
-    Codes stay packed in the CPU's memory; only what is asked for moves to the device and is decoded there.
-    """
-    name = f"token.{criterion}.{kind}"
-    codes, top = (trace.get_slice(f"{name}.{part}")[:, layers] for part in ("codes", "top"))
-    return lambda index: decode(codes[index].to(device), top[index].to(device), bits, units), len(codes)
-
-
-def feature(trace, site: Site) -> torch.Tensor:
-    """What a predictor reads at a site, float32 (M, D)."""
-    return trace.get_tensor(feature_name(site)).float()

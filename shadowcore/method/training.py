@@ -1,18 +1,22 @@
 """From traces to a predictor: seeded minibatch regression of scaled scores, best held-out epoch kept.
 
-Training starts at the constant predictor (the mean scores), so held-out loss is measured in units of
-what that one leaves: 1 means nothing contextual was learned.
+All of a predictor's scorers learn from one reading of the traces. Training starts at the constant predictor
+(the mean scores), so held-out loss is measured in units of what that one leaves: 1 means nothing contextual
+was learned.
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 
 from shadowcore.errors import ConfigError
-from shadowcore.method.predictors import UnitScorer, stored
+from shadowcore.method.predictors import Group, Predictor, UnitScorer, stored
+from shadowcore.method.tokens import Chunk, TokenTraces
+from shadowcore.models.families import Kind
 
 # what is regressed on, each increasing in the score, so that the order of units is untouched
 TARGETS = {"score": lambda scores: scores, "sqrt": torch.sqrt}
@@ -40,93 +44,107 @@ class Fit:
     loss_constant: float
 
 
-class TokenScores:
-    """Scores (M, layers, U) of one group's layers, decoded batch by batch from traces on disk."""
-
-    def __init__(self, parts, transform):
-        """parts: callables index -> scores (m, layers, U), and their lengths."""
-        self.parts, self.transform = parts, transform
-
-    def __len__(self) -> int:
-        return sum(length for _, length in self.parts)
-
-    def __getitem__(self, index: torch.Tensor) -> torch.Tensor:
-        found, offset = None, 0
-        for read, length in self.parts:
-            inside = (index >= offset) & (index < offset + length)
-            if inside.any():
-                values = self.transform(read(index[inside] - offset))
-                if found is None:
-                    found = values.new_empty(len(index), *values.shape[1:])
-                found[inside] = values
-            offset += length
-        return found
+Transform = Callable[[torch.Tensor], torch.Tensor]
 
 
 def fit(
-    scorer: UnitScorer,
-    features: torch.Tensor,
-    scores: TokenScores,
-    held_features: torch.Tensor,
-    held_scores: TokenScores,
+    predictor: Predictor,
+    train: TokenTraces,
+    held: TokenTraces,
     recipe: Recipe,
     seed: int,
     progress=lambda done, total: None,
-) -> Fit:
-    """Train one scorer in place on M tokens: features (M, D), scores (M, layers, U)."""
-    if len(features) < recipe.batch:
-        raise ConfigError(f"predictors.batch: {recipe.batch} tokens, but the traces hold only {len(features)}")
-    _standardise(scorer, features, scores, recipe.batch)
-    optimizer = torch.optim.AdamW(scorer.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
-    steps = recipe.epochs * (len(features) // recipe.batch)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+) -> dict[Kind, list[Fit]]:
+    """Train every scorer of a predictor in place; of each the epoch that is best on held-out tokens is kept."""
+    if len(train) < recipe.batch:
+        raise ConfigError(f"predictors.batch: {recipe.batch} tokens, but the traces hold only {len(train)}")
+    transform = TARGETS[recipe.target]
+    _standardise(predictor, train, recipe.batch, transform)
+    optimizer = torch.optim.AdamW(predictor.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, recipe.epochs * train.batches(recipe.batch))
     generator = torch.Generator().manual_seed(seed)
 
-    constant = held_out_loss(scorer, held_features, held_scores, recipe.batch)
-    best = Fit(best_epoch=0, loss=constant, loss_constant=constant)
-    kept = copy.deepcopy(scorer.state_dict())
+    scorers = [scorer for kind in predictor.kinds for scorer in predictor.scorers[kind]]
+    constant = held_out_losses(predictor, held, recipe.batch, transform)
+    best = [Fit(best_epoch=0, loss=loss, loss_constant=loss) for loss in constant]
+    kept = [copy.deepcopy(scorer.state_dict()) for scorer in scorers]
     for epoch in range(1, recipe.epochs + 1):
-        order = torch.randperm(len(features), generator=generator)
-        for index in order.split(recipe.batch):
-            if len(index) < recipe.batch:
-                continue  # the last, smaller batch: another epoch will see its tokens
-            loss = (scorer.deviation(features[index]) - _target(scorer, scores[index])).square().mean()
+        for chunk, index in train.shuffled(recipe.batch, generator):
+            loss = sum(error.square().mean() for error in _errors(predictor, chunk, index, transform))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             schedule.step()
-        held = held_out_loss(scorer, held_features, held_scores, recipe.batch)
-        if held < best.loss:
-            best, kept = Fit(epoch, held, constant), copy.deepcopy(scorer.state_dict())
+        for i, loss in enumerate(held_out_losses(predictor, held, recipe.batch, transform)):
+            if loss < best[i].loss:
+                best[i], kept[i] = Fit(epoch, loss, constant[i]), copy.deepcopy(scorers[i].state_dict())
         progress(epoch, recipe.epochs)
-    scorer.load_state_dict(stored(kept))  # what a reader of the file will have, so that quality is measured of that
-    return best
+    for scorer, state in zip(scorers, kept, strict=True):
+        scorer.load_state_dict(
+            stored(state)
+        )  # what a reader of the file will have, so that quality is measured of that
+    fits = iter(best)
+    return {kind: [next(fits) for _ in predictor.groups] for kind in predictor.kinds}
 
 
 @torch.no_grad()
-def held_out_loss(scorer: UnitScorer, features: torch.Tensor, scores: TokenScores, batch: int) -> float:
-    """Mean squared error of the scaled scores over held-out tokens."""
-    total, count = 0.0, 0
-    for index in torch.arange(len(features)).split(batch):
-        error = scorer.deviation(features[index]) - _target(scorer, scores[index])
-        total, count = total + error.double().square().sum().item(), count + error.numel()
-    return total / count
+def held_out_losses(predictor: Predictor, held: TokenTraces, batch: int, transform: Transform) -> list[float]:
+    """Mean squared error of the scaled scores over held-out tokens, of every scorer, kind by kind."""
+    totals, counts = [], []
+    for chunk in held.chunks():
+        for index in torch.arange(len(chunk), device=held.device).split(batch):
+            errors = list(_errors(predictor, chunk, index, transform))
+            totals.append(torch.stack([error.double().square().sum() for error in errors]))
+            counts.append([error.numel() for error in errors])
+    return (torch.stack(totals).sum(0).cpu() / torch.tensor(counts).sum(0)).tolist()
 
 
-def _target(scorer: UnitScorer, scores: torch.Tensor) -> torch.Tensor:
-    return (scores - scorer.score_mean) / scorer.score_scale
+def mean_scores(traces: TokenTraces, kind: Kind, batch: int) -> torch.Tensor:
+    """Mean scores (L, U) over all tokens."""
+    total = 0
+    for chunk in traces.chunks():
+        for index in torch.arange(len(chunk), device=traces.device).split(batch):
+            total = total + chunk.scores(kind, index).double().sum(0)
+    return (total / len(traces)).float()
+
+
+def _errors(predictor: Predictor, chunk: Chunk, index: torch.Tensor, transform: Transform) -> Iterator[torch.Tensor]:
+    """What every scorer's scaled deviations (n, layers, U) miss, kind by kind."""
+    for group, scorer, scores in _targets(predictor, chunk, index, transform):
+        wanted = (scores - scorer.score_mean) / scorer.score_scale
+        yield scorer.deviation(chunk.feature(group.site, index)) - wanted
+
+
+def _targets(
+    predictor: Predictor, chunk: Chunk, index: torch.Tensor, transform: Transform
+) -> Iterator[tuple[Group, UnitScorer, torch.Tensor]]:
+    """Every scorer with the transformed scores (n, layers, U) of its layers."""
+    for kind in predictor.kinds:
+        scores = transform(chunk.scores(kind, index))
+        for group, scorer in zip(predictor.groups, predictor.scorers[kind], strict=True):
+            yield group, scorer, scores[:, group.layers[0] : group.layers[-1] + 1]
 
 
 @torch.no_grad()
-def _standardise(scorer: UnitScorer, features: torch.Tensor, scores: TokenScores, batch: int) -> None:
-    """Set the scorer's scaling from training tokens: per number for features, per layer for scores."""
-    scorer.feature_mean.copy_(features.mean(0))
-    scorer.feature_scale.copy_(features.std(0).clamp(min=1e-6))
-    total, squares = 0, 0
-    for index in torch.arange(len(features)).split(batch):
-        values = scores[index].double()
-        total, squares = total + values.sum(0), squares + values.square().sum(0)
-    mean = total / len(features)
-    variance = (squares / len(features) - mean.square()).mean(-1, keepdim=True)  # within units, per layer
-    scorer.score_mean.copy_(mean)
-    scorer.score_scale.copy_(variance.clamp(min=1e-24).sqrt())
+def _standardise(predictor: Predictor, train: TokenTraces, batch: int, transform: Transform) -> None:
+    """Set the scorers' scaling from training tokens: per number for features, per layer for scores."""
+    sums: dict[tuple[UnitScorer, str], list] = {}
+
+    def count(scorer: UnitScorer, what: str, values: torch.Tensor) -> None:
+        values = values.double()
+        found = sums.setdefault((scorer, what), [0, 0])
+        found[0], found[1] = found[0] + values.sum(0), found[1] + values.square().sum(0)
+
+    for chunk in train.chunks():
+        for index in torch.arange(len(chunk), device=train.device).split(batch):
+            for group, scorer, scores in _targets(predictor, chunk, index, transform):
+                count(scorer, "feature", chunk.feature(group.site, index))
+                count(scorer, "score", scores)
+    for (scorer, what), (total, squares) in sums.items():
+        mean = total / len(train)
+        variance = squares / len(train) - mean.square()
+        if what == "feature":
+            scorer.feature_scale.copy_(variance.clamp(min=1e-12).sqrt())
+        else:  # within units, per layer
+            scorer.score_scale.copy_(variance.mean(-1, keepdim=True).clamp(min=1e-24).sqrt())
+        getattr(scorer, f"{what}_mean").copy_(mean)

@@ -10,9 +10,10 @@ import torch
 
 from shadowcore import artifacts
 from shadowcore.method import tracing
-from shadowcore.method.predictors import PREDICTOR_SCHEMA, Group, Predictor, stored
+from shadowcore.method.predictors import PREDICTOR_SCHEMA, Predictor, stored
 from shadowcore.method.ranking import recall, spearman
-from shadowcore.method.training import TARGETS, Recipe, TokenScores, fit
+from shadowcore.method.tokens import TokenTraces
+from shadowcore.method.training import Recipe, fit, mean_scores
 from shadowcore.models.families import Dimensions, Kind
 from shadowcore.schemas import PREDICTORS, QUALITY
 from shadowcore.stages.base import Progress, Stage, header, read_card
@@ -49,51 +50,23 @@ class Outputs:
     training: Path
 
 
-class Tokens:
-    """Token traces of one split, shards joined: features and scores by group."""
-
-    def __init__(self, stack: ExitStack, paths: tuple[Path, ...], criterion: str, bits: int, sizes: Dimensions, device):
-        self.shards = [stack.enter_context(artifacts.open_tensors(path, tracing.SCHEMA)) for path in paths]
-        self.criterion, self.bits, self.sizes, self.device = criterion, bits, sizes, device
-
-    def features(self, group: Group) -> torch.Tensor:
-        """(M, D) at the group's site."""
-        return torch.cat([tracing.feature(shard, group.site).to(self.device) for shard in self.shards])
-
-    def scores(self, group: Group, kind: Kind, target: str) -> TokenScores:
-        """Transformed scores (M, layers, U) of the group's layers."""
-        layers = slice(group.layers[0], group.layers[-1] + 1)
-        units = self.sizes.units(kind)
-        parts = [
-            tracing.token_scores(shard, self.criterion, kind, layers, units, self.bits, self.device)
-            for shard in self.shards
-        ]
-        return TokenScores(parts, TARGETS[target])
+def open_traces(stack: ExitStack, paths: tuple[Path, ...], spec: Spec, bits: int, predictor: Predictor) -> TokenTraces:
+    """What a predictor learns from or is judged by, open as long as the stack is."""
+    opened = [stack.enter_context(artifacts.open_tensors(path, tracing.SCHEMA)) for path in paths]
+    sites = [group.site for group in predictor.groups]
+    return TokenTraces(opened, spec.criterion, bits, predictor.sizes, predictor.kinds, sites, device())
 
 
 def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
-    progress = Progress(f"train {spec.method} {spec.criterion}")
+    progress = Progress(f"train {spec.method} {spec.criterion} {spec.predictor}")
     sizes = Dimensions(**read_card(inputs.card)["dimensions"])
     torch.manual_seed(spec.seed)
     predictor = Predictor(spec.method, sizes, spec.recipe.rank, spec.recipe.segments).to(device())
-    training = []
     with ExitStack() as stack:
-        train = Tokens(stack, inputs.traces, spec.criterion, spec.token_bits, sizes, device())
-        held = Tokens(stack, inputs.heldout, spec.criterion, spec.heldout_bits, sizes, device())
-        total = len(predictor.groups) * len(predictor.kinds)
-        for kind in predictor.kinds:
-            fits = []
-            for group, scorer in zip(predictor.groups, predictor.scorers[kind], strict=True):
-                features, held_features = train.features(group), held.features(group)
-                target = spec.recipe.target
-                fits.append(
-                    fit(
-                        scorer, features, train.scores(group, kind, target),
-                        held_features, held.scores(group, kind, target), spec.recipe, spec.seed,
-                    )
-                )  # fmt: skip
-                progress(len(training) * len(predictor.groups) + len(fits), total)
-            training.append(training_row(spec, predictor, kind, fits, len(features), spec.recipe.epochs))
+        train = open_traces(stack, inputs.traces, spec, spec.token_bits, predictor)
+        held = open_traces(stack, inputs.heldout, spec, spec.heldout_bits, predictor)
+        fits = fit(predictor, train, held, spec.recipe, spec.seed, progress)
+        training = [training_row(spec, predictor, kind, fits[kind], len(train), spec.recipe.epochs) for kind in fits]
         quality = rank_quality(spec, predictor, train, held)
     write(spec, predictor, quality, training, outputs, header("train-predictor", spec, inputs))
 
@@ -105,42 +78,40 @@ def write(spec: Spec, predictor: Predictor, quality: list, training: list, outpu
     artifacts.write_table(outputs.training, PREDICTORS.schema, PREDICTORS.build(training), made)
 
 
-def mean_scores(scores: TokenScores, batch: int) -> torch.Tensor:
-    """The constant predictor: mean scores (layers, U) over the training tokens."""
-    total = sum(scores[index].double().sum(0) for index in torch.arange(len(scores)).split(batch))
-    return (total / len(scores)).float()
-
-
-def rank_quality(spec: Spec, predictor: Predictor, train: Tokens, held: Tokens) -> list[dict]:
-    """Rows of QUALITY: the predictor's on held-out tokens, and under `static` the constant predictor's."""
-    return [
-        row
-        for kind in predictor.kinds
-        for group, scorer in zip(predictor.groups, predictor.scorers[kind], strict=True)
-        for row in _rank_quality(spec, group, kind, scorer, train, held)
-    ]
-
-
 @torch.no_grad()
-def _rank_quality(spec: Spec, group: Group, kind: Kind, scorer, train: Tokens, held: Tokens) -> list[dict]:
-    features, constant = held.features(group), mean_scores(train.scores(group, kind, "score"), spec.recipe.batch)
-    true = held.scores(group, kind, "score")[torch.arange(len(features))]  # (M, layers, U)
+def rank_quality(spec: Spec, predictor: Predictor, train: TokenTraces, held: TokenTraces) -> list[dict]:
+    """Rows of QUALITY: the predictor's on held-out tokens, and under `static` the constant predictor's."""
+    constant = {kind: mean_scores(train, kind, spec.recipe.batch) for kind in predictor.kinds}
+    found: dict[tuple, list[torch.Tensor]] = {}  # kind, layer, method, metric, sparsity -> values of tokens
+    for chunk in held.chunks():
+        index = torch.arange(len(chunk), device=held.device)
+        for kind in predictor.kinds:
+            true = chunk.scores(kind, index)
+            for group, scorer in zip(predictor.groups, predictor.scorers[kind], strict=True):
+                predicted = scorer(chunk.feature(group.site, index))
+                for i, layer in enumerate(group.layers):
+                    for method, scores in (
+                        (spec.method, predicted[:, i]),
+                        ("static", constant[kind][layer].expand_as(predicted[:, i])),
+                    ):
+                        measures = {("spearman", None): spearman(scores, true[:, layer])}
+                        measures |= {
+                            ("recall", pct): recall(scores, true[:, layer], pct) for pct in spec.sparsities_pct
+                        }
+                        for (metric, pct), values in measures.items():
+                            found.setdefault((kind, layer, method, metric, pct), []).append(values.double())
     rows = []
-    for method, scores in ((spec.method, scorer(features)), ("static", constant.expand_as(true))):
-        for i, layer in enumerate(group.layers):
-            measures = {("spearman", None): spearman(scores[:, i], true[:, i])}
-            measures |= {("recall", pct): recall(scores[:, i], true[:, i], pct) for pct in spec.sparsities_pct}
-            for (metric, pct), values in measures.items():
-                values = values.double()
-                rows.append(
-                    {
-                        "model": spec.model, "calibration": spec.calibration, "criterion": spec.criterion,
-                        "method": method, "predictor": spec.predictor if method == spec.method else None,
-                        "seed": spec.seed, "kind": kind, "layer": layer, "metric": metric, "sparsity_pct": pct,
-                        "value": values.mean().item(), "stderr": values.std().item() / len(values) ** 0.5,
-                        "n": len(values),
-                    }
-                )  # fmt: skip
+    for (kind, layer, method, metric, pct), parts in found.items():
+        values = torch.cat(parts)
+        rows.append(
+            {
+                "model": spec.model, "calibration": spec.calibration, "criterion": spec.criterion,
+                "method": method, "predictor": spec.predictor if method == spec.method else None,
+                "seed": spec.seed, "kind": kind, "layer": layer, "metric": metric, "sparsity_pct": pct,
+                "value": values.mean().item(), "stderr": values.std().item() / len(values) ** 0.5,
+                "n": len(values),
+            }
+        )  # fmt: skip
     return rows
 
 

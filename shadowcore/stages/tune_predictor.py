@@ -14,7 +14,7 @@ from shadowcore.models.families import KINDS_OF, dimensions_of
 from shadowcore.stages import inputs as reading
 from shadowcore.stages import train_predictor
 from shadowcore.stages.base import Progress, Stage, header
-from shadowcore.stages.train_predictor import Outputs, Tokens
+from shadowcore.stages.train_predictor import Outputs, open_traces
 
 POLICY = "per_layer"
 
@@ -64,9 +64,8 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     tokens = len(windows) * (spec.window_tokens - 1)
     rows = [train_predictor.training_row(spec, predictor, kind, [found], tokens, spec.tuning.epochs) for kind in kinds]
     with ExitStack() as stack:
-        device = reading.device()
-        train = Tokens(stack, inputs.traces, spec.criterion, spec.token_bits, sizes, device)
-        held = Tokens(stack, inputs.heldout, spec.criterion, spec.heldout_bits, sizes, device)
+        train = open_traces(stack, inputs.traces, spec, spec.token_bits, predictor)
+        held = open_traces(stack, inputs.heldout, spec, spec.heldout_bits, predictor)
         quality = train_predictor.rank_quality(spec, predictor, train, held)
     train_predictor.write(spec, predictor, quality, rows, outputs, header("tune-predictor", spec, inputs))
 

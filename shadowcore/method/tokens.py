@@ -1,0 +1,94 @@
+"""Token traces as training reads them: chunk by chunk, so that a device never holds more than a chunk of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from shadowcore.method.codes import decode
+from shadowcore.method.tracing import codes_name, feature_name, top_name
+from shadowcore.models.families import Dimensions, Kind
+from shadowcore.models.recording import Site
+
+CHUNK_BYTES = 2**29
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some tokens of a trace on the device: what predictors read (m, D), and scores as codes (m, L, bytes) and tops."""
+
+    features: Mapping[Site, torch.Tensor]
+    packed: Mapping[Kind, tuple[torch.Tensor, torch.Tensor]]
+    bits: int
+    sizes: Dimensions
+
+    def __len__(self) -> int:
+        return len(next(iter(self.packed.values()))[0])
+
+    def feature(self, site: Site, index: torch.Tensor) -> torch.Tensor:
+        """float32 (n, D) of tokens `index` (n,)."""
+        return self.features[site][index].float()
+
+    def scores(self, kind: Kind, index: torch.Tensor) -> torch.Tensor:
+        """Scores of all layers, float32 (n, L, U), of tokens `index` (n,)."""
+        codes, top = self.packed[kind]
+        return decode(codes[index], top[index], self.bits, self.sizes.units(kind))
+
+
+class TokenTraces:
+    """The token traces of one split by one criterion: open files (`artifacts.open_tensors`), shard after shard."""
+
+    def __init__(
+        self,
+        traces: Sequence[Any],
+        criterion: str,
+        bits: int,
+        sizes: Dimensions,
+        kinds: Sequence[Kind],
+        sites: Sequence[Site],
+        device: torch.device,
+    ):
+        self.bits, self.sizes, self.device = bits, sizes, device
+        self.features = {site: feature_name(site) for site in sites}
+        self.packed = {kind: (codes_name(criterion, kind), top_name(criterion, kind)) for kind in kinds}
+        packed = sum(sizes.layers * (sizes.units(kind) * bits // 8 + 4) for kind in kinds)
+        rows = max(1, CHUNK_BYTES // (packed + len(sites) * sizes.width * 2))
+        self.places = []  # (trace, first token, token after the last) of every chunk
+        for trace in traces:
+            tokens = trace.get_slice(self.packed[kinds[0]][0]).get_shape()[0]
+            self.places += [(trace, start, min(start + rows, tokens)) for start in range(0, tokens, rows)]
+
+    def __len__(self) -> int:
+        return sum(stop - start for _, start, stop in self.places)
+
+    def batches(self, size: int) -> int:
+        """How many batches `shuffled` makes."""
+        return sum(-(-(stop - start) // size) for _, start, stop in self.places)
+
+    def chunks(self) -> Iterator[Chunk]:
+        """Every token once, in the order of the files."""
+        return map(self._read, self.places)
+
+    def shuffled(self, size: int, generator: torch.Generator) -> Iterator[tuple[Chunk, torch.Tensor]]:
+        """Every token once, in batches of about `size` (at most): chunks in random order, random tokens of a chunk."""
+        for place in torch.randperm(len(self.places), generator=generator).tolist():
+            chunk = self._read(self.places[place])
+            order = torch.randperm(len(chunk), generator=generator).to(self.device)
+            for index in order.tensor_split(-(-len(chunk) // size)):
+                yield chunk, index
+
+    def _read(self, place: tuple[Any, int, int]) -> Chunk:
+        trace, start, stop = place
+
+        def read(name: str) -> torch.Tensor:
+            return trace.get_slice(name)[start:stop].to(self.device)
+
+        return Chunk(
+            {site: read(name) for site, name in self.features.items()},
+            {kind: (read(codes), read(top)) for kind, (codes, top) in self.packed.items()},
+            self.bits,
+            self.sizes,
+        )
