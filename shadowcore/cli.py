@@ -41,6 +41,7 @@ STAGES = {
 }
 COMMANDS = {
     "fetch": "gather a study's models, texts and benchmarks for a machine without internet",
+    "plan": "what a study will take: jobs, hours, disk and memory of every stage",
     "show": "print a study's final tables",
 }
 
@@ -57,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         one_of(arguments[0], [*STAGES, *COMMANDS], "command")
         if arguments[0] in COMMANDS:
-            {"fetch": fetch, "show": show}[arguments[0]](arguments[1:])
+            {"fetch": fetch, "plan": plan, "show": show}[arguments[0]](arguments[1:])
         else:
             run_stage(arguments[0], arguments[1:])
     except ShadowcoreError as error:
@@ -131,6 +132,26 @@ def fetch(arguments: Sequence[str]) -> None:
     from shadowcore.fetch import fetch as gather
 
     gather(load_study(parsed.config), parsed.to)
+
+
+def plan(arguments: Sequence[str]) -> None:
+    """Print what a study will take, or refuse it."""
+    parser = argparse.ArgumentParser(prog="shadowcore plan", description=COMMANDS["plan"])
+    parser.add_argument("config", type=Path, help="a configuration, such as config/paper.yaml")
+    parser.add_argument("--measured", type=Path, metavar="CONFIG", help="one that ran here: its times count")
+    parser.add_argument("--budget-hours", type=float, metavar="N", help="refuse more hours of jobs than this")
+    parser.add_argument("--budget-gb", type=float, metavar="N", help="refuse more disk than this, 10^9 bytes")
+    parsed = parser.parse_args(arguments)
+    from rich.console import Console
+
+    from shadowcore import plan as planning
+    from shadowcore.config import Jobs, load_study
+
+    jobs, ran = (Jobs(load_study(path)) for path in (parsed.config, parsed.measured or parsed.config))
+    rates = planning.measured_rates(ran)
+    planned = planning.totals(planning.work(jobs, strict=True), rates)
+    planning.print_totals(planned, rates, Console(width=None if os.isatty(1) else 120))
+    planning.check_budget(planned, parsed.budget_hours, parsed.budget_gb)
 
 
 def show(arguments: Sequence[str]) -> None:

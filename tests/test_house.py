@@ -18,7 +18,7 @@ MODULES = sorted(
 FLOORS = [
     ["errors", "provenance"], ["artifacts"], ["schemas", "packages", "tabular"], ["benchmarks"],
     ["text", "models", "dictionary"], ["method"], ["decode"], ["measure"], ["report"], ["stages"], ["config"],
-    ["fetch"], ["cli"], ["__main__"],
+    ["fetch", "plan"], ["cli"], ["__main__"],
 ]  # fmt: skip
 
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -118,6 +119,20 @@ def test_it_makes_every_table_and_figure(house):
         for name in FIGURES:
             assert (results(house) / "figures" / model / f"{name}.png").stat().st_size > 1000
     assert not list(results(house).rglob("*.partial"))
+
+
+def test_the_plan_has_these_jobs_and_bytes(house):
+    from shadowcore.config import Jobs, load_study
+    from shadowcore.plan import measured_rates, work
+
+    planned = work(Jobs(load_study(house / "config" / "tiny.yaml"), house / "results"), strict=True)
+    assert Counter(one.rule for one in planned) == waiting(house, "--forceall")
+    for one in planned:
+        if one.rule.startswith("trace"):
+            content = (results(house) / "traces" / f"{one.name}.safetensors").read_bytes()
+            assert one.written == len(content) - 8 - int.from_bytes(content[:8], "little")  # without the header
+    rated = measured_rates(Jobs(load_study(house / "config" / "tiny.yaml"), house / "results"))
+    assert set(rated) == {one.rule for one in planned if one.flops}  # every name leads to a file of times
 
 
 def test_benchmarks_are_rows_of_their_own(house):

@@ -1,4 +1,21 @@
-# What rules ask the study about their wildcards.
+from shadowcore.plan import Work, work
+
+works = {(one.rule, one.name): one for one in work(jobs)}
+
+
+# What rules ask the study about their wildcards: memory, GPUs and time of a job, by the size of its model ...
+def asked(rule, name):
+    def asking(what):
+        def answer(wildcards):
+            key = rule, name.format(**wildcards)
+            return works.get(key, Work(*key)).resources()[what]
+
+        return answer
+
+    return {what: asking(what) for what in ("mem_mb", "gpu", "runtime")}
+
+
+# ... and what is to be done.
 def trained(wildcards):
     return jobs.train_predictor(
         wildcards.model, wildcards.calibration, wildcards.method, wildcards.criterion, wildcards.predictor

@@ -20,7 +20,7 @@ rule evaluate:
         "../../environment.yml"
     threads: 1
     resources:
-        mem_mb=2500,
+        **asked("evaluate", "{model}/{data}/{setup}/{pct}"),
     params:
         spec=lambda wildcards: jobs.evaluate("evaluate", condition_key(wildcards))["spec"],
         code=lambda wildcards: jobs.evaluate("evaluate", condition_key(wildcards))["code"],
@@ -49,7 +49,7 @@ rule evaluate_oracle:
         "../../environment.yml"
     threads: 1
     resources:
-        mem_mb=3000,
+        **asked("evaluate_oracle", "{model}/{data}/{setup}/{pct}"),
     params:
         spec=lambda wildcards: jobs.evaluate("evaluate-oracle", condition_key(wildcards))["spec"],
         code=lambda wildcards: jobs.evaluate("evaluate-oracle", condition_key(wildcards))["code"],

@@ -15,7 +15,7 @@ rule trace:
         "../../environment.yml"
     threads: 1
     resources:
-        mem_mb=3000,
+        **asked("trace", "{model}/{calibration}/{split}-{shard}"),
     params:
         spec=lambda wildcards: jobs.trace(wildcards.model, wildcards.split, wildcards.shard)["spec"],
         code=lambda wildcards: jobs.trace(wildcards.model, wildcards.split, wildcards.shard)["code"],
@@ -41,7 +41,7 @@ rule trace_on_policy:
         "../../environment.yml"
     threads: 1
     resources:
-        mem_mb=3000,
+        **asked("trace_on_policy", "{model}/{calibration}/{method}+{criterion}+{predictor}/{split}-{shard}"),
     params:
         spec=lambda wildcards: traced_on_policy(wildcards)["spec"],
         code=lambda wildcards: traced_on_policy(wildcards)["code"],
@@ -67,7 +67,7 @@ rule average:
         "../../environment.yml"
     threads: 1
     resources:
-        mem_mb=2000,
+        **asked("average", "{model}/{calibration}"),
     params:
         spec=lambda wildcards: jobs.average(wildcards.model, wildcards.calibration)["spec"],
         code=lambda wildcards: jobs.average(wildcards.model, wildcards.calibration)["code"],

@@ -17,7 +17,7 @@ rule latency:
         "../../environment.yml"
     threads: workflow.cores
     resources:
-        mem_mb=5000,
+        **asked("latency", "{model}"),
     params:
         spec=lambda wildcards: jobs.latency(wildcards.model)["spec"],
         code=lambda wildcards: jobs.latency(wildcards.model)["code"],

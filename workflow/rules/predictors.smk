@@ -16,7 +16,7 @@ rule train_predictor:
         "../../environment.yml"
     threads: 1
     resources:
-        mem_mb=2500,
+        **asked("train_predictor", "{model}/{calibration}/{method}+{criterion}+{predictor}"),
     params:
         spec=lambda wildcards: trained(wildcards)["spec"],
         code=lambda wildcards: trained(wildcards)["code"],
@@ -47,7 +47,7 @@ rule tune_predictor:
         "../../environment.yml"
     threads: 1
     resources:
-        mem_mb=4000,
+        **asked("tune_predictor", "{model}/{calibration}/{method}+{criterion}+{predictor}"),
     params:
         spec=lambda wildcards: tuned(wildcards)["spec"],
         code=lambda wildcards: tuned(wildcards)["code"],

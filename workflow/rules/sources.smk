@@ -10,7 +10,7 @@ rule fetch_model:
         "../../environment.yml"
     threads: 1
     resources:
-        mem_mb=4000,
+        **asked("fetch_model", "{model}"),
     params:
         spec=lambda wildcards: jobs.fetch_model(wildcards.model)["spec"],
         code=lambda wildcards: jobs.fetch_model(wildcards.model)["code"],

@@ -1,0 +1,346 @@
+"""What a study will take, before anything starts: jobs, hours, disk and memory of every stage.
+
+Counted: the jobs, from the configuration; the multiplications of each, from the models' dimensions and the tokens
+that pass through them; the bytes of its traces, predictors and weights. Assumed, where no earlier run says better:
+how many multiplications a job makes in a second. A benchmark's size is that of its stock prompts, at 4 letters a token.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from shadowcore import artifacts
+from shadowcore.benchmarks import BENCHMARKS
+from shadowcore.config import ROUND, Jobs, preset_of
+from shadowcore.errors import ConfigError
+from shadowcore.method.criteria import CRITERIA
+from shadowcore.method.predictors import groups_of
+from shadowcore.models.families import KINDS, Dimensions, dimensions_of
+from shadowcore.models.sizes import SIZES, Size
+from shadowcore.models.sources import RandomModel, read_config
+from shadowcore.stages.base import CARD_SCHEMA
+from shadowcore.text import CHOICES
+
+# documents and letters of the evaluated splits, every choice with its prompt (lm-eval 0.4.13)
+LETTERS = {
+    "piqa": (1838, 563_535), "copa": (100, 14_524), "openbookqa": (500, 145_471), "winogrande": (1267, 267_787),
+    "rte": (277, 192_227), "hellaswag": (10_042, 14_569_529), "arc_easy": (2376, 1_474_422),
+    "wikitext": (62, 1_238_432), "lambada_openai": (5153, 1_669_012), "boolq": (3270, 4_251_082),
+}  # fmt: skip
+LETTERS_A_TOKEN = 4
+TOKENS_A_WORD = 4 / 3
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+START = 8.0  # seconds until a job has imported what it needs
+LOADED = 1e9  # bytes of weights read in a second
+TFLOPS = 100.0  # assumed of one job where none was measured, 10^12 multiplications and additions a second
+GPU_BYTES = 80e9
+OWN_GPU = 4e9  # bytes of weights, ...
+MUCH = 1e15  # ... and multiplications, from which a job has a GPU for itself
+# MB of memory beside the model's weights, and how many times the weights are held at once
+MEMORY = {
+    "fetch_model": (1800, 4), "prepare_text": (2000, 0), "prepare_benchmark": (2000, 0), "check_disjoint": (1000, 0),
+    "trace": (1400, 3), "trace_on_policy": (1400, 3), "average": (2000, 0), "train_predictor": (2500, 0),
+    "tune_predictor": (1800, 4), "evaluate": (1400, 2), "evaluate_oracle": (1400, 3), "latency": (2800, 4),
+    "aggregate": (2000, 0), "check_tables": (1000, 0), "judge_claims": (1000, 0), "draw": (1000, 0),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Work:
+    """One job: its rule, its name below `benchmarks/<rule>/`, and what it takes.
+
+    flops: multiplications and additions; written, weights, read: bytes it leaves behind, of the model it holds, and
+    of what else it holds; activations: bytes that a batch's pass keeps.
+    """
+
+    rule: str
+    name: str
+    flops: float = 0
+    written: float = 0
+    weights: float = 0
+    read: float = 0
+    activations: float = 0
+
+    @property
+    def gpus(self) -> int:
+        """GPUs of 80 GB it needs for itself; 0 for what multiplies little, and shares one where there is one."""
+        alone = self.flops and (self.weights > OWN_GPU or self.flops > MUCH)
+        return max(1, math.ceil((self.weights + self.activations) / GPU_BYTES)) if alone else 0
+
+    @property
+    def memory(self) -> float:
+        """Bytes of main memory; large weights are only held once, and a little, on their way to a GPU or a disk."""
+        beside, times = MEMORY[self.rule]
+        return 1e6 * beside + self.weights * (1.2 if self.weights > OWN_GPU else times) + self.read
+
+    def seconds(self, rates: Mapping[str, float]) -> float:
+        """Time on one machine; `rates`: multiplications a second by rule, TFLOPS where there is none."""
+        return START + self.weights / LOADED + self.flops / rates.get(self.rule, TFLOPS * 1e12)
+
+    def resources(self) -> dict[str, int]:
+        """As a rule asks for them; three times the assumed time, half an hour at least."""
+        minutes = math.ceil(max(30, 3 * self.seconds({}) / 60))
+        return {"mem_mb": math.ceil(self.memory / 1e6), "gpu": self.gpus, "runtime": minutes}
+
+
+def work(jobs: Jobs, strict: bool = False) -> list[Work]:
+    """Every job of a study; those of a model of unknown size have no cost, or, if `strict`, raise ConfigError."""
+    costs, study = Costs(jobs), jobs.study
+    if unknown := sorted(model for model, size in costs.sizes.items() if strict and size is None):
+        raise ConfigError(
+            f"models.{unknown[0]}: its size is not known before it is fetched (`snakemake {jobs.root}/models/"
+            f"{unknown[0]}/card.json`); one of shadowcore/models/sizes.py would fit too: {', '.join(SIZES)}"
+        )
+    found = [Work("prepare_text", name) for name in study.texts]
+    found += [Work("prepare_benchmark", name) for name in study.evaluation.tasks if name in BENCHMARKS]
+    pairs = sorted({(one.calibration, one.data) for one in jobs.conditions.values() if one.calibration})
+    found += [Work("check_disjoint", f"{calibration}+{data}") for calibration, data in pairs]
+    for model in study.models:
+        found.append(costs.fetched(model))
+        for calibration in study.calibration:
+            found += costs.traced("trace", model, f"{model}/{calibration}", jobs.trace)
+            found.append(Work("average", f"{model}/{calibration}"))
+        if study.latency:
+            found.append(costs.timed(model))
+        found.append(Work("draw", model))
+    for model, calibration, method, criterion, predictor in sorted(costs.trained()):
+        found += costs.training(model, calibration, method, criterion, predictor)
+    found += [costs.evaluated(key) for key in jobs.conditions]
+    return found + [Work(rule, rule) for rule in ("aggregate", "check_tables", "judge_claims")]
+
+
+def size_of(jobs: Jobs, model: str) -> Size | None:
+    """A model's size: from its card if it was fetched, from what its source says, or as published; None if unknown."""
+    card = jobs.root / "models" / model / "card.json"
+    if card.is_file():
+        record = artifacts.read_record(card, CARD_SCHEMA)
+        return Size(record["model_type"], Dimensions(**record["dimensions"]))
+    kind, fields = next(iter(jobs.study.models[model].source.items()))
+    if kind == "random":
+        one = RandomModel(**fields)
+        heads = (one.heads, one.kv_heads or one.heads, one.width // one.heads)
+        return Size(one.family, Dimensions(one.layers, one.width, *heads, one.neurons, one.vocabulary, one.positions))
+    if kind == "folder" and (Path(fields["path"]) / "config.json").is_file():
+        config = read_config(Path(fields["path"]))
+        return Size(config.model_type, dimensions_of(config))
+    return SIZES.get(fields.get("repo", fields.get("name")))
+
+
+def trace_bytes(spec: Mapping[str, Any], sizes: Dimensions) -> int:
+    """Bytes of the tensors in one shard's trace: see `shadowcore.method.tracing`. spec: of the stage `trace`."""
+    windows = len(range(spec["shard"], spec["windows"], spec["shards"]))
+    tokens = windows * spec["tokens_per_window"]
+    sites = {group.site for one in spec["designs"] for group in groups_of(one["method"], sizes.layers, one["segments"])}
+    widths = {"residual": sizes.width, "heads": sizes.heads * sizes.head_width}
+    features = 2 * tokens * sum(widths[site.what] for site in sites)
+    units = [sizes.units(kind) for kind in KINDS]
+    moments = 2 * 8 * len(spec["criteria"]) * sizes.layers * sum(units)
+    codes = sum(math.ceil(count * spec["token_bits"] / 8) + 4 for count in units)  # and a maximum each
+    return moments + tokens * sizes.layers * codes * len(spec["token_criteria"]) + features + 4 * windows
+
+
+class Costs:
+    """What single jobs of a study take."""
+
+    def __init__(self, jobs: Jobs):
+        self.jobs, self.study = jobs, jobs.study
+        self.sizes = {model: size_of(jobs, model) for model in jobs.study.models}
+
+    def of_model(self, rule: str, name: str, model: str, tokens: float, flops: int, batch: int, **more) -> Work:
+        """A job that passes `tokens` through a model, `flops` for every weight and token, `batch` tokens at once."""
+        size = self.sizes[model]
+        if size is None:
+            return Work(rule, name)
+        one, backward = size.dimensions, flops > 2
+        kept = one.layers * (8 * one.width + 3 * one.neurons) * 2 if backward else 8 * one.width  # a token
+        width = BYTES[self.study.models[model].dtype]
+        return Work(
+            rule, name, flops=flops * size.multiplied * tokens, weights=size.parameters * width,
+            activations=batch * (kept + 8 * one.vocabulary), **more,
+        )  # fmt: skip
+
+    def fetched(self, model: str) -> Work:
+        """Published weights have 16 bits, packaged ones are expanded to 32."""
+        size, kind = self.sizes[model], next(iter(self.study.models[model].source))
+        written = 0 if size is None else size.parameters * (4 if kind == "package" else 2)
+        return self.of_model("fetch_model", model, model, 0, 0, 0, written=written)
+
+    def traced(self, rule: str, model: str, place: str, params: Callable[..., dict[str, str]], *of: str) -> list[Work]:
+        """The traces of a text: its training shards, and the held-out windows."""
+        found = []
+        for split, shard in [*(("train", n) for n in range(self.study.traces.shards)), ("heldout", 0)]:
+            spec = json.loads(params(model, split, str(shard), *of)["spec"])
+            spec = spec.get("trace", spec)
+            windows = len(range(spec["shard"], spec["windows"], spec["shards"]))
+            twice = any(CRITERIA[name].order == 2 for name in spec["criteria"])
+            written = trace_bytes(spec, self.sizes[model].dimensions) if self.sizes[model] else 0
+            found.append(
+                self.of_model(
+                    rule, f"{place}/{split}-{shard}", model, windows * spec["window_tokens"], 8 if twice else 4,
+                    spec["batch"] * spec["window_tokens"], written=written,
+                )
+            )  # fmt: skip
+        return found
+
+    def trained(self) -> set[tuple[str, str, str, str, str]]:
+        """Model, calibration, method, criterion and name of every predictor, those of earlier rounds included."""
+        asked = {
+            (one.model, one.calibration, one.method, one.criterion, one.predictor)
+            for one in self.jobs.conditions.values()
+            if one.predictor
+        }
+        if timed := self.study.latency:
+            asked |= {
+                (model, self.study.calibration[0], method, timed.criterion, timed.predictor)
+                for model, method in product(self.study.models, timed.methods)
+            }
+        found = set()
+        for *keys, name in asked:
+            preset, last = preset_of(name), int(ROUND.search(name)["round"] or 0)
+            rounds = {preset + (f"@{number}" if number else "") for number in range(last + 1)}
+            found |= {(*keys, one) for one in rounds | {name}}
+        return found
+
+    def training(self, model: str, calibration: str, method: str, criterion: str, name: str) -> list[Work]:
+        """A predictor's training, after the traces of its round; or its tuning."""
+        plan, size, preset = self.study.traces, self.sizes[model], self.study.predictors[preset_of(name)]
+        stem = f"{model}/{calibration}/{method}+{criterion}+"
+        weights = 0
+        if size is not None:
+            one = size.dimensions
+            ranks = {"heads": preset.rank_heads, "neurons": preset.rank_neurons}
+            for group, kind in product(groups_of(method, one.layers, preset.segments), KINDS):
+                weights += ranks[kind] * (one.width + len(group.layers) * one.units(kind))
+        if ROUND.search(name)["tuned"]:
+            windows = self.study.tuning.epochs * plan.windows
+            return [
+                self.of_model(
+                    "tune_predictor", stem + name.removesuffix("@tuned"), model, windows * plan.window_tokens, 4,
+                    self.study.tuning.batch * plan.window_tokens, written=2 * weights,
+                )
+            ]  # fmt: skip
+        tokens = plan.windows * plan.tokens_per_window
+        read = 0
+        if size is not None:
+            read = tokens * one.layers * sum(one.units(kind) for kind in KINDS) * plan.bits / 8
+        found = [
+            Work("train_predictor", stem + name, 6 * weights * tokens * preset.epochs, written=2 * weights, read=read)
+        ]
+        if number := int(ROUND.search(name)["round"] or 0):
+            before = preset_of(name) + (f"@{number - 1}" if number > 1 else "")
+            found += self.traced(
+                "trace_on_policy", model, stem + before, self.jobs.trace_on_policy, method, criterion, before
+            )
+        return found
+
+    def evaluated(self, key: tuple[str, str, str, int]) -> Work:
+        """A condition's evaluation; the oracle scores every token, forward and backward, before it masks it."""
+        plan, oracle = self.study.evaluation, self.jobs.conditions[key].method == "oracle"
+        documents, tokens = self._measured_on(key[1])
+        return self.of_model(
+            "evaluate_oracle" if oracle else "evaluate", "/".join(map(str, key)), key[0], tokens, 6 if oracle else 2,
+            plan.window_batch * plan.window_tokens, written=9e3 + 30 * documents,
+        )  # fmt: skip
+
+    def _measured_on(self, data: str) -> tuple[int, float]:
+        """Documents, and tokens that pass through the model, of a text's windows, questions and benchmarks."""
+        plan = self.study.evaluation
+        documents, tokens = plan.windows, plan.windows * plan.window_tokens
+        if "true_continuation" in plan.tasks:
+            asked = self.study.texts[data].true_continuation
+            documents += asked.documents
+            tokens += asked.documents * CHOICES * (asked.context_words + asked.continuation_words) * TOKENS_A_WORD
+        if data == plan.texts[0]:
+            for name in (name for name in plan.tasks if name in BENCHMARKS):
+                whole, letters = LETTERS[name]
+                count = plan.limit.get(name, whole)
+                # an example in the prompt is about as long as what is asked
+                shown = BENCHMARKS[name].train and not BENCHMARKS[name].rolling
+                times = sum(shots + 1 for shots in plan.fewshot) if shown else 1
+                documents += count * (len(plan.fewshot) if shown else 1)
+                tokens += times * letters / LETTERS_A_TOKEN * count / whole
+        return documents, tokens
+
+    def timed(self, model: str) -> Work:
+        """Decoding: every mode at every sparsity, prompt and new tokens."""
+        plan = self.study.latency
+        modes = 2 + (1 + len(plan.methods)) * len(plan.sparsities_pct)
+        tokens = modes * (plan.repeats + plan.warmup) * (plan.prompt_tokens + plan.new_tokens)
+        return self.of_model("latency", model, model, tokens, 2, plan.prompt_tokens)
+
+
+def measured_rates(jobs: Jobs) -> dict[str, float]:
+    """Multiplications a second by rule in a study that has run, wholly or in part: from its `benchmark:` files."""
+    done: dict[str, list[tuple[float, float]]] = {}
+    for one in work(jobs):
+        path = jobs.root / "benchmarks" / one.rule.removesuffix("_oracle") / f"{one.name}.tsv"
+        if one.flops and path.is_file():
+            head, first = (line.split("\t") for line in path.read_text().splitlines()[:2])
+            seconds = float(first[head.index("s")]) - START - one.weights / LOADED
+            done.setdefault(one.rule, []).append((one.flops, max(seconds, 1.0)))
+    return {rule: sum(flops for flops, _ in found) / sum(s for _, s in found) for rule, found in done.items()}
+
+
+class Total(NamedTuple):
+    """What the jobs of one rule, or of all, take: hours of all jobs, bytes, and those of the largest job."""
+
+    jobs: int
+    hours: float
+    gpu_hours: float
+    disk: float
+    memory: float
+    gpus: int
+
+
+def totals(found: Sequence[Work], rates: Mapping[str, float]) -> dict[str, Total]:
+    """Totals by rule, in the order of MEMORY, and of all under "all"."""
+
+    def total(part: Sequence[Work]) -> Total:
+        hours = [one.seconds(rates) / 3600 for one in part]
+        on_gpu = sum(one.gpus * time for one, time in zip(part, hours, strict=True))
+        disk, memory = sum(one.written for one in part), max(one.memory for one in part)
+        return Total(len(part), sum(hours), on_gpu, disk, memory, max(one.gpus for one in part))
+
+    by_rule = {rule: [one for one in found if one.rule == rule] for rule in MEMORY}
+    return {rule: total(part) for rule, part in by_rule.items() if part} | {"all": total(found)}
+
+
+def check_budget(planned: Mapping[str, Total], hours: float | None, gb: float | None) -> None:
+    """Raise ConfigError if all jobs together take more hours, or leave more behind, than they may."""
+    whole = planned["all"]
+    for name, found, unit, limit in (
+        ("budget-hours", whole.hours, "hours", hours), ("budget-gb", whole.disk / 1e9, "GB", gb)
+    ):  # fmt: skip
+        if limit is not None and found > limit:
+            field = "hours" if unit == "hours" else "disk"
+            most = max((rule for rule in planned if rule != "all"), key=lambda rule: getattr(planned[rule], field))
+            raise ConfigError(
+                f"--{name} {limit:g}: the study takes about {found:,.4g} {unit}, most of it in {most}; less to do "
+                f"there, or a budget of {math.ceil(found):,}, would fit"
+            )
+
+
+def print_totals(planned: Mapping[str, Total], rates: Mapping[str, float], console: Console) -> None:
+    """A line per rule, and what the hours rest on."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table.add_column("stage")
+    for name in ("jobs", "hours", "GPU-hours", "disk, GB", "memory of a job, GB", "GPUs of a job", "TFLOP/s"):
+        table.add_column(name, justify="right")
+    for rule, one in planned.items():
+        rate = f"{rates[rule] / 1e12:.3g} measured" if rule in rates else ""
+        numbers = [f"{one.jobs:,}", f"{one.hours:,.2f}", f"{one.gpu_hours:,.1f}", f"{one.disk / 1e9:,.2f}"]
+        table.add_row(rule, *numbers, f"{one.memory / 1e9:.1f}", str(one.gpus), rate)
+    console.print(table)
+    traces = sum(one.disk for rule, one in planned.items() if rule.startswith("trace"))
+    words = f"Traces: {traces / 1e9:,.1f} GB. Stages with no measured rate are taken to make {TFLOPS:g} TFLOP/s"
+    console.print(f"{words} a job; `--measured CONFIG` takes the times of a study that ran.", highlight=False)

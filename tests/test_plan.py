@@ -1,0 +1,147 @@
+"""The plan: sizes and bytes as they are, rates as they were measured, and a budget that is kept."""
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from rich.console import Console
+
+from shadowcore import artifacts, cli, plan
+from shadowcore.config import Jobs, load_study, parse_study
+from shadowcore.errors import ConfigError
+from shadowcore.method.codes import encode
+from shadowcore.method.criteria import CRITERIA
+from shadowcore.models.families import KINDS, dimensions_of
+from shadowcore.models.sizes import SIZES, Size
+from shadowcore.plan import START, TFLOPS, trace_bytes
+
+CONFIG = Path(__file__).parent.parent / "config"
+QUICK = yaml.safe_load((CONFIG / "quick.yaml").read_text())
+
+
+def jobs_of(data, folder):
+    return Jobs(parse_study(data, "config"), folder)
+
+
+def test_weights_are_counted_as_they_are(tiny):
+    size = Size(tiny.config.model_type, dimensions_of(tiny.config))
+    matrices = {name: p.numel() for name, p in tiny.named_parameters() if p.ndim == 2 and "embed" not in name}
+    output = size.dimensions.vocabulary * size.dimensions.width  # tied to the input's embedding
+    assert size.multiplied == sum(matrices.values()) + output
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [("facebook/opt-1.3b", 1.316e9), ("facebook/opt-6.7b", 6.66e9), ("facebook/opt-30b", 29.97e9),
+     ("meta-llama/Llama-2-7b-hf", 6.738e9), ("meta-llama/Llama-2-13b-hf", 13.016e9), ("smollm2-135m", 134.5e6)],
+)  # fmt: skip
+def test_published_sizes_are_those_of_the_models(name, parameters):
+    assert SIZES[name].parameters == pytest.approx(parameters, rel=0.002)
+
+
+def test_all_criteria_of_an_example_at_opt_13b_are_less_than_4_mb(tmp_path):
+    sizes = SIZES["facebook/opt-13b"].dimensions
+    names = [name for name, one in CRITERIA.items() if one.has_token_form]
+    tensors, generator = {}, torch.Generator().manual_seed(0)
+    for name in names:
+        for kind in KINDS:
+            scores = torch.rand(1, sizes.layers, sizes.units(kind), generator=generator)
+            for part, value in zip(("codes", "top"), encode(scores, 4), strict=True):
+                tensors[f"token.{name}.{kind}.{part}"] = value
+    tensors["feature.heads.0"] = torch.rand(1, sizes.width, generator=generator).bfloat16()
+    tensors["loss"] = torch.zeros(1)
+    artifacts.write_tensors(tmp_path / "one.safetensors", "trace", tensors, {})
+    found = (tmp_path / "one.safetensors").stat().st_size
+    assert len(names) >= 5 and found < 4e6
+    spec = {
+        "shard": 0, "shards": 1, "windows": 1, "tokens_per_window": 1, "criteria": [], "token_criteria": names,
+        "token_bits": 4, "designs": [{"method": "shadow", "segments": 1}],
+    }  # fmt: skip
+    assert trace_bytes(spec, sizes) == sum(one.nbytes for one in tensors.values()) <= found
+
+
+def test_more_of_everything_costs_more(tmp_path):
+    def total(**changes):
+        data = copy.deepcopy(QUICK)
+        for key, value in changes.items():
+            part, name = key.split("__")
+            data[part][name] = value
+        found = plan.work(jobs_of(data, tmp_path), strict=True)
+        return sum(one.flops for one in found), sum(one.written for one in found)
+
+    flops, written = total()
+    for change in ({"traces__windows": 65}, {"traces__criteria": [*QUICK["traces"]["criteria"], "grasp"]}):
+        more = total(**change)
+        assert more[0] > flops and more[1] > written
+    assert total(evaluation__windows=11)[0] > flops
+    tasks = ["true_continuation", "piqa"]
+    assert total(evaluation__tasks=tasks)[0] > flops
+    shown = total(evaluation__tasks=tasks, evaluation__fewshot=[0, 3])[0] - flops
+    assert shown == pytest.approx(5 * (total(evaluation__tasks=tasks)[0] - flops))
+
+
+def test_rates_are_those_of_an_earlier_run(tmp_path):
+    jobs, rate = jobs_of(QUICK, tmp_path), 3e11
+    for one in plan.work(jobs):
+        if one.rule == "trace":
+            path = jobs.root / "benchmarks" / "trace" / f"{one.name}.tsv"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(f"s\th:m:s\n{one.seconds({'trace': rate})}\t0:00:10\n")
+    assert plan.measured_rates(jobs) == {"trace": pytest.approx(rate)}
+    traced = [one for one in plan.work(jobs) if one.rule == "trace"]
+    hours = plan.totals(traced, {"trace": rate})["trace"].hours
+    assert hours > plan.totals(traced, {})["trace"].hours > len(traced) * START / 3600
+    assert rate < TFLOPS * 1e12
+
+
+def test_the_papers_grid_fits_a_cluster(tmp_path):
+    study = load_study(CONFIG / "paper.yaml")
+    found = plan.work(Jobs(study, tmp_path), strict=True)
+    by_rule = plan.totals(found, {})
+    assert by_rule["trace"].gpus == by_rule["evaluate"].gpus == 1  # OPT-30B in 16 bits on 80 GB
+    assert by_rule["fetch_model"].gpus == by_rule["aggregate"].gpus == 0
+    assert by_rule["trace"].disk < 700e9  # what was published
+    assert {"opt-1.3b", "opt-30b", "llama-2-13b"} <= set(study.models)
+
+
+def test_a_small_model_asks_for_no_gpu(tmp_path):
+    for one in plan.work(jobs_of(QUICK, tmp_path)):
+        asked = one.resources()
+        assert asked["gpu"] == 0 and 1000 <= asked["mem_mb"] <= 5000 and asked["runtime"] == 30
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--budget-hours", "10"], "--budget-hours 10: the study takes about"),
+        (["--budget-gb", "100"], "GB, most of it in trace; less to do there, or a budget of"),
+    ],
+)
+def test_over_budget_is_one_sentence(capsys, arguments, message):
+    assert cli.main(["plan", str(CONFIG / "paper.yaml"), *arguments]) == 2
+    said = capsys.readouterr()
+    assert message in said.err and len(said.err.splitlines()) == 1 and "evaluate" in said.out
+    assert cli.main(["plan", str(CONFIG / "paper.yaml"), "--budget-hours", "10000"]) == 0
+
+
+def test_a_model_of_unknown_size_stops_the_plan_and_not_the_study(tmp_path):
+    data = copy.deepcopy(QUICK)
+    data["models"] = {"mine": {"source": {"hub": {"repo": "someone/mine", "revision": "0" * 40}}}}
+    jobs = jobs_of(data, tmp_path)
+    assert plan.work(jobs)
+    with pytest.raises(ConfigError, match="models.mine: its size is not known before it is fetched"):
+        plan.work(jobs, strict=True)
+    card = {"model_type": "opt", "dimensions": vars(SIZES["facebook/opt-30b"].dimensions)}
+    artifacts.write_record(jobs.root / "models" / "mine" / "card.json", "model_card/1", card, {})
+    assert {one.gpus for one in plan.work(jobs, strict=True) if one.rule == "trace"} == {2}  # 120 GB
+
+
+def test_the_plan_is_printed_whole(tmp_path, capsys):
+    found = plan.totals(plan.work(jobs_of(QUICK, tmp_path)), {"trace": 2e12})
+    plan.print_totals(found, {"trace": 2e12}, Console(width=120))
+    said = capsys.readouterr().out
+    assert all(rule in said for rule in found) and "2 measured" in said and "Traces:" in said
+    assert json.dumps(found["all"].jobs) in said
