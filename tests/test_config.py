@@ -6,8 +6,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from shadowcore.config import Jobs, load_study, parse_study
+from shadowcore.config import METHODS, TASKS, Jobs, load_study, parse_study
 from shadowcore.errors import ConfigError
+from shadowcore.measure.protocols import PROTOCOLS
+from shadowcore.method.criteria import CRITERIA
+from shadowcore.method.policies import POLICIES
 
 CONFIGS = sorted((Path(__file__).parent.parent / "config").glob("*.yaml"))
 QUICK = yaml.safe_load((Path(__file__).parent.parent / "config" / "quick.yaml").read_text())
@@ -108,6 +111,12 @@ def test_conditions_of_another_protocol_are_others():
     more = setups("token", "lookahead") - setups("token")
     assert more == setups("lookahead") - setups("token") != set()
     assert all(setup.endswith("+lookahead") and setup.removesuffix("+lookahead") in setups("token") for setup in more)
+
+
+def test_the_page_names_every_choice():
+    page = (Path(__file__).parent.parent / "config" / "README.md").read_text()
+    for name in (*METHODS, *CRITERIA, *POLICIES, *PROTOCOLS, *TASKS[:2]):
+        assert name == "dense" or f"`{name}`" in page, name
 
 
 def test_a_grid_may_be_for_some_models_only():
