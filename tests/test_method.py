@@ -64,6 +64,15 @@ def test_kept_units_rounds_halves_up():
     assert [kept_units(9, pct) for pct in (0, 30, 50, 70)] == [9, 6, 5, 3]
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_scores_closer_than_float32_tells_apart_are_counted_exactly(dtype):
+    scores = (1 + 1e-9 * torch.randperm(64, generator=torch.Generator().manual_seed(0)).double()).to(dtype)
+    for count in range(65):
+        keep = top_units(scores, count)
+        assert keep.sum() == count
+        assert count in (0, 64) or scores[keep].min() >= scores[~keep].max()
+
+
 def test_ties_go_to_the_lower_index():
     scores = torch.tensor([[1.0, 2, 2, 2, 0], [1, 1, 1, 1, 1], [5, 4, 3, 2, 1]])
     assert top_units(scores, 2).tolist() == [
