@@ -28,6 +28,7 @@ STAGES = {
     "trace": "importance scores and predictor features of one shard of a text",
     "trace-on-policy": "scores and features of a model while a predictor's masks act on it",
     "average": "mean score of every unit over the calibration windows",
+    "calibrate-thresholds": "magnitudes below which shares of every layer's neurons lie",
     "train-predictor": "train a predictor and report its ranking quality",
     "tune-predictor": "tune a predictor on the sparse model that its masks make",
     "evaluate": "accuracy and perplexity of one condition",
@@ -69,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def usage() -> str:
     """The overview that `shadowcore --help` prints."""
-    stages, others = ([f"  {name:17} {what}" for name, what in part.items()] for part in (STAGES, COMMANDS))
+    stages, others = ([f"  {name:20} {what}" for name, what in part.items()] for part in (STAGES, COMMANDS))
     return "\n".join(
         [
             "usage: shadowcore COMMAND [options], and shadowcore COMMAND --help",

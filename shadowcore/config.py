@@ -18,6 +18,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from shadowcore.benchmarks import BENCHMARKS
 from shadowcore.errors import ConfigError, near_miss, one_of
+from shadowcore.measure.activation_masks import BASELINES
 from shadowcore.measure.protocols import PROTOCOLS
 from shadowcore.method.criteria import CRITERIA
 from shadowcore.method.policies import POLICIES, WHOLE_MODEL_POLICIES
@@ -36,7 +37,7 @@ from shadowcore.text import TEXT_SOURCES
 
 TASKS = (*OWN_TASKS, *BENCHMARKS)
 CONSTANT_METHODS = ("random", "static")
-METHODS = ("dense", *CONSTANT_METHODS, *PREDICTORS, "oracle")
+METHODS = ("dense", *CONSTANT_METHODS, *BASELINES, *PREDICTORS, "oracle")
 SPLITS = ("train", "heldout")
 
 
@@ -172,8 +173,9 @@ class Preset(Strict):
 
 
 class Grid(Strict):
-    """Conditions: every combination of these; `dense` is always there."""
+    """Conditions: every combination of these, for `models`, all unless given; `dense` is always there."""
 
+    models: list[str] = []
     methods: list[among([m for m in METHODS if m != "dense"])]
     criteria: list[among(CRITERIA)] = []
     predictors: list[str] = []
@@ -181,6 +183,20 @@ class Grid(Strict):
     protocols: list[among(PROTOCOLS)] = ["token"]
     units: list[among(KINDS_OF)] = ["neurons"]
     sparsities_pct: list[Percent]
+
+    @model_validator(mode="after")
+    def suits_baselines(self) -> Grid:
+        """Methods without a predictor know their protocol, and remove neurons."""
+        for method in sorted(set(self.methods) & set(BASELINES)):
+            one = BASELINES[method]
+            asked = {"protocols": self.protocols, "policies": self.policies, "units": self.units}
+            fitting = {"protocols": {one.protocol}, "policies": one.policies, "units": {"neurons"}}
+            if method == "relu":
+                asked["sparsities_pct"], fitting["sparsities_pct"] = self.sparsities_pct, {0}
+            for key, values in asked.items():
+                if unfit := [value for value in values if value not in fitting[key]]:
+                    raise ValueError(f"{key} {unfit} do not go with {method}; {sorted(fitting[key])} would fit")
+        return self
 
 
 class Evaluation(Strict):
@@ -270,6 +286,7 @@ class Study(Strict):
             ("evaluation.texts", self.evaluation.texts, self.texts),
             ("latency.predictor", [self.latency.predictor] if self.latency else [], self.predictors),
             *((f"conditions[{i}].predictors", g.predictors, self.predictors) for i, g in enumerate(self.conditions)),
+            *((f"conditions[{i}].models", g.models, self.models) for i, g in enumerate(self.conditions)),
         ):  # fmt: skip
             for name in names:
                 if preset_of(name) not in known:
@@ -282,7 +299,7 @@ class Study(Strict):
             trained = set(grid.methods) & set(PREDICTORS)
             if trained and not grid.predictors:
                 raise ValueError(f"conditions[{i}]: {sorted(trained)} need `predictors`, names of presets")
-            if set(grid.methods) - {"random"} and not grid.criteria:
+            if set(grid.methods) - {"random", *BASELINES} and not grid.criteria:
                 raise ValueError(f"conditions[{i}]: {sorted(grid.methods)} need `criteria`")
             parted = any(self.predictors[preset_of(name)].segments > 1 for name in grid.predictors)
             several = [m for m in grid.methods if m.startswith("layerwise") or (m == "segments" and parted)]
@@ -433,6 +450,8 @@ class Jobs:
 
     def _sparse(self, dense: Condition):
         for grid in self.study.conditions:
+            if grid.models and dense.model not in grid.models:
+                continue
             for method, policy, protocol, units, pct in product(
                 grid.methods, grid.policies, grid.protocols, grid.units, grid.sparsities_pct
             ):
@@ -440,10 +459,13 @@ class Jobs:
                 if method == "random":
                     yield replace(one, criterion="random")
                     continue
+                if method == "relu":
+                    one = replace(one, policy=None)  # what is zero is removed, however much it is
+                criteria = [None] if method in BASELINES else grid.criteria
                 predictors = grid.predictors if method in PREDICTORS else [None]
-                # the oracle scores the evaluated example itself: it has no calibration text
-                calibrations = [None] if method == "oracle" else self.study.calibration
-                for criterion, predictor, calibration in product(grid.criteria, predictors, calibrations):
+                # these go by the evaluated example itself: they have no calibration text
+                calibrations = [None] if method in ("oracle", "griffin", "relu") else self.study.calibration
+                for criterion, predictor, calibration in product(criteria, predictors, calibrations):
                     yield replace(one, criterion=criterion, predictor=predictor, calibration=calibration)
 
     def params(self, stage: str, spec: Any) -> dict[str, str]:
@@ -541,6 +563,18 @@ class Jobs:
         from shadowcore.stages.average import Spec
 
         return self.params("average", Spec(model, calibration, tuple(self.study.traces.criteria)))
+
+    def calibrate_thresholds(self, model: str, calibration: str) -> dict[str, str]:
+        from shadowcore.stages.calibrate_thresholds import Spec
+
+        plan = self.study.traces
+        reached = {one.sparsity_pct for one in self.conditions.values() if one.method == "threshold"}
+        spec = Spec(
+            model=model, calibration=calibration, windows=plan.windows, window_tokens=plan.window_tokens,
+            batch=plan.batch, sparsities_pct=tuple(sorted(reached)), dtype=self.study.models[model].dtype,
+            seed=self.study.seed,
+        )  # fmt: skip
+        return self.params("calibrate-thresholds", spec)
 
     def train_predictor(self, model: str, calibration: str, method: str, criterion: str, predictor: str):
         from shadowcore.stages.train_predictor import Spec

@@ -46,13 +46,13 @@ CONDITION = {
     "model": (TEXT, "name of the model in the configuration"),
     "data": (TEXT, "text the row was measured on, `(second half)` after a prompt; for a benchmark, its name"),
     "calibration": (TEXT, "name of the text that scores and predictors were made from; null for dense and random"),
-    "method": (TEXT, "dense, random, static, shadow, layerwise or oracle"),
-    "criterion": (TEXT, "importance criterion; null for dense"),
+    "method": (TEXT, "dense; random, static, a predictor's design, oracle; or threshold, griffin, relu without one"),
+    "criterion": (TEXT, "importance criterion; null for dense, threshold, griffin and relu"),
     "predictor": (TEXT, "predictor preset of the configuration; null without a trained predictor"),
-    "policy": (TEXT, "per_layer, global or floored; null for dense"),
+    "policy": (TEXT, "per_layer, global or floored; null for dense and relu"),
     "protocol": (TEXT, "positions of a mask: token, prompt, or lookahead (not causal); null for dense"),
     "units": (TEXT, "units removed: heads, neurons or both; null for dense"),
-    "sparsity_pct": (INTEGER, "nominal sparsity of those units, percent removed in every layer but layer 0"),
+    "sparsity_pct": (INTEGER, "nominal sparsity of units, percent removed in every layer but layer 0; 0 for relu"),
     "seed": (INTEGER, "seed of everything random in the row"),
 }
 MEASURED = {
@@ -142,6 +142,17 @@ PREDICTORS = Table(
             "of a tuned one, the divergence from the dense model before tuning, nats a token",
         ),
         "loss": (NUMBER, "held-out loss of the kept weights"),
+    },
+)  # fmt: skip
+
+THRESHOLDS = Table(
+    "thresholds", 1, "one magnitude that a share of one layer's neurons does not exceed, over the calibration tokens",
+    {
+        "model": CONDITION["model"], "calibration": CONDITION["calibration"],
+        "layer": (INTEGER, "layer, from 0"),
+        "sparsity_pct": (INTEGER, "share of the magnitudes at or below the threshold, percent"),
+        "threshold": (NUMBER, "the magnitude"),
+        "n": (INTEGER, "magnitudes: tokens times neurons"),
     },
 )  # fmt: skip
 

@@ -6,8 +6,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from shadowcore.config import Jobs, load_study, parse_study
+from shadowcore.config import METHODS, TASKS, Jobs, load_study, parse_study
 from shadowcore.errors import ConfigError
+from shadowcore.measure.protocols import PROTOCOLS
+from shadowcore.method.criteria import CRITERIA
+from shadowcore.method.policies import POLICIES
 
 CONFIGS = sorted((Path(__file__).parent.parent / "config").glob("*.yaml"))
 QUICK = yaml.safe_load((Path(__file__).parent.parent / "config" / "quick.yaml").read_text())
@@ -39,6 +42,27 @@ def test_shipped_configurations_are_valid(path):
         (["conditions", 1, "policies"], ["per_layr"], "unknown 'per_layr'; did you mean 'per_layer'"),
         (["conditions", 1, "policies"], ["global"], "layerwise decides layer by layer"),
         (["conditions", 1, "protocols"], ["lokahead"], "unknown 'lokahead'; did you mean 'lookahead'"),
+        (
+            ["conditions", 0, "methods"],
+            ["griffin"],
+            r"protocols \['token'\] do not go with griffin; \['prompt'\] would",
+        ),
+        (["conditions", 0, "methods"], ["relu"], r"sparsities_pct \[30, 50, 70\] do not go with relu; \[0\] would fit"),
+        (
+            ["conditions", 2, "methods"],
+            ["threshold"],
+            r"policies \['global'\] do not go with threshold; \['per_layer'\]",
+        ),
+        (
+            ["conditions", 3, "methods"],
+            ["threshold"],
+            r"units \['both'\] do not go with threshold; \['neurons'\] would",
+        ),
+        (
+            ["conditions", 0, "models"],
+            ["smollm"],
+            "conditions.0..models: unknown 'smollm'; did you mean 'smollm2-135m'",
+        ),
         (["conditions", 1, "predictors"], ["small@1"], "`traces.on_policy` is missing"),
         (["conditions", 1, "predictors"], ["small@tuned"], "`tuning` is missing"),
         (["conditions", 1, "predictors"], ["small@tuned@1"], "unknown 'small@tuned@1'; Known: small"),
@@ -87,6 +111,20 @@ def test_conditions_of_another_protocol_are_others():
     more = setups("token", "lookahead") - setups("token")
     assert more == setups("lookahead") - setups("token") != set()
     assert all(setup.endswith("+lookahead") and setup.removesuffix("+lookahead") in setups("token") for setup in more)
+
+
+def test_the_page_names_every_choice():
+    page = (Path(__file__).parent.parent / "config" / "README.md").read_text()
+    for name in (*METHODS, *CRITERIA, *POLICIES, *PROTOCOLS, *TASKS[:2]):
+        assert name == "dense" or f"`{name}`" in page, name
+
+
+def test_a_grid_may_be_for_some_models_only():
+    study = changed(["conditions", 0], {"methods": ["relu"], "models": ["other"], "sparsities_pct": [0]})
+    study["models"]["other"] = study["models"]["smollm2-135m"]
+    conditions = Jobs(parse_study(study, "config")).conditions.values()
+    assert {one.model for one in conditions if one.method == "relu"} == {"other"}
+    assert {one.model for one in conditions if one.method == "static"} == {"other", "smollm2-135m"}
 
 
 def test_a_file_that_is_not_yaml_is_named(tmp_path):

@@ -12,10 +12,11 @@ from shadowcore.errors import ConfigError
 from shadowcore.method import codes, ranking, tokens, training
 from shadowcore.method.policies import POLICIES, floored, kept_units, top_units
 from shadowcore.method.predictors import PREDICTORS, Group, Predictor, groups_of, stored
+from shadowcore.method.thresholds import Magnitudes, neuron_magnitudes
 from shadowcore.method.tokens import TokenTraces
 from shadowcore.method.tracing import codes_name, feature_name, top_name
-from shadowcore.models.families import KINDS, Dimensions
-from shadowcore.models.recording import Site
+from shadowcore.models.families import KINDS, Dimensions, dimensions_of
+from shadowcore.models.recording import Site, visiting
 
 SIZES = Dimensions(layers=4, width=8, heads=4, kv_heads=2, head_width=2, neurons=10, vocabulary=96, positions=64)
 
@@ -65,6 +66,15 @@ def test_floored_guards_a_32nd_of_the_neurons_and_is_global_where_nothing_falls_
 
 def test_kept_units_rounds_halves_up():
     assert [kept_units(9, pct) for pct in (0, 30, 50, 70)] == [9, 6, 5, 3]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_scores_closer_than_float32_tells_apart_are_counted_exactly(dtype):
+    scores = (1 + 1e-9 * torch.randperm(64, generator=torch.Generator().manual_seed(0)).double()).to(dtype)
+    for count in range(65):
+        keep = top_units(scores, count)
+        assert keep.sum() == count
+        assert count in (0, 64) or scores[keep].min() >= scores[~keep].max()
 
 
 def test_ties_go_to_the_lower_index():
@@ -245,3 +255,35 @@ def test_more_tokens_a_batch_than_there_are_is_an_error(traces):
     few = traces(learnable(8, 1))
     with pytest.raises(ConfigError, match="predictors.batch: 32 tokens, but the traces hold only 8"):
         training.fit(Predictor("shadow", SIZES, {"neurons": 4}), few, few, RECIPE, 0)
+
+
+@pytest.mark.parametrize("pct", [0, 1, 30, 50, 99])
+def test_a_threshold_is_a_bin_from_the_exact_quantile(pct):
+    values = torch.randn(7, 300, generator=torch.Generator().manual_seed(0)).exp()
+    values *= (-1.0) ** torch.arange(300)
+    found = Magnitudes(2)
+    for part in values.split([3, 4]):
+        found.add(1, part)
+    threshold, ordered = found.threshold(1, pct), values.abs().flatten().sort().values
+    needed = -(-pct * len(ordered) // 100)  # rounded up
+    assert (ordered <= threshold).sum() >= needed
+    assert needed == 0 or threshold < ordered[needed - 1] * (1 + 2**-9)
+
+
+def test_a_share_of_zeros_above_the_sparsity_has_a_threshold_that_removes_just_them():
+    found = Magnitudes(1)
+    found.add(0, torch.cat((torch.zeros(60), torch.full((40,), 1e-6))))
+    assert 0 <= found.threshold(0, 50) < 1e-6 <= found.threshold(0, 61)
+
+
+def test_magnitudes_of_a_model_are_of_every_token_that_predicts(tiny):
+    windows = torch.randint(3, 96, (3, 10), generator=torch.Generator().manual_seed(0))
+    found, seen = neuron_magnitudes(tiny, windows, 2), {}
+    with torch.no_grad(), visiting(tiny, lambda site, x: seen.update({site: x})):
+        tiny(windows[:, :-1])
+    for layer in range(4):
+        again = Magnitudes(4)
+        again.add(layer, seen[Site(layer, "neurons")])
+        assert found.counts[layer].sum() == 27 * dimensions_of(tiny.config).neurons
+        for pct in (30, 70):  # a batch of another size rounds otherwise
+            assert found.threshold(layer, pct) == pytest.approx(again.threshold(layer, pct), rel=0.01)

@@ -1,8 +1,12 @@
 """A mask source on a model: positions, counts, and independence of batch and padding."""
 
+from itertools import chain
+
 import pytest
 import torch
 
+from shadowcore.errors import ConfigError
+from shadowcore.measure.activation_masks import PromptMasks, ThresholdMasks, nonzero_masks
 from shadowcore.measure.harness import SparseLM
 from shadowcore.measure.oracle import OracleMasks
 from shadowcore.measure.perplexity import window_losses
@@ -35,6 +39,14 @@ def sources(model):
     yield OracleMasks(model, "plainact", KINDS, "per_layer", 50)
 
 
+def baselines(model, protocol):
+    """Methods without a predictor that work under a protocol."""
+    if protocol == "prompt":
+        yield PromptMasks(model, "global", 50)
+    if protocol == "token":
+        yield ThresholdMasks(torch.tensor([-1, 0.1, 0.2, 0.3]))
+
+
 def all_scored(ids):
     scored = torch.ones_like(ids, dtype=torch.bool)
     scored[:, 0] = False
@@ -58,7 +70,7 @@ def test_the_prompt_is_dense(tiny, tokens, protocol):
     scored[:, 7:] = True
     with torch.no_grad():
         dense = tiny(tokens[:, :-1]).logits
-    for source in sources(tiny):
+    for source in chain(sources(tiny), baselines(tiny, protocol)):
         got = SparseModel(tiny, source, PROTOCOLS[protocol]).logits(tokens, scored)
         torch.testing.assert_close(got[:, :6], dense[:, :6], atol=1e-5, rtol=1e-5)
         assert (got[:, 6:] - dense[:, 6:]).abs().max() > 1e-2
@@ -132,6 +144,57 @@ def test_what_comes_later_changes_nothing_before_but_under_lookahead(tiny, token
         assert change < 1e-4 if causal else change > 1e-2
 
 
+def test_griffin_keeps_what_was_large_over_the_prompt(tiny, tokens):
+    """By hand: the dense model on the prompt alone, its activations summed token by token."""
+    scored = torch.zeros_like(tokens, dtype=torch.bool)
+    scored[:, 5:] = True
+    logits = SparseModel(tiny, PromptMasks(tiny, "per_layer", 30), PROTOCOLS["prompt"]).logits(tokens, scored)
+    for row in range(2):
+        _, seen = run_masked(tiny, tokens[row, :5], {}, torch.ones(5).bool())
+        keep = {}
+        for layer in (1, 2, 3):
+            squares = sum(a.square() / a.square().sum() for a in seen[Site(layer, "neurons")])
+            keep[Site(layer, "neurons")] = POLICIES["per_layer"](squares[None], 30)[0]
+        want, _ = run_masked(tiny, tokens[row, :-1], keep, torch.arange(11) >= 4)
+        torch.testing.assert_close(logits[row], want, atol=1e-4, rtol=1e-4)
+
+
+def test_thresholds_remove_what_does_not_exceed_them(tiny, tokens):
+    limits = torch.tensor([-1, 0.1, 0.2, 0.3])
+    sparse = SparseModel(tiny, ThresholdMasks(limits))
+    logits = sparse.logits(tokens, all_scored(tokens))
+    removed = 0
+
+    def visit(site, x):
+        nonlocal removed
+        if site.what != "neurons":
+            return None
+        cut = torch.where(x.abs() > limits[site.layer], x, 0)
+        removed += int((x.abs() <= limits[site.layer]).sum())
+        return cut
+
+    with torch.no_grad(), visiting(tiny, visit):
+        want = tiny(tokens[:, :-1]).logits
+    torch.testing.assert_close(logits, want)
+    measured = sparse.measured_sparsity(("neurons",))
+    assert measured["sparsity_neurons"] == removed / (22 * 4 * dimensions_of(tiny.config).neurons) > 0.1
+
+
+def test_skipping_zeros_loses_nothing(tiny, tokens):
+    if tiny.config.model_type == "llama":
+        with pytest.raises(ConfigError, match="activation 'silu' has none of; `models` of its grid"):
+            nonzero_masks(tiny)
+        return
+    sparse = SparseModel(tiny, nonzero_masks(tiny))
+    logits = sparse.logits(tokens, all_scored(tokens))
+    zeros = []
+    with torch.no_grad(), visiting(tiny, lambda site, x: zeros.append(x == 0) if site.what == "neurons" else None):
+        assert torch.equal(logits, tiny(tokens[:, :-1]).logits)
+    share = torch.stack(zeros).double().mean().item()
+    assert 0.1 < share < 0.9
+    assert sparse.measured_sparsity(("neurons",))["sparsity_neurons"] == pytest.approx(share)
+
+
 def likelihoods(model, source, requests, batch, order, max_length=64, protocol="token"):
     """Log-likelihoods of token-id requests (context, continuation) asked in an order, in the requests' own order."""
     lm = SparseLM.__new__(SparseLM)  # without a tokenizer: requests are already token ids
@@ -147,7 +210,7 @@ def test_rows_do_not_depend_on_neighbours_or_padding(tiny, protocol):
     generator = torch.Generator().manual_seed(4)
     rows = [torch.randint(3, 96, (length,), generator=generator).tolist() for length in (5, 12, 9, 7, 12, 3, 8, 10)]
     requests = [(row[:2], row[2:]) for row in rows]
-    for source in sources(tiny):
+    for source in chain(sources(tiny), baselines(tiny, protocol)):
         one = likelihoods(tiny, source, requests, 1, list(range(8)), protocol=protocol)
         for batch, order in ((8, list(range(8))), (3, [5, 2, 7, 0, 1, 6, 4, 3])):
             many = likelihoods(tiny, source, requests, batch, order, protocol=protocol)
@@ -166,7 +229,7 @@ def test_a_context_run_once_equals_one_run_for_every_choice(tiny, max_length, pr
     # and one with its short continuations fills the model's 64 positions, but for its neighbours' long one
     questions = [(words(60), (2, 5, 3)), (words(4), (1, 4, 10, 2)), (words(1), (3, 2)), (words(7), (3,))]
     requests = [(context, words(length)) for context, lengths in questions for length in lengths]
-    for source in sources(tiny):
+    for source in chain(sources(tiny), baselines(tiny, protocol)):
         alone = torch.cat([likelihoods(tiny, source, [one], 1, [0], max_length, protocol) for one in requests])
         for batch, order in ((1, list(range(10))), (6, [5, 2, 7, 0, 9, 1, 6, 4, 8, 3])):
             shared = likelihoods(tiny, source, requests, batch, order, max_length, protocol)

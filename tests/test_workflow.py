@@ -16,6 +16,7 @@ import pytest
 import yaml
 from conftest import write_benchmarks, write_words
 
+from shadowcore.measure.baselines import BASELINES
 from shadowcore.method.criteria import CRITERIA
 
 ROOT = Path(__file__).parent.parent
@@ -39,14 +40,18 @@ def tiny_study(folder):
             {"methods": ["random"], "sparsities_pct": [50]},
             {"methods": ["static", "shadow", "oracle"], "criteria": ["plainact"], "predictors": ["small"],
              "units": ["both"], "sparsities_pct": [50]},
+            {"methods": ["threshold"], "models": ["tiny-opt"], "sparsities_pct": [50]},
+            {"methods": ["griffin"], "models": ["tiny-opt"], "protocols": ["prompt"], "sparsities_pct": [50]},
+            {"methods": ["relu"], "models": ["tiny-opt"], "sparsities_pct": [0]},
             {"methods": ["segments"], "criteria": ["plainact"], "predictors": ["small@1", "small@tuned"],
              "sparsities_pct": [50]},
         ],
         "tuning": {"units": "neurons", "lowest_pct": 40, "highest_pct": 60, "epochs": 1, "batch": 4,
                    "learning_rate": 0.001, "temperature": 0.5},
         "evaluation": study["evaluation"] | {
-            "texts": ["words"], "windows": 2, "window_tokens": 32, "tasks": ["true_continuation", "piqa", "wikitext"],
-            "offline_dir": str(folder / "benchmarks"), "limit": {"piqa": 4}, "fewshot": [0, 1], "rolling_tokens": 48,
+            "texts": ["words"], "windows": 2, "window_tokens": 32, "rolling_tokens": 48,
+            "tasks": ["true_continuation", "second_half", "piqa", "wikitext"],
+            "offline_dir": str(folder / "benchmarks"), "limit": {"piqa": 4}, "fewshot": [0, 1],
         },
         "latency": study["latency"] | {"methods": ["shadow"], "sparsities_pct": [50], "prompt_tokens": 4,
                                        "new_tokens": 2, "repeats": 2},
@@ -139,11 +144,28 @@ def test_benchmarks_are_rows_of_their_own(house):
     accuracy = pq.read_table(results(house) / "tables" / "accuracy.parquet").to_pandas()
     asked = accuracy[accuracy["task"] == "piqa"]
     assert set(zip(asked["data"], asked["fewshot"], asked["n"], strict=True)) == {("piqa", 0, 4), ("piqa", 1, 4)}
-    assert set(asked["method"]) == {"dense", "random", "static", "shadow", "segments", "oracle"}
+    assert set(asked["method"]) == {"dense", "random", "static", "shadow", "segments", "oracle", *BASELINES}
     perplexity = pq.read_table(results(house) / "tables" / "perplexity.parquet").to_pandas()
     rolled = perplexity[perplexity["task"] == "wikitext"]
     assert set(rolled["metric"]) == {"token_perplexity", "word_perplexity", "byte_perplexity"}
-    assert len(rolled) == 3 * 2 * len(asked[["method", "predictor"]].drop_duplicates())
+    # chosen from a prompt, which whole documents and windows have not
+    measured = asked[asked["method"] != "griffin"]
+    assert len(rolled) == 3 * len(measured[["model", "method", "predictor"]].drop_duplicates())
+
+
+def test_methods_without_a_predictor_are_rows_of_the_model_they_are_asked_of(house):
+    rows = pq.read_table(results(house) / "tables" / "perplexity.parquet").to_pandas()
+    rows = rows[rows["metric"] == "token_perplexity"]
+    measured = {
+        method: dict(zip(part["data"], part["sparsity_neurons"], strict=True))
+        for method, part in rows[rows["method"].isin(["threshold", "griffin", "relu"])].groupby("method")
+    }
+    assert set(measured["threshold"]) == set(measured["relu"]) == {"words", "words (second half)", "wikitext"}
+    assert measured["griffin"] == {"words (second half)": pytest.approx(0.5 * 2 / 3)}  # of 3 layers the first is dense
+    assert all(0.2 < share < 0.8 for method in ("threshold", "relu") for share in measured[method].values())
+    values = rows.set_index(["model", "method", "data"])["value"]
+    for data in measured["relu"]:
+        assert values["tiny-opt", "relu", data] == values["tiny-opt", "dense", data]
 
 
 def test_calibration_documents_among_the_evaluated_ones_stop_the_study(house, tmp_path):
@@ -214,7 +236,7 @@ def test_editing_a_criterion_reruns_exactly_what_stands_on_it(house):
     criteria.write_text(text)
     assert {"trace", "average", "train_predictor", "evaluate_oracle", "latency", "aggregate"} <= set(due)
     assert not {"fetch_model", "prepare_text"} & set(due)
-    # of each model's six evaluations dense and random do not stand on criteria
+    # of each model's evaluations dense, random and baselines do not stand on criteria
     assert due["evaluate"] == 2 * 4 and due["evaluate_oracle"] == 2
 
 

@@ -45,12 +45,12 @@ class SparseLM(HFLM):
     def _loglikelihood_tokens(self, requests: Sequence[Request], **kwargs) -> list[tuple[float, bool]]:
         """(log-likelihood in nats, is it what greedy decoding says) of each request's continuation.
 
-        Contexts run first where they are dense; requests with one context, as a question's choices are, run it once.
+        Contexts run first where they may, densely; requests with one context, as a question's choices are, run it once.
         """
         questions: dict[tuple[int, ...], list[int]] = {}
         for i, request in enumerate(requests):
             questions.setdefault(tuple(self._fitted(request)[0]), []).append(i)
-        prompted = questions.items() if self.sparse.dense_prompt else ()
+        prompted = questions.items() if self.sparse.may_share_prompts else ()
         continuing = [chosen for context, chosen in prompted if len(context) > 1]
         beginning = [[i] for i in sorted(set(range(len(requests))) - set(chain.from_iterable(continuing)))]
         answers: list[Any] = [None] * len(requests)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 
 from shadowcore.measure.protocols import TOKEN, Protocol
-from shadowcore.measure.sparsity import Context
+from shadowcore.measure.sparsity import Context, Masks
 from shadowcore.method.criteria import CRITERIA, Signals
 from shadowcore.method.passes import ImportancePass
 from shadowcore.method.policies import POLICIES
@@ -17,7 +17,7 @@ from shadowcore.models.families import Kind, dimensions_of
 from shadowcore.models.recording import Choose, Site
 
 
-class OracleMasks:
+class OracleMasks(Masks):
     """Keep masks from the scores of a dense forward and backward pass over the same example.
 
     Where a row has one mask, it is by the sequence scores of the positions it applies to: the best one mask.

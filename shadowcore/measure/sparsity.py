@@ -27,13 +27,15 @@ def no_context() -> dict[str, Any]:
 
 
 class Masks(Interface):
-    """Where keep masks come from."""
+    """Where keep masks come from; `reads_prompt`: from a row's whole prompt, so it must be in the row."""
+
+    reads_prompt = False
 
     def begin(self, ids: torch.Tensor, scored: torch.Tensor, context: Context, protocol: Protocol = TOKEN) -> Choose:
         """A chooser for one pass over ids[:, :-1], (B, T - 1), in which tokens `scored` (B, T) are predicted."""
 
 
-class ConstantMasks:
+class ConstantMasks(Masks):
     """The same units kept for every token: static and random pruning."""
 
     def __init__(self, scores: Mapping[Kind, torch.Tensor], policy: str, sparsity_pct: int):
@@ -49,7 +51,7 @@ class ConstantMasks:
         return choose
 
 
-class PredictedMasks:
+class PredictedMasks(Masks):
     """Masks from a predictor, for every position or one a row."""
 
     def __init__(self, predictor: Predictor, kinds: tuple[Kind, ...], policy: str, sparsity_pct: int):
@@ -92,9 +94,9 @@ class SparseModel:
         self.positions = zero
 
     @property
-    def dense_prompt(self) -> bool:
-        """A row's prompt runs as the dense model's, so rows with the same one may share that run."""
-        return self.masks is None or self.protocol.dense_prompt
+    def may_share_prompts(self) -> bool:
+        """Rows with the same prompt may run it once, densely, before them."""
+        return self.masks is None or (self.protocol.dense_prompt and not self.masks.reads_prompt)
 
     @torch.no_grad()
     def logits(

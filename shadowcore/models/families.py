@@ -52,6 +52,7 @@ class Family:
     ffn_norm: str
     final_norm: str  # from the causal model
     neurons_key: str  # configuration key of F
+    activation_key: str  # ... and of the FFN's activation function
 
 
 OPT = Family(
@@ -65,6 +66,7 @@ OPT = Family(
     ffn_norm="final_layer_norm",
     final_norm="model.decoder.final_layer_norm",
     neurons_key="ffn_dim",
+    activation_key="activation_function",
 )
 
 LLAMA = Family(
@@ -78,6 +80,7 @@ LLAMA = Family(
     ffn_norm="post_attention_layernorm",
     final_norm="model.norm",
     neurons_key="intermediate_size",
+    activation_key="hidden_act",
 )
 
 FAMILIES: dict[str, Family] = {"opt": OPT, "llama": LLAMA}
@@ -108,6 +111,11 @@ def dimensions_of(config) -> Dimensions:
         vocabulary=config.vocab_size,
         positions=config.max_position_embeddings,
     )
+
+
+def ffn_activation(config) -> str:
+    """Name of the activation function in the FFN of a Hugging Face configuration: "relu", "silu", ..."""
+    return getattr(config, family_of(config).activation_key)
 
 
 def layers_of(model):

@@ -26,7 +26,8 @@ SAME_DOCUMENTS = ["model", "data", *ASKED]  # rows that agree here were measured
 SAME_PLACE = ["policy", "protocol", "units", "sparsity_pct", "seed"]  # methods that agree here are compared,
 MADE_OF = ["calibration", "criterion", "predictor"]  # ... if they agree in those of these that both have
 FAMILY = ("model", "seed", "metric", "reference")  # of comparisons whose p-values are corrected together
-REFERENCES = ("random", "static", "shadow", "layerwise", "segments", "oracle")  # a method's are those before it
+# a method's are those before it
+REFERENCES = ("random", "static", "threshold", "griffin", "shadow", "layerwise", "segments", "oracle")
 VALUE = {"accuracy": "value", "perplexity": "value", "comparisons": "difference", "latency": "ms_per_token"}
 ACCURACY_METRICS = ("acc", "acc_norm")
 PERPLEXITIES = {"nll": "token_perplexity", "word_nll": "word_perplexity", "byte_nll": "byte_perplexity"}

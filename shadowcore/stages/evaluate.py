@@ -1,4 +1,4 @@
-"""Measure one condition that a deployed model could run: dense, random, static, or with a predictor."""
+"""Measure one condition that a deployed model could run: dense, random, static, with a predictor, or a baseline."""
 
 from __future__ import annotations
 
@@ -7,16 +7,19 @@ from pathlib import Path
 
 import torch
 
+from shadowcore.measure.activation_masks import PromptMasks, ThresholdMasks, nonzero_masks
 from shadowcore.measure.sparsity import ConstantMasks, Masks, PredictedMasks, random_scores
 from shadowcore.models.families import dimensions_of
 from shadowcore.stages.base import Stage
 from shadowcore.stages.conditions import Condition, Outputs, Spec, measure
-from shadowcore.stages.inputs import read_mean_scores, read_predictor
+from shadowcore.stages.inputs import read_mean_scores, read_predictor, read_thresholds
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """scores: the table of mean scores, for static; predictor: the trained one; each empty otherwise."""
+    """scores: the table of mean scores, for static; thresholds: of calibrated magnitudes, for threshold;
+    predictor: the trained one; each empty otherwise.
+    """
 
     card: Path
     weights: Path
@@ -24,6 +27,7 @@ class Inputs:
     tasks: Path
     benchmarks: tuple[Path, ...]
     scores: tuple[Path, ...]
+    thresholds: tuple[Path, ...]
     predictor: tuple[Path, ...]
 
 
@@ -42,6 +46,12 @@ def masks(condition: Condition, inputs: Inputs, model: torch.nn.Module) -> Masks
     if condition.method == "static":
         scores = read_mean_scores(inputs.scores[0], condition.criterion, condition.kinds, sizes)
         return ConstantMasks(scores, condition.policy, condition.sparsity_pct)
+    if condition.method == "threshold":
+        return ThresholdMasks(read_thresholds(inputs.thresholds[0], condition.sparsity_pct))
+    if condition.method == "griffin":
+        return PromptMasks(model, condition.policy, condition.sparsity_pct)
+    if condition.method == "relu":
+        return nonzero_masks(model)
     predictor = read_predictor(inputs.predictor[0], sizes).to(model.device)
     return PredictedMasks(predictor, condition.kinds, condition.policy, condition.sparsity_pct)
 

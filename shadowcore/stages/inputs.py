@@ -8,10 +8,10 @@ import pyarrow.compute as pc
 import torch
 
 from shadowcore import artifacts, text
-from shadowcore.method.predictors import PREDICTOR_SCHEMA, Predictor
+from shadowcore.method.predictors import FIRST_SPARSE_LAYER, PREDICTOR_SCHEMA, Predictor
 from shadowcore.models import sources
 from shadowcore.models.families import Dimensions, Kind
-from shadowcore.schemas import CRITERIA
+from shadowcore.schemas import CRITERIA, THRESHOLDS
 from shadowcore.stages.base import read_card
 
 
@@ -48,6 +48,15 @@ def read_mean_scores(
         kind: torch.tensor(table.loc[table["kind"] == kind, "mean"].to_numpy()).view(sizes.layers, sizes.units(kind))
         for kind in kinds
     }
+
+
+def read_thresholds(path: Path, sparsity_pct: int) -> torch.Tensor:
+    """Thresholds (L,) of one sparsity from the table that `calibrate-thresholds` wrote; layer 0 keeps all."""
+    table = artifacts.read_table(path, THRESHOLDS.schema).to_pandas()
+    found = table[table["sparsity_pct"] == sparsity_pct].sort_values("layer")["threshold"].to_numpy()
+    thresholds = torch.tensor(found)
+    thresholds[:FIRST_SPARSE_LAYER] = -1
+    return thresholds
 
 
 def read_predictor(path: Path, sizes: Dimensions) -> Predictor:

@@ -65,6 +65,11 @@ def scores_of(wildcards):
     return [f"{root}/scores/{one.model}/{one.calibration}.parquet"] if one.method == "static" else []
 
 
+def thresholds_of(wildcards):
+    one = jobs.conditions[condition_key(wildcards)]
+    return [f"{root}/thresholds/{one.model}/{one.calibration}.parquet"] if one.method == "threshold" else []
+
+
 def predictor_of(wildcards):
     one = jobs.conditions[condition_key(wildcards)]
     if one.predictor is None:

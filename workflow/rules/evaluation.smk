@@ -7,6 +7,7 @@ rule evaluate:
         benchmarks=benchmarks_of,
         disjoint=disjoint_of,
         scores=scores_of,
+        thresholds=thresholds_of,
         predictor=predictor_of,
     output:
         outcomes=f"{root}/outcomes/{{model}}/{{data}}/{{setup}}/{{pct}}.parquet",
@@ -27,7 +28,8 @@ rule evaluate:
     shell:
         "python -m shadowcore evaluate --spec {params.spec:q} --threads {threads} --card {input.card:q}"
         " --weights {input.weights:q} --documents {input.documents:q} --tasks {input.tasks:q}"
-        " --benchmarks {input.benchmarks:q} --scores {input.scores:q} --predictor {input.predictor:q} --outcomes {output.outcomes:q} &> {log:q}"
+        " --benchmarks {input.benchmarks:q} --scores {input.scores:q} --thresholds {input.thresholds:q}"
+        " --predictor {input.predictor:q} --outcomes {output.outcomes:q} &> {log:q}"
 
 
 rule evaluate_oracle:

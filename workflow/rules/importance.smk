@@ -74,3 +74,27 @@ rule average:
     shell:
         "python -m shadowcore average --spec {params.spec:q} --threads {threads} --traces {input.traces:q}"
         " --scores {output.scores:q} &> {log:q}"
+
+
+rule calibrate_thresholds:
+    input:
+        card=rules.fetch_model.output.card,
+        weights=ancient(rules.fetch_model.output.weights),
+        documents=f"{root}/texts/{{calibration}}/documents.parquet",
+    output:
+        thresholds=f"{root}/thresholds/{{model}}/{{calibration}}.parquet",
+    log:
+        f"{root}/logs/calibrate_thresholds/{{model}}/{{calibration}}.log",
+    benchmark:
+        f"{root}/benchmarks/calibrate_thresholds/{{model}}/{{calibration}}.tsv"
+    conda:
+        "../../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=3000,
+    params:
+        spec=lambda wildcards: jobs.calibrate_thresholds(wildcards.model, wildcards.calibration)["spec"],
+        code=lambda wildcards: jobs.calibrate_thresholds(wildcards.model, wildcards.calibration)["code"],
+    shell:
+        "python -m shadowcore calibrate-thresholds --spec {params.spec:q} --threads {threads} --card {input.card:q}"
+        " --weights {input.weights:q} --documents {input.documents:q} --thresholds {output.thresholds:q} &> {log:q}"

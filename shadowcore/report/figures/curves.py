@@ -122,8 +122,8 @@ def _curves(
     handles = [key("dense", look("dense").color)] if len(dense) else []
     for panel, (name, units, criterion) in zip(axes, keys, strict=True):
         here = where(sparse, **{facet: name}, units=units)
-        # random has no criterion to go by: it is in every panel of its units
-        lines = series(here[(here["method"] == "random") | (here["criterion"] == criterion)], among=sparse)
+        # what has no criterion to go by is in every panel of its units
+        lines = series(here[_without_criterion(here) | (here["criterion"] == criterion)], among=sparse)
         for _, row in where(dense, **{facet: name}).iterrows():
             level(panel, *row[list(INTERVAL)])
         for line in lines:
@@ -149,12 +149,18 @@ def _draw(axes: Axes, line: Series) -> None:
     )  # fmt: skip
 
 
+def _without_criterion(rows: pd.DataFrame) -> pd.Series:
+    """Random is a criterion of its own, and baselines have none."""
+    return (rows["method"] == "random") | rows["criterion"].isna()
+
+
 def _panel_keys(rows: pd.DataFrame, facet: str) -> list[tuple[str, str | None, str | None]]:
-    """Facet, units and criterion of every panel; random, and then dense, have their own where there is no other."""
-    dense, random = rows["method"] == "dense", rows["method"] == "random"
-    keys = set(rows.loc[~dense & ~random, [facet, "units", "criterion"]].itertuples(index=False, name=None))
+    """Facet, units and criterion of every panel; methods without, and then dense, have one where there is no other."""
+    dense, without = rows["method"] == "dense", _without_criterion(rows)
+    keys = set(rows.loc[~dense & ~without, [facet, "units", "criterion"]].itertuples(index=False, name=None))
     drawn = {key[:2] for key in keys}
-    alone = set(zip(rows.loc[random, facet], rows.loc[random, "units"], strict=True)) - drawn
+    without &= ~dense
+    alone = set(zip(rows.loc[without, facet], rows.loc[without, "units"], strict=True)) - drawn
     keys |= {(name, units, None) for name, units in alone}
     keys |= {(name, None, None) for name in set(rows.loc[dense, facet]) - {key[0] for key in keys}}
     return sorted(keys, key=lambda parts: (parts[0], units_order(parts[1]), criterion_order(parts[2] or "")))

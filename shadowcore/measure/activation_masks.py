@@ -1,0 +1,95 @@
+"""Sparsity without a predictor: masks of neurons from what the model itself computes on the way.
+
+    threshold   at every token, neurons whose magnitude exceeds their layer's threshold (CATS, TEAL)
+    griffin     for a whole continuation, the neurons that were large over its prompt (GRIFFIN)
+    relu        at every token, the neurons that are not zero: nothing is lost, where the FFN's activation is ReLU
+
+CATS (arXiv 2404.08763) thresholds a gated FFN's gate, TEAL (2408.14690) every matrix's input; here it is the down
+projection's input, a neuron for both families. GRIFFIN is arXiv 2404.01365.
+threshold and relu know a neuron when it is computed: they spare its row of the down projection, not what is before.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from shadowcore.errors import ConfigError
+from shadowcore.measure.protocols import TOKEN, Protocol
+from shadowcore.measure.sparsity import Context, Masks
+from shadowcore.method.policies import POLICIES
+from shadowcore.method.predictors import FIRST_SPARSE_LAYER
+from shadowcore.models.families import dimensions_of, ffn_activation
+from shadowcore.models.recording import Choose, Site, visiting
+
+
+class Baseline(NamedTuple):
+    """What a method without a predictor may be asked: the protocol it works under, and the policies."""
+
+    protocol: str
+    policies: frozenset[str]
+
+
+BASELINES = {
+    "threshold": Baseline("token", frozenset({"per_layer"})),
+    "griffin": Baseline("prompt", frozenset(POLICIES)),
+    "relu": Baseline("token", frozenset({"per_layer"})),
+}
+
+
+class ThresholdMasks(Masks):
+    """Neurons are kept where their magnitude is above their layer's threshold (L,)."""
+
+    def __init__(self, thresholds: torch.Tensor):
+        self.thresholds = thresholds.tolist()
+
+    def begin(self, ids: torch.Tensor, scored: torch.Tensor, context: Context, protocol: Protocol = TOKEN) -> Choose:
+        def choose(site: Site, x: torch.Tensor) -> torch.Tensor | None:
+            return x.squeeze(-1).abs() > self.thresholds[site.layer] if site.what == "neurons" else None
+
+        return choose
+
+
+def nonzero_masks(model: torch.nn.Module) -> ThresholdMasks:
+    """Neurons that are not zero, in every layer; ConfigError unless the FFN's activation is ReLU."""
+    if (found := ffn_activation(model.config)) != "relu":
+        raise ConfigError(
+            f"conditions: relu skips exact zeros, which a model of activation '{found}' has none of; "
+            "`models` of its grid could name those of activation 'relu', as OPT's"
+        )
+    return ThresholdMasks(torch.zeros(dimensions_of(model.config).layers))
+
+
+class PromptMasks(Masks):
+    """A row's neurons by their share of each prompt token's activations: sqrt(sum_t a(t, u)^2 / |a(t)|^2).
+
+    The prompt is the dense model's, its last position included, which the mask then applies to: with it begins
+    what is predicted, and a continuation of one token would be all dense otherwise.
+    """
+
+    reads_prompt = True
+
+    def __init__(self, model: torch.nn.Module, policy: str, sparsity_pct: int):
+        self.model, self.policy, self.sparsity_pct = model, POLICIES[policy], sparsity_pct
+
+    def begin(self, ids: torch.Tensor, scored: torch.Tensor, context: Context, protocol: Protocol = TOKEN) -> Choose:
+        inputs = ids[:, :-1]
+        prompt = torch.arange(inputs.shape[1], device=ids.device) <= protocol.source(scored)[:, None]  # (B, T)
+        scores: list[torch.Tensor] = []
+
+        def see(site: Site, x: torch.Tensor) -> None:
+            if site.what == "neurons" and site.layer >= FIRST_SPARSE_LAYER:
+                a = torch.nn.functional.normalize(x.squeeze(-1).float(), dim=-1)
+                scores.append((a * prompt[..., None]).norm(dim=1))  # (B, F)
+
+        with visiting(self.model, see):
+            self.model.base_model(inputs, **context())
+        keep = self.policy(torch.stack(scores, 1), self.sparsity_pct)[:, None]  # (B, 1, L - 1, F)
+
+        def choose(site: Site, x: torch.Tensor) -> torch.Tensor | None:
+            if site.what != "neurons" or site.layer < FIRST_SPARSE_LAYER:
+                return None
+            return keep[:, :, site.layer - FIRST_SPARSE_LAYER]
+
+        return choose

@@ -1,0 +1,59 @@
+"""Magnitude thresholds of every layer's neurons from the training windows of a text: the method `threshold`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from shadowcore import artifacts
+from shadowcore.method.thresholds import neuron_magnitudes
+from shadowcore.schemas import THRESHOLDS
+from shadowcore.stages import inputs as reading
+from shadowcore.stages.base import Progress, Stage, header
+
+
+@dataclass(frozen=True)
+class Spec:
+    """Names for the table's rows, the windows, and the sparsities to reach."""
+
+    model: str
+    calibration: str
+    windows: int
+    window_tokens: int
+    batch: int
+    sparsities_pct: tuple[int, ...]
+    dtype: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class Inputs:
+    card: Path
+    weights: Path
+    documents: Path
+
+
+@dataclass(frozen=True)
+class Outputs:
+    thresholds: Path
+
+
+def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
+    progress = Progress("calibrate-thresholds")
+    tokenizer = reading.read_tokenizer(inputs.card, inputs.weights)
+    windows = reading.windows_of(inputs.documents, "train", tokenizer, spec.window_tokens, spec.windows, spec.seed)
+    model = reading.read_model(inputs.weights, spec.dtype)
+    found = neuron_magnitudes(model, torch.tensor([window.ids for window in windows]), spec.batch, progress)
+    rows = [
+        {"model": spec.model, "calibration": spec.calibration, "layer": layer, "sparsity_pct": pct}
+        | {"threshold": found.threshold(layer, pct), "n": int(found.counts[layer].sum())}
+        for layer in range(len(found.counts))
+        for pct in spec.sparsities_pct
+    ]
+    made = header("calibrate-thresholds", spec, inputs)
+    artifacts.write_table(outputs.thresholds, THRESHOLDS.schema, THRESHOLDS.build(rows), made)
+
+
+STAGE = Stage(Spec, Inputs, Outputs, run)
