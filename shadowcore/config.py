@@ -32,7 +32,7 @@ from shadowcore.report.figures import FIGURES
 from shadowcore.schemas import FINAL_TABLES, MEASURED_TABLES
 from shadowcore.stages.base import parse_spec, to_json
 from shadowcore.stages.conditions import NEEDS_PROMPTS, OWN_TASKS, Condition
-from shadowcore.stages.latency_random import BASELINES
+from shadowcore.stages.latency_random import RIVALS
 from shadowcore.text import TEXT_SOURCES
 
 TASKS = (*OWN_TASKS, *BENCHMARKS)
@@ -249,7 +249,7 @@ class LatencyRandom(Strict):
     units: among(KINDS_OF)
     sparsities_pct: list[Percent]
     designs: list[Design]
-    baselines: list[among(BASELINES)]
+    baselines: list[among(RIVALS)]
     active: Fraction
     prompt_tokens: Positive
     short_tokens: Positive

@@ -30,7 +30,7 @@ from shadowcore.schemas import LATENCY, LATENCY_REPEATS
 from shadowcore.stages.base import Progress, Stage, header
 from shadowcore.stages.latency import processor_name
 
-BASELINES = ("cublas", "compiled", "gather_ordered", "gather_shuffled", "relu", "huggingface", "huggingface_static")
+RIVALS = ("cublas", "compiled", "gather_ordered", "gather_shuffled", "relu", "huggingface", "huggingface_static")
 FRESH_LISTS = 8  # of given units, one after the other
 
 
@@ -89,7 +89,7 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     progress = Progress(f"latency-random {spec.model}")
     family, sizes = PUBLISHED[one_of(spec.model, PUBLISHED, "model")]
     for name in spec.baselines:
-        one_of(name, BASELINES, "baselines")
+        one_of(name, RIVALS, "baselines")
     if not 0 < spec.short_tokens < spec.new_tokens:
         raise ConfigError(f"short_tokens: {spec.short_tokens} found; between 0 and new_tokens {spec.new_tokens} fits")
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
