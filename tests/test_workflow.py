@@ -16,7 +16,7 @@ import pytest
 import yaml
 from conftest import write_benchmarks, write_words
 
-from shadowcore.measure.baselines import BASELINES
+from shadowcore.measure.activation_masks import BASELINES
 from shadowcore.method.criteria import CRITERIA
 
 ROOT = Path(__file__).parent.parent

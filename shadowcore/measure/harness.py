@@ -50,7 +50,7 @@ class SparseLM(HFLM):
         questions: dict[tuple[int, ...], list[int]] = {}
         for i, request in enumerate(requests):
             questions.setdefault(tuple(self._fitted(request)[0]), []).append(i)
-        prompted = questions.items() if self.sparse.may_share_prompts else ()
+        prompted = questions.items() if self.sparse.prompts_may_run_first else ()
         continuing = [chosen for context, chosen in prompted if len(context) > 1]
         beginning = [[i] for i in sorted(set(range(len(requests))) - set(chain.from_iterable(continuing)))]
         answers: list[Any] = [None] * len(requests)

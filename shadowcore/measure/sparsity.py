@@ -94,8 +94,8 @@ class SparseModel:
         self.positions = zero
 
     @property
-    def may_share_prompts(self) -> bool:
-        """Rows with the same prompt may run it once, densely, before them."""
+    def prompts_may_run_first(self) -> bool:
+        """Prompts may run before the rows that continue them, densely; once, where rows share one."""
         return self.masks is None or (self.protocol.dense_prompt and not self.masks.reads_prompt)
 
     @torch.no_grad()
