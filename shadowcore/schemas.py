@@ -198,6 +198,7 @@ LATENCY = Table(
         "predictor_ms": (NUMBER, "median time of predictor and selection in a step, measured apart; null without"),
         "attention_ms": (NUMBER, "time of all layers' attention and its projections, alone"),
         "ffn_ms": (NUMBER, "time of all layers' FFNs, alone"),
+        "norms_ms": (NUMBER, "time of all additions to the residual and its norms, alone"),
         "vocabulary_ms": (NUMBER, "time of the output table and the choice of a token, alone"),
         "kept_heads": (INTEGER, "heads computed in a step, of all layers"),
         "kept_neurons": (INTEGER, "neurons computed in a step, of all layers"),

@@ -71,14 +71,14 @@ class GraphDecoder(ReplayedDecoder):
             self._residual.add_(layout.positions.index_select(0, self._position)[0])
         partial, bias = None, None
         for index, layer in enumerate(layout.layers):
-            self._settle(partial, bias, layer.attention_norm)
+            self.settle(partial, bias, layer.attention_norm)
             selection.see(Site(index, "residual"), self.feature(Site(index, "residual")))
             partial, bias = self.attention(index, layer), layer.output_bias
             if selection.units(index, "heads") is None:
                 selection.see(Site(index, "heads"), self.feature(Site(index, "heads")))
-            self._settle(partial, bias, layer.ffn_norm)
+            self.settle(partial, bias, layer.ffn_norm)
             partial, bias = self.ffn(index, layer), layer.ffn_down_bias
-        self._settle(partial, bias, layout.final_norm)
+        self.settle(partial, bias, layout.final_norm)
         self.emit()
 
     @staticmethod
@@ -118,7 +118,8 @@ class GraphDecoder(ReplayedDecoder):
         partial.accumulate(active, layer.ffn_down, units, self._threshold)
         return partial
 
-    def _settle(self, partial: Partial | None, bias: torch.Tensor | None, norm: Norm) -> None:
+    def settle(self, partial: Partial | None, bias: torch.Tensor | None, norm: Norm) -> None:
+        """Add a sum to the residual, and norm it for what reads it next."""
         settle(partial, bias, self._residual, self._arrivals, norm.weight, norm.bias, norm.eps, norm.rms, self._normed)
 
     def _partial(self, slots: int, unit_rows: int) -> Partial:

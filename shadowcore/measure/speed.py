@@ -222,7 +222,14 @@ def parts(decoder: Any, position: int, repeats: int = 20) -> dict[str, float]:
         for index, layer in enumerate(layers):
             decoder.ffn(index, layer)
 
-    found = {"attention_ms": attention, "ffn_ms": ffn, "vocabulary_ms": decoder.emit}
+    sums = [(decoder.attention(index, layer), decoder.ffn(index, layer)) for index, layer in enumerate(layers)]
+
+    def norms() -> None:
+        for layer, (mixed, active) in zip(layers, sums, strict=True):
+            decoder.settle(mixed, layer.output_bias, layer.ffn_norm)
+            decoder.settle(active, layer.ffn_down_bias, layer.attention_norm)
+
+    found = {"attention_ms": attention, "ffn_ms": ffn, "norms_ms": norms, "vocabulary_ms": decoder.emit}
     if sites:
         found["predictor_ms"] = predictor
     times = {}

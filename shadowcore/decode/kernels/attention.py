@@ -22,54 +22,66 @@ def _turned(x, k, position, cos, signed_sin, K: tl.constexpr):
     return value
 
 
+@triton.jit
+def _past(keys, values, past, token, end, k, K: tl.constexpr):
+    """Keys and values of some cached positions, zeros from `end` on."""
+    place = past + token[:, None] * K + k[None, :]
+    there = (token < end)[:, None]
+    return tl.load(keys + place, mask=there, other=0.0), tl.load(values + place, mask=there, other=0.0)
+
+
 @triton.jit(do_not_specialize=["capacity", "positions", "length"])
 def _attend(
     qkv, heads, count, keys, values, position, cos, signed_sin, mixed_parts, weight_parts, arrivals, out,
     capacity, positions, length, scale,
     K: tl.constexpr, KV_HEADS: tl.constexpr, SHARED: tl.constexpr, SPLITS: tl.constexpr, PARTS: tl.constexpr,
-    TOKENS: tl.constexpr, PDL: tl.constexpr,
+    TOKENS: tl.constexpr, PDL: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    begin(PDL)
+    if not EARLY:
+        begin(PDL)
     slot, split = tl.program_id(0), tl.program_id(1)
     now = tl.load(position).to(tl.int32)
     k = tl.arange(0, K)
     new_keys = qkv + capacity * K
     new_values = new_keys + KV_HEADS * K
     if slot >= capacity:
+        if EARLY:
+            begin(PDL)
         if split == 0:
             group = slot - capacity
             place = (group.to(tl.int64) * positions + now) * K + k
             tl.store(keys + place, _turned(new_keys + group * K, k, now, cos, signed_sin, K))
             tl.store(values + place, tl.load(new_values + group * K + k))
-    elif slot < tl.load(count):
+    else:
         head = slot
         if heads is not None:
-            head = tl.load(heads + slot)
+            head = tl.load(heads + slot, mask=slot < tl.load(count), other=0)
         group = head // SHARED
+        past = group.to(tl.int64) * positions * K
+        token = split * length + tl.arange(0, TOKENS)
+        end = tl.minimum((split + 1) * length, now)
+        key, value = _past(keys, values, past, token, end, k, K)
+        if EARLY:
+            begin(PDL)
         query = _turned(qkv + slot * K, k, now, cos, signed_sin, K) * scale
         best = tl.full([], float("-inf"), tl.float32)
         weight = tl.full([], 0.0, tl.float32)
         mixed = tl.zeros([K], tl.float32)
         if split == 0:  # the new position itself, as the cache will hold it
-            key = _turned(new_keys + group * K, k, now, cos, signed_sin, K).to(keys.dtype.element_ty).to(tl.float32)
-            best = tl.sum(query * key, 0)
+            new_key = _turned(new_keys + group * K, k, now, cos, signed_sin, K).to(keys.dtype.element_ty)
+            best = tl.sum(query * new_key.to(tl.float32), 0)
             weight = tl.full([], 1.0, tl.float32)
             mixed = tl.load(new_values + group * K + k).to(values.dtype.element_ty).to(tl.float32)
-        past = group.to(tl.int64) * positions * K
-        end = tl.minimum((split + 1) * length, now)
-        for start in range(split * length, end, TOKENS):
-            token = start + tl.arange(0, TOKENS)
-            there = token < end
-            place = past + token[:, None] * K + k[None, :]
-            key = tl.load(keys + place, mask=there[:, None], other=0.0).to(tl.float32)
-            value = tl.load(values + place, mask=there[:, None], other=0.0).to(tl.float32)
-            score = tl.where(there, tl.sum(key * query[None, :], 1), float("-inf"))
+        for _ in range(split * length, end, TOKENS):
+            score = tl.where(token < end, tl.sum(key.to(tl.float32) * query[None, :], 1), float("-inf"))
             highest = tl.maximum(best, tl.max(score, 0))
             share = tl.exp(score - highest)
             fade = tl.exp(best - highest)
-            mixed = mixed * fade + tl.sum(share[:, None] * value, 0)
+            mixed = mixed * fade + tl.sum(share[:, None] * value.to(tl.float32), 0)
             weight = weight * fade + tl.sum(share, 0)
             best = highest
+            token += TOKENS
+            key, value = _past(keys, values, past, token, end, k, K)
         if SPLITS == 1:
             tl.store(out + slot * K + k, mixed / weight)
         else:
@@ -126,5 +138,5 @@ class Attention:
             self._mixed, self._weights, self._arrivals, out,
             heads.capacity, self.positions, self.length, self.head_width**-0.5,
             K=self.head_width, KV_HEADS=self.kv_heads, SHARED=self.shared, SPLITS=self.splits,
-            PARTS=power_of_two(self.splits), TOKENS=TOKENS, **options(qkv.device, 4),
+            PARTS=power_of_two(self.splits), TOKENS=TOKENS, EARLY=heads.early, **options(qkv.device, 4),
         )  # fmt: skip

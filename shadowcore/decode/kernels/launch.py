@@ -1,9 +1,9 @@
 """What all kernels share: when they may run into each other, and how their indices are passed.
 
 On a GPU that can (capability 9.0 and later) a kernel starts while the one before it still runs: programmatic
-dependent launch. It then waits for that kernel's results, but may use the time to bring the weights it will read
-into the L2 cache, where their addresses are known. A kernel lets its successor start only after its own wait, so
-whatever the last but one kernel wrote is there from the beginning.
+dependent launch. It then waits for that kernel's results, but may before load the weights it will need, where their
+addresses are known. A kernel lets its successor start only after its own wait, so whatever the last but one kernel
+wrote is there from the beginning.
 """
 
 from __future__ import annotations
@@ -14,8 +14,6 @@ from typing import Any, NamedTuple
 import torch
 import triton
 import triton.language as tl
-
-LINE = 64  # elements a prefetch brings: 128 bytes of 16-bit weights
 
 
 class Units(NamedTuple):
@@ -54,16 +52,3 @@ def begin(PDL: tl.constexpr):
     if PDL:
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
-
-
-@triton.jit
-def prefetch(addresses):
-    """Bring the 128 bytes at each of these addresses into the L2 cache, without waiting."""
-    tl.inline_asm_elementwise(
-        "prefetch.global.L2 [$1]; mov.u32 $0, 0;",
-        "=r,l",
-        [addresses.to(tl.int64)],
-        dtype=tl.int32,
-        is_pure=False,
-        pack=1,
-    )

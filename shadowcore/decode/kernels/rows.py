@@ -10,27 +10,36 @@ import torch
 import triton
 import triton.language as tl
 
-from shadowcore.decode.kernels.launch import LINE, Units, begin, options, power_of_two, prefetch
+from shadowcore.decode.kernels.launch import Units, begin, options, power_of_two
 
 ACTIVATIONS = {"none": 0, "relu": 1, "silu": 2}  # silu: of the gate row, times the row beside it
-PROJECT = {"columns": 1024, "elements": 4096, "warps": 4}
+COLUMNS = 1024  # of a weight row, in one piece
+PROJECT = {"tile": 16384, "warps": 4}
 ACCUMULATE = {"columns": 512, "elements": 8192, "warps": 4, "programs": 2048, "least": 16, "most": 128}
-SETTLE = {"columns": 64, "together": 32, "warps": 8}
-AHEAD = True
+SETTLE = {"columns": 32, "together": 128, "warps": 8}
 
 
 @triton.jit
-def _dot(x, weight, row, used, D: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """sum_d weight[row, d] x[d] of ROWS rows, 0 where not used."""
-    total = tl.zeros([ROWS, COLUMNS], tl.float32)
+def weights_of_rows(weight, row, used, D: tl.constexpr, COLUMNS: tl.constexpr):
+    """The rows in use of a weight (R, D), zeros for the others: all loads on their way before the first is needed."""
+    pieces = ()
     for start in tl.static_range(0, D, COLUMNS):
         column = start + tl.arange(0, COLUMNS)
         inside = used[:, None]
         if D % COLUMNS != 0:
             inside = inside & (column < D)[None, :]
-        w = tl.load(weight + row[:, None] * D + column[None, :], mask=inside, other=0.0)
+        pieces = pieces + (tl.load(weight + row[:, None] * D + column[None, :], mask=inside, other=0.0),)
+    return pieces
+
+
+@triton.jit
+def dot(pieces, x, D: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """sum_d w_d x_d of each row whose weights are in `pieces`."""
+    total = tl.zeros([ROWS, COLUMNS], tl.float32)
+    for piece in tl.static_range(len(pieces)):
+        column = piece * COLUMNS + tl.arange(0, COLUMNS)
         v = tl.load(x + column, mask=column < D, other=0.0)
-        total += w.to(tl.float32) * v.to(tl.float32)[None, :]
+        total += pieces[piece].to(tl.float32) * v.to(tl.float32)[None, :]
     return tl.sum(total, 1)
 
 
@@ -38,8 +47,7 @@ def _dot(x, weight, row, used, D: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.
 def _project(
     x, weight, bias, scale, units, count, out, gathered, tail_shift, total,
     D: tl.constexpr, UNIT: tl.constexpr, PARTS: tl.constexpr, ACTIVATION: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, LINES: tl.constexpr, LINE: tl.constexpr,
-    PDL: tl.constexpr, EARLY: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, PDL: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     if not EARLY:
         begin(PDL)
@@ -51,12 +59,12 @@ def _project(
         row = tl.where(chosen, unit * UNIT + slot % UNIT, row + tail_shift)
         used = used & ((slot >= gathered) | (slot < tl.load(count) * UNIT))
     row = tl.where(used, row, 0) * PARTS
+    pieces = weights_of_rows(weight, row, used, D, COLUMNS)
+    if PARTS == 2:
+        pieces_beside = weights_of_rows(weight, row + 1, used, D, COLUMNS)
     if EARLY:
-        if PDL:
-            line = tl.minimum(tl.arange(0, LINES) * LINE, D * PARTS - 1)
-            prefetch(weight + row[:, None] * D + line[None, :])
         begin(PDL)
-    y = _dot(x, weight, row, used, D, ROWS, COLUMNS)
+    y = dot(pieces, x, D, ROWS, COLUMNS)
     if scale is not None:
         y *= tl.load(scale + row, mask=used, other=0.0)
     if bias is not None:
@@ -64,7 +72,7 @@ def _project(
     if ACTIVATION == 1:
         y = tl.maximum(y, 0.0)
     if PARTS == 2:
-        beside = _dot(x, weight, row + 1, used, D, ROWS, COLUMNS)
+        beside = dot(pieces_beside, x, D, ROWS, COLUMNS)
         if bias is not None:
             beside += tl.load(bias + row + 1, mask=used, other=0.0).to(tl.float32)
         y = y / (1.0 + tl.exp(-y)) * beside
@@ -92,15 +100,19 @@ def project(
     rows = weight.numel() // width // parts
     gathered = rows - tail_rows if units is None else units.capacity * unit_rows
     total = gathered + tail_rows
-    columns = min(PROJECT["columns"], power_of_two(width))
-    together = max(1, PROJECT["elements"] // columns // parts)
-    early = AHEAD and (units is None or units.early)
+    together = rows_together(width * parts)
     _project[(max(1, triton.cdiv(total, together)),)](
         x, weight, bias, scale, units and units.index, units and units.count, out,
         gathered, rows - total, total,
-        D=width, UNIT=unit_rows, PARTS=parts, ACTIVATION=ACTIVATIONS[activation], ROWS=together, COLUMNS=columns,
-        LINES=power_of_two(triton.cdiv(width * parts, LINE)), LINE=LINE, EARLY=early, **options(x.device, PROJECT["warps"]),
+        D=width, UNIT=unit_rows, PARTS=parts, ACTIVATION=ACTIVATIONS[activation], ROWS=together,
+        COLUMNS=min(COLUMNS, power_of_two(width)), EARLY=units is None or units.early,
+        **options(x.device, PROJECT["warps"]),
     )  # fmt: skip
+
+
+def rows_together(width: int) -> int:
+    """Rows of so many numbers that a program computes: a power of two of them fills its registers."""
+    return max(1, min(64, power_of_two(PROJECT["tile"] // width + 1) // 2))
 
 
 @triton.jit
@@ -112,37 +124,45 @@ def _rows_at(slot, used, units, UNIT: tl.constexpr):
     return tl.where(used, row, 0)
 
 
+@triton.jit
+def _addends(weight, slot, used, units, column, D: tl.constexpr, UNIT: tl.constexpr, COLUMNS: tl.constexpr):
+    """Some columns of the weight rows that the slots in use stand for, zeros for the others."""
+    row = _rows_at(slot, used, units, UNIT)
+    inside = used[:, None]
+    if D % COLUMNS != 0:
+        inside = inside & (column < D)[None, :]
+    return tl.load(weight + row[:, None] * D + column[None, :], mask=inside, other=0.0)
+
+
 @triton.jit(do_not_specialize=["slots"])
 def _accumulate(
     amount, weight, units, count, partial, threshold, slots,
     D: tl.constexpr, UNIT: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-    LINE: tl.constexpr, PDL: tl.constexpr, EARLY: tl.constexpr,
+    PDL: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     if not EARLY:
         begin(PDL)
-    first, group = tl.program_id(0) * COLUMNS, tl.program_id(1)
+    group, column = tl.program_id(1), tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     if count is not None:
         slots = tl.load(count) * UNIT
+    end = tl.minimum(slots, (group + 1) * GROUP)
+    slot = group * GROUP + tl.arange(0, ROWS)
+    if threshold is None:
+        w = _addends(weight, slot, slot < end, units, column, D, UNIT, COLUMNS)
     if EARLY:
-        if PDL:
-            every = group * GROUP + tl.arange(0, GROUP)
-            line = tl.minimum(first + tl.arange(0, COLUMNS // LINE) * LINE, D - 1)
-            prefetch(weight + _rows_at(every, every < slots, units, UNIT)[:, None] * D + line[None, :])
         begin(PDL)
-    column = first + tl.arange(0, COLUMNS)
     total = tl.zeros([ROWS, COLUMNS], tl.float32)
-    for start in range(0, GROUP, ROWS):
-        slot = group * GROUP + start + tl.arange(0, ROWS)
-        used = slot < slots
-        row = _rows_at(slot, used, units, UNIT)
-        a = tl.load(amount + slot, mask=used, other=0.0).to(tl.float32)
-        if threshold is not None:
-            used = used & (tl.abs(a) > threshold)
-        inside = used[:, None]
-        if D % COLUMNS != 0:
-            inside = inside & (column < D)[None, :]
-        w = tl.load(weight + row[:, None] * D + column[None, :], mask=inside, other=0.0)
-        total += a[:, None] * w.to(tl.float32)
+    for _ in range(0, GROUP, ROWS):
+        a = tl.load(amount + slot, mask=slot < end, other=0.0).to(tl.float32)
+        if threshold is None:
+            total += a[:, None] * w.to(tl.float32)
+            slot += ROWS
+            w = _addends(weight, slot, slot < end, units, column, D, UNIT, COLUMNS)  # while the next a is loaded
+        else:
+            here = (slot < end) & (tl.abs(a) > threshold)
+            w = _addends(weight, slot, here, units, column, D, UNIT, COLUMNS)
+            total += a[:, None] * w.to(tl.float32)
+            slot += ROWS
     if group * GROUP < slots:
         tl.store(partial + group.to(tl.int64) * D + column, tl.sum(total, 0), mask=column < D)
 
@@ -156,9 +176,8 @@ class Partial:
         self.columns = min(ACCUMULATE["columns"], power_of_two(width))
         programs = triton.cdiv(width, self.columns)
         # enough programs to fill the device, few enough sums to add up
-        self.group = max(
-            ACCUMULATE["least"], min(ACCUMULATE["most"], power_of_two(slots * programs // ACCUMULATE["programs"]))
-        )
+        share = power_of_two(slots * programs // ACCUMULATE["programs"])
+        self.group = max(ACCUMULATE["least"], min(ACCUMULATE["most"], share))
         self.addends = torch.empty(triton.cdiv(slots, self.group), width, dtype=torch.float32, device=device)
         self.slots, self.count = slots, None
 
@@ -174,7 +193,7 @@ class Partial:
         _accumulate[grid](
             amount, weight, units and units.index, self.count, self.addends, threshold, self.slots,
             D=self.width, UNIT=self.unit_rows, GROUP=self.group, ROWS=min(self.group, max(1, ACCUMULATE["elements"] // self.columns)),
-            COLUMNS=self.columns, LINE=LINE, EARLY=AHEAD and (units is None or units.early), **options(weight.device, ACCUMULATE["warps"]),
+            COLUMNS=self.columns, EARLY=units is None or units.early, **options(weight.device, ACCUMULATE["warps"]),
         )  # fmt: skip
 
 
@@ -206,13 +225,17 @@ def _settle(
         every = tl.arange(0, WIDTH)
         there = every < D
         x = tl.load(residual + every, mask=there, other=0.0)
+        if norm_weight is not None:
+            gain = tl.load(norm_weight + every, mask=there, other=0.0).to(tl.float32)
+        if norm_bias is not None:
+            shift = tl.load(norm_bias + every, mask=there, other=0.0).to(tl.float32)
         if not RMS:
             x = tl.where(there, x - tl.sum(x, 0) / D, 0.0)
         x = x * tl.rsqrt(tl.sum(x * x, 0) / D + eps)
         if norm_weight is not None:
-            x = x * tl.load(norm_weight + every, mask=there, other=0.0).to(tl.float32)
+            x = x * gain
         if norm_bias is not None:
-            x += tl.load(norm_bias + every, mask=there, other=0.0).to(tl.float32)
+            x += shift
         tl.store(out + every, x, mask=there)
         tl.store(arrivals, 0)
 

@@ -9,24 +9,22 @@ import torch
 import triton
 import triton.language as tl
 
-from shadowcore.decode.kernels.launch import LINE, begin, options, power_of_two, prefetch
-from shadowcore.decode.kernels.rows import _dot
+from shadowcore.decode.kernels.launch import begin, options, power_of_two
+from shadowcore.decode.kernels.rows import dot, rows_together, weights_of_rows
 
 
 @triton.jit
 def _score_rows(
     first, hidden, weight, bias, scale, scores, rows, stride, offset,
     UNITS: tl.constexpr, RANK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-    LINES: tl.constexpr, LINE: tl.constexpr, PDL: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     """scores[l, offset + u] = scale W h + bias, of the rows (l, u) from `first` on."""
     row = first + tl.arange(0, ROWS).to(tl.int64)
     used = row < rows
-    if PDL:
-        line = tl.minimum(tl.arange(0, LINES) * LINE, RANK - 1)
-        prefetch(weight + tl.where(used, row, 0)[:, None] * RANK + line[None, :])
+    pieces = weights_of_rows(weight, row, used, RANK, COLUMNS)
     begin(PDL)
-    score = _dot(hidden, weight, row, used, RANK, ROWS, COLUMNS)
+    score = dot(pieces, hidden, RANK, ROWS, COLUMNS)
     if scale is not None:
         score *= tl.load(scale + row, mask=used, other=0.0)
     score += tl.load(bias + row, mask=used, other=0.0)
@@ -38,20 +36,19 @@ def _score(
     hidden, head_weight, head_bias, head_scale, neuron_weight, neuron_bias, neuron_scale, scores, layers, programs,
     HEADS: tl.constexpr, NEURONS: tl.constexpr, HEAD_RANK: tl.constexpr, NEURON_RANK: tl.constexpr,
     ROWS: tl.constexpr, HEAD_COLUMNS: tl.constexpr, NEURON_COLUMNS: tl.constexpr,
-    HEAD_LINES: tl.constexpr, NEURON_LINES: tl.constexpr, LINE: tl.constexpr, PDL: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0)
     if program < programs:  # the heads' share of the programs
         if HEADS > 0:
             _score_rows(
                 program * ROWS, hidden, head_weight, head_bias, head_scale, scores, layers * HEADS,
-                HEADS + NEURONS, 0, HEADS, HEAD_RANK, ROWS, HEAD_COLUMNS, HEAD_LINES, LINE, PDL,
+                HEADS + NEURONS, 0, HEADS, HEAD_RANK, ROWS, HEAD_COLUMNS, PDL,
             )  # fmt: skip
     elif NEURONS > 0:
         _score_rows(
             (program - programs) * ROWS, hidden + HEAD_RANK, neuron_weight, neuron_bias, neuron_scale, scores,
-            layers * NEURONS, HEADS + NEURONS, HEADS, NEURONS, NEURON_RANK, ROWS, NEURON_COLUMNS,
-            NEURON_LINES, LINE, PDL,
+            layers * NEURONS, HEADS + NEURONS, HEADS, NEURONS, NEURON_RANK, ROWS, NEURON_COLUMNS, PDL,
         )  # fmt: skip
 
 
@@ -66,7 +63,7 @@ class Scorer(NamedTuple):
 def score(hidden: torch.Tensor, heads: Scorer | None, neurons: Scorer | None, scores: torch.Tensor) -> None:
     """Scores (layers, H + F) float32 of all units of the given kinds, from hidden (r of heads + r of neurons,)."""
     sizes, programs = [], []
-    rows = 32
+    rows = rows_together(max(scorer.weight.shape[-1] for scorer in (heads, neurons) if scorer))
     for scorer in (heads, neurons):
         layers, units, rank = scorer.weight.shape if scorer else (0, 0, 0)
         sizes.append((units, rank))
@@ -77,7 +74,7 @@ def score(hidden: torch.Tensor, heads: Scorer | None, neurons: Scorer | None, sc
         hidden, *_pointers(heads or nothing), *_pointers(neurons or nothing), scores, len(scores), programs[0],
         HEADS=head_units, NEURONS=neuron_units, HEAD_RANK=head_rank, NEURON_RANK=neuron_rank, ROWS=rows,
         HEAD_COLUMNS=_columns(head_rank), NEURON_COLUMNS=_columns(neuron_rank),
-        HEAD_LINES=_lines(head_rank), NEURON_LINES=_lines(neuron_rank), LINE=LINE, **options(hidden.device, 4),
+        **options(hidden.device, 4),
     )  # fmt: skip
 
 
@@ -87,10 +84,6 @@ def _pointers(scorer: Scorer) -> tuple[torch.Tensor | None, ...]:
 
 def _columns(rank: int) -> int:
     return min(256, power_of_two(max(1, rank)))
-
-
-def _lines(rank: int) -> int:
-    return power_of_two(max(1, triton.cdiv(rank, LINE)))
 
 
 @triton.jit(do_not_specialize=["stride", "begin_0", "units_0", "kept_0", "begin_1", "units_1", "kept_1"])
