@@ -146,13 +146,21 @@ def _claims(console: Console, claims: pd.DataFrame) -> None:
     for statement, rows in claims.groupby("statement", sort=False):
         compared = rows[rows["verdict"] != "not attempted"]
         names = [name for name in CLAIMED if compared[name].nunique(dropna=False) > 1]
+        if rows["model"].nunique() > 1 and "model" not in names:  # one was compared, or none
+            names.insert(0, "model")
         same = [name for name in CLAIMED if name not in names and compared[name].notna().any()]
         told = [_told(name, compared[name].iloc[0]) for name in same]
         lines = [
             [*(_text(row[name]) for name in names), row["verdict"], _effect(row), _published(row)]
             for _, row in rows.sort_values(names, kind="stable").iterrows()
         ]
-        _table(console, [statement, ", ".join(told)], [*names, "verdict"], ["ours [95 %]", "published"], lines)
+        _table(
+            console,
+            list(filter(None, [statement, ", ".join(told)])),
+            [*names, "verdict"],
+            ["ours [95 %]", "published"],
+            lines,
+        )
 
 
 def _effect(row: pd.Series) -> str:

@@ -3,12 +3,13 @@ from shadowcore.plan import Work, work
 works = {(one.rule, one.name): one for one in work(jobs)}
 
 
-# What rules ask the study about their wildcards: memory, GPUs and time of a job, by the size of its model ...
+# What rules ask the study about their wildcards: memory, GPUs and time of a job, by the size of its model; a job that
+# is tried again (`--retries`) gets more of the first and the last ...
 def asked(rule, name):
     def asking(what):
-        def answer(wildcards):
+        def answer(wildcards, attempt):
             key = rule, name.format(**wildcards)
-            return works.get(key, Work(*key)).resources()[what]
+            return works.get(key, Work(*key)).resources()[what] * (1 if what == "gpu" else attempt)
 
         return answer
 
