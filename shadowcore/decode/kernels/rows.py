@@ -192,8 +192,9 @@ class Partial:
         grid = triton.cdiv(self.width, self.columns), max(1, len(self.addends))
         _accumulate[grid](
             amount, weight, units and units.index, self.count, self.addends, threshold, self.slots,
-            D=self.width, UNIT=self.unit_rows, GROUP=self.group, ROWS=min(self.group, max(1, ACCUMULATE["elements"] // self.columns)),
-            COLUMNS=self.columns, EARLY=units is None or units.early, **options(weight.device, ACCUMULATE["warps"]),
+            D=self.width, UNIT=self.unit_rows, GROUP=self.group, COLUMNS=self.columns,
+            ROWS=min(self.group, max(1, ACCUMULATE["elements"] // self.columns)),
+            EARLY=units is None or units.early, **options(weight.device, ACCUMULATE["warps"]),
         )  # fmt: skip
 
 
@@ -261,5 +262,6 @@ def settle(
         partial.addends if there else None, partial.count if there else None, partial.slots if there else 0,
         bias, residual, arrivals, norm_weight, norm_bias, out, eps,
         D=width, UNIT=partial.unit_rows if there else 1, GROUP=partial.group if there else 1, RMS=rms,
-        COLUMNS=SETTLE["columns"], TOGETHER=SETTLE["together"], WIDTH=power_of_two(width), **options(residual.device, SETTLE["warps"]),
+        COLUMNS=SETTLE["columns"], TOGETHER=SETTLE["together"], WIDTH=power_of_two(width),
+        **options(residual.device, SETTLE["warps"]),
     )  # fmt: skip
