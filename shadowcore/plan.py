@@ -26,7 +26,7 @@ from shadowcore.errors import ConfigError
 from shadowcore.method.criteria import CRITERIA
 from shadowcore.method.predictors import groups_of
 from shadowcore.models.families import KINDS, Dimensions, dimensions_of
-from shadowcore.models.sizes import SIZES, Size
+from shadowcore.models.published import PUBLISHED, Size
 from shadowcore.models.sources import RandomModel, read_config
 from shadowcore.stages.base import CARD_SCHEMA
 from shadowcore.text import CHOICES
@@ -49,9 +49,10 @@ MUCH = 1e15  # ... and multiplications, from which a job has a GPU for itself
 # MB of memory beside the model's weights, and how many times the weights are held at once
 MEMORY = {
     "fetch_model": (1800, 4), "prepare_text": (2000, 0), "prepare_benchmark": (2000, 0), "check_disjoint": (1000, 0),
-    "trace": (1400, 3), "trace_on_policy": (1400, 3), "average": (2000, 0), "train_predictor": (2500, 0),
-    "tune_predictor": (1800, 4), "evaluate": (1400, 2), "evaluate_oracle": (1400, 3), "latency": (2800, 4),
-    "aggregate": (2000, 0), "check_tables": (1000, 0), "judge_claims": (1000, 0), "draw": (1000, 0),
+    "trace": (1400, 3), "trace_on_policy": (1400, 3), "average": (2000, 0), "calibrate_thresholds": (1400, 3),
+    "train_predictor": (2500, 0), "tune_predictor": (1800, 4), "evaluate": (1400, 2), "evaluate_oracle": (1400, 3),
+    "latency": (2800, 4), "latency_random": (5000, 0), "aggregate": (2000, 0), "check_tables": (1000, 0),
+    "judge_claims": (1000, 0), "draw": (1000, 0),
 }  # fmt: skip
 
 
@@ -60,7 +61,7 @@ class Work:
     """One job: its rule, its name below `benchmarks/<rule>/`, and what it takes.
 
     flops: multiplications and additions; written, weights, read: bytes it leaves behind, of the model it holds, and
-    of what else it holds; activations: bytes that a batch's pass keeps.
+    of what else it holds; activations: bytes that a batch's pass keeps; alone: nothing else may run on its GPU.
     """
 
     rule: str
@@ -70,18 +71,21 @@ class Work:
     weights: float = 0
     read: float = 0
     activations: float = 0
+    alone: bool = False
 
     @property
     def gpus(self) -> int:
         """GPUs of 80 GB it needs for itself; 0 for what multiplies little, and shares one where there is one."""
-        alone = self.flops and (self.weights > OWN_GPU or self.flops > MUCH)
-        return max(1, math.ceil((self.weights + self.activations) / GPU_BYTES)) if alone else 0
+        if self.alone:
+            return 1
+        large = self.flops and (self.weights > OWN_GPU or self.flops > MUCH)
+        return max(1, math.ceil((self.weights + self.activations) / GPU_BYTES)) if large else 0
 
     @property
     def memory(self) -> float:
         """Bytes of main memory; large weights are only held once, and a little, on their way to a GPU or a disk."""
         beside, times = MEMORY[self.rule]
-        return 1e6 * beside + self.weights * (1.2 if self.weights > OWN_GPU else times) + self.read
+        return 1e6 * beside + self.weights * (min(times, 1.2) if self.weights > OWN_GPU else times) + self.read
 
     def seconds(self, rates: Mapping[str, float]) -> float:
         """Time on one machine; `rates`: multiplications a second by rule, TFLOPS where there is none."""
@@ -95,27 +99,30 @@ class Work:
 
 def work(jobs: Jobs, strict: bool = False) -> list[Work]:
     """Every job of a study; those of a model of unknown size have no cost, or, if `strict`, raise ConfigError."""
-    costs, study = Costs(jobs), jobs.study
+    costs, study, conditions = Costs(jobs), jobs.study, jobs.conditions.values()
     if unknown := sorted(model for model, size in costs.sizes.items() if strict and size is None):
         raise ConfigError(
             f"models.{unknown[0]}: its size is not known before it is fetched (`snakemake {jobs.root}/models/"
-            f"{unknown[0]}/card.json`); one of shadowcore/models/sizes.py would fit too: {', '.join(SIZES)}"
+            f"{unknown[0]}/card.json`); a row in shadowcore/models/published.py would do, too"
         )
     found = [Work("prepare_text", name) for name in study.texts]
     found += [Work("prepare_benchmark", name) for name in study.evaluation.tasks if name in BENCHMARKS]
-    pairs = sorted({(one.calibration, one.data) for one in jobs.conditions.values() if one.calibration})
+    pairs = sorted({(one.calibration, one.data) for one in conditions if one.calibration})
     found += [Work("check_disjoint", f"{calibration}+{data}") for calibration, data in pairs]
     for model in study.models:
         found.append(costs.fetched(model))
         for calibration in study.calibration:
             found += costs.traced("trace", model, f"{model}/{calibration}", jobs.trace)
             found.append(Work("average", f"{model}/{calibration}"))
+            if any((one.method, one.model, one.calibration) == ("threshold", model, calibration) for one in conditions):
+                found.append(costs.thresholds(model, calibration))
         if study.latency:
             found.append(costs.timed(model))
         found.append(Work("draw", model))
     for model, calibration, method, criterion, predictor in sorted(costs.trained()):
         found += costs.training(model, calibration, method, criterion, predictor)
     found += [costs.evaluated(key) for key in jobs.conditions]
+    found += [costs.timed_dimensions(model) for model in jobs.timed_dimensions()]
     return found + [Work(rule, rule) for rule in ("aggregate", "check_tables", "judge_claims")]
 
 
@@ -133,7 +140,8 @@ def size_of(jobs: Jobs, model: str) -> Size | None:
     if kind == "folder" and (Path(fields["path"]) / "config.json").is_file():
         config = read_config(Path(fields["path"]))
         return Size(config.model_type, dimensions_of(config))
-    return SIZES.get(fields.get("repo", fields.get("name")))
+    # a repository, or a package's model
+    return PUBLISHED.get(fields.get("repo", fields.get("name", "")).split("/")[-1].lower().removesuffix("-hf"))
 
 
 def trace_bytes(spec: Mapping[str, Any], sizes: Dimensions) -> int:
@@ -191,6 +199,13 @@ class Costs:
                 )
             )  # fmt: skip
         return found
+
+    def thresholds(self, model: str, calibration: str) -> Work:
+        """The magnitudes of all calibration windows."""
+        plan = self.study.traces
+        tokens = plan.windows * plan.window_tokens
+        batch = plan.batch * plan.window_tokens
+        return self.of_model("calibrate_thresholds", f"{model}/{calibration}", model, tokens, 2, batch)
 
     def trained(self) -> set[tuple[str, str, str, str, str]]:
         """Model, calibration, method, criterion and name of every predictor, those of earlier rounds included."""
@@ -260,6 +275,8 @@ class Costs:
             asked = self.study.texts[data].true_continuation
             documents += asked.documents
             tokens += asked.documents * CHOICES * (asked.context_words + asked.continuation_words) * TOKENS_A_WORD
+        if "second_half" in plan.tasks:
+            documents, tokens = documents + plan.windows, tokens + plan.windows * plan.window_tokens
         if data == plan.texts[0]:
             for name in (name for name in plan.tasks if name in BENCHMARKS):
                 whole, letters = LETTERS[name]
@@ -277,6 +294,16 @@ class Costs:
         modes = 2 + (1 + len(plan.methods)) * len(plan.sparsities_pct)
         tokens = modes * (plan.repeats + plan.warmup) * (plan.prompt_tokens + plan.new_tokens)
         return self.of_model("latency", model, model, tokens, 2, plan.prompt_tokens)
+
+    def timed_dimensions(self, model: str) -> Work:
+        """Decoding with random weights: every design and baseline at its sparsities."""
+        plan, size = self.study.latency_random, PUBLISHED[model]
+        sparsities = len(plan.sparsities_pct)
+        designs = sum(len(one.sparsities_pct) or sparsities for one in plan.designs)
+        modes = 1 + sparsities + designs + len(plan.baselines)
+        tokens = modes * (plan.repeats + plan.warmup) * (2 * plan.prompt_tokens + plan.short_tokens + plan.new_tokens)
+        weights = size.parameters * BYTES[plan.dtype]
+        return Work("latency_random", model, 2 * size.multiplied * tokens, weights=weights, alone=True)
 
 
 def measured_rates(jobs: Jobs) -> dict[str, float]:

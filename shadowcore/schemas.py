@@ -233,6 +233,7 @@ LATENCY_REPEATS = Table(
     },
 )  # fmt: skip
 
+CLAIMED_LATENCY = ("device", "dtype", "prompt_tokens", "new_tokens", "predictor_rank", "predictor_bits")
 _EFFECT = "above 0 as claimed: logarithm of a ratio, or difference of rank correlations plus the claim's margin"
 CLAIMS = Table(
     "claims", 1, "one published claim beside one pair of our measurements, or beside none",
@@ -243,7 +244,7 @@ CLAIMS = Table(
     }
     | {name: CONDITION[name] for name in ("model", "data", "calibration", "criterion", "policy", "protocol", "units")}
     | {"sparsity_pct": CONDITION["sparsity_pct"], "seed": CONDITION["seed"]}
-    | {name: LATENCY.columns[name] for name in ("device", "dtype", "prompt_tokens", "new_tokens")}
+    | {name: LATENCY.columns[name] for name in CLAIMED_LATENCY}
     | {
         "metric": (TEXT, "what both values are"),
         "side_winner": (TEXT, "the side said to be better: method, preset, and what else the claim names"),

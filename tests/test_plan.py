@@ -15,7 +15,7 @@ from shadowcore.errors import ConfigError
 from shadowcore.method.codes import encode
 from shadowcore.method.criteria import CRITERIA
 from shadowcore.models.families import KINDS, dimensions_of
-from shadowcore.models.sizes import SIZES, Size
+from shadowcore.models.published import PUBLISHED, Size
 from shadowcore.plan import START, TFLOPS, trace_bytes
 
 CONFIG = Path(__file__).parent.parent / "config"
@@ -35,15 +35,15 @@ def test_weights_are_counted_as_they_are(tiny):
 
 @pytest.mark.parametrize(
     ("name", "parameters"),
-    [("facebook/opt-1.3b", 1.316e9), ("facebook/opt-6.7b", 6.66e9), ("facebook/opt-30b", 29.97e9),
-     ("meta-llama/Llama-2-7b-hf", 6.738e9), ("meta-llama/Llama-2-13b-hf", 13.016e9), ("smollm2-135m", 134.5e6)],
+    [("opt-1.3b", 1.316e9), ("opt-6.7b", 6.66e9), ("opt-30b", 29.97e9),
+     ("llama-2-7b", 6.738e9), ("llama-2-13b", 13.016e9), ("smollm2-135m", 134.5e6)],
 )  # fmt: skip
 def test_published_sizes_are_those_of_the_models(name, parameters):
-    assert SIZES[name].parameters == pytest.approx(parameters, rel=0.002)
+    assert PUBLISHED[name].parameters == pytest.approx(parameters, rel=0.002)
 
 
 def test_all_criteria_of_an_example_at_opt_13b_are_less_than_4_mb(tmp_path):
-    sizes = SIZES["facebook/opt-13b"].dimensions
+    sizes = PUBLISHED["opt-13b"].dimensions
     names = [name for name, one in CRITERIA.items() if one.has_token_form]
     tensors, generator = {}, torch.Generator().manual_seed(0)
     for name in names:
@@ -134,7 +134,7 @@ def test_a_model_of_unknown_size_stops_the_plan_and_not_the_study(tmp_path):
     assert plan.work(jobs)
     with pytest.raises(ConfigError, match="models.mine: its size is not known before it is fetched"):
         plan.work(jobs, strict=True)
-    card = {"model_type": "opt", "dimensions": vars(SIZES["facebook/opt-30b"].dimensions)}
+    card = {"model_type": "opt", "dimensions": vars(PUBLISHED["opt-30b"].dimensions)}
     artifacts.write_record(jobs.root / "models" / "mine" / "card.json", "model_card/1", card, {})
     assert {one.gpus for one in plan.work(jobs, strict=True) if one.rule == "trace"} == {2}  # 120 GB
 

@@ -1,20 +1,44 @@
-"""Sizes of published models: enough to measure their speed without their weights."""
+"""Sizes of published models: enough to measure their speed, or to plan a study, without their weights."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 from shadowcore.models.families import Dimensions
 
 
-def _opt(layers: int, width: int, heads: int) -> tuple[str, Dimensions]:
-    return "opt", Dimensions(layers, width, heads, heads, width // heads, 4 * width, 50272, 2048)
+class Size(NamedTuple):
+    """A model's family and dimensions, and the weights they make."""
+
+    family: str
+    dimensions: Dimensions
+
+    @property
+    def multiplied(self) -> int:
+        """Weights that a token's pass multiplies with: attention and FFN of every layer, and the output's."""
+        d, matrices = self.dimensions, 3 if self.family == "llama" else 2
+        attention = 2 * d.width * (d.heads + d.kv_heads) * d.head_width
+        return d.layers * (attention + matrices * d.width * d.neurons) + d.vocabulary * d.width
+
+    @property
+    def parameters(self) -> int:
+        """All weights but norms and biases; large Llamas have an input embedding apart from the output's."""
+        d = self.dimensions
+        apart = d.vocabulary * d.width if self.family == "llama" and d.width >= 4096 else 0
+        return self.multiplied + apart + (d.positions * d.width if self.family == "opt" else 0)
 
 
-def _llama(layers: int, width: int, heads: int, neurons: int) -> tuple[str, Dimensions]:
-    return "llama", Dimensions(layers, width, heads, heads, width // heads, neurons, 32000, 4096)
+def _opt(layers: int, width: int, heads: int) -> Size:
+    return Size("opt", Dimensions(layers, width, heads, heads, width // heads, 4 * width, 50272, 2048))
 
 
-# family and sizes of published models
-PUBLISHED: dict[str, tuple[str, Dimensions]] = {
+def _llama(layers: int, width: int, heads: int, neurons: int) -> Size:
+    return Size("llama", Dimensions(layers, width, heads, heads, width // heads, neurons, 32000, 4096))
+
+
+# as each model's own config.json says
+PUBLISHED = {
+    "smollm2-135m": Size("llama", Dimensions(30, 576, 9, 3, 64, 1536, 49152, 8192)),
     "opt-1.3b": _opt(24, 2048, 32),
     "opt-6.7b": _opt(32, 4096, 32),
     "opt-13b": _opt(40, 5120, 40),
@@ -23,6 +47,6 @@ PUBLISHED: dict[str, tuple[str, Dimensions]] = {
     "llama-2-7b": _llama(32, 4096, 32, 11008),
     "llama-2-13b": _llama(40, 5120, 40, 13824),
     # for tests, and to see a study's workflow run anywhere
-    "opt-tiny": ("opt", Dimensions(3, 64, 4, 4, 16, 256, 128, 64)),
-    "llama-tiny": ("llama", Dimensions(3, 64, 4, 2, 16, 160, 128, 64)),
+    "opt-tiny": Size("opt", Dimensions(3, 64, 4, 4, 16, 256, 128, 64)),
+    "llama-tiny": Size("llama", Dimensions(3, 64, 4, 2, 16, 160, 128, 64)),
 }

@@ -141,7 +141,7 @@ QUANTITIES = {
 }
 # both sides of a claim agree in these, those apart that the claim itself names
 PLACE = ["model", "data", "calibration", "criterion", "policy", "protocol", "units", "sparsity_pct", "seed", "metric"]
-PLACE += ["device", "dtype", "prompt_tokens", "new_tokens"]
+PLACE += ["device", "dtype", "prompt_tokens", "new_tokens", "predictor_rank", "predictor_bits"]
 WORDS = ["method", "criterion", "predictor", "policy"]  # a side is called by
 PAIR = ["side_winner", "side_loser", "value_winner", "value_loser", "effect"]
 
@@ -185,6 +185,7 @@ def published(path: Path, claim: Claim) -> pd.DataFrame:
 def judge(tables: Tables, path: Path = PUBLISHED) -> list[dict[str, Any]]:
     """Rows of CLAIMS for every model of the tables and every claim; `path`: the published values."""
     models = sorted(set().union(*(tables[name]["model"] for name in MEASURED_TABLES)))
+    evaluated = set(tables["perplexity"]["model"]) | set(tables["accuracy"]["model"])  # others were only timed
     rows = []
     for name, claim in CLAIMS.items():
         theirs = published(path, claim)
@@ -192,7 +193,9 @@ def judge(tables: Tables, path: Path = PUBLISHED) -> list[dict[str, Any]]:
         for model in models:
             judged = [_judged(one, theirs) for one in ours[ours["model"] == model].to_dict("records")]
             known = {"claim": name, "statement": claim.statement, "model": model}
-            rows += [known | one for one in filter(None, judged)] or [known | _not_attempted(model, theirs)]
+            rows += [known | one for one in judged if one]
+            if not any(judged) and model in evaluated:
+                rows.append(known | _not_attempted(model, theirs))
     return rows
 
 

@@ -91,7 +91,7 @@ rule calibrate_thresholds:
         "../../environment.yml"
     threads: 1
     resources:
-        mem_mb=3000,
+        **asked("calibrate_thresholds", "{model}/{calibration}"),
     params:
         spec=lambda wildcards: jobs.calibrate_thresholds(wildcards.model, wildcards.calibration)["spec"],
         code=lambda wildcards: jobs.calibrate_thresholds(wildcards.model, wildcards.calibration)["code"],

@@ -40,8 +40,7 @@ rule latency_random:
         "../../environment.yml"
     threads: workflow.cores
     resources:
-        mem_mb=5000,
-        gpu=1,
+        **asked("latency_random", "{published}"),
     params:
         spec=lambda wildcards: jobs.latency_random(wildcards.published)["spec"],
         code=lambda wildcards: jobs.latency_random(wildcards.published)["code"],
