@@ -2,8 +2,9 @@ import json
 import re
 
 # The study as a table of contents: what is configured, the rules of each stage, what is made in the end.
-from shadowcore.config import Jobs, parse_study
+from shadowcore.config import parse_study
 from shadowcore.errors import ConfigError
+from shadowcore.jobs import Jobs
 from shadowcore.method.criteria import CRITERIA
 from shadowcore.method.predictors import PREDICTORS
 

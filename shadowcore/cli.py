@@ -146,7 +146,8 @@ def plan(arguments: Sequence[str]) -> None:
     from rich.console import Console
 
     from shadowcore import plan as planning
-    from shadowcore.config import Jobs, load_study
+    from shadowcore.config import load_study
+    from shadowcore.jobs import Jobs
 
     jobs, ran = (Jobs(load_study(path)) for path in (parsed.config, parsed.measured or parsed.config))
     rates = planning.measured_rates(ran)

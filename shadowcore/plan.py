@@ -21,8 +21,9 @@ from rich.table import Table
 
 from shadowcore import artifacts
 from shadowcore.benchmarks import BENCHMARKS
-from shadowcore.config import ROUND, Jobs, preset_of
+from shadowcore.config import ROUND, preset_of
 from shadowcore.errors import ConfigError
+from shadowcore.jobs import Jobs
 from shadowcore.method.criteria import CRITERIA
 from shadowcore.method.predictors import groups_of
 from shadowcore.models.families import KINDS, Dimensions, dimensions_of

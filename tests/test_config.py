@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from shadowcore.config import METHODS, TASKS, Jobs, load_study, parse_study
+from shadowcore.config import METHODS, TASKS, load_study, parse_study
 from shadowcore.errors import ConfigError
+from shadowcore.jobs import Jobs
 from shadowcore.measure.protocols import PROTOCOLS
 from shadowcore.method.criteria import CRITERIA
 from shadowcore.method.policies import POLICIES

@@ -12,9 +12,10 @@ import yaml
 from conftest import write_benchmarks, write_words
 
 from shadowcore import cli
-from shadowcore.config import Jobs, parse_study
+from shadowcore.config import parse_study
 from shadowcore.errors import ConfigError
 from shadowcore.fetch import SOURCES, SUMS, fetch
+from shadowcore.jobs import Jobs
 from shadowcore.models import sources
 from shadowcore.models.sources import RandomModel
 from shadowcore.provenance import file_sha256

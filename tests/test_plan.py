@@ -10,8 +10,9 @@ import yaml
 from rich.console import Console
 
 from shadowcore import artifacts, cli, plan
-from shadowcore.config import Jobs, load_study, parse_study
+from shadowcore.config import load_study, parse_study
 from shadowcore.errors import ConfigError
+from shadowcore.jobs import Jobs
 from shadowcore.method.codes import encode
 from shadowcore.method.criteria import CRITERIA
 from shadowcore.models.families import KINDS, dimensions_of

@@ -127,7 +127,8 @@ def test_it_makes_every_table_and_figure(house):
 
 
 def test_the_plan_has_these_jobs_and_bytes(house):
-    from shadowcore.config import Jobs, load_study
+    from shadowcore.config import load_study
+    from shadowcore.jobs import Jobs
     from shadowcore.plan import measured_rates, work
 
     planned = work(Jobs(load_study(house / "config" / "tiny.yaml"), house / "results"), strict=True)

@@ -1,0 +1,290 @@
+"""What a study runs: its conditions by path name, the specification of every stage's jobs, and result paths.
+
+The rules ask here and nowhere else what their wildcards mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from shadowcore.benchmarks import BENCHMARKS
+from shadowcore.config import ROUND, Study, preset_of
+from shadowcore.measure.activation_masks import BASELINES
+from shadowcore.method.predictors import PREDICTORS
+from shadowcore.provenance import fingerprint
+from shadowcore.report.figures import FIGURES
+from shadowcore.schemas import FINAL_TABLES, MEASURED_TABLES
+from shadowcore.stages.base import parse_spec, to_json
+from shadowcore.stages.conditions import Condition
+
+
+def setup(condition: Condition) -> str:
+    """How paths call a condition, but for its model, text and sparsity."""
+    parts = (
+        condition.method,
+        condition.calibration,
+        None if condition.method == "random" else condition.criterion,
+        condition.predictor,
+        condition.policy,
+        condition.units,
+        None if condition.protocol == "token" else condition.protocol,
+    )
+    return "+".join(part for part in parts if part)
+
+
+class Jobs:
+    """What a study runs: conditions by path name, specifications of every stage, and result paths."""
+
+    def __init__(self, study: Study, results: Path = Path("results")):
+        self.study, self.root = study, results / study.study
+        self.conditions: dict[tuple[str, str, str, int], Condition] = {}
+        for model, data in product(study.models, study.evaluation.texts):
+            dense = Condition(model=model, data=data, method="dense", seed=study.seed)
+            for one in (dense, *self._sparse(dense)):
+                self.conditions[model, data, setup(one), one.sparsity_pct] = one
+
+    def _sparse(self, dense: Condition):
+        for grid in self.study.conditions:
+            if grid.models and dense.model not in grid.models:
+                continue
+            for method, policy, protocol, units, pct in product(
+                grid.methods, grid.policies, grid.protocols, grid.units, grid.sparsities_pct
+            ):
+                one = replace(dense, method=method, policy=policy, protocol=protocol, units=units, sparsity_pct=pct)
+                if method == "random":
+                    yield replace(one, criterion="random")
+                    continue
+                if method == "relu":
+                    one = replace(one, policy=None)  # what is zero is removed, however much it is
+                criteria = [None] if method in BASELINES else grid.criteria
+                predictors = grid.predictors if method in PREDICTORS else [None]
+                # these go by the evaluated example itself: they have no calibration text
+                calibrations = [None] if method in ("oracle", "griffin", "relu") else self.study.calibration
+                for criterion, predictor, calibration in product(criteria, predictors, calibrations):
+                    yield replace(one, criterion=criterion, predictor=predictor, calibration=calibration)
+
+    def params(self, stage: str, spec: Any) -> dict[str, str]:
+        """A rule's parameters: the specification as JSON, and what its code does."""
+        return {"spec": to_json(spec), "code": fingerprint(f"shadowcore.stages.{stage.replace('-', '_')}")}
+
+    def fetch_model(self, model: str) -> dict[str, str]:
+        from shadowcore.stages.fetch_model import Spec
+
+        kind, source = next(iter(self.study.models[model].source.items()))
+        return self.params("fetch-model", Spec(kind, source))
+
+    def prepare_text(self, name: str) -> dict[str, str]:
+        from shadowcore.stages.prepare_text import Spec, Task
+
+        one = self.study.texts[name]
+        kind, source = next(iter(one.source.items()))
+        task = Task(**one.true_continuation.model_dump())
+        return self.params(
+            "prepare-text", Spec(kind, source, one.heldout_fraction, one.evaluation_fraction, task, self.study.seed)
+        )
+
+    def prepare_benchmark(self, name: str) -> dict[str, str]:
+        from shadowcore.stages.prepare_benchmark import Spec
+
+        one = self.study.evaluation
+        shots = max(one.fewshot) if BENCHMARKS[name].train and not BENCHMARKS[name].rolling else 0
+        return self.params(
+            "prepare-benchmark", Spec(name, one.offline_dir, one.limit.get(name), shots, self.study.seed)
+        )
+
+    def check_disjoint(self, calibration: str, data: str) -> dict[str, str]:
+        from shadowcore.stages.check_disjoint import Spec
+
+        return self.params("check-disjoint", Spec(calibration, data))
+
+    def benchmarks(self, data: str) -> list[str]:
+        """Files of the benchmarks that a text's jobs measure too: the first text's do."""
+        evaluation = self.study.evaluation
+        if data != evaluation.texts[0]:
+            return []
+        return [f"{self.root}/tasks/{name}.parquet" for name in evaluation.tasks if name in BENCHMARKS]
+
+    def disjoint(self, key: tuple[str, str, str, int]) -> list[str]:
+        """The record that a condition's calibration and evaluation documents are disjoint."""
+        one = self.conditions[key]
+        return [f"{self.root}/checks/disjoint/{one.calibration}+{one.data}.json"] if one.calibration else []
+
+    def trace(self, model: str, split: str, shard: str) -> dict[str, str]:
+        used = {(one.method, one.predictor) for one in self.conditions.values() if one.predictor}
+        if self.study.latency:
+            used |= {(method, self.study.latency.predictor) for method in self.study.latency.methods}
+        plan = self.study.traces
+        return self.params("trace", self._trace(model, split, shard, plan.criteria, self.study.token_criteria, used))
+
+    def trace_on_policy(
+        self, model: str, split: str, shard: str, method: str, criterion: str, predictor: str
+    ) -> dict[str, str]:
+        from shadowcore.stages.trace_on_policy import Spec
+
+        masks = self.study.traces.on_policy
+        traced = self._trace(model, split, shard, [], [criterion], {(method, predictor)})
+        return self.params("trace-on-policy", Spec(traced, masks.units, masks.lowest_pct, masks.highest_pct))
+
+    def _trace(
+        self, model: str, split: str, shard: str, criteria: Iterable[str], token_criteria: Iterable[str], used: set
+    ):
+        """Specification of one shard of a split, for predictors `used`: pairs of design and preset."""
+        from shadowcore.stages.trace import Design, Spec
+
+        plan, train = self.study.traces, split == "train"
+        designs = {Design(method, self.study.predictors[preset_of(predictor)].segments) for method, predictor in used}
+        return Spec(
+            split=split, shard=int(shard), shards=plan.shards if train else 1,
+            windows=plan.windows if train else plan.heldout_windows, window_tokens=plan.window_tokens,
+            tokens_per_window=plan.tokens_per_window if train else plan.heldout_tokens_per_window,
+            designs=tuple(sorted(designs, key=str)), criteria=tuple(criteria), token_criteria=tuple(token_criteria),
+            token_bits=plan.bits if train else 8, batch=plan.batch,
+            dtype=self.study.models[model].dtype, seed=self.study.seed,
+        )  # fmt: skip
+
+    def traces(self, model: str, calibration: str, predictor: str, round_of: str, split: str) -> list[str]:
+        """Traces of a split that a predictor of a round learns from: the dense model's, or those under its last round.
+
+        predictor: the part of its path name before the preset.
+        """
+        folder = f"{self.root}/traces/{model}/{calibration}"
+        if number := ROUND.search(round_of)["round"]:
+            before = int(number) - 1
+            folder += f"/{predictor}+{preset_of(round_of)}" + (f"@{before}" if before else "")
+        shards = self.study.traces.shards if split == "train" else 1
+        return [f"{folder}/{split}-{shard}.safetensors" for shard in range(shards)]
+
+    def average(self, model: str, calibration: str) -> dict[str, str]:
+        from shadowcore.stages.average import Spec
+
+        return self.params("average", Spec(model, calibration, tuple(self.study.traces.criteria)))
+
+    def calibrate_thresholds(self, model: str, calibration: str) -> dict[str, str]:
+        from shadowcore.stages.calibrate_thresholds import Spec
+
+        plan = self.study.traces
+        reached = {one.sparsity_pct for one in self.conditions.values() if one.method == "threshold"}
+        spec = Spec(
+            model=model, calibration=calibration, windows=plan.windows, window_tokens=plan.window_tokens,
+            batch=plan.batch, sparsities_pct=tuple(sorted(reached)), dtype=self.study.models[model].dtype,
+            seed=self.study.seed,
+        )  # fmt: skip
+        return self.params("calibrate-thresholds", spec)
+
+    def train_predictor(self, model: str, calibration: str, method: str, criterion: str, predictor: str):
+        from shadowcore.stages.train_predictor import Spec
+
+        return self.params("train-predictor", Spec(**self._trained(model, calibration, method, criterion, predictor)))
+
+    def tune_predictor(self, model: str, calibration: str, method: str, criterion: str, predictor: str):
+        """predictor: the one to tune, without `@tuned`."""
+        from shadowcore.stages.tune_predictor import Spec, Tuning
+
+        tuning, plan = self.study.tuning.model_dump(), self.study.traces
+        spec = Spec(
+            **self._trained(model, calibration, method, criterion, f"{predictor}@tuned"),
+            units=tuning.pop("units"), tuning=Tuning(**tuning), windows=plan.windows,
+            heldout_windows=plan.heldout_windows, window_tokens=plan.window_tokens,
+            dtype=self.study.models[model].dtype,
+        )  # fmt: skip
+        return self.params("tune-predictor", spec)
+
+    def _trained(self, model: str, calibration: str, method: str, criterion: str, predictor: str) -> dict[str, Any]:
+        """What training and tuning are told alike."""
+        reported = sorted({pct for grid in self.study.conditions for pct in grid.sparsities_pct})
+        return {
+            "model": model, "calibration": calibration, "method": method, "criterion": criterion,
+            "predictor": predictor, "recipe": self.study.predictors[preset_of(predictor)].recipe(),
+            "sparsities_pct": tuple(reported), "token_bits": self.study.traces.bits, "heldout_bits": 8,
+            "seed": self.study.seed,
+        }  # fmt: skip
+
+    def evaluate(self, stage: str, key: tuple[str, str, str, int]) -> dict[str, str]:
+        from shadowcore.stages.conditions import Spec
+
+        sizes, condition = self.study.evaluation, self.conditions[key]
+        spec = Spec(
+            condition=condition, windows=sizes.windows, window_tokens=sizes.window_tokens,
+            window_batch=sizes.window_batch, request_batch=sizes.request_batch,
+            dtype=self.study.models[condition.model].dtype,
+            tasks=tuple(name for name in sizes.tasks if name not in BENCHMARKS or condition.data == sizes.texts[0]),
+            fewshot=tuple(sizes.fewshot), rolling_tokens=sizes.rolling_tokens,
+        )  # fmt: skip
+        return self.params(stage, spec)
+
+    def latency(self, model: str) -> dict[str, str]:
+        from shadowcore.stages.latency import Spec
+
+        plan = self.study.latency
+        kind = next(iter(self.study.models[model].source))
+        spec = Spec(
+            model=model, weights="random" if kind == "random" else "pretrained", dtype=self.study.models[model].dtype,
+            criterion=plan.criterion, units=plan.units, sparsities_pct=tuple(plan.sparsities_pct),
+            predictors=tuple(plan.methods), prompt_tokens=plan.prompt_tokens, new_tokens=plan.new_tokens,
+            repeats=plan.repeats, warmup=plan.warmup, seed=self.study.seed,
+        )  # fmt: skip
+        return self.params("latency", spec)
+
+    def latency_random(self, model: str) -> dict[str, str]:
+        from shadowcore.stages.latency_random import Spec
+
+        plan = self.study.latency_random.model_dump(exclude={"models"}) | {"model": model, "seed": self.study.seed}
+        return self.params("latency-random", parse_spec(Spec, plan))
+
+    def predictor(self, model: str, calibration: str, method: str, criterion: str, predictor: str) -> str:
+        """Path stem of a trained predictor."""
+        return f"{self.root}/predictors/{model}/{calibration}/{method}+{criterion}+{predictor}"
+
+    def latency_predictors(self, model: str) -> list[str]:
+        """Path stems of the predictors whose speed is measured."""
+        plan = self.study.latency
+        return [
+            self.predictor(model, self.study.calibration[0], method, plan.criterion, plan.predictor)
+            for method in plan.methods
+        ]
+
+    def predictors(self) -> list[str]:
+        """Path stems of every predictor some condition or the latency uses, sorted."""
+        used = {
+            self.predictor(one.model, one.calibration, one.method, one.criterion, one.predictor)
+            for one in self.conditions.values()
+            if one.predictor
+        }
+        if self.study.latency:
+            used |= {path for model in self.study.models for path in self.latency_predictors(model)}
+        return sorted(used)
+
+    def scores(self) -> list[str]:
+        """Tables of mean scores."""
+        return [f"{self.root}/scores/{m}/{c}.parquet" for m, c in product(self.study.models, self.study.calibration)]
+
+    def outcomes(self) -> list[str]:
+        """Every condition's outcomes."""
+        return [f"{self.root}/outcomes/{m}/{d}/{s}/{pct}.parquet" for m, d, s, pct in self.conditions]
+
+    def latencies(self) -> list[str]:
+        """Path stems of latency measurements."""
+        checkpoints = self.study.models if self.study.latency else []
+        return [f"{self.root}/latency/{model}" for model in checkpoints] + [
+            f"{self.root}/latency/random/{model}" for model in self.timed_dimensions()
+        ]
+
+    def timed_dimensions(self) -> list[str]:
+        """Published models that are timed with random weights."""
+        return self.study.latency_random.models if self.study.latency_random else []
+
+    def tables(self, names: Iterable[str] = FINAL_TABLES) -> list[str]:
+        """The final tables."""
+        return [f"{self.root}/tables/{name}.parquet" for name in names]
+
+    def measured_tables(self) -> list[str]:
+        """The final tables that hold measurements: what is checked, judged and drawn."""
+        return self.tables(MEASURED_TABLES)
+
+    def figures(self) -> list[str]:
+        """Path stems of the figures."""
+        return [f"{self.root}/figures/{model}/{name}" for model, name in product(self.study.models, FIGURES)]
