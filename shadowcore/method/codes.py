@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 
 import torch
+from torch.nn import functional
 
 DECADES = {4: 4.0, 8: 8.0}  # what the ladder spans, per width in bits
 
@@ -39,8 +40,8 @@ def encode(scores: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]
 
 def decode(codes: torch.Tensor, top: torch.Tensor, bits: int, units: int) -> torch.Tensor:
     """Scores float32 (..., U) from what `encode` returned."""
-    if bits == 4:
-        codes = torch.stack((codes & 15, codes >> 4), -1).flatten(-2)[..., :units]
     ladder = step_ratio(bits) ** (torch.arange(2**bits, device=codes.device, dtype=torch.float32) - (2**bits - 1))
     ladder[0] = 0
-    return ladder[codes.int()] * top
+    # what each byte stands for, one score or two: looked up a byte at a time
+    table = ladder[:, None] if bits == 8 else torch.stack((ladder.repeat(16), ladder.repeat_interleave(16)), 1)
+    return functional.embedding(codes.int(), table).flatten(-2)[..., :units] * top

@@ -94,7 +94,7 @@ def held_out_losses(predictor: Predictor, held: TokenTraces, batch: int, transfo
     for chunk in held.chunks():
         for index in torch.arange(len(chunk), device=held.device).split(batch):
             errors = list(_errors(predictor, chunk, index, transform))
-            totals.append(torch.stack([error.double().square().sum() for error in errors]))
+            totals.append(torch.stack([error.square().sum(dtype=torch.float64) for error in errors]))
             counts.append([error.numel() for error in errors])
     return (torch.stack(totals).sum(0).cpu() / torch.tensor(counts).sum(0)).tolist()
 
@@ -104,7 +104,7 @@ def mean_scores(traces: TokenTraces, kind: Kind, batch: int) -> torch.Tensor:
     total = 0
     for chunk in traces.chunks():
         for index in torch.arange(len(chunk), device=traces.device).split(batch):
-            total = total + chunk.scores(kind, index).double().sum(0)
+            total = total + chunk.scores(kind, index).sum(0, dtype=torch.float64)
     return (total / len(traces)).float()
 
 
@@ -131,9 +131,9 @@ def _standardise(predictor: Predictor, train: TokenTraces, batch: int, transform
     sums: dict[tuple[UnitScorer, str], list] = {}
 
     def count(scorer: UnitScorer, what: str, values: torch.Tensor) -> None:
-        values = values.double()
         found = sums.setdefault((scorer, what), [0, 0])
-        found[0], found[1] = found[0] + values.sum(0), found[1] + values.square().sum(0)
+        found[0] = found[0] + values.sum(0, dtype=torch.float64)
+        found[1] = found[1] + values.square().sum(0, dtype=torch.float64)
 
     for chunk in train.chunks():
         for index in torch.arange(len(chunk), device=train.device).split(batch):
