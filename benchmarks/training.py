@@ -74,16 +74,10 @@ def main() -> None:
             f"CPU, {torch.get_num_threads()} threads",
             resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         )
-    groups, weights = len(predictor.groups), sum(weight.numel() for weight in predictor.parameters())
-    print(
-        f"{arguments.model}, {arguments.design}, {groups} groups, rank {arguments.rank}, {weights:,} weights, {where}"
-    )
-    print(
-        f"{seconds:.1f} s for {arguments.epochs} epochs of {arguments.tokens:,} tokens, all included"
-    )
-    print(
-        f"{seconds / arguments.epochs / arguments.tokens * 1000:.3f} s per 1,000 tokens; peak memory {peak / 2**30:.1f} GiB"
-    )
+    weights, rate = sum(weight.numel() for weight in predictor.parameters()), seconds / arguments.epochs
+    print(f"{arguments.model}, {len(predictor.groups)} groups, rank {arguments.rank}, {weights:,} weights; {where}")
+    print(f"{rate:.1f} s for an epoch of {arguments.tokens:,} tokens, scaling and held-out included")
+    print(f"{1000 * rate / arguments.tokens:.3f} s per 1,000 tokens; peak memory {peak / 2**30:.1f} GiB")
 
 
 if __name__ == "__main__":
