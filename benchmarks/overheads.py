@@ -2,7 +2,7 @@
 
     python benchmarks/overheads.py results/quick/models/smollm2-135m/weights [--threads 1] [--repeats 5]
 
-Prints medians: every criterion in one pass against a plain forward and backward pass to the activations and
+Prints medians: criteria in one pass against a plain forward and backward pass to the activations and
 against one pass per criterion; masked evaluation against dense evaluation.
 """
 
@@ -27,6 +27,7 @@ from shadowcore.models.sources import load_model
 
 BATCH, TOKENS = 4, 128
 KINDS = ("neurons",)
+CORRELATIONS = ("jacov", "epenas")  # a matrix for every unit
 
 
 def main() -> None:
@@ -53,7 +54,7 @@ def main() -> None:
 
 
 def scoring(model, ids, scored) -> dict[str, Callable[[], None]]:
-    """Plain pass first; then all criteria in one pass; then a pass each."""
+    """Plain pass first; then criteria in one pass, the cheap ones and more; then a pass for each of the cheap ones."""
     importance = ImportancePass(model)
 
     def plain() -> None:
@@ -66,12 +67,16 @@ def scoring(model, ids, scored) -> dict[str, Callable[[], None]]:
             for name in names:
                 CRITERIA[name].sequence(signals)
 
-        importance(ids, scored, see)
+        importance(ids, scored, see, second_order=any(CRITERIA[name].order == 2 for name in names))
 
+    first = [name for name, one in CRITERIA.items() if one.order < 2]
+    sums = [name for name in first if name not in CORRELATIONS]
     return {
         "forward and backward": plain,
-        f"all {len(CRITERIA)} criteria, one pass": lambda: score(CRITERIA),
-        "one pass per criterion": lambda: [score([name]) for name in CRITERIA],
+        f"{len(sums)} criteria, one pass": lambda: score(sums),
+        f"{len(first)} with {', '.join(CORRELATIONS)}": lambda: score(first),
+        f"all {len(CRITERIA)}, second order": lambda: score(CRITERIA),
+        f"a pass for each of the {len(sums)}": lambda: [score([name]) for name in sums],
     }
 
 
