@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shadowcore.report import tables
-from shadowcore.report.figures import FIGURES, save
+from shadowcore.report.figures import FIGURES, TIMED_FIGURES, save
 from shadowcore.stages.base import Stage
 
 
 @dataclass(frozen=True)
 class Spec:
-    """figure: a name in report.figures.FIGURES; model: whose rows."""
+    """figure: a name in report.figures.FIGURES or TIMED_FIGURES; model: whose rows."""
 
     figure: str
     model: str
@@ -30,7 +30,7 @@ class Outputs:
 
 
 def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
-    figure = FIGURES[spec.figure](tables.read(inputs.tables[0].parent), spec.model)
+    figure = (FIGURES | TIMED_FIGURES)[spec.figure](tables.read(inputs.tables[0].parent), spec.model)
     save(figure, outputs.pdf.with_suffix(""))
 
 
