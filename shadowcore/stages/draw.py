@@ -7,7 +7,7 @@ from pathlib import Path
 
 from shadowcore.errors import one_of
 from shadowcore.report import tables
-from shadowcore.report.figures import FIGURES, save
+from shadowcore.report.figures import FIGURES, TIMED_FIGURES, save
 from shadowcore.stages.base import Progress, Stage
 
 
@@ -25,7 +25,7 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Outputs:
-    """figures: <name>.pdf and <name>.png for names in report.figures.FIGURES."""
+    """figures: <name>.pdf and <name>.png for names in report.figures.FIGURES or TIMED_FIGURES."""
 
     figures: tuple[Path, ...]
 
@@ -34,9 +34,10 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     progress = Progress(f"draw {spec.model}")
     found = tables.read(inputs.tables[0].parent)
     stems = list(dict.fromkeys(path.with_suffix("") for path in outputs.figures))
-    names = [one_of(stem.name, FIGURES, "--figures") for stem in stems]
+    known = FIGURES | TIMED_FIGURES
+    names = [one_of(stem.name, known, "--figures") for stem in stems]
     for done, (name, stem) in enumerate(zip(names, stems, strict=True), 1):
-        save(FIGURES[name](found, spec.model), stem)
+        save(known[name](found, spec.model), stem)
         progress(done, len(stems))
 
 

@@ -305,7 +305,7 @@ def built(
     facts["gb_per_token"] = read / 1e9
     if decoder.selection.weight_bytes:
         facts["predictor_mb"] = decoder.selection.weight_bytes / 1e6
-    if gpu and hasattr(decoder, "ffn"):
+    if gpu and (keys["mode"] == "dense" or "predictor_mb" in facts):
         facts |= speed.parts(decoder, spec.prompt_tokens)
     if not timed:
         prompt = torch.randint(10, layout.sizes.vocabulary, (1, spec.prompt_tokens), device=layout.device)

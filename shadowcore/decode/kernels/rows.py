@@ -14,9 +14,11 @@ from shadowcore.decode.kernels.launch import Units, begin, options, power_of_two
 
 ACTIVATIONS = {"none": 0, "relu": 1, "silu": 2}  # silu: of the gate row, times the row beside it
 COLUMNS = 1024  # of a weight row, in one piece
-PROJECT = {"tile": 16384, "warps": 4}
-ACCUMULATE = {"columns": 512, "elements": 8192, "warps": 4, "programs": 2048, "least": 16, "most": 128}
-SETTLE = {"columns": 32, "together": 128, "warps": 8}
+# sizes of the work of one program, as measured on an H200 (results/reference/gpu/tuning.txt)
+TILE = 8192  # weights of a product
+SUM_COLUMNS, SUM_TILE = 1024, 8192  # columns of a sum of rows, and weights of it at a time
+SUM_GROUP, SUM_PROGRAMS = (16, 256), 1024  # rows of one sum: fewest and most, so that there are so many programs
+SETTLED, ADDENDS = 32, 128  # columns of the residual, and sums that are added at a time
 
 
 @triton.jit
@@ -106,13 +108,13 @@ def project(
         gathered, rows - total, total,
         D=width, UNIT=unit_rows, PARTS=parts, ACTIVATION=ACTIVATIONS[activation], ROWS=together,
         COLUMNS=min(COLUMNS, power_of_two(width)), EARLY=units is None or units.early,
-        **options(x.device, PROJECT["warps"]),
+        **options(x.device, 4),
     )  # fmt: skip
 
 
 def rows_together(width: int) -> int:
     """Rows of so many numbers that a program computes: a power of two of them fills its registers."""
-    return max(1, min(64, power_of_two(PROJECT["tile"] // width + 1) // 2))
+    return max(1, min(64, power_of_two(TILE // width + 1) // 2))
 
 
 @triton.jit
@@ -173,11 +175,10 @@ class Partial:
     def __init__(self, width: int, slots: int, unit_rows: int, device: torch.device):
         """Room for sums of up to `slots` rows; units of `unit_rows` rows."""
         self.width, self.unit_rows = width, unit_rows
-        self.columns = min(ACCUMULATE["columns"], power_of_two(width))
+        self.columns = min(SUM_COLUMNS, power_of_two(width))
         programs = triton.cdiv(width, self.columns)
         # enough programs to fill the device, few enough sums to add up
-        share = power_of_two(slots * programs // ACCUMULATE["programs"])
-        self.group = max(ACCUMULATE["least"], min(ACCUMULATE["most"], share))
+        self.group = min(max(power_of_two(slots * programs // SUM_PROGRAMS), SUM_GROUP[0]), SUM_GROUP[1])
         self.addends = torch.empty(triton.cdiv(slots, self.group), width, dtype=torch.float32, device=device)
         self.slots, self.count = slots, None
 
@@ -192,9 +193,8 @@ class Partial:
         grid = triton.cdiv(self.width, self.columns), max(1, len(self.addends))
         _accumulate[grid](
             amount, weight, units and units.index, self.count, self.addends, threshold, self.slots,
-            D=self.width, UNIT=self.unit_rows, GROUP=self.group, COLUMNS=self.columns,
-            ROWS=min(self.group, max(1, ACCUMULATE["elements"] // self.columns)),
-            EARLY=units is None or units.early, **options(weight.device, ACCUMULATE["warps"]),
+            D=self.width, UNIT=self.unit_rows, GROUP=self.group, ROWS=min(self.group, max(1, SUM_TILE // self.columns)),
+            COLUMNS=self.columns, EARLY=units is None or units.early, **options(weight.device, 4),
         )  # fmt: skip
 
 
@@ -258,10 +258,9 @@ def settle(
     """
     width = len(residual)
     there = partial is not None
-    _settle[(triton.cdiv(width, SETTLE["columns"]),)](
+    _settle[(triton.cdiv(width, SETTLED),)](
         partial.addends if there else None, partial.count if there else None, partial.slots if there else 0,
         bias, residual, arrivals, norm_weight, norm_bias, out, eps,
         D=width, UNIT=partial.unit_rows if there else 1, GROUP=partial.group if there else 1, RMS=rms,
-        COLUMNS=SETTLE["columns"], TOGETHER=SETTLE["together"], WIDTH=power_of_two(width),
-        **options(residual.device, SETTLE["warps"]),
+        COLUMNS=SETTLED, TOGETHER=ADDENDS, WIDTH=power_of_two(width), **options(residual.device, 8),
     )  # fmt: skip

@@ -14,11 +14,12 @@ from shadowcore.report.figures.designs import designs
 from shadowcore.report.figures.differences import differences
 from shadowcore.report.figures.importance import importance_map, variability
 from shadowcore.report.figures.ranking import predictor_quality
+from shadowcore.report.figures.scaling import decoding, scaling
 from shadowcore.report.figures.speed import latency, pareto
 from shadowcore.report.style import Figure, save
 from shadowcore.report.tables import Tables
 
-__all__ = ["FIGURES", "save"]
+__all__ = ["FIGURES", "TIMED_FIGURES", "save"]
 
 FIGURES: dict[str, Callable[[Tables, str], Figure]] = {
     "perplexity": perplexity,
@@ -37,3 +38,5 @@ FIGURES: dict[str, Callable[[Tables, str], Figure]] = {
     "latency": latency,
     "pareto": pareto,
 }
+# of models timed by their dimensions; "scaling" of all of them together
+TIMED_FIGURES: dict[str, Callable[[Tables, str], Figure]] = {"decoding": decoding, "scaling": scaling}

@@ -1,0 +1,108 @@
+"""Decoders at the sizes of published models: time against the memory's limit, and where it goes."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from shadowcore.report.figures.series import intervals, where
+from shadowcore.report.style import Figure, empty, key, legend, look, panels, styled, title, whole_ticks
+from shadowcore.report.tables import Tables
+
+RANK, BITS = 256, 16  # of the predictors compared at equal sizes
+MODES = ("static", "oracle", "shadow", "layerwise")
+DENSE = ("dense", "cublas", "compiled", "huggingface", "huggingface_static")
+TIMES = ("ms_per_token", "ms_p10", "ms_p90")
+PARTS = {
+    "attention_ms": ("attention", "#56B4E9"), "ffn_ms": ("FFN", "#0072B2"), "norms_ms": ("residual and norms", "#999999"),
+    "vocabulary_ms": ("vocabulary", "#E69F00"), "predictor_ms": ("predictor and selection", "#D55E00"),
+}  # fmt: skip
+# milliseconds of 128 prompt and 128 new tokens at "50 %" on A100s: DejaVu, ShadowLLM (arXiv 2406.16635)
+PUBLISHED = {"opt-1.3b": (654, 539), "opt-6.7b": (1121, 978), "opt-13b": (1315, 1154), "opt-30b": (2099, 1808),
+             "opt-66b": (3565, 3085)}  # fmt: skip
+
+
+def timed(tables: Tables) -> pd.DataFrame:
+    """Rows with random weights; `roof_ms` is what the counted bytes take at the device's best ceiling of the run."""
+    rows = tables["latency"]
+    rows = rows[(rows["weights"] == "random") & rows["roofline_ms"].notna()]
+    best = rows.groupby("device")["ceiling_gb_s"].transform("max")
+    return rows.assign(roof_ms=rows["roofline_ms"] * rows["ceiling_gb_s"] / best)
+
+
+def alike(rows: pd.DataFrame, mode: str) -> pd.DataFrame:
+    """One mode's rows by rising sparsity; of predictors those of equal rank and bits."""
+    found = where(rows, mode=mode).sort_values("sparsity_pct")
+    predicted = found["predictor_rank"].notna()
+    return found[~predicted | ((found["predictor_rank"] == RANK) & (found["predictor_bits"] == BITS))]
+
+
+def fastest_dense(rows: pd.DataFrame) -> pd.Series:
+    """The dense row with the smallest median."""
+    return rows[rows["mode"].isin(DENSE)].nsmallest(1, "ms_per_token").iloc[0]
+
+
+@styled
+def decoding(tables: Tables, model: str) -> Figure:
+    """Time per token, and speed-up over the fastest dense decoder, against sparsity, with the memory's limit."""
+    rows = where(timed(tables), model=model)
+    if rows.empty:
+        return empty(f"{model}: no times with random weights in the tables")
+    dense = fastest_dense(rows)
+    figure, (times, gains) = panels(2, size=(4.2, 3.2))
+    handles = [key(f"fastest dense ({dense['mode']})", look("dense").color)]
+    times.axhline(dense["ms_per_token"], color=look("dense").color)
+    gains.axhline(1, color=look("dense").color)
+    for mode in MODES:
+        line, style = alike(rows, mode), look(mode)
+        drawn = {"color": style.color, "marker": style.marker}
+        intervals(times, line["sparsity_pct"], line, TIMES, **drawn)
+        times.plot(line["sparsity_pct"], line["roof_ms"], color=style.color, linestyle=":")
+        gains.plot(line["sparsity_pct"], dense["ms_per_token"] / line["ms_per_token"], **drawn)
+        gains.plot(line["sparsity_pct"], dense["roof_ms"] / line["roof_ms"], color=style.color, linestyle=":")
+        handles.append(key(style.label, **drawn))
+    handles.append(key("its bytes at the memory's limit", "#666666", line=":"))
+    times.set(ylim=(0, None), xlabel="heads and neurons removed (%)", ylabel="ms per token")
+    gains.set(xlabel="heads and neurons removed (%)", ylabel="times faster than the fastest dense")
+    for panel in (times, gains):
+        whole_ticks(panel)
+    legend(figure, handles)
+    facts = [model, dense["device"], dense["dtype"], "random weights", f"predictors of rank {RANK}"]
+    title(figure, "Decoding against the memory's limit: median and 10th to 90th percentile", facts)
+    return figure
+
+
+@styled
+def scaling(tables: Tables, _: str) -> Figure:
+    """ShadowLLM over DejaVu-style at 50 % for every size, beside the published ratios; and where the time goes."""
+    rows = timed(tables)
+    half = rows[rows["sparsity_pct"] == 50]
+    shadow, layerwise = (alike(half, mode).set_index("model") for mode in ("shadow", "layerwise"))
+    if shadow.empty:
+        return empty("no predictors of 50 % with random weights in the tables")
+    models = list(shadow.sort_values("gb_per_token").index)
+    figure, (ratios, shares) = panels(2, size=(4.6, 3.4))
+    places = range(len(models))
+    ours = layerwise["ms_per_token"].reindex(models) / shadow["ms_per_token"].reindex(models)
+    ratios.plot(places, ours, linestyle="", marker="o", color=look("shadow").color)
+    published = [PUBLISHED[m][0] / PUBLISHED[m][1] if m in PUBLISHED else None for m in models]
+    ratios.plot(places, pd.Series(published, dtype=float), linestyle="", marker="x", color="#D55E00")
+    ratios.axhline(1, color=look("dense").color)
+    ratios.set(ylabel="layerwise over shadow, time", ylim=(0.9, None))
+    below = pd.Series(0.0, index=models)
+    for column, (_label, color) in PARTS.items():
+        share = shadow[column].reindex(models)
+        shares.bar(places, share, bottom=below, color=color, width=0.7)
+        below = below + share
+    shares.plot(places, shadow["ms_per_token"].reindex(models), linestyle="", marker="_", color="black", markersize=16)
+    shares.set(ylabel="ms per token, shadow, 50 %")
+    for panel in (ratios, shares):
+        panel.set_xticks(list(places), models, rotation=40, ha="right")
+    handles = [
+        key("this run, equal widths", look("shadow").color, "o", ""),
+        key("published, A100", "#D55E00", "x", ""),
+        key("whole step", "black", "_", ""),
+    ]
+    legend(figure, handles + [key(label, color, "s", "") for label, color in PARTS.values()])
+    facts = [shadow["device"].iloc[0], "50 % of heads and neurons removed", f"rank {RANK}", "random weights"]
+    title(figure, "One predictor against one per layer; parts of a step, each timed alone", facts)
+    return figure
