@@ -109,7 +109,8 @@ class UnitScorer(nn.Module):
 
     def forward(self, feature: torch.Tensor) -> torch.Tensor:
         """Scores (..., layers, U), comparable across layers."""
-        return torch.addcmul(self.score_mean, self.deviation(feature), self.score_scale)
+        # in place: for a whole model the scores of a batch are larger than anything the model itself makes
+        return self.deviation(feature).mul_(self.score_scale).add_(self.score_mean)
 
 
 class Predictor(nn.Module):
