@@ -13,8 +13,9 @@ MODES = ("static", "oracle", "shadow", "layerwise")
 DENSE = ("dense", "cublas", "compiled", "huggingface", "huggingface_static")
 TIMES = ("ms_per_token", "ms_p10", "ms_p90")
 PARTS = {
-    "attention_ms": ("attention", "#56B4E9"), "ffn_ms": ("FFN", "#0072B2"), "norms_ms": ("residual and norms", "#999999"),
-    "vocabulary_ms": ("vocabulary", "#E69F00"), "predictor_ms": ("predictor and selection", "#D55E00"),
+    "attention_ms": ("attention", "#56B4E9"), "ffn_ms": ("FFN", "#0072B2"),
+    "norms_ms": ("residual and norms", "#999999"), "vocabulary_ms": ("vocabulary", "#E69F00"),
+    "predictor_ms": ("predictor and selection", "#D55E00"),
 }  # fmt: skip
 # milliseconds of 128 prompt and 128 new tokens at "50 %" on A100s: DejaVu, ShadowLLM (arXiv 2406.16635)
 PUBLISHED = {"opt-1.3b": (654, 539), "opt-6.7b": (1121, 978), "opt-13b": (1315, 1154), "opt-30b": (2099, 1808),

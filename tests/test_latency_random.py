@@ -1,0 +1,127 @@
+"""Times of models known by their dimensions: the rule on a CPU, and what a GPU would time, gated by the interpreter."""
+
+import dataclasses
+
+import pandas as pd
+import pytest
+import torch
+
+from shadowcore.decode.decoder import Decoder
+from shadowcore.decode.random import last_units, random_layout, require_room, weight_numbers
+from shadowcore.errors import ConfigError
+from shadowcore.measure import speed
+from shadowcore.measure.latency import Disagreement
+from shadowcore.method.predictors import FIRST_SPARSE_LAYER
+from shadowcore.models.families import KINDS
+from shadowcore.models.published import PUBLISHED
+from shadowcore.stages.latency_random import Design, Inputs, Outputs, Spec, built, on_gpu, run
+
+CPU = torch.device("cpu")
+SPEC = Spec(
+    model="opt-tiny", dtype="float32", units="both", sparsities_pct=(50,),
+    designs=(Design("shadow", 8, 16), Design("layerwise", 8, 16), Design("segments", 8, 16, segments=2)),
+    baselines=(), active=0.1, prompt_tokens=8, short_tokens=1, new_tokens=3, repeats=2, warmup=0, seed=0,
+)  # fmt: skip
+
+
+def layout_of(name, dtype=torch.float32):
+    family, sizes = PUBLISHED[name]
+    return random_layout(family, sizes, dtype, CPU, 0, 0.1)
+
+
+@pytest.mark.parametrize("model", ["opt-tiny", "llama-tiny"])
+def test_the_rule_measures_the_torch_backend_on_a_cpu_and_says_so(model, tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU, so the rule would measure it")
+    spec = dataclasses.replace(SPEC, model=model)
+    outputs = Outputs(tmp_path / "summary.parquet", tmp_path / "repeats.parquet")
+    run(spec, Inputs(), outputs)
+    rows, raw = pd.read_parquet(outputs.summary), pd.read_parquet(outputs.repeats)
+    assert list(rows["mode"]) == ["dense", "static", "oracle", "shadow", "layerwise", "segments"]
+    assert set(rows["backend"]) == {"torch"} and set(rows["weights"]) == {"random"} and rows["threads"].notna().all()
+    assert len(raw) == len(rows) * spec.repeats
+    sparse = rows[rows["mode"] != "dense"]
+    units = PUBLISHED[model][1]
+    assert set(sparse["kept_heads"]) == {units.heads + (units.layers - 1) * units.heads // 2}
+    assert (sparse["gb_per_token"] < rows["gb_per_token"][0]).all() and (rows["gate_error"] < 1e-5).all()
+
+
+@pytest.mark.parametrize("model", ["opt-tiny", "llama-tiny"])
+def test_every_mode_of_a_gpu_passes_its_gate(model):
+    pytest.importorskip("triton", reason="Triton is not installed, so there is nothing a GPU would time")
+    designs = (Design("shadow", 8, 16, bits=8), Design("layerwise", 8, 16))
+    baselines = ("cublas", "gather_ordered", "gather_shuffled", "relu")
+    spec = dataclasses.replace(SPEC, model=model, designs=designs, baselines=baselines)
+    layout = layout_of(model)
+    reference, timed = Decoder(speed.upcast(layout), spec.prompt_tokens + spec.new_tokens), {}
+    for name, keys, make in on_gpu(spec, layout):
+        timed[name] = built(name, keys, make, spec, layout, timed, reference)
+        assert timed[name].facts["gate_error"] < 1e-5
+    assert len(timed) == (9 if model == "opt-tiny" else 8)
+    relu = timed.get("relu")
+    if relu:
+        assert 0 < relu.facts["active"] < 0.3  # one neuron in ten is meant to be active
+    found = speed.parts(timed["shadow 8/16 8 bits, 1 groups 50"].decoder, spec.prompt_tokens, 1)
+    assert set(found) == {"attention_ms", "ffn_ms", "norms_ms", "vocabulary_ms", "predictor_ms"}
+
+
+def test_wrong_numbers_are_not_timed():
+    layout = layout_of("opt-tiny")
+    reference, decoder = Decoder(layout, 16), Decoder(layout_of("opt-tiny"), 16)
+    speed.gate("dense", decoder, reference, 8, 11)
+    decoder.layout.layers[1].output[2] *= 2
+    with pytest.raises(Disagreement, match="mode 'dense'"):
+        speed.gate("dense", decoder, reference, 8, 11)
+
+
+def test_upcast_weights_are_the_same_numbers():
+    layout = layout_of("llama-tiny", torch.bfloat16)
+    wide = speed.upcast(layout)
+    assert wide.dtype == torch.float32 and len(wide.layers) == len(layout.layers)
+    for ours, theirs in zip(wide.layers, layout.layers, strict=True):
+        assert torch.equal(ours.ffn_in, theirs.ffn_in.float()) and torch.equal(ours.output, theirs.output.float())
+
+
+def test_last_units_are_views():
+    layout = layout_of("llama-tiny")
+    cut = last_units(layout, {"heads": 2, "neurons": 80}, FIRST_SPARSE_LAYER)
+    assert [len(layer.output) for layer in cut.layers] == [4, 2, 2]
+    assert cut.layers[1].ffn_in.untyped_storage().data_ptr() == layout.layers[1].ffn_in.untyped_storage().data_ptr()
+    assert {kind: int(mask.sum()) for kind, mask in cut.keep_masks().items()} == {"heads": 8, "neurons": 320}
+    assert all(cut.layers[2].present[kind][-1] == layout.sizes.units(kind) - 1 for kind in KINDS)
+
+
+def test_weights_are_counted():
+    for name in ("opt-tiny", "llama-tiny"):
+        layout = layout_of(name)
+        vectors = sum(t.numel() for layer in layout.layers for t in speed.weights_of(layer) if t.dim() == 1)
+        counted = weight_numbers(*PUBLISHED[name])
+        tables = {t.data_ptr(): t for t in (layout.embedding, layout.head, layout.positions) if t is not None}
+        matrices = [
+            t for layer in layout.layers for t in (layer.query_key_value, layer.output, layer.ffn_in, layer.ffn_down)
+        ]
+        assert counted == sum(t.numel() for t in (*tables.values(), *matrices)) and vectors > 0
+
+
+def test_models_that_do_not_fit_say_so(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *device: (80_000_000_000, 80_000_000_000))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
+    with pytest.raises(ConfigError, match=r"need 131,\d{3},\d{3},\d{3} bytes, a GPU has 80,000,000,000 free"):
+        require_room(*PUBLISHED["opt-66b"], torch.bfloat16, torch.device("cuda"))
+
+
+@pytest.mark.parametrize(
+    "changes, says",
+    [
+        ({"model": "opt-6b"}, "did you mean 'opt-66b'|did you mean 'opt-6.7b'"),
+        ({"baselines": ("cubla",)}, "did you mean 'cublas'"),
+        ({"short_tokens": 3}, "between 0 and new_tokens 3"),
+        ({"designs": (Design("shadow", 8, 16, bits=8),)}, "no 8-bit predictors; 16 would fit"),
+    ],
+)
+def test_bad_input(changes, says, tmp_path):
+    if torch.cuda.is_available() and "designs" in changes:
+        pytest.skip("a GPU has 8-bit predictors")
+    with pytest.raises(ConfigError, match=says):
+        run(dataclasses.replace(SPEC, **changes), Inputs(), Outputs(tmp_path / "a.parquet", tmp_path / "b.parquet"))
+    assert not list(tmp_path.iterdir())
