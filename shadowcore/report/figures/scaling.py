@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
+from shadowcore.report.claims import PUBLISHED
 from shadowcore.report.figures.series import intervals, where
 from shadowcore.report.style import Figure, empty, key, legend, look, panels, styled, title, whole_ticks
 from shadowcore.report.tables import Tables
@@ -17,9 +18,6 @@ PARTS = {
     "norms_ms": ("residual and norms", "#999999"), "vocabulary_ms": ("vocabulary", "#E69F00"),
     "predictor_ms": ("predictor and selection", "#D55E00"),
 }  # fmt: skip
-# milliseconds of 128 prompt and 128 new tokens at "50 %" on A100s: DejaVu, ShadowLLM (arXiv 2406.16635)
-PUBLISHED = {"opt-1.3b": (654, 539), "opt-6.7b": (1121, 978), "opt-13b": (1315, 1154), "opt-30b": (2099, 1808),
-             "opt-66b": (3565, 3085)}  # fmt: skip
 
 
 def timed(tables: Tables) -> pd.DataFrame:
@@ -35,6 +33,13 @@ def alike(rows: pd.DataFrame, mode: str) -> pd.DataFrame:
     found = where(rows, mode=mode).sort_values("sparsity_pct")
     predicted = found["predictor_rank"].notna()
     return found[~predicted | ((found["predictor_rank"] == RANK) & (found["predictor_bits"] == BITS))]
+
+
+def published_ratios() -> pd.Series:
+    """Published times of layerwise over shadow at half the units, by model."""
+    rows = where(pd.read_csv(PUBLISHED), quantity="latency", sparsity_pct=50)
+    times = rows.pivot(index="model", columns="method", values="value")
+    return times["layerwise"] / times["shadow"]
 
 
 def fastest_dense(rows: pd.DataFrame) -> pd.Series:
@@ -85,8 +90,7 @@ def scaling(tables: Tables, _: str) -> Figure:
     places = range(len(models))
     ours = layerwise["ms_per_token"].reindex(models) / shadow["ms_per_token"].reindex(models)
     ratios.plot(places, ours, linestyle="", marker="o", color=look("shadow").color)
-    published = [PUBLISHED[m][0] / PUBLISHED[m][1] if m in PUBLISHED else None for m in models]
-    ratios.plot(places, pd.Series(published, dtype=float), linestyle="", marker="x", color="#D55E00")
+    ratios.plot(places, published_ratios().reindex(models), linestyle="", marker="x", color="#D55E00")
     ratios.axhline(1, color=look("dense").color)
     ratios.set(ylabel="layerwise over shadow, time", ylim=(0.9, None))
     below = pd.Series(0.0, index=models)
