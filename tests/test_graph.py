@@ -13,8 +13,8 @@ from shadowcore.decode.graph import GraphDecoder
 from shadowcore.decode.layout import compacted, from_model
 from shadowcore.decode.skipping import KeepFixed, KeepPredicted
 from shadowcore.errors import ConfigError
-from shadowcore.measure.baselines import TorchGraph
 from shadowcore.measure.latency import HuggingFaceDecoder, bytes_per_step, check, predictor_bytes
+from shadowcore.measure.rivals import TorchGraph
 from shadowcore.models.families import KINDS
 from shadowcore.models.masking import masked
 

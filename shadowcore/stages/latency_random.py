@@ -147,7 +147,7 @@ def on_gpu(spec: Spec, layout: Layout) -> Iterator[Variant]:
     """The Triton decoder in all modes, and other dense decoders."""
     from shadowcore.decode.chosen import GivenUnits, PredictedUnits
     from shadowcore.decode.graph import GraphDecoder
-    from shadowcore.measure.baselines import TorchGraph
+    from shadowcore.measure.rivals import TorchGraph
 
     sizes, device, room = layout.sizes, layout.device, spec.prompt_tokens + spec.new_tokens
     first = range(FIRST_SPARSE_LAYER)
@@ -206,7 +206,7 @@ def hugging_face(spec: Spec, room: int) -> Iterator[Variant]:
     """`generate` of a Hugging Face model of the same dimensions."""
     from transformers import OPTConfig, OPTForCausalLM
 
-    from shadowcore.measure.baselines import HuggingFaceGenerate
+    from shadowcore.measure.rivals import HuggingFaceGenerate
 
     sizes = PUBLISHED[spec.model][1]
     config = OPTConfig(
