@@ -6,24 +6,24 @@ so that editing one part of a configuration reruns only what reads that part.
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
 from shadowcore.benchmarks import BENCHMARKS
 from shadowcore.errors import ConfigError, near_miss, one_of
+from shadowcore.fields import Fraction, Name, Percent, Positive, Strict, among
 from shadowcore.measure.activation_masks import BASELINES
 from shadowcore.measure.protocols import PROTOCOLS
 from shadowcore.method.criteria import CRITERIA
 from shadowcore.method.policies import POLICIES, WHOLE_MODEL_POLICIES
 from shadowcore.method.predictors import PREDICTORS
-from shadowcore.method.training import TARGETS, Recipe
 from shadowcore.models.families import KINDS_OF
 from shadowcore.models.published import PUBLISHED
 from shadowcore.models.sources import DTYPES, MODEL_SOURCES
+from shadowcore.recipes import ROUND, Masked, Preset, Tuned, preset_of
 from shadowcore.stages.base import parse_spec
 from shadowcore.stages.conditions import NEEDS_PROMPTS, OWN_TASKS
 from shadowcore.stages.latency_random import RIVALS
@@ -32,41 +32,9 @@ from shadowcore.text import TEXT_SOURCES
 TASKS = (*OWN_TASKS, *BENCHMARKS)
 CONSTANT_METHODS = ("random", "static")
 METHODS = ("dense", *CONSTANT_METHODS, *BASELINES, *PREDICTORS, "oracle")
-SPLITS = ("train", "heldout")
-
-
-def preset_of(predictor: str) -> str:
-    """The preset of a predictor, whichever its round."""
-    return ROUND.sub("", predictor, count=1)
-
-
-def among(choices) -> Any:
-    """A string type that must be one of `choices`; the error names the near miss."""
-
-    def check(value: Any) -> str:
-        if value not in choices:
-            raise ValueError(f"unknown '{value}'; {near_miss(str(value), choices)}")
-        return value
-
-    return Annotated[str, BeforeValidator(check)]
-
-
-# a preset trained on traces under its own masks for the N-th time, and tuned under them: preset@N, preset@tuned, both
-ROUND = re.compile(r"(?:@(?P<round>[1-9]\d*))?(?P<tuned>@tuned)?$")
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.]*(-[A-Za-z0-9_.]+)*$")]
-Percent = Annotated[int, Field(ge=0, lt=100, description="integer percent, 0 to 99")]
-Positive = Annotated[int, Field(ge=1)]
-Fraction = Annotated[float, Field(gt=0, lt=1)]
-
 
 # `--config offline=true` arrives as text
 Offline = Annotated[bool | str, BeforeValidator(lambda value: True if value == "true" else value)]
-
-
-class Strict(BaseModel):
-    """No unknown keys, no silent conversions."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
 def source_of(kinds: dict[str, type]) -> Any:
@@ -108,21 +76,6 @@ class Text(Strict):
     true_continuation: Questions
 
 
-class Masked(Strict):
-    """Masks that act while a predictor learns: units, and the range of sparsities, percent."""
-
-    units: among(KINDS_OF)
-    lowest_pct: Percent
-    highest_pct: Percent
-
-    @model_validator(mode="after")
-    def in_order(self) -> Masked:
-        """The range must not be empty."""
-        if self.lowest_pct > self.highest_pct:
-            raise ValueError(f"lowest_pct {self.lowest_pct} is above highest_pct {self.highest_pct}")
-        return self
-
-
 class Traces(Strict):
     """How much text is scored, and how finely: see `shadowcore.method.tracing`."""
 
@@ -136,34 +89,6 @@ class Traces(Strict):
     criteria: list[among(CRITERIA)]
     batch: Positive
     on_policy: Masked | None = None
-
-
-class Tuned(Masked):
-    """How predictors `preset@tuned` are tuned: see `shadowcore.method.tuning`."""
-
-    epochs: Positive
-    batch: Positive
-    learning_rate: Annotated[float, Field(gt=0)]
-    temperature: Annotated[float, Field(gt=0)]
-
-
-class Preset(Strict):
-    """A predictor recipe: see `shadowcore.method.training`."""
-
-    rank_heads: Positive
-    rank_neurons: Positive
-    segments: Positive = 1
-    target: among(TARGETS)
-    epochs: Positive
-    batch: Positive
-    learning_rate: Annotated[float, Field(gt=0)]
-    weight_decay: Annotated[float, Field(ge=0)]
-
-    def recipe(self) -> Recipe:
-        """As the training stage reads it."""
-        fields = self.model_dump()
-        rank = {kind: fields.pop(f"rank_{kind}") for kind in ("heads", "neurons")}
-        return Recipe(rank=rank, **fields)
 
 
 class Grid(Strict):

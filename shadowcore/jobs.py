@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from shadowcore.benchmarks import BENCHMARKS
-from shadowcore.config import ROUND, Study, preset_of
+from shadowcore.config import Study
 from shadowcore.measure.activation_masks import BASELINES
 from shadowcore.method.predictors import PREDICTORS
 from shadowcore.provenance import fingerprint
+from shadowcore.recipes import ROUND, preset_of
 from shadowcore.report.figures import FIGURES
 from shadowcore.schemas import FINAL_TABLES, MEASURED_TABLES
 from shadowcore.stages.base import parse_spec, to_json

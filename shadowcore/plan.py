@@ -21,7 +21,6 @@ from rich.table import Table
 
 from shadowcore import artifacts
 from shadowcore.benchmarks import BENCHMARKS
-from shadowcore.config import ROUND, preset_of
 from shadowcore.errors import ConfigError
 from shadowcore.jobs import Jobs
 from shadowcore.method.criteria import CRITERIA
@@ -29,6 +28,7 @@ from shadowcore.method.predictors import groups_of
 from shadowcore.models.families import KINDS, Dimensions, dimensions_of
 from shadowcore.models.published import PUBLISHED, Size
 from shadowcore.models.sources import RandomModel, read_config
+from shadowcore.recipes import ROUND, preset_of
 from shadowcore.stages.base import CARD_SCHEMA
 from shadowcore.text import CHOICES
 
