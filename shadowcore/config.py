@@ -23,7 +23,7 @@ from shadowcore.method.predictors import PREDICTORS
 from shadowcore.models.families import KINDS_OF
 from shadowcore.models.published import PUBLISHED
 from shadowcore.models.sources import DTYPES, MODEL_SOURCES
-from shadowcore.recipes import ROUND, Masked, Preset, Tuned, preset_of
+from shadowcore.recipes import Masked, Preset, Trained, Tuned
 from shadowcore.stages.base import parse_spec
 from shadowcore.stages.conditions import NEEDS_PROMPTS, OWN_TASKS
 from shadowcore.stages.latency_random import RIVALS
@@ -92,7 +92,10 @@ class Traces(Strict):
 
 
 class Grid(Strict):
-    """Conditions: every combination of these, for `models`, all unless given; `dense` is always there."""
+    """Conditions: every combination of these, for `models`, all unless given; `dense` is always there.
+
+    seeds: predictors are trained with each of them, the study's unless given; what is not trained is not repeated.
+    """
 
     models: list[str] = []
     methods: list[among([m for m in METHODS if m != "dense"])]
@@ -102,6 +105,14 @@ class Grid(Strict):
     protocols: list[among(PROTOCOLS)] = ["token"]
     units: list[among(KINDS_OF)] = ["neurons"]
     sparsities_pct: list[Percent]
+    seeds: list[Annotated[int, Field(ge=0)]] = []
+
+    @model_validator(mode="after")
+    def seeds_are_of_predictors(self) -> Grid:
+        """Seeds need something that is trained."""
+        if self.seeds and not set(self.methods) & set(PREDICTORS):
+            raise ValueError(f"seeds: nothing of {self.methods} is trained; one of {', '.join(PREDICTORS)} would be")
+        return self
 
     @model_validator(mode="after")
     def suits_baselines(self) -> Grid:
@@ -208,11 +219,14 @@ class Study(Strict):
             *((f"conditions[{i}].models", g.models, self.models) for i, g in enumerate(self.conditions)),
         ):  # fmt: skip
             for name in names:
-                if preset_of(name) not in known:
+                one = Trained.named(name)
+                if one.preset not in known:
                     raise ValueError(f"{where}: unknown '{name}'; {near_miss(name, known)}")
-                if ROUND.search(name)["round"] and not self.traces.on_policy:
+                if one.seed is not None:
+                    raise ValueError(f"{where}: '{name}' has a seed in its name; `seeds: [{one.seed}]` would fit")
+                if one.round and not self.traces.on_policy:
                     raise ValueError(f"{where}: '{name}' is trained on sparse traces; `traces.on_policy` is missing")
-                if ROUND.search(name)["tuned"] and not self.tuning:
+                if one.tuned and not self.tuning:
                     raise ValueError(f"{where}: '{name}' is tuned; `tuning` is missing")
         for i, grid in enumerate(self.conditions):
             trained = set(grid.methods) & set(PREDICTORS)
@@ -220,7 +234,7 @@ class Study(Strict):
                 raise ValueError(f"conditions[{i}]: {sorted(trained)} need `predictors`, names of presets")
             if set(grid.methods) - {"random", *BASELINES} and not grid.criteria:
                 raise ValueError(f"conditions[{i}]: {sorted(grid.methods)} need `criteria`")
-            parted = any(self.predictors[preset_of(name)].segments > 1 for name in grid.predictors)
+            parted = any(self.predictors[Trained.named(name).preset].segments > 1 for name in grid.predictors)
             several = [m for m in grid.methods if m.startswith("layerwise") or (m == "segments" and parted)]
             if several and set(grid.policies) & WHOLE_MODEL_POLICIES:
                 raise ValueError(

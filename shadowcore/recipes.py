@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 from pydantic import Field, model_validator
 
@@ -11,13 +11,43 @@ from shadowcore.fields import Percent, Positive, Strict, among
 from shadowcore.method.training import TARGETS, Recipe
 from shadowcore.models.families import KINDS_OF
 
-# a preset trained on traces under its own masks for the N-th time, and tuned under them: preset@N, preset@tuned, both
-ROUND = re.compile(r"(?:@(?P<round>[1-9]\d*))?(?P<tuned>@tuned)?$")
+NAME = re.compile(r"(?P<preset>[^@]+)(@seed(?P<seed>\d+))?(@(?P<round>[1-9]\d*))?(?P<tuned>@tuned)?")
 
 
-def preset_of(predictor: str) -> str:
-    """The preset of a predictor, whichever its round."""
-    return ROUND.sub("", predictor, count=1)
+class Trained(NamedTuple):
+    """What a predictor is called: its preset, its round on the sparse model, and whether it was tuned there.
+
+    A configuration says preset[@N][@tuned]: trained on traces under the masks of round N - 1, and tuned under its own.
+    Paths say preset[@seedS][@N][@tuned] where the training's seed is not the study's.
+    """
+
+    preset: str
+    seed: int | None = None
+    round: int = 0
+    tuned: bool = False
+
+    @classmethod
+    def named(cls, name: str) -> Trained:
+        """The parts of a name; what is no such name is a preset that no configuration has."""
+        parts = NAME.fullmatch(name)
+        if parts is None:
+            return cls(name)
+        seed = None if parts["seed"] is None else int(parts["seed"])
+        return cls(parts["preset"], seed, int(parts["round"] or 0), bool(parts["tuned"]))
+
+    def __str__(self) -> str:
+        seed = "" if self.seed is None else f"@seed{self.seed}"
+        return self.preset + seed + (f"@{self.round}" if self.round else "") + ("@tuned" if self.tuned else "")
+
+    @property
+    def configured(self) -> str:
+        """The name in a configuration, whatever the seed."""
+        return str(self._replace(seed=None))
+
+    def rounds(self) -> list[Trained]:
+        """The predictors that training this one takes, in their order; itself the last."""
+        found = [self._replace(round=number, tuned=False) for number in range(self.round + 1)]
+        return [*found, self] if self.tuned else found
 
 
 class Masked(Strict):
