@@ -53,7 +53,7 @@ CONDITION = {
     "protocol": (TEXT, "positions of a mask: token, prompt, or lookahead (not causal); null for dense"),
     "units": (TEXT, "units removed: heads, neurons or both; null for dense"),
     "sparsity_pct": (INTEGER, "nominal sparsity of units, percent removed in every layer but layer 0; 0 for relu"),
-    "seed": (INTEGER, "seed of everything random in the row"),
+    "seed": (INTEGER, "seed of everything random in the row: of training, where something was trained"),
 }
 MEASURED = {
     "sparsity_measured": (NUMBER, "removed units of the pruned kinds over all their units, layer 0 included, 0 to 1"),
@@ -62,6 +62,10 @@ MEASURED = {
     "sparsity_weights": (NUMBER, "weights of removed units over all weights of the model, 0 to 1"),
 }
 
+SEEDS = {
+    "seeds": (INTEGER, "seeds the row's condition was trained with, one row each; 1 where nothing is trained"),
+    "seed_deviation": (NUMBER, "standard deviation of the estimate over these seeds; null for one"),
+}
 FEWSHOT = (INTEGER, "examples in a prompt; null where the task has no prompts")
 
 OUTCOMES = Table(
@@ -85,14 +89,14 @@ ESTIMATE = {
     "low": (NUMBER, "lower end of the 95 % interval"),
     "high": (NUMBER, "upper end of the 95 % interval"),
     "n": (INTEGER, "documents"),
-}
-ACCURACY = Table("accuracy", 2, "one task metric under one condition", CONDITION | MEASURED | ESTIMATE)
+} | SEEDS  # fmt: skip
+ACCURACY = Table("accuracy", 3, "one task metric under one condition", CONDITION | MEASURED | ESTIMATE)
 PERPLEXITY = Table(
-    "perplexity", 2, "perplexity of one text under one condition, over tokens, words or bytes",
+    "perplexity", 3, "perplexity of one text under one condition, over tokens, words or bytes",
     CONDITION | MEASURED | ESTIMATE | {"counted": (INTEGER, "what the metric divides by: scored tokens, words, bytes")},
 )  # fmt: skip
 COMPARISONS = Table(
-    "comparisons", 2, "one condition against dense, or against another method in its place, on the same documents",
+    "comparisons", 3, "one condition against dense, or against another method in its place, on the same documents",
     CONDITION | MEASURED | {
         "reference": (TEXT, "method compared with: dense, or one whose other keys are the row's, where it has them"),
         "task": (TEXT, "task name"),
@@ -105,7 +109,7 @@ COMPARISONS = Table(
         "p_value": (NUMBER, "exact McNemar for accuracies; null for perplexities"),
         "p_holm": (NUMBER, "p_value corrected (Holm 1979) among the rows of one model, seed, metric and reference"),
         "n": (INTEGER, "paired documents"),
-    },
+    } | SEEDS,
 )  # fmt: skip
 
 QUALITY = Table(
@@ -236,14 +240,14 @@ LATENCY_REPEATS = Table(
 CLAIMED_LATENCY = ("device", "dtype", "prompt_tokens", "new_tokens", "predictor_rank", "predictor_bits")
 _EFFECT = "above 0 as claimed: logarithm of a ratio, or difference of rank correlations plus the claim's margin"
 CLAIMS = Table(
-    "claims", 1, "one published claim beside one pair of our measurements, or beside none",
+    "claims", 2, "one published claim beside one pair of our measurements, or beside none",
     {
         "claim": (TEXT, "name of the claim in shadowcore/report/claims.py"),
         "statement": (TEXT, "what is claimed, in one sentence"),
         "verdict": (TEXT, "reproduced, direction only, not reproduced or not attempted; claims.py has the rule"),
     }
     | {name: CONDITION[name] for name in ("model", "data", "calibration", "criterion", "policy", "protocol", "units")}
-    | {"sparsity_pct": CONDITION["sparsity_pct"], "seed": CONDITION["seed"]}
+    | {"sparsity_pct": CONDITION["sparsity_pct"]}
     | {name: LATENCY.columns[name] for name in CLAIMED_LATENCY}
     | {
         "metric": (TEXT, "what both values are"),

@@ -40,6 +40,8 @@ def tiny_study(folder):
             {"methods": ["random"], "sparsities_pct": [50]},
             {"methods": ["static", "shadow", "oracle"], "criteria": ["plainact"], "predictors": ["small"],
              "units": ["both"], "sparsities_pct": [50]},
+            {"methods": ["shadow"], "criteria": ["plainact"], "predictors": ["small"], "models": ["tiny-opt"],
+             "units": ["both"], "sparsities_pct": [50], "seeds": [1]},
             {"methods": ["threshold"], "models": ["tiny-opt"], "sparsities_pct": [50]},
             {"methods": ["griffin"], "models": ["tiny-opt"], "protocols": ["prompt"], "sparsities_pct": [50]},
             {"methods": ["relu"], "models": ["tiny-opt"], "sparsities_pct": [0]},
@@ -151,7 +153,20 @@ def test_benchmarks_are_rows_of_their_own(house):
     assert set(rolled["metric"]) == {"token_perplexity", "word_perplexity", "byte_perplexity"}
     # chosen from a prompt, which whole documents and windows have not
     measured = asked[asked["method"] != "griffin"]
-    assert len(rolled) == 3 * len(measured[["model", "method", "predictor"]].drop_duplicates())
+    assert len(rolled) == 3 * len(measured[["model", "method", "predictor", "seed"]].drop_duplicates())
+
+
+def test_another_seed_is_another_predictor_measured_on_the_same_documents(house):
+    first, second = (next(results(house).rglob(f"tiny-opt/words/shadow+plainact+small{end}.safetensors"))
+                     for end in ("", "@seed1"))  # fmt: skip
+    assert first.read_bytes() != second.read_bytes()
+    rows = pq.read_table(results(house) / "tables" / "comparisons.parquet").to_pandas()
+    rows = rows[(rows["method"] == "shadow") & (rows["model"] == "tiny-opt") & (rows["metric"] == "log_perplexity")]
+    assert (rows["seeds"] == 2).all() and (rows["seed_deviation"] > 0).any()
+    for _, pair in rows.groupby(["data", "task", "reference"]):
+        assert sorted(pair["seed"]) == [0, 1] and pair["n"].nunique() == pair["seed_deviation"].nunique() == 1
+    quality = pq.read_table(results(house) / "tables" / "quality.parquet").to_pandas()
+    assert set(quality.loc[quality["method"] == "static", "seed"]) == {0}  # learns nothing: once
 
 
 def test_methods_without_a_predictor_are_rows_of_the_model_they_are_asked_of(house):

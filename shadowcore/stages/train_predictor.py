@@ -22,7 +22,10 @@ from shadowcore.stages.inputs import device
 
 @dataclass(frozen=True)
 class Spec:
-    """Names for the tables' rows, the recipe, and sparsities to report recall at."""
+    """Names for the tables' rows, the recipe, and sparsities to report recall at.
+
+    seed: of the training; text_seed: of the windows whose traces it reads.
+    """
 
     model: str
     calibration: str
@@ -34,6 +37,7 @@ class Spec:
     token_bits: int
     heldout_bits: int
     seed: int
+    text_seed: int
 
 
 @dataclass(frozen=True)
@@ -107,9 +111,9 @@ def rank_quality(spec: Spec, predictor: Predictor, train: TokenTraces, held: Tok
             {
                 "model": spec.model, "calibration": spec.calibration, "criterion": spec.criterion,
                 "method": method, "predictor": spec.predictor if method == spec.method else None,
-                "seed": spec.seed, "kind": kind, "layer": layer, "metric": metric, "sparsity_pct": pct,
+                "seed": spec.seed if method == spec.method else spec.text_seed, "kind": kind, "layer": layer,
+                "metric": metric, "sparsity_pct": pct, "n": len(values),
                 "value": values.mean().item(), "stderr": values.std().item() / len(values) ** 0.5,
-                "n": len(values),
             }
         )  # fmt: skip
     return rows
