@@ -213,11 +213,14 @@ class Jobs:
     def _trained(self, model: str, calibration: str, method: str, criterion: str, predictor: str) -> dict[str, Any]:
         """What training and tuning are told alike."""
         one = Trained.named(predictor)
-        reported = sorted({pct for grid in self.study.conditions for pct in grid.sparsities_pct})
+        grids = self.study.conditions
+        reported = sorted({pct for grid in grids for pct in grid.sparsities_pct})
+        policies = sorted({policy for grid in grids if method in grid.methods for policy in grid.policies})
         return {
             "model": model, "calibration": calibration, "method": method, "criterion": criterion,
-            "predictor": one.configured, "recipe": self._preset(predictor).recipe(),
-            "sparsities_pct": tuple(reported), "token_bits": self.study.traces.bits, "heldout_bits": 8,
+            "predictor": one.configured, "recipe": self._preset(predictor).steps(),
+            "sparsities_pct": tuple(reported), "policies": tuple(policies) or ("per_layer",),
+            "token_bits": self.study.traces.bits, "heldout_bits": 8,
             "seed": self._seed(one), "text_seed": self.study.seed,
         }  # fmt: skip
 

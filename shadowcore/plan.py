@@ -228,29 +228,29 @@ class Costs:
     def training(self, model: str, calibration: str, method: str, criterion: str, name: str) -> list[Work]:
         """A predictor's training, after the traces of its round; or its tuning."""
         plan, size, called = self.study.traces, self.sizes[model], Trained.named(name)
-        preset = self.study.predictors[called.preset]
+        recipe = self.study.predictors[called.preset].steps()
         stem = f"{model}/{calibration}/{method}+{criterion}+"
-        weights = 0
+        weights = dict.fromkeys(KINDS, 0)
         if size is not None:
             one = size.dimensions
-            ranks = {"heads": preset.rank_heads, "neurons": preset.rank_neurons}
-            for group, kind in product(groups_of(method, one.layers, preset.segments), KINDS):
-                weights += ranks[kind] * (one.width + len(group.layers) * one.units(kind))
+            units = {"heads": one.heads, "neurons": one.neurons // recipe.block}
+            for group, kind in product(groups_of(method, one.layers, recipe.segments), KINDS):
+                weights[kind] += recipe.rank[kind] * (one.width + len(group.layers) * units[kind])
+        written = sum(weights.values()) * recipe.bits / 8
         if called.tuned:
             windows = self.study.tuning.epochs * plan.windows
             return [
                 self.of_model(
                     "tune_predictor", stem + name.removesuffix("@tuned"), model, windows * plan.window_tokens, 4,
-                    self.study.tuning.batch * plan.window_tokens, written=2 * weights,
+                    self.study.tuning.batch * plan.window_tokens, written=written,
                 )
             ]  # fmt: skip
         tokens = plan.windows * plan.tokens_per_window
         read = 0
         if size is not None:
             read = tokens * one.layers * sum(one.units(kind) for kind in KINDS) * plan.bits / 8
-        found = [
-            Work("train_predictor", stem + name, 6 * weights * tokens * preset.epochs, written=2 * weights, read=read)
-        ]
+        flops = 6 * tokens * sum(weights[kind] * recipe.epochs[kind] for kind in KINDS)
+        found = [Work("train_predictor", stem + name, flops, written=written, read=read)]
         if called.round:
             before = str(called.rounds()[-2])
             found += self.traced(

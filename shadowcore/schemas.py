@@ -113,7 +113,7 @@ COMPARISONS = Table(
 )  # fmt: skip
 
 QUALITY = Table(
-    "quality", 1, "how well one predictor ranks the units of one layer, on held-out calibration tokens",
+    "quality", 2, "how well one predictor ranks the units of one layer, on held-out calibration tokens",
     {
         "model": CONDITION["model"], "calibration": CONDITION["calibration"],
         "method": (TEXT, "static (the constant predictor), shadow or layerwise"),
@@ -121,7 +121,8 @@ QUALITY = Table(
         "kind": (TEXT, "heads or neurons"),
         "layer": (INTEGER, "layer, from 0"),
         "sparsity_pct": (INTEGER, "sparsity of the kept set; null where the metric needs none"),
-        "metric": (TEXT, "spearman, or recall (kept units that are truly among the most important)"),
+        "policy": (TEXT, "how both kept sets are chosen; null where the metric needs none"),
+        "metric": (TEXT, "spearman; recall: units worth keeping that are kept; precision: kept ones that are worth it"),
         "value": (NUMBER, "mean over tokens, 0 to 1 (spearman -1 to 1)"),
         "stderr": (NUMBER, "standard error over tokens"),
         "n": (INTEGER, "tokens"),
@@ -129,20 +130,23 @@ QUALITY = Table(
 )  # fmt: skip
 
 PREDICTORS = Table(
-    "predictors", 1, "one trained predictor",
+    "predictors", 2, "one trained predictor's part for one kind of unit",
     {
         "model": CONDITION["model"], "calibration": CONDITION["calibration"], "method": QUALITY.columns["method"],
         "criterion": CONDITION["criterion"], "predictor": CONDITION["predictor"], "seed": CONDITION["seed"],
         "kind": (TEXT, "heads or neurons"),
         "rank": (INTEGER, "hidden width r of each MLP"),
         "groups": (INTEGER, "MLPs in the predictor: 1 for shadow, one per predicted layer for layerwise"),
+        "bits": (INTEGER, "bits of a weight"),
+        "block": (INTEGER, "neighbouring units with one score"),
         "parameters": (INTEGER, "weights and biases"),
+        "step_bytes": (INTEGER, "bytes that a decoder reads of it per token"),
         "tokens": (INTEGER, "training tokens"),
         "epochs": (INTEGER, "passes over them"),
         "best_epoch": (NUMBER, "epoch kept, by held-out loss (mean over groups); 0 is where training began"),
         "loss_constant": (
             NUMBER,
-            "held-out loss where training began: the constant predictor's squared error of scaled scores (about 1); "
+            "held-out loss where training began: the constant predictor's squared error of scaled scores; "
             "of a tuned one, the divergence from the dense model before tuning, nats a token",
         ),
         "loss": (NUMBER, "held-out loss of the kept weights"),

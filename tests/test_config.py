@@ -2,7 +2,7 @@
 
 import copy
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,8 @@ from shadowcore.jobs import Jobs
 from shadowcore.measure.protocols import PROTOCOLS
 from shadowcore.method.criteria import CRITERIA
 from shadowcore.method.policies import POLICIES
-from shadowcore.recipes import Trained
+from shadowcore.method.training import SCALINGS, TARGETS
+from shadowcore.recipes import RECIPES, Preset, Trained
 
 CONFIGS = sorted((Path(__file__).parent.parent / "config").glob("*.yaml"))
 QUICK = yaml.safe_load((Path(__file__).parent.parent / "config" / "quick.yaml").read_text())
@@ -79,6 +80,9 @@ def test_shipped_configurations_are_valid(path):
             {"units": "neurons", "lowest_pct": 60, "highest_pct": 30},
             "60 is above highest_pct 30",
         ),
+        (["predictors", "small"], {"recipe": "publishd"}, "recipe: unknown 'publishd'; did you mean 'published'"),
+        (["predictors", "small", "bits"], 4, r"bits: Input should be 16 or 8 \(found 4\)"),
+        (["predictors", "small", "scaling"], "minmax", "unknown 'minmax'; did you mean 'min_max'"),
         (["conditions", 1, "predictors"], ["smal"], "unknown 'smal'; did you mean 'small'"),
         (["conditions", 1, "predictors"], [], "need `predictors`"),
         (["conditions", 1, "criteria"], ["snip"], "have no token form"),
@@ -159,9 +163,24 @@ def test_a_later_round_stands_on_the_earlier_ones_of_its_seed():
     assert [one["seed"] for one in specs] == [0, 3] and specs[0]["trace"] == specs[1]["trace"]
 
 
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_is_named_and_may_be_bent(name):
+    known, bent = Preset(recipe=name).steps(), Preset(recipe=name, rank_neurons=64, bits=8).steps()
+    assert bent == replace(known, rank={**known.rank, "neurons": 64}, bits=8)
+    data = changed(["predictors", "small"], {"recipe": name})
+    spec = Jobs(parse_study(data, "c")).train_predictor("smollm2-135m", "wikipedia", "shadow", "plainact", "small")
+    assert json.loads(spec["spec"])["recipe"] == asdict(known)
+
+
+def test_the_published_recipe_is_the_published_one():
+    one = Preset(recipe="published").steps()
+    assert one.rank == {"heads": 2048, "neurons": 1024} and one.epochs == {"heads": 100, "neurons": 20}
+    assert (one.target, one.scaling, one.learning_rate) == ("score", "min_max", 1e-3)
+
+
 def test_the_page_names_every_choice():
     page = (Path(__file__).parent.parent / "config" / "README.md").read_text()
-    for name in (*METHODS, *CRITERIA, *POLICIES, *PROTOCOLS, *TASKS[:2]):
+    for name in (*METHODS, *CRITERIA, *POLICIES, *PROTOCOLS, *RECIPES, *SCALINGS, *TARGETS, *TASKS[:2]):
         assert name == "dense" or f"`{name}`" in page, name
 
 
