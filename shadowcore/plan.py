@@ -19,7 +19,6 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from shadowcore import artifacts
 from shadowcore.benchmarks import BENCHMARKS
 from shadowcore.config import ROUND, preset_of
 from shadowcore.errors import ConfigError
@@ -29,7 +28,7 @@ from shadowcore.method.predictors import groups_of
 from shadowcore.models.families import KINDS, Dimensions, dimensions_of
 from shadowcore.models.published import PUBLISHED, Size
 from shadowcore.models.sources import RandomModel, read_config
-from shadowcore.stages.base import CARD_SCHEMA
+from shadowcore.stages.base import read_card
 from shadowcore.text import CHOICES
 
 # documents and letters of the evaluated splits, every choice with its prompt (lm-eval 0.4.13)
@@ -139,7 +138,7 @@ def size_of(jobs: Jobs, model: str) -> Size | None:
     """A model's size: from its card if it was fetched, from what its source says, or as published; None if unknown."""
     card = jobs.root / "models" / model / "card.json"
     if card.is_file():
-        record = artifacts.read_record(card, CARD_SCHEMA)
+        record = read_card(card)
         return Size(record["model_type"], Dimensions(**record["dimensions"]))
     kind, fields = next(iter(jobs.study.models[model].source.items()))
     if kind == "random":

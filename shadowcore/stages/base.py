@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from shadowcore import artifacts, provenance
-from shadowcore.errors import ConfigError, near_miss
+from shadowcore.errors import ArtifactError, ConfigError, near_miss
+from shadowcore.models.families import Dimensions
 
 CARD_SCHEMA = "model_card/1"
 
@@ -115,8 +116,14 @@ class Stage:
 
 
 def read_card(path: Path) -> dict[str, Any]:
-    """The model card that `fetch-model` wrote."""
-    return artifacts.read_record(path, CARD_SCHEMA)
+    """The model card that `fetch-model` wrote; ArtifactError if it does not say what a model is."""
+    card = artifacts.read_record(path, CARD_SCHEMA)
+    try:
+        parse_spec(Dimensions, card.get("dimensions"), "dimensions")
+        parse_spec(dict[str, dict], card.get("files"), "files")
+    except ConfigError as error:
+        raise ArtifactError(f"{path}: {error}; delete the file and run the study again") from None
+    return card
 
 
 def to_json(spec: Any) -> str:
