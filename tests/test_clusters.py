@@ -18,9 +18,22 @@ from shadowcore.models.published import PUBLISHED
 from shadowcore.stages.base import CARD_SCHEMA
 
 PROFILES = sorted(path.parent.name for path in (ROOT / "profiles").glob("*/profile.yaml"))
-QUICKLY = [
-    "--slurm-init-seconds-before-status-checks", "1", "--seconds-between-status-checks", "1", "--latency-wait", "5",
-]  # fmt: skip
+QUICKLY = ["--slurm-init-seconds-before-status-checks", "1", "--latency-wait", "5"]
+# the plugin looks after its jobs for the first time after 40 seconds, whatever it is told
+AT_ONCE = """
+import sys
+if "--workflow-profile" in sys.orig_argv:
+    import snakemake_executor_plugin_slurm as plugin
+    plugin.common_settings.init_seconds_before_status_checks = 1
+"""
+
+
+def cluster_house(folder):
+    """A house whose Snakemake looks after its jobs at once."""
+    folder.mkdir()
+    prepared(folder)
+    (folder / "sitecustomize.py").write_text(AT_ONCE)
+    return folder
 
 
 def snakemake(folder, profile, *arguments, **more):
@@ -57,8 +70,7 @@ def submitted(queue):
 
 @pytest.mark.parametrize("profile", ["slurm", "slurm-gres"])
 def test_a_job_asks_by_the_size_of_its_model_and_for_more_when_it_is_tried_again(stubs, tmp_path, profile):
-    (tmp_path / "house").mkdir()
-    folder = prepared(tmp_path / "house")
+    folder = cluster_house(tmp_path / "house")
     study = yaml.safe_load((folder / "config" / "tiny.yaml").read_text())
     study |= {"models": {"large": {"source": {"folder": {"path": "opt-30b"}}, "dtype": "bfloat16"}}, "latency": None}
     study["conditions"] = study["conditions"][:1]
@@ -85,8 +97,7 @@ def test_a_job_asks_by_the_size_of_its_model_and_for_more_when_it_is_tried_again
 
 
 def test_a_submitted_job_runs_and_its_result_is_there(stubs, tmp_path):
-    (tmp_path / "house").mkdir()
-    folder = prepared(tmp_path / "house")
+    folder = cluster_house(tmp_path / "house")
     said = snakemake(
         folder, "slurm", *QUICKLY, "results/tiny/tasks/piqa.parquet", "--default-resources", "slurm_account=lab",
         "slurm_partition=long",
@@ -165,9 +176,8 @@ def queue(slurm):
 
 @pytest.mark.slurm
 def test_a_study_on_slurm_is_the_study_on_one_machine(slurm, tmp_path):
-    (tmp_path / "house").mkdir()
     (tmp_path / "home").mkdir()
-    house, home = prepared(tmp_path / "house"), prepared(tmp_path / "home")
+    house, home = cluster_house(tmp_path / "house"), prepared(tmp_path / "home")
     shutil.copy(house / "config" / "tiny.yaml", home / "config" / "tiny.yaml")
     began = time.monotonic()
     said = snakemake(house, "slurm", *QUICKLY, *ON_ONE_NODE, **slurm)
@@ -181,7 +191,7 @@ def test_a_study_on_slurm_is_the_study_on_one_machine(slurm, tmp_path):
 
 @pytest.mark.slurm
 def test_a_preempted_job_goes_back_into_the_queue_and_finishes(slurm, tmp_path):
-    folder = prepared(tmp_path)
+    folder = cluster_house(tmp_path / "house")
     target = "results/tiny/traces/tiny-opt/words/train-0.safetensors"
     running = subprocess.Popen(
         [sys.executable, "-m", "snakemake", "--workflow-profile", "profiles/slurm", "--configfile", "config/tiny.yaml",
