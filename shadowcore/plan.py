@@ -171,6 +171,7 @@ class Costs:
     def __init__(self, jobs: Jobs):
         self.jobs, self.study = jobs, jobs.study
         self.sizes = {model: size_of(jobs, model) for model in jobs.study.models}
+        self.measured_on = {data: self._measured_on(data) for data in jobs.study.evaluation.texts}
 
     def of_model(self, rule: str, name: str, model: str, tokens: float, flops: int, batch: int, **more) -> Work:
         """A job that passes `tokens` through a model, `flops` for every weight and token, `batch` tokens at once."""
@@ -269,7 +270,7 @@ class Costs:
     def evaluated(self, key: tuple[str, str, str, int]) -> Work:
         """A condition's evaluation; the oracle scores every token, forward and backward, before it masks it."""
         plan, oracle = self.study.evaluation, self.jobs.conditions[key].method == "oracle"
-        documents, tokens = self._measured_on(key[1])
+        documents, tokens = self.measured_on[key[1]]
         return self.of_model(
             "evaluate_oracle" if oracle else "evaluate", "/".join(map(str, key)), key[0], tokens, 6 if oracle else 2,
             plan.window_batch * plan.window_tokens, written=9e3 + 30 * documents,
