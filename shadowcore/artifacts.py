@@ -22,7 +22,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from safetensors import SafetensorError
 
 from shadowcore.errors import ArtifactError
 
@@ -70,8 +69,8 @@ def writable(path: Path) -> Iterator[None]:
     """Turn a full or read-only disk, met inside the block, into ArtifactError."""
     try:
         yield
-    except (OSError, SafetensorError) as error:
-        number = re.search(r"os error (\d+)", str(error))  # as safetensors says it
+    except Exception as error:  # tokenizers raises no narrower one; the system's number is in its text
+        number = re.search(r"os error (\d+)", str(error))
         code = int(number[1]) if number else getattr(error, "errno", None)
         if code not in UNWRITABLE:
             raise
@@ -95,6 +94,8 @@ def read_record(path: Path, schema: str) -> dict[str, Any]:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ArtifactError(f"{path}: damaged JSON ({error}); delete the file and run the study again") from None
     _require_schema(path, content.get("schema") if isinstance(content, dict) else None, schema)
+    if not isinstance(content.get("record"), dict):
+        raise ArtifactError(f"{path}: no record; delete the file and run the study again")
     return content["record"]
 
 
@@ -108,10 +109,34 @@ def write_tensors(path: Path, schema: str, tensors: Mapping[str, Any], header: H
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, metadata=metadata)
 
 
+class Tensors:
+    """An open safetensors file, as `safetensors.safe_open` gives it; what it lacks is an ArtifactError."""
+
+    def __init__(self, path: Path, handle: Any):
+        self.path, self.handle = path, handle
+
+    def keys(self) -> list[str]:
+        """Names of its tensors."""
+        return list(self.handle.keys())
+
+    def get_tensor(self, name: str) -> Any:
+        """A whole tensor."""
+        return self.handle.get_tensor(self._known(name))
+
+    def get_slice(self, name: str) -> Any:
+        """A tensor to cut from."""
+        return self.handle.get_slice(self._known(name))
+
+    def _known(self, name: str) -> str:
+        if name not in self.handle.keys():  # noqa: SIM118 (not a dict)
+            raise ArtifactError(f"{self.path}: no tensor '{name}'; delete the file and run the study again")
+        return name
+
+
 @contextmanager
-def open_tensors(path: Path, schema: str) -> Iterator[Any]:
-    """Open a safetensors file for reading tensor by tensor, memory-mapped (`safetensors.safe_open`)."""
-    from safetensors import safe_open
+def open_tensors(path: Path, schema: str) -> Iterator[Tensors]:
+    """Open a safetensors file for reading tensor by tensor, memory-mapped."""
+    from safetensors import SafetensorError, safe_open
 
     try:
         handle = safe_open(_existing(path), framework="pt")
@@ -119,7 +144,7 @@ def open_tensors(path: Path, schema: str) -> Iterator[Any]:
         raise ArtifactError(f"{path}: damaged safetensors ({error}); delete the file and run the study again") from None
     with handle:
         _require_schema(path, _tensor_metadata(handle).get("schema"), schema)
-        yield handle
+        yield Tensors(path, handle)
 
 
 def read_tensors(path: Path, schema: str) -> dict[str, Any]:

@@ -33,6 +33,7 @@ TASKS = (*OWN_TASKS, *BENCHMARKS)
 CONSTANT_METHODS = ("random", "static")
 METHODS = ("dense", *CONSTANT_METHODS, *BASELINES, *PREDICTORS, "oracle")
 
+
 # `--config offline=true` arrives as text
 Offline = Annotated[bool | str, BeforeValidator(lambda value: True if value == "true" else value)]
 
@@ -44,9 +45,11 @@ def source_of(kinds: dict[str, type]) -> Any:
         if not isinstance(value, dict) or len(value) != 1:
             raise ValueError(f"one source is needed, under one of: {', '.join(sorted(kinds))}")
         kind, fields = next(iter(value.items()))
-        one_of(kind, kinds, "source")
         fields = fields if isinstance(fields, dict) else {"name": fields}
-        parse_spec(kinds[kind], fields, f"source.{kind}")
+        try:
+            parse_spec(kinds[one_of(kind, kinds, "source")], fields, f"source.{kind}")
+        except ConfigError as error:  # pydantic adds where in the file
+            raise ValueError(str(error)) from None
         return {kind: fields}
 
     return Annotated[dict, BeforeValidator(check)]
@@ -136,7 +139,7 @@ class Evaluation(Strict):
     a seeded subset; fewshot: numbers of examples in its prompts; rolling_tokens: longest window of wikitext.
     """
 
-    texts: list[str]
+    texts: Annotated[list[str], Field(min_length=1)]
     tasks: list[among(TASKS)]
     offline_dir: str | None = None
     limit: dict[among(BENCHMARKS), Positive] = {}
@@ -197,9 +200,9 @@ class Study(Strict):
     study: Name
     seed: Annotated[int, Field(ge=0)]
     offline: Offline = False
-    models: dict[Name, Model]
-    texts: dict[Name, Text]
-    calibration: list[str]
+    models: Annotated[dict[Name, Model], Field(min_length=1)]
+    texts: Annotated[dict[Name, Text], Field(min_length=1)]
+    calibration: Annotated[list[str], Field(min_length=1)]
     traces: Traces
     predictors: dict[Name, Preset]
     tuning: Tuned | None = None
@@ -324,7 +327,7 @@ def load_study(path: Path) -> Study:
         return parse_study(yaml.safe_load(Path(path).read_text(encoding="utf-8")), str(path))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: not YAML ({str(error).splitlines()[0]})") from None
 
 

@@ -19,7 +19,6 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from shadowcore import artifacts
 from shadowcore.benchmarks import BENCHMARKS
 from shadowcore.errors import ConfigError
 from shadowcore.jobs import Jobs
@@ -29,7 +28,7 @@ from shadowcore.models.families import KINDS, Dimensions, dimensions_of
 from shadowcore.models.published import PUBLISHED, Size
 from shadowcore.models.sources import RandomModel, read_config
 from shadowcore.recipes import Trained
-from shadowcore.stages.base import CARD_SCHEMA
+from shadowcore.stages.base import read_card
 from shadowcore.text import CHOICES
 
 # documents and letters of the evaluated splits, every choice with its prompt (lm-eval 0.4.13)
@@ -139,7 +138,7 @@ def size_of(jobs: Jobs, model: str) -> Size | None:
     """A model's size: from its card if it was fetched, from what its source says, or as published; None if unknown."""
     card = jobs.root / "models" / model / "card.json"
     if card.is_file():
-        record = artifacts.read_record(card, CARD_SCHEMA)
+        record = read_card(card)
         return Size(record["model_type"], Dimensions(**record["dimensions"]))
     kind, fields = next(iter(jobs.study.models[model].source.items()))
     if kind == "random":
@@ -172,6 +171,7 @@ class Costs:
     def __init__(self, jobs: Jobs):
         self.jobs, self.study = jobs, jobs.study
         self.sizes = {model: size_of(jobs, model) for model in jobs.study.models}
+        self.measured_on = {data: self._measured_on(data) for data in jobs.study.evaluation.texts}
 
     def of_model(self, rule: str, name: str, model: str, tokens: float, flops: int, batch: int, **more) -> Work:
         """A job that passes `tokens` through a model, `flops` for every weight and token, `batch` tokens at once."""
@@ -269,7 +269,7 @@ class Costs:
     def evaluated(self, key: tuple[str, str, str, int]) -> Work:
         """A condition's evaluation; the oracle scores every token, forward and backward, before it masks it."""
         plan, oracle = self.study.evaluation, self.jobs.conditions[key].method == "oracle"
-        documents, tokens = self._measured_on(key[1])
+        documents, tokens = self.measured_on[key[1]]
         return self.of_model(
             "evaluate_oracle" if oracle else "evaluate", "/".join(map(str, key)), key[0], tokens, 6 if oracle else 2,
             plan.window_batch * plan.window_tokens, written=9e3 + 30 * documents,

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
+from shadowcore import artifacts
 from shadowcore.errors import ArtifactError
 
 TEXT, INTEGER, NUMBER = pa.string(), pa.int64(), pa.float64()
@@ -35,6 +37,18 @@ class Table:
     def arrow(self) -> pa.Schema:
         """Its columns as Arrow has them."""
         return pa.schema([(name, kind) for name, (kind, _) in self.columns.items()])
+
+    def read(self, path: Path) -> pa.Table:
+        """The table in a file of this schema; ArtifactError if its columns are not those, others beside them may be."""
+        table = artifacts.read_table(path, self.schema)
+        for field in self.arrow:
+            found = table.schema.field(field.name).type if field.name in table.column_names else "no such column"
+            if found != field.type:
+                raise ArtifactError(
+                    f"{path}: column '{field.name}': {found} where {field.type} is read; delete the file and run the "
+                    "study again"
+                )
+        return table
 
     def build(self, rows: Iterable[Mapping[str, Any]]) -> pa.Table:
         """An Arrow table of `rows`; a key that is not a column is an error, a missing one is null."""

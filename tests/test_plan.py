@@ -135,7 +135,7 @@ def test_a_model_of_unknown_size_stops_the_plan_and_not_the_study(tmp_path):
     assert plan.work(jobs)
     with pytest.raises(ConfigError, match="models.mine: its size is not known before it is fetched"):
         plan.work(jobs, strict=True)
-    card = {"model_type": "opt", "dimensions": vars(PUBLISHED["opt-30b"].dimensions)}
+    card = {"model_type": "opt", "dimensions": vars(PUBLISHED["opt-30b"].dimensions), "files": {}}
     artifacts.write_record(jobs.root / "models" / "mine" / "card.json", "model_card/1", card, {})
     assert {one.gpus for one in plan.work(jobs, strict=True) if one.rule == "trace"} == {2}  # 120 GB
 

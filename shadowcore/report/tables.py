@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from shadowcore import artifacts
 from shadowcore.benchmarks import BENCHMARKS
 from shadowcore.errors import ArtifactError
 from shadowcore.measure import statistics
@@ -212,7 +211,7 @@ def _place(name: str, rows: pd.DataFrame, index: int) -> str:
 def read(directory: Path) -> dict[str, pd.DataFrame]:
     """The final tables in a directory, by name; one that was not written is empty."""
     return {
-        name: frame(artifacts.read_table(path, table.schema) if path.is_file() else table.build([]))
+        name: frame(table.read(path) if path.is_file() else table.build([]))
         for name, table in FINAL_TABLES.items()
         for path in [Path(directory) / f"{name}.parquet"]
     }

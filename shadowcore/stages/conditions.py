@@ -94,10 +94,10 @@ def _runs(spec: Spec, inputs: Any, sparse: SparseModel, tokenizer, progress: Pro
     yield from _windows(spec, inputs, sparse, tokenizer, progress)
     longest = sparse.sizes.positions
     if "true_continuation" in spec.tasks:
-        questions = artifacts.read_table(inputs.tasks, text.TASKS.schema).to_pylist()
+        questions = text.TASKS.read(inputs.tasks).to_pylist()
         task = harness.true_continuation(questions)
         yield harness.outcomes(sparse, tokenizer, [task], spec.request_batch, longest)
-    files = {path.stem: artifacts.read_table(path, benchmarks.SCHEMA).to_pylist() for path in inputs.benchmarks}
+    files = {path.stem: benchmarks.prepared(path) for path in inputs.benchmarks}
     if missing := set(spec.tasks) - {*OWN_TASKS, *files}:
         raise ConfigError(f"--benchmarks: no file of {sorted(missing)}; <task>.parquet of prepare-benchmark would fit")
     for batch, window, tasks in _together(spec, files):
