@@ -11,6 +11,7 @@ from scipy import stats
 from shadowcore import artifacts
 from shadowcore.errors import ConfigError
 from shadowcore.method import codes, ranking, tokens, training
+from shadowcore.method.course import Checkpoint
 from shadowcore.method.policies import POLICIES, floored, kept_units, top_units
 from shadowcore.method.predictors import PREDICTORS, Group, Predictor, groups_of
 from shadowcore.method.small import eight_bits, power_of_two, restored, stored
@@ -212,6 +213,48 @@ def test_training_beats_the_constant_predictor_and_repeats_itself(traces, more):
     assert fit.loss < 0.4 * fit.loss_constant and fit.best_epoch > 0
     again, _ = trained(traces, **more)
     assert all(torch.equal(a, b) for a, b in zip(predictor.parameters(), again.parameters(), strict=True))
+
+
+class Killed(Exception):
+    """In place of a signal."""
+
+
+def killed_after(epoch):
+    def progress(done, total):
+        if done == epoch:
+            raise Killed
+
+    return progress
+
+
+def test_a_killed_training_goes_on_and_ends_in_the_same_bytes(traces, tmp_path):
+    features, scores = learnable(256, 1)
+    train, held = traces((features, scores)), traces(learnable(64, 2))
+    recipe, result = replace(RECIPE, epochs={"neurons": 6}), tmp_path / "predictor.safetensors"
+
+    def learn(progress=lambda done, total: None, spec=1, seconds=0.0):
+        torch.manual_seed(0)
+        predictor = Predictor("shadow", SIZES, {"neurons": 64})
+        checkpoint = Checkpoint(result, {"spec": spec}, seconds)
+        (fit,) = training.fit(predictor, train, held, recipe, 0, progress, checkpoint)["neurons"]
+        return fit, predictor.state_dict()
+
+    def same(one, other):
+        (fit, state), (again, values) = one, other
+        return fit == again and all(torch.equal(value, values[name]) for name, value in state.items())
+
+    whole = learn(seconds=60.0)
+    assert not list(tmp_path.glob(".*.checkpoint.safetensors"))  # it took less
+    for last in (2, 5):  # killed twice
+        with pytest.raises(Killed):
+            learn(killed_after(last))
+    seen = []
+    assert same(learn(lambda done, total: seen.append(done)), whole) and seen == [6]
+    # of other inputs it is passed over
+    seen.clear()
+    assert same(learn(lambda done, total: seen.append(done), 2), whole) and seen == [1, 2, 3, 4, 5, 6]
+    Checkpoint(result, {}).remove()
+    assert not list(tmp_path.glob(".*.checkpoint.safetensors"))
 
 
 @pytest.mark.parametrize("more", SHAPES, ids=str)

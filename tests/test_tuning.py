@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from shadowcore.measure.sparsity import PredictedMasks, no_context
+from shadowcore.method.course import Checkpoint
 from shadowcore.method.predictors import Predictor
 from shadowcore.method.tuning import Tuning, gate_losses, tune
 from shadowcore.models.families import dimensions_of
@@ -44,12 +45,12 @@ def test_a_gate_opens_where_a_score_passes_the_lowest_kept(tiny):
 
 
 @pytest.mark.parametrize("design", ["shadow", "layerwise", "segments"])
-def test_tuning_brings_the_sparse_model_nearer_to_the_dense_one_and_repeats_itself(tiny, design):
+def test_tuning_brings_the_sparse_model_nearer_to_the_dense_one_and_repeats_itself(tiny, design, tmp_path):
     sizes = dimensions_of(tiny.config)
     windows = torch.randint(tiny.config.vocab_size, (8, 12), generator=torch.Generator().manual_seed(3))
     tuning = Tuning(epochs=4, batch=2, learning_rate=0.02, lowest_pct=50, highest_pct=50, temperature=0.5)
 
-    def tuned():
+    def tuned(progress=lambda done, total: None):
         torch.manual_seed(0)
         predictor = Predictor(design, sizes, {"neurons": 8, "heads": 2}, 2)
         before = {name: value.clone() for name, value in predictor.scorers["heads"].state_dict().items()}
@@ -57,14 +58,23 @@ def test_tuning_brings_the_sparse_model_nearer_to_the_dense_one_and_repeats_itse
         def masking(pct, ids, scored):
             return PredictedMasks(predictor, ("neurons",), "per_layer", pct).begin(ids, scored, no_context)
 
-        found = tune(tiny, predictor, ("neurons",), windows, windows, tuning, 0, masking)
+        checkpoint = Checkpoint(tmp_path / "predictor", {}, seconds=0.0)
+        found = tune(tiny, predictor, ("neurons",), windows, windows, tuning, 0, masking, progress, checkpoint)
         for name, value in predictor.scorers["heads"].state_dict().items():  # not tuned, only stored in 16 bits
             torch.testing.assert_close(value, before[name], rtol=2**-8, atol=1e-6)
         ids, scored = windows, torch.ones_like(windows, dtype=torch.bool)
         scored[:, 0] = False
         return found, predictor.state_dict(), masking(50, ids, scored)
 
-    (found, state, _), (again, same, _) = tuned(), tuned()
+    def killed(done, total):
+        if done == 2:
+            raise KeyboardInterrupt
+
+    found, state, _ = tuned()
+    (tmp_path / ".predictor.checkpoint.safetensors").unlink()
+    with pytest.raises(KeyboardInterrupt):
+        tuned(killed)
+    again, same, _ = tuned(lambda done, total: done > 2 or pytest.fail("began anew"))
     assert found.loss < found.loss_constant and found.best_epoch > 0
     assert found == again and all(torch.equal(value, same[name]) for name, value in state.items())
     assert all(not parameter.grad for parameter in tiny.parameters() if parameter.grad is not None)

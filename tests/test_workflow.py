@@ -130,7 +130,7 @@ def test_it_makes_every_table_and_figure(house):
     for model in ("tiny-llama", "tiny-opt"):
         for name in FIGURES:
             assert (results(house) / "figures" / model / f"{name}.png").stat().st_size > 1000
-    assert not list(results(house).rglob("*.partial"))
+    assert not [*results(house).rglob("*.partial"), *results(house).rglob(".*.checkpoint.*")]
 
 
 def test_the_plan_has_these_jobs_and_bytes(house):

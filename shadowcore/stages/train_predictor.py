@@ -11,6 +11,7 @@ import torch
 
 from shadowcore import artifacts
 from shadowcore.method import tracing
+from shadowcore.method.course import Checkpoint
 from shadowcore.method.policies import POLICIES
 from shadowcore.method.predictors import FIRST_SPARSE_LAYER, PREDICTOR_SCHEMA, Predictor
 from shadowcore.method.ranking import recall, spearman
@@ -73,13 +74,16 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     torch.manual_seed(spec.seed)
     recipe = spec.recipe
     predictor = Predictor(spec.method, sizes, recipe.rank, recipe.segments, recipe.bits, recipe.block).to(device())
+    made = header("train-predictor", spec, inputs)
+    checkpoint = Checkpoint(outputs.predictor, made)
     with ExitStack() as stack:
         train = open_traces(stack, inputs.traces, spec, spec.token_bits, predictor)
         held = open_traces(stack, inputs.heldout, spec, spec.heldout_bits, predictor)
-        fits = fit(predictor, train, held, recipe, spec.seed, progress)
+        fits = fit(predictor, train, held, recipe, spec.seed, progress, checkpoint)
         training = [training_row(spec, predictor, kind, fits[kind], len(train), recipe.epochs[kind]) for kind in fits]
         quality = rank_quality(spec, predictor, train, held)
-    write(spec, predictor, quality, training, outputs, header("train-predictor", spec, inputs))
+    write(spec, predictor, quality, training, outputs, made)
+    checkpoint.remove()
 
 
 def write(spec: Spec, predictor: Predictor, quality: list, training: list, outputs: Outputs, made: dict) -> None:
