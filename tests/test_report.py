@@ -17,6 +17,7 @@ from shadowcore import artifacts
 from shadowcore.errors import ArtifactError
 from shadowcore.report import claims, show, style, tables
 from shadowcore.report.figures import FIGURES, save
+from shadowcore.report.figures.series import over_seeds
 from shadowcore.schemas import FINAL_TABLES, OUTCOMES
 
 MODEL, LAYERS, UNITS = "smollm2-135m", 12, {"heads": 9, "neurons": 96}
@@ -132,8 +133,9 @@ def predictor_rows():
     for method, groups in (("shadow", 1), ("layerwise", LAYERS - 1)):
         yield {
             "model": MODEL, "calibration": CALIBRATION, "method": method, "criterion": "plainact", "seed": 0,
-            "predictor": "small", "kind": "neurons", "rank": 512, "groups": groups, "parameters": 23_000_000,
-            "tokens": 100_000, "epochs": 10, "best_epoch": 7, "loss_constant": 1.02, "loss": 0.71,
+            "predictor": "small", "kind": "neurons", "rank": 512, "groups": groups, "bits": 16, "block": 1,
+            "parameters": 23_000_000, "step_bytes": 46_000_000 + 10_000 * groups, "tokens": 100_000,
+            "epochs": 10, "best_epoch": 7, "loss_constant": 1.02, "loss": 0.71,
         }  # fmt: skip
 
 
@@ -472,6 +474,30 @@ def test_figures_draw_without_some_methods_units_or_criteria(frames, name, lacki
     for column, values in lacking.items():
         frames = {table: rows[~rows[column].isin(values)] if column in rows else rows for table, rows in frames.items()}
     drawn(FIGURES[name](frames, MODEL))
+
+
+@pytest.mark.parametrize("name", ["perplexity", "accuracy", "context", "designs", "predictor_quality"])
+def test_figures_draw_seeds_as_one_line(frames, name):
+    again = {}
+    for table, rows in frames.items():
+        if {"seed", "predictor"} <= set(rows):
+            rows = pd.concat([rows, rows[rows["predictor"].notna()].assign(seed=5)], ignore_index=True)
+        again[table] = rows
+    once, twice = FIGURES[name](frames, MODEL), FIGURES[name](again, MODEL)
+    ours, others = (sorted(map(str, map(Line2D.get_xydata, figure.findobj(Line2D)))) for figure in (once, twice))
+    assert ours == others and texts(once) == texts(twice)
+
+
+def test_seeds_are_drawn_at_their_mean_in_an_interval_over_all_theirs(frames):
+    rows = frames["perplexity"]
+    trained = rows[rows["predictor"].notna()]
+    other = trained.assign(seed=5, value=trained["value"] + 2, low=trained["low"] - 1, high=trained["high"] + 3)
+    joined = over_seeds(pd.concat([rows, other], ignore_index=True))
+    assert len(joined) == len(rows) and list(joined) == list(rows)
+    keys = ["method", "criterion", "policy", "units", "sparsity_pct"]
+    found, before = (table[table["predictor"].notna()].set_index(keys).sort_index() for table in (joined, rows))
+    for name, change in (("value", 1), ("low", -1), ("high", 3), ("seed", 0)):
+        assert np.allclose(found[name], before[name] + change)
 
 
 @pytest.mark.parametrize("name", FIGURES)

@@ -10,7 +10,7 @@ import pandas as pd
 
 from shadowcore.report.style import FAINT, ORDER, Axes, Line2D, key, look
 from shadowcore.report.tables import Tables
-from shadowcore.schemas import CONDITION, FINAL_TABLES
+from shadowcore.schemas import CONDITION, FINAL_TABLES, MEASURED
 
 # what can tell two lines of one method apart, beside the policy and the seed
 VARIANTS = ["predictor", "calibration", "protocol", "predictor_rank"]
@@ -19,6 +19,12 @@ MAIN_CRITERION = "plainact"  # the criterion ShadowLLM settles on: shown first, 
 INTERVAL = ("value", "low", "high")
 NAMES = {"lookahead": "lookahead (not causal)"}  # what a value says, where its own word says too little
 LINES = {"per_layer": "-", "global": "--", "floored": ":"}
+
+
+# columns that differ from seed to seed, and what stands for all of them, if not the mean
+MEASURED_COLUMNS = {"seed", "value", "stderr", "low", "high", "difference", "p_value", "p_holm", "seed_deviation"}
+MEASURED_COLUMNS |= {"loss", "loss_constant", "best_epoch", *MEASURED}
+TAKEN = {"seed": "min", "low": "min", "high": "max"}
 
 
 class Series(NamedTuple):
@@ -43,7 +49,18 @@ class Series(NamedTuple):
 def of_model(tables: Tables, name: str, model: str) -> pd.DataFrame:
     """The rows of one model in a table, empty where the table is missing."""
     rows = tables[name] if name in tables else FINAL_TABLES[name].build([]).to_pandas()
-    return rows[rows["model"] == model]
+    return over_seeds(rows[rows["model"] == model])
+
+
+def over_seeds(rows: pd.DataFrame) -> pd.DataFrame:
+    """One row for all seeds of a trained predictor: the mean of what was measured, in an interval over all theirs."""
+    if not {"seed", "predictor"} <= set(rows) or rows["seed"].nunique() < 2:
+        return rows
+    trained = rows["predictor"].notna()
+    taken = {name: TAKEN.get(name, "mean") for name in rows if name in MEASURED_COLUMNS}
+    keys = [name for name in rows if name not in taken]
+    joined = rows[trained].groupby(keys, dropna=False, as_index=False, sort=False).agg(taken)[list(rows)]
+    return pd.concat([rows[~trained], joined], ignore_index=True)
 
 
 def where(rows: pd.DataFrame, **equal: object) -> pd.DataFrame:
