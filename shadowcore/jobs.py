@@ -91,7 +91,7 @@ class Jobs:
 
         one = self.study.texts[name]
         kind, source = next(iter(one.source.items()))
-        task = Task(**one.true_continuation.model_dump())
+        task = Task(**one.true_continuation.model_dump()) if one.true_continuation else None
         return self.params(
             "prepare-text", Spec(kind, source, one.heldout_fraction, one.evaluation_fraction, task, self.study.seed)
         )

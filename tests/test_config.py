@@ -95,6 +95,11 @@ def test_shipped_configurations_are_valid(path):
         (["models", "smollm2-135m", "source"], {"folder": {"pth": "x"}}, "unknown key 'pth'; did you mean 'path'"),
         (["models", "smollm2-135m", "dtype"], "float31", "unknown 'float31'; did you mean 'float32'"),
         (["models"], {"../up": QUICK["models"]["smollm2-135m"]}, "models.../up"),
+        (
+            ["texts", "wikipedia", "true_continuation"],
+            None,
+            "texts.wikipedia: true_continuation is missing, which evaluation.tasks asks for",
+        ),
         (["traces", "tokens_per_window"], 128, "fewer than window_tokens are needed"),
         (["traces", "window_tokens"], 70, "traces.window_tokens: 70 found; jacov needs 73 or more"),
         (["traces", "criteria"], ["plainact"], r"traces.criteria: \['l2_norm'\] are used"),
