@@ -194,7 +194,14 @@ RECIPE = training.Recipe(
     rank={"neurons": 64}, segments=1, target="score", epochs={"neurons": 30}, batch=32, learning_rate=0.01,
     weight_decay=0.0,
 )  # fmt: skip
-SHAPES = [{}, {"scaling": "min_max"}, {"bits": 8}, {"bits": 8, "scaling": "min_max"}, {"block": 5, "bits": 8}]
+SHAPES = [
+    {},
+    {"target": "rank"},
+    {"scaling": "min_max"},
+    {"bits": 8},
+    {"bits": 8, "scaling": "min_max"},
+    {"block": 5, "bits": 8},
+]
 
 
 def trained(traces, seed=0, **more):
@@ -295,6 +302,12 @@ def test_scalings_are_the_means_and_deviations_of_all_tokens(traces):
     torch.testing.assert_close(scorer.score_mean, kept.mean(0))
     torch.testing.assert_close(scorer.score_scale, kept.var(0, correction=0).mean(-1, keepdim=True).sqrt())
     torch.testing.assert_close(training.mean_scores(train, "neurons", 32)[1:], kept.mean(0))
+
+
+@pytest.mark.parametrize("target", training.TARGETS)
+def test_targets_leave_the_order_of_units(target):
+    scores = torch.rand(3, 4, 10, generator=torch.Generator().manual_seed(0)) ** 3
+    assert torch.equal(training.TARGETS[target](scores).argsort(-1), scores.argsort(-1))
 
 
 def test_published_scaling_is_from_the_least_to_the_most(traces):

@@ -20,7 +20,11 @@ from shadowcore.method.tokens import Chunk, TokenTraces
 from shadowcore.models.families import Kind
 
 # what is regressed on, each increasing in the score, so that the order of units is untouched
-TARGETS = {"score": lambda scores: scores, "sqrt": torch.sqrt}
+TARGETS = {
+    "score": lambda scores: scores,
+    "sqrt": torch.sqrt,
+    "rank": lambda scores: scores.argsort(dim=-1, stable=True).argsort(-1) / scores.shape[-1],  # within a layer, 0 to 1
+}
 
 
 @dataclass(frozen=True)
