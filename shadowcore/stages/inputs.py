@@ -29,6 +29,8 @@ def read_tokenizer(card: Path, weights: Path):
 
 def read_model(weights: Path, dtype: str):
     """The untouched Hugging Face model of a folder, on the device."""
+    # cuDNN's attention is planned anew for every shape of a batch, and an evaluation has hundreds of them
+    torch.backends.cuda.enable_cudnn_sdp(False)
     return sources.load_model(weights, dtype, device())
 
 
