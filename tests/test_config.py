@@ -166,6 +166,9 @@ def test_a_later_round_stands_on_the_earlier_ones_of_its_seed():
     specs = [json.loads(jobs.trace_on_policy("smollm2-135m", "train", "0", "shadow", "plainact", name)["spec"])
              for name in ("small", "small@seed3")]  # fmt: skip
     assert [one["seed"] for one in specs] == [0, 3] and specs[0]["trace"] == specs[1]["trace"]
+    under = [json.loads(jobs.train_predictor("smollm2-135m", "wikipedia", "shadow", "plainact", name)["spec"])
+             ["traced_under"] for name in ("small", "small@1", "small@seed3@1", "small@2")]  # fmt: skip
+    assert under == [None, "small", "small", "small@1"]
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -30,7 +30,8 @@ JUDGED_AT_ONCE = 64  # tokens
 class Spec:
     """Names for the tables' rows, the recipe, and what recall and precision are reported of.
 
-    seed: of the training; text_seed: of the windows whose traces it reads.
+    seed: of the training; text_seed: of the windows whose traces it reads; traced_under: the predictor whose masks
+    acted while they were made, None for the dense model's.
     """
 
     model: str
@@ -45,6 +46,7 @@ class Spec:
     heldout_bits: int
     seed: int
     text_seed: int
+    traced_under: str | None
 
 
 @dataclass(frozen=True)
@@ -116,10 +118,12 @@ def rank_quality(spec: Spec, predictor: Predictor, train: TokenTraces, held: Tok
     rows = []
     for (kind, method, metric, policy, pct), parts in found.items():
         values, static = torch.cat(parts), method == "static"
+        # the constant predictor is that of the traces, and learns nothing: one of the dense model's for all seeds
+        seed = spec.text_seed if static and spec.traced_under is None else spec.seed
         keys = {
             "model": spec.model, "calibration": spec.calibration, "criterion": spec.criterion, "method": method,
-            "predictor": None if static else spec.predictor, "seed": spec.text_seed if static else spec.seed,
-            "kind": kind, "metric": metric, "policy": policy, "sparsity_pct": pct, "n": len(values),
+            "predictor": spec.traced_under if static else spec.predictor, "seed": seed, "kind": kind,
+            "metric": metric, "policy": policy, "sparsity_pct": pct, "n": len(values),
         }  # fmt: skip
         means, errors = values.mean(0).tolist(), (values.std(0) / len(values) ** 0.5).tolist()
         rows += [

@@ -14,6 +14,7 @@ from shadowcore.report.figures.series import (
     mean_over_tasks,
     method_order,
     of_model,
+    ranked,
     units_order,
     where,
 )
@@ -96,7 +97,7 @@ def factorial(tables: Tables, model: str) -> Figure:
         f"perplexity over dense, {pct} % removed": part.assign(value=part["value"] / dense.iloc[0])
         for pct, part in rows.groupby("sparsity_pct")
     }
-    quality = where(of_model(tables, "quality", model), metric="spearman")
+    quality = ranked(tables, model, metric="spearman")
     quality = first_of(quality, "calibration", "seed")
     cells |= {f"Spearman correlation, {kind}": part for kind, part in quality.groupby("kind")}
     names = [sorted(set(part["criterion"]), key=criterion_order) for part in cells.values()]

@@ -52,6 +52,12 @@ def of_model(tables: Tables, name: str, model: str) -> pd.DataFrame:
     return over_seeds(rows[rows["model"] == model])
 
 
+def ranked(tables: Tables, model: str, **equal: object) -> pd.DataFrame:
+    """Rows of one model's ranking quality that equal the given values; of constant predictors the dense model's."""
+    rows = where(of_model(tables, "quality", model), **equal)
+    return rows[(rows["method"] != "static") | rows["predictor"].isna()]
+
+
 def over_seeds(rows: pd.DataFrame) -> pd.DataFrame:
     """One row for all seeds of a trained predictor: the mean of what was measured, in an interval over all theirs."""
     if not {"seed", "predictor"} <= set(rows) or rows["seed"].nunique() < 2:

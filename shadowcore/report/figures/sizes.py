@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from shadowcore.report.figures.designs import round_of
-from shadowcore.report.figures.series import first_of, of_model, where
+from shadowcore.report.figures.series import first_of, of_model, ranked, where
 from shadowcore.report.style import (
     ROUNDS,
     Axes,
@@ -44,7 +44,7 @@ def sizes(tables: Tables, model: str) -> Figure:
     shapes = _of_one_round(shapes)
     if len(shapes[[*SHAPE[1:], "rank"]].drop_duplicates()) < 2:
         return empty(f"{model}: no predictors of several sizes were evaluated in the tables")
-    recall = where(of_model(tables, "quality", model), metric="recall")
+    recall = ranked(tables, model, metric="recall")
     recall = first_of(recall[recall["kind"].isin(kinds)], *chosen)
     recall = recall.groupby([*PREDICTOR, "sparsity_pct"], dropna=False, as_index=False)["value"].mean()
     shapes["shape"] = list(map(_told, shapes.to_dict("records")))
