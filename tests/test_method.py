@@ -304,6 +304,21 @@ def test_scalings_are_the_means_and_deviations_of_all_tokens(traces):
     torch.testing.assert_close(training.mean_scores(train, "neurons", 32)[1:], kept.mean(0))
 
 
+@pytest.mark.parametrize("scaling", training.SCALINGS)
+def test_scores_of_any_size_are_learned_alike(traces, scaling):
+    """Squared gradients (fisher) are tiny: a power of two times smaller, they train the same predictor."""
+    features, scores = learnable(256, 1)
+    found = []
+    for size in (1.0, 2.0**-46):
+        torch.manual_seed(0)
+        predictor = Predictor("shadow", SIZES, {"neurons": 16})
+        some, recipe = traces((features, scores * size)), replace(RECIPE, epochs={"neurons": 2}, scaling=scaling)
+        (fit,) = training.fit(predictor, some, some, recipe, 0)["neurons"]
+        found.append((fit, predictor.scorers["neurons"][0](features.float()) / size))
+    torch.testing.assert_close(*(values for _, values in found), rtol=1e-4, atol=1e-3)
+    assert found[1][0].loss == pytest.approx(found[0][0].loss, rel=1e-4)
+
+
 @pytest.mark.parametrize("target", training.TARGETS)
 def test_targets_leave_the_order_of_units(target):
     scores = torch.rand(3, 4, 10, generator=torch.Generator().manual_seed(0)) ** 3

@@ -24,22 +24,28 @@ def test_a_divergence_is_the_sum_over_the_vocabulary():
     torch.testing.assert_close(divergences(dense, dense, scored), torch.zeros(2))
 
 
-def test_a_gate_opens_where_a_score_passes_the_lowest_kept(tiny):
-    """The gradient by one score is slope x sigmoid'((score - lowest kept) / temperature) / (temperature x scale)."""
+@pytest.mark.parametrize("block", [1, 8])
+def test_a_gate_opens_where_a_score_passes_the_lowest_kept(tiny, block):
+    """The gradient by one score is slope x sigmoid'((score - lowest kept) / temperature) / (temperature x scale).
+
+    A block's slope is that of all its units: they open together.
+    """
     sizes = dimensions_of(tiny.config)
-    predictor = Predictor("segments", sizes, {"neurons": 3})
+    predictor = Predictor("segments", sizes, {"neurons": 3}, block=block)
     (group,), (scorer,) = predictor.groups, predictor.scorers["neurons"]
     generator = torch.Generator().manual_seed(0)
-    layers, units = len(group.layers), sizes.neurons
+    layers, units = len(group.layers), sizes.neurons // block
     scorer.score_mean.copy_(torch.rand(layers, units, generator=generator))
     scorer.score_scale.fill_(0.5)
     features = {group.site: torch.randn(1, 1, sizes.width, generator=generator)}
-    slopes = {Site(layer, "neurons"): torch.randn(1, 1, units, generator=generator) for layer in group.layers}
+    slopes = {Site(layer, "neurons"): torch.randn(1, 1, sizes.neurons, generator=generator) for layer in group.layers}
     gate_losses(predictor, "neurons", features, slopes, 50, temperature=0.3).backward()
     scores = scorer.score_mean / 0.5  # an untrained predictor is the constant one
     lowest = scores.sort(descending=True).values[:, (units + 1) // 2 - 1, None]
     gates = torch.sigmoid((scores - lowest) / 0.3)
-    slope = torch.stack([slopes[Site(layer, "neurons")][0, 0] for layer in group.layers])
+    slope = (
+        torch.stack([slopes[Site(layer, "neurons")][0, 0] for layer in group.layers]).unflatten(1, (-1, block)).sum(2)
+    )
     # the outer layer's bias is a deviation, in the same units as `scores`
     torch.testing.assert_close(scorer.outer.bias.grad.view(layers, units), slope * gates * (1 - gates) / 0.3)
 

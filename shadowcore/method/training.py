@@ -152,7 +152,8 @@ def _scale(predictor: Predictor, train: TokenTraces, recipe: Recipe) -> None:
                 found.setdefault((scorer, "score"), Spread()).add(scores)
     for (scorer, what), spread in found.items():
         mean, scale = getattr(scorer, f"{what}_mean"), getattr(scorer, f"{what}_scale")
-        least, of_layer = (1e-12, True) if what == "score" else (1e-6, False)
+        # squared gradients of a token are small numbers, and what tells units apart is smaller
+        least, of_layer = (1e-18, True) if what == "score" else (1e-6, False)
         if recipe.scaling == "standard":
             begin, size = spread.mean, (spread.variance.mean(-1, keepdim=True) if of_layer else spread.variance)
             size = size.clamp(min=least**2).sqrt()
