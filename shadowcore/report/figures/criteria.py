@@ -7,9 +7,11 @@ import pandas as pd
 
 from shadowcore.report.figures.series import (
     INTERVAL,
+    contextual,
     criterion_order,
     first_of,
     intervals,
+    leading,
     level,
     mean_over_tasks,
     method_order,
@@ -90,7 +92,8 @@ def factorial(tables: Tables, model: str) -> Figure:
     rows = where(of_model(tables, "perplexity", model), metric="token_perplexity")
     rows = first_of(rows, "data", "calibration", "protocol", "seed", "units", "policy")
     dense = rows.loc[rows["method"] == "dense", "value"]
-    rows = rows[~rows["method"].isin(["dense", "random"])]
+    rows = rows[~rows["method"].isin(["dense", "random"]) & rows["criterion"].notna()]  # baselines go by no criterion
+    rows = leading(contextual(rows), low_is_good=True)
     if rows.empty or dense.empty:
         return empty(f"{model}: no methods to compare in the tables")
     cells = {
@@ -98,7 +101,7 @@ def factorial(tables: Tables, model: str) -> Figure:
         for pct, part in rows.groupby("sparsity_pct")
     }
     quality = ranked(tables, model, metric="spearman")
-    quality = first_of(quality, "calibration", "seed")
+    quality = leading(first_of(quality, "calibration", "seed"), low_is_good=False)
     cells |= {f"Spearman correlation, {kind}": part for kind, part in quality.groupby("kind")}
     names = [sorted(set(part["criterion"]), key=criterion_order) for part in cells.values()]
     shown = [sorted(set(map(_named, part.to_dict("records"))), key=_order) for part in cells.values()]
