@@ -1,14 +1,17 @@
 """What scoring and masking cost beside the bare model, each ratio measured in one run, variants taking turns.
 
-    python benchmarks/overheads.py results/quick/models/smollm2-135m/weights [--threads 1] [--repeats 5]
+    python benchmarks/overheads.py results/quick/models/smollm2-135m/weights [--threads 1] [--repeats 5] [--rank 128]
 
 Prints medians: criteria in one pass against a plain forward and backward pass to the activations and
-against one pass per criterion; masked evaluation against dense evaluation.
+against one pass per criterion; masked evaluation against dense evaluation; what a job waits for lm-eval,
+in a process that has torch and transformers.
 """
 
 from __future__ import annotations
 
 import argparse
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +31,15 @@ from shadowcore.models.sources import load_model
 BATCH, TOKENS = 4, 128
 KINDS = ("neurons",)
 CORRELATIONS = ("jacov", "epenas")  # a matrix for every unit
+STARTING = """
+import time, torch, transformers, shadowcore.measure.sparsity
+from transformers import AutoModelForCausalLM
+start = time.perf_counter()
+from shadowcore import benchmarks
+from shadowcore.measure import harness
+benchmarks.task("piqa", [{"goal": "a", "sol1": "b", "sol2": "c", "label": 0}])
+print(time.perf_counter() - start)
+"""
 
 
 def main() -> None:
@@ -35,6 +47,7 @@ def main() -> None:
     parser.add_argument("weights", type=Path, help="a model folder, such as results/quick/models/smollm2-135m/weights")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--rank", type=int, default=128, help="of the predictors of neurons")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     model = load_model(arguments.weights)
@@ -42,15 +55,29 @@ def main() -> None:
     ids = torch.randint(0, dimensions_of(model.config).vocabulary, (BATCH, TOKENS), generator=generator)
     scored = torch.ones_like(ids, dtype=torch.bool)
     scored[:, 0] = False
-    print(f"{BATCH} x {TOKENS} tokens, {arguments.threads} thread(s), median of {arguments.repeats}")
+    print(f"{BATCH} x {TOKENS} tokens, {processor()}, {arguments.threads} thread(s), median of {arguments.repeats}")
     for title, variants in (
         ("importance", scoring(model, ids, scored)),
-        ("evaluation", evaluating(model, ids, scored)),
+        ("evaluation", evaluating(model, ids, scored, arguments.rank)),
     ):
         times = race(variants, arguments.repeats)
         base = next(iter(times.values()))
         for name, seconds in times.items():
             print(f"{title:12} {name:32} {seconds:7.3f} s   {seconds / base:5.2f} x")
+    seconds = median(started() for _ in range(arguments.repeats))
+    print(f"{'a job':12} {'starts lm-eval, a task in it':32} {seconds:7.3f} s")
+
+
+def processor() -> str:
+    """The processor's name."""
+    named = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    return named[0].partition(":")[2].strip() if named else "unknown processor"
+
+
+def started() -> float:
+    """Seconds from torch and transformers to a task of lm-eval, in a process of its own."""
+    said = subprocess.run([sys.executable, "-c", STARTING], capture_output=True, text=True, check=True)
+    return float(said.stdout)
 
 
 def scoring(model, ids, scored) -> dict[str, Callable[[], None]]:
@@ -80,15 +107,15 @@ def scoring(model, ids, scored) -> dict[str, Callable[[], None]]:
     }
 
 
-def evaluating(model, ids, scored) -> dict[str, Callable[[], None]]:
+def evaluating(model, ids, scored, rank: int) -> dict[str, Callable[[], None]]:
     """Dense first; then masked at 50 %."""
     sizes = dimensions_of(model.config)
     masks = {"dense": None, "static": ConstantMasks(random_scores(sizes, KINDS, 0), "per_layer", 50)}
     for design in PREDICTORS:
-        predictor = Predictor(design, sizes, {"neurons": 128})
+        predictor = Predictor(design, sizes, {"neurons": rank})
         for scorer in predictor.scorers["neurons"]:
             torch.nn.init.normal_(scorer.outer.weight)
-        masks[f"{design}, rank 128"] = PredictedMasks(predictor, KINDS, "per_layer", 50)
+        masks[f"{design}, rank {rank}"] = PredictedMasks(predictor, KINDS, "per_layer", 50)
     return {name: lambda one=one: SparseModel(model, one).logits(ids, scored) for name, one in masks.items()}
 
 

@@ -73,10 +73,12 @@ class Questions(Strict):
 
 
 class Text(Strict):
+    """true_continuation: of texts that are evaluated by it; one that only calibrates has no questions."""
+
     source: source_of(TEXT_SOURCES)
     heldout_fraction: Fraction
     evaluation_fraction: Fraction
-    true_continuation: Questions
+    true_continuation: Questions | None = None
 
 
 class Traces(Strict):
@@ -250,6 +252,9 @@ class Study(Strict):
                     f"conditions[{i}]: protocol prompt needs a task whose documents have prompts; "
                     "evaluation.tasks could have second_half"
                 )
+        for name in self.evaluation.texts if "true_continuation" in self.evaluation.tasks else ():
+            if self.texts[name].true_continuation is None:
+                raise ValueError(f"texts.{name}: true_continuation is missing, which evaluation.tasks asks for")
         unfit = [name for name in self.token_criteria if not CRITERIA[name].has_token_form]
         if unfit:
             raise ValueError(f"conditions: criteria {unfit} have no token form, which predictors and oracle need")

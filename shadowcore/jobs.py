@@ -92,7 +92,7 @@ class Jobs:
 
         one = self.study.texts[name]
         kind, source = next(iter(one.source.items()))
-        task = Task(**one.true_continuation.model_dump())
+        task = Task(**one.true_continuation.model_dump()) if one.true_continuation else None
         return self.params(
             "prepare-text", Spec(kind, source, one.heldout_fraction, one.evaluation_fraction, task, self.study.seed)
         )
@@ -219,6 +219,7 @@ class Jobs:
     def _trained(self, model: str, calibration: str, method: str, criterion: str, predictor: str) -> dict[str, Any]:
         """What training and tuning are told alike."""
         one = Trained.named(predictor)
+        under = one.rounds()[one.round - 1].configured if one.round else None
         grids = self.study.conditions
         reported = sorted({pct for grid in grids for pct in grid.sparsities_pct})
         policies = sorted({policy for grid in grids if method in grid.methods for policy in grid.policies})
@@ -228,6 +229,7 @@ class Jobs:
             "sparsities_pct": tuple(reported), "policies": tuple(policies) or ("per_layer",),
             "token_bits": self.study.traces.bits, "heldout_bits": 8,
             "seed": self._seed(one), "text_seed": self.study.seed,
+            "traced_under": under,
         }  # fmt: skip
 
     def evaluate(self, stage: str, key: tuple[str, str, str, int]) -> dict[str, str]:

@@ -135,7 +135,9 @@ QUALITY = Table(
     {
         "model": CONDITION["model"], "calibration": CONDITION["calibration"],
         "method": (TEXT, "static (the constant predictor), shadow or layerwise"),
-        "criterion": CONDITION["criterion"], "predictor": CONDITION["predictor"], "seed": CONDITION["seed"],
+        "criterion": CONDITION["criterion"],
+        "predictor": (TEXT, "predictor preset; of static: whose masks acted in the traces, null for the dense model's"),
+        "seed": CONDITION["seed"],
         "kind": (TEXT, "heads or neurons"),
         "layer": (INTEGER, "layer, from 0"),
         "sparsity_pct": (INTEGER, "sparsity of the kept set; null where the metric needs none"),

@@ -97,6 +97,11 @@ def test_shipped_configurations_are_valid(path):
         (["models"], {"../up": QUICK["models"]["smollm2-135m"]}, "models.../up"),
         (["models"], {}, "models: .*at least 1 item"),
         (["evaluation", "texts"], [], "evaluation.texts: .*at least 1 item"),
+        (
+            ["texts", "wikipedia", "true_continuation"],
+            None,
+            "texts.wikipedia: true_continuation is missing, which evaluation.tasks asks for",
+        ),
         (["traces", "tokens_per_window"], 128, "fewer than window_tokens are needed"),
         (["traces", "window_tokens"], 70, "traces.window_tokens: 70 found; jacov needs 73 or more"),
         (["traces", "criteria"], ["plainact"], r"traces.criteria: \['l2_norm'\] are used"),
@@ -163,6 +168,9 @@ def test_a_later_round_stands_on_the_earlier_ones_of_its_seed():
     specs = [json.loads(jobs.trace_on_policy("smollm2-135m", "train", "0", "shadow", "plainact", name)["spec"])
              for name in ("small", "small@seed3")]  # fmt: skip
     assert [one["seed"] for one in specs] == [0, 3] and specs[0]["trace"] == specs[1]["trace"]
+    under = [json.loads(jobs.train_predictor("smollm2-135m", "wikipedia", "shadow", "plainact", name)["spec"])
+             ["traced_under"] for name in ("small", "small@1", "small@seed3@1", "small@2")]  # fmt: skip
+    assert under == [None, "small", "small", "small@1"]
 
 
 @pytest.mark.parametrize("name", RECIPES)

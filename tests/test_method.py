@@ -11,6 +11,7 @@ from scipy import stats
 from shadowcore import artifacts
 from shadowcore.errors import ConfigError
 from shadowcore.method import codes, ranking, tokens, training
+from shadowcore.method.course import Checkpoint
 from shadowcore.method.policies import POLICIES, floored, kept_units, top_units
 from shadowcore.method.predictors import PREDICTORS, Group, Predictor, groups_of
 from shadowcore.method.small import eight_bits, power_of_two, restored, stored
@@ -190,10 +191,17 @@ def traces(tmp_path):
 
 
 RECIPE = training.Recipe(
-    rank={"neurons": 64}, segments=1, target="score", epochs={"neurons": 30}, batch=32, learning_rate=0.01,
+    rank={"neurons": 64}, segments=1, target="score", epochs={"neurons": 12}, batch=32, learning_rate=0.01,
     weight_decay=0.0,
 )  # fmt: skip
-SHAPES = [{}, {"scaling": "min_max"}, {"bits": 8}, {"bits": 8, "scaling": "min_max"}, {"block": 5, "bits": 8}]
+SHAPES = [
+    {},
+    {"target": "rank"},
+    {"scaling": "min_max"},
+    {"bits": 8},
+    {"bits": 8, "scaling": "min_max"},
+    {"block": 5, "bits": 8},
+]
 
 
 def trained(traces, seed=0, **more):
@@ -209,14 +217,56 @@ def trained(traces, seed=0, **more):
 @pytest.mark.parametrize("more", SHAPES, ids=str)
 def test_training_beats_the_constant_predictor_and_repeats_itself(traces, more):
     predictor, fit = trained(traces, **more)
-    assert fit.loss < 0.4 * fit.loss_constant and fit.best_epoch > 0
+    assert fit.loss < 0.6 * fit.loss_constant and fit.best_epoch > 0
     again, _ = trained(traces, **more)
     assert all(torch.equal(a, b) for a, b in zip(predictor.parameters(), again.parameters(), strict=True))
 
 
+class Killed(Exception):
+    """In place of a signal."""
+
+
+def killed_after(epoch):
+    def progress(done, total):
+        if done == epoch:
+            raise Killed
+
+    return progress
+
+
+def test_a_killed_training_goes_on_and_ends_in_the_same_bytes(traces, tmp_path):
+    features, scores = learnable(256, 1)
+    train, held = traces((features, scores)), traces(learnable(64, 2))
+    recipe, result = replace(RECIPE, epochs={"neurons": 6}), tmp_path / "predictor.safetensors"
+
+    def learn(progress=lambda done, total: None, spec=1, seconds=0.0):
+        torch.manual_seed(0)
+        predictor = Predictor("shadow", SIZES, {"neurons": 64})
+        checkpoint = Checkpoint(result, {"spec": spec}, seconds)
+        (fit,) = training.fit(predictor, train, held, recipe, 0, progress, checkpoint)["neurons"]
+        return fit, predictor.state_dict()
+
+    def same(one, other):
+        (fit, state), (again, values) = one, other
+        return fit == again and all(torch.equal(value, values[name]) for name, value in state.items())
+
+    whole = learn(seconds=60.0)
+    assert not list(tmp_path.glob(".*.checkpoint.safetensors"))  # it took less
+    for last in (2, 5):  # killed twice
+        with pytest.raises(Killed):
+            learn(killed_after(last))
+    seen = []
+    assert same(learn(lambda done, total: seen.append(done)), whole) and seen == [6]
+    # of other inputs it is passed over
+    seen.clear()
+    assert same(learn(lambda done, total: seen.append(done), 2), whole) and seen == [1, 2, 3, 4, 5, 6]
+    Checkpoint(result, {}).remove()
+    assert not list(tmp_path.glob(".*.checkpoint.safetensors"))
+
+
 @pytest.mark.parametrize("more", SHAPES, ids=str)
 def test_a_trained_predictor_is_exactly_what_its_file_holds(traces, more):
-    predictor, _ = trained(traces, **more)
+    predictor, _ = trained(traces, **more, epochs={"neurons": 2})
     file = stored(predictor.state_dict(), predictor.bits)
     weights = {str(value.dtype) for name, value in file.items() if name.endswith("weight")}
     assert weights == {"torch.int8" if predictor.bits == 8 else "torch.bfloat16"}
@@ -252,6 +302,27 @@ def test_scalings_are_the_means_and_deviations_of_all_tokens(traces):
     torch.testing.assert_close(scorer.score_mean, kept.mean(0))
     torch.testing.assert_close(scorer.score_scale, kept.var(0, correction=0).mean(-1, keepdim=True).sqrt())
     torch.testing.assert_close(training.mean_scores(train, "neurons", 32)[1:], kept.mean(0))
+
+
+@pytest.mark.parametrize("scaling", training.SCALINGS)
+def test_scores_of_any_size_are_learned_alike(traces, scaling):
+    """Squared gradients (fisher) are tiny: a power of two times smaller, they train the same predictor."""
+    features, scores = learnable(256, 1)
+    found = []
+    for size in (1.0, 2.0**-46):
+        torch.manual_seed(0)
+        predictor = Predictor("shadow", SIZES, {"neurons": 16})
+        some, recipe = traces((features, scores * size)), replace(RECIPE, epochs={"neurons": 2}, scaling=scaling)
+        (fit,) = training.fit(predictor, some, some, recipe, 0)["neurons"]
+        found.append((fit, predictor.scorers["neurons"][0](features.float()) / size))
+    torch.testing.assert_close(*(values for _, values in found), rtol=1e-4, atol=1e-3)
+    assert found[1][0].loss == pytest.approx(found[0][0].loss, rel=1e-4)
+
+
+@pytest.mark.parametrize("target", training.TARGETS)
+def test_targets_leave_the_order_of_units(target):
+    scores = torch.rand(3, 4, 10, generator=torch.Generator().manual_seed(0)) ** 3
+    assert torch.equal(training.TARGETS[target](scores).argsort(-1), scores.argsort(-1))
 
 
 def test_published_scaling_is_from_the_least_to_the_most(traces):

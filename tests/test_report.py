@@ -17,6 +17,7 @@ from shadowcore import artifacts
 from shadowcore.errors import ArtifactError
 from shadowcore.report import claims, show, style, tables
 from shadowcore.report.figures import FIGURES, save
+from shadowcore.report.figures.series import contextual, leading, over_seeds
 from shadowcore.schemas import FINAL_TABLES, OUTCOMES
 
 MODEL, LAYERS, UNITS = "smollm2-135m", 12, {"heads": 9, "neurons": 96}
@@ -132,8 +133,9 @@ def predictor_rows():
     for method, groups in (("shadow", 1), ("layerwise", LAYERS - 1)):
         yield {
             "model": MODEL, "calibration": CALIBRATION, "method": method, "criterion": "plainact", "seed": 0,
-            "predictor": "small", "kind": "neurons", "rank": 512, "groups": groups, "parameters": 23_000_000,
-            "tokens": 100_000, "epochs": 10, "best_epoch": 7, "loss_constant": 1.02, "loss": 0.71,
+            "predictor": "small", "kind": "neurons", "rank": 512, "groups": groups, "bits": 16, "block": 1,
+            "parameters": 23_000_000, "step_bytes": 46_000_000 + 10_000 * groups, "tokens": 100_000,
+            "epochs": 10, "best_epoch": 7, "loss_constant": 1.02, "loss": 0.71,
         }  # fmt: skip
 
 
@@ -472,6 +474,56 @@ def test_figures_draw_without_some_methods_units_or_criteria(frames, name, lacki
     for column, values in lacking.items():
         frames = {table: rows[~rows[column].isin(values)] if column in rows else rows for table, rows in frames.items()}
     drawn(FIGURES[name](frames, MODEL))
+
+
+@pytest.mark.parametrize("name", ["perplexity", "accuracy", "context", "designs", "predictor_quality"])
+def test_figures_draw_seeds_as_one_line(frames, name):
+    again = {}
+    for table, rows in frames.items():
+        if {"seed", "predictor"} <= set(rows):
+            rows = pd.concat([rows, rows[rows["predictor"].notna()].assign(seed=5)], ignore_index=True)
+        again[table] = rows
+    once, twice = FIGURES[name](frames, MODEL), FIGURES[name](again, MODEL)
+    ours, others = (sorted(map(str, map(Line2D.get_xydata, figure.findobj(Line2D)))) for figure in (once, twice))
+    assert ours == others and texts(once) == texts(twice)
+
+
+def test_of_many_presets_those_measured_most_and_best_are_drawn(frames):
+    rows = frames["perplexity"]
+    rows = rows[(rows["method"] != "shadow") | (rows["predictor"] == "small")]
+    shadow = rows[rows["method"] == "shadow"]
+    more = [shadow.assign(predictor=f"p{i}", value=shadow["value"] * (1 + i / 10)) for i in range(1, 5)]
+    once = shadow.iloc[:1].assign(predictor="best", value=1.0)  # in one place only
+    many = pd.concat([rows, *more, once], ignore_index=True)
+    for low_is_good, shown in ((True, {"small", "p1", "p2"}), (False, {"p4", "p3", "p2"})):
+        found = leading(many, low_is_good)
+        assert set(found.loc[found["method"] == "shadow", "predictor"]) == shown
+        others = many["method"] != "shadow"
+        pd.testing.assert_frame_equal(found[found["method"] != "shadow"], many[others])
+
+
+def test_criteria_that_only_fixed_units_go_by_are_left_to_their_own_figure(frames):
+    rows = frames["perplexity"]
+    static = rows[(rows["method"] == "static") & (rows["criterion"] == "l2_norm")].assign(criterion="nwot")
+    baseline = rows[rows["method"] == "oracle"].iloc[:1].assign(method="threshold", criterion=None)
+    found = contextual(pd.concat([rows, static, baseline], ignore_index=True))
+    assert "nwot" not in set(found["criterion"]) and len(found) == len(rows) + 1
+    assert len(contextual(static)) == len(static)
+    # a baseline has no column among the criteria
+    frames = frames | {"perplexity": pd.concat([rows, baseline.assign(policy="per_layer")], ignore_index=True)}
+    drawn(FIGURES["factorial"](frames, MODEL))
+
+
+def test_seeds_are_drawn_at_their_mean_in_an_interval_over_all_theirs(frames):
+    rows = frames["perplexity"]
+    trained = rows[rows["predictor"].notna()]
+    other = trained.assign(seed=5, value=trained["value"] + 2, low=trained["low"] - 1, high=trained["high"] + 3)
+    joined = over_seeds(pd.concat([rows, other], ignore_index=True))
+    assert len(joined) == len(rows) and list(joined) == list(rows)
+    keys = ["method", "criterion", "policy", "units", "sparsity_pct"]
+    found, before = (table[table["predictor"].notna()].set_index(keys).sort_index() for table in (joined, rows))
+    for name, change in (("value", 1), ("low", -1), ("high", 3), ("seed", 0)):
+        assert np.allclose(found[name], before[name] + change)
 
 
 @pytest.mark.parametrize("name", FIGURES)

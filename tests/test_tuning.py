@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from shadowcore.measure.sparsity import PredictedMasks, no_context
+from shadowcore.method.course import Checkpoint
 from shadowcore.method.predictors import Predictor
 from shadowcore.method.tuning import Tuning, gate_losses, tune
 from shadowcore.models.families import dimensions_of
@@ -23,33 +24,39 @@ def test_a_divergence_is_the_sum_over_the_vocabulary():
     torch.testing.assert_close(divergences(dense, dense, scored), torch.zeros(2))
 
 
-def test_a_gate_opens_where_a_score_passes_the_lowest_kept(tiny):
-    """The gradient by one score is slope x sigmoid'((score - lowest kept) / temperature) / (temperature x scale)."""
+@pytest.mark.parametrize("block", [1, 8])
+def test_a_gate_opens_where_a_score_passes_the_lowest_kept(tiny, block):
+    """The gradient by one score is slope x sigmoid'((score - lowest kept) / temperature) / (temperature x scale).
+
+    A block's slope is that of all its units: they open together.
+    """
     sizes = dimensions_of(tiny.config)
-    predictor = Predictor("segments", sizes, {"neurons": 3})
+    predictor = Predictor("segments", sizes, {"neurons": 3}, block=block)
     (group,), (scorer,) = predictor.groups, predictor.scorers["neurons"]
     generator = torch.Generator().manual_seed(0)
-    layers, units = len(group.layers), sizes.neurons
+    layers, units = len(group.layers), sizes.neurons // block
     scorer.score_mean.copy_(torch.rand(layers, units, generator=generator))
     scorer.score_scale.fill_(0.5)
     features = {group.site: torch.randn(1, 1, sizes.width, generator=generator)}
-    slopes = {Site(layer, "neurons"): torch.randn(1, 1, units, generator=generator) for layer in group.layers}
+    slopes = {Site(layer, "neurons"): torch.randn(1, 1, sizes.neurons, generator=generator) for layer in group.layers}
     gate_losses(predictor, "neurons", features, slopes, 50, temperature=0.3).backward()
     scores = scorer.score_mean / 0.5  # an untrained predictor is the constant one
     lowest = scores.sort(descending=True).values[:, (units + 1) // 2 - 1, None]
     gates = torch.sigmoid((scores - lowest) / 0.3)
-    slope = torch.stack([slopes[Site(layer, "neurons")][0, 0] for layer in group.layers])
+    slope = (
+        torch.stack([slopes[Site(layer, "neurons")][0, 0] for layer in group.layers]).unflatten(1, (-1, block)).sum(2)
+    )
     # the outer layer's bias is a deviation, in the same units as `scores`
     torch.testing.assert_close(scorer.outer.bias.grad.view(layers, units), slope * gates * (1 - gates) / 0.3)
 
 
 @pytest.mark.parametrize("design", ["shadow", "layerwise", "segments"])
-def test_tuning_brings_the_sparse_model_nearer_to_the_dense_one_and_repeats_itself(tiny, design):
+def test_tuning_brings_the_sparse_model_nearer_to_the_dense_one_and_repeats_itself(tiny, design, tmp_path):
     sizes = dimensions_of(tiny.config)
     windows = torch.randint(tiny.config.vocab_size, (8, 12), generator=torch.Generator().manual_seed(3))
     tuning = Tuning(epochs=4, batch=2, learning_rate=0.02, lowest_pct=50, highest_pct=50, temperature=0.5)
 
-    def tuned():
+    def tuned(progress=lambda done, total: None):
         torch.manual_seed(0)
         predictor = Predictor(design, sizes, {"neurons": 8, "heads": 2}, 2)
         before = {name: value.clone() for name, value in predictor.scorers["heads"].state_dict().items()}
@@ -57,14 +64,23 @@ def test_tuning_brings_the_sparse_model_nearer_to_the_dense_one_and_repeats_itse
         def masking(pct, ids, scored):
             return PredictedMasks(predictor, ("neurons",), "per_layer", pct).begin(ids, scored, no_context)
 
-        found = tune(tiny, predictor, ("neurons",), windows, windows, tuning, 0, masking)
+        checkpoint = Checkpoint(tmp_path / "predictor", {}, seconds=0.0)
+        found = tune(tiny, predictor, ("neurons",), windows, windows, tuning, 0, masking, progress, checkpoint)
         for name, value in predictor.scorers["heads"].state_dict().items():  # not tuned, only stored in 16 bits
             torch.testing.assert_close(value, before[name], rtol=2**-8, atol=1e-6)
         ids, scored = windows, torch.ones_like(windows, dtype=torch.bool)
         scored[:, 0] = False
         return found, predictor.state_dict(), masking(50, ids, scored)
 
-    (found, state, _), (again, same, _) = tuned(), tuned()
+    def killed(done, total):
+        if done == 2:
+            raise KeyboardInterrupt
+
+    found, state, _ = tuned()
+    (tmp_path / ".predictor.checkpoint.safetensors").unlink()
+    with pytest.raises(KeyboardInterrupt):
+        tuned(killed)
+    again, same, _ = tuned(lambda done, total: done > 2 or pytest.fail("began anew"))
     assert found.loss < found.loss_constant and found.best_epoch > 0
     assert found == again and all(torch.equal(value, same[name]) for name, value in state.items())
     assert all(not parameter.grad for parameter in tiny.parameters() if parameter.grad is not None)

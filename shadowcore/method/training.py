@@ -7,20 +7,24 @@ was learned. ShadowLLM's recipe is `scaling: min_max` with `target: score`, and 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 
 from shadowcore.errors import ConfigError
+from shadowcore.method.course import Checkpoint, Course, Descent, Fit
 from shadowcore.method.predictors import Group, Predictor, UnitScorer
 from shadowcore.method.small import power_of_two, restored, stored
 from shadowcore.method.tokens import Chunk, TokenTraces
 from shadowcore.models.families import Kind
 
 # what is regressed on, each increasing in the score, so that the order of units is untouched
-TARGETS = {"score": lambda scores: scores, "sqrt": torch.sqrt}
+TARGETS = {
+    "score": lambda scores: scores,
+    "sqrt": torch.sqrt,
+    "rank": lambda scores: scores.argsort(dim=-1, stable=True).argsort(-1) / scores.shape[-1],  # within a layer, 0 to 1
+}
 
 
 @dataclass(frozen=True)
@@ -43,15 +47,6 @@ class Recipe:
     block: int = 1
 
 
-@dataclass(frozen=True)
-class Fit:
-    """What came of training one scorer: held-out losses relative to the constant predictor's."""
-
-    best_epoch: int
-    loss: float
-    loss_constant: float
-
-
 # features, each number by itself, and targets, each layer by itself, are learned with mean 0 and deviation 1, or
 # between 0 and 1 (published)
 SCALINGS = ("standard", "min_max")
@@ -66,59 +61,45 @@ def fit(
     recipe: Recipe,
     seed: int,
     progress=lambda done, total: None,
+    checkpoint: Checkpoint | None = None,
 ) -> dict[Kind, list[Fit]]:
     """Train every scorer of a predictor in place; of each the epoch that is best on held-out tokens is kept."""
     if len(train) < recipe.batch:
         raise ConfigError(f"predictors.batch: {recipe.batch} tokens, but the traces hold only {len(train)}")
     _scale(predictor, train, recipe)
     transform, generator = TARGETS[recipe.target], torch.Generator().manual_seed(seed)
-    steps = {
-        kind: Descent(predictor.scorers[kind].parameters(), recipe, recipe.epochs[kind] * train.batches(recipe.batch))
+    batches, epochs = train.batches(recipe.batch), max(recipe.epochs[kind] for kind in predictor.kinds)
+    descents = {
+        kind: Descent(
+            predictor.scorers[kind].parameters(), recipe.learning_rate, recipe.weight_decay,
+            recipe.epochs[kind] * batches,
+        )
         for kind in predictor.kinds
-    }
-    best = {
-        name: Fit(best_epoch=0, loss=loss, loss_constant=loss)
-        for name, loss in held_out_losses(predictor, held, recipe).items()
-    }
-    kept = {name: copy.deepcopy(scorer.state_dict()) for name, scorer in _scorers(predictor, predictor.kinds)}
-    epochs = max(recipe.epochs[kind] for kind in predictor.kinds)
-    for epoch in range(1, epochs + 1):
+    }  # fmt: skip
+    course = Course(predictor, _scorers(predictor), descents, generator, held_out_losses(predictor, held, recipe))
+    if checkpoint:
+        checkpoint.resume(course)
+    for epoch in range(course.epoch + 1, epochs + 1):
         learning = tuple(kind for kind in predictor.kinds if epoch <= recipe.epochs[kind])
         for chunk, index in train.of(learning).shuffled(recipe.batch, generator):
             loss = sum(error.square().mean() for error in _errors(predictor, chunk, index, transform))
             loss.backward()
             for kind in learning:
-                steps[kind].step()
-        losses = held_out_losses(predictor, held.of(learning), recipe)
-        for name, scorer in _scorers(predictor, learning):
-            if losses[name] < best[name].loss:
-                best[name] = Fit(epoch, losses[name], best[name].loss_constant)
-                kept[name] = copy.deepcopy(scorer.state_dict())
+                descents[kind].step()
+        course.finish(epoch, held_out_losses(predictor, held.of(learning), recipe))
+        if checkpoint:
+            checkpoint.save(course)
         progress(epoch, epochs)
-    for name, scorer in _scorers(predictor, predictor.kinds):
+    for name, scorer in course.parts.items():
         # what a reader of the file will have, so that quality is measured of that
-        scorer.load_state_dict(restored(stored(kept[name], recipe.bits)))
-    return {kind: [best[name] for name, _ in _scorers(predictor, [kind])] for kind in predictor.kinds}
+        scorer.load_state_dict(restored(stored(course.kept[name], recipe.bits)))
+    return {kind: [course.best[name] for name in _scorers(predictor, [kind])] for kind in predictor.kinds}
 
 
-def _scorers(predictor: Predictor, kinds: Iterable[Kind]) -> list[tuple[str, UnitScorer]]:
-    """The scorers of some kinds, each with a name of its own."""
-    return [(f"{kind}.{i}", scorer) for kind in kinds for i, scorer in enumerate(predictor.scorers[kind])]
-
-
-class Descent:
-    """AdamW (Loshchilov & Hutter 2019) with a learning rate that falls to nothing along a cosine."""
-
-    def __init__(self, parameters: Iterable[torch.nn.Parameter], recipe: Recipe, steps: int):
-        rate, decay = recipe.learning_rate, recipe.weight_decay
-        self.optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=decay)
-        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, steps)
-
-    def step(self) -> None:
-        """Follow the gradients that are there, and forget them."""
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.schedule.step()
+def _scorers(predictor: Predictor, kinds: Iterable[Kind] | None = None) -> dict[str, UnitScorer]:
+    """The scorers of all kinds, or some, each under a name of its own."""
+    kinds = predictor.kinds if kinds is None else kinds
+    return {f"{kind}.{i}": scorer for kind in kinds for i, scorer in enumerate(predictor.scorers[kind])}
 
 
 @torch.no_grad()
@@ -131,7 +112,7 @@ def held_out_losses(predictor: Predictor, held: TokenTraces, recipe: Recipe) -> 
             totals.append(torch.stack([error.square().sum(dtype=torch.float64) for error in errors]))
             counts.append([error.numel() for error in errors])
     means = (torch.stack(totals).sum(0).cpu() / torch.tensor(counts).sum(0)).tolist()
-    return dict(zip((name for name, _ in _scorers(predictor, held.kinds)), means, strict=True))
+    return dict(zip(_scorers(predictor, held.kinds), means, strict=True))
 
 
 def mean_scores(traces: TokenTraces, kind: Kind, batch: int) -> torch.Tensor:
@@ -171,7 +152,8 @@ def _scale(predictor: Predictor, train: TokenTraces, recipe: Recipe) -> None:
                 found.setdefault((scorer, "score"), Spread()).add(scores)
     for (scorer, what), spread in found.items():
         mean, scale = getattr(scorer, f"{what}_mean"), getattr(scorer, f"{what}_scale")
-        least, of_layer = (1e-12, True) if what == "score" else (1e-6, False)
+        # squared gradients of a token are small numbers, and what tells units apart is smaller
+        least, of_layer = (1e-18, True) if what == "score" else (1e-6, False)
         if recipe.scaling == "standard":
             begin, size = spread.mean, (spread.variance.mean(-1, keepdim=True) if of_layer else spread.variance)
             size = size.clamp(min=least**2).sqrt()

@@ -10,23 +10,23 @@ dense model's activations and gradients.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
 import torch
 
+from shadowcore.method.course import Checkpoint, Course, Descent, Fit
 from shadowcore.method.criteria import Signals
 from shadowcore.method.passes import ImportancePass
 from shadowcore.method.policies import kept_units, lowest_kept
 from shadowcore.method.predictors import Predictor
 from shadowcore.method.small import restored, stored
-from shadowcore.method.training import Fit
 from shadowcore.models.families import Kind
 from shadowcore.models.losses import divergences
 from shadowcore.models.recording import Choose, Site
 
+WHOLE = "predictor"  # all scorers are tuned as one
 # sparsity in percent, tokens (B, T), which are scored -> masks of a pass
 Masking = Callable[[int, torch.Tensor, torch.Tensor], Choose]
 
@@ -53,6 +53,7 @@ def tune(
     seed: int,
     masking: Masking,
     progress=lambda done, total: None,
+    checkpoint: Checkpoint | None = None,
 ) -> Fit:
     """Tune the scorers of `kinds` in place on token windows (N, T); the epoch best on `heldout` (M, T) is kept.
 
@@ -61,9 +62,8 @@ def tune(
     """
     importance = ImportancePass(model)
     parameters = [weight for kind in kinds for weight in predictor.scorers[kind].parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=tuning.learning_rate, weight_decay=0.0)
-    steps = tuning.epochs * -(-len(windows) // tuning.batch)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    batches = -(-len(windows) // tuning.batch)
+    descent = Descent(parameters, tuning.learning_rate, 0.0, tuning.epochs * batches)
     generator, draw = torch.Generator().manual_seed(seed), Random(seed)
 
     def run(ids: torch.Tensor, pct: int, see_units, see_feature) -> torch.Tensor:
@@ -82,9 +82,12 @@ def tune(
         losses = [run(ids, middle, lambda site, signals: None, None) for ids in heldout.split(tuning.batch)]
         return torch.cat(losses).mean().item()
 
-    before = held_out()
-    best, kept = Fit(best_epoch=0, loss=before, loss_constant=before), copy.deepcopy(predictor.state_dict())
-    for epoch in range(1, tuning.epochs + 1):
+    course = Course(predictor, {WHOLE: predictor}, {WHOLE: descent}, generator, {WHOLE: held_out()})
+    if checkpoint:
+        checkpoint.resume(course)
+    for _ in range(course.epoch * batches):  # what was drawn before
+        draw.randint(tuning.lowest_pct, tuning.highest_pct)
+    for epoch in range(course.epoch + 1, tuning.epochs + 1):
         for index in torch.randperm(len(windows), generator=generator).split(tuning.batch):
             pct = draw.randint(tuning.lowest_pct, tuning.highest_pct)
             features: dict[Site, torch.Tensor] = {}
@@ -100,16 +103,14 @@ def tune(
 
             run(windows[index], pct, see_units, see_feature)
             loss = sum(gate_losses(predictor, kind, features, slopes, pct, tuning.temperature) for kind in kinds)
-            optimizer.zero_grad()
             (loss / len(index)).backward()
-            optimizer.step()
-            schedule.step()
-        held = held_out()
-        if held < best.loss:
-            best, kept = Fit(epoch, held, before), copy.deepcopy(predictor.state_dict())
+            descent.step()
+        course.finish(epoch, {WHOLE: held_out()})
+        if checkpoint:
+            checkpoint.save(course)
         progress(epoch, tuning.epochs)
-    predictor.load_state_dict(restored(stored(kept, predictor.bits)))
-    return best
+    predictor.load_state_dict(restored(stored(course.kept[WHOLE], predictor.bits)))
+    return course.best[WHOLE]
 
 
 def gate_losses(

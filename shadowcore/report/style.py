@@ -148,7 +148,7 @@ def empty(message: str) -> Figure:
 
 def title(figure: Figure, heading: str, details: Iterable[str]) -> None:
     """What is shown, above everything: the heading, then model, data and counts."""
-    width = int(figure.get_figwidth() * 15)  # letters of this size in the width
+    width = int(figure.get_figwidth() * 13)  # letters of this size in the width
     lines = [*textwrap.wrap(heading, width), *textwrap.wrap(" · ".join(details), width)]
     figure.suptitle("\n".join(lines))
 

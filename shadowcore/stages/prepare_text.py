@@ -23,13 +23,13 @@ class Task:
 
 @dataclass(frozen=True)
 class Spec:
-    """kind: package, hub or folder; source: that kind's fields; fractions of documents held back."""
+    """kind: of source; source: that kind's fields; fractions of documents held back; task: None for no questions."""
 
     kind: str
     source: dict[str, Any]
     heldout_fraction: float
     evaluation_fraction: float
-    task: Task
+    task: Task | None
     seed: int
 
 
@@ -58,9 +58,11 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
         text.documents_to_table(part).append_column("split", pa.array([name] * len(part), pa.string()))
         for name, part in splits.items()
     ]
-    questions = text.true_continuation(
-        evaluation, spec.task.documents, spec.task.context_words, spec.task.continuation_words, spec.seed
-    )
+    questions = []
+    if (task := spec.task) is not None:
+        questions = text.true_continuation(
+            evaluation, task.documents, task.context_words, task.continuation_words, spec.seed
+        )
     artifacts.write_table(outputs.documents, text.DOCUMENTS.schema, pa.concat_tables(tables), made)
     artifacts.write_table(outputs.tasks, text.TASKS.schema, text.tasks_to_table(questions), made)
     progress(1, 1)

@@ -11,6 +11,7 @@ import torch
 
 from shadowcore import artifacts
 from shadowcore.method import tracing
+from shadowcore.method.course import Checkpoint
 from shadowcore.method.policies import POLICIES
 from shadowcore.method.predictors import FIRST_SPARSE_LAYER, PREDICTOR_SCHEMA, Predictor
 from shadowcore.method.ranking import recall, spearman
@@ -29,7 +30,8 @@ JUDGED_AT_ONCE = 64  # tokens
 class Spec:
     """Names for the tables' rows, the recipe, and what recall and precision are reported of.
 
-    seed: of the training; text_seed: of the windows whose traces it reads.
+    seed: of the training; text_seed: of the windows whose traces it reads; traced_under: the predictor whose masks
+    acted while they were made, None for the dense model's.
     """
 
     model: str
@@ -44,6 +46,7 @@ class Spec:
     heldout_bits: int
     seed: int
     text_seed: int
+    traced_under: str | None
 
 
 @dataclass(frozen=True)
@@ -73,13 +76,16 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     torch.manual_seed(spec.seed)
     recipe = spec.recipe
     predictor = Predictor(spec.method, sizes, recipe.rank, recipe.segments, recipe.bits, recipe.block).to(device())
+    made = header("train-predictor", spec, inputs)
+    checkpoint = Checkpoint(outputs.predictor, made)
     with ExitStack() as stack:
         train = open_traces(stack, inputs.traces, spec, spec.token_bits, predictor)
         held = open_traces(stack, inputs.heldout, spec, spec.heldout_bits, predictor)
-        fits = fit(predictor, train, held, recipe, spec.seed, progress)
+        fits = fit(predictor, train, held, recipe, spec.seed, progress, checkpoint)
         training = [training_row(spec, predictor, kind, fits[kind], len(train), recipe.epochs[kind]) for kind in fits]
         quality = rank_quality(spec, predictor, train, held)
-    write(spec, predictor, quality, training, outputs, header("train-predictor", spec, inputs))
+    write(spec, predictor, quality, training, outputs, made)
+    checkpoint.remove()
 
 
 def write(spec: Spec, predictor: Predictor, quality: list, training: list, outputs: Outputs, made: dict) -> None:
@@ -112,10 +118,12 @@ def rank_quality(spec: Spec, predictor: Predictor, train: TokenTraces, held: Tok
     rows = []
     for (kind, method, metric, policy, pct), parts in found.items():
         values, static = torch.cat(parts), method == "static"
+        # the constant predictor is that of the traces, and learns nothing: one of the dense model's for all seeds
+        seed = spec.text_seed if static and spec.traced_under is None else spec.seed
         keys = {
             "model": spec.model, "calibration": spec.calibration, "criterion": spec.criterion, "method": method,
-            "predictor": None if static else spec.predictor, "seed": spec.text_seed if static else spec.seed,
-            "kind": kind, "metric": metric, "policy": policy, "sparsity_pct": pct, "n": len(values),
+            "predictor": spec.traced_under if static else spec.predictor, "seed": seed, "kind": kind,
+            "metric": metric, "policy": policy, "sparsity_pct": pct, "n": len(values),
         }  # fmt: skip
         means, errors = values.mean(0).tolist(), (values.std(0) / len(values) ** 0.5).tolist()
         rows += [

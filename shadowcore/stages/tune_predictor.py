@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from shadowcore.measure.sparsity import PredictedMasks, no_context
+from shadowcore.method.course import Checkpoint
 from shadowcore.method.tuning import Tuning, tune
 from shadowcore.models.families import KINDS_OF, dimensions_of
 from shadowcore.stages import inputs as reading
@@ -60,14 +61,17 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     def masking(sparsity_pct: int, ids: torch.Tensor, scored: torch.Tensor):
         return PredictedMasks(predictor, kinds, POLICY, sparsity_pct).begin(ids, scored, no_context)
 
-    found = tune(model, predictor, kinds, windows, heldout, spec.tuning, spec.seed, masking, progress)
+    made = header("tune-predictor", spec, inputs)
+    checkpoint = Checkpoint(outputs.predictor, made)
+    found = tune(model, predictor, kinds, windows, heldout, spec.tuning, spec.seed, masking, progress, checkpoint)
     tokens = len(windows) * (spec.window_tokens - 1)
     rows = [train_predictor.training_row(spec, predictor, kind, [found], tokens, spec.tuning.epochs) for kind in kinds]
     with ExitStack() as stack:
         train = open_traces(stack, inputs.traces, spec, spec.token_bits, predictor)
         held = open_traces(stack, inputs.heldout, spec, spec.heldout_bits, predictor)
         quality = train_predictor.rank_quality(spec, predictor, train, held)
-    train_predictor.write(spec, predictor, quality, rows, outputs, header("tune-predictor", spec, inputs))
+    train_predictor.write(spec, predictor, quality, rows, outputs, made)
+    checkpoint.remove()
 
 
 STAGE = Stage(Spec, Inputs, Outputs, run)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from shadowcore.report.figures.beside import beside
 from shadowcore.report.figures.context import context, fewshot, tasks
 from shadowcore.report.figures.criteria import criteria, factorial
 from shadowcore.report.figures.curves import accuracy, perplexity, policies
@@ -15,6 +16,7 @@ from shadowcore.report.figures.differences import differences
 from shadowcore.report.figures.importance import importance_map, variability
 from shadowcore.report.figures.ranking import predictor_quality
 from shadowcore.report.figures.scaling import decoding, scaling
+from shadowcore.report.figures.sizes import sizes
 from shadowcore.report.figures.speed import latency, pareto
 from shadowcore.report.style import Figure, save
 from shadowcore.report.tables import Tables
@@ -29,6 +31,7 @@ FIGURES: dict[str, Callable[[Tables, str], Figure]] = {
     "factorial": factorial,
     "policies": policies,
     "designs": designs,
+    "sizes": sizes,
     "context": context,
     "tasks": tasks,
     "fewshot": fewshot,
@@ -37,6 +40,7 @@ FIGURES: dict[str, Callable[[Tables, str], Figure]] = {
     "predictor_quality": predictor_quality,
     "latency": latency,
     "pareto": pareto,
+    "beside": beside,
 }
 # of models timed by their dimensions; "scaling" of all of them together
 TIMED_FIGURES: dict[str, Callable[[Tables, str], Figure]] = {"decoding": decoding, "scaling": scaling}

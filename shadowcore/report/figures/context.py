@@ -5,9 +5,11 @@ from __future__ import annotations
 from shadowcore.report.figures.series import (
     INTERVAL,
     asked,
+    contextual,
     criterion_order,
     first_of,
     intervals,
+    leading,
     mean_over_tasks,
     of_model,
     series,
@@ -28,7 +30,8 @@ def context(tables: Tables, model: str) -> Figure:
     if rows.empty:
         return empty(f"{model}: no perplexity was compared with static in the tables")
     saved = {"value": -rows["difference"], "saved_low": -rows["high"], "saved_high": -rows["low"]}
-    rows = first_of(rows.assign(**saved), "data", "calibration", "protocol", "seed")
+    rows = leading(contextual(rows.assign(**saved)), low_is_good=False)
+    rows = first_of(rows, "data", "calibration", "protocol", "seed")
     keys = sorted(
         set(rows[["units", "criterion"]].itertuples(index=False, name=None)),
         key=lambda parts: (units_order(parts[0]), criterion_order(parts[1])),

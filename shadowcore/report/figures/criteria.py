@@ -7,13 +7,16 @@ import pandas as pd
 
 from shadowcore.report.figures.series import (
     INTERVAL,
+    contextual,
     criterion_order,
     first_of,
     intervals,
+    leading,
     level,
     mean_over_tasks,
     method_order,
     of_model,
+    ranked,
     units_order,
     where,
 )
@@ -89,15 +92,16 @@ def factorial(tables: Tables, model: str) -> Figure:
     rows = where(of_model(tables, "perplexity", model), metric="token_perplexity")
     rows = first_of(rows, "data", "calibration", "protocol", "seed", "units", "policy")
     dense = rows.loc[rows["method"] == "dense", "value"]
-    rows = rows[~rows["method"].isin(["dense", "random"])]
+    rows = rows[~rows["method"].isin(["dense", "random"]) & rows["criterion"].notna()]  # baselines go by no criterion
+    rows = leading(contextual(rows), low_is_good=True)
     if rows.empty or dense.empty:
         return empty(f"{model}: no methods to compare in the tables")
     cells = {
         f"perplexity over dense, {pct} % removed": part.assign(value=part["value"] / dense.iloc[0])
         for pct, part in rows.groupby("sparsity_pct")
     }
-    quality = where(of_model(tables, "quality", model), metric="spearman")
-    quality = first_of(quality, "calibration", "seed")
+    quality = ranked(tables, model, metric="spearman")
+    quality = leading(first_of(quality, "calibration", "seed"), low_is_good=False)
     cells |= {f"Spearman correlation, {kind}": part for kind, part in quality.groupby("kind")}
     names = [sorted(set(part["criterion"]), key=criterion_order) for part in cells.values()]
     shown = [sorted(set(map(_named, part.to_dict("records"))), key=_order) for part in cells.values()]

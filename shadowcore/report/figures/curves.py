@@ -12,8 +12,10 @@ from shadowcore.report.figures.series import (
     LINES,
     Series,
     asked,
+    contextual,
     criterion_order,
     intervals,
+    leading,
     level,
     of_model,
     series,
@@ -37,6 +39,7 @@ from shadowcore.report.style import (
 from shadowcore.report.tables import CHANCE, Tables
 from shadowcore.schemas import CONDITION
 
+MOST_PANELS = 15
 ROOM = 1.7  # factor of space above the highest method but random, for random's values
 
 
@@ -46,6 +49,7 @@ def perplexity(tables: Tables, model: str) -> Figure:
     rows = where(of_model(tables, "perplexity", model), metric="token_perplexity")
     if rows.empty:
         return empty(f"{model}: no perplexities in the tables")
+    rows = leading(contextual(rows), low_is_good=True)
     return _perplexities(rows, model, "Token perplexity against measured sparsity, with 95 % intervals")
 
 
@@ -92,7 +96,7 @@ def accuracy(tables: Tables, model: str) -> Figure:
     rows = of_model(tables, "accuracy", model)
     if rows.empty:
         return empty(f"{model}: no accuracies in the tables")
-    rows = asked(rows)
+    rows = leading(contextual(asked(rows)), low_is_good=False)
     guessing = {name: CHANCE[task] for name, task in zip(rows["asked"], rows["task"], strict=True) if task in CHANCE}
 
     def finish(axes: Axes, name: str, _: list[Series]) -> None:
@@ -116,7 +120,7 @@ def _curves(
     """Draw `rows` in panels of one `facet`, units and criterion each; `finish` adds what is special to a figure."""
     keys = _panel_keys(rows, facet)
     facets, others = {name for name, *_ in keys}, {tuple(other) for _, *other in keys}
-    grid = len(facets) > 1 and len(others) <= 4 and len(keys) == len(facets) * len(others)  # a row for each facet
+    grid = len(facets) > 1 and 1 < len(others) <= 4 and len(keys) == len(facets) * len(others)  # a row for each facet
     figure, axes = panels(len(keys), columns=len(others) if grid else None, sharey=True, sharex=True)
     dense, sparse = rows[rows["method"] == "dense"], rows[rows["method"] != "dense"]
     handles = [key("dense", look("dense").color)] if len(dense) else []
@@ -163,4 +167,9 @@ def _panel_keys(rows: pd.DataFrame, facet: str) -> list[tuple[str, str | None, s
     alone = set(zip(rows.loc[without, facet], rows.loc[without, "units"], strict=True)) - drawn
     keys |= {(name, units, None) for name, units in alone}
     keys |= {(name, None, None) for name in set(rows.loc[dense, facet]) - {key[0] for key in keys}}
-    return sorted(keys, key=lambda parts: (parts[0], units_order(parts[1]), criterion_order(parts[2] or "")))
+    places = sorted(
+        {key[1:] for key in keys}, key=lambda parts: (units_order(parts[0]), criterion_order(parts[1] or ""))
+    )
+    # more than a page of panels: the first units and criteria; the tables have them all
+    shown = places[: max(1, MOST_PANELS // len({key[0] for key in keys}))] if len(keys) > MOST_PANELS else places
+    return sorted((key for key in keys if key[1:] in shown), key=lambda key: (key[0], shown.index(key[1:])))

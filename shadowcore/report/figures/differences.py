@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import pandas as pd
 
-from shadowcore.report.figures.series import NAMES, asked, criterion_order, method_order, of_model, units_order, varies
+from shadowcore.report.figures.series import (
+    NAMES,
+    asked,
+    contextual,
+    criterion_order,
+    leading,
+    method_order,
+    of_model,
+    units_order,
+    varies,
+)
 from shadowcore.report.style import FAINT, Axes, Figure, empty, look, panels, styled, title
 from shadowcore.report.tables import ACCURACY_METRICS, Tables
 
@@ -19,13 +29,18 @@ def differences(tables: Tables, model: str) -> Figure:
     rows = rows[rows["metric"].isin(ACCURACY_METRICS) & (rows["reference"] == "dense")]
     if rows.empty:
         return empty(f"{model}: no accuracy was compared with dense in the tables")
-    rows = _placed(asked(rows))
+    rows = leading(contextual(asked(rows).assign(value=rows["difference"])), low_is_good=False)
+    rows = _placed(rows)
     lines = rows["place"].max() + 1
     tasks = sorted(set(rows["asked"]))
-    figure, axes = panels(len(tasks), size=(5.4, ROW_INCHES * lines + 0.6), sharey=True)
+    # names of conditions are written once, so that many panels are narrow
+    width, label = (
+        (5.4, "accuracy minus dense (percentage points)") if len(tasks) < 4 else (2.4, "minus dense (points)")
+    )
+    figure, axes = panels(len(tasks), columns=len(tasks), size=(width, ROW_INCHES * lines + 0.6), sharey=True)
     for panel, task in zip(axes, tasks, strict=True):
         _forest(panel, rows, task)
-        panel.set(title=task, xlabel="accuracy minus dense (percentage points)", ylim=(lines - 0.5, -0.5))
+        panel.set(title=task, xlabel=label, ylim=(lines - 0.5, -0.5))
         panel.label_outer()
     counts = [f"{task}: {n:,} paired documents" for task, n in rows.groupby("asked")["n"].first().items()]
     title(figure, "Accuracy against dense on the same documents, with paired 95 % intervals", [model, *counts])

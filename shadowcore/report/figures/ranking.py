@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from shadowcore.report.figures.series import criterion_order, first_of, of_model, series, units_order, where
+from shadowcore.report.figures.series import criterion_order, first_of, leading, ranked, series, units_order, where
 from shadowcore.report.style import Axes, Figure, Line2D, empty, key, legend, look, panels, styled, title, whole_ticks
 from shadowcore.report.tables import Tables
 
@@ -15,7 +15,7 @@ CHANCE = {"color": look("random").color, "linestyle": ":", "linewidth": 1.2}
 @styled
 def predictor_quality(tables: Tables, model: str) -> Figure:
     """Spearman by layer, recall by layer at the middle sparsity, and mean recall at each sparsity."""
-    rows = of_model(tables, "quality", model)
+    rows = leading(ranked(tables, model), low_is_good=False)
     if rows.empty:
         return empty(f"{model}: no predictor quality in the tables")
     keys = sorted(

@@ -10,7 +10,7 @@ import pandas as pd
 
 from shadowcore.report.style import FAINT, ORDER, Axes, Line2D, key, look
 from shadowcore.report.tables import Tables
-from shadowcore.schemas import CONDITION, FINAL_TABLES
+from shadowcore.schemas import CONDITION, FINAL_TABLES, MEASURED
 
 # what can tell two lines of one method apart, beside the policy and the seed
 VARIANTS = ["predictor", "calibration", "protocol", "predictor_rank"]
@@ -18,7 +18,15 @@ UNITS_ORDER = {"neurons": 0, "heads": 1, "both": 2}
 MAIN_CRITERION = "plainact"  # the criterion ShadowLLM settles on: shown first, and where there is room for one
 INTERVAL = ("value", "low", "high")
 NAMES = {"lookahead": "lookahead (not causal)"}  # what a value says, where its own word says too little
+CONTEXTUAL = ("shadow", "segments", "layerwise", "layerwise_own", "oracle")  # choose for the input, by a criterion
+MOST_PRESETS = 3  # of a method, where a figure has a line for each
 LINES = {"per_layer": "-", "global": "--", "floored": ":"}
+
+
+# columns that differ from seed to seed, and what stands for all of them, if not the mean
+MEASURED_COLUMNS = {"seed", "value", "stderr", "low", "high", "difference", "p_value", "p_holm", "seed_deviation"}
+MEASURED_COLUMNS |= {"loss", "loss_constant", "best_epoch", *MEASURED}
+TAKEN = {"seed": "min", "low": "min", "high": "max"}
 
 
 class Series(NamedTuple):
@@ -43,7 +51,47 @@ class Series(NamedTuple):
 def of_model(tables: Tables, name: str, model: str) -> pd.DataFrame:
     """The rows of one model in a table, empty where the table is missing."""
     rows = tables[name] if name in tables else FINAL_TABLES[name].build([]).to_pandas()
-    return rows[rows["model"] == model]
+    return over_seeds(rows[rows["model"] == model])
+
+
+def contextual(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows of criteria that some method chooses for the input by, all if there are none; `criteria` shows the rest."""
+    chosen = set(rows.loc[rows["method"].isin(CONTEXTUAL), "criterion"])
+    without = rows["criterion"].isna() | rows["method"].isin(["dense", "random"])
+    return rows[without | rows["criterion"].isin(chosen)] if chosen else rows
+
+
+def leading(rows: pd.DataFrame, low_is_good: bool) -> pd.DataFrame:
+    """Rows of at most MOST_PRESETS presets of each method: those measured in most places, of them the best."""
+    trained = rows[rows["predictor"].notna()]
+    if trained.empty:
+        return rows
+    names = ("data", "task", "fewshot", "kind", "layer", "units", "criterion", "policy", "protocol", "sparsity_pct")
+    place = ["method", *(name for name in names if name in rows)]
+    apart = trained["value"] - trained.groupby(place, dropna=False)["value"].transform("mean")
+    found = trained.assign(gain=-apart if low_is_good else apart).groupby(["method", "predictor"], as_index=False)
+    found = found.agg(places=("gain", "size"), gain=("gain", "mean"))
+    found = found.sort_values(["places", "gain"], ascending=False, kind="stable").groupby("method").head(MOST_PRESETS)
+    shown = set(zip(found["method"], found["predictor"], strict=True))
+    taken = np.array([pair in shown for pair in zip(rows["method"], rows["predictor"], strict=True)])
+    return rows[rows["predictor"].isna() | taken]
+
+
+def ranked(tables: Tables, model: str, **equal: object) -> pd.DataFrame:
+    """Rows of one model's ranking quality that equal the given values; of constant predictors the dense model's."""
+    rows = where(of_model(tables, "quality", model), **equal)
+    return rows[(rows["method"] != "static") | rows["predictor"].isna()]
+
+
+def over_seeds(rows: pd.DataFrame) -> pd.DataFrame:
+    """One row for all seeds of a trained predictor: the mean of what was measured, in an interval over all theirs."""
+    if not {"seed", "predictor"} <= set(rows) or rows["seed"].nunique() < 2:
+        return rows
+    trained = rows["predictor"].notna()
+    taken = {name: TAKEN.get(name, "mean") for name in rows if name in MEASURED_COLUMNS}
+    keys = [name for name in rows if name not in taken]
+    joined = rows[trained].groupby(keys, dropna=False, as_index=False, sort=False).agg(taken)[list(rows)]
+    return pd.concat([rows[~trained], joined], ignore_index=True)
 
 
 def where(rows: pd.DataFrame, **equal: object) -> pd.DataFrame:
@@ -64,7 +112,7 @@ def series(rows: pd.DataFrame, among: pd.DataFrame) -> list[Series]:
         told = [name for name in VARIANTS if name in alike and varies(alike[name])]
         labels = sorted({_label(row, told) for row in alike[["method", *told]].drop_duplicates().to_dict("records")})
         label = _label(keys, told)
-        strength = 0.5 ** labels.index(label)
+        strength = 0.6 ** labels.index(label)
         lines.append(Series(keys["method"], keys.get("policy"), label, strength, line.sort_values("sparsity_pct")))
     return sorted(lines, key=lambda line: method_order(line.method))
 
@@ -109,11 +157,13 @@ def first_of(rows: pd.DataFrame, *names: str) -> pd.DataFrame:
 
     Rows without a value stay, as dense and random have none of most; random is a criterion of its own.
     """
+    calibrated = set(rows["calibration"]) if "calibration" in rows else set()
+    orders = ORDERS | {"data": lambda data: (data not in calibrated, data)}  # the text that was calibrated on first
     for name in names:
         if name in rows:
             always = rows[name].isna() | (rows[name] == "random")
             if not always.all():
-                first = min(rows.loc[~always, name], key=ORDERS.get(name, str))
+                first = min(rows.loc[~always, name], key=orders.get(name, str))
                 rows = rows[always | (rows[name] == first)]
     return rows
 

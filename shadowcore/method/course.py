@@ -1,0 +1,141 @@
+"""The course of a training, epoch by epoch: what each changes, what was best, and how an interrupted one goes on.
+
+A checkpoint holds all that an epoch changes, weights, moments and rates of the optimiser, random numbers and the best
+so far: a training that was killed ends in the bytes that it would have ended in.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import astuple, dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from shadowcore import artifacts
+
+CHECKPOINT_SCHEMA = "checkpoint/1"
+SECONDS_BETWEEN = 60.0
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What came of training one scorer: the best epoch, its held-out loss, and the constant predictor's."""
+
+    best_epoch: int
+    loss: float
+    loss_constant: float
+
+
+class Descent:
+    """AdamW (Loshchilov & Hutter 2019) with a learning rate that falls to nothing along a cosine."""
+
+    def __init__(self, parameters: Iterable[nn.Parameter], rate: float, decay: float, steps: int):
+        self.optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=decay)
+        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, steps)
+
+    def step(self) -> None:
+        """Follow the gradients that are there, and forget them."""
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.schedule.step()
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """All that a step changes but the parameters."""
+        moments = self.optimizer.state_dict()["state"]
+        found = {f"{i}.{name}": value for i, state in moments.items() for name, value in state.items()}
+        reached = [self.schedule.last_epoch, self.optimizer.param_groups[0]["lr"]]
+        return found | {"reached": torch.tensor(reached, dtype=torch.float64)}
+
+    def load(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Go on from there."""
+        moments: dict[int, dict[str, torch.Tensor]] = {}
+        for key, value in tensors.items():
+            if key != "reached":
+                i, _, name = key.partition(".")
+                moments.setdefault(int(i), {})[name] = value
+        groups = self.optimizer.state_dict()["param_groups"]
+        steps, rate = tensors["reached"].tolist()
+        self.optimizer.load_state_dict({"state": moments, "param_groups": [{**groups[0], "lr": rate}]})
+        done = {"last_epoch": int(steps), "_step_count": int(steps) + 1, "_last_lr": [rate]}
+        self.schedule.load_state_dict(self.schedule.state_dict() | done)
+
+
+class Course:
+    """A training under way: `module` learns by `descents`; `parts` of it are kept as they were in their best epochs."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        parts: Mapping[str, nn.Module],
+        descents: Mapping[str, Descent],
+        generator: torch.Generator,
+        losses: Mapping[str, float],
+    ):
+        """losses: of the parts where training begins."""
+        self.module, self.parts, self.descents, self.generator = module, parts, descents, generator
+        self.epoch = 0
+        self.best = {name: Fit(0, loss, loss) for name, loss in losses.items()}
+        self.kept = {name: copy.deepcopy(part.state_dict()) for name, part in parts.items()}
+
+    def finish(self, epoch: int, losses: Mapping[str, float]) -> None:
+        """An epoch is over: keep the parts whose held-out losses are the lowest yet."""
+        self.epoch = epoch
+        for name, loss in losses.items():
+            if loss < self.best[name].loss:
+                self.best[name] = Fit(epoch, loss, self.best[name].loss_constant)
+                self.kept[name] = copy.deepcopy(self.parts[name].state_dict())
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """All that training changed."""
+        found = {"epoch": torch.tensor(self.epoch), "generator": self.generator.get_state()}
+        found |= {f"fit.{name}": torch.tensor(astuple(fit), dtype=torch.float64) for name, fit in self.best.items()}
+        held = {"module": self.module.state_dict()}
+        held |= {f"kept.{name}": state for name, state in self.kept.items()}
+        held |= {f"descent.{name}": descent.tensors() for name, descent in self.descents.items()}
+        return found | {f"{name}:{key}": value for name, state in held.items() for key, value in state.items()}
+
+    def load(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Go on from there."""
+
+        def state(name: str) -> dict[str, torch.Tensor]:
+            return {key.removeprefix(f"{name}:"): tensors[key] for key in tensors if key.startswith(f"{name}:")}
+
+        self.epoch = int(tensors["epoch"])
+        self.generator.set_state(tensors["generator"])
+        self.module.load_state_dict(state("module"))
+        for name, descent in self.descents.items():
+            descent.load(state(f"descent.{name}"))
+        for name in self.parts:
+            epoch, loss, constant = tensors[f"fit.{name}"].tolist()
+            self.best[name], self.kept[name] = Fit(int(epoch), loss, constant), state(f"kept.{name}")
+
+
+class Checkpoint:
+    """The file of an interrupted training, beside what it will write.
+
+    made_from: the header of that; a checkpoint of another specification, input, code or version is passed over.
+    """
+
+    def __init__(self, result: Path, made_from: artifacts.Header, seconds: float = SECONDS_BETWEEN):
+        self.path = result.with_name(f".{result.stem}.checkpoint.safetensors")
+        self.made_from, self.seconds, self.saved = json.loads(json.dumps(made_from)), seconds, time.monotonic()
+
+    def resume(self, course: Course) -> None:
+        """Take a course to where the file left it, if there is one."""
+        if self.path.exists() and artifacts.read_header(self.path) == self.made_from:
+            course.load(artifacts.read_tensors(self.path, CHECKPOINT_SCHEMA))
+
+    def save(self, course: Course) -> None:
+        """Write the file, unless that was just done."""
+        if time.monotonic() - self.saved >= self.seconds:
+            artifacts.write_tensors(self.path, CHECKPOINT_SCHEMA, course.tensors(), self.made_from)
+            self.saved = time.monotonic()
+
+    def remove(self) -> None:
+        """What the training was for is written."""
+        self.path.unlink(missing_ok=True)

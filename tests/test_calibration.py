@@ -1,0 +1,128 @@
+"""In-task and out-of-task calibration, stage by stage: rows of their own, and no document that is evaluated too."""
+
+import json
+from importlib import import_module
+from pathlib import Path
+
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+from conftest import write_benchmarks, write_words
+from test_workflow import tiny_study
+
+from shadowcore.config import parse_study
+from shadowcore.errors import ConfigError
+from shadowcore.jobs import Jobs
+from shadowcore.stages.base import parse_spec
+
+MODEL, TEXTS, METHODS = "tiny-opt", ("words", "piqa-train"), ("static", "shadow")
+
+
+def job(params, stage, outputs, **inputs):
+    """Run a stage as its rule would; inputs that it has and are not given are empty."""
+    one = import_module(f"shadowcore.stages.{stage}").STAGE
+    given = {name: inputs.get(name, ()) for name in one.inputs.__dataclass_fields__}
+    for path in outputs.values():
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+    one.run(parse_spec(one.spec, json.loads(params["spec"])), one.inputs(**given), one.outputs(**outputs))
+    return outputs
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """Jobs of a study that calibrates on a text and on the examples of the task that it evaluates."""
+    folder = tmp_path_factory.mktemp("calibration")
+    write_words(folder / "words")
+    write_benchmarks(folder / "benchmarks", documents=96)
+    data = tiny_study(folder)
+    data["models"] = {MODEL: data["models"][MODEL]}
+    data["calibration"] = list(TEXTS)
+    words = data["texts"]["words"]
+    source = {"benchmark": {"task": "piqa", "offline_dir": str(folder / "benchmarks"), "together": 8}}
+    data["texts"]["piqa-train"] = words | {"source": source, "true_continuation": None}
+    data["conditions"] = [{
+        "methods": ["static", "shadow"], "criteria": ["plainact"], "predictors": ["small"], "sparsities_pct": [50],
+    }]  # fmt: skip
+    data["evaluation"] |= {"tasks": ["piqa"], "limit": {}, "fewshot": [0]}
+    del data["latency"], data["tuning"]
+    return Jobs(parse_study(data, "study"), folder / "results")
+
+
+@pytest.fixture(scope="module")
+def measured(study):
+    """The final tables."""
+    root = study.root
+    model = job(study.fetch_model(MODEL), "fetch_model", {"card": root / "card.json", "weights": root / "weights"})
+    texts = {
+        name: job(
+            study.prepare_text(name), "prepare_text", {"documents": root / f"{name}.parquet", "tasks": root / name}
+        )
+        for name in TEXTS
+    }
+    piqa = job(study.prepare_benchmark("piqa"), "prepare_benchmark", {"documents": root / "piqa.parquet"})["documents"]
+    made = {}
+    for name in TEXTS:
+        documents = texts[name]["documents"]
+        job(study.check_disjoint(name, "words"), "check_disjoint", {"record": root / f"{name}.json"},
+            calibrated=documents, evaluated=texts["words"]["documents"], benchmarks=(piqa,))  # fmt: skip
+        traces = {}
+        for split in ("train", "heldout"):
+            out = {"trace": root / f"{name}-{split}.safetensors"}
+            traces[split] = job(study.trace(MODEL, split, "0"), "trace", out, documents=documents, **model)["trace"]
+        scores = job(study.average(MODEL, name), "average", {"scores": root / f"{name}-scores.parquet"},
+                     traces=(traces["train"],))  # fmt: skip
+        stem = f"{name}-shadow"
+        trained = job(
+            study.train_predictor(MODEL, name, "shadow", "plainact", "small"), "train_predictor",
+            {name: root / f"{stem}.{name}.safetensors" for name in ("predictor", "quality", "training")},
+            card=model["card"], traces=(traces["train"],), heldout=(traces["heldout"],),
+        )  # fmt: skip
+        made[name] = scores | trained
+    outcomes = []
+    for number, (key, one) in enumerate(study.conditions.items()):
+        from_text = made.get(one.calibration, {})
+        outcomes.append(
+            job(
+                study.evaluate("evaluate", key), "evaluate", {"outcomes": root / f"{number}.parquet"}, **model,
+                **texts["words"], benchmarks=(piqa,),
+                scores=(from_text["scores"],) if one.method == "static" else (),
+                predictor=(from_text["predictor"],) if one.method == "shadow" else (),
+            )["outcomes"]
+        )  # fmt: skip
+    names = [f"{name}.parquet" for name in import_module("shadowcore.stages.aggregate").Outputs.__dataclass_fields__]
+    tables = {Path(name).stem: root / "tables" / name for name in names}
+    job({"spec": "{}"}, "aggregate", tables, outcomes=outcomes, scores=[one["scores"] for one in made.values()],
+        qualities=[one["quality"] for one in made.values()],
+        trainings=[one["training"] for one in made.values()])  # fmt: skip
+    return {name: pq.read_table(path).to_pandas() for name, path in tables.items()}
+
+
+def test_in_task_and_out_of_task_calibration_are_rows_of_their_own(measured):
+    for name in ("accuracy", "perplexity"):
+        rows = measured[name]
+        assert set(zip(rows["method"], rows["calibration"].fillna(""), strict=True)) == {
+            ("dense", ""), *((method, text) for method in METHODS for text in TEXTS)
+        }  # fmt: skip
+    values = measured["perplexity"].set_index(["method", "calibration"])["value"]
+    assert values.nunique() == len(values)
+    assert set(measured["quality"]["calibration"]) == set(measured["predictors"]["calibration"]) == set(TEXTS)
+    # a method is compared with what was calibrated on the same text
+    compared = measured["comparisons"].query("method == 'shadow' and reference == 'static' and metric == 'acc'")
+    assert sorted(compared["calibration"]) == sorted(TEXTS)
+
+
+def test_examples_that_are_evaluated_too_stop_the_study(study, measured, tmp_path):
+    folder = Path(study.study.evaluation.offline_dir) / "piqa"
+    train, validation = (pd.read_parquet(folder / f"{split}.parquet") for split in ("train", "validation"))
+    leaky = tmp_path / "benchmarks" / "piqa"
+    leaky.mkdir(parents=True)
+    pd.concat([validation.iloc[:96], train]).to_parquet(leaky / "train.parquet")
+    params = study.prepare_text("piqa-train")
+    params = {"spec": params["spec"].replace(str(folder.parent), str(leaky.parent))}
+    out = {"documents": tmp_path / "text.parquet", "tasks": tmp_path / "tasks.parquet"}
+    leaked = job(params, "prepare_text", out)["documents"]
+    with pytest.raises(ConfigError, match=r"'piqa-train' holds \d+ of the 96 documents that benchmark 'piqa' is meas"):
+        job(study.check_disjoint("piqa-train", "words"), "check_disjoint", {"record": tmp_path / "record.json"},
+            calibrated=leaked, evaluated=study.root / "words.parquet",
+            benchmarks=(study.root / "piqa.parquet",))  # fmt: skip
+    assert not (tmp_path / "record.json").exists()

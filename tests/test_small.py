@@ -1,0 +1,79 @@
+"""Small predictors, in 8 bits and in blocks: the decoder reads the very predictor that accuracy was measured with."""
+
+import pytest
+import torch
+
+from shadowcore.decode.skipping import KeepPredicted
+from shadowcore.errors import ConfigError
+from shadowcore.measure.sparsity import PredictedMasks, no_context
+from shadowcore.method.policies import kept_units
+from shadowcore.method.predictors import Predictor
+from shadowcore.method.small import power_of_two, restored, stored
+from shadowcore.models.families import KINDS, dimensions_of
+
+BLOCK = 16
+
+
+@pytest.fixture
+def predictor(tiny):
+    """As a file of 8 bits and blocks brings it back, with scales as training sets them."""
+    generator = torch.Generator().manual_seed(0)
+    made = Predictor("segments", dimensions_of(tiny.config), {"heads": 4, "neurons": 24}, 2, bits=8, block=BLOCK)
+    for kind in KINDS:
+        for scorer in made.scorers[kind]:
+            for tensor in (*scorer.parameters(), scorer.feature_mean, scorer.score_mean):
+                tensor.data = torch.randn(tensor.shape, generator=generator)
+            for scale in (scorer.feature_scale, scorer.score_scale):
+                scale.copy_(power_of_two(torch.rand(scale.shape, generator=generator) * 9 + 1e-3))
+    made.load_state_dict(restored(stored(made.state_dict(), 8)))
+    return made.eval()
+
+
+@torch.no_grad()
+def test_a_decoder_rounds_an_8_bit_predictor_to_what_its_file_holds(predictor):
+    pytest.importorskip("triton", reason="Triton is not installed, so there is no Triton decoder to test")
+    from shadowcore.decode.chosen import groups_of
+
+    file = stored(predictor.state_dict(), 8)
+    x = torch.randn(predictor.sizes.width, generator=torch.Generator().manual_seed(1))
+    groups = groups_of(predictor, KINDS, torch.bfloat16, torch.device("cpu"), predictor.bits)
+    assert predictor.step_bytes(KINDS) == sum(tensor.nbytes for group in groups for tensor in group.tensors())
+    for index, group in enumerate(groups):
+        names = [f"scorers.{kind}.{index}" for kind in KINDS]
+        assert torch.equal(group.inner, torch.cat([file[f"{name}.inner.weight"] for name in names]))
+        assert torch.equal(group.inner_scale, torch.cat([file[f"{name}.inner.step"] for name in names]))
+        hidden = torch.relu((group.inner.float() @ x) * group.inner_scale + group.inner_bias)
+        for kind, name, part in zip(KINDS, names, hidden.split([predictor.ranks[kind] for kind in KINDS]), strict=True):
+            scorer = group.outer[kind]
+            assert torch.equal(scorer.weight.flatten(0, 1), file[f"{name}.outer.weight"])
+            scores = (scorer.weight.float() @ part) * scorer.scale + scorer.bias
+            torch.testing.assert_close(scores, predictor.read(group.site, x, kind)[1], rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_whole_blocks_are_kept_alike_by_the_model_and_by_the_decoder(predictor):
+    sizes, pct = predictor.sizes, 50
+    ids = torch.randint(3, 96, (1, 2), generator=torch.Generator().manual_seed(2))
+    masks = PredictedMasks(predictor, KINDS, "per_layer", pct).begin(
+        ids, torch.ones_like(ids, dtype=torch.bool), no_context
+    )
+    decoder = KeepPredicted(predictor, "per_layer", dict.fromkeys(KINDS, pct))
+    generator = torch.Generator().manual_seed(3)
+    for group in predictor.groups:
+        x = torch.randn(1, 1, sizes.width, generator=generator)
+        masks(group.site, x)
+        decoder.see(group.site, x[:, 0])
+        for layer in group.layers:
+            kept = masks(group.site._replace(layer=layer, what="neurons"), x)[0, 0]
+            assert torch.equal(decoder.kept(layer, "neurons").units, kept.nonzero()[:, 0])
+            blocks = kept.unflatten(-1, (-1, BLOCK))
+            assert torch.equal(blocks.all(-1), blocks.any(-1))
+            assert blocks.any(-1).sum() == kept_units(sizes.neurons // BLOCK, pct)
+
+
+def test_a_graph_decoder_refuses_blocks(predictor):
+    pytest.importorskip("triton", reason="Triton is not installed, so there is no Triton decoder to test")
+    from shadowcore.decode.chosen import on_device
+
+    with pytest.raises(ConfigError, match="predictors.block: the Triton backend chooses single neurons"):
+        on_device(KeepPredicted(predictor, "per_layer", {"neurons": 50}), predictor.sizes, torch.float32, "cpu")
