@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
 import sys
 import typing
 from collections.abc import Sequence
@@ -59,9 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         one_of(arguments[0], [*STAGES, *COMMANDS], "command")
         if arguments[0] in COMMANDS:
-            {"fetch": fetch, "plan": plan, "show": show}[arguments[0]](arguments[1:])
-        else:
-            run_stage(arguments[0], arguments[1:])
+            return run_command(arguments[0], arguments[1:])
+        run_stage(arguments[0], arguments[1:])
     except ShadowcoreError as error:
         print(f"shadowcore {arguments[0]}: {error}", file=sys.stderr)
         return 2
@@ -123,50 +121,12 @@ def run_stage(name: str, arguments: Sequence[str]) -> None:
     stage.run(spec, *files)
 
 
-def fetch(arguments: Sequence[str]) -> None:
-    """Gather what a study downloads."""
-    parser = argparse.ArgumentParser(prog="shadowcore fetch", description=COMMANDS["fetch"])
-    parser.add_argument("config", type=Path, help="a configuration, such as config/paper.yaml")
-    parser.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="where; then `offline: FOLDER`")
-    parsed = parser.parse_args(arguments)
-    from shadowcore.config import load_study
-    from shadowcore.fetch import fetch as gather
-
-    gather(load_study(parsed.config), parsed.to)
-
-
-def plan(arguments: Sequence[str]) -> None:
-    """Print what a study will take, or refuse it."""
-    parser = argparse.ArgumentParser(prog="shadowcore plan", description=COMMANDS["plan"])
-    parser.add_argument("config", type=Path, help="a configuration, such as config/paper.yaml")
-    parser.add_argument("--measured", type=Path, metavar="CONFIG", help="one that ran here: its times count")
-    parser.add_argument("--budget-hours", type=float, metavar="N", help="refuse more hours of jobs than this")
-    parser.add_argument("--budget-gb", type=float, metavar="N", help="refuse more disk than this, 10^9 bytes")
-    parsed = parser.parse_args(arguments)
-    from rich.console import Console
-
-    from shadowcore import plan as planning
-    from shadowcore.config import load_study
-    from shadowcore.jobs import Jobs
-
-    jobs, ran = (Jobs(load_study(path)) for path in (parsed.config, parsed.measured or parsed.config))
-    rates = planning.measured_rates(ran)
-    planned = planning.totals(planning.work(jobs, strict=True), rates)
-    planning.print_totals(planned, rates, Console(width=None if os.isatty(1) else 120))
-    planning.check_budget(planned, parsed.budget_hours, parsed.budget_gb)
-
-
-def show(arguments: Sequence[str]) -> None:
-    """Print the final tables of a study."""
-    parser = argparse.ArgumentParser(prog="shadowcore show", description=COMMANDS["show"])
-    parser.add_argument("results", type=Path, help="a study's results folder, such as results/quick")
-    parser.add_argument("--brief", action="store_true", help="a summary only")
-    parsed = parser.parse_args(arguments)
-    from rich.console import Console
-
-    from shadowcore.report import show as showing
-
-    (showing.summary if parsed.brief else showing.show)(parsed.results, Console(width=None if os.isatty(1) else 120))
+def run_command(name: str, arguments: Sequence[str]) -> int:
+    """Parse a command's options and run it; its exit code, 0 unless it says otherwise."""
+    command = import_module(f"shadowcore.commands.{name}")
+    parser = argparse.ArgumentParser(prog=f"shadowcore {name}", description=COMMANDS[name])
+    command.options(parser)
+    return command.run(parser.parse_args(arguments)) or 0
 
 
 if __name__ == "__main__":

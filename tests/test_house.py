@@ -18,7 +18,7 @@ MODULES = sorted(
 FLOORS = [
     ["errors", "provenance"], ["artifacts"], ["schemas", "packages", "tabular"], ["benchmarks"],
     ["text", "models", "dictionary"], ["method"], ["decode"], ["measure"], ["report"], ["stages"], ["config"],
-    ["jobs"], ["fetch", "plan"], ["cli"], ["__main__"],
+    ["jobs"], ["fetch", "plan"], ["commands"], ["cli"], ["__main__"],
 ]  # fmt: skip
 
 
