@@ -11,12 +11,13 @@ import argparse
 import dataclasses
 import json
 import sys
+import time
 import typing
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
-from shadowcore import __version__
+from shadowcore import __version__, logs
 from shadowcore.errors import ConfigError, ShadowcoreError, one_of
 
 STAGES = {
@@ -118,7 +119,10 @@ def run_stage(name: str, arguments: Sequence[str]) -> None:
         })
         for part in (stage.inputs, stage.outputs)
     ]  # fmt: skip
+    started = time.time()
+    print(logs.heading([name, *arguments], started), file=sys.stderr, flush=True)
     stage.run(spec, *files)
+    print(logs.ending(started), file=sys.stderr, flush=True)
 
 
 def run_command(name: str, arguments: Sequence[str]) -> int:

@@ -16,7 +16,7 @@ MODULES = sorted(
 )
 # from the ground up; a room may import from its own floor and those below
 FLOORS = [
-    ["errors", "provenance"], ["artifacts"], ["schemas", "packages", "tabular"], ["benchmarks"],
+    ["errors", "provenance"], ["artifacts", "logs"], ["schemas", "packages", "tabular"], ["benchmarks"],
     ["text", "models", "dictionary"], ["method"], ["decode"], ["measure"], ["report"], ["stages"], ["config"],
     ["jobs"], ["fetch", "plan"], ["commands"], ["cli"], ["__main__"],
 ]  # fmt: skip
