@@ -80,9 +80,9 @@ def test_a_process_that_is_no_more_is_gone(tmp_path):
 
 
 def test_a_stage_says_what_it_runs_and_how_it_ends(capsys, tmp_path):
-    words = ["judge-claims", "--tables", str(tmp_path / "none.parquet"), "--published", "x", "--claims", "y"]
+    words = ["check-tables", "--tables", str(tmp_path / "accuracy.parquet"), "--record", str(tmp_path / "record.json")]
     assert cli.main(words) == 2
     path = tmp_path / "job.log"
     path.write_text(capsys.readouterr().err)
     log = logs.read(path)
-    assert log.command == words and log.error and log.environment["python"]
+    assert log.command == words and "no such file" in log.error and log.environment["python"]
