@@ -184,6 +184,23 @@ def read(directory: Path) -> dict[str, pd.DataFrame]:
     }
 
 
+class Asked(Mapping):
+    """Tables that remember the names they were asked for."""
+
+    def __init__(self, found: Tables):
+        self._found, self.names = found, set()
+
+    def __getitem__(self, name: str) -> pd.DataFrame:
+        self.names.add(name)
+        return self._found[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._found)
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+
 def frame(table: pa.Table | pd.DataFrame) -> pd.DataFrame:
     """The table as a DataFrame with rows numbered from 0."""
     table = table.to_pandas() if isinstance(table, pa.Table) else table
