@@ -44,6 +44,7 @@ COMMANDS = {
     "fetch": "gather a study's models, texts and benchmarks for a machine without internet",
     "plan": "what a study will take: jobs, hours, disk and memory of every stage",
     "show": "print a study's final tables",
+    "explain": "by which command a file was made, from which files, by which code, on which device",
 }
 
 

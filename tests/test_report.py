@@ -429,7 +429,8 @@ def test_a_figure_names_the_tables_it_was_drawn_from_and_no_other(built, tmp_pat
     figures = tuple(stem.with_suffix(kind) for stem in stems for kind in (".pdf", ".png"))
     draw.run(draw.Spec(MODEL), draw.Inputs(tuple(paths)), draw.Outputs(figures))
     for path in figures:
-        assert artifacts.read_header(path)["inputs"] == {"tables": [file_sha256(tmp_path / f"{path.stem}.parquet")]}
+        hashes = {path.stem: [file_sha256(tmp_path / f"{path.stem}.parquet")]}
+        assert artifacts.read_header(path)["inputs"] == hashes
 
 
 @pytest.mark.parametrize("name", FIGURES)

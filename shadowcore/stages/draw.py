@@ -42,7 +42,7 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
         asked = tables.Asked(found)
         figure = known[name](asked, spec.model)
         # of tables the figure did not look at, such as measured times, its bytes must not depend
-        read = {"tables": [one for table, one in hashes.items() if table in asked.names]}
+        read = {table: [one] for table, one in hashes.items() if table in asked.names}
         save(figure, stem, made | {"inputs": read})
         progress(done, len(stems))
 
