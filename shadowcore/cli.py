@@ -43,6 +43,7 @@ STAGES = {
 COMMANDS = {
     "fetch": "gather a study's models, texts and benchmarks for a machine without internet",
     "plan": "what a study will take: jobs, hours, disk and memory of every stage",
+    "status": "which jobs of a study are done, run, failed or wait, and when the rest may end",
     "show": "print a study's final tables",
     "explain": "by which command a file was made, from which files, by which code, on which device",
 }

@@ -59,7 +59,7 @@ MEMORY = {
 
 @dataclass(frozen=True)
 class Work:
-    """One job: its rule, its name below `benchmarks/<rule>/`, and what it takes.
+    """One job: its rule, what its wildcards make of its name, and what it takes.
 
     flops: multiplications and additions; written, weights, read: bytes it leaves behind, of the model it holds, and
     of what else it holds; activations: bytes that a batch's pass keeps; alone: nothing else may run on its GPU.
@@ -73,6 +73,11 @@ class Work:
     read: float = 0
     activations: float = 0
     alone: bool = False
+
+    @property
+    def place(self) -> str:
+        """Where its log and its times are, below `logs/` and `benchmarks/` and without their endings."""
+        return self.rule if self.name == self.rule else f"{self.rule.removesuffix('_oracle')}/{self.name}"
 
     @property
     def gpus(self) -> int:
@@ -311,12 +316,20 @@ def measured_rates(jobs: Jobs) -> dict[str, float]:
     """Multiplications a second by rule in a study that has run, wholly or in part: from its `benchmark:` files."""
     done: dict[str, list[tuple[float, float]]] = {}
     for one in work(jobs):
-        path = jobs.root / "benchmarks" / one.rule.removesuffix("_oracle") / f"{one.name}.tsv"
-        if one.flops and path.is_file():
-            head, first = (line.split("\t") for line in path.read_text().splitlines()[:2])
-            seconds = float(first[head.index("s")]) - START - one.weights / LOADED
+        measured = measured_seconds(jobs.root, one)
+        if one.flops and measured is not None:
+            seconds = measured - START - one.weights / LOADED
             done.setdefault(one.rule, []).append((one.flops, max(seconds, 1.0)))
     return {rule: sum(flops for flops, _ in found) / sum(s for _, s in found) for rule, found in done.items()}
+
+
+def measured_seconds(root: Path, job: Work) -> float | None:
+    """What a job took when it last ended well, by its `benchmark:` file; None where there is none."""
+    path = root / "benchmarks" / f"{job.place}.tsv"
+    if not path.is_file():
+        return None
+    head, first = (line.split("\t") for line in path.read_text().splitlines()[:2])
+    return float(first[head.index("s")])
 
 
 class Total(NamedTuple):
