@@ -39,6 +39,7 @@ STAGES = {
     "judge-claims": "verdicts on the published claims from the final tables",
     "check-tables": "refuse final tables with values that cannot be",
     "draw": "draw a model's figures from the final tables",
+    "write-page": "write a study's page: its figures, tables and origin in one HTML file",
 }
 COMMANDS = {
     "fetch": "gather a study's models, texts and benchmarks for a machine without internet",

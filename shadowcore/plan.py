@@ -53,7 +53,7 @@ MEMORY = {
     "trace": (1400, 3), "trace_on_policy": (1400, 3), "average": (2000, 0), "calibrate_thresholds": (1400, 3),
     "train_predictor": (2500, 0), "tune_predictor": (1800, 4), "evaluate": (1400, 2), "evaluate_oracle": (1400, 3),
     "latency": (2800, 4), "latency_random": (5000, 0), "aggregate": (2000, 0), "check_tables": (1000, 0),
-    "judge_claims": (1000, 0), "draw": (1000, 0),
+    "judge_claims": (1000, 0), "draw": (1000, 0), "write_page": (1000, 0),
 }  # fmt: skip
 
 
@@ -129,7 +129,7 @@ def work(jobs: Jobs, strict: bool = False) -> list[Work]:
         found += costs.training(model, calibration, method, criterion, predictor)
     found += [costs.evaluated(key) for key in jobs.conditions]
     found += [costs.timed_dimensions(model) for model in jobs.timed_dimensions()]
-    return found + [Work(rule, rule) for rule in ("aggregate", "check_tables", "judge_claims")]
+    return found + [Work(rule, rule) for rule in ("aggregate", "check_tables", "judge_claims", "write_page")]
 
 
 def size_of(jobs: Jobs, model: str) -> Size | None:

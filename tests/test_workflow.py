@@ -123,6 +123,7 @@ def test_it_makes_every_table_and_figure(house):
     for model in ("tiny-llama", "tiny-opt"):
         for name in FIGURES:
             assert (results(house) / "figures" / model / f"{name}.png").stat().st_size > 1000
+    assert (results(house) / "index.html").stat().st_size > 100_000
     assert not list(results(house).rglob("*.partial"))
 
 
@@ -139,6 +140,27 @@ def test_the_plan_has_these_jobs_and_bytes(house):
             assert one.written == len(content) - 8 - int.from_bytes(content[:8], "little")  # without the header
     rated = measured_rates(Jobs(load_study(house / "config" / "tiny.yaml"), house / "results"))
     assert set(rated) == {one.rule for one in planned if one.flops}  # every name leads to a file of times
+
+
+def test_every_job_is_done_and_leads_from_its_files_to_its_command(house, monkeypatch):
+    from shadowcore.commands.explain import explain
+    from shadowcore.commands.status import status
+    from shadowcore.config import load_study
+    from shadowcore.jobs import Jobs
+
+    monkeypatch.chdir(house)
+    found = status(Jobs(load_study(house / "config" / "tiny.yaml")), time.time())
+    assert {job.state for job in found} == {"done"} and all(job.said.command and job.seconds for job in found)
+    root = Path("results/tiny")
+    kinds = ("parquet", "safetensors", "json", "png", "pdf", "html")
+    files = [path for kind in kinds for path in root.rglob(f"*.{kind}") if "weights" not in path.parts]
+    for path in files:
+        said = dict(explain(path))
+        assert str(path) in said["command"] and "as in this tree" in said["code"] and "took" in said
+        read = [line for word, line in explain(path) if word == "from"]
+        assert all("changed" not in line and "no longer" not in line for line in read)
+        assert read or path.parent.parent.name in ("models", "texts") or "prepare-benchmark" in said["kind"]
+    assert len(files) > 80
 
 
 def test_benchmarks_are_rows_of_their_own(house):
@@ -247,7 +269,7 @@ def test_editing_a_figure_draws_figures_again_and_nothing_else(house):
     style.write_text(text.replace("PNG_DPI = 150", "PNG_DPI = 151"))
     due = waiting(house)
     style.write_text(text)
-    assert due == {"draw": 2}
+    assert due == {"draw": 2, "write_page": 1}
 
 
 def test_an_unknown_criterion_stops_before_any_job(house):

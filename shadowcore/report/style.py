@@ -25,6 +25,7 @@ from shadowcore import artifacts
 from shadowcore.artifacts import Header
 
 FIGURE_SCHEMA = "figure/1"
+NOTHING = "nothing to show"
 
 
 class Look(NamedTuple):
@@ -145,8 +146,8 @@ def panels(
 
 
 def empty(message: str) -> Figure:
-    """A figure that says why it shows nothing."""
-    figure = Figure(figsize=(5, 2), layout="constrained")
+    """A figure that says why it shows nothing; its label is NOTHING."""
+    figure = Figure(figsize=(5, 2), layout="constrained", label=NOTHING)
     axes = figure.subplots()
     axes.set_axis_off()
     axes.text(0.5, 0.5, textwrap.fill(message, 60), ha="center", va="center", transform=axes.transAxes)

@@ -8,6 +8,7 @@ from pathlib import Path
 from shadowcore.errors import one_of
 from shadowcore.report import tables
 from shadowcore.report.figures import FIGURES, TIMED_FIGURES, save
+from shadowcore.report.style import NOTHING
 from shadowcore.stages.base import Progress, Stage, header
 
 
@@ -43,7 +44,7 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
         figure = known[name](asked, spec.model)
         # of tables the figure did not look at, such as measured times, its bytes must not depend
         read = {table: [one] for table, one in hashes.items() if table in asked.names}
-        save(figure, stem, made | {"inputs": read})
+        save(figure, stem, made | {"inputs": read, "empty": figure.get_label() == NOTHING})
         progress(done, len(stems))
 
 
