@@ -67,6 +67,13 @@ def accuracy_difference(correct: np.ndarray, dense: np.ndarray) -> tuple[Estimat
     return Estimate(float(gain.mean()), _mean_error(gain), low, high, n), p_value
 
 
+def normal_p(difference: float, stderr: float) -> float:
+    """Two-sided p of a difference whose standard error is known, as if it were normal; nan where it is not known."""
+    if stderr == 0:
+        return float(difference == 0)
+    return float(2 * norm.sf(abs(difference) / stderr))
+
+
 def holm(p_values: np.ndarray) -> np.ndarray:
     """Step-down adjusted p-values (n,): the chance of any false finding among them stays below one (Holm 1979)."""
     p_values = np.asarray(p_values, float)

@@ -129,7 +129,7 @@ def _block(title: str, told: list[str], names: list[str], lines: Lines) -> Block
 def _effect(row: pd.Series) -> str:
     if pd.isna(row["effect"]):
         return "-"
-    pair = f"{_number(row['value_winner'])} against {_number(row['value_loser'])}"
+    pair = f"{number(row['value_winner'])} against {number(row['value_loser'])}"
     return f"{pair}: {row['effect']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
 
 
@@ -165,7 +165,7 @@ def _told(name: str, value: Any) -> str:
     return _text(value) if alone else f"{name.replace('_', ' ')} {_text(value)}"
 
 
-def _number(value: float, like: float | None = None) -> str:
+def number(value: float, like: float | None = None) -> str:
     """A number with the decimals that give `like`, itself unless told, three digits or more; "-" for none."""
     if pd.isna(value):
         return "-"
@@ -174,11 +174,11 @@ def _number(value: float, like: float | None = None) -> str:
 
 
 def _value(row: pd.Series) -> str:
-    return _number(row["value"])
+    return number(row["value"])
 
 
 def _estimate(row: pd.Series) -> str:
-    return f"{_number(row['value'])} ± {_number(row['stderr'], like=row['value'])}"
+    return f"{number(row['value'])} ± {number(row['stderr'], like=row['value'])}"
 
 
 def _nats(row: pd.Series) -> str:
@@ -192,9 +192,9 @@ def _points(row: pd.Series) -> str:
 
 
 def _median(row: pd.Series) -> str:
-    return _number(row["ms_per_token"])
+    return number(row["ms_per_token"])
 
 
 def _times(row: pd.Series) -> str:
     median = row["ms_per_token"]
-    return f"{_number(median)} [{_number(row['ms_p10'], like=median)}, {_number(row['ms_p90'], like=median)}]"
+    return f"{number(median)} [{number(row['ms_p10'], like=median)}, {number(row['ms_p90'], like=median)}]"

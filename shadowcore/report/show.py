@@ -10,30 +10,20 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from shadowcore.errors import ArtifactError
-from shadowcore.report import tables
 from shadowcore.report.blocks import Block, claimed, measured, summaries
-from shadowcore.report.tables import Tables
+from shadowcore.report.tables import of_study
 from shadowcore.schemas import FINAL_TABLES
 
 
 def show(results: Path, console: Console) -> None:
     """Print all final tables of a results folder, such as results/quick, and say where the figures are."""
-    found = read(results)
+    found = of_study(results)
     _print(results, console, chain(measured(found), claimed(found)))
 
 
 def summary(results: Path, console: Console) -> None:
     """Print a line per method: perplexity, accuracy and time under the main units, criterion and policy."""
-    _print(results, console, summaries(read(results)))
-
-
-def read(results: Path) -> Tables:
-    """The final tables of a results folder; ArtifactError if it is none."""
-    folder = Path(results) / "tables"
-    if not folder.is_dir():
-        raise ArtifactError(f"{folder}: no such folder; a study's results folder, such as results/quick, would fit")
-    return tables.read(folder)
+    _print(results, console, summaries(of_study(results)))
 
 
 def _print(results: Path, console: Console, parts: Iterable[Block]) -> None:

@@ -184,6 +184,14 @@ def read(directory: Path) -> dict[str, pd.DataFrame]:
     }
 
 
+def of_study(results: Path) -> dict[str, pd.DataFrame]:
+    """The final tables of a study's results folder, such as results/quick; ArtifactError if it has none."""
+    folder = Path(results) / "tables"
+    if not folder.is_dir():
+        raise ArtifactError(f"{folder}: no such folder; a study's results folder, such as results/quick, would fit")
+    return read(folder)
+
+
 class Asked(Mapping):
     """Tables that remember the names they were asked for."""
 
