@@ -43,7 +43,8 @@ TOKENS_A_WORD = 4 / 3
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 START = 8.0  # seconds until a job has imported what it needs
 LOADED = 1e9  # bytes of weights read in a second
-TFLOPS = 100.0  # assumed of one job where none was measured, 10^12 multiplications and additions a second
+TFLOPS = 100.0  # assumed of one job where none was measured, 10^12 multiplications and additions a second, ...
+DECODING = {"latency": 2.0, "latency_random": 2.0}  # ... and of one that reads every weight for every token
 GPU_BYTES = 80e9
 OWN_GPU = 4e9  # bytes of weights, ...
 MUCH = 1e15  # ... and multiplications, from which a job has a GPU for itself
@@ -94,8 +95,9 @@ class Work:
         return 1e6 * beside + self.weights * (min(times, 1.2) if self.weights > OWN_GPU else times) + self.read
 
     def seconds(self, rates: Mapping[str, float]) -> float:
-        """Time on one machine; `rates`: multiplications a second by rule, TFLOPS where there is none."""
-        return START + self.weights / LOADED + self.flops / rates.get(self.rule, TFLOPS * 1e12)
+        """Time on one machine; `rates`: multiplications a second by rule, assumed where there is none."""
+        assumed = 1e12 * DECODING.get(self.rule, TFLOPS)
+        return START + self.weights / LOADED + self.flops / rates.get(self.rule, assumed)
 
     def resources(self) -> dict[str, int]:
         """As a rule asks for them; three times the assumed time, half an hour at least."""
@@ -383,5 +385,6 @@ def print_totals(planned: Mapping[str, Total], rates: Mapping[str, float], conso
         table.add_row(rule, *numbers, f"{one.memory / 1e9:.1f}", str(one.gpus), rate)
     console.print(table)
     traces = sum(one.disk for rule, one in planned.items() if rule.startswith("trace"))
-    words = f"Traces: {traces / 1e9:,.1f} GB. Stages with no measured rate are taken to make {TFLOPS:g} TFLOP/s"
-    console.print(f"{words} a job; `--measured CONFIG` takes the times of a study that ran.", highlight=False)
+    words = f"Traces: {traces / 1e9:,.1f} GB. Stages with no measured rate are taken to make {TFLOPS:g} TFLOP/s a job, "
+    words += f"{DECODING['latency']:g} where tokens are decoded one by one; "
+    console.print(f"{words}`--measured CONFIG` takes the times of a study that ran.", highlight=False)
