@@ -125,9 +125,19 @@ def run_stage(name: str, arguments: Sequence[str]) -> None:
         for part in (stage.inputs, stage.outputs)
     ]  # fmt: skip
     started = time.time()
-    print(logs.heading([name, *arguments], started), file=sys.stderr, flush=True)
+    print(logs.heading(words_of(parser, parsed), started), file=sys.stderr, flush=True)
     stage.run(spec, *files)
     print(logs.ending(started), file=sys.stderr, flush=True)
+
+
+def words_of(parser: argparse.ArgumentParser, parsed: argparse.Namespace) -> list[str]:
+    """The words after `shadowcore` that say what was asked, whichever way it was said."""
+    words = [parser.prog.split()[-1]]
+    for name, value in vars(parsed).items():
+        values = value if isinstance(value, (list, tuple)) else [value]
+        if values and value is not None:
+            words += [f"--{name.replace('_', '-')}", *map(str, values)]
+    return words
 
 
 def run_command(name: str, arguments: Sequence[str]) -> int:

@@ -8,7 +8,7 @@ from test_report import MODEL, criteria_rows, latency_rows, outcomes, predictor_
 from shadowcore import artifacts, cli
 from shadowcore.measure.statistics import normal_p
 from shadowcore.report import changes, tables
-from shadowcore.schemas import FINAL_TABLES, OUTCOMES
+from shadowcore.schemas import CONDITION, FINAL_TABLES, MEASURED, OUTCOMES
 
 
 def write_study(folder, documents, kept=True, **more):
@@ -67,7 +67,7 @@ def test_a_small_shift_shows_where_documents_are_paired_and_only_there(documents
         assert one.difference == pytest.approx(0.02, rel=0.1) and "shadow" in one.what and "50" in one.what
     alone = of(changes.compare(old, write_study(tmp_path / "alone", rows, kept=False)), "perplexity")
     assert (len(alone.moved), alone.within, alone.paired) == (0, count, 0)
-    assert paired.equal == alone.equal == len(documents.groupby(tables.CONDITION_COLUMNS, dropna=False)) - count
+    assert paired.equal == alone.equal == len(documents.groupby([*CONDITION, *MEASURED], dropna=False)) - count
 
 
 def test_a_large_shift_shows_without_pairs_and_in_the_right_direction(documents, old, tmp_path):
