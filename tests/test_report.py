@@ -499,7 +499,7 @@ def test_estimates_without_an_interval_are_drawn(frames):
 
 def test_every_figure_has_a_caption():
     captions = {path.stem for path in CAPTIONS.glob("*.rst")}
-    assert captions == {*FIGURES, "tables", "workflow"}
+    assert captions == {*FIGURES, "page", "tables", "workflow"}
     for path in CAPTIONS.glob("*.rst"):
         assert len(path.read_text()) > 150 and "{{" not in path.read_text()
 

@@ -121,7 +121,12 @@ rule write_page:
         figures=[f"{stem}.png" for stem in jobs.figures()],
         captions=[relpath(f"{workflow.basedir}/workflow/report/{name}.rst") for name in (*FIGURES, "workflow")],
     output:
-        page=f"{root}/index.html",
+        page=report(
+            f"{root}/index.html",
+            category="Page",
+            labels={"page": "the study on one page"},
+            caption="../report/page.rst",
+        ),
     log:
         f"{root}/logs/write_page.log",
     benchmark:
