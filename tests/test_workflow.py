@@ -155,10 +155,11 @@ def test_every_job_is_done_and_leads_from_its_files_to_its_command(house, monkey
     kinds = ("parquet", "safetensors", "json", "png", "pdf", "html")
     files = [path for kind in kinds for path in root.rglob(f"*.{kind}") if "weights" not in path.parts]
     for path in files:
-        said = dict(explain(path))
+        facts = explain(path)
+        said = dict(facts)
         assert str(path) in said["command"] and "as in this tree" in said["code"] and "took" in said
-        read = [line for word, line in explain(path) if word == "from"]
-        assert all("changed" not in line and "no longer" not in line for line in read)
+        read = [line for word, line in facts if word == "from"]
+        assert all("latency" in line or not line.endswith(")") for line in read)
         assert read or path.parent.parent.name in ("models", "texts") or "prepare-benchmark" in said["kind"]
     assert len(files) > 80
 

@@ -21,6 +21,7 @@ from shadowcore.errors import ArtifactError
 Facts = list[tuple[str, str]]
 LISTED = 12  # files read that are named one by one
 COMPARED = 4e9  # bytes of them that are hashed again
+UNKNOWN = " (not in the header, as measured times are not; or changed since)"
 
 
 class Job(NamedTuple):
@@ -122,7 +123,7 @@ def _states(paths: list[Path], were: list[str]) -> Iterable[str]:
     """Of each file: nothing if it is as it was, or what has become of it."""
     there = [path.is_file() for path in paths]
     size = sum(path.stat().st_size for path, is_there in zip(paths, there, strict=True) if is_there)
-    known = len(were) == len(paths)  # else some were not there
+    all_there = len(were) == len(paths)
     for number, (path, is_there) in enumerate(zip(paths, there, strict=True)):
         if path.is_dir():
             yield ""
@@ -130,10 +131,10 @@ def _states(paths: list[Path], were: list[str]) -> Iterable[str]:
             yield " (no longer there)"
         elif size > COMPARED:
             yield " (too large to compare here)"
-        elif provenance.file_sha256(path) in ([were[number]] if known else were):
+        elif provenance.file_sha256(path) in ([were[number]] if all_there else were):
             yield ""
         else:
-            yield " (has changed since)"
+            yield " (has changed since)" if all_there else UNKNOWN
 
 
 def _origin(header: Mapping[str, Any]) -> Facts:
