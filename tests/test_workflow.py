@@ -1,5 +1,6 @@
 """The study as a whole, on tiny random models of both families: complete, never stale, never redone."""
 
+import json
 import os
 import random
 import re
@@ -8,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from collections import Counter
 from pathlib import Path
 
@@ -294,6 +296,25 @@ def test_a_damaged_file_is_one_sentence_in_the_log(house, tmp_path):
     )  # fmt: skip
     assert said.returncode == 2 and "trace.safetensors: damaged safetensors" in said.stderr
     assert "Traceback" not in said.stderr and not (tmp_path / "s.parquet").exists()
+
+
+@pytest.mark.slow
+def test_the_report_has_figures_first_and_a_switch_between_two_models(house, tmp_path):
+    said = snakemake(house, "--report", str(tmp_path / "report.zip"))
+    assert said.returncode == 0, said.stderr
+    with zipfile.ZipFile(tmp_path / "report.zip") as archive:
+        page = archive.read("report/report.html").decode()
+    categories, results = (
+        json.JSONDecoder().raw_decode(page, re.search(rf"var {name}\s*= (?={{)", page).end())[0]
+        for name in ("categories", "results")
+    )
+    assert sorted(categories) == ["Figures", "Page", "Tables"]  # as the report shows them
+    figures = [results[path]["labels"] for path in categories["Figures"]["Other"]]
+    # of labels but the first, one with two values of equally many results is shown as a switch
+    assert all(list(labels) == ["figure", "model"] for labels in figures)
+    assert Counter(labels["model"] for labels in figures) == dict.fromkeys(
+        ("tiny-llama", "tiny-opt"), len(figures) // 2
+    )
 
 
 @pytest.mark.slow
