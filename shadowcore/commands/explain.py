@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -49,6 +50,8 @@ def explain(path: Path) -> Facts:
         raise ArtifactError(f"{path}: no such file; one that a study made would fit, such as a table or a figure")
     root = next((folder for folder in path.resolve().parents if (folder / "logs").is_dir()), None)
     inside = path.resolve().relative_to(root) if root else path
+    if root and not path.is_absolute():
+        root = Path(os.path.relpath(root))
     if inside.parts[0] in ("logs", "benchmarks") and root:
         return [("file", str(path)), *_of_job(root / "logs" / Path(*inside.parts[1:]).with_suffix(".log"))]
     facts = [("file", str(path))]
@@ -65,11 +68,10 @@ def explain(path: Path) -> Facts:
         return [*facts, ("kind", str(found["schema"])), ("made by", header.get("made by", "not recorded")), *parts]
     made_by = job_of(root, inside, header) if root else None
     facts += [("kind", f"{found['schema']}, made by the stage {header['stage']}")]
-    facts += _command(header, made_by)
-    facts += _read(header["inputs"], made_by) + _origin(header)
+    facts += _origin(header) + _read(header["inputs"], made_by)
     if made_by:
         facts += [("log", str(made_by.log)), *_times(made_by.root, made_by.log)]
-    return facts
+    return facts + _command(header, made_by)
 
 
 def _part(header: Mapping[str, Any]) -> str:
@@ -158,10 +160,10 @@ def _of_job(log: Path) -> Facts:
     if not said.command:
         raise ArtifactError(f"{log}: no command in it; logs of this version of shadowcore begin with one")
     ended = "finished" if said.finished else f"failed: {said.error}" if said.error else "not finished"
-    facts = [("command", shlex.join(["python", "-m", "shadowcore", *said.command])), ("ended", ended)]
+    facts = [("ended", ended)]
     facts += [("ran on", ", ".join(f"{name} {value}" for name, value in said.environment.items()))]
     root = next(folder.parent for folder in log.parents if folder.name == "logs")
-    return facts + _times(root, log)
+    return [*facts, *_times(root, log), ("command", shlex.join(["python", "-m", "shadowcore", *said.command]))]
 
 
 def _times(root: Path, log: Path) -> Facts:
