@@ -33,7 +33,7 @@ wildcard_constraints:
     published="|".join(jobs.timed_dimensions()),
     method="|".join(PREDICTORS),
     criterion="|".join(CRITERIA),
-    predictor="(" + "|".join(map(re.escape, study.predictors)) + r")(@[1-9]\d*)?",
+    predictor="(" + "|".join(map(re.escape, study.predictors)) + r")(@seed\d+)?(@[1-9]\d*)?",
 
 
 report: "workflow/report/workflow.rst"

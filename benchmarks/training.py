@@ -40,7 +40,7 @@ def main() -> None:
     sizes = PUBLISHED[arguments.model].dimensions
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     rank = {"heads": max(1, arguments.rank // 4), "neurons": arguments.rank}
-    recipe = Recipe(rank, arguments.segments, "sqrt", arguments.epochs, 512, 1e-3, 0.01)
+    recipe = Recipe(rank, arguments.segments, "sqrt", dict.fromkeys(KINDS, arguments.epochs), 512, 1e-3, 0.01)
     predictor = Predictor(arguments.design, sizes, rank, arguments.segments).to(device)
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
 

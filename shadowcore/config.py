@@ -6,24 +6,24 @@ so that editing one part of a configuration reruns only what reads that part.
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
 from shadowcore.benchmarks import BENCHMARKS
 from shadowcore.errors import ConfigError, near_miss, one_of
+from shadowcore.fields import Fraction, Name, Percent, Positive, Strict, among
 from shadowcore.measure.activation_masks import BASELINES
 from shadowcore.measure.protocols import PROTOCOLS
 from shadowcore.method.criteria import CRITERIA
 from shadowcore.method.policies import POLICIES, WHOLE_MODEL_POLICIES
 from shadowcore.method.predictors import PREDICTORS
-from shadowcore.method.training import TARGETS, Recipe
 from shadowcore.models.families import KINDS_OF
 from shadowcore.models.published import PUBLISHED
 from shadowcore.models.sources import DTYPES, MODEL_SOURCES
+from shadowcore.recipes import Masked, Preset, Trained, Tuned
 from shadowcore.stages.base import parse_spec
 from shadowcore.stages.conditions import NEEDS_PROMPTS, OWN_TASKS
 from shadowcore.stages.latency_random import RIVALS
@@ -32,41 +32,9 @@ from shadowcore.text import TEXT_SOURCES
 TASKS = (*OWN_TASKS, *BENCHMARKS)
 CONSTANT_METHODS = ("random", "static")
 METHODS = ("dense", *CONSTANT_METHODS, *BASELINES, *PREDICTORS, "oracle")
-SPLITS = ("train", "heldout")
-
-
-def preset_of(predictor: str) -> str:
-    """The preset of a predictor, whichever its round."""
-    return ROUND.sub("", predictor, count=1)
-
-
-def among(choices) -> Any:
-    """A string type that must be one of `choices`; the error names the near miss."""
-
-    def check(value: Any) -> str:
-        if value not in choices:
-            raise ValueError(f"unknown '{value}'; {near_miss(str(value), choices)}")
-        return value
-
-    return Annotated[str, BeforeValidator(check)]
-
-
-# a preset trained on traces under its own masks for the N-th time, and tuned under them: preset@N, preset@tuned, both
-ROUND = re.compile(r"(?:@(?P<round>[1-9]\d*))?(?P<tuned>@tuned)?$")
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.]*(-[A-Za-z0-9_.]+)*$")]
-Percent = Annotated[int, Field(ge=0, lt=100, description="integer percent, 0 to 99")]
-Positive = Annotated[int, Field(ge=1)]
-Fraction = Annotated[float, Field(gt=0, lt=1)]
-
 
 # `--config offline=true` arrives as text
 Offline = Annotated[bool | str, BeforeValidator(lambda value: True if value == "true" else value)]
-
-
-class Strict(BaseModel):
-    """No unknown keys, no silent conversions."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
 def source_of(kinds: dict[str, type]) -> Any:
@@ -108,21 +76,6 @@ class Text(Strict):
     true_continuation: Questions
 
 
-class Masked(Strict):
-    """Masks that act while a predictor learns: units, and the range of sparsities, percent."""
-
-    units: among(KINDS_OF)
-    lowest_pct: Percent
-    highest_pct: Percent
-
-    @model_validator(mode="after")
-    def in_order(self) -> Masked:
-        """The range must not be empty."""
-        if self.lowest_pct > self.highest_pct:
-            raise ValueError(f"lowest_pct {self.lowest_pct} is above highest_pct {self.highest_pct}")
-        return self
-
-
 class Traces(Strict):
     """How much text is scored, and how finely: see `shadowcore.method.tracing`."""
 
@@ -138,36 +91,11 @@ class Traces(Strict):
     on_policy: Masked | None = None
 
 
-class Tuned(Masked):
-    """How predictors `preset@tuned` are tuned: see `shadowcore.method.tuning`."""
-
-    epochs: Positive
-    batch: Positive
-    learning_rate: Annotated[float, Field(gt=0)]
-    temperature: Annotated[float, Field(gt=0)]
-
-
-class Preset(Strict):
-    """A predictor recipe: see `shadowcore.method.training`."""
-
-    rank_heads: Positive
-    rank_neurons: Positive
-    segments: Positive = 1
-    target: among(TARGETS)
-    epochs: Positive
-    batch: Positive
-    learning_rate: Annotated[float, Field(gt=0)]
-    weight_decay: Annotated[float, Field(ge=0)]
-
-    def recipe(self) -> Recipe:
-        """As the training stage reads it."""
-        fields = self.model_dump()
-        rank = {kind: fields.pop(f"rank_{kind}") for kind in ("heads", "neurons")}
-        return Recipe(rank=rank, **fields)
-
-
 class Grid(Strict):
-    """Conditions: every combination of these, for `models`, all unless given; `dense` is always there."""
+    """Conditions: every combination of these, for `models`, all unless given; `dense` is always there.
+
+    seeds: predictors are trained with each of them, the study's unless given; what is not trained is not repeated.
+    """
 
     models: list[str] = []
     methods: list[among([m for m in METHODS if m != "dense"])]
@@ -177,6 +105,14 @@ class Grid(Strict):
     protocols: list[among(PROTOCOLS)] = ["token"]
     units: list[among(KINDS_OF)] = ["neurons"]
     sparsities_pct: list[Percent]
+    seeds: list[Annotated[int, Field(ge=0)]] = []
+
+    @model_validator(mode="after")
+    def seeds_are_of_predictors(self) -> Grid:
+        """Seeds need something that is trained."""
+        if self.seeds and not set(self.methods) & set(PREDICTORS):
+            raise ValueError(f"seeds: nothing of {self.methods} is trained; one of {', '.join(PREDICTORS)} would be")
+        return self
 
     @model_validator(mode="after")
     def suits_baselines(self) -> Grid:
@@ -283,11 +219,14 @@ class Study(Strict):
             *((f"conditions[{i}].models", g.models, self.models) for i, g in enumerate(self.conditions)),
         ):  # fmt: skip
             for name in names:
-                if preset_of(name) not in known:
+                one = Trained.named(name)
+                if one.preset not in known:
                     raise ValueError(f"{where}: unknown '{name}'; {near_miss(name, known)}")
-                if ROUND.search(name)["round"] and not self.traces.on_policy:
+                if one.seed is not None:
+                    raise ValueError(f"{where}: '{name}' has a seed in its name; `seeds: [{one.seed}]` would fit")
+                if one.round and not self.traces.on_policy:
                     raise ValueError(f"{where}: '{name}' is trained on sparse traces; `traces.on_policy` is missing")
-                if ROUND.search(name)["tuned"] and not self.tuning:
+                if one.tuned and not self.tuning:
                     raise ValueError(f"{where}: '{name}' is tuned; `tuning` is missing")
         for i, grid in enumerate(self.conditions):
             trained = set(grid.methods) & set(PREDICTORS)
@@ -295,7 +234,7 @@ class Study(Strict):
                 raise ValueError(f"conditions[{i}]: {sorted(trained)} need `predictors`, names of presets")
             if set(grid.methods) - {"random", *BASELINES} and not grid.criteria:
                 raise ValueError(f"conditions[{i}]: {sorted(grid.methods)} need `criteria`")
-            parted = any(self.predictors[preset_of(name)].segments > 1 for name in grid.predictors)
+            parted = any(self.predictors[Trained.named(name).preset].segments > 1 for name in grid.predictors)
             several = [m for m in grid.methods if m.startswith("layerwise") or (m == "segments" and parted)]
             if several and set(grid.policies) & WHOLE_MODEL_POLICIES:
                 raise ValueError(

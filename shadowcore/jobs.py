@@ -12,28 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from shadowcore.benchmarks import BENCHMARKS
-from shadowcore.config import ROUND, Study, preset_of
+from shadowcore.config import Study
 from shadowcore.measure.activation_masks import BASELINES
 from shadowcore.method.predictors import PREDICTORS
 from shadowcore.provenance import fingerprint
+from shadowcore.recipes import Preset, Trained
 from shadowcore.report.figures import FIGURES
 from shadowcore.schemas import FINAL_TABLES, MEASURED_TABLES
 from shadowcore.stages.base import parse_spec, to_json
 from shadowcore.stages.conditions import Condition
-
-
-def setup(condition: Condition) -> str:
-    """How paths call a condition, but for its model, text and sparsity."""
-    parts = (
-        condition.method,
-        condition.calibration,
-        None if condition.method == "random" else condition.criterion,
-        condition.predictor,
-        condition.policy,
-        condition.units,
-        None if condition.protocol == "token" else condition.protocol,
-    )
-    return "+".join(part for part in parts if part)
 
 
 class Jobs:
@@ -45,7 +32,27 @@ class Jobs:
         for model, data in product(study.models, study.evaluation.texts):
             dense = Condition(model=model, data=data, method="dense", seed=study.seed)
             for one in (dense, *self._sparse(dense)):
-                self.conditions[model, data, setup(one), one.sparsity_pct] = one
+                self.conditions[model, data, self.setup(one), one.sparsity_pct] = one
+
+    def setup(self, condition: Condition) -> str:
+        """How paths call a condition, but for its model, text and sparsity."""
+        parts = (
+            condition.method,
+            condition.calibration,
+            None if condition.method == "random" else condition.criterion,
+            self.called(condition),
+            condition.policy,
+            condition.units,
+            None if condition.protocol == "token" else condition.protocol,
+        )
+        return "+".join(part for part in parts if part)
+
+    def called(self, condition: Condition) -> str | None:
+        """How paths call a condition's predictor: with its seed, if that is not the study's."""
+        if condition.predictor is None:
+            return None
+        seed = None if condition.seed == self.study.seed else condition.seed
+        return str(Trained.named(condition.predictor)._replace(seed=seed))
 
     def _sparse(self, dense: Condition):
         for grid in self.study.conditions:
@@ -61,11 +68,13 @@ class Jobs:
                 if method == "relu":
                     one = replace(one, policy=None)  # what is zero is removed, however much it is
                 criteria = [None] if method in BASELINES else grid.criteria
-                predictors = grid.predictors if method in PREDICTORS else [None]
+                trained = method in PREDICTORS
+                predictors = grid.predictors if trained else [None]
+                seeds = grid.seeds if trained and grid.seeds else [self.study.seed]
                 # these go by the evaluated example itself: they have no calibration text
                 calibrations = [None] if method in ("oracle", "griffin", "relu") else self.study.calibration
-                for criterion, predictor, calibration in product(criteria, predictors, calibrations):
-                    yield replace(one, criterion=criterion, predictor=predictor, calibration=calibration)
+                for criterion, predictor, calibration, seed in product(criteria, predictors, calibrations, seeds):
+                    yield replace(one, criterion=criterion, predictor=predictor, calibration=calibration, seed=seed)
 
     def params(self, stage: str, spec: Any) -> dict[str, str]:
         """A rule's parameters: the specification as JSON, and what its code does."""
@@ -127,7 +136,8 @@ class Jobs:
 
         masks = self.study.traces.on_policy
         traced = self._trace(model, split, shard, [], [criterion], {(method, predictor)})
-        return self.params("trace-on-policy", Spec(traced, masks.units, masks.lowest_pct, masks.highest_pct))
+        seed = self._seed(Trained.named(predictor))
+        return self.params("trace-on-policy", Spec(traced, masks.units, masks.lowest_pct, masks.highest_pct, seed))
 
     def _trace(
         self, model: str, split: str, shard: str, criteria: Iterable[str], token_criteria: Iterable[str], used: set
@@ -136,7 +146,7 @@ class Jobs:
         from shadowcore.stages.trace import Design, Spec
 
         plan, train = self.study.traces, split == "train"
-        designs = {Design(method, self.study.predictors[preset_of(predictor)].segments) for method, predictor in used}
+        designs = {Design(method, self._preset(predictor).segments) for method, predictor in used}
         return Spec(
             split=split, shard=int(shard), shards=plan.shards if train else 1,
             windows=plan.windows if train else plan.heldout_windows, window_tokens=plan.window_tokens,
@@ -149,12 +159,11 @@ class Jobs:
     def traces(self, model: str, calibration: str, predictor: str, round_of: str, split: str) -> list[str]:
         """Traces of a split that a predictor of a round learns from: the dense model's, or those under its last round.
 
-        predictor: the part of its path name before the preset.
+        predictor: the part of its path name before the preset; round_of: the rest of it, without `@tuned`.
         """
-        folder = f"{self.root}/traces/{model}/{calibration}"
-        if number := ROUND.search(round_of)["round"]:
-            before = int(number) - 1
-            folder += f"/{predictor}+{preset_of(round_of)}" + (f"@{before}" if before else "")
+        folder, rounds = f"{self.root}/traces/{model}/{calibration}", Trained.named(round_of).rounds()
+        if rounds[-1].round:
+            folder += f"/{predictor}+{rounds[-2]}"
         shards = self.study.traces.shards if split == "train" else 1
         return [f"{folder}/{split}-{shard}.safetensors" for shard in range(shards)]
 
@@ -193,14 +202,26 @@ class Jobs:
         )  # fmt: skip
         return self.params("tune-predictor", spec)
 
+    def _preset(self, predictor: str) -> Preset:
+        """The preset of a predictor, by its name in the configuration or in paths."""
+        return self.study.predictors[Trained.named(predictor).preset]
+
+    def _seed(self, predictor: Trained) -> int:
+        """The seed of a predictor's training."""
+        return self.study.seed if predictor.seed is None else predictor.seed
+
     def _trained(self, model: str, calibration: str, method: str, criterion: str, predictor: str) -> dict[str, Any]:
         """What training and tuning are told alike."""
-        reported = sorted({pct for grid in self.study.conditions for pct in grid.sparsities_pct})
+        one = Trained.named(predictor)
+        grids = self.study.conditions
+        reported = sorted({pct for grid in grids for pct in grid.sparsities_pct})
+        policies = sorted({policy for grid in grids if method in grid.methods for policy in grid.policies})
         return {
             "model": model, "calibration": calibration, "method": method, "criterion": criterion,
-            "predictor": predictor, "recipe": self.study.predictors[preset_of(predictor)].recipe(),
-            "sparsities_pct": tuple(reported), "token_bits": self.study.traces.bits, "heldout_bits": 8,
-            "seed": self.study.seed,
+            "predictor": one.configured, "recipe": self._preset(predictor).steps(),
+            "sparsities_pct": tuple(reported), "policies": tuple(policies) or ("per_layer",),
+            "token_bits": self.study.traces.bits, "heldout_bits": 8,
+            "seed": self._seed(one), "text_seed": self.study.seed,
         }  # fmt: skip
 
     def evaluate(self, stage: str, key: tuple[str, str, str, int]) -> dict[str, str]:
@@ -212,7 +233,7 @@ class Jobs:
             window_batch=sizes.window_batch, request_batch=sizes.request_batch,
             dtype=self.study.models[condition.model].dtype,
             tasks=tuple(name for name in sizes.tasks if name not in BENCHMARKS or condition.data == sizes.texts[0]),
-            fewshot=tuple(sizes.fewshot), rolling_tokens=sizes.rolling_tokens,
+            fewshot=tuple(sizes.fewshot), rolling_tokens=sizes.rolling_tokens, text_seed=self.study.seed,
         )  # fmt: skip
         return self.params(stage, spec)
 
@@ -242,8 +263,13 @@ class Jobs:
         return self.params("write-page", Spec(self.study.model_dump(mode="json", exclude_unset=True)))
 
     def predictor(self, model: str, calibration: str, method: str, criterion: str, predictor: str) -> str:
-        """Path stem of a trained predictor."""
+        """Path stem of a trained predictor, called as paths call it."""
         return f"{self.root}/predictors/{model}/{calibration}/{method}+{criterion}+{predictor}"
+
+    def predictor_of(self, one: Condition) -> str | None:
+        """Path stem of a condition's predictor; None where nothing was trained."""
+        called = self.called(one)
+        return called and self.predictor(one.model, one.calibration, one.method, one.criterion, called)
 
     def latency_predictors(self, model: str) -> list[str]:
         """Path stems of the predictors whose speed is measured."""
@@ -255,11 +281,7 @@ class Jobs:
 
     def predictors(self) -> list[str]:
         """Path stems of every predictor some condition or the latency uses, sorted."""
-        used = {
-            self.predictor(one.model, one.calibration, one.method, one.criterion, one.predictor)
-            for one in self.conditions.values()
-            if one.predictor
-        }
+        used = {self.predictor_of(one) for one in self.conditions.values() if one.predictor}
         if self.study.latency:
             used |= {path for model in self.study.models for path in self.latency_predictors(model)}
         return sorted(used)

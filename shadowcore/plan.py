@@ -21,7 +21,6 @@ from rich.table import Table
 
 from shadowcore import artifacts
 from shadowcore.benchmarks import BENCHMARKS
-from shadowcore.config import ROUND, preset_of
 from shadowcore.errors import ConfigError
 from shadowcore.jobs import Jobs
 from shadowcore.method.criteria import CRITERIA
@@ -29,6 +28,7 @@ from shadowcore.method.predictors import groups_of
 from shadowcore.models.families import KINDS, Dimensions, dimensions_of
 from shadowcore.models.published import PUBLISHED, Size
 from shadowcore.models.sources import RandomModel, read_config
+from shadowcore.recipes import Trained
 from shadowcore.stages.base import CARD_SCHEMA
 from shadowcore.text import CHOICES
 
@@ -218,7 +218,7 @@ class Costs:
     def trained(self) -> set[tuple[str, str, str, str, str]]:
         """Model, calibration, method, criterion and name of every predictor, those of earlier rounds included."""
         asked = {
-            (one.model, one.calibration, one.method, one.criterion, one.predictor)
+            (one.model, one.calibration, one.method, one.criterion, self.jobs.called(one))
             for one in self.jobs.conditions.values()
             if one.predictor
         }
@@ -229,38 +229,37 @@ class Costs:
             }
         found = set()
         for *keys, name in asked:
-            preset, last = preset_of(name), int(ROUND.search(name)["round"] or 0)
-            rounds = {preset + (f"@{number}" if number else "") for number in range(last + 1)}
-            found |= {(*keys, one) for one in rounds | {name}}
+            found |= {(*keys, str(one)) for one in Trained.named(name).rounds()}
         return found
 
     def training(self, model: str, calibration: str, method: str, criterion: str, name: str) -> list[Work]:
         """A predictor's training, after the traces of its round; or its tuning."""
-        plan, size, preset = self.study.traces, self.sizes[model], self.study.predictors[preset_of(name)]
+        plan, size, called = self.study.traces, self.sizes[model], Trained.named(name)
+        recipe = self.study.predictors[called.preset].steps()
         stem = f"{model}/{calibration}/{method}+{criterion}+"
-        weights = 0
+        weights = dict.fromkeys(KINDS, 0)
         if size is not None:
             one = size.dimensions
-            ranks = {"heads": preset.rank_heads, "neurons": preset.rank_neurons}
-            for group, kind in product(groups_of(method, one.layers, preset.segments), KINDS):
-                weights += ranks[kind] * (one.width + len(group.layers) * one.units(kind))
-        if ROUND.search(name)["tuned"]:
+            units = {"heads": one.heads, "neurons": one.neurons // recipe.block}
+            for group, kind in product(groups_of(method, one.layers, recipe.segments), KINDS):
+                weights[kind] += recipe.rank[kind] * (one.width + len(group.layers) * units[kind])
+        written = sum(weights.values()) * recipe.bits / 8
+        if called.tuned:
             windows = self.study.tuning.epochs * plan.windows
             return [
                 self.of_model(
                     "tune_predictor", stem + name.removesuffix("@tuned"), model, windows * plan.window_tokens, 4,
-                    self.study.tuning.batch * plan.window_tokens, written=2 * weights,
+                    self.study.tuning.batch * plan.window_tokens, written=written,
                 )
             ]  # fmt: skip
         tokens = plan.windows * plan.tokens_per_window
         read = 0
         if size is not None:
             read = tokens * one.layers * sum(one.units(kind) for kind in KINDS) * plan.bits / 8
-        found = [
-            Work("train_predictor", stem + name, 6 * weights * tokens * preset.epochs, written=2 * weights, read=read)
-        ]
-        if number := int(ROUND.search(name)["round"] or 0):
-            before = preset_of(name) + (f"@{number - 1}" if number > 1 else "")
+        flops = 6 * tokens * sum(weights[kind] * recipe.epochs[kind] for kind in KINDS)
+        found = [Work("train_predictor", stem + name, flops, written=written, read=read)]
+        if called.round:
+            before = str(called.rounds()[-2])
             found += self.traced(
                 "trace_on_policy", model, stem + before, self.jobs.trace_on_policy, method, criterion, before
             )

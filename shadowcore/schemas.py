@@ -53,7 +53,7 @@ CONDITION = {
     "protocol": (TEXT, "positions of a mask: token, prompt, or lookahead (not causal); null for dense"),
     "units": (TEXT, "units removed: heads, neurons or both; null for dense"),
     "sparsity_pct": (INTEGER, "nominal sparsity of units, percent removed in every layer but layer 0; 0 for relu"),
-    "seed": (INTEGER, "seed of everything random in the row"),
+    "seed": (INTEGER, "seed of everything random in the row: of training, where something was trained"),
 }
 MEASURED = {
     "sparsity_measured": (NUMBER, "removed units of the pruned kinds over all their units, layer 0 included, 0 to 1"),
@@ -62,6 +62,10 @@ MEASURED = {
     "sparsity_weights": (NUMBER, "weights of removed units over all weights of the model, 0 to 1"),
 }
 
+SEEDS = {
+    "seeds": (INTEGER, "seeds the row's condition was trained with, one row each; 1 where nothing is trained"),
+    "seed_deviation": (NUMBER, "standard deviation of the estimate over these seeds; null for one"),
+}
 FEWSHOT = (INTEGER, "examples in a prompt; null where the task has no prompts")
 
 OUTCOMES = Table(
@@ -85,14 +89,14 @@ ESTIMATE = {
     "low": (NUMBER, "lower end of the 95 % interval"),
     "high": (NUMBER, "upper end of the 95 % interval"),
     "n": (INTEGER, "documents"),
-}
-ACCURACY = Table("accuracy", 2, "one task metric under one condition", CONDITION | MEASURED | ESTIMATE)
+} | SEEDS  # fmt: skip
+ACCURACY = Table("accuracy", 3, "one task metric under one condition", CONDITION | MEASURED | ESTIMATE)
 PERPLEXITY = Table(
-    "perplexity", 2, "perplexity of one text under one condition, over tokens, words or bytes",
+    "perplexity", 3, "perplexity of one text under one condition, over tokens, words or bytes",
     CONDITION | MEASURED | ESTIMATE | {"counted": (INTEGER, "what the metric divides by: scored tokens, words, bytes")},
 )  # fmt: skip
 COMPARISONS = Table(
-    "comparisons", 2, "one condition against dense, or against another method in its place, on the same documents",
+    "comparisons", 3, "one condition against dense, or against another method in its place, on the same documents",
     CONDITION | MEASURED | {
         "reference": (TEXT, "method compared with: dense, or one whose other keys are the row's, where it has them"),
         "task": (TEXT, "task name"),
@@ -105,11 +109,11 @@ COMPARISONS = Table(
         "p_value": (NUMBER, "exact McNemar for accuracies; null for perplexities"),
         "p_holm": (NUMBER, "p_value corrected (Holm 1979) among the rows of one model, seed, metric and reference"),
         "n": (INTEGER, "paired documents"),
-    },
+    } | SEEDS,
 )  # fmt: skip
 
 QUALITY = Table(
-    "quality", 1, "how well one predictor ranks the units of one layer, on held-out calibration tokens",
+    "quality", 2, "how well one predictor ranks the units of one layer, on held-out calibration tokens",
     {
         "model": CONDITION["model"], "calibration": CONDITION["calibration"],
         "method": (TEXT, "static (the constant predictor), shadow or layerwise"),
@@ -117,7 +121,8 @@ QUALITY = Table(
         "kind": (TEXT, "heads or neurons"),
         "layer": (INTEGER, "layer, from 0"),
         "sparsity_pct": (INTEGER, "sparsity of the kept set; null where the metric needs none"),
-        "metric": (TEXT, "spearman, or recall (kept units that are truly among the most important)"),
+        "policy": (TEXT, "how both kept sets are chosen; null where the metric needs none"),
+        "metric": (TEXT, "spearman; recall: units worth keeping that are kept; precision: kept ones that are worth it"),
         "value": (NUMBER, "mean over tokens, 0 to 1 (spearman -1 to 1)"),
         "stderr": (NUMBER, "standard error over tokens"),
         "n": (INTEGER, "tokens"),
@@ -125,20 +130,23 @@ QUALITY = Table(
 )  # fmt: skip
 
 PREDICTORS = Table(
-    "predictors", 1, "one trained predictor",
+    "predictors", 2, "one trained predictor's part for one kind of unit",
     {
         "model": CONDITION["model"], "calibration": CONDITION["calibration"], "method": QUALITY.columns["method"],
         "criterion": CONDITION["criterion"], "predictor": CONDITION["predictor"], "seed": CONDITION["seed"],
         "kind": (TEXT, "heads or neurons"),
         "rank": (INTEGER, "hidden width r of each MLP"),
         "groups": (INTEGER, "MLPs in the predictor: 1 for shadow, one per predicted layer for layerwise"),
+        "bits": (INTEGER, "bits of a weight"),
+        "block": (INTEGER, "neighbouring units with one score"),
         "parameters": (INTEGER, "weights and biases"),
+        "step_bytes": (INTEGER, "bytes that a decoder reads of it per token"),
         "tokens": (INTEGER, "training tokens"),
         "epochs": (INTEGER, "passes over them"),
         "best_epoch": (NUMBER, "epoch kept, by held-out loss (mean over groups); 0 is where training began"),
         "loss_constant": (
             NUMBER,
-            "held-out loss where training began: the constant predictor's squared error of scaled scores (about 1); "
+            "held-out loss where training began: the constant predictor's squared error of scaled scores; "
             "of a tuned one, the divergence from the dense model before tuning, nats a token",
         ),
         "loss": (NUMBER, "held-out loss of the kept weights"),
@@ -236,14 +244,14 @@ LATENCY_REPEATS = Table(
 CLAIMED_LATENCY = ("device", "dtype", "prompt_tokens", "new_tokens", "predictor_rank", "predictor_bits")
 _EFFECT = "above 0 as claimed: logarithm of a ratio, or difference of rank correlations plus the claim's margin"
 CLAIMS = Table(
-    "claims", 1, "one published claim beside one pair of our measurements, or beside none",
+    "claims", 2, "one published claim beside one pair of our measurements, or beside none",
     {
         "claim": (TEXT, "name of the claim in shadowcore/report/claims.py"),
         "statement": (TEXT, "what is claimed, in one sentence"),
         "verdict": (TEXT, "reproduced, direction only, not reproduced or not attempted; claims.py has the rule"),
     }
     | {name: CONDITION[name] for name in ("model", "data", "calibration", "criterion", "policy", "protocol", "units")}
-    | {"sparsity_pct": CONDITION["sparsity_pct"], "seed": CONDITION["seed"]}
+    | {"sparsity_pct": CONDITION["sparsity_pct"]}
     | {name: LATENCY.columns[name] for name in CLAIMED_LATENCY}
     | {
         "metric": (TEXT, "what both values are"),

@@ -89,6 +89,17 @@ def test_the_best_of_several_presets_stands_for_a_method():
     assert row["side_winner"] == "shadow plainact small"
 
 
+def test_seeds_make_one_side_with_the_spread_between_them_in_its_error():
+    found = study()
+    for name, column, more in (("perplexity", "value", 24.0), ("comparisons", "difference", math.log(2.4))):
+        rows = found[name][found[name]["method"] == "shadow"].assign(seed=1, **{column: more})
+        found[name] = pd.concat([found[name], rows], ignore_index=True)
+    (row,) = verdicts(found)
+    assert row["value_winner"] == pytest.approx(22.0) and row["effect"] == pytest.approx(math.log(40 / 22))
+    seeds = math.sqrt(8) / math.sqrt(2) / 22  # deviation of 20 and 24, of their mean, relative to it
+    assert row["high"] - row["effect"] == pytest.approx(1.96 * math.hypot(ERROR, ERROR, seeds))
+
+
 def test_accuracy_is_a_mean_over_tasks_on_the_same_scale():
     found = {name: [] for name in MEASURED_TABLES}
     right = {"piqa": (0.70, 0.60), "copa": (0.80, 0.60)}

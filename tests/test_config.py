@@ -1,6 +1,8 @@
 """The configuration is strict: what does not exist stops before any job, in one sentence with the near miss."""
 
 import copy
+import json
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,8 @@ from shadowcore.jobs import Jobs
 from shadowcore.measure.protocols import PROTOCOLS
 from shadowcore.method.criteria import CRITERIA
 from shadowcore.method.policies import POLICIES
+from shadowcore.method.training import SCALINGS, TARGETS
+from shadowcore.recipes import RECIPES, Preset, Trained
 
 CONFIGS = sorted((Path(__file__).parent.parent / "config").glob("*.yaml"))
 QUICK = yaml.safe_load((Path(__file__).parent.parent / "config" / "quick.yaml").read_text())
@@ -67,12 +71,18 @@ def test_shipped_configurations_are_valid(path):
         (["conditions", 1, "predictors"], ["small@1"], "`traces.on_policy` is missing"),
         (["conditions", 1, "predictors"], ["small@tuned"], "`tuning` is missing"),
         (["conditions", 1, "predictors"], ["small@tuned@1"], "unknown 'small@tuned@1'; Known: small"),
+        (["conditions", 1, "predictors"], ["small@seed1"], "has a seed in its name; `seeds: .1.` would fit"),
+        (["conditions", 0, "seeds"], [0, 1], r"seeds: nothing of \['random'\] is trained"),
+        (["conditions", 1, "seeds"], [-1], r"greater than or equal to 0 \(found -1\)"),
         (["conditions", 1, "predictors"], ["small@0"], "unknown 'small@0'; did you mean 'small'"),
         (
             ["traces", "on_policy"],
             {"units": "neurons", "lowest_pct": 60, "highest_pct": 30},
             "60 is above highest_pct 30",
         ),
+        (["predictors", "small"], {"recipe": "publishd"}, "recipe: unknown 'publishd'; did you mean 'published'"),
+        (["predictors", "small", "bits"], 4, r"bits: Input should be 16 or 8 \(found 4\)"),
+        (["predictors", "small", "scaling"], "minmax", "unknown 'minmax'; did you mean 'min_max'"),
         (["conditions", 1, "predictors"], ["smal"], "unknown 'smal'; did you mean 'small'"),
         (["conditions", 1, "predictors"], [], "need `predictors`"),
         (["conditions", 1, "criteria"], ["snip"], "have no token form"),
@@ -114,9 +124,63 @@ def test_conditions_of_another_protocol_are_others():
     assert all(setup.endswith("+lookahead") and setup.removesuffix("+lookahead") in setups("token") for setup in more)
 
 
+def test_seeds_repeat_what_is_trained_and_leave_the_other_paths_alone():
+    once, again = (Jobs(parse_study(changed(["conditions", 1, "seeds"], seeds), "config")) for seeds in ([], [0, 3]))
+    assert once.conditions == Jobs(parse_study(QUICK, "config")).conditions
+    more = {key: one for key, one in again.conditions.items() if key not in once.conditions}
+    assert again.conditions == once.conditions | more
+    repeated = [one for one in once.conditions.values() if one.predictor and one.policy == "per_layer"]
+    repeated = [one for one in repeated if one.units == "neurons"]
+    assert sorted(map(str, more.values())) == sorted(str(replace(one, seed=3)) for one in repeated)
+    assert all("+small@seed3+" in setup for _, _, setup, _ in more)
+    assert len(set(again.outcomes())) == len(again.conditions)
+    # the windows that are read stay those of the study
+    key, one = next(iter(more.items()))
+    spec = json.loads(again.evaluate("evaluate", key)["spec"])
+    assert spec["condition"]["seed"] == 3 and spec["text_seed"] == 0
+    trained = again.train_predictor("smollm2-135m", "wikipedia", one.method, "plainact", "small@seed3")
+    assert {"seed": 3, "text_seed": 0, "predictor": "small"}.items() <= json.loads(trained["spec"]).items()
+
+
+@pytest.mark.parametrize("name", ["small", "small@2", "small@tuned", "small@seed3@1@tuned", "a.b-c_d@seed0"])
+def test_names_of_predictors_come_back(name):
+    assert str(Trained.named(name)) == name and "@seed" not in Trained.named(name).configured
+
+
+def test_a_later_round_stands_on_the_earlier_ones_of_its_seed():
+    rounds = [str(one) for one in Trained.named("six@seed3@2@tuned").rounds()]
+    assert rounds == ["six@seed3", "six@seed3@1", "six@seed3@2", "six@seed3@2@tuned"]
+    data = changed(["traces", "on_policy"], {"units": "neurons", "lowest_pct": 30, "highest_pct": 60})
+    jobs = Jobs(parse_study(data, "config"))
+    assert jobs.traces("m", "c", "shadow+plainact", "small@seed3@1", "heldout") == [
+        "results/quick/traces/m/c/shadow+plainact+small@seed3/heldout-0.safetensors"
+    ]
+    assert jobs.traces("m", "c", "shadow+plainact", "small@seed3", "heldout") == [
+        "results/quick/traces/m/c/heldout-0.safetensors"  # the dense model's are of no seed
+    ]
+    specs = [json.loads(jobs.trace_on_policy("smollm2-135m", "train", "0", "shadow", "plainact", name)["spec"])
+             for name in ("small", "small@seed3")]  # fmt: skip
+    assert [one["seed"] for one in specs] == [0, 3] and specs[0]["trace"] == specs[1]["trace"]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_is_named_and_may_be_bent(name):
+    known, bent = Preset(recipe=name).steps(), Preset(recipe=name, rank_neurons=64, bits=8).steps()
+    assert bent == replace(known, rank={**known.rank, "neurons": 64}, bits=8)
+    data = changed(["predictors", "small"], {"recipe": name})
+    spec = Jobs(parse_study(data, "c")).train_predictor("smollm2-135m", "wikipedia", "shadow", "plainact", "small")
+    assert json.loads(spec["spec"])["recipe"] == asdict(known)
+
+
+def test_the_published_recipe_is_the_published_one():
+    one = Preset(recipe="published").steps()
+    assert one.rank == {"heads": 2048, "neurons": 1024} and one.epochs == {"heads": 100, "neurons": 20}
+    assert (one.target, one.scaling, one.learning_rate) == ("score", "min_max", 1e-3)
+
+
 def test_the_page_names_every_choice():
     page = (Path(__file__).parent.parent / "config" / "README.md").read_text()
-    for name in (*METHODS, *CRITERIA, *POLICIES, *PROTOCOLS, *TASKS[:2]):
+    for name in (*METHODS, *CRITERIA, *POLICIES, *PROTOCOLS, *RECIPES, *SCALINGS, *TARGETS, *TASKS[:2]):
         assert name == "dense" or f"`{name}`" in page, name
 
 

@@ -7,7 +7,7 @@ from transformers import OPTConfig, OPTForCausalLM
 
 pytest.importorskip("triton", reason="Triton is not installed, so there is no Triton decoder to test")
 
-from shadowcore.decode.chosen import GivenUnits, PredictedUnits, eight_bits, groups_of
+from shadowcore.decode.chosen import GivenUnits, PredictedUnits, groups_of
 from shadowcore.decode.decoder import Decoder
 from shadowcore.decode.graph import GraphDecoder
 from shadowcore.decode.layout import compacted, from_model
@@ -15,6 +15,7 @@ from shadowcore.decode.skipping import KeepFixed, KeepPredicted
 from shadowcore.errors import ConfigError
 from shadowcore.measure.latency import HuggingFaceDecoder, bytes_per_step, check, predictor_bytes
 from shadowcore.measure.rivals import TorchGraph
+from shadowcore.method.small import eight_bits
 from shadowcore.models.families import KINDS
 from shadowcore.models.masking import masked
 

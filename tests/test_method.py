@@ -1,6 +1,7 @@
 """Policies, codes, ranking, predictors and their training."""
 
 from contextlib import ExitStack
+from dataclasses import replace
 from itertools import combinations
 
 import pytest
@@ -11,7 +12,8 @@ from shadowcore import artifacts
 from shadowcore.errors import ConfigError
 from shadowcore.method import codes, ranking, tokens, training
 from shadowcore.method.policies import POLICIES, floored, kept_units, top_units
-from shadowcore.method.predictors import PREDICTORS, Group, Predictor, groups_of, stored
+from shadowcore.method.predictors import PREDICTORS, Group, Predictor, groups_of
+from shadowcore.method.small import eight_bits, power_of_two, restored, stored
 from shadowcore.method.thresholds import Magnitudes, neuron_magnitudes
 from shadowcore.method.tokens import TokenTraces
 from shadowcore.method.tracing import codes_name, feature_name, top_name
@@ -109,8 +111,16 @@ def test_spearman_equals_scipys_with_ties():
 
 def test_recall_of_the_truth_is_one_and_of_its_opposite_none():
     true = torch.arange(10.0).expand(3, 10)
-    assert (ranking.recall(true, true, 50) == 1).all()
-    assert (ranking.recall(-true, true, 50) == 0).all()
+    wanted, opposite = top_units(true, 5), top_units(-true, 5)
+    assert (ranking.recall(wanted, wanted) == 1).all()
+    assert (ranking.recall(opposite, wanted) == 0).all()
+
+
+def test_precision_is_recall_the_other_way_round():
+    wanted = torch.tensor([[True, True, True, False], [False] * 4, [True] * 4])
+    kept = torch.tensor([[True, False, False, True], [True] * 4, [False] * 4])
+    assert ranking.recall(kept, wanted).tolist() == [pytest.approx(1 / 3), 1, 0]
+    assert ranking.recall(wanted, kept).tolist() == [1 / 2, 0, 1]
 
 
 @pytest.mark.parametrize("design", sorted(PREDICTORS))
@@ -180,33 +190,40 @@ def traces(tmp_path):
 
 
 RECIPE = training.Recipe(
-    rank={"neurons": 64}, segments=1, target="score", epochs=30, batch=32, learning_rate=0.01, weight_decay=0.0
-)
+    rank={"neurons": 64}, segments=1, target="score", epochs={"neurons": 30}, batch=32, learning_rate=0.01,
+    weight_decay=0.0,
+)  # fmt: skip
+SHAPES = [{}, {"scaling": "min_max"}, {"bits": 8}, {"bits": 8, "scaling": "min_max"}, {"block": 5, "bits": 8}]
 
 
-def trained(traces, seed=0):
+def trained(traces, seed=0, **more):
     features, scores = learnable(1024, 1)
+    recipe = replace(RECIPE, **more)
     torch.manual_seed(seed)
-    predictor = Predictor("shadow", SIZES, {"neurons": 64})
+    predictor = Predictor("shadow", SIZES, {"neurons": 64}, 1, recipe.bits, recipe.block)
     train = traces((features[:500], scores[:500]), (features[500:], scores[500:]))
-    (fit,) = training.fit(predictor, train, traces(learnable(256, 2)), RECIPE, seed)["neurons"]
+    (fit,) = training.fit(predictor, train, traces(learnable(256, 2)), recipe, seed)["neurons"]
     return predictor, fit
 
 
-def test_training_beats_the_constant_predictor_and_repeats_itself(traces):
-    predictor, fit = trained(traces)
-    assert fit.loss < 0.3 * fit.loss_constant and fit.best_epoch > 0
-    again, _ = trained(traces)
+@pytest.mark.parametrize("more", SHAPES, ids=str)
+def test_training_beats_the_constant_predictor_and_repeats_itself(traces, more):
+    predictor, fit = trained(traces, **more)
+    assert fit.loss < 0.4 * fit.loss_constant and fit.best_epoch > 0
+    again, _ = trained(traces, **more)
     assert all(torch.equal(a, b) for a, b in zip(predictor.parameters(), again.parameters(), strict=True))
 
 
-def test_a_trained_predictor_is_exactly_what_its_file_holds(traces):
-    predictor, _ = trained(traces)
-    file = stored(predictor.state_dict())
-    assert {str(value.dtype) for name, value in file.items() if name.endswith("weight")} == {"torch.bfloat16"}
+@pytest.mark.parametrize("more", SHAPES, ids=str)
+def test_a_trained_predictor_is_exactly_what_its_file_holds(traces, more):
+    predictor, _ = trained(traces, **more)
+    file = stored(predictor.state_dict(), predictor.bits)
+    weights = {str(value.dtype) for name, value in file.items() if name.endswith("weight")}
+    assert weights == {"torch.int8" if predictor.bits == 8 else "torch.bfloat16"}
     assert {str(value.dtype) for name, value in file.items() if not name.endswith("weight")} == {"torch.float32"}
-    again = Predictor("shadow", SIZES, {"neurons": 64})
-    again.load_state_dict(file)
+    again = Predictor("shadow", SIZES, {"neurons": 64}, 1, predictor.bits, predictor.blocks["neurons"])
+    again.load_state_dict(restored(file))
+    assert all(torch.equal(value, file[name]) for name, value in stored(again.state_dict(), again.bits).items())
     features = learnable(16, 5)[0].float()
     site = Site(0, "heads")
     assert torch.equal(again.read(site, features, "neurons")[1], predictor.read(site, features, "neurons")[1])
@@ -227,7 +244,7 @@ def test_scalings_are_the_means_and_deviations_of_all_tokens(traces):
     features, scores = learnable(100, 1)
     predictor = Predictor("shadow", SIZES, {"neurons": 4})
     train = traces((features[:70], scores[:70]), (features[70:], scores[70:]))
-    training._standardise(predictor, train, 32, lambda scores: scores)
+    training._scale(predictor, train, RECIPE)
     (scorer,) = predictor.scorers["neurons"]
     kept = codes.decode(*codes.encode(scores, 8), 8, 10)[:, 1:]
     torch.testing.assert_close(scorer.feature_mean, features.float().mean(0))
@@ -235,6 +252,78 @@ def test_scalings_are_the_means_and_deviations_of_all_tokens(traces):
     torch.testing.assert_close(scorer.score_mean, kept.mean(0))
     torch.testing.assert_close(scorer.score_scale, kept.var(0, correction=0).mean(-1, keepdim=True).sqrt())
     torch.testing.assert_close(training.mean_scores(train, "neurons", 32)[1:], kept.mean(0))
+
+
+def test_published_scaling_is_from_the_least_to_the_most(traces):
+    features, scores = learnable(100, 1)
+    predictor = Predictor("shadow", SIZES, {"neurons": 4})
+    train = traces((features[:70], scores[:70]), (features[70:], scores[70:]))
+    training._scale(predictor, train, replace(RECIPE, scaling="min_max"))
+    (scorer,), features = predictor.scorers["neurons"], features.float()
+    kept = codes.decode(*codes.encode(scores, 8), 8, 10)[:, 1:]
+    (low, high), (least, most) = features.aminmax(dim=0), kept.transpose(0, 1).flatten(1).aminmax(dim=1)
+    torch.testing.assert_close((scorer.feature_mean, scorer.feature_scale), (low, high - low))
+    torch.testing.assert_close(scorer.score_mean, least[:, None].expand(3, 10))
+    torch.testing.assert_close(scorer.score_scale, (most - least)[:, None])
+    # training starts at the constant predictor all the same
+    torch.testing.assert_close(scorer(features[:5]), kept.mean(0).expand(5, 3, 10))
+
+
+def test_kinds_of_unit_learn_for_epochs_of_their_own(tmp_path):
+    """Heads that stop at epoch 2 end as they do alone, neurons that go on as they do alone."""
+    generator = torch.Generator().manual_seed(0)
+    tensors = {feature_name(Site(0, "heads")): torch.randn(64, 8, generator=generator).bfloat16()}
+    for kind in KINDS:
+        encoded = codes.encode(torch.rand(64, 4, SIZES.units(kind), generator=generator), 8)
+        tensors |= dict(zip((codes_name("plainact", kind), top_name("plainact", kind)), encoded, strict=True))
+    artifacts.write_tensors(tmp_path / "t.safetensors", "trace", tensors, {})
+
+    def learned(kinds, epochs):
+        torch.manual_seed(0)
+        predictor = Predictor("shadow", SIZES, {kind: 3 for kind in KINDS})
+        for kind in set(KINDS) - set(kinds):
+            del predictor.scorers[kind]
+        recipe = replace(RECIPE, rank={kind: 3 for kind in kinds}, epochs=epochs)
+        with artifacts.open_tensors(tmp_path / "t.safetensors", "trace") as file:
+            some = TokenTraces([file], "plainact", 8, SIZES, kinds, [Site(0, "heads")], torch.device("cpu"))
+            training.fit(predictor, some, some, recipe, 0)
+        return {name: value for name, value in predictor.state_dict().items()}
+
+    together = learned(KINDS, {"heads": 2, "neurons": 5})
+    for kind, epochs in (("heads", 2), ("neurons", 5)):
+        for name, value in learned((kind,), {kind: epochs}).items():
+            assert torch.equal(value, together[name]), name
+
+
+def test_a_block_is_learned_by_the_mean_of_its_units_and_kept_as_one(traces):
+    features, scores = learnable(100, 1)
+    predictor = Predictor("shadow", SIZES, {"neurons": 4}, block=5)
+    training._scale(predictor, traces((features, scores)), replace(RECIPE, block=5))
+    (scorer,) = predictor.scorers["neurons"]
+    kept = codes.decode(*codes.encode(scores, 8), 8, 10)[:, 1:]
+    torch.testing.assert_close(scorer.score_mean, kept.unflatten(-1, (2, 5)).mean(-1).mean(0))
+    found = predictor.read(Site(0, "heads"), features.float(), "neurons")[1].detach()
+    assert found.shape == (100, 3, 2)
+    mask = predictor.spread(POLICIES["per_layer"](found, 50), "neurons").unflatten(-1, (2, 5))
+    assert (mask.all(-1) | ~mask.any(-1)).all() and (mask.sum((-2, -1)) == 5).all()
+    torch.testing.assert_close(predictor.gathered(predictor.spread(found, "neurons"), "neurons"), 5 * found)
+    with pytest.raises(ConfigError, match="predictors.block: 4 found; a divisor of the model's 10 neurons fits"):
+        Predictor("shadow", SIZES, {"neurons": 4}, block=4)
+
+
+@pytest.mark.parametrize("rows", [(7,), (3, 5)])
+def test_eight_bits_are_near_and_stay_the_same_when_rounded_again(rows):
+    weight = torch.randn(*rows, 40, generator=torch.Generator().manual_seed(0)).mul(3).exp()
+    weight[0] *= -1e-5
+    rounded, step = eight_bits(weight)
+    assert rounded.abs().amax(-1).eq(127).all()
+    assert ((rounded * step[..., None] - weight).abs() <= step[..., None] / 2 * 1.001).all()
+    for scale in (power_of_two(torch.rand(40) + 1e-3), 1.0):
+        again, same = eight_bits(rounded * step[..., None] * scale / scale)
+        assert torch.equal(again, rounded) and torch.equal(same, step)
+    assert torch.equal(
+        power_of_two(torch.tensor([0.7, 0.71, 1.0, 3.0, 2**-20.4])), torch.tensor([0.5, 1, 1, 4, 2**-20])
+    )
 
 
 def test_chunks_and_batches_hold_every_token_once(traces, monkeypatch):

@@ -100,7 +100,9 @@ def quality_rows():
             yield keys | {"sparsity_pct": None, "metric": "spearman", "value": rank + bend}
             for sparsity in LEVELS:
                 value = 1 - sparsity / 100 * (1 - gain - bend / 2)
-                yield keys | {"sparsity_pct": sparsity, "metric": "recall", "value": value}
+                for metric, policy in itertools.product(("recall", "precision"), ("global", "per_layer")):
+                    told = {"sparsity_pct": sparsity, "policy": policy, "metric": metric}
+                    yield keys | told | {"value": value if policy == "per_layer" else 0.9 * value}
 
 
 def criteria_rows():
@@ -303,6 +305,31 @@ def test_dense_of_several_seeds_is_paired_by_seed(documents):
         tables.comparisons(pd.concat([pair, other, pair[pair["method"] != "dense"].assign(seed=2)]))
 
 
+def test_trained_seeds_are_compared_with_what_is_not_trained_and_their_spread_is_told(documents):
+    rows = documents.to_pandas()
+    chosen = rows["method"].isin(["dense", "static", "shadow", "layerwise"]) & (rows["criterion"] != "l2_norm")
+    rows = rows[chosen & rows["sparsity_pct"].isin([0, 50]) & (rows["units"] != "both") & (rows["policy"] != "global")]
+    rows = rows[rows["metric"] == "nll"]
+    again = rows[rows["method"].isin(["shadow", "layerwise"])].assign(seed=7)
+    again["value"] *= 1.1
+    found = pd.DataFrame(tables.comparisons(pd.concat([rows, again])))
+    found = found[found["units"] == "neurons"].set_index(["method", "reference", "seed"]).sort_index()
+    # every seed beside dense and static of the study's seed, trained methods beside those of their own seed
+    assert set(found.index) == {
+        ("static", "dense", 0), *(("shadow", other, seed) for other in ("dense", "static") for seed in (0, 7)),
+        *(("layerwise", other, seed) for other in ("dense", "static", "shadow") for seed in (0, 7)),
+    }  # fmt: skip
+    once = pd.DataFrame(tables.comparisons(rows)).set_index(["units", "method", "reference"])["difference"]
+    for (method, reference, _), row in found.iterrows():
+        first, second = found.loc[(method, reference)]["difference"].iloc[[0, -1]]
+        assert found.loc[(method, reference, 0), "difference"] == once["neurons", method, reference]
+        assert row["seeds"] == (1 if method == "static" else 2)
+        assert math.isnan(row["seed_deviation"]) or row["seed_deviation"] == pytest.approx(abs(first - second) / 2**0.5)
+    measured = {row["method"]: row for row in tables.perplexity(pd.concat([rows, again])) if row["units"] == "neurons"}
+    assert (measured["static"]["seeds"], measured["static"]["seed_deviation"]) == (1, None)
+    assert measured["shadow"]["seeds"] == 2 and measured["shadow"]["seed_deviation"] > 0
+
+
 def damaged(documents, change):
     rows = documents.to_pandas()
     change(rows, (rows["method"] == "oracle") & (rows["sparsity_pct"] == 50))
@@ -405,7 +432,7 @@ def texts(figure):
 @pytest.mark.parametrize("name", FIGURES)
 def test_figure_files_repeat_to_the_byte(frames, name, tmp_path, monkeypatch):
     monkeypatch.setattr(style, "PNG_DPI", 40)
-    few = {table: rows[rows["units"] != "neurons"] if "policy" in rows else rows for table, rows in frames.items()}
+    few = {table: rows[rows["units"] != "neurons"] if "units" in rows else rows for table, rows in frames.items()}
     few["perplexity"] = frames["perplexity"].query("criterion != 'l2_norm' and units != 'heads'")
     runs = []
     for run in ("1", "2"):

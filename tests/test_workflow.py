@@ -37,11 +37,18 @@ def tiny_study(folder):
         "traces": study["traces"] | {"windows": 8, "window_tokens": 80, "tokens_per_window": 16, "shards": 1,
                                      "heldout_windows": 2, "heldout_tokens_per_window": 8, "criteria": sorted(CRITERIA),
                                      "on_policy": {"units": "neurons", "lowest_pct": 30, "highest_pct": 60}},
-        "predictors": {"small": study["predictors"]["small"] | {"rank_neurons": 8, "rank_heads": 4, "batch": 16}},
+        "predictors": {
+            "small": study["predictors"]["small"] | {"rank_neurons": 8, "rank_heads": 4, "batch": 16},
+            "tiny": {"recipe": "published", "rank_neurons": 8, "rank_heads": 4, "batch": 16, "bits": 8, "block": 8},
+        },
         "conditions": [
             {"methods": ["random"], "sparsities_pct": [50]},
             {"methods": ["static", "shadow", "oracle"], "criteria": ["plainact"], "predictors": ["small"],
              "units": ["both"], "sparsities_pct": [50]},
+            {"methods": ["shadow"], "criteria": ["plainact"], "predictors": ["small"], "models": ["tiny-opt"],
+             "units": ["both"], "sparsities_pct": [50], "seeds": [1]},
+            {"methods": ["shadow"], "criteria": ["plainact"], "predictors": ["tiny"], "models": ["tiny-llama"],
+             "policies": ["global"], "sparsities_pct": [50]},
             {"methods": ["threshold"], "models": ["tiny-opt"], "sparsities_pct": [50]},
             {"methods": ["griffin"], "models": ["tiny-opt"], "protocols": ["prompt"], "sparsities_pct": [50]},
             {"methods": ["relu"], "models": ["tiny-opt"], "sparsities_pct": [0]},
@@ -176,7 +183,37 @@ def test_benchmarks_are_rows_of_their_own(house):
     assert set(rolled["metric"]) == {"token_perplexity", "word_perplexity", "byte_perplexity"}
     # chosen from a prompt, which whole documents and windows have not
     measured = asked[asked["method"] != "griffin"]
-    assert len(rolled) == 3 * len(measured[["model", "method", "predictor"]].drop_duplicates())
+    assert len(rolled) == 3 * len(measured[["model", "method", "predictor", "seed"]].drop_duplicates())
+
+
+def test_another_seed_is_another_predictor_measured_on_the_same_documents(house):
+    first, second = (next(results(house).rglob(f"tiny-opt/words/shadow+plainact+small{end}.safetensors"))
+                     for end in ("", "@seed1"))  # fmt: skip
+    assert first.read_bytes() != second.read_bytes()
+    rows = pq.read_table(results(house) / "tables" / "comparisons.parquet").to_pandas()
+    rows = rows[(rows["method"] == "shadow") & (rows["model"] == "tiny-opt") & (rows["metric"] == "log_perplexity")]
+    assert (rows["seeds"] == 2).all() and (rows["seed_deviation"] > 0).any()
+    for _, pair in rows.groupby(["data", "task", "reference"]):
+        assert sorted(pair["seed"]) == [0, 1] and pair["n"].nunique() == pair["seed_deviation"].nunique() == 1
+    quality = pq.read_table(results(house) / "tables" / "quality.parquet").to_pandas()
+    assert set(quality.loc[quality["method"] == "static", "seed"]) == {0}  # learns nothing: once
+
+
+def test_precision_differs_from_recall_where_blocks_or_the_whole_model_are_chosen(house):
+    quality = pq.read_table(results(house) / "tables" / "quality.parquet").to_pandas()
+    keys = ["model", "method", "predictor", "seed", "kind", "layer", "sparsity_pct", "policy"]
+    wide = quality[quality["policy"].notna()].pivot_table(index=keys, columns="metric", values="value", dropna=False)
+    wide = wide[wide["recall"].notna()].reset_index()
+    apart = (wide["recall"] - wide["precision"]).abs() > 1e-12
+    assert not apart[(wide["policy"] == "per_layer") & (wide["predictor"] != "tiny")].any()
+    assert apart[wide["policy"] == "global"].any()
+    shadow = quality[(quality["method"] == "shadow") & (quality["model"] == "tiny-llama")]
+    assert set(shadow.loc[shadow["metric"] == "precision", "policy"]) == {"global", "per_layer"}
+    sizes = pq.read_table(results(house) / "tables" / "predictors.parquet").to_pandas()
+    tiny = sizes[(sizes["predictor"] == "tiny") & (sizes["kind"] == "neurons")].iloc[0]
+    # 16 numbers to 8 to the 2 layers' 24 neurons in blocks of 8: a byte each, and 8 for every row
+    assert (tiny["bits"], tiny["block"], tiny["epochs"]) == (8, 8, 20)
+    assert tiny["step_bytes"] == 16 * 8 + 8 * 2 * 3 + 8 * (8 + 2 * 3)
 
 
 def test_methods_without_a_predictor_are_rows_of_the_model_they_are_asked_of(house):

@@ -17,6 +17,7 @@ from shadowcore.decode.skipping import KeepAll, KeepFixed, KeepPredicted, Kept, 
 from shadowcore.errors import ConfigError
 from shadowcore.method.policies import kept_units
 from shadowcore.method.predictors import Predictor, UnitScorer
+from shadowcore.method.small import eight_bits
 from shadowcore.models.families import KINDS, Dimensions, Kind
 from shadowcore.models.recording import Site
 
@@ -163,9 +164,15 @@ def on_device(selection: Selection | None, sizes: Dimensions, dtype: torch.dtype
             raise ConfigError(
                 f"policy '{selection.policy_name}': the Triton backend chooses per_layer; the torch backend has it"
             )
+        if selection.predictor.blocks["neurons"] > 1:
+            raise ConfigError(
+                "predictors.block: the Triton backend chooses single neurons; the torch backend has blocks"
+            )
         kinds = selection.sparsity_pct
         kept = {kind: kept_units(sizes.units(kind), pct) for kind, pct in kinds.items()}
-        return PredictedUnits(groups_of(selection.predictor, tuple(kinds), dtype, device), sizes, kept)
+        return PredictedUnits(
+            groups_of(selection.predictor, tuple(kinds), dtype, device, selection.predictor.bits), sizes, kept
+        )
     if isinstance(selection, KeepFixed):
         return _given(selection, sizes, device)
     if selection is None or isinstance(selection, KeepAll):
@@ -234,12 +241,6 @@ def group(
         scorers[kind] = Scorer(small, bias.float(), scale)
     small, scale = stored(inner)
     return Group(site, layers, small, inner_bias.float(), scale, scorers)
-
-
-def eight_bits(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows (..., r) rounded to 255 steps between minus and plus their largest number, and the size (...) of a step."""
-    step = weight.abs().amax(-1).float().clamp_min(1e-30) / 127
-    return (weight / step[..., None]).round().to(torch.int8), step
 
 
 def _aligned(lists: torch.Tensor) -> torch.Tensor:

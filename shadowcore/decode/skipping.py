@@ -90,7 +90,7 @@ class KeepPredicted:
             return
         for kind, sparsity_pct in self.sparsity_pct.items():
             layers, scores = self.predictor.read(site, feature, kind)
-            keep = self.policy(scores, sparsity_pct)  # (B, layers, U)
+            keep = self.predictor.spread(self.policy(scores, sparsity_pct), kind)  # (B, layers, U)
             for layer, kept in zip(layers, kept_of(keep), strict=True):
                 self._kept[layer, kind] = kept
 

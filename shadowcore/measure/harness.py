@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from itertools import chain
 from typing import Any
 
 import datasets
+import lm_eval.utils
 import torch
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.evaluator import evaluate
@@ -24,6 +26,8 @@ Row = tuple[list[int], list[int]]  # context and continuation ids
 
 datasets.disable_progress_bars()
 logging.getLogger("lm_eval").setLevel(logging.ERROR)  # its warnings are about defaults we rely on
+# it compiles a task's templates anew for every document, which takes longer than small models do to answer
+lm_eval.utils.env.from_string = cache(lm_eval.utils.env.from_string)
 
 
 class SparseLM(HFLM):

@@ -68,7 +68,7 @@ class PredictedMasks(Masks):
                 reading = self.predictor.read(site, feature, kind)
                 if reading is not None:
                     layers, scores = reading
-                    chosen = self.policy(scores, self.sparsity_pct)
+                    chosen = self.predictor.spread(self.policy(scores, self.sparsity_pct), kind)
                     keep.update({Site(layer, kind): chosen[..., i, :] for i, layer in enumerate(layers)})
             return keep.pop(site, None)
 

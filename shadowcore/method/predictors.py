@@ -11,11 +11,14 @@ one site of the model at each position and scores the units of its layers there:
 Segments lie between the first two: G = 1 is the shadow predictor reading a little later, G = L - 1 a predictor
 per layer. layerwise_own sees the heads it should save, so it can rank them but not skip them.
 Layer 0 is always dense: what it computes is the shadow predictor's input.
+
+A predictor is read in every step, so its size is time: weights may have 8 bits (`small.py`), and one score may stand
+for a block of neighbouring neurons, which are then kept or removed together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -27,7 +30,7 @@ from shadowcore.models.families import KINDS, Dimensions, Kind
 from shadowcore.models.recording import Site
 
 FIRST_SPARSE_LAYER = 1
-PREDICTOR_SCHEMA = "predictor/1"
+PREDICTOR_SCHEMA = "predictor/2"
 
 
 class Group(NamedTuple):
@@ -77,13 +80,8 @@ def groups_of(design: str, layers: int, count: int = 1) -> list[Group]:
     return segments(layers, count) if design == "segments" else PREDICTORS[design](layers)
 
 
-def stored(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A state as files hold it: the MLPs' matrices in 16 bits, all that scales them in 32."""
-    return {name: value.bfloat16() if name.endswith("weight") else value for name, value in state.items()}
-
-
 class UnitScorer(nn.Module):
-    """D -> r -> (layers, U): scores of one kind of unit in a group's layers from one feature.
+    """D -> r -> (layers, U): scores of one kind of unit, or block of units, in a group's layers from one feature.
 
     The feature is standardised on the way in; on the way out, the learned deviation is scaled and
     added to the units' mean scores. With its last weights at zero it is the constant predictor, which
@@ -116,15 +114,29 @@ class UnitScorer(nn.Module):
 class Predictor(nn.Module):
     """Scorers of each kind for every group of a predictor design."""
 
-    def __init__(self, design: str, sizes: Dimensions, ranks: Mapping[Kind, int], count: int = 1):
-        """ranks: hidden width per kind to score; count: number of groups where the design has a choice."""
+    def __init__(
+        self, design: str, sizes: Dimensions, ranks: Mapping[Kind, int], count: int = 1, bits: int = 16, block: int = 1
+    ):
+        """ranks: hidden width per kind to score; count: number of groups where the design has a choice; bits: of a
+        weight in files and decoders, 16 or 8; block: neighbouring neurons that share a score.
+
+        Raises ConfigError unless the blocks divide a layer's neurons.
+        """
         super().__init__()
-        self.design, self.sizes, self.ranks = design, sizes, dict(ranks)
+        self.design, self.sizes, self.ranks, self.bits = design, sizes, dict(ranks), bits
+        self.blocks: dict[Kind, int] = {"heads": 1, "neurons": block}
+        if sizes.neurons % block:
+            raise ConfigError(f"predictors.block: {block} found; a divisor of the model's {sizes.neurons} neurons fits")
         self.groups = groups_of(design, sizes.layers, count)
         self.scorers = nn.ModuleDict(
             {
                 kind: nn.ModuleList(
-                    UnitScorer(feature_width(sizes, group.site), ranks[kind], len(group.layers), sizes.units(kind))
+                    UnitScorer(
+                        feature_width(sizes, group.site),
+                        ranks[kind],
+                        len(group.layers),
+                        sizes.units(kind) // self.blocks[kind],
+                    )
                     for group in self.groups
                 )
                 for kind in KINDS
@@ -139,11 +151,32 @@ class Predictor(nn.Module):
         return tuple(self.scorers)
 
     def read(self, site: Site, feature: torch.Tensor, kind: Kind) -> tuple[tuple[int, ...], torch.Tensor] | None:
-        """If a group reads `site`: its layers and their scores (..., layers, U) for a feature (..., D)."""
+        """If a group reads `site`: its layers and their scores (..., layers, U) for a feature (..., D).
+
+        U counts blocks where a score stands for one: `spread` makes them units again.
+        """
         index = self.group_at.get(site)
         if index is None:
             return None
         return self.groups[index].layers, self.scorers[kind][index](feature)
+
+    def spread(self, values: torch.Tensor, kind: Kind) -> torch.Tensor:
+        """Scores or masks (..., U / block) as those of units (..., U): every unit has its block's."""
+        block = self.blocks[kind]
+        return values if block == 1 else values.repeat_interleave(block, -1)
+
+    def gathered(self, values: torch.Tensor, kind: Kind) -> torch.Tensor:
+        """Sums over blocks (..., U / block) of values of units (..., U)."""
+        block = self.blocks[kind]
+        return values if block == 1 else values.unflatten(-1, (-1, block)).sum(-1)
+
+    def step_bytes(self, kinds: Sequence[Kind]) -> int:
+        """Bytes that a decoder reads of it per token: weights, and what goes with each of their rows in 32 bits."""
+        matrices = [
+            layer.weight for kind in kinds for scorer in self.scorers[kind] for layer in (scorer.inner, scorer.outer)
+        ]
+        beside = 4 if self.bits == 16 else 8  # a bias; and the size of a step
+        return sum(weight.numel() * self.bits // 8 + len(weight) * beside for weight in matrices)
 
 
 def feature_width(sizes: Dimensions, site: Site) -> int:

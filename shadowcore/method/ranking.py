@@ -1,10 +1,8 @@
-"""How well predicted scores rank units: Spearman correlation, and recall of the kept set."""
+"""How well predicted scores rank units: Spearman correlation, recall and precision of the kept set."""
 
 from __future__ import annotations
 
 import torch
-
-from shadowcore.method.policies import kept_units, top_units
 
 
 def spearman(predicted: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
@@ -15,13 +13,13 @@ def spearman(predicted: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
     return covariance / centred.square().sum(-1).prod(0).sqrt().clamp(min=1e-12)
 
 
-def recall(predicted: torch.Tensor, true: torch.Tensor, sparsity_pct: int) -> torch.Tensor:
-    """Share of the truly most important units that the prediction keeps too, (...).
+def recall(kept: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """Share (...) of the units worth keeping that are kept, of two keep masks (..., U); 1 where none is worth it.
 
-    Both sets have round((1 - s) U) units, so recall equals precision.
+    The other way round it is the precision. Both are equal where as many are kept as are worth it.
     """
-    count = kept_units(true.shape[-1], sparsity_pct)
-    return (top_units(predicted, count) & top_units(true, count)).sum(-1) / max(1, count)
+    found, most = (kept & wanted).sum(-1), wanted.sum(-1)
+    return torch.where(most > 0, found / most.clamp(min=1), 1.0)
 
 
 def _ranks(scores: torch.Tensor) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -63,6 +64,17 @@ class TokenTraces:
 
     def __len__(self) -> int:
         return sum(stop - start for _, start, stop in self.places)
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """Kinds of unit whose scores are read."""
+        return tuple(self.packed)
+
+    def of(self, kinds: Sequence[Kind]) -> TokenTraces:
+        """The same tokens, in the same chunks, with the scores of some kinds only."""
+        some = copy.copy(self)
+        some.packed = {kind: self.packed[kind] for kind in kinds}
+        return some
 
     def batches(self, size: int) -> int:
         """How many batches `shuffled` makes."""

@@ -1,20 +1,21 @@
 """From traces to a predictor: seeded minibatch regression of scaled scores, best held-out epoch kept.
 
 All of a predictor's scorers learn from one reading of the traces. Training starts at the constant predictor
-(the mean scores), so held-out loss is measured in units of what that one leaves: 1 means nothing contextual
-was learned.
+(the mean scores), so held-out loss is measured beside what that one leaves: an equal loss means nothing contextual
+was learned. ShadowLLM's recipe is `scaling: min_max` with `target: score`, and more epochs for heads.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 
 from shadowcore.errors import ConfigError
-from shadowcore.method.predictors import Group, Predictor, UnitScorer, stored
+from shadowcore.method.predictors import Group, Predictor, UnitScorer
+from shadowcore.method.small import power_of_two, restored, stored
 from shadowcore.method.tokens import Chunk, TokenTraces
 from shadowcore.models.families import Kind
 
@@ -24,15 +25,22 @@ TARGETS = {"score": lambda scores: scores, "sqrt": torch.sqrt}
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a predictor is trained; segments: its number of groups, where the design has a choice."""
+    """How a predictor is trained, ranks and epochs by kind of unit.
+
+    segments: its number of groups, where the design has a choice; scaling: one of SCALINGS; bits: of a weight; block:
+    neighbouring neurons with one score, their mean.
+    """
 
     rank: dict[str, int]
     segments: int
     target: str
-    epochs: int
+    epochs: dict[str, int]
     batch: int
     learning_rate: float
     weight_decay: float
+    scaling: str = "standard"
+    bits: int = 16
+    block: int = 1
 
 
 @dataclass(frozen=True)
@@ -43,6 +51,10 @@ class Fit:
     loss: float
     loss_constant: float
 
+
+# features, each number by itself, and targets, each layer by itself, are learned with mean 0 and deviation 1, or
+# between 0 and 1 (published)
+SCALINGS = ("standard", "min_max")
 
 Transform = Callable[[torch.Tensor], torch.Tensor]
 
@@ -58,45 +70,68 @@ def fit(
     """Train every scorer of a predictor in place; of each the epoch that is best on held-out tokens is kept."""
     if len(train) < recipe.batch:
         raise ConfigError(f"predictors.batch: {recipe.batch} tokens, but the traces hold only {len(train)}")
-    transform = TARGETS[recipe.target]
-    _standardise(predictor, train, recipe.batch, transform)
-    optimizer = torch.optim.AdamW(predictor.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, recipe.epochs * train.batches(recipe.batch))
-    generator = torch.Generator().manual_seed(seed)
-
-    scorers = [scorer for kind in predictor.kinds for scorer in predictor.scorers[kind]]
-    constant = held_out_losses(predictor, held, recipe.batch, transform)
-    best = [Fit(best_epoch=0, loss=loss, loss_constant=loss) for loss in constant]
-    kept = [copy.deepcopy(scorer.state_dict()) for scorer in scorers]
-    for epoch in range(1, recipe.epochs + 1):
-        for chunk, index in train.shuffled(recipe.batch, generator):
+    _scale(predictor, train, recipe)
+    transform, generator = TARGETS[recipe.target], torch.Generator().manual_seed(seed)
+    steps = {
+        kind: Descent(predictor.scorers[kind].parameters(), recipe, recipe.epochs[kind] * train.batches(recipe.batch))
+        for kind in predictor.kinds
+    }
+    best = {
+        name: Fit(best_epoch=0, loss=loss, loss_constant=loss)
+        for name, loss in held_out_losses(predictor, held, recipe).items()
+    }
+    kept = {name: copy.deepcopy(scorer.state_dict()) for name, scorer in _scorers(predictor, predictor.kinds)}
+    epochs = max(recipe.epochs[kind] for kind in predictor.kinds)
+    for epoch in range(1, epochs + 1):
+        learning = tuple(kind for kind in predictor.kinds if epoch <= recipe.epochs[kind])
+        for chunk, index in train.of(learning).shuffled(recipe.batch, generator):
             loss = sum(error.square().mean() for error in _errors(predictor, chunk, index, transform))
-            optimizer.zero_grad()
             loss.backward()
-            optimizer.step()
-            schedule.step()
-        for i, loss in enumerate(held_out_losses(predictor, held, recipe.batch, transform)):
-            if loss < best[i].loss:
-                best[i], kept[i] = Fit(epoch, loss, constant[i]), copy.deepcopy(scorers[i].state_dict())
-        progress(epoch, recipe.epochs)
-    for scorer, state in zip(scorers, kept, strict=True):
-        scorer.load_state_dict(
-            stored(state)
-        )  # what a reader of the file will have, so that quality is measured of that
-    fits = iter(best)
-    return {kind: [next(fits) for _ in predictor.groups] for kind in predictor.kinds}
+            for kind in learning:
+                steps[kind].step()
+        losses = held_out_losses(predictor, held.of(learning), recipe)
+        for name, scorer in _scorers(predictor, learning):
+            if losses[name] < best[name].loss:
+                best[name] = Fit(epoch, losses[name], best[name].loss_constant)
+                kept[name] = copy.deepcopy(scorer.state_dict())
+        progress(epoch, epochs)
+    for name, scorer in _scorers(predictor, predictor.kinds):
+        # what a reader of the file will have, so that quality is measured of that
+        scorer.load_state_dict(restored(stored(kept[name], recipe.bits)))
+    return {kind: [best[name] for name, _ in _scorers(predictor, [kind])] for kind in predictor.kinds}
+
+
+def _scorers(predictor: Predictor, kinds: Iterable[Kind]) -> list[tuple[str, UnitScorer]]:
+    """The scorers of some kinds, each with a name of its own."""
+    return [(f"{kind}.{i}", scorer) for kind in kinds for i, scorer in enumerate(predictor.scorers[kind])]
+
+
+class Descent:
+    """AdamW (Loshchilov & Hutter 2019) with a learning rate that falls to nothing along a cosine."""
+
+    def __init__(self, parameters: Iterable[torch.nn.Parameter], recipe: Recipe, steps: int):
+        rate, decay = recipe.learning_rate, recipe.weight_decay
+        self.optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=decay)
+        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, steps)
+
+    def step(self) -> None:
+        """Follow the gradients that are there, and forget them."""
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.schedule.step()
 
 
 @torch.no_grad()
-def held_out_losses(predictor: Predictor, held: TokenTraces, batch: int, transform: Transform) -> list[float]:
-    """Mean squared error of the scaled scores over held-out tokens, of every scorer, kind by kind."""
+def held_out_losses(predictor: Predictor, held: TokenTraces, recipe: Recipe) -> dict[str, float]:
+    """Mean squared error of the scaled scores over held-out tokens, of every scorer of the traces' kinds."""
     totals, counts = [], []
     for chunk in held.chunks():
-        for index in torch.arange(len(chunk), device=held.device).split(batch):
-            errors = list(_errors(predictor, chunk, index, transform))
+        for index in torch.arange(len(chunk), device=held.device).split(recipe.batch):
+            errors = list(_errors(predictor, chunk, index, TARGETS[recipe.target]))
             totals.append(torch.stack([error.square().sum(dtype=torch.float64) for error in errors]))
             counts.append([error.numel() for error in errors])
-    return (torch.stack(totals).sum(0).cpu() / torch.tensor(counts).sum(0)).tolist()
+    means = (torch.stack(totals).sum(0).cpu() / torch.tensor(counts).sum(0)).tolist()
+    return dict(zip((name for name, _ in _scorers(predictor, held.kinds)), means, strict=True))
 
 
 def mean_scores(traces: TokenTraces, kind: Kind, batch: int) -> torch.Tensor:
@@ -118,33 +153,59 @@ def _errors(predictor: Predictor, chunk: Chunk, index: torch.Tensor, transform: 
 def _targets(
     predictor: Predictor, chunk: Chunk, index: torch.Tensor, transform: Transform
 ) -> Iterator[tuple[Group, UnitScorer, torch.Tensor]]:
-    """Every scorer with the transformed scores (n, layers, U) of its layers."""
-    for kind in predictor.kinds:
-        scores = transform(chunk.scores(kind, index))
+    """Every scorer with the transformed scores (n, layers, U) of its layers; a block's is the mean of its units'."""
+    for kind in chunk.packed:
+        scores = transform(predictor.gathered(chunk.scores(kind, index), kind) / predictor.blocks[kind])
         for group, scorer in zip(predictor.groups, predictor.scorers[kind], strict=True):
             yield group, scorer, scores[:, group.layers[0] : group.layers[-1] + 1]
 
 
 @torch.no_grad()
-def _standardise(predictor: Predictor, train: TokenTraces, batch: int, transform: Transform) -> None:
+def _scale(predictor: Predictor, train: TokenTraces, recipe: Recipe) -> None:
     """Set the scorers' scaling from training tokens: per number for features, per layer for scores."""
-    sums: dict[tuple[UnitScorer, str], list] = {}
-
-    def count(scorer: UnitScorer, what: str, values: torch.Tensor) -> None:
-        found = sums.setdefault((scorer, what), [0, 0])
-        found[0] = found[0] + values.sum(0, dtype=torch.float64)
-        found[1] = found[1] + values.square().sum(0, dtype=torch.float64)
-
+    found: dict[tuple[UnitScorer, str], Spread] = {}
     for chunk in train.chunks():
-        for index in torch.arange(len(chunk), device=train.device).split(batch):
-            for group, scorer, scores in _targets(predictor, chunk, index, transform):
-                count(scorer, "feature", chunk.feature(group.site, index))
-                count(scorer, "score", scores)
-    for (scorer, what), (total, squares) in sums.items():
-        mean = total / len(train)
-        variance = squares / len(train) - mean.square()
-        if what == "feature":
-            scorer.feature_scale.copy_(variance.clamp(min=1e-12).sqrt())
-        else:  # within units, per layer
-            scorer.score_scale.copy_(variance.mean(-1, keepdim=True).clamp(min=1e-24).sqrt())
-        getattr(scorer, f"{what}_mean").copy_(mean)
+        for index in torch.arange(len(chunk), device=train.device).split(recipe.batch):
+            for group, scorer, scores in _targets(predictor, chunk, index, TARGETS[recipe.target]):
+                found.setdefault((scorer, "feature"), Spread()).add(chunk.feature(group.site, index))
+                found.setdefault((scorer, "score"), Spread()).add(scores)
+    for (scorer, what), spread in found.items():
+        mean, scale = getattr(scorer, f"{what}_mean"), getattr(scorer, f"{what}_scale")
+        least, of_layer = (1e-12, True) if what == "score" else (1e-6, False)
+        if recipe.scaling == "standard":
+            begin, size = spread.mean, (spread.variance.mean(-1, keepdim=True) if of_layer else spread.variance)
+            size = size.clamp(min=least**2).sqrt()
+        else:
+            begin, end = spread.low, spread.high
+            if of_layer:
+                begin, end = begin.amin(-1, keepdim=True), end.amax(-1, keepdim=True)
+            size = (end - begin).clamp(min=least)
+        scale.copy_(power_of_two(size) if recipe.bits == 8 else size)
+        mean.copy_(begin.expand_as(mean))
+        if of_layer and recipe.scaling != "standard":  # training starts at the mean, not where the scale begins
+            scorer.outer.bias.copy_(((spread.mean - mean) / scale).flatten())
+
+
+class Spread:
+    """Mean, variance and extremes of examples (n, ...) that come in batches."""
+
+    def __init__(self):
+        self.count, self.total, self.squares = 0, 0.0, 0.0
+        self.low = self.high = None
+
+    def add(self, values: torch.Tensor) -> None:
+        """Count some examples in."""
+        self.count += len(values)
+        self.total = self.total + values.sum(0, dtype=torch.float64)
+        self.squares = self.squares + values.square().sum(0, dtype=torch.float64)
+        low, high = values.aminmax(dim=0)
+        self.low = low if self.low is None else torch.minimum(self.low, low)
+        self.high = high if self.high is None else torch.maximum(self.high, high)
+
+    @property
+    def mean(self) -> torch.Tensor:
+        return self.total / self.count
+
+    @property
+    def variance(self) -> torch.Tensor:
+        return self.squares / self.count - self.mean.square()

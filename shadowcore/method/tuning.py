@@ -20,7 +20,8 @@ import torch
 from shadowcore.method.criteria import Signals
 from shadowcore.method.passes import ImportancePass
 from shadowcore.method.policies import kept_units, lowest_kept
-from shadowcore.method.predictors import Predictor, stored
+from shadowcore.method.predictors import Predictor
+from shadowcore.method.small import restored, stored
 from shadowcore.method.training import Fit
 from shadowcore.models.families import Kind
 from shadowcore.models.losses import divergences
@@ -107,7 +108,7 @@ def tune(
         if held < best.loss:
             best, kept = Fit(epoch, held, before), copy.deepcopy(predictor.state_dict())
         progress(epoch, tuning.epochs)
-    predictor.load_state_dict(stored(kept))
+    predictor.load_state_dict(restored(stored(kept, predictor.bits)))
     return best
 
 
@@ -130,5 +131,5 @@ def gate_losses(
         lowest = lowest_kept(scores.detach(), count)
         gates = torch.sigmoid((scores - lowest) / temperature)
         for i, layer in enumerate(group.layers):
-            total = total + (gates[..., i, :] * slopes[Site(layer, kind)]).sum()
+            total = total + (gates[..., i, :] * predictor.gathered(slopes[Site(layer, kind)], kind)).sum()
     return total

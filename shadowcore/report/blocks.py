@@ -15,7 +15,7 @@ LINE = ["model", "device", "data", "task", "fewshot", "metric", "kind", "units",
 LINE += ["calibration", "predictor", "predictor_rank", "dtype", "batch", "seed", "method"]
 # what tells two rows of one claim apart
 CLAIMED = ["model", "data", "device", "dtype", "prompt_tokens", "new_tokens", "metric", "units", "criterion", "policy"]
-CLAIMED += ["predictor_rank", "predictor_bits", "protocol", "calibration", "seed", "sparsity_pct"]
+CLAIMED += ["predictor_rank", "predictor_bits", "protocol", "calibration", "sparsity_pct"]
 CLAIMED += ["side_winner", "side_loser"]
 # what a summary shows one value of, the first in order
 CHOSEN = ["device", "data", "task", "fewshot", "units", "criterion", "policy", "protocol", "calibration", "predictor"]

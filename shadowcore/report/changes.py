@@ -44,7 +44,7 @@ _QUALITY = ["model", "calibration", "method", "criterion", "predictor", "seed", 
 MEASURES = {
     "perplexity": Measure("value", lambda rows: rows["stderr"] / rows["value"], _ESTIMATE, log=True),
     "accuracy": Measure("value", lambda rows: rows["stderr"], _ESTIMATE),
-    "quality": Measure("value", lambda rows: rows["stderr"], [*_QUALITY, "layer", "sparsity_pct", "metric"]),
+    "quality": Measure("value", lambda rows: rows["stderr"], [*_QUALITY, "layer", "sparsity_pct", "policy", "metric"]),
     "predictors": Measure("loss", lambda rows: rows["loss"] * math.nan, _QUALITY),
     "criteria": Measure(
         "mean", lambda rows: rows["deviation"] / rows["n"] ** 0.5,

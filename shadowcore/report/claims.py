@@ -82,7 +82,8 @@ def _against_dense(tables: Tables, name: str, metrics: Mapping[str, str]) -> pd.
     compared = tables["comparisons"]
     compared = compared[(compared["reference"] == "dense") & compared["metric"].isin(list(metrics))]
     compared = compared.assign(metric=compared["metric"].map(metrics))
-    keys = [key for key in compared if key in tables[name] and key not in ("stderr", "low", "high", "n")]
+    not_keys = ("stderr", "low", "high", "n", "seeds", "seed_deviation")
+    keys = [key for key in compared if key in tables[name] and key not in not_keys]
     return compared[[*keys, "stderr"]].merge(tables[name][[*keys, "value"]], on=keys)
 
 
@@ -92,23 +93,33 @@ def _perplexities(tables: Tables) -> pd.DataFrame:
         tables, "perplexity", {"log_word_perplexity": "word_perplexity", "log_perplexity": "token_perplexity"}
     )
     words, windows = rows["metric"] == "word_perplexity", rows["task"] == "perplexity"
-    return rows[words | (windows & ~rows["model"].isin(rows.loc[words, "model"]))]
+    return _over_seeds(rows[words | (windows & ~rows["model"].isin(rows.loc[words, "model"]))])
 
 
 def _accuracies(tables: Tables) -> pd.DataFrame:
     """Zero-shot accuracy, mean over tasks."""
     rows = _against_dense(tables, "accuracy", {"acc": "acc"})
     rows = rows[rows["fewshot"] == 0].assign(variance=rows["stderr"] ** 2, metric="mean acc", tasks=1)
-    keys = [*(key for key in PLACE if key in rows and key != "data"), "method", "predictor"]
+    keys = [*(key for key in PLACE if key in rows and key != "data"), "method", "predictor", "seed"]
     sums = rows.groupby(list(dict.fromkeys(keys)), dropna=False, as_index=False)[["value", "variance", "tasks"]].sum()
-    return sums.assign(value=sums["value"] / sums["tasks"], stderr=sums["variance"] ** 0.5 / sums["value"])
+    means = sums.assign(value=sums["value"] / sums["tasks"], stderr=sums["variance"] ** 0.5 / sums["value"])
+    return _over_seeds(means.drop(columns=["variance", "tasks"]))
 
 
 def _rank_correlations(tables: Tables) -> pd.DataFrame:
     """Spearman of held-out tokens, mean over layers; layers share tokens, so their errors are not independent."""
     rows = tables["quality"].rename(columns={"kind": "units"}).query("metric == 'spearman' and method != 'static'")
-    keys = [*(key for key in PLACE if key in rows), "method", "predictor"]
-    return rows.groupby(keys, dropna=False, as_index=False)[["value", "stderr"]].mean()
+    keys = [*(key for key in PLACE if key in rows), "method", "predictor", "seed"]
+    return _over_seeds(rows.groupby(keys, dropna=False, as_index=False)[["value", "stderr"]].mean(), relative=False)
+
+
+def _over_seeds(rows: pd.DataFrame, relative: bool = True) -> pd.DataFrame:
+    """One row for all seeds that something was trained with: the mean, its error that of documents and of seeds."""
+    keys = [key for key in rows if key not in ("seed", "value", "stderr")]
+    found = rows.assign(spread=rows["value"], variance=rows["stderr"] ** 2).groupby(keys, dropna=False, as_index=False)
+    found = found.agg({"value": "mean", "spread": "sem", "variance": "mean"})
+    spread = found.pop("spread").fillna(0) / (found["value"] if relative else 1)
+    return found.assign(stderr=np.hypot(found.pop("variance") ** 0.5, spread))
 
 
 def _latencies(tables: Tables) -> pd.DataFrame:
@@ -140,7 +151,7 @@ QUANTITIES = {
     "latency": Quantity(_latencies, _times_less),
 }
 # both sides of a claim agree in these, those apart that the claim itself names
-PLACE = ["model", "data", "calibration", "criterion", "policy", "protocol", "units", "sparsity_pct", "seed", "metric"]
+PLACE = ["model", "data", "calibration", "criterion", "policy", "protocol", "units", "sparsity_pct", "metric"]
 PLACE += ["device", "dtype", "prompt_tokens", "new_tokens", "predictor_rank", "predictor_bits"]
 WORDS = ["method", "criterion", "predictor", "policy"]  # a side is called by
 PAIR = ["side_winner", "side_loser", "value_winner", "value_loser", "effect"]

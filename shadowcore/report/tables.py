@@ -23,7 +23,7 @@ Tables = Mapping[str, pd.DataFrame]
 CONDITION_COLUMNS = [*CONDITION, *MEASURED]
 ASKED = ["task", "fewshot", "metric"]
 SAME_DOCUMENTS = ["model", "data", *ASKED]  # rows that agree here were measured on the same documents
-SAME_PLACE = ["policy", "protocol", "units", "sparsity_pct", "seed"]  # methods that agree here are compared,
+SAME_PLACE = ["policy", "protocol", "units", "sparsity_pct"]  # methods that agree here are compared,
 MADE_OF = ["calibration", "criterion", "predictor"]  # ... if they agree in those of these that both have
 FAMILY = ("model", "seed", "metric", "reference")  # of comparisons whose p-values are corrected together
 # a method's are those before it
@@ -55,10 +55,11 @@ def perplexity(outcomes: pa.Table | pd.DataFrame) -> list[Row]:
 def comparisons(outcomes: pa.Table | pd.DataFrame) -> list[Row]:
     """Rows of COMPARISONS: every sparse condition against dense, and against other methods, on the same documents.
 
-    Two methods are compared under equal policy, protocol, units, sparsity and seed, and equal calibration,
-    criterion and predictor where both have one; what the compared condition lacks of these the row takes from
-    the reference. A model or text without a dense condition has no rows against it. Where dense was run under
-    several seeds, a condition is compared with dense of its own seed. Raises ArtifactError if documents differ.
+    Two methods are compared under equal policy, protocol, units and sparsity, and equal calibration, criterion and
+    predictor where both have one; what the compared condition lacks of these the row takes from the reference.
+    What is trained with several seeds is compared with what is not trained seed by seed. A model or text without
+    a dense condition has no rows against it. Where dense was run under several seeds, those of several studies,
+    conditions are compared with others of their own seed only. Raises ArtifactError if documents differ.
     """
     groups = list(_groups(outcomes, (*ACCURACY_METRICS, *PERPLEXITIES)))
     dense, placed = {}, {}
@@ -82,11 +83,34 @@ def comparisons(outcomes: pa.Table | pd.DataFrame) -> list[Row]:
         rows.append(keys | {"reference": "dense"} | _difference(group, reference, _name(keys)))
     for alike in placed.values():
         for (keys, group), (other, reference) in product(alike, repeat=2):
-            if _rank(other["method"]) < _rank(keys["method"]) and all(_agree(keys, other, name) for name in MADE_OF):
+            several = len(dense.get(tuple(keys[name] for name in SAME_DOCUMENTS), {})) > 1
+            if (
+                _rank(other["method"]) < _rank(keys["method"])
+                and all(_agree(keys, other, name) for name in MADE_OF)
+                and (keys["seed"] == other["seed"] or (_trained(keys) != _trained(other) and not several))
+            ):
                 made_of = {name: _made_of(keys, name) or _made_of(other, name) for name in MADE_OF}
-                named = keys | made_of | {"reference": other["method"]}
+                seed = (other if _trained(other) else keys)["seed"]
+                named = keys | made_of | {"reference": other["method"], "seed": seed}
                 rows.append(named | _difference(group, reference, _name(named)))
-    return _sorted(_corrected(rows))
+    return _sorted(_over_seeds(_corrected(rows), "difference"))
+
+
+def _over_seeds(rows: list[Row], column: str) -> list[Row]:
+    """Rows with `seeds`, how many their condition was trained with, and the deviation of a column over them."""
+    alike = {}
+    for row in rows:
+        keys = [name for name in (*CONDITION, *ASKED, "reference") if name != "seed" or not _trained(row)]
+        alike.setdefault(tuple(row.get(name) for name in keys), []).append(row)
+    for same in alike.values():
+        deviation = float(np.std([row[column] for row in same], ddof=1)) if len(same) > 1 else None
+        for row in same:
+            row |= {"seeds": len(same), "seed_deviation": deviation}
+    return rows
+
+
+def _trained(keys: Row) -> bool:
+    return keys["predictor"] is not None
 
 
 def _rank(method: str) -> tuple[int, str]:
@@ -224,7 +248,7 @@ def _estimates(
             rows.append(keys | estimate(group))
         except ArtifactError as error:
             raise ArtifactError(f"{_name(keys)}: {error}") from None
-    return _sorted(rows)
+    return _sorted(_over_seeds(rows, "value"))
 
 
 def _groups(outcomes: pa.Table | pd.DataFrame, metrics: tuple[str, ...]) -> Iterator[tuple[Row, pd.DataFrame]]:

@@ -53,7 +53,7 @@ class Spec:
     """A condition and the size of its measurement; sizes of batches in windows and in lm-eval requests.
 
     tasks: what is asked beside the perplexity of whole windows, our own and benchmarks; fewshot: numbers of
-    examples in a benchmark's prompts; rolling_tokens: longest window of a rolling benchmark.
+    examples in a benchmark's prompts; rolling_tokens: longest window of a rolling benchmark; text_seed: of windows.
     """
 
     condition: Condition
@@ -62,6 +62,7 @@ class Spec:
     window_batch: int
     request_batch: int
     dtype: str
+    text_seed: int
     tasks: tuple[str, ...] = ("true_continuation",)
     fewshot: tuple[int, ...] = (0,)
     rolling_tokens: int = 2048
@@ -109,7 +110,7 @@ def _windows(spec: Spec, inputs: Any, sparse: SparseModel, tokenizer, progress: 
     """Perplexities of windows: of the whole, which has no prompt, and of the half after a prompt."""
     condition = spec.condition
     windows = reading.windows_of(
-        inputs.documents, "evaluation", tokenizer, spec.window_tokens, spec.windows, condition.seed
+        inputs.documents, "evaluation", tokenizer, spec.window_tokens, spec.windows, spec.text_seed
     )
     ids = torch.tensor([window.ids for window in windows])
     names = [f"{window.document_id}:{window.start}" for window in windows]

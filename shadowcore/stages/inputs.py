@@ -9,6 +9,7 @@ import torch
 
 from shadowcore import artifacts, text
 from shadowcore.method.predictors import FIRST_SPARSE_LAYER, PREDICTOR_SCHEMA, Predictor
+from shadowcore.method.small import restored
 from shadowcore.models import sources
 from shadowcore.models.families import Dimensions, Kind
 from shadowcore.schemas import CRITERIA, THRESHOLDS
@@ -28,6 +29,8 @@ def read_tokenizer(card: Path, weights: Path):
 
 def read_model(weights: Path, dtype: str):
     """The untouched Hugging Face model of a folder, on the device."""
+    # cuDNN's attention is planned anew for every shape of a batch, and an evaluation has hundreds of them
+    torch.backends.cuda.enable_cudnn_sdp(False)
     return sources.load_model(weights, dtype, device())
 
 
@@ -63,6 +66,7 @@ def read_predictor(path: Path, sizes: Dimensions) -> Predictor:
     """The predictor that `train-predictor` wrote, on the CPU."""
     made_by = artifacts.read_header(path)["spec"]
     recipe = made_by["recipe"]
-    predictor = Predictor(made_by["method"], sizes, recipe["rank"], recipe["segments"])
-    predictor.load_state_dict(artifacts.read_tensors(path, PREDICTOR_SCHEMA))
+    shape = (recipe[name] for name in ("rank", "segments", "bits", "block"))
+    predictor = Predictor(made_by["method"], sizes, *shape)
+    predictor.load_state_dict(restored(artifacts.read_tensors(path, PREDICTOR_SCHEMA)))
     return predictor.eval()

@@ -57,18 +57,19 @@ class Outputs:
 
 
 def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
-    write("trace", spec, spec, inputs, outputs, lambda model: lambda ids, scored: None)
+    write("trace", spec, spec, spec.seed, inputs, outputs, lambda model: lambda ids, scored: None)
 
 
 def write(
     stage: str,
     made_from: Any,
     spec: Spec,
+    seed: int,
     inputs: Any,
     outputs: Outputs,
     masking: Callable[[torch.nn.Module], Masking],
 ) -> None:
-    """Trace one shard of a split and write it; `made_from` is the stage's own specification, for the header."""
+    """Trace one shard of a split and write it; `made_from`: the stage's specification, `seed`: of sampled tokens."""
     progress = Progress(f"{stage} {spec.split} {spec.shard + 1} of {spec.shards}")
     tokenizer = reading.read_tokenizer(inputs.card, inputs.weights)
     windows = reading.windows_of(inputs.documents, spec.split, tokenizer, spec.window_tokens, spec.windows, spec.seed)[
@@ -77,7 +78,7 @@ def write(
     model = reading.read_model(inputs.weights, spec.dtype)
     layers = dimensions_of(model.config).layers
     sites = sorted({group.site for one in spec.designs for group in groups_of(one.method, layers, one.segments)})
-    plan = TracePlan(spec.criteria, spec.token_criteria, spec.token_bits, spec.tokens_per_window, sites, spec.seed)
+    plan = TracePlan(spec.criteria, spec.token_criteria, spec.token_bits, spec.tokens_per_window, sites, seed)
     ids = torch.tensor([window.ids for window in windows])
     tensors = trace(model, ids, plan, spec.batch, progress, masking(model))
     artifacts.write_tensors(outputs.trace, SCHEMA, tensors, header(stage, made_from, inputs))

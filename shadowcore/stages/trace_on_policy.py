@@ -24,12 +24,13 @@ POLICY = "per_layer"
 
 @dataclass(frozen=True)
 class Spec:
-    """trace: as without masks; units masked; lowest and highest sparsity of a batch, percent."""
+    """trace: as without masks; units masked; sparsities of a batch, percent; seed: of them, and of sampled tokens."""
 
     trace: trace.Spec
     units: str
     lowest_pct: int
     highest_pct: int
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Inputs:
 def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     def masking(model: torch.nn.Module):
         predictor = reading.read_predictor(inputs.predictor, dimensions_of(model.config)).to(model.device)
-        draw = Random(f"{spec.trace.seed} {spec.trace.split} {spec.trace.shard}")
+        draw = Random(f"{spec.seed} {spec.trace.split} {spec.trace.shard}")
 
         def of_batch(ids: torch.Tensor, scored: torch.Tensor):
             pct = draw.randint(spec.lowest_pct, spec.highest_pct)
@@ -51,7 +52,7 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
 
         return of_batch
 
-    trace.write("trace-on-policy", spec, spec.trace, inputs, outputs, masking)
+    trace.write("trace-on-policy", spec, spec.trace, spec.seed, inputs, outputs, masking)
 
 
 STAGE = Stage(Spec, Inputs, Outputs, run)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import torch
 
 from shadowcore import artifacts
 from shadowcore.method import tracing
-from shadowcore.method.predictors import PREDICTOR_SCHEMA, Predictor, stored
+from shadowcore.method.policies import POLICIES
+from shadowcore.method.predictors import FIRST_SPARSE_LAYER, PREDICTOR_SCHEMA, Predictor
 from shadowcore.method.ranking import recall, spearman
+from shadowcore.method.small import stored
 from shadowcore.method.tokens import TokenTraces
 from shadowcore.method.training import Recipe, fit, mean_scores
 from shadowcore.models.families import Dimensions, Kind
@@ -19,10 +22,15 @@ from shadowcore.schemas import PREDICTORS, QUALITY
 from shadowcore.stages.base import Progress, Stage, header, read_card
 from shadowcore.stages.inputs import device
 
+JUDGED_AT_ONCE = 64  # tokens
+
 
 @dataclass(frozen=True)
 class Spec:
-    """Names for the tables' rows, the recipe, and sparsities to report recall at."""
+    """Names for the tables' rows, the recipe, and what recall and precision are reported of.
+
+    seed: of the training; text_seed: of the windows whose traces it reads.
+    """
 
     model: str
     calibration: str
@@ -31,9 +39,11 @@ class Spec:
     predictor: str
     recipe: Recipe
     sparsities_pct: tuple[int, ...]
+    policies: tuple[str, ...]
     token_bits: int
     heldout_bits: int
     seed: int
+    text_seed: int
 
 
 @dataclass(frozen=True)
@@ -61,19 +71,20 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     progress = Progress(f"train {spec.method} {spec.criterion} {spec.predictor}")
     sizes = Dimensions(**read_card(inputs.card)["dimensions"])
     torch.manual_seed(spec.seed)
-    predictor = Predictor(spec.method, sizes, spec.recipe.rank, spec.recipe.segments).to(device())
+    recipe = spec.recipe
+    predictor = Predictor(spec.method, sizes, recipe.rank, recipe.segments, recipe.bits, recipe.block).to(device())
     with ExitStack() as stack:
         train = open_traces(stack, inputs.traces, spec, spec.token_bits, predictor)
         held = open_traces(stack, inputs.heldout, spec, spec.heldout_bits, predictor)
-        fits = fit(predictor, train, held, spec.recipe, spec.seed, progress)
-        training = [training_row(spec, predictor, kind, fits[kind], len(train), spec.recipe.epochs) for kind in fits]
+        fits = fit(predictor, train, held, recipe, spec.seed, progress)
+        training = [training_row(spec, predictor, kind, fits[kind], len(train), recipe.epochs[kind]) for kind in fits]
         quality = rank_quality(spec, predictor, train, held)
     write(spec, predictor, quality, training, outputs, header("train-predictor", spec, inputs))
 
 
 def write(spec: Spec, predictor: Predictor, quality: list, training: list, outputs: Outputs, made: dict) -> None:
     """Write a predictor and the rows about it."""
-    artifacts.write_tensors(outputs.predictor, PREDICTOR_SCHEMA, stored(predictor.state_dict()), made)
+    artifacts.write_tensors(outputs.predictor, PREDICTOR_SCHEMA, stored(predictor.state_dict(), predictor.bits), made)
     artifacts.write_table(outputs.quality, QUALITY.schema, QUALITY.build(quality), made)
     artifacts.write_table(outputs.training, PREDICTORS.schema, PREDICTORS.build(training), made)
 
@@ -81,38 +92,47 @@ def write(spec: Spec, predictor: Predictor, quality: list, training: list, outpu
 @torch.no_grad()
 def rank_quality(spec: Spec, predictor: Predictor, train: TokenTraces, held: TokenTraces) -> list[dict]:
     """Rows of QUALITY: the predictor's on held-out tokens, and under `static` the constant predictor's."""
-    constant = {kind: mean_scores(train, kind, spec.recipe.batch) for kind in predictor.kinds}
-    found: dict[tuple, list[torch.Tensor]] = {}  # kind, layer, method, metric, sparsity -> values of tokens
-    for chunk in held.chunks():
-        index = torch.arange(len(chunk), device=held.device)
-        for kind in predictor.kinds:
-            true = chunk.scores(kind, index)
-            for group, scorer in zip(predictor.groups, predictor.scorers[kind], strict=True):
-                predicted = scorer(chunk.feature(group.site, index))
-                for i, layer in enumerate(group.layers):
-                    for method, scores in (
-                        (spec.method, predicted[:, i]),
-                        ("static", constant[kind][layer].expand_as(predicted[:, i])),
-                    ):
-                        measures = {("spearman", None): spearman(scores, true[:, layer])}
-                        measures |= {
-                            ("recall", pct): recall(scores, true[:, layer], pct) for pct in spec.sparsities_pct
-                        }
-                        for (metric, pct), values in measures.items():
-                            found.setdefault((kind, layer, method, metric, pct), []).append(values.double())
+    found: dict[tuple, list[torch.Tensor]] = {}  # kind, method, metric, policy, sparsity -> values (n, L - 1)
+    for kind in predictor.kinds:
+        constant = mean_scores(train, kind, spec.recipe.batch)[FIRST_SPARSE_LAYER:]
+        for chunk in held.of([kind]).chunks():
+            for index in torch.arange(len(chunk), device=held.device).split(JUDGED_AT_ONCE):
+                true = chunk.scores(kind, index)[:, FIRST_SPARSE_LAYER:]
+                predicted = torch.cat([
+                    scorer(chunk.feature(group.site, index))
+                    for group, scorer in zip(predictor.groups, predictor.scorers[kind], strict=True)
+                ], 1)  # fmt: skip
+                for (method, *keys), values in {
+                    **_judged(
+                        spec.method, predicted, true, spec, lambda values, kind=kind: predictor.spread(values, kind)
+                    ),
+                    **_judged("static", constant.expand_as(true), true, spec),
+                }.items():
+                    found.setdefault((kind, method, *keys), []).append(values.double())
     rows = []
-    for (kind, layer, method, metric, pct), parts in found.items():
-        values = torch.cat(parts)
-        rows.append(
-            {
-                "model": spec.model, "calibration": spec.calibration, "criterion": spec.criterion,
-                "method": method, "predictor": spec.predictor if method == spec.method else None,
-                "seed": spec.seed, "kind": kind, "layer": layer, "metric": metric, "sparsity_pct": pct,
-                "value": values.mean().item(), "stderr": values.std().item() / len(values) ** 0.5,
-                "n": len(values),
-            }
-        )  # fmt: skip
+    for (kind, method, metric, policy, pct), parts in found.items():
+        values, static = torch.cat(parts), method == "static"
+        keys = {
+            "model": spec.model, "calibration": spec.calibration, "criterion": spec.criterion, "method": method,
+            "predictor": None if static else spec.predictor, "seed": spec.text_seed if static else spec.seed,
+            "kind": kind, "metric": metric, "policy": policy, "sparsity_pct": pct, "n": len(values),
+        }  # fmt: skip
+        means, errors = values.mean(0).tolist(), (values.std(0) / len(values) ** 0.5).tolist()
+        rows += [
+            keys | {"layer": layer, "value": mean, "stderr": error}
+            for layer, (mean, error) in enumerate(zip(means, errors, strict=True), FIRST_SPARSE_LAYER)
+        ]
     return rows
+
+
+def _judged(method: str, scores: torch.Tensor, true: torch.Tensor, spec: Spec, spread=lambda values: values) -> dict:
+    """Every measure (n, layers) of some scores; `spread`: makes those of blocks, and their masks, those of units."""
+    found = {(method, "spearman", None, None): spearman(spread(scores), true)}
+    for policy, pct in product(spec.policies, spec.sparsities_pct):
+        kept, wanted = spread(POLICIES[policy](scores, pct)), POLICIES[policy](true, pct)
+        found[method, "recall", policy, pct] = recall(kept, wanted)
+        found[method, "precision", policy, pct] = recall(wanted, kept)
+    return found
 
 
 def training_row(spec: Spec, predictor: Predictor, kind: Kind, fits: list, tokens: int, epochs: int) -> dict:
@@ -120,7 +140,9 @@ def training_row(spec: Spec, predictor: Predictor, kind: Kind, fits: list, token
     return {
         "model": spec.model, "calibration": spec.calibration, "method": spec.method, "criterion": spec.criterion,
         "predictor": spec.predictor, "seed": spec.seed, "kind": kind, "rank": spec.recipe.rank[kind],
-        "groups": len(predictor.groups), "parameters": sum(p.numel() for p in predictor.scorers[kind].parameters()),
+        "groups": len(predictor.groups), "bits": predictor.bits, "block": predictor.blocks[kind],
+        "parameters": sum(p.numel() for p in predictor.scorers[kind].parameters()),
+        "step_bytes": predictor.step_bytes([kind]),
         "tokens": tokens, "epochs": epochs,
         "best_epoch": sum(one.best_epoch for one in fits) / len(fits),
         "loss_constant": sum(one.loss_constant for one in fits) / len(fits),

@@ -45,10 +45,10 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     progress = Progress(f"tune {spec.method} {spec.criterion} {spec.predictor}")
     torch.set_float32_matmul_precision("high")  # TF32 where a GPU has it: enough for training, never for measuring
     tokenizer = reading.read_tokenizer(inputs.card, inputs.weights)
+    length, seed = spec.window_tokens, spec.text_seed
     windows, heldout = (
         torch.tensor([
-            window.ids
-            for window in reading.windows_of(inputs.documents, split, tokenizer, spec.window_tokens, count, spec.seed)
+            window.ids for window in reading.windows_of(inputs.documents, split, tokenizer, length, count, seed)
         ])
         for split, count in (("train", spec.windows), ("heldout", spec.heldout_windows))
     )  # fmt: skip

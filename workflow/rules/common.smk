@@ -72,7 +72,5 @@ def thresholds_of(wildcards):
 
 
 def predictor_of(wildcards):
-    one = jobs.conditions[condition_key(wildcards)]
-    if one.predictor is None:
-        return []
-    return [jobs.predictor(one.model, one.calibration, one.method, one.criterion, one.predictor) + ".safetensors"]
+    stem = jobs.predictor_of(jobs.conditions[condition_key(wildcards)])
+    return [f"{stem}.safetensors"] if stem else []

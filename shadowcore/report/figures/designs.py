@@ -36,7 +36,7 @@ def designs(tables: Tables, model: str) -> Figure:
     if trained.empty:
         return empty(f"{model}: no trained predictor was evaluated in the tables")
     kind = "heads" if trained["units"].iloc[0] == "heads" else "neurons"
-    recall = first_of(where(of_model(tables, "quality", model), metric="recall", kind=kind), *chosen)
+    recall = first_of(where(of_model(tables, "quality", model), metric="recall", kind=kind), *chosen, "policy")
     keys = ["method", "criterion", "predictor", "sparsity_pct"]
     recall = recall.groupby(keys, dropna=False, as_index=False)["value"].mean()  # over layers
     recall = recall.merge(trained[["method", "predictor", "groups"]].drop_duplicates(), how="left")

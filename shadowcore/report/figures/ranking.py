@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from shadowcore.report.figures.series import criterion_order, of_model, series, units_order, where
+from shadowcore.report.figures.series import criterion_order, first_of, of_model, series, units_order, where
 from shadowcore.report.style import Axes, Figure, Line2D, empty, key, legend, look, panels, styled, title, whole_ticks
 from shadowcore.report.tables import Tables
 
@@ -26,7 +26,7 @@ def predictor_quality(tables: Tables, model: str) -> Figure:
     handles = []
     for (kind, criterion), (ranks, layers, sparsities) in zip(keys, np.reshape(axes, (-1, 3)), strict=True):
         shown = where(rows, kind=kind, criterion=criterion)
-        recall = where(shown, metric="recall")
+        recall = first_of(where(shown, metric="recall"), "policy")
         handles += _lines(ranks, where(shown, metric="spearman"), "layer", rows)
         ranks.set(title=f"{kind}, {criterion}", xlabel="layer", ylabel="Spearman correlation")
         removed = np.unique(recall["sparsity_pct"])
