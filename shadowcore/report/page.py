@@ -10,6 +10,7 @@ import html
 import re
 import struct
 from base64 import b64encode
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,8 +35,8 @@ a { color: var(--link); } nav a { margin-right: 1rem; white-space: nowrap; }
 h1 { margin: 0 0 .5rem; } h2 { margin-top: 2.5rem; border-bottom: 1px solid var(--line); }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; white-space: nowrap; }
-.title { margin: 1rem 0 .25rem; font-weight: 600; }
-.title span { display: block; font-weight: 400; color: var(--faint); font-size: .85rem; }
+.title { margin: 1rem 0 0; font-weight: 600; }
+.told, summary span { margin: 0 0 .25rem; font-weight: 400; color: var(--faint); font-size: .85rem; }
 th, td { padding: .2rem .6rem; text-align: left; border-bottom: 1px solid var(--line); }
 th { vertical-align: bottom; } .number { text-align: right; white-space: pre; }
 tbody tr:nth-child(even) { background: var(--band); }
@@ -57,6 +58,10 @@ WORDS = {
     "static": "the same units removed for every input, by their mean score: what needs no predictor",
     "shadow": "one predictor for the whole model, which reads its first layer",
     "layerwise": "a predictor for every layer, which reads what enters the layer before",
+    "layerwise_own": "a predictor for every layer, which reads what the layer's own heads put out",
+    "segments": "a predictor for each group of layers, which reads what enters the group",
+    "threshold, griffin, relu": "no predictor: neurons above a magnitude, large over the prompt, or not exactly zero",
+    "preset@1, @tuned": "a predictor trained on what the model does under its masks, or tuned there",
     "huggingface": "the model as Hugging Face's transformers runs it, beside our own decoder",
     "oracle": "the true scores of the input itself: the bound that no predictor passes",
 }
@@ -83,9 +88,9 @@ def page(
     name = str(configuration["study"])
     run = header["run"]
     sections = {
-        "Summary": "".join(map(_table, summaries(found))) + _words(),
+        "Summary": "".join(map(_titled, summaries(found))) + _words(),
         "Figures": _figures(figures, captions),
-        "Published claims": "".join(_folded(block) for block in claimed(found)),
+        "Published claims": "".join(_folded(block, _verdicts(block)) for block in claimed(found)),
         "Tables": "".join(_folded(block) for block in measured(found)),
         "Configuration": f"<pre>{html.escape(yaml.safe_dump(dict(configuration), sort_keys=False))}</pre>",
         "Origin": _origin(run, files),
@@ -119,13 +124,16 @@ def _id(heading: str) -> str:
     return heading.lower().replace(" ", "-")
 
 
+def _titled(block: Block) -> str:
+    return f'<p class="title">{html.escape(block.title)}</p>{_table(block)}'
+
+
 def _table(block: Block) -> str:
     head = "".join(f'<th scope="col">{html.escape(name.replace("_", " "))}</th>' for name in block.words)
     head += "".join(f'<th scope="col" class="number">{html.escape(name)}</th>' for name in block.numbers)
     rows = "".join(f"<tr>{_cells(row, len(block.words))}</tr>" for row in block.rows)
-    title = f'<p class="title">{html.escape(block.title)}<span>{html.escape(block.told)}</span></p>'
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
-    return f'{title}<div class="wide">{table}</div>'
+    return f'<p class="told">{html.escape(block.told)}</p><div class="wide">{table}</div>'
 
 
 def _cells(row: Iterable[str], words: int) -> str:
@@ -134,8 +142,15 @@ def _cells(row: Iterable[str], words: int) -> str:
     return said + "".join(f'<td class="number">{cell}</td>' for cell in cells[words:])
 
 
-def _folded(block: Block) -> str:
-    return f"<details><summary>{html.escape(block.title)}</summary>{_table(block)}</details>"
+def _folded(block: Block, beside: str = "") -> str:
+    summary = f"{html.escape(block.title)} <span>{html.escape(beside)}</span>"
+    return f"<details><summary>{summary}</summary>{_table(block)}</details>"
+
+
+def _verdicts(block: Block) -> str:
+    """How often each verdict was given: the last of a claim's words."""
+    found = Counter(row[len(block.words) - 1] for row in block.rows)
+    return ", ".join(f"{verdict}: {count}" for verdict, count in found.items())
 
 
 def _words() -> str:
@@ -180,5 +195,5 @@ def _origin(run: Mapping[str, str], files: Sequence[Path]) -> str:
         words = [str(found["schema"]), header.get("stage", ""), header.get("code", "")]
         rows.append([f"{path.parent.name}/{path.name}", *words, made.get("commit", ""), made.get("device", "")])
     names = ["file", "schema", "stage", "code", "commit", "device"]
-    table = _table(Block("Files behind this page", "shadowcore explain FILE tells more", names, [], rows))
+    table = _titled(Block("Files behind this page", "shadowcore explain FILE tells more", names, [], rows))
     return f"<p>This page: {html.escape(versions)}.</p>{table}"
