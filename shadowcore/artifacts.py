@@ -7,10 +7,15 @@ appears under its name only when it is complete; a reader refuses any other sche
 
 from __future__ import annotations
 
+import errno
+import glob
 import html
 import json
 import os
 import re
+import secrets
+import shutil
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,29 +23,63 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from safetensors import SafetensorError
 
 from shadowcore.errors import ArtifactError
 
 Header = Mapping[str, Any]
 METADATA_KEY = "shadowcore"
+ABANDONED = 3600.0  # seconds since somebody wrote to it, after which an unfinished file is a killed run's
+UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary neighbour of `path` that takes its place when the block ends well.
 
-    The temporary name is fixed, so what a killed run left behind is overwritten by the next one.
+    Raises ArtifactError where the disk is full or not ours to write to; what was at `path` stays then.
     """
     path = Path(path)
+    with writable(path):
+        partial = neighbour(path)
+        try:
+            yield partial
+            with open(partial, "rb+") as handle:
+                os.fsync(handle.fileno())
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def neighbour(path: Path) -> Path:
+    """A hidden name beside `path` that nobody else has; what killed runs left under such names is removed.
+
+    Nobody else: a run that was given up may still be writing the same file, on another machine of a cluster.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+        try:
+            if time.time() - left.stat().st_mtime > ABANDONED:
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+        except FileNotFoundError:  # its owner, or another like us, was faster
+            pass
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+
+
+@contextmanager
+def writable(path: Path) -> Iterator[None]:
+    """Turn a full or read-only disk, met inside the block, into ArtifactError."""
     try:
-        yield partial
-        with open(partial, "rb+") as handle:
-            os.fsync(handle.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+        yield
+    except (OSError, SafetensorError) as error:
+        number = re.search(r"os error (\d+)", str(error))  # as safetensors says it
+        code = int(number[1]) if number else getattr(error, "errno", None)
+        if code not in UNWRITABLE:
+            raise
+        raise ArtifactError(
+            f"{path}: cannot be written ({os.strerror(code)}); what was there before is untouched, and the study goes "
+            "on from here when it can be written"
+        ) from None
 
 
 def write_record(path: Path, schema: str, record: Mapping[str, Any], header: Header) -> None:
@@ -73,7 +112,7 @@ def write_tensors(path: Path, schema: str, tensors: Mapping[str, Any], header: H
 @contextmanager
 def open_tensors(path: Path, schema: str) -> Iterator[Any]:
     """Open a safetensors file for reading tensor by tensor, memory-mapped (`safetensors.safe_open`)."""
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
     try:
         handle = safe_open(_existing(path), framework="pt")
@@ -140,7 +179,7 @@ def _of_parquet(path: Path) -> dict[str, Any]:
 
 
 def _of_tensors(path: Path) -> dict[str, Any]:
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
     try:
         with safe_open(path, framework="np") as handle:

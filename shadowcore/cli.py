@@ -13,12 +13,14 @@ import json
 import sys
 import time
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from importlib import import_module
 from pathlib import Path
 
 from shadowcore import __version__, logs
-from shadowcore.errors import ConfigError, ShadowcoreError, one_of
+from shadowcore.devices import reserved
+from shadowcore.errors import ConfigError, OutOfMemory, ShadowcoreError, one_of
 
 STAGES = {
     "fetch-model": "get a model from its source, checked, as safetensors",
@@ -53,7 +55,7 @@ COMMANDS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0, or 2 with one sentence on standard error."""
+    """Run the command line; returns the exit code: 0, or another with one sentence on standard error."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage())
@@ -68,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         run_stage(arguments[0], arguments[1:])
     except ShadowcoreError as error:
         print(f"shadowcore {arguments[0]}: {error}", file=sys.stderr)
-        return 2
+        return error.code
     return 0
 
 
@@ -93,12 +95,20 @@ def usage() -> str:
 def run_stage(name: str, arguments: Sequence[str]) -> None:
     """Parse a stage's options and run it."""
     stage = import_module(f"shadowcore.stages.{name.replace('-', '_')}").STAGE
-    from shadowcore.stages.base import parse_spec  # after the import above: `--help` of shadowcore stays fast
+    # after the import above: `--help` of shadowcore stays fast
+    from shadowcore.stages.base import how_fields, parse_spec
 
-    parser = argparse.ArgumentParser(prog=f"shadowcore {name}", description=STAGES[name], epilog=stage.spec.__doc__)
+    parser = argparse.ArgumentParser(
+        prog=f"shadowcore {name}", description=STAGES[name], epilog=stage.spec.__doc__,
+        fromfile_prefix_chars="@",  # @FILE: more arguments, one a line
+    )  # fmt: skip
     keys = ", ".join(field.name for field in dataclasses.fields(stage.spec)) or "none"
     parser.add_argument("--spec", default="{}", metavar="JSON", help=f"what to do; keys: {keys}")
     parser.add_argument("--threads", type=int, default=None, metavar="N", help="CPU threads (default: torch's own)")
+    devices_help = "GPUs to have alone, 0 to share one (default: those that CUDA shows, used by others or not)"
+    parser.add_argument("--devices", type=int, default=None, metavar="N", help=devices_help)
+    for name in how_fields(stage.spec):
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, metavar="N", help="no result depends on it")
     for part, what in ((stage.inputs, "input"), (stage.outputs, "output")):
         hints = typing.get_type_hints(part)
         for field in dataclasses.fields(part):
@@ -112,7 +122,8 @@ def run_stage(name: str, arguments: Sequence[str]) -> None:
         data = json.loads(parsed.spec)
     except json.JSONDecodeError as error:
         raise ConfigError(f"--spec: not JSON ({error}); an object with keys {keys} would fit") from None
-    spec = parse_spec(stage.spec, data)
+    chosen = {name: value for name in how_fields(stage.spec) if (value := getattr(parsed, name)) is not None}
+    spec = parse_spec(stage.spec, data | chosen if isinstance(data, dict) else data)
     if parsed.threads:
         import torch
 
@@ -124,10 +135,27 @@ def run_stage(name: str, arguments: Sequence[str]) -> None:
         })
         for part in (stage.inputs, stage.outputs)
     ]  # fmt: skip
-    started = time.time()
-    print(logs.heading(words_of(parser, parsed), started), file=sys.stderr, flush=True)
-    stage.run(spec, *files)
-    print(logs.ending(started), file=sys.stderr, flush=True)
+    with nullcontext() if parsed.devices is None else reserved(parsed.devices), enough_memory():
+        started = time.time()
+        print(logs.heading(words_of(parser, parsed), started), file=sys.stderr, flush=True)
+        stage.run(spec, *files)
+        print(logs.ending(started), file=sys.stderr, flush=True)
+
+
+@contextmanager
+def enough_memory() -> Iterator[None]:
+    """Turn what Python, and torch on either device, raise when memory is short into OutOfMemory."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        message = (str(error).splitlines() or [""])[0]
+        named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+        if not named and "can't allocate memory" not in message:
+            raise
+        raise OutOfMemory(
+            f"out of memory ({message or 'Python said no more'}); smaller batches, as `snakemake --retries 3` tries "
+            "them, or more memory would fit"
+        ) from None
 
 
 def words_of(parser: argparse.ArgumentParser, parsed: argparse.Namespace) -> list[str]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import cached_property
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -122,12 +123,17 @@ class Jobs:
         one = self.conditions[key]
         return [f"{self.root}/checks/disjoint/{one.calibration}+{one.data}.json"] if one.calibration else []
 
-    def trace(self, model: str, split: str, shard: str) -> dict[str, str]:
+    @cached_property
+    def _used(self) -> set[tuple[str, str]]:
+        """Design and preset of every predictor of the study."""
         used = {(one.method, one.predictor) for one in self.conditions.values() if one.predictor}
         if self.study.latency:
             used |= {(method, self.study.latency.predictor) for method in self.study.latency.methods}
-        plan = self.study.traces
-        return self.params("trace", self._trace(model, split, shard, plan.criteria, self.study.token_criteria, used))
+        return used
+
+    def trace(self, model: str, split: str, shard: str) -> dict[str, str]:
+        criteria, scored = self.study.traces.criteria, self.study.token_criteria
+        return self.params("trace", self._trace(model, split, shard, criteria, scored, self._used))
 
     def trace_on_policy(
         self, model: str, split: str, shard: str, method: str, criterion: str, predictor: str

@@ -99,10 +99,17 @@ class Work:
         assumed = 1e12 * DECODING.get(self.rule, TFLOPS)
         return START + self.weights / LOADED + self.flops / rates.get(self.rule, assumed)
 
-    def resources(self) -> dict[str, int]:
-        """As a rule asks for them; three times the assumed time, half an hour at least."""
+    def resources(self, attempt: int = 1) -> dict[str, int | str]:
+        """As a rule asks for them; three times the assumed time, half an hour at least.
+
+        A job that ran out of memory or of time has twice, three times as much at its next attempts. The GPUs go by
+        two names of clusters, `gpu` (a number) and `gres` (text, empty for none), and one of ours, `devices`.
+        """
         minutes = math.ceil(max(30, 3 * self.seconds({}) / 60))
-        return {"mem_mb": math.ceil(self.memory / 1e6), "gpu": self.gpus, "runtime": minutes}
+        return {
+            "mem_mb": math.ceil(self.memory / 1e6) * attempt, "runtime": minutes * attempt, "devices": self.gpus,
+            "gpu": self.gpus, "gres": f"gpu:{self.gpus}" if self.gpus else "",
+        }  # fmt: skip
 
 
 def work(jobs: Jobs, strict: bool = False) -> list[Work]:
@@ -117,12 +124,13 @@ def work(jobs: Jobs, strict: bool = False) -> list[Work]:
     found += [Work("prepare_benchmark", name) for name in study.evaluation.tasks if name in BENCHMARKS]
     pairs = sorted({(one.calibration, one.data) for one in conditions if one.calibration})
     found += [Work("check_disjoint", f"{calibration}+{data}") for calibration, data in pairs]
+    calibrated = {(one.model, one.calibration) for one in conditions if one.method == "threshold"}
     for model in study.models:
         found.append(costs.fetched(model))
         for calibration in study.calibration:
             found += costs.traced("trace", model, f"{model}/{calibration}", jobs.trace)
             found.append(Work("average", f"{model}/{calibration}"))
-            if any((one.method, one.model, one.calibration) == ("threshold", model, calibration) for one in conditions):
+            if (model, calibration) in calibrated:
                 found.append(costs.thresholds(model, calibration))
         if study.latency:
             found.append(costs.timed(model))
@@ -203,7 +211,7 @@ class Costs:
             found.append(
                 self.of_model(
                     rule, f"{place}/{split}-{shard}", model, windows * spec["window_tokens"], 8 if twice else 4,
-                    spec["batch"] * spec["window_tokens"], written=written,
+                    self.study.traces.batch * spec["window_tokens"], written=written,
                 )
             )  # fmt: skip
         return found

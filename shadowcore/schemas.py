@@ -31,14 +31,18 @@ class Table:
         """What the file says it is: "name/version"."""
         return f"{self.name}/{self.version}"
 
+    @property
+    def arrow(self) -> pa.Schema:
+        """Its columns as Arrow has them."""
+        return pa.schema([(name, kind) for name, (kind, _) in self.columns.items()])
+
     def build(self, rows: Iterable[Mapping[str, Any]]) -> pa.Table:
         """An Arrow table of `rows`; a key that is not a column is an error, a missing one is null."""
         rows = list(rows)
         for row in rows:
             if unknown := set(row) - set(self.columns):
                 raise ArtifactError(f"table '{self.name}' has no column {sorted(unknown)}")
-        schema = pa.schema([(name, kind) for name, (kind, _) in self.columns.items()])
-        return pa.Table.from_pylist([{name: row.get(name) for name in self.columns} for row in rows], schema=schema)
+        return pa.Table.from_pylist([{name: row.get(name) for name in self.columns} for row in rows], schema=self.arrow)
 
 
 # what was put on the model: shared by every row that is about a sparse model

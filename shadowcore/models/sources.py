@@ -18,6 +18,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
+from shadowcore.artifacts import neighbour, writable
 from shadowcore.errors import ArtifactError, ConfigError, SourceError, one_of
 from shadowcore.models.families import FAMILIES, dimensions_of, family_of
 from shadowcore.packages import PackagedFile, Wheel, extract, require_pinned
@@ -377,12 +378,12 @@ def _size(size: int | None) -> str:
 @contextmanager
 def _replacing_folder(folder: Path) -> Iterator[Path]:
     """Yield an empty neighbour that takes the folder's place when the block ends well (as `artifacts.replacing`)."""
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with writable(folder):
+        partial = neighbour(folder)
+        partial.mkdir()
+        try:
+            yield partial
+            shutil.rmtree(folder, ignore_errors=True)
+            partial.rename(folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)

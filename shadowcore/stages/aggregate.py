@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from shadowcore import artifacts
 from shadowcore.report import tables
+from shadowcore.report.outcomes import grouped
 from shadowcore.schemas import (
     ACCURACY,
     COMPARISONS,
@@ -54,7 +55,7 @@ class Outputs:
 
 def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     progress = Progress("aggregate")
-    outcomes = joined(inputs.outcomes, OUTCOMES)
+    outcomes = grouped(artifacts.read_table(path, OUTCOMES.schema) for path in inputs.outcomes)
     final = {
         "accuracy": ACCURACY.build(tables.accuracy(outcomes)),
         "perplexity": PERPLEXITY.build(tables.perplexity(outcomes)),

@@ -18,6 +18,24 @@ from shadowcore.errors import ConfigError, near_miss
 CARD_SCHEMA = "model_card/1"
 
 
+def how() -> Any:
+    """A specification's field that says how to work and not what to make, such as the size of a batch.
+
+    Results do not depend on it, so it is neither in the JSON that decides what is stale nor in headers; on the
+    command line it is an option of its own.
+    """
+    return dataclasses.field(metadata={"how": True})
+
+
+def how_fields(kind: type) -> list[str]:
+    """Names of the fields of a specification that say how."""
+    return [field.name for field in dataclasses.fields(kind) if "how" in field.metadata]
+
+
+def _what(spec: Any) -> dict[str, Any]:
+    return {name: value for name, value in dataclasses.asdict(spec).items() if name not in how_fields(type(spec))}
+
+
 def parse_spec(kind: type, data: Any, where: str = "--spec") -> Any:
     """A specification dataclass from JSON data, strictly: no unknown key, no missing key, no other type."""
     if dataclasses.is_dataclass(kind):
@@ -62,7 +80,7 @@ def header(stage: str, spec: Any, inputs: Any) -> dict[str, Any]:
         files[field.name] = [provenance.file_sha256(path) for path in paths if Path(path).is_file()]
     return {
         "stage": stage,
-        "spec": dataclasses.asdict(spec),
+        "spec": _what(spec),
         "inputs": files,
         "code": provenance.fingerprint(f"shadowcore.stages.{stage.replace('-', '_')}"),
         "run": provenance.run_information(),
@@ -102,5 +120,5 @@ def read_card(path: Path) -> dict[str, Any]:
 
 
 def to_json(spec: Any) -> str:
-    """A specification as the JSON that `parse_spec` reads."""
-    return json.dumps(dataclasses.asdict(spec), sort_keys=True)
+    """What a specification makes, as the JSON that `parse_spec` reads beside the fields that say how."""
+    return json.dumps(_what(spec), sort_keys=True)

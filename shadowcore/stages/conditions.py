@@ -19,7 +19,7 @@ from shadowcore.measure.sparsity import Masks, SparseModel
 from shadowcore.models.families import KINDS_OF, Kind
 from shadowcore.schemas import OUTCOMES
 from shadowcore.stages import inputs as reading
-from shadowcore.stages.base import Progress, header
+from shadowcore.stages.base import Progress, header, how
 
 # true_continuation: a question; second_half: the perplexity of every window's second half, the first being its prompt
 OWN_TASKS = ("true_continuation", "second_half")
@@ -59,8 +59,8 @@ class Spec:
     condition: Condition
     windows: int
     window_tokens: int
-    window_batch: int
-    request_batch: int
+    window_batch: int = how()
+    request_batch: int = how()
     dtype: str
     text_seed: int
     tasks: tuple[str, ...] = ("true_continuation",)

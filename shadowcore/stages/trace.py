@@ -14,7 +14,7 @@ from shadowcore.method.predictors import groups_of
 from shadowcore.method.tracing import SCHEMA, Masking, TracePlan, trace
 from shadowcore.models.families import dimensions_of
 from shadowcore.stages import inputs as reading
-from shadowcore.stages.base import Progress, Stage, header
+from shadowcore.stages.base import Progress, Stage, header, how
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Spec:
     criteria: tuple[str, ...]
     token_criteria: tuple[str, ...]
     token_bits: int
-    batch: int
+    batch: int = how()
     dtype: str
     seed: int
 

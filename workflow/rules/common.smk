@@ -1,19 +1,30 @@
+from functools import cache
+
 from shadowcore.plan import Work, work
+from shadowcore.provenance import fingerprint
 
-works = {(one.rule, one.name): one for one in work(jobs)}
+
+@cache
+def works():
+    return {(one.rule, one.name): one for one in work(jobs)}
 
 
-# What rules ask the study about their wildcards: memory, GPUs and time of a job, by the size of its model; a job that
-# is tried again (`--retries`) gets more of the first and the last ...
+# What rules ask the study about their wildcards: memory, GPUs and time of a job, by the size of its model and by how
+# often it has been tried (`--retries`). A cluster that counts GPUs as `gres` says so in its profile's resource scopes.
 def asked(rule, name):
     def asking(what):
         def answer(wildcards, attempt):
             key = rule, name.format(**wildcards)
-            return works.get(key, Work(*key)).resources()[what] * (1 if what == "gpu" else attempt)
+            return works().get(key, Work(*key)).resources(attempt)[what]
 
         return answer
 
-    return {what: asking(what) for what in ("mem_mb", "gpu", "runtime")}
+    counted = "gres" if "gres" in workflow.resource_scopes else "gpu"
+    return {what: asking(what) for what in ("mem_mb", "runtime", "devices", counted)}
+
+
+def halving(batch):
+    return lambda wildcards, attempt: max(1, batch // 2 ** (attempt - 1))
 
 
 # ... and what is to be done.

@@ -1,6 +1,5 @@
 from os.path import relpath
 
-from shadowcore.provenance import fingerprint
 from shadowcore.report.figures import FIGURES
 from shadowcore.report.claims import PUBLISHED
 from shadowcore.schemas import MEASURED_TABLES
@@ -27,14 +26,14 @@ rule aggregate:
         "../../environment.yml"
     threads: 1
     resources:
-        mem_mb=2000,
+        **asked("aggregate", "aggregate"),
     params:
         code=fingerprint("shadowcore.stages.aggregate"),
         outputs=lambda wildcards, output: " ".join(
             f"--{name.replace('_', '-')} {path}" for name, path in output.items()
         ),
-    shell:
-        "python -m shadowcore aggregate --outcomes {input.outcomes:q} --scores {input.scores:q}"
+    shell:  # the outcomes are many: more than fit on a command line
+        "python -m shadowcore aggregate --outcomes @<(printf '%s\\n' {input.outcomes:q}) --scores {input.scores:q}"
         " --qualities {input.qualities:q} --trainings {input.trainings:q} --latencies {input.latencies:q}"
         " --repeats {input.repeats:q} {params.outputs} &> {log:q}"
 
@@ -52,7 +51,7 @@ rule check_tables:
         "../../environment.yml"
     threads: 1
     resources:
-        mem_mb=1000,
+        **asked("check_tables", "check_tables"),
     params:
         code=fingerprint("shadowcore.stages.check_tables"),
     shell:
@@ -74,7 +73,7 @@ rule judge_claims:
         "../../environment.yml"
     threads: 1
     resources:
-        mem_mb=1000,
+        **asked("judge_claims", "judge_claims"),
     params:
         code=fingerprint("shadowcore.stages.judge_claims"),
     shell:
@@ -106,7 +105,7 @@ rule draw:
         "../../environment.yml"
     threads: 1
     resources:
-        mem_mb=1000,
+        **asked("draw", "{model}"),
     params:
         spec=lambda wildcards: json.dumps({"model": wildcards.model}),
         code=fingerprint("shadowcore.stages.draw"),
@@ -135,7 +134,7 @@ rule write_page:
         "../../environment.yml"
     threads: 1
     resources:
-        mem_mb=1000,
+        **asked("write_page", "write_page"),
     params:
         spec=jobs.write_page()["spec"],
         code=jobs.write_page()["code"],
