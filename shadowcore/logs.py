@@ -25,6 +25,7 @@ SETTINGS = (
     "SLURM_JOB_ID", "SLURM_JOB_PARTITION",
 )  # fmt: skip
 PROGRESS = re.compile(r"\] (\d+)/(\d+) after (\d+) s, about (\d+|nan) s left$")
+ENDED = re.compile(rf"^{re.escape(MARK)} finished after \d+ s on (.*)$")
 FAILED = re.compile(r"^shadowcore [a-z-]+: (.*)$")
 
 
@@ -34,6 +35,7 @@ def heading(arguments: Sequence[str], started: float) -> str:
     place = {"host": platform.node(), "process": str(os.getpid()), "started": when}
     settings = {name: os.environ[name] for name in SETTINGS if name in os.environ}
     facts = place | provenance.run_information() | settings
+    facts.pop("device")  # the one that is used is known in the end
     return "\n".join([
         f"{MARK} command: {shlex.join(['python', '-m', 'shadowcore', *arguments])}",
         f"{MARK} environment: {shlex.join(f'{name}={value}' for name, value in facts.items())}",
@@ -42,20 +44,28 @@ def heading(arguments: Sequence[str], started: float) -> str:
 
 def ending(started: float) -> str:
     """The line that ends a log of what went well."""
-    return f"{MARK} finished after {time.time() - started:.0f} s"
+    return f"{MARK} finished after {time.time() - started:.0f} s on {provenance.device_name()}"
 
 
 @dataclass(frozen=True)
 class Log:
-    """command: words after `python -m shadowcore`; error: one line, of what failed; left: seconds, as last said."""
+    """command: words after `python -m shadowcore`; error: one line, of what failed; left: seconds, as last said.
+
+    device: what the job used, told by one that has finished.
+    """
 
     command: Sequence[str] = field(default_factory=list)
     environment: Mapping[str, str] = field(default_factory=dict)
-    finished: bool = False
+    device: str | None = None
     error: str | None = None
     done: int = 0
     total: int = 0
     left: float | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether the job ended well."""
+        return self.device is not None
 
     @property
     def started(self) -> float | None:
@@ -91,7 +101,8 @@ def read(path: Path) -> Log:
     if last:
         done, total, _, left = last.groups()
         found |= {"done": int(done), "total": int(total), "left": None if left == "nan" else float(left)}
-    return Log(**found, finished=lines[-1].startswith(f"{MARK} finished"), error=_error(lines))
+    ended = ENDED.match(lines[-1])
+    return Log(**found, device=ended[1] if ended else None, error=_error(lines))
 
 
 def _error(lines: Sequence[str]) -> str | None:

@@ -17,6 +17,7 @@ from shadowcore.provenance import file_sha256
 from shadowcore.report.tables import perplexity
 from shadowcore.schemas import FINAL_TABLES
 
+TABLES_HEADER = {"stage": "aggregate", "inputs": {}, "run": {"commit": "1" * 12, "device": "Pretend GPU"}}
 FIGURE = f"figures/{MODEL}/perplexity"
 
 
@@ -29,7 +30,7 @@ def study(tmp_path_factory):
     tables = [root / "tables" / f"{name}.parquet" for name in rows]
     for path, made in zip(tables, rows.values(), strict=True):
         table = FINAL_TABLES[path.stem]
-        artifacts.write_table(folder / path, table.schema, table.build(made), {"stage": "aggregate"})
+        artifacts.write_table(folder / path, table.schema, table.build(made), TABLES_HEADER)
     words = ["draw", "--spec", json.dumps({"model": MODEL}), "--tables", *tables]
     words += ["--figures", *(f"{root}/{FIGURE}.{kind}" for kind in ("pdf", "png"))]
     log, times = folder / root / f"logs/draw/{MODEL}.log", folder / root / f"benchmarks/draw/{MODEL}.tsv"
@@ -60,13 +61,18 @@ def test_a_figure_leads_to_its_command_and_files(study, kind):
     assert said["from"] == f"perplexity: {study}/tables/perplexity.parquet"  # the other one was not looked at
     assert "as in this tree" in said["code"] and said["took"].startswith("3 s, 200.5 MB")
     assert said["commit"] and said["device"] and "pyarrow" in said["versions"]
+    assert said["behind it"] == f"aggregate: 1 file, on Pretend GPU, commit {'1' * 12}"
     assert said["log"] == f"{study}/logs/draw/{MODEL}.log"
 
 
 def test_a_log_and_times_lead_to_their_command(study):
     for path in (f"logs/draw/{MODEL}.log", f"benchmarks/draw/{MODEL}.tsv"):
         said = told(study / path)
-        assert said["ended"] == "finished" and "shadowcore draw" in said["command"] and "commit" in said["ran on"]
+        assert (
+            said["ended"].startswith("finished, on ")
+            and "shadowcore draw" in said["command"]
+            and "commit" in said["ran on"]
+        )
 
 
 def test_files_that_changed_or_went_are_told(study, tmp_path):
@@ -85,7 +91,7 @@ def test_without_its_log_the_hashes_are_told(study, tmp_path):
     alone.write_bytes((study / f"{FIGURE}.png").read_bytes())
     said = told(alone)
     assert "its log is not there" in said["command"]
-    assert said["from"] == f"perplexity: 1 files, sha256 {file_sha256(study / 'tables/perplexity.parquet')[:12]}"
+    assert said["from"] == f"perplexity: 1 file, sha256 {file_sha256(study / 'tables/perplexity.parquet')[:12]}"
 
 
 def test_it_is_a_command(study, capsys):

@@ -9,7 +9,7 @@ import pytest
 from shadowcore import cli, logs
 
 HEAD = logs.heading(["trace", "--spec", '{"text": "it\'s $HOME"}', "--card", "a b.json"], 1.7e9)
-ENVIRONMENT = {"host", "process", "started", "commit", "python", "torch", "device"}
+ENVIRONMENT = {"host", "process", "started", "commit", "python", "torch"}
 
 
 def said(tmp_path, *lines):

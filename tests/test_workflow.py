@@ -163,14 +163,18 @@ def test_every_job_is_done_and_leads_from_its_files_to_its_command(house, monkey
     root = Path("results/tiny")
     kinds = ("parquet", "safetensors", "json", "png", "pdf", "html")
     files = [path for kind in kinds for path in root.rglob(f"*.{kind}") if "weights" not in path.parts]
+    files = {(path.relative_to(root).parts[0], path.suffixes[-1]): path for path in files}.values()  # one of each kind
     for path in files:
         facts = explain(path)
         said = dict(facts)
         assert str(path) in said["command"] and "as in this tree" in said["code"] and "took" in said
         read = [line for word, line in facts if word == "from"]
         assert all("latency" in line or not line.endswith(")") for line in read)
-        assert read or path.parent.parent.name in ("models", "texts") or "prepare-benchmark" in said["kind"]
-    assert len(files) > 80
+        assert read or any(f"the stage {name}" in said["kind"] for name in ("fetch", "prepare"))
+    assert len(files) > 12
+    behind = [line for word, line in explain(root / "index.html") if word == "behind it"]
+    stages = {line.split(":")[0] for line in behind}
+    assert stages == {job.said.command[0] for job in found} - {"write-page", "check-disjoint", "check-tables"}
 
 
 def test_benchmarks_are_rows_of_their_own(house):
