@@ -105,6 +105,12 @@ def read(path: Path) -> Log:
     return Log(**found, device=ended[1] if ended else None, error=_error(lines))
 
 
+def times(path: Path) -> dict[str, str]:
+    """The columns of a `benchmark:` file, such as `s` and `max_rss`; none where it is not there, or not yet whole."""
+    lines = path.read_text().splitlines() if path.is_file() else []
+    return dict(zip(*(line.split("\t") for line in lines[:2]), strict=False)) if len(lines) > 1 else {}
+
+
 def _error(lines: Sequence[str]) -> str | None:
     """The sentence a stage ended with, or the last line of what Python or the system said."""
     if said := FAILED.match(lines[-1]):

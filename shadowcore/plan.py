@@ -19,7 +19,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from shadowcore import artifacts
+from shadowcore import artifacts, logs
 from shadowcore.benchmarks import BENCHMARKS
 from shadowcore.errors import ConfigError
 from shadowcore.jobs import Jobs
@@ -334,11 +334,8 @@ def measured_rates(jobs: Jobs) -> dict[str, float]:
 
 def measured_seconds(root: Path, job: Work) -> float | None:
     """What a job took when it last ended well, by its `benchmark:` file; None where there is none."""
-    path = root / "benchmarks" / f"{job.place}.tsv"
-    if not path.is_file():
-        return None
-    head, first = (line.split("\t") for line in path.read_text().splitlines()[:2])
-    return float(first[head.index("s")])
+    seconds = logs.times(root / "benchmarks" / f"{job.place}.tsv").get("s")
+    return None if seconds is None else float(seconds)
 
 
 class Total(NamedTuple):

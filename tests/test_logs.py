@@ -90,3 +90,13 @@ def test_a_stage_says_what_it_runs_and_how_it_ends(capsys, tmp_path):
         and "no such file" in log.error
         and log.environment["python"]
     )
+
+
+@pytest.mark.parametrize("text", ["", "s\th:m:s", "s\th:m:s\n"])
+def test_times_that_are_not_there_yet_are_none(tmp_path, text):
+    path = tmp_path / "job.tsv"
+    assert logs.times(path) == {}
+    path.write_text(text)
+    assert logs.times(path) == {}
+    path.write_text("s\th:m:s\tmax_rss\n12.5\t0:00:12\t100\n")
+    assert logs.times(path) == {"s": "12.5", "h:m:s": "0:00:12", "max_rss": "100"}

@@ -152,8 +152,5 @@ def _command(said: logs.Log) -> str:
 
 def _times(root: Path, log: Path) -> Facts:
     measured = root / "benchmarks" / log.relative_to(root / "logs").with_suffix(".tsv")
-    if not measured.is_file():
-        return []
-    names, values = (line.split("\t") for line in measured.read_text().splitlines()[:2])
-    row = dict(zip(names, values, strict=True))
-    return [("took", f"{float(row['s']):.0f} s, {row['max_rss']} MB at most ({measured})")]
+    row = logs.times(measured)
+    return [("took", f"{float(row['s']):.0f} s, {row['max_rss']} MB at most ({measured})")] if row else []
