@@ -6,12 +6,13 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 import yaml
 
-from shadowcore import cli
+from shadowcore import __version__, cli
 from shadowcore.config import Study
 from shadowcore.plan import MEMORY
 from shadowcore.report.figures import FIGURES
@@ -115,3 +116,11 @@ def test_every_command_figure_stage_and_key_is_on_a_page():
     assert set(MEMORY) <= set(re.findall(r"\w+", text))
     keys = (ROOT / "config" / "README.md").read_text()
     assert all(name in keys for name in Study.model_fields)
+
+
+def test_the_citation_and_the_changes_are_of_this_version():
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert cited["version"] == __version__ == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert f"## {__version__}" in (ROOT / "CHANGELOG.md").read_text()
+    arxiv = [one["identifiers"][0]["value"] for one in cited["references"]]
+    assert arxiv == ["arXiv:2406.16635", "arXiv:2310.17157"] and cited["license"] == "Apache-2.0"
