@@ -68,17 +68,22 @@ def test_disk_that_is_small_or_closed_is_told(tmp_path, monkeypatch):
     assert {state for state, _ in told(doctor.disk(tmp_path / "results", 0))} == {"broken"}
 
 
-def test_switches_that_forbid_what_a_study_needs_are_broken(monkeypatch):
+def test_switches_that_forbid_what_a_study_needs_are_broken(tmp_path, monkeypatch):
     paper, quick = (load_study(ROOT / "config" / f"{name}.yaml") for name in ("paper", "quick"))
-    for name in doctor.OFFLINE:
+    for name in (*doctor.OFFLINE, "HF_HUB_CACHE"):
         monkeypatch.delenv(name, raising=False)
-    assert [state for study in (paper, quick, None) for state, _ in told(doctor.hub(study))] == ["fine"] * 3
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    assert {state for study in (paper, quick, None) for state, _ in told(doctor.hub(study))} == {"fine"}
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    ((state, what),) = told(doctor.hub(paper))
-    assert state == "broken" and "HF_HUB_OFFLINE set, and opt-" in what
-    assert [state for study in (quick, paper.fetched("folder"), None) for state, _ in told(doctor.hub(study))] == [
-        "fine"
-    ] * 3
+    first, second = told(doctor.hub(paper))
+    assert "0 of" in first[1] and second[0] == "broken" and "HF_HUB_OFFLINE set, and opt-1.3b, " in second[1]
+    fetched = paper.fetched("folder")
+    assert {state for study in (quick, fetched, None) for state, _ in told(doctor.hub(study))} == {"fine"}
+    source = paper.models["opt-1.3b"].source["hub"]
+    snapshot = tmp_path / "hub" / "models--facebook--opt-1.3b" / "snapshots" / source["revision"]
+    snapshot.mkdir(parents=True)
+    first, second = told(doctor.hub(paper))
+    assert "1 of" in first[1] and "opt-1.3b" not in second[1] and second[0] == "broken"
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import re
 import shutil
 import subprocess
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -202,17 +202,29 @@ def hub_cache() -> Path:
 
 
 def hub(study: Study | None) -> Iterator[Finding]:
-    """Whether what is switched off is needed."""
+    """Whether what is switched off is needed: what a study has from the hub, and its cache has not."""
     switched = [name for name in OFFLINE if os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE")]
     sources = {**study.models, **study.texts} if study else {}
-    remote = [name for name, one in sources.items() if "hub" in one.source]
-    if switched and remote:  # of a study that was fetched nothing is
+    remote = {
+        name: one.source["hub"] for name, one in sources.items() if "hub" in one.source
+    }  # none, if it was fetched
+    missing = [name for name, source in remote.items() if not _snapshot(source).is_dir()]
+    if remote:
+        yield Finding("fine", f"{len(remote) - len(missing)} of {len(remote)} sources from the hub are in its cache")
+    if switched and missing:
         fix = f"unset {' '.join(switched)}; or shadowcore fetch where there is internet, then offline: FOLDER"
-        yield Finding("broken", f"{', '.join(switched)} set, and {', '.join(remote)} come from the hub", fix)
+        yield Finding("broken", f"{', '.join(switched)} set, and {', '.join(missing)} must be downloaded", fix)
     elif switched:
         yield Finding("fine", f"{', '.join(switched)} set: nothing is downloaded from the hub")
     else:
         yield Finding("fine", "the hub may be used; `offline:` in a configuration forbids it")
+
+
+def _snapshot(source: Mapping[str, str]) -> Path:
+    """Where the hub's cache keeps a model or a data set at one commit."""
+    kind, name = ("models", source["repo"]) if "repo" in source else ("datasets", source["dataset"])
+    cache = os.environ.get("HF_HUB_CACHE") or hub_cache() / "hub"
+    return Path(cache) / f"{kind}--{name.replace('/', '--')}" / "snapshots" / source["revision"]
 
 
 def snakemake(state: Path) -> Iterator[Finding]:
