@@ -90,8 +90,8 @@ def test_switches_that_forbid_what_a_study_needs_are_broken(tmp_path, monkeypatc
     ("scripts", "states"),
     [
         ({}, ["fine"]),
-        ({"sbatch": "exit 0"}, ["broken"]),
-        (dict.fromkeys(doctor.SLURM, "exit 1") | {"sacct": "exit 0"}, ["broken"]),
+        ({"sbatch": "exit 0"}, ["warning"]),
+        (dict.fromkeys(doctor.SLURM, "exit 1") | {"sacct": "exit 0"}, ["warning"]),
         (dict.fromkeys(doctor.SLURM, "exit 0") | {"sacct": "exit 0"}, ["fine"]),
         (dict.fromkeys(doctor.SLURM, "exit 0") | {"sacct": "exit 1"}, ["fine", "warning"]),
         (dict.fromkeys(doctor.SLURM, "exit 0"), ["fine", "warning"]),
@@ -104,7 +104,7 @@ def test_a_cluster_is_looked_at(tmp_path, monkeypatch, scripts, states):
     assert [state for state, _ in told(doctor.slurm())] == states
     if states[0] == "fine" and scripts:
         monkeypatch.setattr(doctor, "installed", dict)
-        assert ("broken", f"{doctor.PLUGIN} is not installed") in told(doctor.slurm())
+        assert ("warning", f"{doctor.PLUGIN} is not installed") in told(doctor.slurm())
 
 
 def test_a_driver_that_torch_does_not_see_is_broken(tmp_path, monkeypatch):

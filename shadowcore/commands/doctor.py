@@ -237,20 +237,20 @@ def snakemake(state: Path) -> Iterator[Finding]:
 
 
 def slurm() -> Iterator[Finding]:
-    """Whether jobs can be submitted from here."""
+    """Whether jobs can be submitted from here; warnings, as a study runs without a cluster too."""
     there = [name for name in SLURM if shutil.which(name)]
     if not there:
         yield Finding("fine", "no SLURM on this machine")
         return
     if missing := [name for name in SLURM if name not in there]:
-        yield Finding("broken", f"SLURM lacks {', '.join(missing)}", "put the cluster's SLURM commands on the PATH")
+        yield Finding("warning", f"SLURM lacks {', '.join(missing)}", "put the cluster's SLURM commands on the PATH")
         return
     if _ask("sinfo", "--noheader", "--format=%P") is None:
-        yield Finding("broken", "SLURM: sinfo fails, no controller answers", "run this on a login node of the cluster")
+        yield Finding("warning", "SLURM: sinfo fails, no controller answers", "run this on a login node of the cluster")
         return
     yield Finding("fine", "SLURM answers")
     if PLUGIN not in installed():
-        yield Finding("broken", f"{PLUGIN} is not installed", f"pip install {PLUGIN}, and docs/cluster.md")
+        yield Finding("warning", f"{PLUGIN} is not installed", f"pip install {PLUGIN}, and docs/cluster.md")
     if _ask("sacct", "--noheader", "--allocations", "--starttime=now") is None:
         fix = "snakemake --slurm-status-command squeue"
         yield Finding("warning", "SLURM keeps no accounts here: Snakemake would wait for ever for a job's end", fix)
