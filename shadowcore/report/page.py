@@ -68,7 +68,7 @@ WORDS = {
 
 
 class Drawn(NamedTuple):
-    """A figure: the model it is of, its name, its PNG file, and what it says when it has nothing to show."""
+    """A figure: the model it is of, its name, its PNG file, and whether it has nothing to show."""
 
     model: str
     name: str
