@@ -112,10 +112,10 @@ def test_two_that_write_the_same_file_do_not_meet_and_old_leftovers_go(tmp_path)
 def test_a_full_or_read_only_disk_is_one_sentence_and_the_old_file_stays(kind, code):
     path, write, read, content = kind
     write(path, "thing/1", content, HEADER)
-    written = rf"{path.name}: cannot be written \({os.strerror(code)}\)"
-    with pytest.raises(ArtifactError, match=written), artifacts.replacing(path):
+    message = rf"{path.name}: cannot be written \({os.strerror(code)}\)"
+    with pytest.raises(ArtifactError, match=message), artifacts.replacing(path):
         raise OSError(code, os.strerror(code))
-    with pytest.raises(ArtifactError, match=f"{path.name}: cannot be written"), artifacts.writable(path):
+    with pytest.raises(ArtifactError, match=message), artifacts.writable(path):
         raise SafetensorError(f"Error while serializing: I/O error: what (os error {code})")
     read(path, "thing/1")
     assert list(path.parent.iterdir()) == [path]
