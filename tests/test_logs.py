@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from shadowcore import cli, logs
+from shadowcore import cli, logs, provenance
 
 HEAD = logs.heading(["trace", "--spec", '{"text": "it\'s $HOME"}', "--card", "a b.json"], 1.7e9)
 ENVIRONMENT = {"host", "process", "started", "commit", "python", "torch"}
@@ -100,3 +100,16 @@ def test_times_that_are_not_there_yet_are_none(tmp_path, text):
     assert logs.times(path) == {}
     path.write_text("s\th:m:s\tmax_rss\n12.5\t0:00:12\t100\n")
     assert logs.times(path) == {"s": "12.5", "h:m:s": "0:00:12", "max_rss": "100"}
+
+
+def test_the_device_is_the_gpu_only_once_it_is_used(monkeypatch):
+    import torch
+
+    processor = provenance.processor_name()
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Pretend GPU")
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+    assert provenance.device_name() == processor != "" and provenance.run_information()["device"] == processor
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    assert provenance.device_name() == "Pretend GPU" and logs.ending(0).endswith(" s on Pretend GPU")
+    monkeypatch.delitem(sys.modules, "torch")  # a stage that never imported it
+    assert provenance.device_name() == processor
