@@ -1,4 +1,4 @@
-"""The files between stages: safetensors, Parquet and JSON, each naming its schema and its origin.
+"""The files between stages: safetensors, Parquet and JSON, each naming its schema and its origin; so do figures.
 
 Every file carries a header: schema name and version, the stage and its specification, the hashes of
 its inputs, the code fingerprint, commit and versions. Equal inputs and code give equal bytes. A file
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import glob
+import html
 import json
 import os
 import re
@@ -104,7 +105,7 @@ def write_tensors(path: Path, schema: str, tensors: Mapping[str, Any], header: H
     from safetensors.torch import save_file
 
     # under one key: safetensors writes several in any order
-    metadata = {METADATA_KEY: json.dumps({"schema": schema, "header": dict(header)}, sort_keys=True)}
+    metadata = {METADATA_KEY: origin(schema, header)}
     with replacing(path) as partial:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, metadata=metadata)
 
@@ -174,16 +175,69 @@ def read_table(path: Path, schema: str) -> pa.Table:
 
 
 def read_header(path: Path) -> dict[str, Any]:
-    """The header of any of our files: stage, specification, input hashes, code, commit, versions."""
-    path = _existing(path)
-    if path.suffix == ".parquet":
-        return json.loads((pq.read_schema(path).metadata or {}).get(b"header", b"{}"))
-    if path.suffix == ".safetensors":
-        from safetensors import safe_open
+    """The header of any of our files: stage, specification, input hashes, code, commit, versions, device."""
+    return read_origin(path)["header"]
 
-        with safe_open(path, framework="pt") as handle:
-            return _tensor_metadata(handle).get("header", {})
-    return json.loads(path.read_text(encoding="utf-8")).get("header", {})
+
+def read_origin(path: Path) -> dict[str, Any]:
+    """The `schema` and the `header` of any of our files, figures and pages too; ArtifactError where it has none."""
+    path = _existing(path)
+    if path.suffix not in ORIGINS:
+        raise ArtifactError(f"{path}: files of this kind have no header; {', '.join(ORIGINS)} have")
+    try:
+        found = ORIGINS[path.suffix](path)
+    except (ValueError, OSError) as error:  # what pyarrow, PIL and json raise
+        raise ArtifactError(f"{path}: damaged {path.suffix[1:]} ({str(error).splitlines()[0]})") from None
+    if not isinstance(found, dict) or "header" not in found:
+        raise ArtifactError(f"{path}: no header of this project in it; a file that a stage wrote has one")
+    return {"schema": found.get("schema"), "header": found["header"]}
+
+
+def origin(schema: str, header: Header) -> str:
+    """What a file says of where it is from, as text: for formats that have a place for text beside the content."""
+    return json.dumps({"schema": schema, "header": dict(header)}, sort_keys=True)
+
+
+def _of_parquet(path: Path) -> dict[str, Any]:
+    found = pq.read_schema(path).metadata or {}
+    return {"schema": found[b"schema"].decode(), "header": json.loads(found[b"header"])} if b"header" in found else {}
+
+
+def _of_tensors(path: Path) -> dict[str, Any]:
+    from safetensors import safe_open
+
+    try:
+        with safe_open(path, framework="np") as handle:
+            return _tensor_metadata(handle)
+    except SafetensorError as error:
+        raise ValueError(str(error)) from None
+
+
+def _of_png(path: Path) -> dict[str, Any]:
+    from PIL import Image
+
+    with Image.open(path) as image:
+        return json.loads(image.info.get(METADATA_KEY, "{}"))
+
+
+def _of_pdf(path: Path) -> dict[str, Any]:
+    found = re.search(rb"/Keywords \(((?:[^()\\]|\\.)*)\)", path.read_bytes(), re.DOTALL)
+    return json.loads(re.sub(rb"\\(.)", rb"\1", found.group(1))) if found else {}
+
+
+def _of_html(path: Path) -> dict[str, Any]:
+    found = re.search(f'<meta name="{METADATA_KEY}" content="([^"]*)">', path.read_text(encoding="utf-8"))
+    return json.loads(html.unescape(found.group(1))) if found else {}
+
+
+ORIGINS = {
+    ".parquet": _of_parquet,
+    ".safetensors": _of_tensors,
+    ".json": lambda path: json.loads(path.read_text(encoding="utf-8")),
+    ".png": _of_png,
+    ".pdf": _of_pdf,
+    ".html": _of_html,
+}
 
 
 def _tensor_metadata(handle: Any) -> dict[str, Any]:

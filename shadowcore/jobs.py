@@ -264,6 +264,12 @@ class Jobs:
         plan = self.study.latency_random.model_dump(exclude={"models"}) | {"model": model, "seed": self.study.seed}
         return self.params("latency-random", parse_spec(Spec, plan))
 
+    def write_page(self) -> dict[str, str]:
+        from shadowcore.stages.write_page import Spec
+
+        # as it was written, not with every default
+        return self.params("write-page", Spec(self.study.model_dump(mode="json", exclude_unset=True)))
+
     def predictor(self, model: str, calibration: str, method: str, criterion: str, predictor: str) -> str:
         """Path stem of a trained predictor, called as paths call it."""
         return f"{self.root}/predictors/{model}/{calibration}/{method}+{criterion}+{predictor}"

@@ -19,6 +19,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from shadowcore import logs
 from shadowcore.benchmarks import BENCHMARKS
 from shadowcore.errors import ConfigError
 from shadowcore.jobs import Jobs
@@ -42,7 +43,8 @@ TOKENS_A_WORD = 4 / 3
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 START = 8.0  # seconds until a job has imported what it needs
 LOADED = 1e9  # bytes of weights read in a second
-TFLOPS = 100.0  # assumed of one job where none was measured, 10^12 multiplications and additions a second
+TFLOPS = 100.0  # assumed of one job where none was measured, 10^12 multiplications and additions a second, ...
+DECODING = {"latency": 2.0, "latency_random": 2.0}  # ... and of one that reads every weight for every token
 GPU_BYTES = 80e9
 OWN_GPU = 4e9  # bytes of weights, ...
 MUCH = 1e15  # ... and multiplications, from which a job has a GPU for itself
@@ -52,13 +54,13 @@ MEMORY = {
     "trace": (1400, 3), "trace_on_policy": (1400, 3), "average": (2000, 0), "calibrate_thresholds": (1400, 3),
     "train_predictor": (2500, 0), "tune_predictor": (1800, 4), "evaluate": (1400, 2), "evaluate_oracle": (1400, 3),
     "latency": (2800, 4), "latency_random": (5000, 0), "aggregate": (2000, 0), "check_tables": (1000, 0),
-    "judge_claims": (1000, 0), "draw": (1000, 0),
+    "judge_claims": (1000, 0), "draw": (1000, 0), "write_page": (1000, 0),
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Work:
-    """One job: its rule, its name below `benchmarks/<rule>/`, and what it takes.
+    """One job: its rule, what its wildcards make of its name, and what it takes.
 
     flops: multiplications and additions; written, weights, read: bytes it leaves behind, of the model it holds, and
     of what else it holds; activations: bytes that a batch's pass keeps; alone: nothing else may run on its GPU.
@@ -72,6 +74,11 @@ class Work:
     read: float = 0
     activations: float = 0
     alone: bool = False
+
+    @property
+    def place(self) -> str:
+        """Where its log and its times are, below `logs/` and `benchmarks/` and without their endings."""
+        return self.rule if self.name == self.rule else f"{self.rule.removesuffix('_oracle')}/{self.name}"
 
     @property
     def gpus(self) -> int:
@@ -88,8 +95,9 @@ class Work:
         return 1e6 * beside + self.weights * (min(times, 1.2) if self.weights > OWN_GPU else times) + self.read
 
     def seconds(self, rates: Mapping[str, float]) -> float:
-        """Time on one machine; `rates`: multiplications a second by rule, TFLOPS where there is none."""
-        return START + self.weights / LOADED + self.flops / rates.get(self.rule, TFLOPS * 1e12)
+        """Time on one machine; `rates`: multiplications a second by rule, assumed where there is none."""
+        assumed = 1e12 * DECODING.get(self.rule, TFLOPS)
+        return START + self.weights / LOADED + self.flops / rates.get(self.rule, assumed)
 
     def resources(self, attempt: int = 1) -> dict[str, int | str]:
         """As a rule asks for them; three times the assumed time, half an hour at least.
@@ -131,7 +139,7 @@ def work(jobs: Jobs, strict: bool = False) -> list[Work]:
         found += costs.training(model, calibration, method, criterion, predictor)
     found += [costs.evaluated(key) for key in jobs.conditions]
     found += [costs.timed_dimensions(model) for model in jobs.timed_dimensions()]
-    return found + [Work(rule, rule) for rule in ("aggregate", "check_tables", "judge_claims")]
+    return found + [Work(rule, rule) for rule in ("aggregate", "check_tables", "judge_claims", "write_page")]
 
 
 def size_of(jobs: Jobs, model: str) -> Size | None:
@@ -318,12 +326,17 @@ def measured_rates(jobs: Jobs) -> dict[str, float]:
     """Multiplications a second by rule in a study that has run, wholly or in part: from its `benchmark:` files."""
     done: dict[str, list[tuple[float, float]]] = {}
     for one in work(jobs):
-        path = jobs.root / "benchmarks" / one.rule.removesuffix("_oracle") / f"{one.name}.tsv"
-        if one.flops and path.is_file():
-            head, first = (line.split("\t") for line in path.read_text().splitlines()[:2])
-            seconds = float(first[head.index("s")]) - START - one.weights / LOADED
+        measured = measured_seconds(jobs.root, one)
+        if one.flops and measured is not None:
+            seconds = measured - START - one.weights / LOADED
             done.setdefault(one.rule, []).append((one.flops, max(seconds, 1.0)))
     return {rule: sum(flops for flops, _ in found) / sum(s for _, s in found) for rule, found in done.items()}
+
+
+def measured_seconds(root: Path, job: Work) -> float | None:
+    """What a job took when it last ended well, by its `benchmark:` file; None where there is none."""
+    seconds = logs.times(root / "benchmarks" / f"{job.place}.tsv").get("s")
+    return None if seconds is None else float(seconds)
 
 
 class Total(NamedTuple):
@@ -377,5 +390,6 @@ def print_totals(planned: Mapping[str, Total], rates: Mapping[str, float], conso
         table.add_row(rule, *numbers, f"{one.memory / 1e9:.1f}", str(one.gpus), rate)
     console.print(table)
     traces = sum(one.disk for rule, one in planned.items() if rule.startswith("trace"))
-    words = f"Traces: {traces / 1e9:,.1f} GB. Stages with no measured rate are taken to make {TFLOPS:g} TFLOP/s"
-    console.print(f"{words} a job; `--measured CONFIG` takes the times of a study that ran.", highlight=False)
+    words = f"Traces: {traces / 1e9:,.1f} GB. Stages with no measured rate are taken to make {TFLOPS:g} TFLOP/s a job, "
+    words += f"{DECODING['latency']:g} where tokens are decoded one by one; "
+    console.print(f"{words}`--measured CONFIG` takes the times of a study that ran.", highlight=False)

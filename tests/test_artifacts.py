@@ -79,6 +79,22 @@ def test_nothing_appears_when_writing_fails(tmp_path):
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
 
 
+def test_a_file_without_an_origin_says_so(kind, tmp_path):
+    path, write, _, content = kind
+    write(path, "thing/1", content, HEADER)
+    assert artifacts.read_origin(path) == {"schema": "thing/1", "header": HEADER}
+    path.write_bytes(path.read_bytes()[:20])
+    with pytest.raises(ArtifactError, match=f"{path.name}: damaged"):
+        artifacts.read_origin(path)
+    for name, text in (("page.html", "<html></html>"), ("other.json", "[1]"), ("figure.pdf", "%PDF /Keywords (x")):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(ArtifactError, match=f"{name}: no header of this project"):
+            artifacts.read_origin(tmp_path / name)
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(ArtifactError, match="notes.txt: files of this kind have no header"):
+        artifacts.read_origin(tmp_path / "notes.txt")
+
+
 def test_two_that_write_the_same_file_do_not_meet_and_old_leftovers_go(tmp_path):
     path = tmp_path / "file"
     left = tmp_path / ".file.0.partial"

@@ -78,6 +78,13 @@ def _paired_interval(won: int, lost: int, n: int) -> tuple[float, float]:
     return _percentiles((counts[:, 0] - counts[:, 1]) / n)
 
 
+def normal_p(difference: float, stderr: float) -> float:
+    """Two-sided p of a difference whose standard error is known, as if it were normal; nan where it is not known."""
+    if stderr == 0:
+        return float(difference == 0)
+    return float(2 * norm.sf(abs(difference) / stderr))
+
+
 def holm(p_values: np.ndarray) -> np.ndarray:
     """Step-down adjusted p-values (n,): the chance of any false finding among them stays below one (Holm 1979)."""
     p_values = np.asarray(p_values, float)

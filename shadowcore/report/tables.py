@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -215,6 +215,31 @@ def read(directory: Path) -> dict[str, pd.DataFrame]:
         for name, table in FINAL_TABLES.items()
         for path in [Path(directory) / f"{name}.parquet"]
     }
+
+
+def of_study(results: Path) -> dict[str, pd.DataFrame]:
+    """The final tables of a study's results folder, such as results/quick; ArtifactError if it has none."""
+    folder = Path(results) / "tables"
+    if not folder.is_dir():
+        raise ArtifactError(f"{folder}: no such folder; a study's results folder, such as results/quick, would fit")
+    return read(folder)
+
+
+class Asked(Mapping):
+    """Tables that remember the names they were asked for."""
+
+    def __init__(self, found: Tables):
+        self._found, self.names = found, set()
+
+    def __getitem__(self, name: str) -> pd.DataFrame:
+        self.names.add(name)
+        return self._found[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._found)
+
+    def __len__(self) -> int:
+        return len(self._found)
 
 
 def frame(table: pa.Table | pd.DataFrame) -> pd.DataFrame:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import platform
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from shadowcore import artifacts
+from shadowcore import artifacts, provenance
 from shadowcore.decode.decoder import Decoder
 from shadowcore.decode.layout import Layout, compacted, from_model
 from shadowcore.decode.skipping import KeepPredicted
@@ -70,7 +69,7 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
         decoders, torch.tensor([prompt.ids]), spec.new_tokens, spec.repeats, spec.warmup, reference=model
     )
     shared = {
-        "model": spec.model, "device": processor_name(), "backend": "torch", "weights": spec.weights,
+        "model": spec.model, "device": provenance.processor_name(), "backend": "torch", "weights": spec.weights,
         "dtype": spec.dtype, "threads": torch.get_num_threads(), "kv": "kept", "batch": 1,
         "prompt_tokens": spec.prompt_tokens, "new_tokens": spec.new_tokens,
     }  # fmt: skip
@@ -134,16 +133,6 @@ def costs(decoder: Any, token: torch.Tensor, ms_per_token: float) -> dict[str, f
         found["predictor_mb"] = latency.predictor_bytes(decoder) / 1e6
         found["predictor_ms"] = latency.predictor_time(decoder, token, repeats=20)
     return found
-
-
-def processor_name() -> str:
-    """The processor's model name as the system gives it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 STAGE = Stage(Spec, Inputs, Outputs, run)

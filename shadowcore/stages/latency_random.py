@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from shadowcore import artifacts
+from shadowcore import artifacts, provenance
 from shadowcore.decode.decoder import Decoder
 from shadowcore.decode.layout import Layout
 from shadowcore.decode.random import last_units, random_groups, random_layout, random_predictor
@@ -28,7 +28,6 @@ from shadowcore.models.published import PUBLISHED
 from shadowcore.models.sources import DTYPES
 from shadowcore.schemas import LATENCY, LATENCY_REPEATS
 from shadowcore.stages.base import Progress, Stage, header
-from shadowcore.stages.latency import processor_name
 
 RIVALS = ("cublas", "compiled", "gather_ordered", "gather_shuffled", "relu", "huggingface", "huggingface_static")
 FRESH_LISTS = 8  # of given units, one after the other
@@ -332,7 +331,7 @@ def roofline(facts: dict[str, Any], times: list[float], ceiling: float, cached: 
 
 def device_name(device: torch.device) -> str:
     """The GPU's or the processor's name."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else provenance.processor_name()
 
 
 STAGE = Stage(Spec, Inputs, Outputs, run)

@@ -92,7 +92,7 @@ rule draw:
             report(
                 f"{root}/figures/{{model}}/{name}.png",
                 category="Figures",
-                labels={"model": "{model}", "figure": name},
+                labels={"figure": name, "model": "{model}"},  # of two models the second label is a switch
                 caption=f"../report/{name}.rst",
             )
             for name in FIGURES
@@ -112,6 +112,35 @@ rule draw:
     shell:
         "python -m shadowcore draw --spec {params.spec:q} --tables {input.tables:q}"
         " --figures {output.pdf:q} {output.png:q} &> {log:q}"
+
+
+rule write_page:
+    input:
+        tables=jobs.tables(),
+        figures=[f"{stem}.png" for stem in jobs.figures()],
+        captions=[relpath(f"{workflow.basedir}/workflow/report/{name}.rst") for name in (*FIGURES, "workflow")],
+    output:
+        page=report(
+            f"{root}/index.html",
+            category="Page",
+            labels={"page": "the study on one page"},
+            caption="../report/page.rst",
+        ),
+    log:
+        f"{root}/logs/write_page.log",
+    benchmark:
+        f"{root}/benchmarks/write_page.tsv"
+    conda:
+        "../../environment.yml"
+    threads: 1
+    resources:
+        **asked("write_page", "write_page"),
+    params:
+        spec=jobs.write_page()["spec"],
+        code=jobs.write_page()["code"],
+    shell:
+        "python -m shadowcore write-page --spec {params.spec:q} --tables {input.tables:q} --figures {input.figures:q}"
+        " --captions {input.captions:q} --page {output.page:q} &> {log:q}"
 
 
 rule tables:
