@@ -16,6 +16,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from shadowcore.benchmarks import BENCHMARKS
 from shadowcore.errors import ConfigError, near_miss, one_of
 from shadowcore.measure.activation_masks import BASELINES
+from shadowcore.measure.modes import RIVALS
 from shadowcore.measure.protocols import PROTOCOLS
 from shadowcore.method.criteria import CRITERIA
 from shadowcore.method.policies import POLICIES, WHOLE_MODEL_POLICIES
@@ -26,7 +27,6 @@ from shadowcore.models.published import PUBLISHED
 from shadowcore.models.sources import DTYPES, MODEL_SOURCES
 from shadowcore.stages.base import parse_spec
 from shadowcore.stages.conditions import NEEDS_PROMPTS, OWN_TASKS
-from shadowcore.stages.latency_random import RIVALS
 from shadowcore.text import TEXT_SOURCES
 
 TASKS = (*OWN_TASKS, *BENCHMARKS)

@@ -9,16 +9,8 @@ from shadowcore.decode.decoder import Decoder
 from shadowcore.decode.layout import compacted, from_model, weights_of
 from shadowcore.decode.skipping import KeepFixed, KeepPredicted, kept_of
 from shadowcore.errors import ConfigError
-from shadowcore.measure.latency import (
-    Disagreement,
-    HuggingFaceDecoder,
-    bytes_per_step,
-    check,
-    measure,
-    predictor_bytes,
-    predictor_time,
-    summarise,
-)
+from shadowcore.measure.agreement import Disagreement, HuggingFaceDecoder, check
+from shadowcore.measure.latency import bytes_per_step, measure, predictor_bytes, predictor_time, summarise
 from shadowcore.measure.sparsity import PredictedMasks, SparseModel
 from shadowcore.method.predictors import PREDICTORS, Predictor
 from shadowcore.models.families import KINDS, dimensions_of

@@ -5,7 +5,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
 
 from shadowcore.decode.layout import from_model
-from shadowcore.measure.latency import check
+from shadowcore.measure.agreement import check
 from shadowcore.method.predictors import Predictor
 from shadowcore.models.families import KINDS, dimensions_of
 

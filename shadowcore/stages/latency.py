@@ -14,6 +14,7 @@ from shadowcore.decode.decoder import Decoder
 from shadowcore.decode.layout import Layout, compacted, from_model
 from shadowcore.decode.skipping import KeepPredicted
 from shadowcore.measure import latency
+from shadowcore.measure.agreement import HuggingFaceDecoder
 from shadowcore.method.policies import POLICIES
 from shadowcore.method.predictors import FIRST_SPARSE_LAYER
 from shadowcore.models import sources
@@ -98,7 +99,7 @@ def variants_of(spec: Spec, inputs: Inputs, model: torch.nn.Module) -> dict[str,
     room = spec.prompt_tokens + spec.new_tokens
     kinds = KINDS_OF[spec.units]
     variants = {
-        "huggingface": ({"mode": "huggingface", "sparsity_pct": 0}, latency.HuggingFaceDecoder(model)),
+        "huggingface": ({"mode": "huggingface", "sparsity_pct": 0}, HuggingFaceDecoder(model)),
         "dense": ({"mode": "dense", "sparsity_pct": 0}, Decoder(layout, room)),
     }
     means = read_mean_scores(inputs.scores, spec.criterion, kinds, layout.sizes)

@@ -22,6 +22,7 @@ class Units(NamedTuple):
     index: torch.Tensor  # (capacity,) int32
     count: torch.Tensor  # (1,) int32
     early: bool = False  # written before the last kernel began: weights may be fetched ahead
+    rows: torch.Tensor | None = None  # (capacity,) int32: bit b is set where sequence b of a batch keeps the unit
 
     @property
     def capacity(self) -> int:
@@ -33,6 +34,12 @@ class Units(NamedTuple):
 def overlaps(device: torch.device) -> bool:
     """Whether kernels on this device may start before the one ahead has ended."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
+
+
+@cache
+def processors(device: torch.device) -> int:
+    """How many programs run side by side at least: a GPU's multiprocessors."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
 def options(device: torch.device, warps: int) -> dict[str, Any]:
