@@ -17,7 +17,7 @@ import torch
 
 from shadowcore.decode.chosen import GivenUnits, PredictedUnits
 from shadowcore.decode.graph import GraphDecoder
-from shadowcore.decode.kernels import attention, batch, residual, rows, select
+from shadowcore.decode.kernels import batch, residual, rows, select
 from shadowcore.decode.random import random_groups, random_layout
 from shadowcore.decode.replay import Replay
 from shadowcore.measure import speed
@@ -31,38 +31,27 @@ LAYERS, POSITION, ROOM = 12, 128, 160
 MODELS = ("opt-6.7b", "opt-30b", "llama-2-7b")
 CHANGES = [
     {},
+    {(residual, "PIECE"): 32},
+    {(rows, "SUM_PROGRAMS"): 1024},
+    {(rows, "SUM_PROGRAMS"): 384},
+    {(rows, "SUM_PROGRAMS"): 256},
+    {(rows, "SUM_PROGRAMS"): 256, (rows, "SUM_GROUP"): (16, 512)},
     {(rows, "TILE"): 16384},
-    {(rows, "TILE"): 16384, (rows, "WARPS"): 8},
     {(rows, "TILE"): 4096},
-    {(rows, "COLUMNS"): 2048},
-    {(rows, "COLUMNS"): 512},
     {(rows, "SUM_TILE"): 4096},
-    {(rows, "SUM_TILE"): 16384},
-    {(rows, "SUM_TILE"): 16384, (rows, "SUM_WARPS"): 8},
-    {(rows, "SUM_COLUMNS"): 512},
-    {(rows, "SUM_COLUMNS"): 2048, (rows, "SUM_WARPS"): 8},
-    {(rows, "SUM_PROGRAMS"): 2048},
-    {(rows, "SUM_PROGRAMS"): 512},
-    {(rows, "SUM_GROUP"): (8, 256)},
+    {(rows, "SUM_COLUMNS"): 2048},
     {(residual, "WARPS"): 4},
-    {(residual, "PIECE"): 64},
-    {(residual, "PIECE"): 16},
-    {(residual, "ADDENDS"): 64},
-    {(attention, "TOKENS"): 32},
-    {(attention, "WARPS"): 8},
-    {(attention, "PROGRAMS"): 256},
-    {(attention, "PROGRAMS"): 64},
 ]
 BATCH_CHANGES = [
     {},
-    {(batch, "ROWS"): 16},
     {(batch, "ROWS"): 64},
     {(batch, "COLUMNS"): 256},
-    {(batch, "STAGES"): 6},
-    {(batch, "SUM_ROWS"): 32},
-    {(batch, "SUM_COLUMNS"): 64},
+    {(batch, "ROWS"): 64, (batch, "COLUMNS"): 256},
+    {(batch, "ROWS"): 128},
+    {(batch, "SUM_ROWS"): 128},
     {(batch, "SUM_COLUMNS"): 256},
     {(batch, "SUM_PROGRAMS"): 1024},
+    {(batch, "SUM_PROGRAMS"): 256},
 ]
 
 
@@ -87,9 +76,10 @@ class Changed:
             setattr(module, name, value)
 
 
-def selection_us(layers: int, units: int, times: int = 20) -> float:
-    """Microseconds of one selection of half the units, of `times` in a graph."""
+def selection_us(layers: int, units: int, ties: bool = False, times: int = 20) -> float:
+    """Microseconds of one selection of half the units, of `times` in a graph; ties: every bit must be tried."""
     scores = torch.randn(layers, units, device=DEVICE)
+    scores = scores.round() if ties else scores
     out = torch.empty(layers, units // 2, dtype=torch.int32, device=DEVICE)
 
     def work() -> None:
@@ -135,10 +125,11 @@ def main(seconds: float) -> None:
     start = time.monotonic()
     print(f"# {LAYERS} layers, {torch.cuda.get_device_name()}, ms a token: dense, 50 %, 90 %")
     print(f"read or copied at up to {speed.read_ceiling(DEVICE):.0f} GB/s")
-    for warps in (8, 16, 32):
-        with Changed({(select, "WARPS"): warps}):
+    for warps, chunk in ((8, 4096), (8, 8192), (16, 4096), (16, 8192)):
+        with Changed({(select, "WARPS"): warps, (select, "CHUNK"): chunk}):
             times = [f"{n}x{u} {selection_us(n, u):.1f}" for n in (1, 47) for u in (11008, 16384, 28672)]
-            print(f"select, up to {warps} warps, us: {', '.join(times)}", flush=True)
+            times += [f"47x28672 ties {selection_us(47, 28672, True):.1f}"]
+            print(f"select, up to {warps} warps, {chunk} places, us: {', '.join(times)}", flush=True)
     layouts = {}
     for name in MODELS:
         family, sizes = PUBLISHED[name]

@@ -235,6 +235,16 @@ class Design(Strict):
     sparsities_pct: list[Percent] = []
 
 
+class Setting(Strict):
+    """Other sequences, lengths and sparsities: see `shadowcore.stages.latency_random`."""
+
+    batch: Annotated[int, Field(ge=1, le=16)] = 1
+    prompt_tokens: Positive | None = None
+    new_tokens: Positive | None = None
+    sparsities_pct: list[Percent] = []
+    models: list[among(PUBLISHED)] = []
+
+
 class LatencyRandom(Strict):
     """Models known by their dimensions, with random weights: see `shadowcore.stages.latency_random`."""
 
@@ -250,6 +260,7 @@ class LatencyRandom(Strict):
     new_tokens: Positive
     repeats: Positive
     warmup: Annotated[int, Field(ge=0)]
+    also: list[Setting] = []
 
 
 class Study(Strict):

@@ -209,6 +209,8 @@ LATENCY = Table(
         "gb_per_s": (NUMBER, "gb_per_token over the median time"),
         "ceiling_gb_s": (NUMBER, "fastest reading or copying seen on the device, measured first, 10^9 bytes a second"),
         "roofline_ms": (NUMBER, "gb_per_token and the cached keys and values over the ceiling"),
+        "model_gb": (NUMBER, "weights of the whole model, 10^9 bytes"),
+        "cache_gb": (NUMBER, "keys and values of all positions there is room for, 10^9 bytes"),
         "peak_gb": (NUMBER, "most memory in use with this decoder alone: weights, cache, predictor, rest"),
         "gate_error": (NUMBER, "relative error of the logits against float32 before timing"),
         "repeats": (INTEGER, "repeats"),

@@ -6,6 +6,8 @@ from test_decoder import HALF, PROMPT, VARIANTS, all_logits, close, logits_of, r
 from transformers import OPTConfig, OPTForCausalLM
 
 pytest.importorskip("triton", reason="Triton is not installed, so there is no Triton decoder to test")
+if torch.cuda.is_available():
+    pytest.skip("models on the CPU, kernels interpreted; test_gpu.py has those on a GPU", allow_module_level=True)
 
 from shadowcore.decode.chosen import GivenUnits, PredictedUnits, eight_bits, groups_of
 from shadowcore.decode.decoder import Decoder

@@ -238,7 +238,7 @@ def test_select_shares_the_writing_and_long_layers():
 def test_units_of_a_batch_are_united():
     scores = random(3 * 2, 50)
     flags = torch.full((3, 2, 50), 7, dtype=torch.int8, device=DEVICE)
-    select(scores, [Choice(0, 50, 13, flags.view(6, 50), flags.view(6, 50))])
+    select(scores, [Choice(0, 50, 13, flags.view(6, 50))])
     keep = top_units(scores, 13).view(3, 2, 50)
     assert torch.equal(flags.bool(), keep)
     index, rows = (torch.full((2, 48), -1, dtype=torch.int32, device=DEVICE) for _ in range(2))

@@ -185,7 +185,7 @@ class PredictedUnits(AllUnits):
             flags = self._flags[: scores.numel()].view(self.batch, layers, units)
             batched.project(hidden[:, start : start + rank], weight, Read(None, bias), scores, scale=scale)
             flat = flags.view(-1, units)
-            select(scores.view(-1, units), [Choice(0, units, self._kept[kind], flat, flat)])
+            select(scores.view(-1, units), [Choice(0, units, self._kept[kind], flat)])
             span = _span(group)
             unite(flags, self._index[kind][span], self._rows[kind][span], self._counts[kind][span])
             start += rank
@@ -195,8 +195,8 @@ class PredictedUnits(AllUnits):
         site = self._site_of.get(layer)
         if site is None or kind not in self._kept:
             return None
-        # heads chosen from the residual that enters their own layer are known only just in time
-        early = not (kind == "heads" and site == Site(layer, "residual"))
+        # chosen from what enters their own attention or FFN they are known only just in time
+        early = site != Site(layer, "residual" if kind == "heads" else "heads")
         room, count = slice(self._capacity[kind]), self._counts[kind][layer, :1]
         rows = self._rows[kind][layer, room] if self.batch > 1 else None
         return Units(self._index[kind][layer, room], count, early, rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Sequence
 
 import torch
@@ -30,6 +31,7 @@ class Replay:
         before = [tensor.clone() for tensor in self._state]
         self._launch()
         graph = torch.cuda.CUDAGraph(keep_graph=True)
+        gc.collect()  # nothing may be given back to the device meanwhile
         with torch.cuda.graph(graph):
             self._launch()
         graph.instantiate()

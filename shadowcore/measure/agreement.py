@@ -116,13 +116,7 @@ def check(name: str, decoder: Decoder, model: torch.nn.Module, ids: torch.Tensor
 
     def compare(where: str, got: torch.Tensor, keep: Mapping[Kind, torch.Tensor], run: Callable) -> None:
         with masked(model, {kind: mask.to(device) for kind, mask in keep.items()}):
-            want = run().float().cpu()
-        worst = (got.float().cpu() - want).abs().max() / want.abs().max()
-        if not worst <= LARGEST[got.dtype]:
-            raise Disagreement(
-                f"variant '{name}': logits of {where} are off by {worst:.1e} of the largest, "
-                f"{got.dtype} allows {LARGEST[got.dtype]:.0e}"
-            )
+            _require_close(name, where, got, run())
 
     compare(
         "the prompt", decoder.prefill(prompt), decoder.layout.keep_masks(), lambda: theirs.prefill(prompt.to(device))
@@ -132,8 +126,34 @@ def check(name: str, decoder: Decoder, model: torch.nn.Module, ids: torch.Tensor
         compare(f"step {index}", logits, decoder.keep_masks(), lambda token=token: theirs.step(token.to(device)))
 
 
+def _require_close(name: str, where: str, got: torch.Tensor, want: torch.Tensor) -> None:
+    got_here, want = got.float().cpu(), want.float().cpu()
+    worst = (got_here - want).abs().max() / want.abs().max()
+    if not worst <= LARGEST[got.dtype]:
+        raise Disagreement(
+            f"variant '{name}': logits of {where} are off by {worst:.1e} of the largest, "
+            f"{got.dtype} allows {LARGEST[got.dtype]:.0e}"
+        )
+
+
+@torch.inference_mode()
+def check_logits(
+    name: str, decoder: Decoder, ids: torch.Tensor, logits_of: Callable[[torch.Tensor, int], torch.Tensor]
+) -> None:
+    """Raise Disagreement unless a decoder's last few steps on ids (1, T) give the model's logits: `check_generated`."""
+    steps = min(CHECKED_STEPS, ids.shape[1] - 1)
+    decoder.prefill(ids[:, : -steps - 1])
+    want = logits_of(ids, ids.shape[1] - steps)
+    for step in range(steps):
+        _require_close(name, f"step {step}", decoder.step(ids[:, step - steps - 1])[0], want[step])
+
+
 def check_generated(
-    name: str, decoder: Decoder, prompt_ids: torch.Tensor, new_tokens: int, logits_of: Callable[..., torch.Tensor]
+    name: str,
+    decoder: Decoder,
+    prompt_ids: torch.Tensor,
+    new_tokens: int,
+    logits_of: Callable[[torch.Tensor, int], torch.Tensor],
 ) -> None:
     """Raise Disagreement unless the decoder's greedy continuation of a prompt (1, T) is the model's own.
 

@@ -161,5 +161,6 @@ def as_model(layout: Layout) -> torch.nn.Module:
         table = torch.cat((unread, layout.positions))
         model.model.decoder.embed_positions.weight = torch.nn.Parameter(table, requires_grad=False)
     else:
-        model.model.rotary_emb = type(model.model.rotary_emb)(config, device=layout.device)
+        with layout.device:
+            model.model.rotary_emb = type(model.model.rotary_emb)(config)
     return model

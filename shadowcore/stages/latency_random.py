@@ -26,7 +26,7 @@ from shadowcore.models.published import PUBLISHED
 from shadowcore.models.sources import DTYPES
 from shadowcore.schemas import LATENCY, LATENCY_REPEATS
 from shadowcore.stages.base import Progress, Stage, header
-from shadowcore.stages.latency import processor_name
+from shadowcore.stages.latency import device_name
 
 
 @dataclass(frozen=True)
@@ -170,6 +170,7 @@ def built(
         own = torch.cuda.max_memory_allocated() - before
         weights = speed.weight_bytes(layout) + layout.embedding.nbytes * (layout.head is not layout.embedding)
         facts["peak_gb"] = (weights + own + decoder.selection.weight_bytes) / 1e9
+        facts["model_gb"], facts["cache_gb"] = weights / 1e9, 2 * decoder._keys.nbytes / 1e9
         facts["nodes"] = decoder.replay.nodes()
     facts["gate_error"] = agreement.gate(name, decoder, reference, position, tokens)
     facts |= {f"kept_{kind}": int(decoder.keep_masks()[kind].sum()) for kind in KINDS}
@@ -203,11 +204,6 @@ def roofline(facts: dict[str, Any], times: list[float], ceiling: float, cached: 
         return {}
     read = facts["gb_per_token"]
     return {"gb_per_s": read / statistics.median(times) * 1e3, "roofline_ms": (read + cached) / ceiling * 1e3}
-
-
-def device_name(device: torch.device) -> str:
-    """The GPU's or the processor's name."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
 
 
 STAGE = Stage(Spec, Inputs, Outputs, run)

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from shadowcore.decode.kernels.launch import Units, begin, options, power_of_two
-from shadowcore.decode.kernels.residual import Normed, Partial, Read, norm_of, norm_sizes
+from shadowcore.decode.kernels.residual import Normed, Partial, Read, norm_sizes
 from shadowcore.decode.kernels.rows import ACTIVATIONS, addends, row_of, scaled, slots_of, taken_apart
 
 PADDED = 16  # sequences
@@ -24,13 +24,17 @@ SUM_PROGRAMS, SUM_GROUP = 512, 128  # programs of a sum that fill the device, an
 def _norms(moments, b, batch, eps, D: tl.constexpr, PIECE: tl.constexpr, PIECES: tl.constexpr, RMS: tl.constexpr):
     """Means and reciprocal deviations of the sequences' residuals."""
     pieces: tl.constexpr = (D + PIECE - 1) // PIECE
-    means = tl.zeros([b.shape[0]], tl.float32)
-    deviations = means + 1.0
-    for row in range(0, batch):
-        mean, deviation = norm_of(moments + row * 2 * pieces, eps, D, PIECE, PIECES, RMS)
-        means = tl.where(b == row, mean, means)
-        deviations = tl.where(b == row, deviation, deviations)
-    return means, deviations
+    piece = tl.arange(0, PIECES)[None, :]
+    there = (piece * PIECE < D) & (b < batch)[:, None]
+    size = tl.where(piece * PIECE < D, tl.minimum(D - piece * PIECE, PIECE), 1).to(tl.float32)
+    total = tl.load(moments + (b * 2 * pieces)[:, None] + piece, mask=there, other=0.0)
+    squares = tl.load(moments + ((b * 2 + 1) * pieces)[:, None] + piece, mask=there, other=0.0)
+    mean = tl.zeros([b.shape[0]], tl.float32)
+    if not RMS:
+        mean = tl.sum(total, 1) / D
+    away = total / size - mean[:, None]
+    squares += tl.where(there, size * away * away, 0.0)
+    return mean, tl.rsqrt(tl.sum(squares, 1) / D + eps)
 
 
 @triton.jit

@@ -19,7 +19,7 @@ COLUMNS = 1024  # of a weight row, in one piece
 # sizes of the work of one program, as measured (results/reference/gpu/tuning.txt)
 TILE, WARPS = 8192, 4  # weights of a product
 SUM_COLUMNS, SUM_TILE, SUM_WARPS = 1024, 8192, 4  # columns of a sum of rows, and weights of it at a time
-SUM_GROUP, SUM_PROGRAMS = (16, 256), 1024  # rows of one sum: fewest and most, so that there are so many programs
+SUM_GROUP, SUM_PROGRAMS = (16, 256), 512  # rows of one sum: fewest and most, so that there are so many programs
 NOTHING = Read(None, None)
 
 

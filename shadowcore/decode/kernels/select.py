@@ -12,7 +12,7 @@ import triton.language as tl
 from shadowcore.decode.kernels.launch import begin, options, power_of_two, processors
 from shadowcore.decode.kernels.rows import dot, rows_together, weights_of_rows
 
-CHUNK, WARPS = 4096, 32  # scores whose places are found together; and most warps
+CHUNK, WARPS = 4096, 8  # scores whose places are found together; and most warps
 
 
 @triton.jit
@@ -114,10 +114,9 @@ def _threshold(order, kept):
 
 @triton.jit
 def _select_layer(
-    scores, units, kept, out, flags, share, shares,
-    BLOCK: tl.constexpr, CHUNK: tl.constexpr,
+    scores, units, kept, out, share, shares, BLOCK: tl.constexpr, CHUNK: tl.constexpr, FLAGS: tl.constexpr
 ):  # fmt: skip
-    """A share of one layer's kept units: at their places in `out`, or a byte each in `flags`."""
+    """A share of one layer's kept units, into `out`: their numbers in order, or a byte for each unit."""
     unit = tl.arange(0, BLOCK)
     order = _ordered(scores, unit, units)
     threshold = _threshold(order, kept)
@@ -125,46 +124,44 @@ def _select_layer(
     # what the shares before this one keep: all above the threshold, and of those at it the first ones
     first = tl.cdiv(tl.cdiv(units, shares), CHUNK) * CHUNK * share
     end = tl.minimum(units, first + tl.cdiv(tl.cdiv(units, shares), CHUNK) * CHUNK)
-    room = kept - above - tl.sum(((order == threshold) & (unit < first)).to(tl.int32), 0)
-    place = tl.sum(((order > threshold) & (unit < first)).to(tl.int32), 0) + kept - above - tl.maximum(room, 0)
+    room = kept - above  # for those at the threshold
+    over = tl.sum(((order > threshold) & (unit < first)).to(tl.int32), 0)
+    level = tl.sum(((order == threshold) & (unit < first)).to(tl.int32), 0)
     for start in range(first, end, CHUNK):
         here = start + tl.arange(0, CHUNK)
         order_here = _ordered(scores, here, units)
-        level = (order_here == threshold) & (here < units)
-        rank = tl.cumsum(level.to(tl.int32), 0)
-        keep = (order_here > threshold) | (level & (rank <= room))
-        room -= tl.sum(level.to(tl.int32), 0)
-        if flags is not None:
-            tl.store(flags + here, keep.to(tl.int8), mask=here < units)
+        is_over, is_level = order_here > threshold, (order_here == threshold) & (here < units)
+        both = is_over.to(tl.int32) + (is_level.to(tl.int32) << 16)  # counted together
+        count = tl.cumsum(both, 0)
+        over_here, level_here = over + (count & 0xFFFF), level + (count >> 16)
+        keep = is_over | (is_level & (level_here <= room))
+        if FLAGS:
+            tl.store(out + here, keep.to(tl.int8), mask=here < units)
         else:
-            tl.store(out + place + tl.cumsum(keep.to(tl.int32), 0) - 1, here, mask=keep)
-            place += tl.sum(keep.to(tl.int32), 0)
+            tl.store(out + over_here + tl.minimum(level_here, room) - 1, here, mask=keep)
+        total = tl.sum(both, 0)
+        over += total & 0xFFFF
+        level += total >> 16
 
 
 @triton.jit(do_not_specialize=["stride", "stride_0", "begin_0", "units_0", "kept_0", "shares_0", "stride_1", "begin_1",
                                "units_1", "kept_1", "shares_1"])  # fmt: skip
 def _select(
-    scores, stride, out_0, flags_0, stride_0, begin_0, units_0, kept_0, shares_0,
-    out_1, flags_1, stride_1, begin_1, units_1, kept_1, shares_1,
-    BLOCK_0: tl.constexpr, BLOCK_1: tl.constexpr, CHUNK: tl.constexpr, PDL: tl.constexpr,
+    scores, stride, out_0, stride_0, begin_0, units_0, kept_0, shares_0,
+    out_1, stride_1, begin_1, units_1, kept_1, shares_1,
+    BLOCK_0: tl.constexpr, BLOCK_1: tl.constexpr, CHUNK: tl.constexpr, FLAGS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     begin(PDL)
     layer, share = tl.program_id(1).to(tl.int64), tl.program_id(0)
     scores += layer * stride
     if share < shares_0:
-        flags = flags_0
-        if flags is not None:
-            flags += layer * units_0
         _select_layer(
-            scores + begin_0, units_0, kept_0, out_0 + layer * stride_0, flags, share, shares_0, BLOCK_0, CHUNK
+            scores + begin_0, units_0, kept_0, out_0 + layer * stride_0, share, shares_0, BLOCK_0, CHUNK, FLAGS
         )
     elif BLOCK_1 > 0:
-        flags = flags_1
-        if flags is not None:
-            flags += layer * units_1
         _select_layer(
-            scores + begin_1, units_1, kept_1, out_1 + layer * stride_1, flags, share - shares_0, shares_1,
-            BLOCK_1, CHUNK,
+            scores + begin_1, units_1, kept_1, out_1 + layer * stride_1, share - shares_0, shares_1, BLOCK_1, CHUNK,
+            FLAGS,
         )  # fmt: skip
 
 
@@ -174,8 +171,7 @@ class Choice(NamedTuple):
     start: int
     units: int
     kept: int
-    out: torch.Tensor  # (layers, at least kept) int32
-    flags: torch.Tensor | None = None  # (layers, units) int8: 1 for kept units, written instead of `out`
+    out: torch.Tensor  # (layers, at least kept) int32: the units; or int8 (layers, units): 1 for kept units
 
 
 def select(scores: torch.Tensor, choices: Sequence[Choice]) -> None:
@@ -189,12 +185,13 @@ def select(scores: torch.Tensor, choices: Sequence[Choice]) -> None:
         blocks.append(power_of_two(choice.units))
         shares = max(1, min(triton.cdiv(choice.units, CHUNK), processors(scores.device) // layers))
         programs += shares
-        arguments += choice.out, choice.flags, choice.out.stride(0), choice.start, choice.units, choice.kept, shares
+        arguments += choice.out, choice.out.stride(0), choice.start, choice.units, choice.kept, shares
     if len(choices) == 1:
-        arguments, blocks = arguments + [None, None, 0, 0, 0, 0, 0], [*blocks, 0]
+        arguments, blocks = arguments + [None, 0, 0, 0, 0, 0], [*blocks, 0]
     _select[programs, layers](
         scores, scores.stride(0), *arguments, BLOCK_0=blocks[0], BLOCK_1=blocks[1],
-        CHUNK=min(CHUNK, max(blocks)), **options(scores.device, max(4, min(WARPS, max(blocks) // 512))),
+        CHUNK=min(CHUNK, max(blocks)), FLAGS=choices[0].out.dtype == torch.int8,
+        **options(scores.device, max(4, min(WARPS, max(blocks) // 512))),
     )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from shadowcore.report.figures.differences import differences
 from shadowcore.report.figures.importance import importance_map, variability
 from shadowcore.report.figures.ranking import predictor_quality
 from shadowcore.report.figures.scaling import decoding, scaling
+from shadowcore.report.figures.settings import batches, contexts
 from shadowcore.report.figures.speed import latency, pareto
 from shadowcore.report.style import Figure, save
 from shadowcore.report.tables import Tables
@@ -38,5 +39,7 @@ FIGURES: dict[str, Callable[[Tables, str], Figure]] = {
     "latency": latency,
     "pareto": pareto,
 }
-# of models timed by their dimensions; "scaling" of all of them together
-TIMED_FIGURES: dict[str, Callable[[Tables, str], Figure]] = {"decoding": decoding, "scaling": scaling}
+# of models timed by their dimensions; all but "decoding" of all of them together
+TIMED_FIGURES: dict[str, Callable[[Tables, str], Figure]] = {
+    "decoding": decoding, "scaling": scaling, "batches": batches, "contexts": contexts,
+}  # fmt: skip
