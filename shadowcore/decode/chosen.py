@@ -6,6 +6,7 @@ The counterparts of `skipping`: `on_device` turns any selection of the torch dec
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from typing import NamedTuple
 
 import torch
@@ -248,7 +249,7 @@ def groups_of(
     groups = []
     for index, (site, layers) in enumerate(predictor.groups):
         scorers: dict[Kind, UnitScorer] = {
-            kind: predictor.scorers[kind][index].to(device=device, dtype=torch.float32)
+            kind: deepcopy(predictor.scorers[kind][index]).to(device=device, dtype=torch.float32)
             for kind in KINDS
             if kind in kinds
         }

@@ -7,11 +7,11 @@ says so. Before, each must agree with the Hugging Face model masked in the same 
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -24,10 +24,10 @@ from shadowcore.measure.activation_masks import ThresholdMasks
 from shadowcore.measure.agreement import HuggingFaceDecoder, check, check_generated, check_logits, logits_after
 from shadowcore.measure.sparsity import Masks, PredictedMasks, SparseModel
 from shadowcore.method.policies import POLICIES
-from shadowcore.method.predictors import FIRST_SPARSE_LAYER
+from shadowcore.method.predictors import FIRST_SPARSE_LAYER, Predictor
 from shadowcore.method.thresholds import neuron_magnitudes
 from shadowcore.models import sources
-from shadowcore.models.families import KINDS_OF
+from shadowcore.models.families import KINDS_OF, Kind, dimensions_of
 from shadowcore.schemas import LATENCY, LATENCY_REPEATS
 from shadowcore.stages.base import Progress, Stage, header
 from shadowcore.stages.inputs import read_mean_scores, read_predictor, read_tokenizer, windows_of
@@ -94,9 +94,13 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     generated = (GENERATED if device.type == "cuda" else spec.new_tokens) if model.dtype == torch.float32 else 0
     room = spec.prompt_tokens + max(spec.new_tokens, generated)
     windows = windows_of(inputs.documents, "train", tokenizer, spec.prompt_tokens, THRESHOLD_WINDOWS, spec.seed)
-    variants = variants_of(
-        spec, inputs, model, room, torch.tensor([window.ids for window in windows]), device.type == "cuda"
+    sizes = dimensions_of(model.config)
+    choosers = Choosers(
+        means=read_mean_scores(inputs.scores, spec.criterion, KINDS_OF[spec.units], sizes),
+        predictors=[read_predictor(path, sizes).to(device, model.dtype) for path in inputs.predictors],
+        windows=torch.tensor([window.ids for window in windows]),
     )
+    variants = variants_of(spec, model, room, choosers, triton=device.type == "cuda")
     progress.say(f"{len(variants)} variants, {spec.warmup} + {spec.repeats} turns each, checked first")
     for name, variant in variants.items():
         check_variant(name, variant, model, ids, generated)
@@ -125,13 +129,16 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     progress(1, 1)
 
 
-def variants_of(
-    spec: Spec, inputs: Inputs, model: torch.nn.Module, room: int, windows: torch.Tensor, triton: bool
-) -> dict[str, Variant]:
-    """Everything to be timed, by name; windows (N, T): text whose activations set magnitude thresholds.
+class Choosers(NamedTuple):
+    """What says which units to keep: mean scores (L, U) per kind, predictors, text (N, T) to set thresholds by."""
 
-    triton: with the Triton decoder, which has thresholds, too; else with the torch decoder.
-    """
+    means: Mapping[Kind, torch.Tensor]
+    predictors: Sequence[Predictor]
+    windows: torch.Tensor
+
+
+def variants_of(spec: Spec, model: torch.nn.Module, room: int, choosers: Choosers, triton: bool) -> dict[str, Variant]:
+    """Everything to be timed, by name: by the Triton decoder, which has thresholds, too, or by the torch decoder."""
     layout, kinds = from_model(model), KINDS_OF[spec.units]
     make = graph_decoder if triton else Decoder
     every = layout.keep_masks()
@@ -149,19 +156,17 @@ def variants_of(
         keys = {"mode": "relu", "sparsity_pct": 0}
         zeros = [0.0] * layout.sizes.layers
         found["relu"] = Variant(keys, make(layout, room, thresholds=zeros), found["dense"].logits_of, masked=False)
-    means = read_mean_scores(inputs.scores, spec.criterion, kinds, layout.sizes)
-    predictors = [read_predictor(path, layout.sizes).to(layout.device, layout.dtype) for path in inputs.predictors]
-    magnitudes = neuron_magnitudes(model, windows, 1) if triton and "neurons" in kinds else None
+    magnitudes = neuron_magnitudes(model, choosers.windows, 1) if triton and "neurons" in kinds else None
     for pct in spec.sparsities_pct:
         keys = {"units": spec.units, "sparsity_pct": pct}
-        keep = static_masks(means, layout, pct)
+        keep = static_masks(choosers.means, layout, pct)
         found[f"static {pct}"] = Variant(
             keys | {"mode": "static"}, make(compacted(layout, keep), room), partial(logits_after, model, keep, keep)
         )
         found[f"given {pct}"] = Variant(
             keys | {"mode": "given"}, make(layout, room, KeepFixed(keep)), partial(logits_after, model, every, keep)
         )
-        for method, predictor in zip(spec.predictors, predictors, strict=True):
+        for method, predictor in zip(spec.predictors, choosers.predictors, strict=True):
             masks = PredictedMasks(predictor, kinds, POLICY, pct)
             found[f"{method} {pct}"] = Variant(
                 keys | {"mode": method, "predictor_rank": predictor.ranks[kinds[-1]], "predictor_bits": 16}
@@ -198,7 +203,8 @@ def check_variant(name: str, variant: Variant, model: torch.nn.Module, ids: torc
         return
     if variant.masked:
         check(name, variant.decoder, model, ids)
-    check_logits(name, variant.decoder, ids, variant.logits_of)
+    if generated or not variant.masked:  # in 16 bits a predictor may choose other units than in the harness
+        check_logits(name, variant.decoder, ids, variant.logits_of)
     if generated:
         check_generated(name, variant.decoder, ids, generated, variant.logits_of)
 
