@@ -15,6 +15,7 @@ from shadowcore.measure.modes import Design, Modes, on_gpu
 from shadowcore.method.predictors import FIRST_SPARSE_LAYER
 from shadowcore.models.families import KINDS
 from shadowcore.models.published import PUBLISHED
+from shadowcore.report.figures.settings import break_even
 from shadowcore.stages.latency_random import Inputs, Outputs, Setting, Spec, built, run
 
 CPU = torch.device("cpu")
@@ -131,6 +132,7 @@ def test_models_that_do_not_fit_say_so(monkeypatch):
         ({"model": "opt-6b"}, "did you mean 'opt-66b'|did you mean 'opt-6.7b'"),
         ({"baselines": ("cubla",)}, "did you mean 'cublas'"),
         ({"short_tokens": 3}, "between 0 and new_tokens 3"),
+        ({"also": (Setting(prompt_tokens=62),)}, "65 found, opt-tiny has 64 positions"),
         ({"designs": (Design("shadow", 8, 16, bits=8),)}, "no 8-bit predictors; 16 would fit"),
     ],
 )
@@ -140,3 +142,12 @@ def test_bad_input(changes, says, tmp_path):
     with pytest.raises(ConfigError, match=says):
         run(dataclasses.replace(SPEC, **changes), Inputs(), Outputs(tmp_path / "a.parquet", tmp_path / "b.parquet"))
     assert not list(tmp_path.iterdir())
+
+
+def test_sparsity_at_which_skipping_begins_to_pay():
+    gains = pd.DataFrame(
+        [(1, 30, 1.2), (1, 50, 1.5), (4, 30, 0.8), (4, 50, 1.2), (8, 30, 0.5), (8, 50, 0.7), (8, 70, 0.9)],
+        columns=["batch", "sparsity_pct", "gain"],
+    )
+    found = break_even(gains)
+    assert found[1] == 30 and found[4] == pytest.approx(40) and pd.isna(found[8])

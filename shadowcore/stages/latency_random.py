@@ -92,6 +92,9 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
         new_tokens = setting.new_tokens or spec.new_tokens
         if not 0 < spec.short_tokens < new_tokens:
             raise ConfigError(f"short_tokens: {spec.short_tokens} found; between 0 and new_tokens {new_tokens} fits")
+        room = (setting.prompt_tokens or spec.prompt_tokens) + new_tokens
+        if room > sizes.positions:
+            raise ConfigError(f"prompt_tokens + new_tokens: {room} found, {spec.model} has {sizes.positions} positions")
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     dtype = getattr(torch, one_of(spec.dtype, DTYPES, "dtype"))
     ceiling = speed.read_ceiling(device)

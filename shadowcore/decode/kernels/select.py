@@ -12,7 +12,7 @@ import triton.language as tl
 from shadowcore.decode.kernels.launch import begin, options, power_of_two, processors
 from shadowcore.decode.kernels.rows import dot, rows_together, weights_of_rows
 
-CHUNK, WARPS = 4096, 8  # scores whose places are found together; and most warps
+CHUNK, WARPS = 4096, 8  # scores whose places are found together; and warps
 
 
 @triton.jit
@@ -180,9 +180,11 @@ def select(scores: torch.Tensor, choices: Sequence[Choice]) -> None:
     Exact; of equal scores the lower index first, as `policies.per_layer`. Every program looks at a whole layer; where
     there are fewer layers than multiprocessors, several share the writing.
     """
-    layers, arguments, blocks, programs = len(scores), [], [], 0
+    layers, arguments, programs = len(scores), [], 0
+    blocks = [power_of_two(choice.units) for choice in choices]
+    block = max(blocks)
+    warps = max(min(WARPS, block // 512), block // 4096, 4)  # no more than 128 scores a thread
     for choice in choices:
-        blocks.append(power_of_two(choice.units))
         shares = max(1, min(triton.cdiv(choice.units, CHUNK), processors(scores.device) // layers))
         programs += shares
         arguments += choice.out, choice.out.stride(0), choice.start, choice.units, choice.kept, shares
@@ -190,8 +192,8 @@ def select(scores: torch.Tensor, choices: Sequence[Choice]) -> None:
         arguments, blocks = arguments + [None, 0, 0, 0, 0, 0], [*blocks, 0]
     _select[programs, layers](
         scores, scores.stride(0), *arguments, BLOCK_0=blocks[0], BLOCK_1=blocks[1],
-        CHUNK=min(CHUNK, max(blocks)), FLAGS=choices[0].out.dtype == torch.int8,
-        **options(scores.device, max(4, min(WARPS, max(blocks) // 512))),
+        CHUNK=min(CHUNK, block), FLAGS=choices[0].out.dtype == torch.int8,
+        **options(scores.device, warps),
     )  # fmt: skip
 
 
