@@ -44,9 +44,8 @@ CHANGES = [
 ]
 BATCH_CHANGES = [
     {},
-    {(batch, "ROWS"): 64},
+    {(batch, "ROWS"): 32},
     {(batch, "COLUMNS"): 256},
-    {(batch, "ROWS"): 64, (batch, "COLUMNS"): 256},
     {(batch, "ROWS"): 128},
     {(batch, "SUM_ROWS"): 128},
     {(batch, "SUM_COLUMNS"): 256},

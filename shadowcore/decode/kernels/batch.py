@@ -15,7 +15,7 @@ from shadowcore.decode.kernels.residual import Normed, Partial, Read, norm_sizes
 from shadowcore.decode.kernels.rows import ACTIVATIONS, addends, row_of, scaled, slots_of, taken_apart
 
 PADDED = 16  # sequences
-ROWS, COLUMNS, STAGES = 32, 128, 4  # of a product's weights at a time, and how many of them are on their way
+ROWS, COLUMNS, STAGES = 64, 128, 4  # of a product's weights at a time, and how many of them are on their way
 SUM_ROWS, SUM_COLUMNS = 64, 128  # ... of a sum's
 SUM_PROGRAMS, SUM_GROUP = 512, 128  # programs of a sum that fill the device, and fewest rows of one
 
