@@ -1,4 +1,4 @@
-"""What was wanted of the decoder's speed beside what a table says, as Markdown.
+"""A table of times per token, and what was wanted of the decoder beside what it says, as Markdown.
 
 python benchmarks/thresholds.py results/reference/gpu-h100/tables/latency.parquet
 """
@@ -72,8 +72,28 @@ def wanted(rows: pd.DataFrame) -> list[tuple[str, tuple[Callable, str], list[flo
     ]
 
 
+def times(rows: pd.DataFrame) -> list[str]:
+    """Milliseconds a token of every model: dense, and predictors of equal sizes."""
+    lines = [
+        "| model | dense, ours | fastest other dense | shadow 50 % | 70 % | 90 % | layerwise 50 % |",
+        "|---|" + 6 * "---|",
+    ]
+    for model, found in sorted(rows.groupby("model"), key=lambda item: item[1]["gb_per_token"].max()):
+        others = found.loc[found["mode"].isin(OTHER), "ms_per_token"]
+        shadow, layerwise = (
+            alike(found, mode).set_index("sparsity_pct")["ms_per_token"] for mode in ("shadow", "layerwise")
+        )
+        values = [found.loc[found["mode"] == "dense", "ms_per_token"].iloc[0], others.min()]
+        values += [shadow.get(50), shadow.get(70), shadow.get(90), layerwise.get(50)]
+        lines.append(f"| {model} | " + " | ".join("" if pd.isna(value) else f"{value:.2f}" for value in values) + " |")
+    return lines
+
+
 def main(path: Path) -> None:
     rows = timed({"latency": pd.read_parquet(path)}).query("main")
+    print(
+        f"{rows['device'].iloc[0]}, reads {rows['ceiling_gb_s'].max():.0f} GB/s at best\n", *times(rows), "", sep="\n"
+    )
     print(f"| threshold (set for an H100) | wanted | {rows['device'].iloc[0]} | reached |\n|---|---|---|---|")
     for what, (holds, sign), numbers, found in wanted(rows):
         values = " / ".join("not measured" if value is None else f"{value:.3g}" for value in found)
