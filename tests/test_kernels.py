@@ -188,20 +188,21 @@ def test_score(kinds):
         Scorer(random(layers, units, rank), random(layers, units)) if units else None
         for units, rank in zip(kept, ranks, strict=True)
     ]
-    hidden, scores = random(sum(ranks)), poisoned(layers, sum(kept))
-    score(hidden, *scorers, scores)
+    start = 16 if kinds == "both" else 0  # a gap between heads and neurons
+    hidden, scores = random(sum(ranks)), poisoned(layers, start + kept[1] if kept[1] else kept[0])
+    score(hidden, *scorers, scores, start)
     exact = [
         s.weight.double() @ h.double() + s.bias.double()
         for s, h in zip(scorers, hidden.split(ranks), strict=True)
         if s is not None
     ]
-    close(scores, torch.cat(exact, 1))
+    close(torch.cat((scores[:, : kept[0]], scores[:, start : start + kept[1]]), 1), torch.cat(exact, 1))
 
 
 def test_score_8_bit():
     weight = torch.randint(-127, 128, (2, 10, 16), dtype=torch.int8, device=DEVICE)
     scorer, hidden, scores = Scorer(weight, random(2, 10), random(2, 10)), random(16), poisoned(2, 10)
-    score(hidden, None, scorer, scores)
+    score(hidden, None, scorer, scores, 0)
     close(scores, scorer.scale.double() * (weight.double() @ hidden.double()) + scorer.bias.double())
 
 

@@ -134,7 +134,10 @@ class PredictedUnits(AllUnits):
         self.batch = batch
         self._capacity = {kind: min(sizes.units(kind), batch * count) for kind, count in self._kept.items()}
         self._hidden = torch.empty(batch, max(len(group.inner) for group in groups), device=device)
-        self._scores = torch.empty(batch * layers * sum(sizes.units(kind) for kind in self._kept), device=device)
+        self._starts, width = {}, 0  # of each kind's scores in a row, where wide loads may begin
+        for kind in self._kept:
+            self._starts[kind], width = width, width + sizes.units(kind) + -sizes.units(kind) % ALIGNED
+        self._scores = torch.empty(batch * layers, width, device=device)
         self._flags = None
         if batch > 1:
             most = max(sizes.units(kind) for kind in self._kept)
@@ -159,22 +162,20 @@ class PredictedUnits(AllUnits):
 
     def _see_one(self, group: Group, feature: torch.Tensor) -> None:
         hidden = self._hidden[0, : len(group.inner)]
-        scores = self._scores.view(-1, sum(self._sizes.units(kind) for kind in self._kept))[: len(group.layers)]
+        scores = self._scores[: len(group.layers)]
         read = Read(None, group.inner_bias)
         project(feature, group.inner, read, hidden, activation="relu", scale=group.inner_scale)
-        score(hidden, group.outer.get("heads"), group.outer.get("neurons"), scores)
+        score(hidden, group.outer.get("heads"), group.outer.get("neurons"), scores, self._starts.get("neurons", 0))
         self.choose(group.site)
 
     def choose(self, site: Site) -> None:
         """Choose one sequence's units from the scores there are: the selection alone."""
         group = self._groups[site]
-        scores = self._scores.view(-1, sum(self._sizes.units(kind) for kind in self._kept))[: len(group.layers)]
-        choices, start = [], 0
-        for kind in group.outer:
-            units = self._sizes.units(kind)
-            choices.append(Choice(start, units, self._kept[kind], self._index[kind][_span(group)]))
-            start += units
-        select(scores, choices)
+        choices = [
+            Choice(self._starts[kind], self._sizes.units(kind), count, self._index[kind][_span(group)])
+            for kind, count in self._kept.items()
+        ]
+        select(self._scores[: len(group.layers)], choices)
 
     def _see_several(self, group: Group, feature: torch.Tensor) -> None:
         hidden, layers, start = self._hidden[:, : len(group.inner)], len(group.layers), 0
@@ -182,7 +183,7 @@ class PredictedUnits(AllUnits):
         batched.project(feature, group.inner, read, hidden, activation="relu", scale=group.inner_scale)
         for kind, (weight, bias, scale) in group.outer.items():
             units, rank = self._sizes.units(kind), weight.shape[-1]
-            scores = self._scores[: self.batch * layers * units].view(self.batch, layers * units)
+            scores = self._scores.view(-1)[: self.batch * layers * units].view(self.batch, layers * units)
             flags = self._flags[: scores.numel()].view(self.batch, layers, units)
             batched.project(hidden[:, start : start + rank], weight, Read(None, bias), scores, scale=scale)
             flat = flags.view(-1, units)

@@ -36,6 +36,7 @@ def _score_rows(
 @triton.jit(do_not_specialize=["layers", "programs"])
 def _score(
     hidden, head_weight, head_bias, head_scale, neuron_weight, neuron_bias, neuron_scale, scores, layers, programs,
+    STRIDE: tl.constexpr, START: tl.constexpr,
     HEADS: tl.constexpr, NEURONS: tl.constexpr, HEAD_RANK: tl.constexpr, NEURON_RANK: tl.constexpr,
     ROWS: tl.constexpr, HEAD_COLUMNS: tl.constexpr, NEURON_COLUMNS: tl.constexpr,
     PDL: tl.constexpr,
@@ -45,12 +46,12 @@ def _score(
         if HEADS > 0:
             _score_rows(
                 program * ROWS, hidden, head_weight, head_bias, head_scale, scores, layers * HEADS,
-                HEADS + NEURONS, 0, HEADS, HEAD_RANK, ROWS, HEAD_COLUMNS, PDL,
+                STRIDE, 0, HEADS, HEAD_RANK, ROWS, HEAD_COLUMNS, PDL,
             )  # fmt: skip
     elif NEURONS > 0:
         _score_rows(
             (program - programs) * ROWS, hidden + HEAD_RANK, neuron_weight, neuron_bias, neuron_scale, scores,
-            layers * NEURONS, HEADS + NEURONS, HEADS, NEURONS, NEURON_RANK, ROWS, NEURON_COLUMNS, PDL,
+            layers * NEURONS, STRIDE, START, NEURONS, NEURON_RANK, ROWS, NEURON_COLUMNS, PDL,
         )  # fmt: skip
 
 
@@ -62,8 +63,11 @@ class Scorer(NamedTuple):
     scale: torch.Tensor | None = None
 
 
-def score(hidden: torch.Tensor, heads: Scorer | None, neurons: Scorer | None, scores: torch.Tensor) -> None:
-    """Scores (layers, H + F) float32 of all units of the given kinds, from hidden (r of heads + r of neurons,)."""
+def score(hidden: torch.Tensor, heads: Scorer | None, neurons: Scorer | None, scores: torch.Tensor, start: int) -> None:
+    """Scores of all units of the given kinds, from hidden (r of heads + r of neurons,).
+
+    scores (layers, N) float32: heads' from column 0 on, neurons' from column `start` on.
+    """
     sizes, programs = [], []
     rows = rows_together(max(scorer.weight.shape[-1] for scorer in (heads, neurons) if scorer))
     for scorer in (heads, neurons):
@@ -74,6 +78,7 @@ def score(hidden: torch.Tensor, heads: Scorer | None, neurons: Scorer | None, sc
     nothing = Scorer(None, None)
     _score[(sum(programs),)](
         hidden, *_pointers(heads or nothing), *_pointers(neurons or nothing), scores, len(scores), programs[0],
+        STRIDE=scores.stride(0), START=start,
         HEADS=head_units, NEURONS=neuron_units, HEAD_RANK=head_rank, NEURON_RANK=neuron_rank, ROWS=rows,
         HEAD_COLUMNS=_columns(head_rank), NEURON_COLUMNS=_columns(neuron_rank),
         **options(hidden.device, 4),
@@ -144,8 +149,7 @@ def _select_layer(
         level += total >> 16
 
 
-@triton.jit(do_not_specialize=["stride", "stride_0", "begin_0", "units_0", "kept_0", "shares_0", "stride_1", "begin_1",
-                               "units_1", "kept_1", "shares_1"])  # fmt: skip
+@triton.jit(do_not_specialize=["stride_0", "kept_0", "shares_0", "stride_1", "kept_1", "shares_1"])
 def _select(
     scores, stride, out_0, stride_0, begin_0, units_0, kept_0, shares_0,
     out_1, stride_1, begin_1, units_1, kept_1, shares_1,
