@@ -204,7 +204,7 @@ def _of_parquet(path: Path) -> dict[str, Any]:
 
 
 def _of_tensors(path: Path) -> dict[str, Any]:
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="np") as handle:

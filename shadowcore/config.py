@@ -16,6 +16,7 @@ from shadowcore.benchmarks import BENCHMARKS
 from shadowcore.errors import ConfigError, near_miss, one_of
 from shadowcore.fields import Fraction, Name, Percent, Positive, Strict, among
 from shadowcore.measure.activation_masks import BASELINES
+from shadowcore.measure.modes import RIVALS
 from shadowcore.measure.protocols import PROTOCOLS
 from shadowcore.method.criteria import CRITERIA
 from shadowcore.method.policies import POLICIES, WHOLE_MODEL_POLICIES
@@ -26,7 +27,6 @@ from shadowcore.models.sources import DTYPES, MODEL_SOURCES
 from shadowcore.recipes import Masked, Preset, Trained, Tuned
 from shadowcore.stages.base import parse_spec
 from shadowcore.stages.conditions import NEEDS_PROMPTS, OWN_TASKS
-from shadowcore.stages.latency_random import RIVALS
 from shadowcore.text import TEXT_SOURCES
 
 TASKS = (*OWN_TASKS, *BENCHMARKS)
@@ -176,6 +176,16 @@ class Design(Strict):
     sparsities_pct: list[Percent] = []
 
 
+class Setting(Strict):
+    """Other sequences, lengths and sparsities: see `shadowcore.stages.latency_random`."""
+
+    batch: Annotated[int, Field(ge=1, le=16)] = 1
+    prompt_tokens: Positive | None = None
+    new_tokens: Positive | None = None
+    sparsities_pct: list[Percent] = []
+    models: list[among(PUBLISHED)] = []
+
+
 class LatencyRandom(Strict):
     """Models known by their dimensions, with random weights: see `shadowcore.stages.latency_random`."""
 
@@ -191,6 +201,7 @@ class LatencyRandom(Strict):
     new_tokens: Positive
     repeats: Positive
     warmup: Annotated[int, Field(ge=0)]
+    also: list[Setting] = []
 
 
 class Study(Strict):

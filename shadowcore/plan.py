@@ -317,7 +317,13 @@ class Costs:
         sparsities = len(plan.sparsities_pct)
         designs = sum(len(one.sparsities_pct) or sparsities for one in plan.designs)
         modes = 1 + sparsities + designs + len(plan.baselines)
-        tokens = modes * (plan.repeats + plan.warmup) * (2 * plan.prompt_tokens + plan.short_tokens + plan.new_tokens)
+        tokens = modes * (2 * plan.prompt_tokens + plan.short_tokens + plan.new_tokens)
+        for one in plan.also:
+            if not one.models or model in one.models:
+                few = 2 + 3 * (len(one.sparsities_pct) or sparsities)
+                lengths = 2 * (one.prompt_tokens or plan.prompt_tokens) + (one.new_tokens or plan.new_tokens)
+                tokens += few * one.batch * (lengths + plan.short_tokens)
+        tokens *= plan.repeats + plan.warmup
         weights = size.parameters * BYTES[plan.dtype]
         return Work("latency_random", model, 2 * size.multiplied * tokens, weights=weights, alone=True)
 

@@ -198,7 +198,7 @@ CRITERIA = Table(
 )  # fmt: skip
 
 LATENCY = Table(
-    "latency", 2, "time per token of one decoding mode (median over repeats)",
+    "latency", 3, "time per token of one decoding mode (median over repeats)",
     {
         "model": CONDITION["model"],
         "device": (TEXT, "processor or GPU"),
@@ -224,6 +224,7 @@ LATENCY = Table(
         "ms_p90": (NUMBER, "90th percentile over repeats"),
         "ttft_ms": (NUMBER, "median time of the prompt's pass, milliseconds"),
         "predictor_ms": (NUMBER, "median time of predictor and selection in a step, measured apart; null without"),
+        "selection_ms": (NUMBER, "time of a step's selections alone, one launch a predictor; null where not measured"),
         "attention_ms": (NUMBER, "time of all layers' attention and its projections, alone"),
         "ffn_ms": (NUMBER, "time of all layers' FFNs, alone"),
         "norms_ms": (NUMBER, "time of all additions to the residual and its norms, alone"),
@@ -236,18 +237,20 @@ LATENCY = Table(
         "gb_per_s": (NUMBER, "gb_per_token over the median time"),
         "ceiling_gb_s": (NUMBER, "fastest reading or copying seen on the device, measured first, 10^9 bytes a second"),
         "roofline_ms": (NUMBER, "gb_per_token and the cached keys and values over the ceiling"),
+        "model_gb": (NUMBER, "weights of the whole model, 10^9 bytes"),
+        "cache_gb": (NUMBER, "keys and values of all positions there is room for, 10^9 bytes"),
         "peak_gb": (NUMBER, "most memory in use with this decoder alone: weights, cache, predictor, rest"),
         "gate_error": (NUMBER, "relative error of the logits against float32 before timing"),
         "repeats": (INTEGER, "repeats"),
     },
 )  # fmt: skip
 LATENCY_REPEATS = Table(
-    "latency_repeats", 2, "one timed repeat of one decoding mode",
+    "latency_repeats", 3, "one timed repeat of one decoding mode",
     {
         name: LATENCY.columns[name]
         for name in (
             "model", "device", "mode", "units", "sparsity_pct", "predictor_rank", "predictor_rank_heads",
-            "predictor_bits", "predictor_groups",
+            "predictor_bits", "predictor_groups", "batch", "prompt_tokens", "new_tokens",
         )
     } | {
         "repeat": (INTEGER, "repeat, from 0; modes take turns inside a repeat"),
