@@ -25,6 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shadowcore.errors import ArtifactError
+from shadowcore.provenance import file_sha256
 
 Header = Mapping[str, Any]
 METADATA_KEY = "shadowcore"
@@ -108,6 +109,25 @@ def write_tensors(path: Path, schema: str, tensors: Mapping[str, Any], header: H
     metadata = {METADATA_KEY: origin(schema, header)}
     with replacing(path) as partial:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, metadata=metadata)
+
+
+def seal_of(path: Path) -> Path:
+    """Where the checksum of a large file is kept, as `sha256sum` writes it."""
+    return Path(f"{path}.sha256")
+
+
+def write_sealed(path: Path, schema: str, tensors: Mapping[str, Any], header: Header) -> None:
+    """Write tensors and, beside them, their seal: who asks what a large file holds need not read it."""
+    seal_of(path).unlink(missing_ok=True)  # before the file changes: a seal is never another file's
+    write_tensors(path, schema, tensors, header)
+    with replacing(seal_of(path)) as partial:
+        partial.write_text(f"{file_sha256(path)}  {Path(path).name}\n", encoding="utf-8")
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal; of a sealed one as its seal says it."""
+    seal = seal_of(path)
+    return seal.read_text(encoding="utf-8").split()[0] if seal.is_file() else file_sha256(path)
 
 
 class Tensors:

@@ -1,6 +1,7 @@
 """Files between stages: same bytes for the same content, nothing half-written, no other schema read."""
 
 import errno
+import hashlib
 import os
 
 import pyarrow as pa
@@ -77,6 +78,20 @@ def test_nothing_appears_when_writing_fails(tmp_path):
         partial.write_text("half")
         raise RuntimeError
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_seal_is_what_sha256sum_says_of_the_file_and_of_no_other(tmp_path):
+    path = tmp_path / "large.safetensors"
+    plain = tmp_path / "plain.safetensors"
+    for value in (1.0, 2.0):  # written anew, sealed anew
+        artifacts.write_sealed(path, "thing/1", {"x": torch.tensor([value])}, HEADER)
+        artifacts.write_tensors(plain, "thing/1", {"x": torch.tensor([value])}, HEADER)
+        wanted = hashlib.sha256(path.read_bytes()).hexdigest()
+        assert artifacts.seal_of(path).read_text() == f"{wanted}  large.safetensors\n"
+        assert artifacts.digest(path) == artifacts.digest(plain) == wanted
+    with pytest.raises(TypeError):
+        artifacts.write_sealed(path, "thing/1", {"x": torch.tensor([3.0])}, {"not": {1, 2}})
+    assert not artifacts.seal_of(path).exists()
 
 
 def test_a_file_without_an_origin_says_so(kind, tmp_path):

@@ -79,7 +79,7 @@ def header(stage: str, spec: Any, inputs: Any) -> dict[str, Any]:
     for field in dataclasses.fields(inputs):
         value = getattr(inputs, field.name)
         paths = value if isinstance(value, (list, tuple)) else [value]
-        files[field.name] = [provenance.file_sha256(path) for path in paths if Path(path).is_file()]
+        files[field.name] = [artifacts.digest(path) for path in paths if Path(path).is_file()]
     return {
         "stage": stage,
         "spec": json.loads(to_json(spec)),

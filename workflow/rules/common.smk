@@ -62,12 +62,31 @@ def traced_on_policy(wildcards):
     )
 
 
+def traced(wildcards):
+    folder = f"{root}/traces/{wildcards.model}/{wildcards.calibration}"
+    return [f"{folder}/train-{shard}.safetensors" for shard in range(study.traces.shards)]
+
+
+def timed_predictors(wildcards):
+    return [f"{stem}.safetensors" for stem in jobs.latency_predictors(wildcards.model)]
+
+
 def trained_on(split):
     def traces(wildcards):
         design = f"{wildcards.method}+{wildcards.criterion}"
         return jobs.traces(wildcards.model, wildcards.calibration, design, wildcards.predictor, split)
 
     return traces
+
+
+# Traces and predictors are too large to be read once more for what is in them. They are `ancient`, as the models'
+# weights are: their seals, small files with their checksums, say when they changed.
+def large(files):
+    return signed(lambda wildcards: [ancient(path) for path in files(wildcards)])
+
+
+def seals(*files):
+    return signed(lambda wildcards: [f"{path}.sha256" for of in files for path in of(wildcards)])
 
 
 def condition_key(wildcards):
@@ -97,7 +116,6 @@ def thresholds_of(wildcards):
     return [f"{root}/thresholds/{one.model}/{one.calibration}.parquet"] if one.method == "threshold" else []
 
 
-@signed
 def predictor_of(wildcards):
     stem = jobs.predictor_of(jobs.conditions[condition_key(wildcards)])
     return [f"{stem}.safetensors"] if stem else []

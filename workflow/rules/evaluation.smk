@@ -8,7 +8,8 @@ rule evaluate:
         disjoint=disjoint_of,
         scores=scores_of,
         thresholds=thresholds_of,
-        predictor=predictor_of,
+        predictor=large(predictor_of),
+        seal=seals(predictor_of),
     output:
         outcomes=f"{root}/outcomes/{{model}}/{{data}}/{{setup}}/{{pct}}.parquet",
     log:

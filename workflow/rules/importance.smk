@@ -6,6 +6,7 @@ rule trace:
         documents=f"{root}/texts/{{calibration}}/documents.parquet",
     output:
         trace=f"{root}/traces/{{model}}/{{calibration}}/{{split}}-{{shard}}.safetensors",
+        seal=f"{root}/traces/{{model}}/{{calibration}}/{{split}}-{{shard}}.safetensors.sha256",
     log:
         f"{root}/logs/trace/{{model}}/{{calibration}}/{{split}}-{{shard}}.log",
     benchmark:
@@ -31,9 +32,11 @@ rule trace_on_policy:
         card=rules.fetch_model.output.card,
         weights=ancient(rules.fetch_model.output.weights),
         documents=f"{root}/texts/{{calibration}}/documents.parquet",
-        predictor=f"{root}/predictors/{{model}}/{{calibration}}/{{method}}+{{criterion}}+{{predictor}}.safetensors",
+        predictor=ancient(f"{root}/predictors/{{model}}/{{calibration}}/{{method}}+{{criterion}}+{{predictor}}.safetensors"),
+        seal=f"{root}/predictors/{{model}}/{{calibration}}/{{method}}+{{criterion}}+{{predictor}}.safetensors.sha256",
     output:
         trace=f"{root}/traces/{{model}}/{{calibration}}/{{method}}+{{criterion}}+{{predictor}}/{{split}}-{{shard}}.safetensors",
+        seal=f"{root}/traces/{{model}}/{{calibration}}/{{method}}+{{criterion}}+{{predictor}}/{{split}}-{{shard}}.safetensors.sha256",
     log:
         f"{root}/logs/trace_on_policy/{{model}}/{{calibration}}/{{method}}+{{criterion}}+{{predictor}}/{{split}}-{{shard}}.log",
     benchmark:
@@ -56,10 +59,8 @@ rule trace_on_policy:
 
 rule average:
     input:
-        traces=[
-            f"{root}/traces/{{model}}/{{calibration}}/train-{shard}.safetensors"
-            for shard in range(study.traces.shards)
-        ],
+        traces=large(traced),
+        seals=seals(traced),
     output:
         scores=f"{root}/scores/{{model}}/{{calibration}}.parquet",
     log:

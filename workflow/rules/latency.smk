@@ -5,7 +5,8 @@ rule latency:
         weights=ancient(rules.fetch_model.output.weights),
         documents=f"{root}/texts/{study.evaluation.texts[0]}/documents.parquet",
         scores=f"{root}/scores/{{model}}/{study.calibration[0]}.parquet",
-        predictors=lambda wildcards: [f"{stem}.safetensors" for stem in jobs.latency_predictors(wildcards.model)],
+        predictors=large(timed_predictors),
+        seals=seals(timed_predictors),
     output:
         summary=f"{root}/latency/{{model}}.parquet",
         repeats=f"{root}/latency/{{model}}.repeats.parquet",

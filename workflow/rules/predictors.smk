@@ -1,10 +1,12 @@
 rule train_predictor:
     input:
         card=rules.fetch_model.output.card,
-        traces=trained_on("train"),
-        heldout=trained_on("heldout"),
+        traces=large(trained_on("train")),
+        heldout=large(trained_on("heldout")),
+        seals=seals(trained_on("train"), trained_on("heldout")),
     output:
         predictor=f"{root}/predictors/{{model}}/{{calibration}}/{{method}}+{{criterion}}+{{predictor}}.safetensors",
+        seal=f"{root}/predictors/{{model}}/{{calibration}}/{{method}}+{{criterion}}+{{predictor}}.safetensors.sha256",
         quality=f"{root}/predictors/{{model}}/{{calibration}}/{{method}}+{{criterion}}+{{predictor}}.quality.parquet",
         training=f"{root}/predictors/{{model}}/{{calibration}}/{{method}}+{{criterion}}+{{predictor}}.training.parquet",
     log:
@@ -31,11 +33,14 @@ rule tune_predictor:
         card=rules.fetch_model.output.card,
         weights=ancient(rules.fetch_model.output.weights),
         documents=f"{root}/texts/{{calibration}}/documents.parquet",
-        trained=rules.train_predictor.output.predictor,
-        traces=trained_on("train"),
-        heldout=trained_on("heldout"),
+        trained=ancient(rules.train_predictor.output.predictor),
+        trained_seal=rules.train_predictor.output.seal,
+        traces=large(trained_on("train")),
+        heldout=large(trained_on("heldout")),
+        seals=seals(trained_on("train"), trained_on("heldout")),
     output:
         predictor=f"{root}/predictors/{{model}}/{{calibration}}/{{method}}+{{criterion}}+{{predictor}}@tuned.safetensors",
+        seal=f"{root}/predictors/{{model}}/{{calibration}}/{{method}}+{{criterion}}+{{predictor}}@tuned.safetensors.sha256",
         quality=f"{root}/predictors/{{model}}/{{calibration}}/{{method}}+{{criterion}}+{{predictor}}@tuned.quality.parquet",
         training=f"{root}/predictors/{{model}}/{{calibration}}/{{method}}+{{criterion}}+{{predictor}}@tuned.training.parquet",
     log:
