@@ -32,7 +32,9 @@ rule trace_on_policy:
         card=rules.fetch_model.output.card,
         weights=ancient(rules.fetch_model.output.weights),
         documents=f"{root}/texts/{{calibration}}/documents.parquet",
-        predictor=ancient(f"{root}/predictors/{{model}}/{{calibration}}/{{method}}+{{criterion}}+{{predictor}}.safetensors"),
+        predictor=ancient(
+            f"{root}/predictors/{{model}}/{{calibration}}/{{method}}+{{criterion}}+{{predictor}}.safetensors"
+        ),
         seal=f"{root}/predictors/{{model}}/{{calibration}}/{{method}}+{{criterion}}+{{predictor}}.safetensors.sha256",
     output:
         trace=f"{root}/traces/{{model}}/{{calibration}}/{{method}}+{{criterion}}+{{predictor}}/{{split}}-{{shard}}.safetensors",
