@@ -493,6 +493,16 @@ def test_figures_draw_without_some_methods_units_or_criteria(frames, name, lacki
     drawn(FIGURES[name](frames, MODEL))
 
 
+@pytest.mark.parametrize("name", sorted(FIGURES))
+def test_figures_draw_baselines_that_have_no_criterion(frames, name):
+    beside = {}
+    for table in ("accuracy", "perplexity"):
+        rows = frames[table]
+        baseline = rows[rows["method"] == "oracle"].assign(method="threshold", criterion=np.nan)
+        beside[table] = pd.concat([rows, baseline], ignore_index=True)
+    drawn(FIGURES[name](frames | beside, MODEL))
+
+
 @pytest.mark.parametrize("name", ["perplexity", "accuracy", "context", "designs", "predictor_quality"])
 def test_figures_draw_seeds_as_one_line(frames, name):
     again = {}

@@ -109,7 +109,7 @@ def pareto(tables: Tables, model: str) -> Figure:
 def _as_decoded(rows: pd.DataFrame) -> pd.DataFrame:
     """Conditions as the decoder runs them: units kept per layer, a mask for each token, one criterion."""
     rows = where(rows[rows["protocol"].isna() | (rows["protocol"] == "token")], policy="per_layer")
-    criteria = set(rows.loc[~rows["method"].isin(["dense", "random"]), "criterion"])
+    criteria = set(rows.loc[~rows["method"].isin(["dense", "random"]), "criterion"].dropna())
     return where(rows, criterion=min(criteria, key=criterion_order)) if criteria else rows.iloc[:0]
 
 
