@@ -197,8 +197,8 @@ class PredictedUnits(AllUnits):
         site = self._site_of.get(layer)
         if site is None or kind not in self._kept:
             return None
-        # chosen from what enters their own attention or FFN they are known only just in time
-        early = site != Site(layer, "residual" if kind == "heads" else "heads")
+        # heads chosen from the residual that enters their own layer are known only just in time
+        early = not (kind == "heads" and site == Site(layer, "residual"))
         room, count = slice(self._capacity[kind]), self._counts[kind][layer, :1]
         rows = self._rows[kind][layer, room] if self.batch > 1 else None
         return Units(self._index[kind][layer, room], count, early, rows)
