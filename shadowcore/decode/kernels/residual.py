@@ -18,7 +18,7 @@ import triton.language as tl
 
 from shadowcore.decode.kernels.launch import begin, options, power_of_two
 
-PIECE, ADDENDS, WARPS = 16, 128, 8  # columns of one program, and sums that are added at a time
+PIECE, ADDENDS, WARPS = 32, 128, 8  # columns of one program, and sums that are added at a time
 
 
 class Normed(NamedTuple):
