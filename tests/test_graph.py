@@ -11,9 +11,10 @@ pytest.importorskip("triton", reason="Triton is not installed, so there is no Tr
 if torch.cuda.is_available():
     pytest.skip("models on the CPU, kernels interpreted; test_gpu.py has those on a GPU", allow_module_level=True)
 
-from shadowcore.decode.chosen import GivenUnits, PredictedUnits, eight_bits, groups_of
+from shadowcore.decode.chosen import GivenUnits, PredictedUnits
 from shadowcore.decode.decoder import Decoder
 from shadowcore.decode.graph import GraphDecoder
+from shadowcore.decode.groups import eight_bits, groups_of
 from shadowcore.decode.layout import compacted, from_model
 from shadowcore.decode.skipping import KeepFixed, KeepPredicted
 from shadowcore.errors import ConfigError
