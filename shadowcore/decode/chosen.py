@@ -6,21 +6,18 @@ The counterparts of `skipping`: `on_device` turns any selection of the torch dec
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
-from typing import NamedTuple
 
 import torch
 
+from shadowcore.decode.groups import Group, groups_of
 from shadowcore.decode.kernels import batch as batched
 from shadowcore.decode.kernels.launch import Units
 from shadowcore.decode.kernels.residual import Read
 from shadowcore.decode.kernels.rows import project
-from shadowcore.decode.kernels.select import Choice, Scorer, score, select, unite
+from shadowcore.decode.kernels.select import Choice, score, select, unite
 from shadowcore.decode.skipping import KeepAll, KeepFixed, KeepPredicted, Kept, Selection
 from shadowcore.errors import ConfigError
 from shadowcore.method.policies import kept_units
-from shadowcore.method.predictors import Predictor, UnitScorer
-from shadowcore.method.small import eight_bits
 from shadowcore.models.families import KINDS, Dimensions, Kind
 from shadowcore.models.recording import Site
 
@@ -93,25 +90,6 @@ class GivenUnits(AllUnits):
         if kind not in self._now or layer in self._dense[kind]:
             return None
         return Units(self._now[kind][layer, : self._width[kind]], self._counts[kind][layer, :1], early=True)
-
-
-class Group(NamedTuple):
-    """Weights of one group of a predictor as the kernels read them: D -> r of all kinds -> (layers, U) of each.
-
-    Standardising the feature is folded into `inner`, scaling the scores into each kind's weights.
-    """
-
-    site: Site
-    layers: tuple[int, ...]
-    inner: torch.Tensor  # (r of heads + r of neurons, D)
-    inner_bias: torch.Tensor
-    inner_scale: torch.Tensor | None
-    outer: Mapping[Kind, Scorer]
-
-    def tensors(self) -> list[torch.Tensor]:
-        """All weights."""
-        outer = [tensor for scorer in self.outer.values() for tensor in scorer]
-        return [t for t in (self.inner, self.inner_bias, self.inner_scale, *outer) if t is not None]
 
 
 class PredictedUnits(AllUnits):
@@ -198,8 +176,8 @@ class PredictedUnits(AllUnits):
         site = self._site_of.get(layer)
         if site is None or kind not in self._kept:
             return None
-        # chosen from what enters their own attention or FFN they are known only just in time
-        early = site != Site(layer, "residual" if kind == "heads" else "heads")
+        # heads chosen from the residual that enters their own layer are known only just in time
+        early = not (kind == "heads" and site == Site(layer, "residual"))
         room, count = slice(self._capacity[kind]), self._counts[kind][layer, :1]
         rows = self._rows[kind][layer, room] if self.batch > 1 else None
         return Units(self._index[kind][layer, room], count, early, rows)
@@ -245,56 +223,6 @@ def _given(selection: KeepFixed, sizes: Dimensions, device: torch.device) -> Giv
             if some is not None:
                 lists[kind][0, layer, : len(some.units)] = some.units
     return GivenUnits(lists, counts, dense)
-
-
-def groups_of(
-    predictor: Predictor, kinds: Sequence[Kind], dtype: torch.dtype, device: torch.device, bits: int = 16
-) -> list[Group]:
-    """A trained predictor's weights for the given kinds of unit as the kernels read them; bits: of a weight, 16 or 8.
-
-    With 16 bits weights have `dtype`.
-    """
-    groups = []
-    for index, (site, layers) in enumerate(predictor.groups):
-        scorers: dict[Kind, UnitScorer] = {
-            kind: deepcopy(predictor.scorers[kind][index]).to(device=device, dtype=torch.float32)
-            for kind in KINDS
-            if kind in kinds
-        }
-        with torch.no_grad():
-            inner = [(s.inner.weight / s.feature_scale, s.inner.bias) for s in scorers.values()]
-            biases = [bias - weight @ s.feature_mean for (weight, bias), s in zip(inner, scorers.values(), strict=True)]
-            outer = {
-                kind: (
-                    s.outer.weight.view(s.layers, s.units, -1) * s.score_scale[:, :, None],
-                    s.score_mean + s.score_scale * s.outer.bias.view(s.layers, s.units),
-                )
-                for kind, s in scorers.items()
-            }
-        groups.append(group(site, layers, torch.cat([w for w, _ in inner]), torch.cat(biases), outer, dtype, bits))
-    return groups
-
-
-def group(
-    site: Site,
-    layers: tuple[int, ...],
-    inner: torch.Tensor,
-    inner_bias: torch.Tensor,
-    outer: Mapping[Kind, tuple[torch.Tensor, torch.Tensor]],
-    dtype: torch.dtype,
-    bits: int,
-) -> Group:
-    """A group with its weights in `dtype`, or in 8 bits with one scale a row."""
-
-    def stored(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        return (weight.to(dtype), None) if bits == 16 else eight_bits(weight)
-
-    scorers = {}
-    for kind, (weight, bias) in outer.items():
-        small, scale = stored(weight)
-        scorers[kind] = Scorer(small, bias.float(), scale)
-    small, scale = stored(inner)
-    return Group(site, layers, small, inner_bias.float(), scale, scorers)
 
 
 def _aligned(lists: torch.Tensor) -> torch.Tensor:

@@ -31,9 +31,14 @@ def weight_numbers(family: str, sizes: Dimensions) -> int:
 
 def require_room(family: str, sizes: Dimensions, dtype: torch.dtype, device: torch.device) -> None:
     """Raise ConfigError, with the bytes needed and free, unless a model of these sizes fits on a CUDA device."""
+    require_bytes(weight_numbers(family, sizes) * dtype.itemsize, device)
+
+
+def require_bytes(needed: int, device: torch.device) -> None:
+    """Raise ConfigError, with the bytes needed and free, unless a model's weights fit on a CUDA device."""
     if device.type != "cuda":
         return
-    needed, (free, _) = weight_numbers(family, sizes) * dtype.itemsize, torch.cuda.mem_get_info(device)
+    free, _ = torch.cuda.mem_get_info(device)
     if needed > free:
         raise ConfigError(
             f"model: its weights need {needed:,} bytes, {torch.cuda.get_device_name(device)} has {free:,} free"
@@ -99,7 +104,7 @@ def random_groups(
     device: torch.device, seed: int,
 ) -> list[Any]:  # fmt: skip
     """A random predictor of a design (`method.predictors`) for the kinds of unit in `ranks`, for the kernels."""
-    from shadowcore.decode.chosen import group  # Triton is there where this is called
+    from shadowcore.decode.groups import group  # Triton is there where this is called
 
     generator = torch.Generator(device).manual_seed(seed)
 

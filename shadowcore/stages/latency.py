@@ -17,6 +17,7 @@ import torch
 from shadowcore import artifacts, provenance
 from shadowcore.decode.decoder import Decoder
 from shadowcore.decode.layout import Layout, compacted, from_model
+from shadowcore.decode.random import require_bytes
 from shadowcore.decode.skipping import KeepFixed, KeepPredicted
 from shadowcore.measure import latency, speed
 from shadowcore.measure.activation_masks import ThresholdMasks
@@ -89,7 +90,9 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     prompt = windows_of(inputs.documents, "evaluation", tokenizer, spec.prompt_tokens, 1, spec.seed)[0]
     ids = torch.tensor([prompt.ids], device=device)
     ceiling = speed.read_ceiling(device) if device.type == "cuda" else None
-    model = sources.load_model(inputs.weights, spec.dtype).to(device)
+    model = sources.load_model(inputs.weights, spec.dtype)
+    require_bytes(2 * sum(parameter.nbytes for parameter in model.parameters()), device)  # the model, and our layout
+    model = model.to(device)
     generated = (GENERATED if device.type == "cuda" else spec.new_tokens) if model.dtype == torch.float32 else 0
     room = spec.prompt_tokens + max(spec.new_tokens, generated)
     windows = windows_of(inputs.documents, "train", tokenizer, spec.prompt_tokens, THRESHOLD_WINDOWS, spec.seed)

@@ -12,7 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
-from shadowcore.decode.kernels.launch import Units, begin, options, pass_on, power_of_two, wait
+from shadowcore.decode.kernels.launch import Units, begin, options, power_of_two
 
 TOKENS, WARPS = 64, 4  # of the cache, in one piece
 PROGRAMS, MOST_SPLITS = 512, 16  # splits are chosen so that there are so many programs
@@ -66,9 +66,8 @@ def _attend(
     K: tl.constexpr, KV_HEADS: tl.constexpr, SHARED: tl.constexpr, SPLITS: tl.constexpr,
     TOKENS: tl.constexpr, PDL: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    pass_on(PDL)
     if not EARLY:
-        wait(PDL)
+        begin(PDL)
     slot, split, row = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     now = tl.load(position).to(tl.int32)
     k = tl.arange(0, K)
@@ -77,7 +76,7 @@ def _attend(
     new_values = new_keys + KV_HEADS * K
     if slot >= capacity:
         if EARLY:
-            wait(PDL)
+            begin(PDL)
         if split == 0:
             group = slot - capacity
             place = ((row * KV_HEADS + group).to(tl.int64) * positions + now) * K + k
@@ -94,7 +93,7 @@ def _attend(
         end = tl.minimum((split + 1) * length, now)
         key, value = _past(keys, values, past, token, end, k, K)
         if EARLY:
-            wait(PDL)
+            begin(PDL)
         query = _turned(qkv + slot * K, k, now, cos, signed_sin, K) * scale
         best = tl.full([], float("-inf"), tl.float32)
         weight = tl.full([], 0.0, tl.float32)

@@ -2,9 +2,8 @@
 
 On a GPU that can (capability 9.0 and later) a kernel starts while the one before it still runs: programmatic
 dependent launch. It then waits for that kernel's results, but may before load the weights it will need, where their
-addresses are known. Most kernels let their successor start only after their own wait. The short ones between two
-products (`settle`, attention) do so before it, so that the second product fetches weights while the first one ends;
-no two of them are neighbours. So what a kernel reads ahead must have been written three kernels before it.
+addresses are known. A kernel lets its successor start only after its own wait, so whatever the last but one kernel
+wrote is there from the beginning.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ class Units(NamedTuple):
 
     index: torch.Tensor  # (capacity,) int32
     count: torch.Tensor  # (1,) int32
-    early: bool = False  # written three kernels before they are read: weights may be fetched ahead
+    early: bool = False  # written before the last kernel began: weights may be fetched ahead
     rows: torch.Tensor | None = None  # (capacity,) int32: bit b is set where sequence b of a batch keeps the unit
 
     @property
@@ -60,17 +59,3 @@ def begin(PDL: tl.constexpr):
     if PDL:
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
-
-
-@triton.jit
-def pass_on(PDL: tl.constexpr):
-    """The next kernel may start, though this one has not waited yet."""
-    if PDL:
-        tl.extra.cuda.gdc_launch_dependents()
-
-
-@triton.jit
-def wait(PDL: tl.constexpr):
-    """Wait for the kernel before."""
-    if PDL:
-        tl.extra.cuda.gdc_wait()

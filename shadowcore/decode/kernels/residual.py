@@ -16,9 +16,9 @@ import torch
 import triton
 import triton.language as tl
 
-from shadowcore.decode.kernels.launch import begin, options, pass_on, power_of_two, wait
+from shadowcore.decode.kernels.launch import begin, options, power_of_two
 
-PIECE, ADDENDS, WARPS = 16, 128, 8  # columns of one program, and sums that are added at a time
+PIECE, ADDENDS, WARPS = 32, 128, 8  # columns of one program, and sums that are added at a time
 
 
 class Normed(NamedTuple):
@@ -106,7 +106,7 @@ def _settle(
     D: tl.constexpr, UNIT: tl.constexpr, GROUP: tl.constexpr, PIECE: tl.constexpr, ADDENDS: tl.constexpr,
     PDL: tl.constexpr,
 ):  # fmt: skip
-    pass_on(PDL)
+    begin(PDL)
     piece, row, batch = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
     column = piece * PIECE + tl.arange(0, PIECE)
     inside = column < D
@@ -116,7 +116,6 @@ def _settle(
     x = tl.load(residual + row * D + column, mask=inside, other=0.0)
     if bias is not None:
         x += tl.load(bias + column, mask=inside, other=0.0).to(tl.float32)
-    wait(PDL)
     sums = tl.zeros([ADDENDS, PIECE], tl.float32)
     for first in range(0, groups, ADDENDS):
         group = first + tl.arange(0, ADDENDS)
