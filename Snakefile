@@ -1,4 +1,5 @@
 import json
+import os
 import re
 
 # The study as a table of contents: what is configured, the rules of each stage, what is made in the end.
@@ -60,6 +61,12 @@ rule all:
         rules.tables.input,
         rules.figures.input,
         rules.write_page.output,
+
+
+onstart:
+    place = next(path for path in (jobs.root, *jobs.root.parents) if path.exists())
+    if not os.access(place, os.W_OK):
+        raise WorkflowError(f"{place} cannot be written (Read-only file system, or not yours); results go there")
 
 
 onsuccess:

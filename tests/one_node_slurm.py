@@ -48,9 +48,15 @@ PartitionName=urgent Nodes=ALL MaxTime=INFINITE PriorityTier=9 PreemptMode=OFF
 """
 
 
+# Snakemake's job steps forget SLURM_CONF: the configuration must be where every command looks
+ETC = Path("/etc/slurm")
+FILES = ("slurm.conf", "gres.conf")
+
+
 def available() -> bool:
-    """Whether this machine can have one."""
-    return os.geteuid() == 0 and all(map(shutil.which, ("slurmctld", "slurmd", "munged")))
+    """Whether this machine can have one, and has none."""
+    free = ETC.is_dir() and not any((ETC / name).exists() for name in FILES)
+    return os.geteuid() == 0 and free and all(map(shutil.which, ("slurmctld", "slurmd", "munged")))
 
 
 def _free_port() -> int:
@@ -83,6 +89,9 @@ def one_node(folder: Path) -> Iterator[dict[str, str]]:
         options = [f"--{name}={own / path}" for name, path in files.items()]
         daemons.append(subprocess.Popen(["munged", "--foreground", "--force", *options], stderr=subprocess.DEVNULL))
         (folder / "slurm.conf").write_text(conf + f"AuthInfo=socket={socket_of_munge}\n")
+        for name in FILES:
+            (ETC / name).unlink(missing_ok=True)  # a link to nowhere that a killed one left
+            (ETC / name).symlink_to(folder / name)
         own.chmod(0o755)
         _until(socket_of_munge.exists, "munged")
         daemons.append(_daemon("slurmctld", folder, environment))
@@ -94,6 +103,8 @@ def one_node(folder: Path) -> Iterator[dict[str, str]]:
             daemon.terminate()
         for daemon in daemons:
             daemon.wait(timeout=30)
+        for name in FILES:
+            (ETC / name).unlink(missing_ok=True)
         shutil.rmtree(own, ignore_errors=True)
 
 

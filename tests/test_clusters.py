@@ -107,6 +107,20 @@ def test_a_submitted_job_runs_and_its_result_is_there(stubs, tmp_path):
     assert "--gpus" not in submitted(stubs)[0]
 
 
+@pytest.mark.slow
+def test_another_queue_gets_its_resources_and_runs_the_job(tmp_path, monkeypatch):
+    (tmp_path / "bin").mkdir()
+    qsub = tmp_path / "bin" / "qsub"
+    qsub.write_text(f'#!/bin/bash\necho "$@" >> {tmp_path}/asked\nbash "${{@: -1}}" > /dev/null 2>&1 &\necho 1\n')
+    qsub.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    folder = cluster_house(tmp_path / "house")
+    said = snakemake(folder, "generic", "--latency-wait", "5", "--", "results/tiny/tasks/piqa.parquet")
+    assert said.returncode == 0, said.stderr[-3000:]
+    asked = (tmp_path / "asked").read_text()
+    assert "-l select=1:ncpus=1:mem=2000mb:ngpus=0 -l walltime=30:00" in asked and "-N prepare_benchmark" in asked
+
+
 @pytest.mark.parametrize("profile", PROFILES)
 def test_profiles_agree_on_what_makes_a_result_stale(profile):
     default, other = (

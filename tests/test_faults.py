@@ -55,14 +55,18 @@ def test_a_study_killed_again_and_again_ends_in_the_same_bytes(undisturbed, tmp_
     chooser, kills, rounds = random.Random(int(os.environ.get("FAULTS_SEED", "0"))), 0, 0
     counts = {"job": 0, "snakemake": 0, "all": 0}
     deadline = time.monotonic() + float(os.environ.get("FAULTS_SECONDS", "1e9"))
-    while kills < KILLS and time.monotonic() < deadline:
+
+    def more():
+        return kills < KILLS and time.monotonic() < deadline
+
+    while more():
         house, rounds, finished = same_study(small(tmp_path / f"house-{rounds}"), undisturbed), rounds + 1, False
         while not finished:
             snakemake(house, "--unlock")
             process = start(house)
             what = chooser.choice(list(counts))
             try:  # a run that gets on is left alone once there are enough kills
-                said, _ = process.communicate(timeout=chooser.uniform(3, 14) if kills < KILLS else 600)
+                said, _ = process.communicate(timeout=chooser.uniform(3, 14) if more() else 600)
                 finished = process.returncode == 0
                 assert finished or "Traceback" not in said, said[-3000:]
                 continue
@@ -86,9 +90,10 @@ def test_a_study_killed_again_and_again_ends_in_the_same_bytes(undisturbed, tmp_
                 os.killpg(process.pid, signal.SIGKILL)
                 process.communicate()
             kills, counts[what] = kills + 1, counts[what] + 1
+            print(f"kill {kills}: {what}", flush=True)
         assert tables(house) == tables(undisturbed)
         shutil.rmtree(house)
-    print(f"{kills} kills in {rounds} studies: {counts}")
+    print(f"{kills} kills in {rounds} studies, each to the bytes of the undisturbed one: {counts}")
 
 
 def _line(process):
