@@ -59,6 +59,7 @@ rule all:
     input:
         rules.tables.input,
         rules.figures.input,
+        rules.write_page.output,
 
 
 onsuccess:

@@ -1,4 +1,4 @@
-"""The files between stages: safetensors, Parquet and JSON, each naming its schema and its origin.
+"""The files between stages: safetensors, Parquet and JSON, each naming its schema and its origin; so do figures.
 
 Every file carries a header: schema name and version, the stage and its specification, the hashes of
 its inputs, the code fingerprint, commit and versions. Equal inputs and code give equal bytes. A file
@@ -7,8 +7,15 @@ appears under its name only when it is complete; a reader refuses any other sche
 
 from __future__ import annotations
 
+import errno
+import glob
+import html
 import json
 import os
+import re
+import secrets
+import shutil
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,24 +28,57 @@ from shadowcore.errors import ArtifactError
 
 Header = Mapping[str, Any]
 METADATA_KEY = "shadowcore"
+ABANDONED = 3600.0  # seconds since somebody wrote to it, after which an unfinished file is a killed run's
+UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary neighbour of `path` that takes its place when the block ends well.
 
-    The temporary name is fixed, so what a killed run left behind is overwritten by the next one.
+    Raises ArtifactError where the disk is full or not ours to write to; what was at `path` stays then.
     """
     path = Path(path)
+    with writable(path):
+        partial = neighbour(path)
+        try:
+            yield partial
+            with open(partial, "rb+") as handle:
+                os.fsync(handle.fileno())
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def neighbour(path: Path) -> Path:
+    """A hidden name beside `path` that nobody else has; what killed runs left under such names is removed.
+
+    Nobody else: a run that was given up may still be writing the same file, on another machine of a cluster.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+        try:
+            if time.time() - left.stat().st_mtime > ABANDONED:
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+        except FileNotFoundError:  # its owner, or another like us, was faster
+            pass
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+
+
+@contextmanager
+def writable(path: Path) -> Iterator[None]:
+    """Turn a full or read-only disk, met inside the block, into ArtifactError."""
     try:
-        yield partial
-        with open(partial, "rb+") as handle:
-            os.fsync(handle.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+        yield
+    except Exception as error:  # tokenizers raises no narrower one; the system's number is in its text
+        number = re.search(r"os error (\d+)", str(error))
+        code = int(number[1]) if number else getattr(error, "errno", None)
+        if code not in UNWRITABLE:
+            raise
+        raise ArtifactError(
+            f"{path}: cannot be written ({os.strerror(code)}); what was there before is untouched, and the study goes "
+            "on from here when it can be written"
+        ) from None
 
 
 def write_record(path: Path, schema: str, record: Mapping[str, Any], header: Header) -> None:
@@ -55,6 +95,8 @@ def read_record(path: Path, schema: str) -> dict[str, Any]:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ArtifactError(f"{path}: damaged JSON ({error}); delete the file and run the study again") from None
     _require_schema(path, content.get("schema") if isinstance(content, dict) else None, schema)
+    if not isinstance(content.get("record"), dict):
+        raise ArtifactError(f"{path}: no record; delete the file and run the study again")
     return content["record"]
 
 
@@ -63,14 +105,38 @@ def write_tensors(path: Path, schema: str, tensors: Mapping[str, Any], header: H
     from safetensors.torch import save_file
 
     # under one key: safetensors writes several in any order
-    metadata = {METADATA_KEY: json.dumps({"schema": schema, "header": dict(header)}, sort_keys=True)}
+    metadata = {METADATA_KEY: origin(schema, header)}
     with replacing(path) as partial:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, metadata=metadata)
 
 
+class Tensors:
+    """An open safetensors file, as `safetensors.safe_open` gives it; what it lacks is an ArtifactError."""
+
+    def __init__(self, path: Path, handle: Any):
+        self.path, self.handle = path, handle
+
+    def keys(self) -> list[str]:
+        """Names of its tensors."""
+        return list(self.handle.keys())
+
+    def get_tensor(self, name: str) -> Any:
+        """A whole tensor."""
+        return self.handle.get_tensor(self._known(name))
+
+    def get_slice(self, name: str) -> Any:
+        """A tensor to cut from."""
+        return self.handle.get_slice(self._known(name))
+
+    def _known(self, name: str) -> str:
+        if name not in self.handle.keys():  # noqa: SIM118 (not a dict)
+            raise ArtifactError(f"{self.path}: no tensor '{name}'; delete the file and run the study again")
+        return name
+
+
 @contextmanager
-def open_tensors(path: Path, schema: str) -> Iterator[Any]:
-    """Open a safetensors file for reading tensor by tensor, memory-mapped (`safetensors.safe_open`)."""
+def open_tensors(path: Path, schema: str) -> Iterator[Tensors]:
+    """Open a safetensors file for reading tensor by tensor, memory-mapped."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -79,7 +145,7 @@ def open_tensors(path: Path, schema: str) -> Iterator[Any]:
         raise ArtifactError(f"{path}: damaged safetensors ({error}); delete the file and run the study again") from None
     with handle:
         _require_schema(path, _tensor_metadata(handle).get("schema"), schema)
-        yield handle
+        yield Tensors(path, handle)
 
 
 def read_tensors(path: Path, schema: str) -> dict[str, Any]:
@@ -109,16 +175,69 @@ def read_table(path: Path, schema: str) -> pa.Table:
 
 
 def read_header(path: Path) -> dict[str, Any]:
-    """The header of any of our files: stage, specification, input hashes, code, commit, versions."""
-    path = _existing(path)
-    if path.suffix == ".parquet":
-        return json.loads((pq.read_schema(path).metadata or {}).get(b"header", b"{}"))
-    if path.suffix == ".safetensors":
-        from safetensors import safe_open
+    """The header of any of our files: stage, specification, input hashes, code, commit, versions, device."""
+    return read_origin(path)["header"]
 
-        with safe_open(path, framework="pt") as handle:
-            return _tensor_metadata(handle).get("header", {})
-    return json.loads(path.read_text(encoding="utf-8")).get("header", {})
+
+def read_origin(path: Path) -> dict[str, Any]:
+    """The `schema` and the `header` of any of our files, figures and pages too; ArtifactError where it has none."""
+    path = _existing(path)
+    if path.suffix not in ORIGINS:
+        raise ArtifactError(f"{path}: files of this kind have no header; {', '.join(ORIGINS)} have")
+    try:
+        found = ORIGINS[path.suffix](path)
+    except (ValueError, OSError) as error:  # what pyarrow, PIL and json raise
+        raise ArtifactError(f"{path}: damaged {path.suffix[1:]} ({str(error).splitlines()[0]})") from None
+    if not isinstance(found, dict) or "header" not in found:
+        raise ArtifactError(f"{path}: no header of this project in it; a file that a stage wrote has one")
+    return {"schema": found.get("schema"), "header": found["header"]}
+
+
+def origin(schema: str, header: Header) -> str:
+    """What a file says of where it is from, as text: for formats that have a place for text beside the content."""
+    return json.dumps({"schema": schema, "header": dict(header)}, sort_keys=True)
+
+
+def _of_parquet(path: Path) -> dict[str, Any]:
+    found = pq.read_schema(path).metadata or {}
+    return {"schema": found[b"schema"].decode(), "header": json.loads(found[b"header"])} if b"header" in found else {}
+
+
+def _of_tensors(path: Path) -> dict[str, Any]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="np") as handle:
+            return _tensor_metadata(handle)
+    except SafetensorError as error:
+        raise ValueError(str(error)) from None
+
+
+def _of_png(path: Path) -> dict[str, Any]:
+    from PIL import Image
+
+    with Image.open(path) as image:
+        return json.loads(image.info.get(METADATA_KEY, "{}"))
+
+
+def _of_pdf(path: Path) -> dict[str, Any]:
+    found = re.search(rb"/Keywords \(((?:[^()\\]|\\.)*)\)", path.read_bytes(), re.DOTALL)
+    return json.loads(re.sub(rb"\\(.)", rb"\1", found.group(1))) if found else {}
+
+
+def _of_html(path: Path) -> dict[str, Any]:
+    found = re.search(f'<meta name="{METADATA_KEY}" content="([^"]*)">', path.read_text(encoding="utf-8"))
+    return json.loads(html.unescape(found.group(1))) if found else {}
+
+
+ORIGINS = {
+    ".parquet": _of_parquet,
+    ".safetensors": _of_tensors,
+    ".json": lambda path: json.loads(path.read_text(encoding="utf-8")),
+    ".png": _of_png,
+    ".pdf": _of_pdf,
+    ".html": _of_html,
+}
 
 
 def _tensor_metadata(handle: Any) -> dict[str, Any]:

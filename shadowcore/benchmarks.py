@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from shadowcore import tabular
-from shadowcore.errors import ConfigError, SourceError, one_of
+from shadowcore import artifacts, tabular
+from shadowcore.errors import ArtifactError, ConfigError, SourceError, one_of
 
 FEWSHOT_SEED = 1234  # lm-eval's own default: which examples a prompt shows
 SCHEMA = "benchmark/1"
@@ -100,6 +100,15 @@ def read(name: str, split: str, offline_dir: str | None) -> tuple[list[Document]
     return found, licence, origin
 
 
+def prepared(path: Path) -> list[Document]:
+    """The rows of a file that `prepare-benchmark` wrote; ArtifactError if it is another benchmark's."""
+    table = artifacts.read_table(path, SCHEMA)
+    columns = [*BENCHMARKS[one_of(path.stem, BENCHMARKS, str(path))].columns, SPLIT]
+    if missing := [name for name in columns if name not in table.column_names]:
+        raise ArtifactError(f"{path}: no column '{missing[0]}'; delete the file and run the study again")
+    return table.to_pylist()
+
+
 def subset(documents: Sequence[Document], limit: int | None, seed: int) -> list[Document]:
     """`limit` documents, chosen by a hash of seed and content: a larger limit keeps those of a smaller one."""
     if limit is None:
@@ -136,8 +145,14 @@ def task(name: str, documents: Sequence[Document], pool: Sequence[Document] = ()
 
 def examples(name: str, documents: Sequence[Document]) -> list[str]:
     """Each document as text: its prompt and the right answer, as they stand in a few-shot prompt."""
-    made = task(name, documents)
-    return [_example(made, document) for document in made.eval_docs]
+    for number, document in enumerate(documents):
+        if empty := [column for column, value in document.items() if value is None]:
+            raise SourceError(f"{name}, document {number}: nothing in column '{empty[0]}'; every document needs it")
+    try:
+        made = task(name, documents)
+        return [_example(made, document) for document in made.eval_docs]
+    except (LookupError, TypeError, ValueError) as error:
+        raise SourceError(f"{name}: a document is not one that its prompts can be made of ({error})") from None
 
 
 def _example(made, document: Document) -> str:
@@ -147,6 +162,8 @@ def _example(made, document: Document) -> str:
         prompt = choices[prompt]
     elif choices is not None and isinstance(target, int):
         target = choices[target]
+    elif choices is not None and target not in choices:
+        raise ValueError(f"'{target}' is none of the choices {choices}")
     return f"{prompt}{made.config.target_delimiter}{target}".strip()
 
 

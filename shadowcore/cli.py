@@ -10,15 +10,17 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
 import sys
+import time
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from importlib import import_module
 from pathlib import Path
 
-from shadowcore import __version__
-from shadowcore.errors import ConfigError, ShadowcoreError, one_of
+from shadowcore import __version__, logs
+from shadowcore.devices import reserved
+from shadowcore.errors import ConfigError, OutOfMemory, ShadowcoreError, one_of
 
 STAGES = {
     "fetch-model": "get a model from its source, checked, as safetensors",
@@ -39,16 +41,21 @@ STAGES = {
     "judge-claims": "verdicts on the published claims from the final tables",
     "check-tables": "refuse final tables with values that cannot be",
     "draw": "draw a model's figures from the final tables",
+    "write-page": "write a study's page: its figures, tables and origin in one HTML file",
 }
 COMMANDS = {
+    "doctor": "what is wrong with this machine and environment, each with its fix",
     "fetch": "gather a study's models, texts and benchmarks for a machine without internet",
     "plan": "what a study will take: jobs, hours, disk and memory of every stage",
+    "status": "which jobs of a study are done, run, failed or wait, and when the rest may end",
     "show": "print a study's final tables",
+    "diff": "which numbers of a study moved beyond noise between two runs",
+    "explain": "by which command a file was made, from which files, by which code, on which device",
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0, or 2 with one sentence on standard error."""
+    """Run the command line; returns the exit code: 0, or another with one sentence on standard error."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage())
@@ -59,12 +66,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         one_of(arguments[0], [*STAGES, *COMMANDS], "command")
         if arguments[0] in COMMANDS:
-            {"fetch": fetch, "plan": plan, "show": show}[arguments[0]](arguments[1:])
-        else:
-            run_stage(arguments[0], arguments[1:])
+            return run_command(arguments[0], arguments[1:])
+        run_stage(arguments[0], arguments[1:])
     except ShadowcoreError as error:
         print(f"shadowcore {arguments[0]}: {error}", file=sys.stderr)
-        return 2
+        return error.code
     return 0
 
 
@@ -89,12 +95,20 @@ def usage() -> str:
 def run_stage(name: str, arguments: Sequence[str]) -> None:
     """Parse a stage's options and run it."""
     stage = import_module(f"shadowcore.stages.{name.replace('-', '_')}").STAGE
-    from shadowcore.stages.base import parse_spec  # after the import above: `--help` of shadowcore stays fast
+    # after the import above: `--help` of shadowcore stays fast
+    from shadowcore.stages.base import how_fields, parse_spec
 
-    parser = argparse.ArgumentParser(prog=f"shadowcore {name}", description=STAGES[name], epilog=stage.spec.__doc__)
+    parser = argparse.ArgumentParser(
+        prog=f"shadowcore {name}", description=STAGES[name], epilog=stage.spec.__doc__,
+        fromfile_prefix_chars="@",  # @FILE: more arguments, one a line
+    )  # fmt: skip
     keys = ", ".join(field.name for field in dataclasses.fields(stage.spec)) or "none"
     parser.add_argument("--spec", default="{}", metavar="JSON", help=f"what to do; keys: {keys}")
     parser.add_argument("--threads", type=int, default=None, metavar="N", help="CPU threads (default: torch's own)")
+    devices_help = "GPUs to have alone, 0 to share one (default: those that CUDA shows, used by others or not)"
+    parser.add_argument("--devices", type=int, default=None, metavar="N", help=devices_help)
+    for name in how_fields(stage.spec):
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, metavar="N", help="no result depends on it")
     for part, what in ((stage.inputs, "input"), (stage.outputs, "output")):
         hints = typing.get_type_hints(part)
         for field in dataclasses.fields(part):
@@ -108,7 +122,8 @@ def run_stage(name: str, arguments: Sequence[str]) -> None:
         data = json.loads(parsed.spec)
     except json.JSONDecodeError as error:
         raise ConfigError(f"--spec: not JSON ({error}); an object with keys {keys} would fit") from None
-    spec = parse_spec(stage.spec, data)
+    chosen = {name: value for name in how_fields(stage.spec) if (value := getattr(parsed, name)) is not None}
+    spec = parse_spec(stage.spec, data | chosen if isinstance(data, dict) else data)
     if parsed.threads:
         import torch
 
@@ -120,53 +135,45 @@ def run_stage(name: str, arguments: Sequence[str]) -> None:
         })
         for part in (stage.inputs, stage.outputs)
     ]  # fmt: skip
-    stage.run(spec, *files)
+    with nullcontext() if parsed.devices is None else reserved(parsed.devices), enough_memory():
+        started = time.time()
+        print(logs.heading(words_of(parser, parsed), started), file=sys.stderr, flush=True)
+        stage.run(spec, *files)
+        print(logs.ending(started), file=sys.stderr, flush=True)
 
 
-def fetch(arguments: Sequence[str]) -> None:
-    """Gather what a study downloads."""
-    parser = argparse.ArgumentParser(prog="shadowcore fetch", description=COMMANDS["fetch"])
-    parser.add_argument("config", type=Path, help="a configuration, such as config/paper.yaml")
-    parser.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="where; then `offline: FOLDER`")
-    parsed = parser.parse_args(arguments)
-    from shadowcore.config import load_study
-    from shadowcore.fetch import fetch as gather
-
-    gather(load_study(parsed.config), parsed.to)
-
-
-def plan(arguments: Sequence[str]) -> None:
-    """Print what a study will take, or refuse it."""
-    parser = argparse.ArgumentParser(prog="shadowcore plan", description=COMMANDS["plan"])
-    parser.add_argument("config", type=Path, help="a configuration, such as config/paper.yaml")
-    parser.add_argument("--measured", type=Path, metavar="CONFIG", help="one that ran here: its times count")
-    parser.add_argument("--budget-hours", type=float, metavar="N", help="refuse more hours of jobs than this")
-    parser.add_argument("--budget-gb", type=float, metavar="N", help="refuse more disk than this, 10^9 bytes")
-    parsed = parser.parse_args(arguments)
-    from rich.console import Console
-
-    from shadowcore import plan as planning
-    from shadowcore.config import load_study
-    from shadowcore.jobs import Jobs
-
-    jobs, ran = (Jobs(load_study(path)) for path in (parsed.config, parsed.measured or parsed.config))
-    rates = planning.measured_rates(ran)
-    planned = planning.totals(planning.work(jobs, strict=True), rates)
-    planning.print_totals(planned, rates, Console(width=None if os.isatty(1) else 120))
-    planning.check_budget(planned, parsed.budget_hours, parsed.budget_gb)
+@contextmanager
+def enough_memory() -> Iterator[None]:
+    """Turn what Python, and torch on either device, raise when memory is short into OutOfMemory."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        message = (str(error).splitlines() or [""])[0]
+        named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+        if not named and "can't allocate memory" not in message:
+            raise
+        raise OutOfMemory(
+            f"out of memory ({message or 'Python said no more'}); smaller batches, as `snakemake --retries 3` tries "
+            "them, or more memory would fit"
+        ) from None
 
 
-def show(arguments: Sequence[str]) -> None:
-    """Print the final tables of a study."""
-    parser = argparse.ArgumentParser(prog="shadowcore show", description=COMMANDS["show"])
-    parser.add_argument("results", type=Path, help="a study's results folder, such as results/quick")
-    parser.add_argument("--brief", action="store_true", help="a summary only")
-    parsed = parser.parse_args(arguments)
-    from rich.console import Console
+def words_of(parser: argparse.ArgumentParser, parsed: argparse.Namespace) -> list[str]:
+    """The words after `shadowcore` that say what was asked, whichever way it was said."""
+    words = [parser.prog.split()[-1]]
+    for name, value in vars(parsed).items():
+        values = value if isinstance(value, (list, tuple)) else [value]
+        if values and value is not None:
+            words += [f"--{name.replace('_', '-')}", *map(str, values)]
+    return words
 
-    from shadowcore.report import show as showing
 
-    (showing.summary if parsed.brief else showing.show)(parsed.results, Console(width=None if os.isatty(1) else 120))
+def run_command(name: str, arguments: Sequence[str]) -> int:
+    """Parse a command's options and run it; its exit code, 0 unless it says otherwise."""
+    command = import_module(f"shadowcore.commands.{name}")
+    parser = argparse.ArgumentParser(prog=f"shadowcore {name}", description=COMMANDS[name])
+    command.options(parser)
+    return command.run(parser.parse_args(arguments)) or 0
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from shadowcore.benchmarks import BENCHMARKS
 from shadowcore.errors import ConfigError, near_miss, one_of
 from shadowcore.fields import Fraction, Name, Percent, Positive, Strict, among
 from shadowcore.measure.activation_masks import BASELINES
+from shadowcore.measure.modes import RIVALS
 from shadowcore.measure.protocols import PROTOCOLS
 from shadowcore.method.criteria import CRITERIA
 from shadowcore.method.policies import POLICIES, WHOLE_MODEL_POLICIES
@@ -26,12 +27,12 @@ from shadowcore.models.sources import DTYPES, MODEL_SOURCES
 from shadowcore.recipes import Masked, Preset, Trained, Tuned
 from shadowcore.stages.base import parse_spec
 from shadowcore.stages.conditions import NEEDS_PROMPTS, OWN_TASKS
-from shadowcore.stages.latency_random import RIVALS
 from shadowcore.text import TEXT_SOURCES
 
 TASKS = (*OWN_TASKS, *BENCHMARKS)
 CONSTANT_METHODS = ("random", "static")
 METHODS = ("dense", *CONSTANT_METHODS, *BASELINES, *PREDICTORS, "oracle")
+
 
 # `--config offline=true` arrives as text
 Offline = Annotated[bool | str, BeforeValidator(lambda value: True if value == "true" else value)]
@@ -44,9 +45,11 @@ def source_of(kinds: dict[str, type]) -> Any:
         if not isinstance(value, dict) or len(value) != 1:
             raise ValueError(f"one source is needed, under one of: {', '.join(sorted(kinds))}")
         kind, fields = next(iter(value.items()))
-        one_of(kind, kinds, "source")
         fields = fields if isinstance(fields, dict) else {"name": fields}
-        parse_spec(kinds[kind], fields, f"source.{kind}")
+        try:
+            parse_spec(kinds[one_of(kind, kinds, "source")], fields, f"source.{kind}")
+        except ConfigError as error:  # pydantic adds where in the file
+            raise ValueError(str(error)) from None
         return {kind: fields}
 
     return Annotated[dict, BeforeValidator(check)]
@@ -138,7 +141,7 @@ class Evaluation(Strict):
     a seeded subset; fewshot: numbers of examples in its prompts; rolling_tokens: longest window of wikitext.
     """
 
-    texts: list[str]
+    texts: Annotated[list[str], Field(min_length=1)]
     tasks: list[among(TASKS)]
     offline_dir: str | None = None
     limit: dict[among(BENCHMARKS), Positive] = {}
@@ -173,6 +176,16 @@ class Design(Strict):
     sparsities_pct: list[Percent] = []
 
 
+class Setting(Strict):
+    """Other sequences, lengths and sparsities: see `shadowcore.stages.latency_random`."""
+
+    batch: Annotated[int, Field(ge=1, le=16)] = 1
+    prompt_tokens: Positive | None = None
+    new_tokens: Positive | None = None
+    sparsities_pct: list[Percent] = []
+    models: list[among(PUBLISHED)] = []
+
+
 class LatencyRandom(Strict):
     """Models known by their dimensions, with random weights: see `shadowcore.stages.latency_random`."""
 
@@ -188,6 +201,7 @@ class LatencyRandom(Strict):
     new_tokens: Positive
     repeats: Positive
     warmup: Annotated[int, Field(ge=0)]
+    also: list[Setting] = []
 
 
 class Study(Strict):
@@ -199,9 +213,9 @@ class Study(Strict):
     study: Name
     seed: Annotated[int, Field(ge=0)]
     offline: Offline = False
-    models: dict[Name, Model]
-    texts: dict[Name, Text]
-    calibration: list[str]
+    models: Annotated[dict[Name, Model], Field(min_length=1)]
+    texts: Annotated[dict[Name, Text], Field(min_length=1)]
+    calibration: Annotated[list[str], Field(min_length=1)]
     traces: Traces
     predictors: dict[Name, Preset]
     tuning: Tuned | None = None
@@ -329,7 +343,7 @@ def load_study(path: Path) -> Study:
         return parse_study(yaml.safe_load(Path(path).read_text(encoding="utf-8")), str(path))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: not YAML ({str(error).splitlines()[0]})") from None
 
 

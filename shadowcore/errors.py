@@ -7,7 +7,9 @@ from difflib import get_close_matches
 
 
 class ShadowcoreError(Exception):
-    """Bad input of any kind. The command line prints it as one line and exits with code 2."""
+    """Bad input of any kind. The command line prints it as one line and exits with `code`."""
+
+    code = 2
 
 
 class ConfigError(ShadowcoreError):
@@ -20,6 +22,12 @@ class SourceError(ShadowcoreError):
 
 class ArtifactError(ShadowcoreError):
     """A file between two stages is missing, damaged, or written by another schema."""
+
+
+class OutOfMemory(ShadowcoreError):
+    """A job needs more memory than it has. Trying again helps: Snakemake's next attempt halves the batch."""
+
+    code = 3
 
 
 def near_miss(name: str, choices: Iterable[str]) -> str:

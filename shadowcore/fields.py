@@ -24,7 +24,7 @@ def among(choices) -> Any:
     """A string type that must be one of `choices`; the error names the near miss."""
 
     def check(value: Any) -> str:
-        if value not in choices:
+        if not isinstance(value, str) or value not in choices:
             raise ValueError(f"unknown '{value}'; {near_miss(str(value), choices)}")
         return value
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import cached_property
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -122,12 +123,17 @@ class Jobs:
         one = self.conditions[key]
         return [f"{self.root}/checks/disjoint/{one.calibration}+{one.data}.json"] if one.calibration else []
 
-    def trace(self, model: str, split: str, shard: str) -> dict[str, str]:
+    @cached_property
+    def _used(self) -> set[tuple[str, str]]:
+        """Design and preset of every predictor of the study."""
         used = {(one.method, one.predictor) for one in self.conditions.values() if one.predictor}
         if self.study.latency:
             used |= {(method, self.study.latency.predictor) for method in self.study.latency.methods}
-        plan = self.study.traces
-        return self.params("trace", self._trace(model, split, shard, plan.criteria, self.study.token_criteria, used))
+        return used
+
+    def trace(self, model: str, split: str, shard: str) -> dict[str, str]:
+        criteria, scored = self.study.traces.criteria, self.study.token_criteria
+        return self.params("trace", self._trace(model, split, shard, criteria, scored, self._used))
 
     def trace_on_policy(
         self, model: str, split: str, shard: str, method: str, criterion: str, predictor: str
@@ -257,6 +263,12 @@ class Jobs:
 
         plan = self.study.latency_random.model_dump(exclude={"models"}) | {"model": model, "seed": self.study.seed}
         return self.params("latency-random", parse_spec(Spec, plan))
+
+    def write_page(self) -> dict[str, str]:
+        from shadowcore.stages.write_page import Spec
+
+        # as it was written, not with every default
+        return self.params("write-page", Spec(self.study.model_dump(mode="json", exclude_unset=True)))
 
     def predictor(self, model: str, calibration: str, method: str, criterion: str, predictor: str) -> str:
         """Path stem of a trained predictor, called as paths call it."""

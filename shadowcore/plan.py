@@ -19,7 +19,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from shadowcore import artifacts
+from shadowcore import logs
 from shadowcore.benchmarks import BENCHMARKS
 from shadowcore.errors import ConfigError
 from shadowcore.jobs import Jobs
@@ -29,7 +29,7 @@ from shadowcore.models.families import KINDS, Dimensions, dimensions_of
 from shadowcore.models.published import PUBLISHED, Size
 from shadowcore.models.sources import RandomModel, read_config
 from shadowcore.recipes import Trained
-from shadowcore.stages.base import CARD_SCHEMA
+from shadowcore.stages.base import read_card
 from shadowcore.text import CHOICES
 
 # documents and letters of the evaluated splits, every choice with its prompt (lm-eval 0.4.13)
@@ -43,7 +43,8 @@ TOKENS_A_WORD = 4 / 3
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 START = 8.0  # seconds until a job has imported what it needs
 LOADED = 1e9  # bytes of weights read in a second
-TFLOPS = 100.0  # assumed of one job where none was measured, 10^12 multiplications and additions a second
+TFLOPS = 100.0  # assumed of one job where none was measured, 10^12 multiplications and additions a second, ...
+DECODING = {"latency": 2.0, "latency_random": 2.0}  # ... and of one that reads every weight for every token
 GPU_BYTES = 80e9
 OWN_GPU = 4e9  # bytes of weights, ...
 MUCH = 1e15  # ... and multiplications, from which a job has a GPU for itself
@@ -53,13 +54,13 @@ MEMORY = {
     "trace": (1400, 3), "trace_on_policy": (1400, 3), "average": (2000, 0), "calibrate_thresholds": (1400, 3),
     "train_predictor": (2500, 0), "tune_predictor": (1800, 4), "evaluate": (1400, 2), "evaluate_oracle": (1400, 3),
     "latency": (2800, 4), "latency_random": (5000, 0), "aggregate": (2000, 0), "check_tables": (1000, 0),
-    "judge_claims": (1000, 0), "draw": (1000, 0),
+    "judge_claims": (1000, 0), "draw": (1000, 0), "write_page": (1000, 0),
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Work:
-    """One job: its rule, its name below `benchmarks/<rule>/`, and what it takes.
+    """One job: its rule, what its wildcards make of its name, and what it takes.
 
     flops: multiplications and additions; written, weights, read: bytes it leaves behind, of the model it holds, and
     of what else it holds; activations: bytes that a batch's pass keeps; alone: nothing else may run on its GPU.
@@ -73,6 +74,11 @@ class Work:
     read: float = 0
     activations: float = 0
     alone: bool = False
+
+    @property
+    def place(self) -> str:
+        """Where its log and its times are, below `logs/` and `benchmarks/` and without their endings."""
+        return self.rule if self.name == self.rule else f"{self.rule.removesuffix('_oracle')}/{self.name}"
 
     @property
     def gpus(self) -> int:
@@ -89,13 +95,21 @@ class Work:
         return 1e6 * beside + self.weights * (min(times, 1.2) if self.weights > OWN_GPU else times) + self.read
 
     def seconds(self, rates: Mapping[str, float]) -> float:
-        """Time on one machine; `rates`: multiplications a second by rule, TFLOPS where there is none."""
-        return START + self.weights / LOADED + self.flops / rates.get(self.rule, TFLOPS * 1e12)
+        """Time on one machine; `rates`: multiplications a second by rule, assumed where there is none."""
+        assumed = 1e12 * DECODING.get(self.rule, TFLOPS)
+        return START + self.weights / LOADED + self.flops / rates.get(self.rule, assumed)
 
-    def resources(self) -> dict[str, int]:
-        """As a rule asks for them; three times the assumed time, half an hour at least."""
+    def resources(self, attempt: int = 1) -> dict[str, int | str]:
+        """As a rule asks for them; three times the assumed time, half an hour at least.
+
+        A job that ran out of memory or of time has twice, three times as much at its next attempts. The GPUs go by
+        two names of clusters, `gpu` (a number) and `gres` (text, empty for none), and one of ours, `devices`.
+        """
         minutes = math.ceil(max(30, 3 * self.seconds({}) / 60))
-        return {"mem_mb": math.ceil(self.memory / 1e6), "gpu": self.gpus, "runtime": minutes}
+        return {
+            "mem_mb": math.ceil(self.memory / 1e6) * attempt, "runtime": minutes * attempt, "devices": self.gpus,
+            "gpu": self.gpus, "gres": f"gpu:{self.gpus}" if self.gpus else "",
+        }  # fmt: skip
 
 
 def work(jobs: Jobs, strict: bool = False) -> list[Work]:
@@ -110,12 +124,13 @@ def work(jobs: Jobs, strict: bool = False) -> list[Work]:
     found += [Work("prepare_benchmark", name) for name in study.evaluation.tasks if name in BENCHMARKS]
     pairs = sorted({(one.calibration, one.data) for one in conditions if one.calibration})
     found += [Work("check_disjoint", f"{calibration}+{data}") for calibration, data in pairs]
+    calibrated = {(one.model, one.calibration) for one in conditions if one.method == "threshold"}
     for model in study.models:
         found.append(costs.fetched(model))
         for calibration in study.calibration:
             found += costs.traced("trace", model, f"{model}/{calibration}", jobs.trace)
             found.append(Work("average", f"{model}/{calibration}"))
-            if any((one.method, one.model, one.calibration) == ("threshold", model, calibration) for one in conditions):
+            if (model, calibration) in calibrated:
                 found.append(costs.thresholds(model, calibration))
         if study.latency:
             found.append(costs.timed(model))
@@ -124,14 +139,14 @@ def work(jobs: Jobs, strict: bool = False) -> list[Work]:
         found += costs.training(model, calibration, method, criterion, predictor)
     found += [costs.evaluated(key) for key in jobs.conditions]
     found += [costs.timed_dimensions(model) for model in jobs.timed_dimensions()]
-    return found + [Work(rule, rule) for rule in ("aggregate", "check_tables", "judge_claims")]
+    return found + [Work(rule, rule) for rule in ("aggregate", "check_tables", "judge_claims", "write_page")]
 
 
 def size_of(jobs: Jobs, model: str) -> Size | None:
     """A model's size: from its card if it was fetched, from what its source says, or as published; None if unknown."""
     card = jobs.root / "models" / model / "card.json"
     if card.is_file():
-        record = artifacts.read_record(card, CARD_SCHEMA)
+        record = read_card(card)
         return Size(record["model_type"], Dimensions(**record["dimensions"]))
     kind, fields = next(iter(jobs.study.models[model].source.items()))
     if kind == "random":
@@ -164,6 +179,7 @@ class Costs:
     def __init__(self, jobs: Jobs):
         self.jobs, self.study = jobs, jobs.study
         self.sizes = {model: size_of(jobs, model) for model in jobs.study.models}
+        self.measured_on = {data: self._measured_on(data) for data in jobs.study.evaluation.texts}
 
     def of_model(self, rule: str, name: str, model: str, tokens: float, flops: int, batch: int, **more) -> Work:
         """A job that passes `tokens` through a model, `flops` for every weight and token, `batch` tokens at once."""
@@ -196,7 +212,7 @@ class Costs:
             found.append(
                 self.of_model(
                     rule, f"{place}/{split}-{shard}", model, windows * spec["window_tokens"], 8 if twice else 4,
-                    spec["batch"] * spec["window_tokens"], written=written,
+                    self.study.traces.batch * spec["window_tokens"], written=written,
                 )
             )  # fmt: skip
         return found
@@ -261,7 +277,7 @@ class Costs:
     def evaluated(self, key: tuple[str, str, str, int]) -> Work:
         """A condition's evaluation; the oracle scores every token, forward and backward, before it masks it."""
         plan, oracle = self.study.evaluation, self.jobs.conditions[key].method == "oracle"
-        documents, tokens = self._measured_on(key[1])
+        documents, tokens = self.measured_on[key[1]]
         return self.of_model(
             "evaluate_oracle" if oracle else "evaluate", "/".join(map(str, key)), key[0], tokens, 6 if oracle else 2,
             plan.window_batch * plan.window_tokens, written=9e3 + 30 * documents,
@@ -301,7 +317,13 @@ class Costs:
         sparsities = len(plan.sparsities_pct)
         designs = sum(len(one.sparsities_pct) or sparsities for one in plan.designs)
         modes = 1 + sparsities + designs + len(plan.baselines)
-        tokens = modes * (plan.repeats + plan.warmup) * (2 * plan.prompt_tokens + plan.short_tokens + plan.new_tokens)
+        tokens = modes * (2 * plan.prompt_tokens + plan.short_tokens + plan.new_tokens)
+        for one in plan.also:
+            if not one.models or model in one.models:
+                few = 2 + 3 * (len(one.sparsities_pct) or sparsities)
+                lengths = 2 * (one.prompt_tokens or plan.prompt_tokens) + (one.new_tokens or plan.new_tokens)
+                tokens += few * one.batch * (lengths + plan.short_tokens)
+        tokens *= plan.repeats + plan.warmup
         weights = size.parameters * BYTES[plan.dtype]
         return Work("latency_random", model, 2 * size.multiplied * tokens, weights=weights, alone=True)
 
@@ -310,12 +332,17 @@ def measured_rates(jobs: Jobs) -> dict[str, float]:
     """Multiplications a second by rule in a study that has run, wholly or in part: from its `benchmark:` files."""
     done: dict[str, list[tuple[float, float]]] = {}
     for one in work(jobs):
-        path = jobs.root / "benchmarks" / one.rule.removesuffix("_oracle") / f"{one.name}.tsv"
-        if one.flops and path.is_file():
-            head, first = (line.split("\t") for line in path.read_text().splitlines()[:2])
-            seconds = float(first[head.index("s")]) - START - one.weights / LOADED
+        measured = measured_seconds(jobs.root, one)
+        if one.flops and measured is not None:
+            seconds = measured - START - one.weights / LOADED
             done.setdefault(one.rule, []).append((one.flops, max(seconds, 1.0)))
     return {rule: sum(flops for flops, _ in found) / sum(s for _, s in found) for rule, found in done.items()}
+
+
+def measured_seconds(root: Path, job: Work) -> float | None:
+    """What a job took when it last ended well, by its `benchmark:` file; None where there is none."""
+    seconds = logs.times(root / "benchmarks" / f"{job.place}.tsv").get("s")
+    return None if seconds is None else float(seconds)
 
 
 class Total(NamedTuple):
@@ -369,5 +396,6 @@ def print_totals(planned: Mapping[str, Total], rates: Mapping[str, float], conso
         table.add_row(rule, *numbers, f"{one.memory / 1e9:.1f}", str(one.gpus), rate)
     console.print(table)
     traces = sum(one.disk for rule, one in planned.items() if rule.startswith("trace"))
-    words = f"Traces: {traces / 1e9:,.1f} GB. Stages with no measured rate are taken to make {TFLOPS:g} TFLOP/s"
-    console.print(f"{words} a job; `--measured CONFIG` takes the times of a study that ran.", highlight=False)
+    words = f"Traces: {traces / 1e9:,.1f} GB. Stages with no measured rate are taken to make {TFLOPS:g} TFLOP/s a job, "
+    words += f"{DECODING['latency']:g} where tokens are decoded one by one; "
+    console.print(f"{words}`--measured CONFIG` takes the times of a study that ran.", highlight=False)

@@ -11,6 +11,7 @@ import ast
 import hashlib
 import platform
 import subprocess
+import sys
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -77,14 +78,34 @@ def file_sha256(path: Path) -> str:
 
 
 def run_information() -> dict[str, str]:
-    """Commit, versions and processor: equal for two runs of one commit on one machine (no time stamps)."""
-    information = {"python": platform.python_version(), "machine": platform.machine(), "commit": _commit()}
+    """Commit, versions and device: equal for two runs of one commit on one machine (no time stamps)."""
+    information = {"python": platform.python_version(), "machine": platform.machine()}
+    information |= {"device": device_name(), "commit": _commit()}
     for package in RECORDED_PACKAGES:
         try:
             information[package] = version(package)
         except PackageNotFoundError:
             information[package] = "absent"
     return information
+
+
+def device_name() -> str:
+    """The GPU that torch has been using in this process, or the processor."""
+    torch = sys.modules.get("torch")  # who has not imported it has used no GPU
+    if torch is not None and torch.cuda.is_initialized():
+        return torch.cuda.get_device_name()
+    return processor_name()
+
+
+@cache
+def processor_name() -> str:
+    """The processor's model name as the system gives it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 @cache

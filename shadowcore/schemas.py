@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
+from shadowcore import artifacts
 from shadowcore.errors import ArtifactError
 
 TEXT, INTEGER, NUMBER = pa.string(), pa.int64(), pa.float64()
@@ -31,14 +33,30 @@ class Table:
         """What the file says it is: "name/version"."""
         return f"{self.name}/{self.version}"
 
+    @property
+    def arrow(self) -> pa.Schema:
+        """Its columns as Arrow has them."""
+        return pa.schema([(name, kind) for name, (kind, _) in self.columns.items()])
+
+    def read(self, path: Path) -> pa.Table:
+        """The table in a file of this schema; ArtifactError if its columns are not those, others beside them may be."""
+        table = artifacts.read_table(path, self.schema)
+        for field in self.arrow:
+            found = table.schema.field(field.name).type if field.name in table.column_names else "no such column"
+            if found != field.type:
+                raise ArtifactError(
+                    f"{path}: column '{field.name}': {found} where {field.type} is read; delete the file and run the "
+                    "study again"
+                )
+        return table
+
     def build(self, rows: Iterable[Mapping[str, Any]]) -> pa.Table:
         """An Arrow table of `rows`; a key that is not a column is an error, a missing one is null."""
         rows = list(rows)
         for row in rows:
             if unknown := set(row) - set(self.columns):
                 raise ArtifactError(f"table '{self.name}' has no column {sorted(unknown)}")
-        schema = pa.schema([(name, kind) for name, (kind, _) in self.columns.items()])
-        return pa.Table.from_pylist([{name: row.get(name) for name in self.columns} for row in rows], schema=schema)
+        return pa.Table.from_pylist([{name: row.get(name) for name in self.columns} for row in rows], schema=self.arrow)
 
 
 # what was put on the model: shared by every row that is about a sparse model
@@ -180,7 +198,7 @@ CRITERIA = Table(
 )  # fmt: skip
 
 LATENCY = Table(
-    "latency", 2, "time per token of one decoding mode (median over repeats)",
+    "latency", 3, "time per token of one decoding mode (median over repeats)",
     {
         "model": CONDITION["model"],
         "device": (TEXT, "processor or GPU"),
@@ -206,6 +224,7 @@ LATENCY = Table(
         "ms_p90": (NUMBER, "90th percentile over repeats"),
         "ttft_ms": (NUMBER, "median time of the prompt's pass, milliseconds"),
         "predictor_ms": (NUMBER, "median time of predictor and selection in a step, measured apart; null without"),
+        "selection_ms": (NUMBER, "time of a step's selections alone, one launch a predictor; null where not measured"),
         "attention_ms": (NUMBER, "time of all layers' attention and its projections, alone"),
         "ffn_ms": (NUMBER, "time of all layers' FFNs, alone"),
         "norms_ms": (NUMBER, "time of all additions to the residual and its norms, alone"),
@@ -218,18 +237,20 @@ LATENCY = Table(
         "gb_per_s": (NUMBER, "gb_per_token over the median time"),
         "ceiling_gb_s": (NUMBER, "fastest reading or copying seen on the device, measured first, 10^9 bytes a second"),
         "roofline_ms": (NUMBER, "gb_per_token and the cached keys and values over the ceiling"),
+        "model_gb": (NUMBER, "weights of the whole model, 10^9 bytes"),
+        "cache_gb": (NUMBER, "keys and values of all positions there is room for, 10^9 bytes"),
         "peak_gb": (NUMBER, "most memory in use with this decoder alone: weights, cache, predictor, rest"),
         "gate_error": (NUMBER, "relative error of the logits against float32 before timing"),
         "repeats": (INTEGER, "repeats"),
     },
 )  # fmt: skip
 LATENCY_REPEATS = Table(
-    "latency_repeats", 2, "one timed repeat of one decoding mode",
+    "latency_repeats", 3, "one timed repeat of one decoding mode",
     {
         name: LATENCY.columns[name]
         for name in (
             "model", "device", "mode", "units", "sparsity_pct", "predictor_rank", "predictor_rank_heads",
-            "predictor_bits", "predictor_groups",
+            "predictor_bits", "predictor_groups", "batch", "prompt_tokens", "new_tokens",
         )
     } | {
         "repeat": (INTEGER, "repeat, from 0; modes take turns inside a repeat"),

@@ -1,8 +1,12 @@
 """Files between stages: same bytes for the same content, nothing half-written, no other schema read."""
 
+import errno
+import os
+
 import pyarrow as pa
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from shadowcore import artifacts
 from shadowcore.errors import ArtifactError
@@ -73,3 +77,45 @@ def test_nothing_appears_when_writing_fails(tmp_path):
         partial.write_text("half")
         raise RuntimeError
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_without_an_origin_says_so(kind, tmp_path):
+    path, write, _, content = kind
+    write(path, "thing/1", content, HEADER)
+    assert artifacts.read_origin(path) == {"schema": "thing/1", "header": HEADER}
+    path.write_bytes(path.read_bytes()[:20])
+    with pytest.raises(ArtifactError, match=f"{path.name}: damaged"):
+        artifacts.read_origin(path)
+    for name, text in (("page.html", "<html></html>"), ("other.json", "[1]"), ("figure.pdf", "%PDF /Keywords (x")):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(ArtifactError, match=f"{name}: no header of this project"):
+            artifacts.read_origin(tmp_path / name)
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(ArtifactError, match="notes.txt: files of this kind have no header"):
+        artifacts.read_origin(tmp_path / "notes.txt")
+
+
+def test_two_that_write_the_same_file_do_not_meet_and_old_leftovers_go(tmp_path):
+    path = tmp_path / "file"
+    left = tmp_path / ".file.0.partial"
+    left.write_text("half")
+    os.utime(left, (1e9, 1e9))
+    with artifacts.replacing(path) as ours:
+        ours.write_text("ours")
+        with artifacts.replacing(path) as theirs:  # of a run that was given up, and goes on
+            theirs.write_text("theirs")
+        assert path.read_text() == "theirs"
+    assert path.read_text() == "ours" and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS])
+def test_a_full_or_read_only_disk_is_one_sentence_and_the_old_file_stays(kind, code):
+    path, write, read, content = kind
+    write(path, "thing/1", content, HEADER)
+    message = rf"{path.name}: cannot be written \({os.strerror(code)}\)"
+    with pytest.raises(ArtifactError, match=message), artifacts.replacing(path):
+        raise OSError(code, os.strerror(code))
+    with pytest.raises(ArtifactError, match=message), artifacts.writable(path):
+        raise SafetensorError(f"Error while serializing: I/O error: what (os error {code})")
+    read(path, "thing/1")
+    assert list(path.parent.iterdir()) == [path]

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 
 from shadowcore import cli
 
@@ -48,3 +49,32 @@ def test_a_failed_stage_leaves_nothing_behind(capsys, tmp_path):
     code, printed = run(capsys, "average", "--spec", json.dumps(spec), "--traces", trace, "--scores", out)
     assert code == 2 and "train-0.safetensors: damaged safetensors" in printed.err
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"),
+        MemoryError(),
+    ],
+)
+def test_too_little_memory_has_an_exit_code_of_its_own(capsys, monkeypatch, tmp_path, error):
+    from dataclasses import replace
+
+    from shadowcore.stages import average
+
+    def full(*_):
+        raise error
+
+    monkeypatch.setattr(average, "STAGE", replace(average.STAGE, run=full))
+    spec = '{"model": "m", "calibration": "c", "criteria": []}'
+    code, printed = run(capsys, "average", "--spec", spec, "--scores", tmp_path / "s")
+    assert code == 3 and "out of memory" in printed.err and len(printed.err.strip().splitlines()) == 1
+
+
+def test_arguments_can_come_from_a_file(capsys, tmp_path):
+    (tmp_path / "paths").write_text(f"{tmp_path}/a b.safetensors\n{tmp_path}/c.safetensors\n")
+    spec = '{"model": "m", "calibration": "c", "criteria": ["plainact"]}'
+    code, printed = run(capsys, "average", "--spec", spec, "--traces", f"@{tmp_path}/paths", "--scores", tmp_path / "s")
+    assert code == 2 and "a b.safetensors: no such file" in printed.err

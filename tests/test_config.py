@@ -95,6 +95,8 @@ def test_shipped_configurations_are_valid(path):
         (["models", "smollm2-135m", "source"], {"folder": {"pth": "x"}}, "unknown key 'pth'; did you mean 'path'"),
         (["models", "smollm2-135m", "dtype"], "float31", "unknown 'float31'; did you mean 'float32'"),
         (["models"], {"../up": QUICK["models"]["smollm2-135m"]}, "models.../up"),
+        (["models"], {}, "models: .*at least 1 item"),
+        (["evaluation", "texts"], [], "evaluation.texts: .*at least 1 item"),
         (
             ["texts", "wikipedia", "true_continuation"],
             None,
@@ -221,3 +223,12 @@ def test_specifications_change_only_where_the_configuration_does():
     key = next(iter(before.conditions))
     assert before.trace(key[0], "train", "0") == after.trace(key[0], "train", "0")
     assert before.evaluate("evaluate", key) != after.evaluate("evaluate", key)
+
+
+def test_the_size_of_a_batch_makes_nothing_stale():
+    before = Jobs(parse_study(QUICK, "config"))
+    study = changed(["traces", "batch"], 1)
+    study["evaluation"] |= {"window_batch": 1, "request_batch": 1}
+    after, key = Jobs(parse_study(study, "config")), next(iter(before.conditions))
+    assert before.trace(key[0], "train", "0") == after.trace(key[0], "train", "0")
+    assert before.evaluate("evaluate", key) == after.evaluate("evaluate", key)

@@ -9,16 +9,8 @@ from shadowcore.decode.decoder import Decoder
 from shadowcore.decode.layout import compacted, from_model, weights_of
 from shadowcore.decode.skipping import KeepFixed, KeepPredicted, kept_of
 from shadowcore.errors import ConfigError
-from shadowcore.measure.latency import (
-    Disagreement,
-    HuggingFaceDecoder,
-    bytes_per_step,
-    check,
-    measure,
-    predictor_bytes,
-    predictor_time,
-    summarise,
-)
+from shadowcore.measure.agreement import Disagreement, HuggingFaceDecoder, check
+from shadowcore.measure.latency import bytes_per_step, measure, predictor_bytes, predictor_time, summarise
 from shadowcore.measure.sparsity import PredictedMasks, SparseModel
 from shadowcore.method.predictors import PREDICTORS, Predictor
 from shadowcore.models.families import KINDS, dimensions_of
@@ -253,7 +245,7 @@ def test_timing_takes_turns_and_keeps_raw_times(tiny, tokens):
         "static": Decoder(compacted(layout, random_masks(tiny)), 20),
         "shadow": Decoder(layout, 20, KeepPredicted(random_predictor(tiny, "shadow"), "per_layer", HALF)),
     }
-    raw = measure(variants, tokens, new_tokens=3, repeats=2, warmup=1, reference=tiny)
+    raw = measure(variants, tokens, new_tokens=3, repeats=2, warmup=1)
     assert [(row["repeat"], row["variant"]) for row in raw] == [(r, name) for r in (0, 1) for name in variants]
     assert all(row["ttft_ms"] > 0 and row["ms_per_token"] > 0 for row in raw)
     assert [row["variant"] for row in summarise(raw)] == list(variants)
@@ -261,14 +253,14 @@ def test_timing_takes_turns_and_keeps_raw_times(tiny, tokens):
     with pytest.raises(ConfigError, match="has no predictor"):
         predictor_time(variants["dense"], tokens[:, 0], repeats=1)
     with pytest.raises(ConfigError, match="2 or more"):
-        measure(variants, tokens[:, :1], new_tokens=3, repeats=1, warmup=0, reference=tiny)
+        measure(variants, tokens[:, :1], new_tokens=3, repeats=1, warmup=0)
 
 
 def test_wrong_numbers_are_not_timed(tiny, tokens):
     layout = from_model(tiny)
     layout.layers[2].output[1] *= 2
     with pytest.raises(Disagreement, match="variant 'broken': logits of the prompt"):
-        measure({"broken": Decoder(layout, 20)}, tokens, new_tokens=3, repeats=1, warmup=0, reference=tiny)
+        check("broken", Decoder(layout, 20), tiny, tokens[:1])
 
 
 class WrongSelection(KeepFixed):

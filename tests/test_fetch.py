@@ -71,7 +71,8 @@ def measured(data, folder):
     benchmarks = [str(folder / "piqa.parquet"), str(folder / "wikitext.parquet")]
     arguments = ["--card", folder / "card.json", "--weights", folder / "weights", "--benchmarks", *benchmarks]
     arguments += ["--documents", text["documents"], "--tasks", text["tasks"], "--outcomes", folder / "outcomes.parquet"]
-    assert cli.main(["evaluate", "--spec", spec, *map(str, arguments)]) == 0
+    batches = ["--window-batch", "2", "--request-batch", "4"]
+    assert cli.main(["evaluate", "--spec", spec, *batches, *map(str, arguments)]) == 0
     return pq.read_table(folder / "outcomes.parquet").replace_schema_metadata(None)
 
 

@@ -4,8 +4,10 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
 
+from shadowcore.decode.decoder import Decoder
 from shadowcore.decode.layout import from_model
-from shadowcore.measure.latency import check
+from shadowcore.measure.agreement import check, gate, upcast
+from shadowcore.measure.speed import fill_cache
 from shadowcore.method.predictors import Predictor
 from shadowcore.models.families import KINDS, dimensions_of
 
@@ -78,3 +80,15 @@ def test_200_tokens_in_float32_are_those_of_hugging_face():
     model.generation_config.eos_token_id = None  # our decoder does not stop
     theirs = model.generate(prompt, do_sample=False, min_new_tokens=200, max_new_tokens=200)[:, 32:]
     assert torch.equal(decoder.generate(prompt, 200), theirs)
+
+
+@pytest.mark.parametrize("sequences", [2, 16])
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_a_batch_is_the_torch_decoder(name, sequences):
+    layout = from_model(made(name, torch.bfloat16))
+    reference = Decoder(upcast(layout), 96)
+    tokens = torch.arange(sequences, device="cuda") + 11
+    for mode, decoder in decoders(layout, 96):
+        decoder.reset(sequences)
+        fill_cache(decoder, seed=1)
+        gate(mode, decoder, reference, 70, tokens)

@@ -6,6 +6,8 @@ from test_decoder import HALF, PROMPT, VARIANTS, all_logits, close, logits_of, r
 from transformers import OPTConfig, OPTForCausalLM
 
 pytest.importorskip("triton", reason="Triton is not installed, so there is no Triton decoder to test")
+if torch.cuda.is_available():
+    pytest.skip("models on the CPU, kernels interpreted; test_gpu.py has those on a GPU", allow_module_level=True)
 
 from shadowcore.decode.chosen import GivenUnits, PredictedUnits, groups_of
 from shadowcore.decode.decoder import Decoder
@@ -13,7 +15,8 @@ from shadowcore.decode.graph import GraphDecoder
 from shadowcore.decode.layout import compacted, from_model
 from shadowcore.decode.skipping import KeepFixed, KeepPredicted
 from shadowcore.errors import ConfigError
-from shadowcore.measure.latency import HuggingFaceDecoder, bytes_per_step, check, predictor_bytes
+from shadowcore.measure.agreement import HuggingFaceDecoder, check
+from shadowcore.measure.latency import bytes_per_step, predictor_bytes
 from shadowcore.measure.rivals import TorchGraph
 from shadowcore.method.small import eight_bits
 from shadowcore.models.families import KINDS
@@ -113,8 +116,12 @@ def test_relu_loses_nothing_and_a_threshold_masks(ids):
     ).eval()  # fmt: skip
     layout = from_model(model)
     dense = logits_of(GraphDecoder(layout, ROOM), ids)
-    close(logits_of(GraphDecoder(layout, ROOM, threshold=0.0), ids), dense)
-    assert not torch.allclose(logits_of(GraphDecoder(layout, ROOM, threshold=1.0), ids)[:, 1:], dense[:, 1:], atol=1e-2)
+    close(logits_of(GraphDecoder(layout, ROOM, thresholds=[0.0] * layout.sizes.layers), ids), dense)
+    assert not torch.allclose(
+        logits_of(GraphDecoder(layout, ROOM, thresholds=[1.0] * layout.sizes.layers), ids)[:, 1:],
+        dense[:, 1:],
+        atol=1e-2,
+    )
 
 
 def test_the_dense_baseline_is_the_model(tiny, ids):
@@ -141,8 +148,14 @@ def test_given_units_take_turns(tiny, ids):
 
 def test_what_is_not_served_is_refused(tiny, tokens):
     layout = from_model(tiny)
-    with pytest.raises(ConfigError, match="decodes 1 sequence, 2 found; the torch backend"):
-        GraphDecoder(layout, ROOM).prefill(tokens)
+    with pytest.raises(ConfigError, match="up to 16 sequences, 17 found; the torch backend"):
+        GraphDecoder(layout, ROOM).prefill(tokens[:1].expand(17, -1))
+    with pytest.raises(ConfigError, match="a threshold decodes 1 sequence, 2 found"):
+        GraphDecoder(layout, ROOM, thresholds=[0.1] * layout.sizes.layers).prefill(tokens)
+    with pytest.raises(ConfigError, match="TorchGraph decodes greedily, at 0; 0.5 found"):
+        TorchGraph(layout, ROOM).generate(tokens[:1], 2, temperature=0.5)
+    with pytest.raises(ConfigError, match="-1 found, 0"):
+        GraphDecoder(layout, ROOM).generate(tokens[:1], 2, temperature=-1)
     with pytest.raises(ConfigError, match="holds 5 positions, 6 are needed"):
         GraphDecoder(layout, 5).generate(tokens[:1, :5], 2)
     with pytest.raises(ConfigError, match="'global'.*torch backend has it"):
@@ -158,3 +171,46 @@ def test_what_is_not_served_is_refused(tiny, tokens):
     )  # fmt: skip
     with pytest.raises(ConfigError, match="head width: 12 is not served"):
         GraphDecoder(from_model(odd), ROOM)
+
+
+@pytest.mark.parametrize("design, count", [(None, 1), ("shadow", 1), ("segments", 2), ("layerwise_own", 1)])
+def test_several_sequences_share_what_is_read(tiny, tokens, design, count):
+    layout, ids = from_model(tiny), torch.cat((tokens, tokens.flip(1)))[:3, :8]
+    selection = None
+    if design:
+        kinds = {"neurons": 50} if design == "layerwise_own" else HALF
+        selection = KeepPredicted(random_predictor(tiny, design, count), "per_layer", kinds)
+    ours, theirs = GraphDecoder(layout, ROOM, selection), Decoder(layout, ROOM, selection)
+    together = logits_of(ours, ids)
+    close(together, logits_of(theirs, ids))
+    for layer in range(layout.sizes.layers):
+        for kind in KINDS:
+            kept, wanted = ours.selection.kept(layer, kind), theirs.selection.kept(layer, kind)
+            assert (kept is None) == (wanted is None)
+            if kept is not None:
+                assert torch.equal(kept.units, wanted.units) and torch.equal(kept.rows, wanted.rows)
+    assert bytes_per_step(ours) - predictor_bytes(ours) == bytes_per_step(theirs) - predictor_bytes(theirs)
+    for row in range(2):  # rows do not see each other, and one decoder serves batches of any size
+        close(logits_of(ours, ids[row : row + 1]), together[row : row + 1])
+
+
+def test_several_sequences_with_fixed_or_compacted_units(tiny, tokens):
+    keep, layout = random_masks(tiny), from_model(tiny)
+    ids = tokens[:, :8]
+    close(
+        logits_of(GraphDecoder(layout, ROOM, KeepFixed(keep)), ids),
+        logits_of(Decoder(layout, ROOM, KeepFixed(keep)), ids),
+    )
+    cut = compacted(layout, keep)
+    close(logits_of(GraphDecoder(cut, ROOM), ids), logits_of(Decoder(cut, ROOM), ids))
+    close(logits_of(TorchGraph(layout, ROOM), ids), logits_of(Decoder(layout, ROOM), ids))
+
+
+def test_drawing_follows_the_probabilities(tiny, ids):
+    decoder, prompt = GraphDecoder(from_model(tiny), 14), ids[:, :3].expand(16, -1)
+    greedy = decoder.generate(prompt, 4)
+    assert torch.equal(decoder.generate(prompt, 4, temperature=1e-4, seed=3), greedy)
+    drawn = decoder.generate(prompt, 4, temperature=1.0, seed=3)
+    assert torch.equal(decoder.generate(prompt, 4, temperature=1.0, seed=3), drawn)
+    assert not torch.equal(decoder.generate(prompt, 4, temperature=1.0, seed=4), drawn)
+    assert len(set(map(tuple, drawn.tolist()))) > 8  # equal prompts go on differently

@@ -16,9 +16,9 @@ MODULES = sorted(
 )
 # from the ground up; a room may import from its own floor and those below
 FLOORS = [
-    ["errors", "provenance"], ["artifacts"], ["schemas", "packages", "tabular"], ["benchmarks"],
-    ["text", "models", "dictionary"], ["method"], ["decode"], ["measure"], ["report"], ["stages"],
-    ["fields"], ["recipes"], ["config"], ["jobs"], ["fetch", "plan"], ["cli"], ["__main__"],
+    ["errors", "provenance"], ["devices", "artifacts", "logs"], ["schemas", "packages", "tabular", "lineage"],
+    ["benchmarks"], ["text", "models", "dictionary"], ["method"], ["decode"], ["measure"], ["report"], ["stages"],
+    ["fields"], ["recipes"], ["config"], ["jobs"], ["fetch", "plan"], ["commands"], ["cli"], ["__main__"],
 ]  # fmt: skip
 
 

@@ -5,10 +5,13 @@ import torch
 
 pytest.importorskip("triton", reason="Triton is not installed, so there are no kernels to test")
 
+from shadowcore.decode.kernels import batch
 from shadowcore.decode.kernels.attention import Attention
+from shadowcore.decode.kernels.choose import Chooser
 from shadowcore.decode.kernels.launch import Units
-from shadowcore.decode.kernels.rows import Partial, project, settle
-from shadowcore.decode.kernels.select import Choice, Scorer, score, select
+from shadowcore.decode.kernels.residual import Normed, Read, embed, folded, settle
+from shadowcore.decode.kernels.rows import accumulate, partial_sums, project
+from shadowcore.decode.kernels.select import Choice, Scorer, score, select, unite
 from shadowcore.method.policies import top_units
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -23,11 +26,16 @@ def poisoned(*shape):
     return torch.full(shape, float("nan"), device=DEVICE)
 
 
-def units_of(chosen, capacity=None):
+def units_of(chosen, capacity=None, rows=None):
     """Given units in a buffer with room for more: what is beyond the count must not matter."""
     index = torch.full((capacity or len(chosen),), 10**6, dtype=torch.int32, device=DEVICE)
     index[: len(chosen)] = torch.tensor(chosen, dtype=torch.int32)
-    return Units(index, torch.tensor([len(chosen)], dtype=torch.int32, device=DEVICE))
+    return Units(index, torch.tensor([len(chosen)], dtype=torch.int32, device=DEVICE), rows=rows)
+
+
+def bits_of(keeps):
+    """Of which sequences keep each unit, (B, n) bool, the bits (n,)."""
+    return (keeps.int() << torch.arange(len(keeps), device=DEVICE)[:, None]).sum(0, dtype=torch.int32)
 
 
 def close(ours, exact, tolerance=1e-5):
@@ -47,11 +55,11 @@ def test_project(width, activation, parts, bias):
         "silu": lambda: torch.nn.functional.silu(exact[:, 0]) * exact[:, 1],
     }[activation]()
     out = poisoned(10)
-    project(x, weight, b, out, activation=activation)
+    project(x, weight, Read(None, b), out, activation=activation)
     close(out, exact)
     chosen = [7, 0, 9, 3]
     gathered = poisoned(6)
-    project(x, weight, b, gathered, units_of(chosen, 6), activation=activation)
+    project(x, weight, Read(None, b), gathered, units_of(chosen, 6), activation=activation)
     assert torch.equal(gathered[:4], out[chosen]) and gathered[4:].isnan().all()
 
 
@@ -60,7 +68,7 @@ def test_project_heads_and_a_tail(width):
     x, weight, bias = random(width, dtype=torch.bfloat16), random(6, 4, width, dtype=torch.bfloat16), random(6, 4)
     exact = weight.double() @ x.double() + bias.double()
     out = poisoned(3 + 2, 4)  # room for 3 of 4 heads, then 2 that are always there
-    project(x, weight, bias, out, units_of([3, 1], 3), unit_rows=4, tail_rows=8)
+    project(x, weight, Read(None, bias), out, units_of([3, 1], 3), unit_rows=4, tail_rows=8)
     close(out[[0, 1, 3, 4]], exact[[3, 1, 4, 5]])
     assert out[2].isnan().all()
 
@@ -68,44 +76,73 @@ def test_project_heads_and_a_tail(width):
 def test_project_8_bit_rows():
     x, weight, scale, bias = random(32), torch.randint(-127, 128, (10, 32), dtype=torch.int8), random(10), random(10)
     weight, out = weight.to(DEVICE), poisoned(10)
-    project(x, weight, bias, out, scale=scale)
+    project(x, weight, Read(None, bias), out, scale=scale)
     close(out, scale.double() * (weight.double() @ x.double()) + bias.double())
 
 
+def normed_exactly(x, gain, shift, rms):
+    centred = x if rms else x - x.mean(-1, keepdim=True)
+    return centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt() * gain + (0 if shift is None else shift)
+
+
+@pytest.mark.parametrize("sequences", [1, 3])
 @pytest.mark.parametrize("rms", [True, False])
-@pytest.mark.parametrize("unit_rows, slots", [(1, 100), (16, 96)])
-@pytest.mark.parametrize("width", [*WIDTHS, 96])
-def test_accumulate_and_settle(width, unit_rows, slots, rms):
-    weight, amount, residual, bias = random(slots, width), random(slots), random(width), random(width)
-    norm_weight, norm_bias = random(width), None if rms else random(width)
-    arrivals = torch.zeros(1, dtype=torch.int32, device=DEVICE)
-    partial = Partial(width, slots, unit_rows, DEVICE)
+@pytest.mark.parametrize("unit_rows, slots", [(1, 300), (16, 96)])
+@pytest.mark.parametrize("width", [24, 96])
+def test_accumulate_and_settle_and_project_what_is_normed(width, unit_rows, slots, rms, sequences):
+    weight, amount, residual = random(slots, width), random(sequences, slots), random(sequences, width) + 3
+    gain, shift, bias, reads = random(width), None if rms else random(width), random(width), random(10, 1, width)
+    out = Normed.empty(sequences, width, torch.float32, DEVICE)._replace(eps=1e-5, rms=rms)
+    product, make = (batch.project, batch.partial_sums) if sequences > 1 else (project, partial_sums)
+    partial = make(*([sequences] if sequences > 1 else []), width, slots, unit_rows, DEVICE)
     partial.addends.fill_(float("nan"))
 
     def check(units, threshold, exact_sum):
-        ours, out = residual.clone(), poisoned(width)
-        partial.accumulate(amount, weight, units, threshold)
-        settle(partial, bias, ours, arrivals, norm_weight, norm_bias, 1e-5, rms, out)
+        ours, products = residual.clone(), poisoned(sequences, 10)
+        if sequences > 1:
+            batch.accumulate(partial, amount, weight, units)
+        else:
+            accumulate(partial, amount, weight, units, threshold)
+        settle(partial, bias, ours, gain, out)
         exact = residual.double() + exact_sum + bias.double()
         close(ours, exact)
-        centred = exact if rms else exact - exact.mean()
-        normed = centred / (centred.square().mean() + 1e-5).sqrt() * norm_weight
-        close(out, normed if rms else normed + norm_bias)
-        assert arrivals.item() == 0
+        product(out, reads, folded(reads.view(10, width), None, gain, shift, rms), products)
+        close(products, normed_exactly(exact, gain, shift, rms) @ reads[:, 0].double().T, 3e-5)
 
     rows = weight.double()
     check(None, None, amount.double() @ rows)
-    check(None, 0.5, torch.where(amount.abs() > 0.5, amount, 0).double() @ rows)
+    if sequences == 1:
+        check(None, 0.5, torch.where(amount.abs() > 0.5, amount, 0).double() @ rows)
     chosen = [5, 1, 4, 0]
     gathered = rows.unflatten(0, (-1, unit_rows))[chosen].flatten(0, 1)
-    check(units_of(chosen), None, amount[: len(gathered)].double() @ gathered)
-    check(units_of([], 2), None, torch.zeros(width, dtype=torch.float64, device=DEVICE))
+    check(units_of(chosen), None, amount[:, : len(gathered)].double() @ gathered)
+    check(units_of([], 2), None, torch.zeros(sequences, width, dtype=torch.float64, device=DEVICE))
 
 
-def test_settle_without_sums_is_the_norm():
-    residual, out = random(24), poisoned(24)
-    settle(None, None, residual, torch.zeros(1, dtype=torch.int32, device=DEVICE), None, None, 1e-5, False, out)
-    close(out, torch.nn.functional.layer_norm(residual.double(), (24,)))
+@pytest.mark.parametrize("learned", [True, False])
+def test_embed(learned):
+    table, positions, gain = random(50, 40), random(9, 40) if learned else None, random(40)
+    token, position = torch.tensor([7, 0, 49], device=DEVICE), torch.tensor([4], device=DEVICE)
+    residual, out = poisoned(3, 40), Normed.empty(3, 40, torch.float32, DEVICE)
+    embed(token, position, table, positions, residual, gain, out)
+    exact = table[token] + (positions[4] if learned else 0)
+    assert torch.equal(residual, exact) and torch.equal(out.scaled, exact * gain)
+    close(out.moments[:, 0].sum(1), exact.double().sum(1))
+
+
+@pytest.mark.parametrize("activation, parts", [("none", 1), ("relu", 1), ("silu", 2)])
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_batch_is_its_sequences(width, activation, parts):
+    x, weight, read = random(3, width), random(40, parts, width), Read(None, random(40, parts))
+    keeps = torch.rand(3, 7, device=DEVICE) < 0.5
+    units = units_of([9, 0, 33, 4, 21, 2, 3], 9, torch.nn.functional.pad(bits_of(keeps), (0, 2)))
+    together = poisoned(3, 9)
+    batch.project(x, weight, read, together, units, activation=activation)
+    for row, vector in enumerate(x):
+        alone = poisoned(9)
+        project(vector, weight, read, alone, units, activation=activation)
+        close(together[row, :7], torch.where(keeps[row], alone[:7], 0).double())
+    assert together[:, 7:].isnan().all()
 
 
 @pytest.mark.parametrize("rotary", [True, False])
@@ -117,16 +154,20 @@ def test_attention(positions, now, heads, kv_heads, rotary):
     keys[:, now:], values[:, now:] = float("nan"), float("nan")  # not to be read
     turns = (random(positions, width), random(positions, width)) if rotary else None
     position = torch.tensor([now], dtype=torch.int32, device=DEVICE)
-    attention = Attention(heads, kv_heads, shared, width, positions, DEVICE)
+    attention = Attention(1, heads, kv_heads, shared, width, positions, DEVICE)
 
     def turned(x):
         return x if turns is None else x * turns[0][now] + x.roll(width // 2, -1) * turns[1][now]
 
     for chosen, capacity in ((list(range(heads)), heads), ([3, 0], 3)):
         qkv = random(capacity + 2 * kv_heads, width)
-        ours_k, ours_v, out = keys.clone(), values.clone(), poisoned(capacity, width)
-        numbered = capacity < heads
-        attention(qkv, units_of(chosen, capacity), numbered, ours_k, ours_v, position, turns, out)
+        ours_k, ours_v, numbered = keys.clone(), values.clone(), capacity < heads
+        mixed = attention(qkv, units_of(chosen, capacity), numbered, ours_k, ours_v, position, turns)
+        (out,) = attention.combined(mixed, capacity)
+        output, partial = random(heads, width, 24), partial_sums(24, capacity * width, width, DEVICE)
+        accumulate(partial, mixed, output, units_of(chosen, capacity))
+        added = partial.addends[: -(-len(chosen) * width // partial.group)].double().sum((0, 1))
+        close(added, torch.einsum("hk,hkd->d", out[: len(chosen)].double(), output[chosen].double()))
         key, value = turned(qkv[capacity : capacity + kv_heads]), qkv[capacity + kv_heads :]
         torch.testing.assert_close(ours_k[:, now], key)
         torch.testing.assert_close(ours_v[:, now], value)
@@ -147,20 +188,21 @@ def test_score(kinds):
         Scorer(random(layers, units, rank), random(layers, units)) if units else None
         for units, rank in zip(kept, ranks, strict=True)
     ]
-    hidden, scores = random(sum(ranks)), poisoned(layers, sum(kept))
-    score(hidden, *scorers, scores)
+    start = 16 if kinds == "both" else 0  # a gap between heads and neurons
+    hidden, scores = random(sum(ranks)), poisoned(layers, start + kept[1] if kept[1] else kept[0])
+    score(hidden, *scorers, scores, start)
     exact = [
         s.weight.double() @ h.double() + s.bias.double()
         for s, h in zip(scorers, hidden.split(ranks), strict=True)
         if s is not None
     ]
-    close(scores, torch.cat(exact, 1))
+    close(torch.cat((scores[:, : kept[0]], scores[:, start : start + kept[1]]), 1), torch.cat(exact, 1))
 
 
 def test_score_8_bit():
     weight = torch.randint(-127, 128, (2, 10, 16), dtype=torch.int8, device=DEVICE)
     scorer, hidden, scores = Scorer(weight, random(2, 10), random(2, 10)), random(16), poisoned(2, 10)
-    score(hidden, None, scorer, scores)
+    score(hidden, None, scorer, scores, 0)
     close(scores, scorer.scale.double() * (weight.double() @ hidden.double()) + scorer.bias.double())
 
 
@@ -185,3 +227,50 @@ def test_select_is_the_policy(values, kept):
     alone = torch.full_like(neurons, -1)
     select(scores, [Choice(4, 50, kept, alone)])
     assert torch.equal(alone, neurons)
+
+
+def test_select_shares_the_writing_and_long_layers():
+    scores, out = random(2, 9000), torch.full((2, 4500), -1, dtype=torch.int32, device=DEVICE)
+    scores[:, 1000:7000] = scores[:, :1].round()  # ties across chunks
+    select(scores, [Choice(0, 9000, 4500, out)])
+    assert torch.equal(out.long(), indices(scores, 4500))
+
+
+def test_units_of_a_batch_are_united():
+    scores = random(3 * 2, 50)
+    flags = torch.full((3, 2, 50), 7, dtype=torch.int8, device=DEVICE)
+    select(scores, [Choice(0, 50, 13, flags.view(6, 50))])
+    keep = top_units(scores, 13).view(3, 2, 50)
+    assert torch.equal(flags.bool(), keep)
+    index, rows = (torch.full((2, 48), -1, dtype=torch.int32, device=DEVICE) for _ in range(2))
+    count = torch.zeros(2, 16, dtype=torch.int32, device=DEVICE)
+    unite(flags, index, rows, count)
+    for layer in range(2):
+        units = keep[:, layer].any(0).nonzero()[:, 0]
+        assert count[layer, 0] == len(units) and torch.equal(index[layer, : len(units)].long(), units)
+        assert torch.equal(rows[layer, : len(units)], bits_of(keep[:, layer, units]))
+
+
+def test_tokens_are_chosen_greedily_and_drawn_with_their_probabilities():
+    sequences, vocabulary = (16, 1100)
+    scores = random(sequences, vocabulary)
+    scores[0, [5, 1050]] = 9.0  # a tie across programs: the first
+    chooser, position = Chooser(sequences, vocabulary, DEVICE), torch.tensor([3], device=DEVICE)
+    token, emitted = (
+        torch.zeros(sequences, dtype=torch.int64, device=DEVICE),
+        torch.zeros(9, sequences, dtype=torch.int64, device=DEVICE),
+    )
+    chooser(scores, token, position, emitted)
+    assert token[0] == 5 and torch.equal(token, scores.argmax(1)) and torch.equal(emitted[3], token)
+    assert position.item() == 4
+    # few words that count, at a temperature: as often as their probability says, within four standard errors
+    few = torch.full((sequences, 8), 0.0, device=DEVICE) + torch.arange(8, device=DEVICE) / 2
+    chooser, counts, draws = Chooser(sequences, 8, DEVICE), torch.zeros(8), 12
+    chooser.temperature.fill_(0.7)
+    for seed in range(draws):
+        chooser.seed.fill_(seed)
+        position.fill_(seed % 5)
+        chooser(few, token, position, emitted)
+        counts += token.cpu().bincount(minlength=8)
+    shares, total = (few[0].cpu() / 0.7).softmax(0), draws * sequences
+    assert ((counts / total - shares).abs() <= 4 * (shares * (1 - shares) / total).sqrt()).all()

@@ -9,12 +9,14 @@ import torch
 from shadowcore.decode.decoder import Decoder
 from shadowcore.decode.random import last_units, random_layout, require_room, weight_numbers
 from shadowcore.errors import ConfigError
-from shadowcore.measure import speed
-from shadowcore.measure.latency import Disagreement
+from shadowcore.measure import agreement, speed
+from shadowcore.measure.agreement import Disagreement
+from shadowcore.measure.modes import Design, Modes, on_gpu
 from shadowcore.method.predictors import FIRST_SPARSE_LAYER
 from shadowcore.models.families import KINDS
 from shadowcore.models.published import PUBLISHED
-from shadowcore.stages.latency_random import Design, Inputs, Outputs, Spec, built, on_gpu, run
+from shadowcore.report.figures.settings import break_even
+from shadowcore.stages.latency_random import Inputs, Outputs, Setting, Spec, built, run
 
 CPU = torch.device("cpu")
 SPEC = Spec(
@@ -33,13 +35,17 @@ def layout_of(name, dtype=torch.float32):
 def test_the_rule_measures_the_torch_backend_on_a_cpu_and_says_so(model, tmp_path):
     if torch.cuda.is_available():
         pytest.skip("there is a GPU, so the rule would measure it")
-    spec = dataclasses.replace(SPEC, model=model)
+    also = (Setting(batch=2), Setting(prompt_tokens=12, sparsities_pct=(90,)), Setting(batch=9, models=("opt-30b",)))
+    spec = dataclasses.replace(SPEC, model=model, also=also)
     outputs = Outputs(tmp_path / "summary.parquet", tmp_path / "repeats.parquet")
     run(spec, Inputs(), outputs)
     rows, raw = pd.read_parquet(outputs.summary), pd.read_parquet(outputs.repeats)
-    assert list(rows["mode"]) == ["dense", "static", "oracle", "shadow", "layerwise", "segments"]
+    main = ["dense", "static", "oracle", "shadow", "layerwise", "segments"]
+    assert list(rows["mode"]) == main + 2 * main[:4]
+    assert list(zip(rows["batch"], rows["prompt_tokens"], strict=True)) == 6 * [(1, 8)] + 4 * [(2, 8)] + 4 * [(1, 12)]
+    assert set(raw["batch"]) == {1, 2} and len(raw) == len(rows) * spec.repeats
     assert set(rows["backend"]) == {"torch"} and set(rows["weights"]) == {"random"} and rows["threads"].notna().all()
-    assert len(raw) == len(rows) * spec.repeats
+    rows = rows[:6]
     sparse = rows[rows["mode"] != "dense"]
     units = PUBLISHED[model][1]
     assert set(sparse["kept_heads"]) == {units.heads + (units.layers - 1) * units.heads // 2}
@@ -50,33 +56,43 @@ def test_the_rule_measures_the_torch_backend_on_a_cpu_and_says_so(model, tmp_pat
 def test_every_mode_of_a_gpu_passes_its_gate(model):
     pytest.importorskip("triton", reason="Triton is not installed, so there is nothing a GPU would time")
     designs = (Design("shadow", 8, 16, bits=8), Design("layerwise", 8, 16))
-    baselines = ("cublas", "gather_ordered", "gather_shuffled", "relu")
-    spec = dataclasses.replace(SPEC, model=model, designs=designs, baselines=baselines)
-    layout = layout_of(model)
-    reference, timed = Decoder(speed.upcast(layout), spec.prompt_tokens + spec.new_tokens), {}
-    for name, keys, make in on_gpu(spec, layout):
-        timed[name] = built(name, keys, make, spec, layout, timed, reference)
-        assert timed[name].facts["gate_error"] < 1e-5
-    assert len(timed) == (9 if model == "opt-tiny" else 8)
+    baselines = ("cublas", "gather_ordered", "gather_shuffled", "relu", "huggingface", "huggingface_static")
+    layout, room = layout_of(model), SPEC.prompt_tokens + SPEC.new_tokens
+    modes = Modes("both", (50,), designs, baselines, room, 0)
+    reference, timed = Decoder(agreement.upcast(layout), room), {}
+
+    def build(modes, keys):
+        for name, own, make in on_gpu(modes, layout):
+            timed[name] = built(name, keys | own, make, SPEC, layout, timed, reference)
+            assert timed[name].facts["gate_error"] < 1e-5
+
+    build(modes, {"batch": 1, "prompt_tokens": SPEC.prompt_tokens})
+    assert len(timed) == (11 if model == "opt-tiny" else 10)
     relu = timed.get("relu")
     if relu:
         assert 0 < relu.facts["active"] < 0.3  # one neuron in ten is meant to be active
-    found = speed.parts(timed["shadow 8/16 8 bits, 1 groups 50"].decoder, spec.prompt_tokens, 1)
-    assert set(found) == {"attention_ms", "ffn_ms", "norms_ms", "vocabulary_ms", "predictor_ms"}
+    found = speed.parts(timed["shadow 8/16 8 bits, 1 groups 50"].decoder, SPEC.prompt_tokens, 1)
+    assert set(found) == {"attention_ms", "ffn_ms", "norms_ms", "vocabulary_ms", "predictor_ms", "selection_ms"}
+    timed.clear()
+    build(modes.fewer(3, room, (90,)), {"batch": 3, "prompt_tokens": SPEC.prompt_tokens})
+    assert list(timed) == ["dense", "cublas", "static 90", "oracle 90", "shadow 8/16 8 bits, 1 groups 90"]
+    most, least = (max(1, round(0.1 * timed["dense"].decoder.layout.sizes.neurons)) * n for n in (3, 1))
+    united = timed["shadow 8/16 8 bits, 1 groups 90"].decoder.selection.kept(1, "neurons").units
+    assert least <= len(united) <= most
 
 
 def test_wrong_numbers_are_not_timed():
     layout = layout_of("opt-tiny")
     reference, decoder = Decoder(layout, 16), Decoder(layout_of("opt-tiny"), 16)
-    speed.gate("dense", decoder, reference, 8, 11)
+    agreement.gate("dense", decoder, reference, 8, torch.tensor([11]))
     decoder.layout.layers[1].output[2] *= 2
     with pytest.raises(Disagreement, match="mode 'dense'"):
-        speed.gate("dense", decoder, reference, 8, 11)
+        agreement.gate("dense", decoder, reference, 8, torch.tensor([11]))
 
 
 def test_upcast_weights_are_the_same_numbers():
     layout = layout_of("llama-tiny", torch.bfloat16)
-    wide = speed.upcast(layout)
+    wide = agreement.upcast(layout)
     assert wide.dtype == torch.float32 and len(wide.layers) == len(layout.layers)
     for ours, theirs in zip(wide.layers, layout.layers, strict=True):
         assert torch.equal(ours.ffn_in, theirs.ffn_in.float()) and torch.equal(ours.output, theirs.output.float())
@@ -116,6 +132,7 @@ def test_models_that_do_not_fit_say_so(monkeypatch):
         ({"model": "opt-6b"}, "did you mean 'opt-66b'|did you mean 'opt-6.7b'"),
         ({"baselines": ("cubla",)}, "did you mean 'cublas'"),
         ({"short_tokens": 3}, "between 0 and new_tokens 3"),
+        ({"also": (Setting(prompt_tokens=62),)}, "65 found, opt-tiny has 64 positions"),
         ({"designs": (Design("shadow", 8, 16, bits=8),)}, "no 8-bit predictors; 16 would fit"),
     ],
 )
@@ -125,3 +142,12 @@ def test_bad_input(changes, says, tmp_path):
     with pytest.raises(ConfigError, match=says):
         run(dataclasses.replace(SPEC, **changes), Inputs(), Outputs(tmp_path / "a.parquet", tmp_path / "b.parquet"))
     assert not list(tmp_path.iterdir())
+
+
+def test_sparsity_at_which_skipping_begins_to_pay():
+    gains = pd.DataFrame(
+        [(1, 30, 1.2), (1, 50, 1.5), (4, 30, 0.8), (4, 50, 1.2), (8, 30, 0.5), (8, 50, 0.7), (8, 70, 0.9)],
+        columns=["batch", "sparsity_pct", "gain"],
+    )
+    found = break_even(gains)
+    assert found[1] == 30 and found[4] == pytest.approx(40) and pd.isna(found[8])

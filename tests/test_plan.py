@@ -18,6 +18,7 @@ from shadowcore.method.criteria import CRITERIA
 from shadowcore.models.families import KINDS, dimensions_of
 from shadowcore.models.published import PUBLISHED, Size
 from shadowcore.plan import START, TFLOPS, trace_bytes
+from shadowcore.schemas import LATENCY
 
 CONFIG = Path(__file__).parent.parent / "config"
 QUICK = yaml.safe_load((CONFIG / "quick.yaml").read_text())
@@ -98,6 +99,18 @@ def test_rates_are_those_of_an_earlier_run(tmp_path):
     assert rate < TFLOPS * 1e12
 
 
+def test_decoding_is_planned_as_slow_as_it_was_measured(tmp_path):
+    """Every assumed rate is at most what the fastest dense decoder reached on one H200 (results/reference/gpu)."""
+    path = CONFIG.parent / "results" / "reference" / "gpu" / "tables" / "latency.parquet"
+    measured = artifacts.read_table(path, LATENCY.schema).to_pandas()
+    dense = measured[measured["mode"] == "dense"].set_index("model")["ms_per_token"]
+    for one in plan.work(Jobs(load_study(CONFIG / "gpu.yaml"), tmp_path)):
+        if one.rule == "latency_random" and one.name in dense:
+            tokens = one.flops / (2 * PUBLISHED[one.name].multiplied)
+            assert one.seconds({}) > tokens * dense[one.name] / 1000
+            assert 60 * one.resources()["runtime"] >= 3 * tokens * dense[one.name] / 1000
+
+
 def test_the_papers_grid_fits_a_cluster(tmp_path):
     study = load_study(CONFIG / "paper.yaml")
     found = plan.work(Jobs(study, tmp_path), strict=True)
@@ -135,7 +148,7 @@ def test_a_model_of_unknown_size_stops_the_plan_and_not_the_study(tmp_path):
     assert plan.work(jobs)
     with pytest.raises(ConfigError, match="models.mine: its size is not known before it is fetched"):
         plan.work(jobs, strict=True)
-    card = {"model_type": "opt", "dimensions": vars(PUBLISHED["opt-30b"].dimensions)}
+    card = {"model_type": "opt", "dimensions": vars(PUBLISHED["opt-30b"].dimensions), "files": {}}
     artifacts.write_record(jobs.root / "models" / "mine" / "card.json", "model_card/1", card, {})
     assert {one.gpus for one in plan.work(jobs, strict=True) if one.rule == "trace"} == {2}  # 120 GB
 

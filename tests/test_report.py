@@ -15,10 +15,12 @@ from rich.console import Console
 
 from shadowcore import artifacts
 from shadowcore.errors import ArtifactError
+from shadowcore.provenance import file_sha256
 from shadowcore.report import claims, show, style, tables
 from shadowcore.report.figures import FIGURES, save
 from shadowcore.report.figures.series import contextual, leading, over_seeds
 from shadowcore.schemas import FINAL_TABLES, OUTCOMES
+from shadowcore.stages import draw
 
 MODEL, LAYERS, UNITS = "smollm2-135m", 12, {"heads": 9, "neurons": 96}
 LEVELS = (30, 50, 70)
@@ -31,6 +33,7 @@ COST = {
     "oracle": (1.01, 1.05, 1.25),
 }
 CALIBRATION = "wikipedia-train"
+HEADER = {"stage": "draw", "spec": {"model": 'a (b) \\ "c" é'}, "inputs": {"tables": ["0" * 64]}}
 CAPTIONS = Path(__file__).parents[1] / "workflow" / "report"
 
 
@@ -438,11 +441,25 @@ def test_figure_files_repeat_to_the_byte(frames, name, tmp_path, monkeypatch):
         figure = FIGURES[name](few, MODEL)
         if name != "latency":  # the search for a layout takes most of the time: once is enough
             figure.set_layout_engine("none")
-        runs.append(save(figure, tmp_path / run / name))
+        runs.append(save(figure, tmp_path / run / name, HEADER))
     assert [path.name for path in runs[0]] == [f"{name}.pdf", f"{name}.png"]
     for one, other in zip(*runs, strict=True):
         assert one.read_bytes() == other.read_bytes()
+        assert artifacts.read_origin(one) == {"schema": "figure/1", "header": HEADER}
         assert not any(word in one.read_bytes() for word in (b"CreationDate", b"Software", b"atplotlib"))
+
+
+def test_a_figure_names_the_tables_it_was_drawn_from_and_no_other(built, tmp_path):
+    paths = []
+    for name, table in built.items():
+        paths.append(tmp_path / f"{name}.parquet")
+        artifacts.write_table(paths[-1], FINAL_TABLES[name].schema, table, {})
+    stems = [tmp_path / "perplexity", tmp_path / "latency"]
+    figures = tuple(stem.with_suffix(kind) for stem in stems for kind in (".pdf", ".png"))
+    draw.run(draw.Spec(MODEL), draw.Inputs(tuple(paths)), draw.Outputs(figures))
+    for path in figures:
+        hashes = {path.stem: [file_sha256(tmp_path / f"{path.stem}.parquet")]}
+        assert artifacts.read_header(path)["inputs"] == hashes
 
 
 @pytest.mark.parametrize("name", FIGURES)
@@ -561,7 +578,7 @@ def test_estimates_without_an_interval_are_drawn(frames):
 
 def test_every_figure_has_a_caption():
     captions = {path.stem for path in CAPTIONS.glob("*.rst")}
-    assert captions == {*FIGURES, "tables", "workflow"}
+    assert captions == {*FIGURES, "page", "tables", "workflow"}
     for path in CAPTIONS.glob("*.rst"):
         assert len(path.read_text()) > 150 and "{{" not in path.read_text()
 

@@ -295,12 +295,14 @@ def test_load_model_is_ready_to_read(folder):
 
 def test_killed_fetch_leaves_nothing_that_is_trusted(folder, tmp_path, monkeypatch):
     ready = tmp_path / "ready"
-    left = tmp_path / ".ready.partial"
-    left.mkdir()
-    (left / "model.safetensors").write_bytes(b"half")  # of a run that was killed
+    left, other = tmp_path / ".ready.0.partial", tmp_path / ".ready.1.partial"
+    for folder_left in (left, other):
+        folder_left.mkdir()
+        (folder_left / "model.safetensors").write_bytes(b"half")
+    os.utime(left, (1e9, 1e9))  # of a run that was killed long ago; the other one may still run
     card = sources.fetch(FolderModel(str(folder)), ready)
     sources.check_files(ready, card)
-    assert not left.exists()
+    assert not left.exists() and other.exists()
 
     def interrupted(*_):
         raise KeyboardInterrupt

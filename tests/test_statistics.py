@@ -146,16 +146,10 @@ def test_two_calls_give_the_same_interval():
     assert statistics.perplexity(nll, tokens) == statistics.perplexity(nll, tokens)
 
 
-def test_paired_order_sorts_both_into_one_sequence():
-    ours, dense = np.array(["c", "a", "b", "a"]), np.array(["a", "b", "a", "c"])
-    order, dense_order = statistics.paired_order(ours, dense, "row")
-    assert list(ours[order]) == list(dense[dense_order]) == ["a", "a", "b", "c"]
-
-
 @pytest.mark.parametrize("dense", [["a", "b"], ["a", "b", "d"], ["a", "a", "b"]])
 def test_other_documents_are_refused_in_one_sentence(dense):
     with pytest.raises(ArtifactError, match="^shadow 50: its 3 documents are not the .* same documents$"):
-        statistics.paired_order(np.array(["a", "b", "c"]), np.array(dense), "shadow 50")
+        statistics.require_paired(np.array(["a", "b", "c"]), np.array(dense), lambda: "shadow 50")
 
 
 @pytest.mark.parametrize("values", [[], [0.5, 1.0], [np.nan, 1.0], [2.0]])

@@ -1,5 +1,6 @@
 """The study as a whole, on tiny random models of both families: complete, never stale, never redone."""
 
+import json
 import os
 import random
 import re
@@ -8,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from collections import Counter
 from pathlib import Path
 
@@ -130,6 +132,7 @@ def test_it_makes_every_table_and_figure(house):
     for model in ("tiny-llama", "tiny-opt"):
         for name in FIGURES:
             assert (results(house) / "figures" / model / f"{name}.png").stat().st_size > 1000
+    assert (results(house) / "index.html").stat().st_size > 100_000
     assert not [*results(house).rglob("*.partial"), *results(house).rglob(".*.checkpoint.*")]
 
 
@@ -146,6 +149,32 @@ def test_the_plan_has_these_jobs_and_bytes(house):
             assert one.written == len(content) - 8 - int.from_bytes(content[:8], "little")  # without the header
     rated = measured_rates(Jobs(load_study(house / "config" / "tiny.yaml"), house / "results"))
     assert set(rated) == {one.rule for one in planned if one.flops}  # every name leads to a file of times
+
+
+def test_every_job_is_done_and_leads_from_its_files_to_its_command(house, monkeypatch):
+    from shadowcore.commands.explain import explain
+    from shadowcore.commands.status import status
+    from shadowcore.config import load_study
+    from shadowcore.jobs import Jobs
+
+    monkeypatch.chdir(house)
+    found = status(Jobs(load_study(house / "config" / "tiny.yaml")), time.time())
+    assert {job.state for job in found} == {"done"} and all(job.said.command and job.seconds for job in found)
+    root = Path("results/tiny")
+    kinds = ("parquet", "safetensors", "json", "png", "pdf", "html")
+    files = [path for kind in kinds for path in root.rglob(f"*.{kind}") if "weights" not in path.parts]
+    files = {(path.relative_to(root).parts[0], path.suffixes[-1]): path for path in files}.values()  # one of each kind
+    for path in files:
+        facts = explain(path)
+        said = dict(facts)
+        assert str(path) in said["command"] and "as in this tree" in said["code"] and "took" in said
+        read = [line for word, line in facts if word == "from"]
+        assert all("latency" in line or not line.endswith(")") for line in read)
+        assert read or any(f"the stage {name}" in said["kind"] for name in ("fetch", "prepare"))
+    assert len(files) > 12
+    behind = [line for word, line in explain(root / "index.html") if word == "behind it"]
+    stages = {line.split(":")[0] for line in behind}
+    assert stages == {job.said.command[0] for job in found} - {"write-page", "check-disjoint", "check-tables"}
 
 
 def test_benchmarks_are_rows_of_their_own(house):
@@ -284,7 +313,7 @@ def test_editing_a_figure_draws_figures_again_and_nothing_else(house):
     style.write_text(text.replace("PNG_DPI = 150", "PNG_DPI = 151"))
     due = waiting(house)
     style.write_text(text)
-    assert due == {"draw": 2}
+    assert due == {"draw": 2, "write_page": 1}
 
 
 def test_an_unknown_criterion_stops_before_any_job(house):
@@ -308,6 +337,25 @@ def test_a_damaged_file_is_one_sentence_in_the_log(house, tmp_path):
     )  # fmt: skip
     assert said.returncode == 2 and "trace.safetensors: damaged safetensors" in said.stderr
     assert "Traceback" not in said.stderr and not (tmp_path / "s.parquet").exists()
+
+
+@pytest.mark.slow
+def test_the_report_has_figures_first_and_a_switch_between_two_models(house, tmp_path):
+    said = snakemake(house, "--report", str(tmp_path / "report.zip"))
+    assert said.returncode == 0, said.stderr
+    with zipfile.ZipFile(tmp_path / "report.zip") as archive:
+        page = archive.read("report/report.html").decode()
+    categories, results = (
+        json.JSONDecoder().raw_decode(page, re.search(rf"var {name}\s*= (?={{)", page).end())[0]
+        for name in ("categories", "results")
+    )
+    assert sorted(categories) == ["Figures", "Page", "Tables"]  # as the report shows them
+    figures = [results[path]["labels"] for path in categories["Figures"]["Other"]]
+    # of labels but the first, one with two values of equally many results is shown as a switch
+    assert all(list(labels) == ["figure", "model"] for labels in figures)
+    assert Counter(labels["model"] for labels in figures) == dict.fromkeys(
+        ("tiny-llama", "tiny-opt"), len(figures) // 2
+    )
 
 
 @pytest.mark.slow

@@ -6,13 +6,16 @@ The counterparts of `skipping`: `on_device` turns any selection of the torch dec
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from typing import NamedTuple
 
 import torch
 
+from shadowcore.decode.kernels import batch as batched
 from shadowcore.decode.kernels.launch import Units
+from shadowcore.decode.kernels.residual import Read
 from shadowcore.decode.kernels.rows import project
-from shadowcore.decode.kernels.select import Choice, Scorer, score, select
+from shadowcore.decode.kernels.select import Choice, Scorer, score, select, unite
 from shadowcore.decode.skipping import KeepAll, KeepFixed, KeepPredicted, Kept, Selection
 from shadowcore.errors import ConfigError
 from shadowcore.method.policies import kept_units
@@ -33,11 +36,14 @@ class AllUnits:
         """Where it wants to see what flows."""
         return []
 
+    def allocate(self, batch: int) -> None:
+        """Told before the first step how many sequences are decoded together."""
+
     def start(self, position: torch.Tensor) -> None:
         """Told at the beginning of a step at which position (one integer, on the device) it is."""
 
     def see(self, site: Site, feature: torch.Tensor) -> None:
-        """Told what flows at each residual and at each dense layer's heads, a float32 vector."""
+        """Told what flows at each of its sites, (B, D) or (B, H K) float32."""
 
     def units(self, layer: int, kind: Kind) -> Units | None:
         """Units to compute there in the step under way; None for all."""
@@ -46,7 +52,13 @@ class AllUnits:
     def kept(self, layer: int, kind: Kind) -> Kept | None:
         """Units computed there in the last step, as the torch decoder says it."""
         units = self.units(layer, kind)
-        return None if units is None else Kept(units.index[: units.count.item()].long().sort().values, None)
+        if units is None:
+            return None
+        index, order = units.index[: units.count.item()].long().sort()
+        if units.rows is None:
+            return Kept(index, None)
+        sequences = torch.arange(self.batch, device=index.device)[:, None]
+        return Kept(index, (units.rows[order] >> sequences & 1).bool())
 
 
 class GivenUnits(AllUnits):
@@ -105,24 +117,40 @@ class Group(NamedTuple):
 class PredictedUnits(AllUnits):
     """Units chosen in every step, per layer: three kernels a group, its product, its scores, its selection.
 
-    kept: how many units of each kind every predicted layer keeps.
+    kept: how many units of each kind every predicted layer keeps. Of a batch every sequence keeps so many of its own,
+    and what any of them keeps is computed.
     """
 
     def __init__(self, groups: Sequence[Group], sizes: Dimensions, kept: Mapping[Kind, int]):
         self._groups = {group.site: group for group in groups}
         self._site_of = {layer: group.site for group in groups for layer in group.layers}
-        self._kept = dict(kept)
+        self._sizes, self._kept = sizes, dict(kept)
         self.weight_bytes = sum(tensor.nbytes for group in groups for tensor in group.tensors())
-        device = groups[0].inner.device
-        most_layers = max(len(group.layers) for group in groups)
-        total_units = sum(sizes.units(kind) for kind in kept)
-        self._hidden = torch.empty(max(len(group.inner) for group in groups), device=device)
-        self._scores = torch.empty(most_layers, total_units, device=device)
-        self._index = {
-            kind: _aligned(torch.zeros(sizes.layers, count, dtype=torch.int32, device=device))
-            for kind, count in kept.items()
-        }
-        self._counts = {kind: _counts(torch.full((sizes.layers,), count), device) for kind, count in kept.items()}
+        self.allocate(1)
+
+    def allocate(self, batch: int) -> None:
+        """Room for the scores and choices of so many sequences."""
+        groups, sizes = list(self._groups.values()), self._sizes
+        device, layers = groups[0].inner.device, max(len(group.layers) for group in groups)
+        self.batch = batch
+        self._capacity = {kind: min(sizes.units(kind), batch * count) for kind, count in self._kept.items()}
+        self._hidden = torch.empty(batch, max(len(group.inner) for group in groups), device=device)
+        self._starts, width = {}, 0  # of each kind's scores in a row, where wide loads may begin
+        for kind in self._kept:
+            self._starts[kind], width = width, width + sizes.units(kind) + -sizes.units(kind) % ALIGNED
+        self._scores = torch.empty(batch * layers, width, device=device)
+        self._flags = None
+        if batch > 1:
+            most = max(sizes.units(kind) for kind in self._kept)
+            self._flags = torch.empty(batch * layers * most, dtype=torch.int8, device=device)
+        self._index, self._rows = (
+            {
+                kind: _aligned(torch.zeros(sizes.layers, capacity, dtype=torch.int32, device=device))
+                for kind, capacity in self._capacity.items()
+            }
+            for _ in range(2)
+        )
+        self._counts = {kind: _counts(torch.full((sizes.layers,), count), device) for kind, count in self._kept.items()}
 
     def sites(self) -> list[Site]:
         """Where it wants to see what flows."""
@@ -130,29 +158,55 @@ class PredictedUnits(AllUnits):
 
     def see(self, site: Site, feature: torch.Tensor) -> None:
         """Choose the units of the layers that are predicted from here."""
-        group = self._groups.get(site)
-        if group is None:
-            return
-        hidden, scores = self._hidden[: len(group.inner)], self._scores[: len(group.layers)]
-        project(feature, group.inner, group.inner_bias, hidden, activation="relu", scale=group.inner_scale)
-        score(hidden, group.outer.get("heads"), group.outer.get("neurons"), scores)
-        choices, start = [], 0
-        first, end = group.layers[0], group.layers[-1] + 1
-        for kind in KINDS:
-            if kind in self._kept:
-                units = group.outer[kind].bias.shape[1]
-                choices.append(Choice(start, units, self._kept[kind], self._index[kind][first:end]))
-                start += units
-        select(scores, choices)
+        group = self._groups[site]
+        (self._see_one if self.batch == 1 else self._see_several)(group, feature)
+
+    def _see_one(self, group: Group, feature: torch.Tensor) -> None:
+        hidden = self._hidden[0, : len(group.inner)]
+        scores = self._scores[: len(group.layers)]
+        read = Read(None, group.inner_bias)
+        project(feature, group.inner, read, hidden, activation="relu", scale=group.inner_scale)
+        score(hidden, group.outer.get("heads"), group.outer.get("neurons"), scores, self._starts.get("neurons", 0))
+        self.choose(group.site)
+
+    def choose(self, site: Site) -> None:
+        """Choose one sequence's units from the scores there are: the selection alone."""
+        group = self._groups[site]
+        choices = [
+            Choice(self._starts[kind], self._sizes.units(kind), count, self._index[kind][_span(group)])
+            for kind, count in self._kept.items()
+        ]
+        select(self._scores[: len(group.layers)], choices)
+
+    def _see_several(self, group: Group, feature: torch.Tensor) -> None:
+        hidden, layers, start = self._hidden[:, : len(group.inner)], len(group.layers), 0
+        read = Read(None, group.inner_bias)
+        batched.project(feature, group.inner, read, hidden, activation="relu", scale=group.inner_scale)
+        for kind, (weight, bias, scale) in group.outer.items():
+            units, rank = self._sizes.units(kind), weight.shape[-1]
+            scores = self._scores.view(-1)[: self.batch * layers * units].view(self.batch, layers * units)
+            flags = self._flags[: scores.numel()].view(self.batch, layers, units)
+            batched.project(hidden[:, start : start + rank], weight, Read(None, bias), scores, scale=scale)
+            flat = flags.view(-1, units)
+            select(scores.view(-1, units), [Choice(0, units, self._kept[kind], flat)])
+            span = _span(group)
+            unite(flags, self._index[kind][span], self._rows[kind][span], self._counts[kind][span])
+            start += rank
 
     def units(self, layer: int, kind: Kind) -> Units | None:
         """Units to compute there in the step under way; None for all."""
         site = self._site_of.get(layer)
         if site is None or kind not in self._kept:
             return None
-        # heads chosen from the residual that enters their own layer are known only just in time
-        early = not (kind == "heads" and site == Site(layer, "residual"))
-        return Units(self._index[kind][layer, : self._kept[kind]], self._counts[kind][layer, :1], early)
+        # chosen from what enters their own attention or FFN they are known only just in time
+        early = site != Site(layer, "residual" if kind == "heads" else "heads")
+        room, count = slice(self._capacity[kind]), self._counts[kind][layer, :1]
+        rows = self._rows[kind][layer, room] if self.batch > 1 else None
+        return Units(self._index[kind][layer, room], count, early, rows)
+
+
+def _span(group: Group) -> slice:
+    return slice(group.layers[0], group.layers[-1] + 1)
 
 
 def on_device(selection: Selection | None, sizes: Dimensions, dtype: torch.dtype, device: torch.device) -> AllUnits:
@@ -203,7 +257,7 @@ def groups_of(
     groups = []
     for index, (site, layers) in enumerate(predictor.groups):
         scorers: dict[Kind, UnitScorer] = {
-            kind: predictor.scorers[kind][index].to(device=device, dtype=torch.float32)
+            kind: deepcopy(predictor.scorers[kind][index]).to(device=device, dtype=torch.float32)
             for kind in KINDS
             if kind in kinds
         }

@@ -19,7 +19,7 @@ from shadowcore.models.recording import Site
 
 
 class Decoder:
-    """Greedy decoding of a layout with a static cache of keys and values, each (L, B, G, max_positions, K).
+    """Decoding of a layout with a static cache of keys and values, each (L, B, G, max_positions, K).
 
     `selection` says what steps skip; without one they are dense. Raises ConfigError where more positions are
     asked for than the model, or later the cache, has.
@@ -31,7 +31,6 @@ class Decoder:
         self.layout, self.max_positions = layout, max_positions
         self.selection = KeepAll() if selection is None else selection
         self.position = 0
-        self._token = torch.zeros(1, dtype=torch.int64, device=layout.device)
         self._sites = [
             {what: Site(layer, what) for what in ("residual", "heads")} for layer in range(len(layout.layers))
         ]
@@ -85,18 +84,32 @@ class Decoder:
         self.position = position + 1
         return self._logits(x)
 
-    def generate(self, prompt_ids: torch.Tensor, new_tokens: int) -> torch.Tensor:
-        """The greedy continuation (B, new_tokens) of a prompt (B, T), T at least 1.
+    def generate(
+        self, prompt_ids: torch.Tensor, new_tokens: int, temperature: float = 0.0, seed: int = 0
+    ) -> torch.Tensor:
+        """The continuation (B, new_tokens) of a prompt (B, T), T at least 1: greedy at temperature 0, else drawn.
 
-        The prompt is prefilled but for its last token, so that every prediction comes from a step.
+        The prompt is prefilled but for its last token, so that every prediction comes from a step. The same seed
+        draws the same tokens on the same backend. Raises ConfigError for a negative temperature.
         """
+        if not temperature >= 0:
+            raise ConfigError(f"temperature: {temperature:g} found, 0 (greedy) or more fits")
         if prompt_ids.shape[1] > 1:
             self.prefill(prompt_ids[:, :-1])
         else:
             self.reset(len(prompt_ids))
-        tokens, generated = prompt_ids[:, -1], []
+        return self.continued(prompt_ids[:, -1], new_tokens, temperature, seed)
+
+    def continued(self, tokens: torch.Tensor, new_tokens: int, temperature: float = 0.0, seed: int = 0) -> torch.Tensor:
+        """So many tokens (B, new_tokens) after these (B,)."""
+        generator, generated = torch.Generator(self.layout.device).manual_seed(seed), []
         for _ in range(new_tokens):
-            tokens = self.step(tokens).argmax(-1)
+            logits = self.step(tokens)
+            if temperature > 0:
+                shares = (logits.float() / temperature).softmax(-1)
+                tokens = torch.multinomial(shares, 1, generator=generator).squeeze(1)
+            else:
+                tokens = logits.argmax(-1)
             generated.append(tokens)
         return torch.stack(generated, 1)
 
@@ -105,7 +118,7 @@ class Decoder:
         self.position = position
 
     def advance(self, steps: int) -> None:
-        """Decode greedily on from the token of the last step; from token 0 at first."""
+        """Decode greedily on from the tokens of the last step; from token 0 at first."""
         for _ in range(steps):
             self._token = self.step(self._token).argmax(-1)
 
@@ -197,6 +210,7 @@ class Decoder:
         self._keys, self._values = (
             torch.zeros(shape, dtype=self.layout.dtype, device=self.layout.device) for _ in range(2)
         )
+        self._token = torch.zeros(batch, dtype=torch.int64, device=self.layout.device)
 
     def _require_room(self, tokens: int) -> None:
         if self.position + tokens > self.max_positions:

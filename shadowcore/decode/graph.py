@@ -2,17 +2,22 @@
 
 The same interface, prompt pass and cache as the torch decoder; a step reads each kept weight once. Seven kernels a
 layer: norm, query-key-value rows, attention, output rows, norm, FFN rows in and out. What a step needs from the one
-before, its token and position, stays on the device. Batch 1.
+before, its token and position, stays on the device. One sequence, or a few that share what is read.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from shadowcore.decode.chosen import AllUnits, on_device
+from shadowcore.decode.kernels import batch as batched
+from shadowcore.decode.kernels import rows as single
 from shadowcore.decode.kernels.attention import Attention
+from shadowcore.decode.kernels.choose import Chooser
 from shadowcore.decode.kernels.launch import Units
-from shadowcore.decode.kernels.rows import Partial, project, settle
+from shadowcore.decode.kernels.residual import Normed, Partial, Read, embed, folded, settle
 from shadowcore.decode.layout import Layer, Layout, Norm
 from shadowcore.decode.replay import ReplayedDecoder
 from shadowcore.decode.skipping import Selection
@@ -24,10 +29,10 @@ OLDEST_CAPABILITY = (8, 0)  # bfloat16 arithmetic
 
 
 class GraphDecoder(ReplayedDecoder):
-    """Greedy decoding of one sequence. On a CPU the kernels must be interpreted (TRITON_INTERPRET=1): for tests.
+    """Decoding of up to 16 sequences. On a CPU the kernels must be interpreted (TRITON_INTERPRET=1): for tests.
 
-    `threshold`: neurons whose activation is not above it are left out of the down projection; 0 loses nothing after
-    ReLU. Raises ConfigError for a number format, head size or device the kernels do not serve.
+    `thresholds`, one a layer: neurons whose activation is not above it are left out of the down projection; 0 loses
+    nothing after ReLU. Raises ConfigError for a number format, head size or device the kernels do not serve.
     """
 
     def __init__(
@@ -35,98 +40,152 @@ class GraphDecoder(ReplayedDecoder):
         layout: Layout,
         max_positions: int,
         selection: Selection | AllUnits | None = None,
-        threshold: float | None = None,
+        thresholds: Sequence[float] | None = None,
     ):
         check_served(layout)
-        super().__init__(layout, max_positions)
-        sizes, device = layout.sizes, layout.device
-        self.selection = on_device(selection, sizes, layout.dtype, device)
-        self._threshold = threshold
-        compacted = any(len(layer.output) < sizes.heads for layer in layout.layers)
-        if compacted and type(self.selection) is not AllUnits:
+        selection = on_device(selection, layout.sizes, layout.dtype, layout.device)
+        self._thresholds = thresholds
+        self._compacted = any(len(layer.output) < layout.sizes.heads for layer in layout.layers)
+        if self._compacted and type(selection) is not AllUnits:
             raise ConfigError("selection: a compacted layout has only its kept units; decode it without a selection")
+        super().__init__(layout, max_positions, selection)
         self._turns = None
         if layout.inverse_frequencies is not None:
             self._turns = self._cos.squeeze(1), self._signed_sin.squeeze(1)  # (positions, K)
         self._heads = [_all_heads(layer) for layer in layout.layers]
-        self._numbered = compacted
+        self._read = [_read(layer) for layer in layout.layers]
+        self._read_head = _folded(layout.head, None, layout.final_norm)
+
+    def _allocate(self, batch: int) -> None:
+        super()._allocate(batch)
+        if batch > 1 and self._thresholds is not None:
+            raise ConfigError(f"batch: a threshold decodes 1 sequence, {batch} found; without one more are served")
+        sizes, device, dtype = self.layout.sizes, self.layout.device, self.layout.dtype
+        self.selection.allocate(batch)
         floats = {"dtype": torch.float32, "device": device}
-        self._residual = torch.empty(sizes.width, **floats)
-        self._normed = torch.empty(sizes.width, dtype=layout.dtype, device=device)
-        self._qkv = torch.empty(sizes.heads + 2 * sizes.kv_heads, sizes.head_width, **floats)
-        self._mixed = torch.empty(sizes.heads, sizes.head_width, **floats)
-        self._active = torch.empty(sizes.neurons, **floats)
-        self._arrivals = torch.zeros(1, dtype=torch.int32, device=device)
+        self._residual = torch.empty(batch, sizes.width, **floats)
+        # a residual that is not normed yet may be too large for 16 bits with few of them for the exponent
+        narrow = torch.float32 if dtype == torch.float16 else dtype
+        self._normed = Normed.empty(batch, sizes.width, narrow, device)
+        self._qkv = torch.empty(batch * (sizes.heads + 2 * sizes.kv_heads) * sizes.head_width, **floats)
+        self._active = torch.empty(batch * sizes.neurons, **floats)
         self._partials: dict[tuple[int, int], Partial] = {}
+        shared = sizes.heads // sizes.kv_heads
         self._attend = Attention(
-            sizes.heads, sizes.kv_heads, sizes.heads // sizes.kv_heads, sizes.head_width, max_positions, device
+            batch, sizes.heads, sizes.kv_heads, shared, sizes.head_width, self.max_positions, device
         )
+        self._choose = Chooser(batch, len(self.layout.head), device)
 
     def launch(self) -> None:
         """Everything one step does, kernel by kernel: from the token and position on the device to the next ones."""
-        layout, selection = self.layout, self.selection
+        layout, selection, sites = self.layout, self.selection, self.selection.sites()
         selection.start(self._position)
-        self._residual.copy_(layout.embedding.index_select(0, self._token)[0])
-        if layout.positions is not None:
-            self._residual.add_(layout.positions.index_select(0, self._position)[0])
-        partial, bias = None, None
+        norm = layout.layers[0].attention_norm
+        embed(
+            self._token, self._position, layout.embedding, layout.positions, self._residual, norm.weight, self._normed
+        )
         for index, layer in enumerate(layout.layers):
-            self.settle(partial, bias, layer.attention_norm)
-            selection.see(Site(index, "residual"), self.feature(Site(index, "residual")))
-            partial, bias = self.attention(index, layer), layer.output_bias
-            if selection.units(index, "heads") is None:
+            if Site(index, "residual") in sites:
+                selection.see(Site(index, "residual"), self.feature(Site(index, "residual")))
+            partial = self.attention(index, layer)
+            if Site(index, "heads") in sites:
                 selection.see(Site(index, "heads"), self.feature(Site(index, "heads")))
-            self.settle(partial, bias, layer.ffn_norm)
-            partial, bias = self.ffn(index, layer), layer.ffn_down_bias
-        self.settle(partial, bias, layout.final_norm)
+            self.settle(partial, layer.output_bias, layer.ffn_norm)
+            partial = self.ffn(index, layer)
+            last = index + 1 == len(layout.layers)
+            self.settle(
+                partial, layer.ffn_down_bias, layout.final_norm if last else layout.layers[index + 1].attention_norm
+            )
         self.emit()
 
-    @staticmethod
-    def score_dtype(layout: Layout) -> torch.dtype:
-        """Number format of the vocabulary's scores."""
-        return torch.float32
-
     def feature(self, site: Site) -> torch.Tensor:
-        """What flows at a site while its layer is computed: the residual, or all heads' outputs."""
-        return self._residual if site.what == "residual" else self._mixed.view(-1)
+        """What flows at a site while its layer is computed: the residual, or all heads' outputs, (B, ...)."""
+        if site.what == "residual":
+            return self._residual
+        return self._attend.combined(self._mixed, self.layout.sizes.heads).flatten(1)
+
+    def sample(self, temperature: float, seed: int) -> None:
+        """How the next tokens are chosen: greedily at temperature 0, else drawn, inside the graph."""
+        self._choose.temperature.fill_(temperature)
+        self._choose.seed.fill_(seed)
 
     def emit(self) -> None:
-        """The next token, greedily, and on to the next position."""
-        project(self._normed, self.layout.head, None, self._scores)
-        self.choose()
+        """The next token, and on to the next position."""
+        self._project(self._normed_by(self.layout.final_norm), self.layout.head, self._read_head, self._scores)
+        self._choose(self._scores, self._token, self._position, self._emitted)
 
     def attention(self, index: int, layer: Layer) -> Partial:
         """A layer's attention of the normed residual, as the sum it adds."""
         sizes, units = self.layout.sizes, self.selection.units(index, "heads")
         heads = self._heads[index] if units is None else units
         kv_rows = 2 * sizes.kv_heads * sizes.head_width
-        qkv = self._qkv[: heads.capacity + 2 * sizes.kv_heads]
-        project(self._normed, layer.query_key_value, layer.query_key_value_bias, qkv, units, sizes.head_width, kv_rows)
-        mixed, numbered = self._mixed[: heads.capacity], self._numbered or units is not None
-        keys, values = self._keys[index, 0], self._values[index, 0]
-        self._attend(qkv, heads, numbered, keys, values, self._position, self._turns, mixed)
+        width = heads.capacity * sizes.head_width + kv_rows
+        qkv = self._qkv[: self.batch * width].view(self.batch, width)
+        self._project(
+            self._normed_by(layer.attention_norm), layer.query_key_value, self._read[index][0], qkv, units,
+            sizes.head_width, kv_rows,
+        )  # fmt: skip
+        numbered = self._compacted or units is not None
+        keys, values = self._keys[index], self._values[index]
+        self._mixed = self._attend(qkv, heads, numbered, keys, values, self._position, self._turns)
         partial = self._partial(heads.capacity * sizes.head_width, sizes.head_width)
-        partial.accumulate(mixed, layer.output, units)
+        if self.batch == 1:
+            single.accumulate(partial, self._mixed, layer.output, units)
+        else:
+            mixed = self._attend.combined(self._mixed, heads.capacity, heads.rows)
+            batched.accumulate(partial, mixed.flatten(1), layer.output, units)
         return partial
 
     def ffn(self, index: int, layer: Layer) -> Partial:
         """A layer's FFN of the normed residual, as the sum it adds."""
         units = self.selection.units(index, "neurons")
-        active = self._active[: len(layer.ffn_down) if units is None else units.capacity]
-        project(self._normed, layer.ffn_in, layer.ffn_in_bias, active, units, activation=self.layout.activation)
-        partial = self._partial(len(active), 1)
-        partial.accumulate(active, layer.ffn_down, units, self._threshold)
+        width = len(layer.ffn_down) if units is None else units.capacity
+        active = self._active[: self.batch * width].view(self.batch, width)
+        self._project(
+            self._normed_by(layer.ffn_norm), layer.ffn_in, self._read[index][1], active, units,
+            activation=self.layout.activation,
+        )  # fmt: skip
+        partial = self._partial(width, 1)
+        if self.batch == 1:
+            threshold = None if self._thresholds is None else self._thresholds[index]
+            single.accumulate(partial, active, layer.ffn_down, units, threshold)
+        else:
+            batched.accumulate(partial, active, layer.ffn_down, units)
         return partial
 
-    def settle(self, partial: Partial | None, bias: torch.Tensor | None, norm: Norm) -> None:
-        """Add a sum to the residual, and norm it for what reads it next."""
-        settle(partial, bias, self._residual, self._arrivals, norm.weight, norm.bias, norm.eps, norm.rms, self._normed)
+    def settle(self, partial: Partial, bias: torch.Tensor | None, norm: Norm) -> None:
+        """Add a sum to the residual, and half norm it for what reads it next."""
+        settle(partial, bias, self._residual, norm.weight, self._normed)
+
+    def _normed_by(self, norm: Norm) -> Normed:
+        return self._normed._replace(eps=norm.eps, rms=norm.rms)
+
+    def _project(self, *arguments, **more) -> None:
+        (single if self.batch == 1 else batched).project(*arguments, **more)
 
     def _partial(self, slots: int, unit_rows: int) -> Partial:
         """Room for the sum of so many rows, shared by the layers."""
         if (slots, unit_rows) not in self._partials:
-            self._partials[slots, unit_rows] = Partial(self.layout.sizes.width, slots, unit_rows, self.layout.device)
+            width, device = self.layout.sizes.width, self.layout.device
+            if self.batch == 1:
+                partial = single.partial_sums(width, slots, unit_rows, device)
+            else:
+                partial = batched.partial_sums(self.batch, width, slots, unit_rows, device)
+            self._partials[slots, unit_rows] = partial
         return self._partials[slots, unit_rows]
+
+
+def _read(layer: Layer) -> tuple[Read, Read]:
+    """What a layer's two products of a normed residual need beside their weights."""
+    return (
+        _folded(layer.query_key_value, layer.query_key_value_bias, layer.attention_norm),
+        _folded(layer.ffn_in, layer.ffn_in_bias, layer.ffn_norm),
+    )
+
+
+def _folded(weight: torch.Tensor, bias: torch.Tensor | None, norm: Norm) -> Read:
+    rows = weight.view(-1, weight.shape[-1])
+    return folded(rows, None if bias is None else bias.flatten(), norm.weight, norm.bias, norm.rms)
 
 
 def check_served(layout: Layout) -> None:

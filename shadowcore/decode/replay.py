@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Sequence
 
 import torch
 
 from shadowcore.decode.decoder import Decoder
-from shadowcore.decode.layout import Layout
 from shadowcore.errors import ConfigError
 
 
@@ -31,6 +31,7 @@ class Replay:
         before = [tensor.clone() for tensor in self._state]
         self._launch()
         graph = torch.cuda.CUDAGraph(keep_graph=True)
+        gc.collect()  # nothing may be given back to the device meanwhile
         with torch.cuda.graph(graph):
             self._launch()
         graph.instantiate()
@@ -51,35 +52,29 @@ class Replay:
 
 
 class ReplayedDecoder(Decoder):
-    """A decoder of one sequence whose step is one graph: `launch` leads from a token and position to the next ones."""
+    """A decoder whose step is one graph: `launch` leads from tokens and a position to the next ones."""
 
-    def __init__(self, layout: Layout, max_positions: int):
-        super().__init__(layout, max_positions)
-        device = layout.device
-        self._position = torch.zeros(1, dtype=torch.int64, device=device)
-        self._scores = torch.empty(len(layout.head), dtype=self.score_dtype(layout), device=device)  # of the vocabulary
-        self._emitted = torch.zeros(max_positions, dtype=torch.int64, device=device)
-        self.replay = Replay(self.launch, device, (self._token, self._position))
+    most_sequences = 16
 
     def launch(self) -> None:
         """Everything one step does, on the device."""
         raise NotImplementedError
 
-    @staticmethod
-    def score_dtype(layout: Layout) -> torch.dtype:
-        """Number format of the vocabulary's scores."""
-        return layout.dtype
-
-    def choose(self) -> None:
-        """The best token is emitted and read next, at the next position."""
-        torch.argmax(self._scores, dim=0, keepdim=True, out=self._token)
-        self._emitted.index_copy_(0, self._position, self._token)
-        self._position.add_(1)
+    def _allocate(self, batch: int) -> None:
+        if batch > self.most_sequences:
+            raise ConfigError(
+                f"batch: a replayed step decodes up to {self.most_sequences} sequences, {batch} found; "
+                "the torch backend decodes any number"
+            )
+        super()._allocate(batch)
+        device = self.layout.device
+        self._position = torch.zeros(1, dtype=torch.int64, device=device)
+        self._scores = torch.empty(batch, len(self.layout.head), dtype=torch.float32, device=device)
+        self._emitted = torch.zeros(self.max_positions, batch, dtype=torch.int64, device=device)
+        self.replay = Replay(self.launch, device, (self._token, self._position))
 
     def reset(self, batch: int = 1) -> None:
-        """Forget everything cached. Raises ConfigError for more than one sequence."""
-        if batch != 1:
-            raise ConfigError(f"batch: a replayed step decodes 1 sequence, {batch} found; the torch backend has more")
+        """Forget everything cached; the next sequences are `batch` many."""
         super().reset(batch)
         self._position.zero_()
 
@@ -90,34 +85,35 @@ class ReplayedDecoder(Decoder):
 
     @torch.inference_mode()
     def prefill(self, ids: torch.Tensor) -> torch.Tensor:
-        """Start anew with ids (1, T), dense, and return the logits (1, V) of the last position."""
+        """Start anew with ids (B, T), dense, and return the logits (B, V) of the last position."""
         logits = super().prefill(ids)
         self._position.fill_(self.position)
         return logits
 
     @torch.inference_mode()
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Append a token (1,) and return the logits (1, V) of the next one."""
+        """Append tokens (B,) and return the logits (B, V) of the next ones."""
         self._token.copy_(tokens)
         self.advance(1)
-        return self._scores.to(self.layout.dtype, copy=True)[None]
+        return self._scores.to(self.layout.dtype, copy=True)
 
     @torch.inference_mode()
     def advance(self, steps: int) -> None:
-        """Decode greedily on from the token of the last step, without asking the device anything."""
+        """Decode on from the tokens of the last step, without asking the device anything."""
         self._require_room(steps)
         for _ in range(steps):
             self.replay()
         self.position += steps
 
     @torch.inference_mode()
-    def generate(self, prompt_ids: torch.Tensor, new_tokens: int) -> torch.Tensor:
-        """The greedy continuation (1, new_tokens) of a prompt (1, T), T at least 1."""
-        if prompt_ids.shape[1] > 1:
-            self.prefill(prompt_ids[:, :-1])
-        else:
-            self.reset(len(prompt_ids))
-        self._token.copy_(prompt_ids[:, -1])
+    def continued(self, tokens: torch.Tensor, new_tokens: int, temperature: float = 0.0, seed: int = 0) -> torch.Tensor:
+        self.sample(temperature, seed)
+        self._token.copy_(tokens)
         start = self.position
         self.advance(new_tokens)
-        return self._emitted[start : self.position][None].clone()
+        return self._emitted[start : self.position].T.clone()
+
+    def sample(self, temperature: float, seed: int) -> None:
+        """How the next tokens are chosen: greedily at temperature 0. Raises ConfigError where only that is served."""
+        if temperature != 0:
+            raise ConfigError(f"temperature: {type(self).__name__} decodes greedily, at 0; {temperature:g} found")

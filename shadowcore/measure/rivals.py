@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import SimpleNamespace
 
 import torch
 from torch.nn import functional
-from transformers import StaticCache
+from transformers import AutoModelForCausalLM, LlamaConfig, OPTConfig, StaticCache
 
 from shadowcore.decode import operations
-from shadowcore.decode.layout import Layout
+from shadowcore.decode.layout import OPT_POSITION_OFFSET, Layout
 from shadowcore.decode.replay import ReplayedDecoder
+from shadowcore.models.families import family_of, layers_of
 
 Tensors = tuple[torch.Tensor | None, ...]
 
@@ -46,8 +46,10 @@ class TorchGraph(ReplayedDecoder):
                 layer.attention_norm.weight, layer.attention_norm.bias, layer.ffn_norm.weight, layer.ffn_norm.bias,
             )  # fmt: skip
             x = self._layer(x, weights, self._keys[index], self._values[index], self._position, visible, turns)
-        self._scores.copy_(self._logits(x)[0])
-        self.choose()
+        self._scores.copy_(self._logits(x))
+        torch.argmax(self._scores, dim=1, out=self._token)
+        self._emitted.index_copy_(0, self._position, self._token[None])
+        self._position.add_(1)
 
     def _plain_layer(
         self, x: torch.Tensor, weights: Tensors, keys: torch.Tensor, values: torch.Tensor, position: torch.Tensor,
@@ -81,16 +83,25 @@ def _norm(
 
 
 class HuggingFaceGenerate:
-    """What users call: `generate` of the Hugging Face model, its cache growing, or static and then compiled."""
+    """What users call: `generate` of the Hugging Face model, its cache growing, or static and then compiled.
 
-    def __init__(self, model: torch.nn.Module, prompt_tokens: int, max_positions: int, static: bool):
-        device = next(model.parameters()).device
-        self.model, self.layout = model, SimpleNamespace(device=device)
-        self._prompt = torch.randint(10, model.config.vocab_size, (1, prompt_tokens), device=device)
-        self._cache = StaticCache(config=model.config, max_cache_len=max_positions) if static else None
+    Its weights are views of the layout's: the same numbers in the same memory.
+    """
+
+    def __init__(self, layout: Layout, max_positions: int, static: bool):
+        self.model, self.layout, self._room = as_model(layout), layout, max_positions
+        self._cache = StaticCache(config=self.model.config, max_cache_len=max_positions) if static else None
+        self._prompt = torch.zeros(1, 1, dtype=torch.int64, device=layout.device)
 
     def go_to(self, position: int) -> None:
-        """Every call begins with the prompt: the slope between two lengths leaves it out."""
+        """Every call begins with a prompt of so many tokens: the slope between two lengths leaves it out."""
+        words = torch.arange(position, device=self.layout.device)[None]
+        self._prompt = words * 7919 % (self.layout.sizes.vocabulary - 10) + 10
+
+    @torch.inference_mode()
+    def prefill(self, ids: torch.Tensor) -> torch.Tensor:
+        """Logits (B, V) of the last position of ids (B, T)."""
+        return self.model(ids, use_cache=False, logits_to_keep=1).logits[:, -1]
 
     @torch.inference_mode()
     def advance(self, steps: int) -> None:
@@ -100,3 +111,56 @@ class HuggingFaceGenerate:
         self.model.generate(
             self._prompt, past_key_values=self._cache, do_sample=False, min_new_tokens=steps, max_new_tokens=steps
         )
+
+
+def as_model(layout: Layout) -> torch.nn.Module:
+    """The Hugging Face model a layout stands for, its weights views of the layout's."""
+    sizes = layout.sizes
+    shared = {
+        "vocab_size": sizes.vocabulary, "hidden_size": sizes.width, "num_hidden_layers": sizes.layers,
+        "num_attention_heads": sizes.heads, "max_position_embeddings": sizes.positions,
+        "tie_word_embeddings": layout.head is layout.embedding,
+    }  # fmt: skip
+    if layout.activation == "relu":
+        config = OPTConfig(**shared, ffn_dim=sizes.neurons, word_embed_proj_dim=sizes.width)
+    else:
+        config = LlamaConfig(
+            **shared, intermediate_size=sizes.neurons, num_key_value_heads=sizes.kv_heads, head_dim=sizes.head_width,
+            rms_norm_eps=layout.final_norm.eps,
+        )  # fmt: skip
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=layout.dtype).eval()
+    family = family_of(config)
+
+    def put(name: str, weight: torch.Tensor, bias: torch.Tensor | None = None, of: torch.nn.Module = model) -> None:
+        module = of.get_submodule(name)
+        module.weight = torch.nn.Parameter(weight, requires_grad=False)
+        if bias is not None:
+            module.bias = torch.nn.Parameter(bias, requires_grad=False)
+
+    for module, layer in zip(layers_of(model), layout.layers, strict=True):
+        widths = [n * sizes.head_width for n in (sizes.heads, sizes.kv_heads, sizes.kv_heads)]
+        weights = layer.query_key_value.flatten(0, 1).split(widths)
+        biases = (
+            [None] * 3 if layer.query_key_value_bias is None else layer.query_key_value_bias.flatten().split(widths)
+        )
+        for name, weight, bias in zip(family.attention_projections, weights, biases, strict=True):
+            put(name, weight, bias, module)
+        put(family.output_projection, layer.output.flatten(0, 1).T, layer.output_bias, module)
+        for part, name in enumerate(family.ffn_in):
+            bias = None if layer.ffn_in_bias is None else layer.ffn_in_bias[:, part]
+            put(name, layer.ffn_in[:, part], bias, module)
+        put(family.ffn_down, layer.ffn_down.T, layer.ffn_down_bias, module)
+        put(family.attention_norm, layer.attention_norm.weight, layer.attention_norm.bias, module)
+        put(family.ffn_norm, layer.ffn_norm.weight, layer.ffn_norm.bias, module)
+    put(family.final_norm, layout.final_norm.weight, layout.final_norm.bias)
+    model.set_input_embeddings(torch.nn.Embedding.from_pretrained(layout.embedding))
+    model.get_output_embeddings().weight = torch.nn.Parameter(layout.head, requires_grad=False)
+    if layout.positions is not None:
+        unread = layout.positions.new_zeros(OPT_POSITION_OFFSET, sizes.width)
+        table = torch.cat((unread, layout.positions))
+        model.model.decoder.embed_positions.weight = torch.nn.Parameter(table, requires_grad=False)
+    else:
+        with layout.device:
+            model.model.rotary_emb = type(model.model.rotary_emb)(config)
+    return model

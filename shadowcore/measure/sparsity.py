@@ -14,7 +14,7 @@ import torch
 from shadowcore.measure.protocols import TOKEN, Protocol
 from shadowcore.method.policies import POLICIES
 from shadowcore.method.predictors import FIRST_SPARSE_LAYER, Predictor
-from shadowcore.models.families import Dimensions, Kind, dimensions_of
+from shadowcore.models.families import Dimensions, Kind, dimensions_of, family_of
 from shadowcore.models.recording import Choose, Site, visiting
 
 # makes what the model is called with besides its input: fresh for every call, since a call uses up a cache
@@ -149,7 +149,7 @@ def unit_weights(model: torch.nn.Module, kind: Kind) -> int:
     sizes: Dimensions = dimensions_of(model.config)
     if kind == "heads":
         return 2 * sizes.width * sizes.heads * sizes.head_width  # query and output projections
-    matrices = 3 if model.config.model_type == "llama" else 2
+    matrices = len(family_of(model.config).ffn_in) + 1
     return matrices * sizes.width * sizes.neurons
 
 

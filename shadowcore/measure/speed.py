@@ -1,4 +1,4 @@
-"""Time per token of decoders that live on a GPU: what the memory can do, gates, turns, and where the time goes.
+"""Time per token of decoders that live on a GPU: what the memory can do, turns, and where the time goes.
 
 Time is the slope between a short and a long run of graph replays from one position on, between two events: what
 starting costs falls out. On a CPU, where the torch decoder is measured, the clock takes the place of the events.
@@ -7,90 +7,19 @@ starting costs falls out. On a CPU, where the torch decoder is measured, the clo
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 
 from shadowcore.decode.decoder import Decoder
-from shadowcore.decode.layout import Layer, Layout, Norm, weights_of
+from shadowcore.decode.layout import Layout, weights_of
 from shadowcore.decode.replay import Replay
-from shadowcore.decode.skipping import KeepFixed
-from shadowcore.measure.latency import Disagreement, milliseconds
+from shadowcore.measure.latency import milliseconds
 
-# size of the difference of logits over the size of the logits, by number format; float32 adds up in another order
-TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 3e-2}
-GATED_STEPS = 2
 CEILING_BYTES = 4 * 2**30  # read at once: many times any cache
+SELECTIONS = 10  # in a graph: starting it does not count
 CLOCKS = ("sm_mhz", "memory_mhz", "power_w", "temperature_c", "throttled")
-
-
-class Upcast(Sequence):
-    """Layers in float32, each made when it is asked for."""
-
-    def __init__(self, layers: Sequence[Layer]):
-        self._layers = layers
-
-    def __len__(self) -> int:
-        return len(self._layers)
-
-    def __getitem__(self, index: int) -> Layer:
-        layer = self._layers[index]
-        changes: dict[str, Any] = {"attention_norm": _upcast(layer.attention_norm), "ffn_norm": _upcast(layer.ffn_norm)}
-        for name, value in vars(layer).items():
-            if isinstance(value, torch.Tensor):
-                changes[name] = value.float()
-        return replace(layer, **changes)
-
-    def __iter__(self) -> Iterator[Layer]:
-        return (self[index] for index in range(len(self)))
-
-
-def upcast(layout: Layout) -> Layout:
-    """The same weights in float32, no more than one layer of them at a time."""
-    if layout.dtype == torch.float32:
-        return layout
-    embedding = layout.embedding.float()
-    return replace(
-        layout,
-        embedding=embedding,
-        positions=None if layout.positions is None else layout.positions.float(),
-        head=embedding if layout.head is layout.embedding else layout.head.float(),
-        layers=Upcast(layout.layers),
-        final_norm=_upcast(layout.final_norm),
-    )
-
-
-def _upcast(norm: Norm) -> Norm:
-    weight, bias = (None if tensor is None else tensor.float() for tensor in (norm.weight, norm.bias))
-    return replace(norm, weight=weight, bias=bias)
-
-
-@torch.inference_mode()
-def gate(name: str, decoder: Decoder, reference: Decoder, position: int, token: int) -> float:
-    """The relative error of the decoder's logits against the torch decoder in float32, over a few steps.
-
-    The reference keeps what the decoder says it kept, from the same filled cache on. Raises Disagreement above
-    TOLERANCE: what computes something else is not timed.
-    """
-    decoder.go_to(position)
-    reference.position = position
-    reference._keys.copy_(decoder._keys)
-    reference._values.copy_(decoder._values)
-    worst, tokens = 0.0, torch.tensor([token], device=decoder.layout.device)
-    for _ in range(GATED_STEPS):
-        ours = decoder.step(tokens).float()
-        reference.selection = KeepFixed(decoder.keep_masks())
-        exact = reference.step(tokens)
-        error = ((ours - exact).norm() / exact.norm()).item()
-        if not error <= TOLERANCE[decoder.layout.dtype]:  # NaN, too
-            raise Disagreement(
-                f"mode '{name}': logits are off by {error:.1e} of their size, "
-                f"{decoder.layout.dtype} allows {TOLERANCE[decoder.layout.dtype]:.0e}"
-            )
-        worst, tokens = max(worst, error), exact.argmax(-1)
-    return worst
 
 
 @torch.inference_mode()
@@ -171,12 +100,12 @@ def read_ceiling(device: torch.device, repeats: int = 20) -> float:
     half = len(buffer) // 2
     attempts.append((lambda: buffer[:half].copy_(buffer[half:]), size))
     if device.type == "cuda":
-        from shadowcore.decode.kernels.rows import project
+        from shadowcore.decode.kernels.rows import NOTHING, project
 
         for width in (4096, 8192):
             weight, x = buffer.view(-1, width), torch.randn(width, dtype=torch.bfloat16, device=device)
             out = torch.empty(len(weight), device=device)
-            attempts.append((lambda w=weight, x=x, out=out: project(x, w, None, out), size))
+            attempts.append((lambda w=weight, x=x, out=out: project(x, w, NOTHING, out), size))
     else:
         attempts.append((lambda: buffer.view(torch.int16).max(), size))
     best = 0.0
@@ -229,9 +158,16 @@ def parts(decoder: Any, position: int, repeats: int = 20) -> dict[str, float]:
             decoder.settle(mixed, layer.output_bias, layer.ffn_norm)
             decoder.settle(active, layer.ffn_down_bias, layer.attention_norm)
 
+    def selections() -> None:
+        for _ in range(SELECTIONS):
+            for site in sites:
+                decoder.selection.choose(site)
+
     found = {"attention_ms": attention, "ffn_ms": ffn, "norms_ms": norms, "vocabulary_ms": decoder.emit}
     if sites:
         found["predictor_ms"] = predictor
+        if decoder.batch == 1:
+            found["selection_ms"] = selections
     times = {}
     for name, part in found.items():
         replay = Replay(part, decoder.layout.device)
@@ -239,5 +175,5 @@ def parts(decoder: Any, position: int, repeats: int = 20) -> dict[str, float]:
         for _ in range(repeats + 1):
             decoder.go_to(position)
             samples.append(milliseconds(replay, decoder.layout.device))
-        times[name] = statistics.median(samples[1:])
+        times[name] = statistics.median(samples[1:]) / (SELECTIONS if part is selections else 1)
     return times

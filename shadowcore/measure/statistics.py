@@ -7,6 +7,8 @@ the same documents, so what makes a document hard cancels out.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +19,7 @@ from shadowcore.errors import ArtifactError
 CONFIDENCE = 0.95
 RESAMPLES = 4000
 SEED = 0  # one seed for every interval: a table does not change when rows are added to it
+Z = norm.ppf((1 + CONFIDENCE) / 2)
 
 
 class Estimate(NamedTuple):
@@ -33,9 +36,8 @@ def accuracy(correct: np.ndarray) -> Estimate:
     """Mean of `correct` (n,) of zeros and ones, with the Wilson score interval (Wilson 1927)."""
     correct = _binary(correct)
     n, mean = len(correct), float(correct.mean())
-    z = norm.ppf((1 + CONFIDENCE) / 2)
-    centre = (mean + z**2 / (2 * n)) / (1 + z**2 / n)
-    reach = z / (1 + z**2 / n) * np.sqrt(mean * (1 - mean) / n + z**2 / (4 * n**2))
+    centre = (mean + Z**2 / (2 * n)) / (1 + Z**2 / n)
+    reach = Z / (1 + Z**2 / n) * np.sqrt(mean * (1 - mean) / n + Z**2 / (4 * n**2))
     # the ends touch 0 and 1 exactly when the mean does; rounding may not put them beyond
     low, high = min(max(centre - reach, 0.0), mean), max(min(centre + reach, 1.0), mean)
     return Estimate(mean, _mean_error(correct), float(low), float(high), n)
@@ -58,13 +60,29 @@ def accuracy_difference(correct: np.ndarray, dense: np.ndarray) -> tuple[Estimat
     correct, dense = _binary(correct), _binary(dense)
     gain, n = correct - dense, len(correct)
     won, lost = int((gain > 0).sum()), int((gain < 0).sum())
-    p_value = float(binomtest(won, won + lost, 0.5).pvalue) if won + lost else 1.0
+    p_value = _mcnemar(won, lost)
     if n == 1:
         return Estimate(float(gain[0]), None, None, None, n), p_value
-    # resampling documents that are won, lost or equal is drawing their three counts
+    return Estimate(float(gain.mean()), _mean_error(gain), *_paired_interval(won, lost, n), n), p_value
+
+
+@lru_cache(maxsize=2**16)
+def _mcnemar(won: int, lost: int) -> float:
+    return float(binomtest(won, won + lost, 0.5).pvalue) if won + lost else 1.0
+
+
+@lru_cache(maxsize=2**16)
+def _paired_interval(won: int, lost: int, n: int) -> tuple[float, float]:
+    """Bootstrap interval of (won - lost) / n: resampling documents that are won, lost or equal draws three counts."""
     counts = np.random.default_rng(SEED).multinomial(n, [won / n, lost / n, (n - won - lost) / n], RESAMPLES)
-    low, high = _percentiles((counts[:, 0] - counts[:, 1]) / n)
-    return Estimate(float(gain.mean()), _mean_error(gain), low, high, n), p_value
+    return _percentiles((counts[:, 0] - counts[:, 1]) / n)
+
+
+def normal_p(difference: float, stderr: float) -> float:
+    """Two-sided p of a difference whose standard error is known, as if it were normal; nan where it is not known."""
+    if stderr == 0:
+        return float(difference == 0)
+    return float(2 * norm.sf(abs(difference) / stderr))
 
 
 def holm(p_values: np.ndarray) -> np.ndarray:
@@ -82,20 +100,14 @@ def log_perplexity_difference(nll: np.ndarray, dense: np.ndarray, tokens: np.nda
     return _ratio(np.asarray(nll, float) - np.asarray(dense, float), tokens)
 
 
-def paired_order(documents: np.ndarray, dense: np.ndarray, where: str) -> tuple[np.ndarray, np.ndarray]:
-    """Orders that sort the documents of a condition and of dense into the same sequence.
-
-    Raises ArtifactError, naming `where`, if the two do not hold the same documents.
-    """
-    documents, dense = np.asarray(documents, dtype=str), np.asarray(dense, dtype=str)
-    order, dense_order = np.argsort(documents, kind="stable"), np.argsort(dense, kind="stable")
-    if len(documents) != len(dense) or (documents[order] != dense[dense_order]).any():
+def require_paired(documents: np.ndarray, dense: np.ndarray, where: Callable[[], str]) -> None:
+    """Raise ArtifactError, naming `where`, unless a condition and dense hold the same documents in the same order."""
+    if not np.array_equal(documents, dense):
         shared = len(np.intersect1d(documents, dense))
         raise ArtifactError(
-            f"{where}: its {len(documents)} documents are not the {len(dense)} of dense ({shared} in common); "
+            f"{where()}: its {len(documents)} documents are not the {len(dense)} of dense ({shared} in common); "
             "evaluate both on the same documents"
         )
-    return order, dense_order
 
 
 def _ratio(total: np.ndarray, size: np.ndarray) -> Estimate:
@@ -109,9 +121,17 @@ def _ratio(total: np.ndarray, size: np.ndarray) -> Estimate:
         return Estimate(value, None, None, None, n)
     residual = total - value * size
     stderr = float(np.sqrt((residual**2).sum() / (n * (n - 1))) / size.mean())
-    drawn = np.random.default_rng(SEED).integers(n, size=(RESAMPLES, n))
-    low, high = _percentiles(total[drawn].sum(1) / size[drawn].sum(1))
+    drawn, drawn_sizes = _resamples(size.tobytes())
+    low, high = _percentiles(total[drawn].sum(1) / drawn_sizes)
     return Estimate(value, stderr, low, high, n)
+
+
+@lru_cache(maxsize=2)
+def _resamples(sizes: bytes) -> tuple[np.ndarray, np.ndarray]:
+    """Places of the documents in every resample (RESAMPLES, n), and the sum of their sizes; sizes: float64."""
+    size = np.frombuffer(sizes)
+    drawn = np.random.default_rng(SEED).integers(len(size), size=(RESAMPLES, len(size)))
+    return drawn, size[drawn].sum(1)
 
 
 def _percentiles(resampled: np.ndarray) -> tuple[float, float]:

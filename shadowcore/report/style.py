@@ -21,7 +21,11 @@ from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
-from shadowcore.artifacts import replacing
+from shadowcore import artifacts
+from shadowcore.artifacts import Header
+
+FIGURE_SCHEMA = "figure/1"
+NOTHING = "nothing to show"
 
 
 class Look(NamedTuple):
@@ -109,16 +113,20 @@ def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
     return drawing
 
 
-def save(figure: Figure, stem: Path) -> list[Path]:
-    """Write `stem`.pdf and `stem`.png, byte for byte the same for the same figure; return the paths."""
+def save(figure: Figure, stem: Path, header: Header) -> list[Path]:
+    """Write `stem`.pdf and `stem`.png with their header, byte for byte the same for equal figures; return the paths."""
     stem = Path(stem)
-    # no dates and no versions in the files
-    metadata = {"pdf": {"CreationDate": None, "Producer": None, "Creator": None}, "png": {"Software": None}}
+    made_of = artifacts.origin(FIGURE_SCHEMA, header)
+    # no dates, and no versions but those of the header
+    metadata = {
+        "pdf": {"CreationDate": None, "Producer": None, "Creator": None, "Keywords": made_of},
+        "png": {"Software": None, artifacts.METADATA_KEY: made_of},
+    }
     paths = []
     with matplotlib.rc_context(RC):
         for kind, entries in metadata.items():
             paths.append(stem.with_name(f"{stem.name}.{kind}"))
-            with replacing(paths[-1]) as partial:
+            with artifacts.replacing(paths[-1]) as partial:
                 figure.savefig(partial, format=kind, dpi=PNG_DPI, metadata=entries)
     return paths
 
@@ -138,8 +146,8 @@ def panels(
 
 
 def empty(message: str) -> Figure:
-    """A figure that says why it shows nothing."""
-    figure = Figure(figsize=(5, 2), layout="constrained")
+    """A figure that says why it shows nothing; its label is NOTHING."""
+    figure = Figure(figsize=(5, 2), layout="constrained", label=NOTHING)
     axes = figure.subplots()
     axes.set_axis_off()
     axes.text(0.5, 0.5, textwrap.fill(message, 60), ha="center", va="center", transform=axes.transAxes)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -11,17 +11,23 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from shadowcore import artifacts
 from shadowcore.benchmarks import BENCHMARKS
 from shadowcore.errors import ArtifactError
 from shadowcore.measure import statistics
-from shadowcore.schemas import CONDITION, FINAL_TABLES, MEASURED, OUTCOMES
+from shadowcore.report.outcomes import (
+    ACCURACY_METRICS,
+    ASKED,
+    KEYS,
+    PERPLEXITIES,
+    Documents,
+    Row,
+    grouped,
+)  # fmt: skip
+from shadowcore.schemas import CONDITION, FINAL_TABLES
 
-Row = dict[str, Any]
 Tables = Mapping[str, pd.DataFrame]
+Outcomes = Sequence[Documents] | pa.Table | pd.DataFrame
 
-CONDITION_COLUMNS = [*CONDITION, *MEASURED]
-ASKED = ["task", "fewshot", "metric"]
 SAME_DOCUMENTS = ["model", "data", *ASKED]  # rows that agree here were measured on the same documents
 SAME_PLACE = ["policy", "protocol", "units", "sparsity_pct"]  # methods that agree here are compared,
 MADE_OF = ["calibration", "criterion", "predictor"]  # ... if they agree in those of these that both have
@@ -29,30 +35,30 @@ FAMILY = ("model", "seed", "metric", "reference")  # of comparisons whose p-valu
 # a method's are those before it
 REFERENCES = ("random", "static", "threshold", "griffin", "shadow", "layerwise", "segments", "oracle")
 VALUE = {"accuracy": "value", "perplexity": "value", "comparisons": "difference", "latency": "ms_per_token"}
-ACCURACY_METRICS = ("acc", "acc_norm")
-PERPLEXITIES = {"nll": "token_perplexity", "word_nll": "word_perplexity", "byte_nll": "byte_perplexity"}
 LOG_PERPLEXITIES = {"nll": "log_perplexity", "word_nll": "log_word_perplexity", "byte_nll": "log_byte_perplexity"}
 # accuracy of guessing; a task that is not listed is not compared with it
 CHANCE = {"true_continuation": 1 / 4} | {name: one.chance for name, one in BENCHMARKS.items() if one.chance}
 
 
-def accuracy(outcomes: pa.Table | pd.DataFrame) -> list[Row]:
+def accuracy(outcomes: Outcomes) -> list[Row]:
     """Rows of ACCURACY: one per condition, task and metric of the documents in `outcomes`."""
-    return _estimates(outcomes, ACCURACY_METRICS, lambda group: statistics.accuracy(group["value"])._asdict())
+    return _estimates(outcomes, ACCURACY_METRICS, lambda group: statistics.accuracy(group.value)._asdict())
 
 
-def perplexity(outcomes: pa.Table | pd.DataFrame) -> list[Row]:
+def perplexity(outcomes: Outcomes) -> list[Row]:
     """Rows of PERPLEXITY: one per condition and text of the windows in `outcomes`."""
 
-    def estimate(group: pd.DataFrame) -> Row:
-        measured = statistics.perplexity(group["value"], group["weight"])
-        metric = PERPLEXITIES[group["metric"].iloc[0]]
-        return measured._asdict() | {"metric": metric, "counted": int(group["weight"].sum())}
+    def estimate(group: Documents) -> Row:
+        measured = statistics.perplexity(group.value, group.weight)
+        return measured._asdict() | {
+            "metric": PERPLEXITIES[group.keys["metric"]],
+            "counted": int(group.weight.sum()),
+        }
 
     return _estimates(outcomes, tuple(PERPLEXITIES), estimate)
 
 
-def comparisons(outcomes: pa.Table | pd.DataFrame) -> list[Row]:
+def comparisons(outcomes: Outcomes) -> list[Row]:
     """Rows of COMPARISONS: every sparse condition against dense, and against other methods, on the same documents.
 
     Two methods are compared under equal policy, protocol, units and sparsity, and equal calibration, criterion and
@@ -61,38 +67,40 @@ def comparisons(outcomes: pa.Table | pd.DataFrame) -> list[Row]:
     a dense condition has no rows against it. Where dense was run under several seeds, those of several studies,
     conditions are compared with others of their own seed only. Raises ArtifactError if documents differ.
     """
-    groups = list(_groups(outcomes, (*ACCURACY_METRICS, *PERPLEXITIES)))
+    # those on the same documents one after the other: they share their resamples
+    groups = sorted(_documents(outcomes), key=lambda one: _order(one.keys, SAME_DOCUMENTS))
     dense, placed = {}, {}
-    for keys, group in groups:
-        if keys["method"] == "dense":
-            seeds = dense.setdefault(tuple(keys[name] for name in SAME_DOCUMENTS), {})
-            if keys["seed"] in seeds:
-                raise ArtifactError(f"{_name(keys)}: found twice with seed {keys['seed']}; dense has one condition")
-            seeds[keys["seed"]] = group
+    for one in groups:
+        if one.keys["method"] == "dense":
+            seeds = dense.setdefault(_values(one.keys, SAME_DOCUMENTS), {})
+            if one.keys["seed"] in seeds:
+                raise ArtifactError(
+                    f"{_name(one.keys)}: found twice with seed {one.keys['seed']}; dense has one condition"
+                )
+            seeds[one.keys["seed"]] = one
         else:
-            place = tuple(keys[name] for name in (*SAME_DOCUMENTS, *SAME_PLACE))
-            placed.setdefault(place, []).append((keys, group))
+            placed.setdefault(_values(one.keys, [*SAME_DOCUMENTS, *SAME_PLACE]), []).append(one)
     rows = []
-    for keys, group in groups:
-        seeds = dense.get(tuple(keys[name] for name in SAME_DOCUMENTS), {})
+    for one in groups:
+        keys, seeds = one.keys, dense.get(_values(one.keys, SAME_DOCUMENTS), {})
         if keys["method"] == "dense" or not seeds:
             continue
         if len(seeds) > 1 and keys["seed"] not in seeds:
             raise ArtifactError(f"{_name(keys)}: its seed is {keys['seed']}, where dense was run with {sorted(seeds)}")
         reference = seeds[keys["seed"]] if len(seeds) > 1 else next(iter(seeds.values()))
-        rows.append(keys | {"reference": "dense"} | _difference(group, reference, _name(keys)))
+        rows.append(_compared(keys | {"reference": "dense"}, one, reference))
     for alike in placed.values():
-        for (keys, group), (other, reference) in product(alike, repeat=2):
-            several = len(dense.get(tuple(keys[name] for name in SAME_DOCUMENTS), {})) > 1
+        for one, other in product(alike, repeat=2):
+            keys, others = one.keys, other.keys
+            several = len(dense.get(_values(keys, SAME_DOCUMENTS), {})) > 1
             if (
-                _rank(other["method"]) < _rank(keys["method"])
-                and all(_agree(keys, other, name) for name in MADE_OF)
-                and (keys["seed"] == other["seed"] or (_trained(keys) != _trained(other) and not several))
+                _rank(others["method"]) < _rank(keys["method"])
+                and all(_agree(keys, others, name) for name in MADE_OF)
+                and (keys["seed"] == others["seed"] or (_trained(keys) != _trained(others) and not several))
             ):
-                made_of = {name: _made_of(keys, name) or _made_of(other, name) for name in MADE_OF}
-                seed = (other if _trained(other) else keys)["seed"]
-                named = keys | made_of | {"reference": other["method"], "seed": seed}
-                rows.append(named | _difference(group, reference, _name(named)))
+                made_of = {name: _made_of(keys, name) or _made_of(others, name) for name in MADE_OF}
+                seed = (others if _trained(others) else keys)["seed"]
+                rows.append(_compared(keys | made_of | {"reference": others["method"], "seed": seed}, one, other))
     return _sorted(_over_seeds(_corrected(rows), "difference"))
 
 
@@ -139,19 +147,20 @@ def _corrected(rows: list[Row]) -> list[Row]:
     return rows
 
 
-def _difference(group: pd.DataFrame, reference: pd.DataFrame, where: str) -> Row:
-    order, reference_order = statistics.paired_order(group["document"], reference["document"], where)
-    group, reference = group.iloc[order], reference.iloc[reference_order]
-    metric, value, other = group["metric"].iloc[0], group["value"].to_numpy(), reference["value"].to_numpy()
+def _compared(row: Row, group: Documents, reference: Documents) -> Row:
+    """`row` with the difference of two groups of the same documents; ArtifactError if they are not the same."""
+    statistics.require_paired(group.names, reference.names, lambda: _name(row))
+    metric = row["metric"]
     if metric in ACCURACY_METRICS:
-        estimate, p_value = statistics.accuracy_difference(value, other)
+        estimate, p_value = statistics.accuracy_difference(group.value, reference.value)
         named = {"p_value": p_value}
     else:
-        if (group["weight"].to_numpy() != reference["weight"].to_numpy()).any():
-            raise ArtifactError(f"{where}: its windows have other token counts than dense; score the same tokens")
-        estimate = statistics.log_perplexity_difference(value, other, group["weight"])
+        if (group.weight != reference.weight).any():
+            raise ArtifactError(f"{_name(row)}: its windows have other token counts than dense; score the same tokens")
+        estimate = statistics.log_perplexity_difference(group.value, reference.value, group.weight)
         named = {"metric": LOG_PERPLEXITIES[metric], "p_value": None}
-    return {("difference" if name == "value" else name): number for name, number in estimate._asdict().items()} | named
+    numbers = estimate._asdict()
+    return row | {"difference": numbers.pop("value")} | numbers | named
 
 
 def check(tables: Mapping[str, pa.Table | pd.DataFrame]) -> list[str]:
@@ -202,10 +211,35 @@ def _place(name: str, rows: pd.DataFrame, index: int) -> str:
 def read(directory: Path) -> dict[str, pd.DataFrame]:
     """The final tables in a directory, by name; one that was not written is empty."""
     return {
-        name: frame(artifacts.read_table(path, table.schema) if path.is_file() else table.build([]))
+        name: frame(table.read(path) if path.is_file() else table.build([]))
         for name, table in FINAL_TABLES.items()
         for path in [Path(directory) / f"{name}.parquet"]
     }
+
+
+def of_study(results: Path) -> dict[str, pd.DataFrame]:
+    """The final tables of a study's results folder, such as results/quick; ArtifactError if it has none."""
+    folder = Path(results) / "tables"
+    if not folder.is_dir():
+        raise ArtifactError(f"{folder}: no such folder; a study's results folder, such as results/quick, would fit")
+    return read(folder)
+
+
+class Asked(Mapping):
+    """Tables that remember the names they were asked for."""
+
+    def __init__(self, found: Tables):
+        self._found, self.names = found, set()
+
+    def __getitem__(self, name: str) -> pd.DataFrame:
+        self.names.add(name)
+        return self._found[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._found)
+
+    def __len__(self) -> int:
+        return len(self._found)
 
 
 def frame(table: pa.Table | pd.DataFrame) -> pd.DataFrame:
@@ -214,37 +248,29 @@ def frame(table: pa.Table | pd.DataFrame) -> pd.DataFrame:
     return table.reset_index(drop=True)
 
 
-def _estimates(
-    outcomes: pa.Table | pd.DataFrame, metrics: tuple[str, ...], estimate: Callable[[pd.DataFrame], Row]
-) -> list[Row]:
+def _documents(outcomes: Outcomes) -> Sequence[Documents]:
+    return grouped([outcomes]) if isinstance(outcomes, (pa.Table, pd.DataFrame)) else outcomes
+
+
+def _estimates(outcomes: Outcomes, metrics: tuple[str, ...], estimate: Callable[[Documents], Row]) -> list[Row]:
     rows = []
-    for keys, group in _groups(outcomes, metrics):
+    for group in _documents(outcomes):
+        if group.keys["metric"] not in metrics:
+            continue
         try:
-            rows.append(keys | estimate(group))
+            rows.append(group.keys | estimate(group))
         except ArtifactError as error:
-            raise ArtifactError(f"{_name(keys)}: {error}") from None
+            raise ArtifactError(f"{_name(group.keys)}: {error}") from None
     return _sorted(_over_seeds(rows, "value"))
 
 
-def _groups(outcomes: pa.Table | pd.DataFrame, metrics: tuple[str, ...]) -> Iterator[tuple[Row, pd.DataFrame]]:
-    """Keys and documents of every condition, task and metric; documents in an order of their own."""
-    documents = frame(outcomes)
-    if missing := set(OUTCOMES.columns) - set(documents):
-        raise ArtifactError(f"outcomes: no column {sorted(missing)}; columns of schema '{OUTCOMES.schema}' are read")
-    columns = [*CONDITION_COLUMNS, *ASKED]
-    documents = documents[documents["metric"].isin(metrics)].sort_values(["document", "value"], kind="stable")
-    # dropna=False: keys that do not apply are null, and their rows must not vanish
-    for keys, group in documents.groupby(columns, dropna=False, sort=False):
-        yield {name: _plain(key, name) for name, key in zip(columns, keys, strict=True)}, group
+def _values(keys: Row, names: Sequence[str]) -> tuple:
+    return tuple(keys[name] for name in names)
 
 
-def _plain(value: Any, column: str) -> Any:
-    """A key as Python has it: None for null, whole numbers where pandas made floats of them."""
-    if pd.isna(value):
-        return None
-    if column in ("sparsity_pct", "seed", "fewshot"):
-        return int(value)
-    return value.item() if isinstance(value, np.generic) else value
+def _order(row: Row, names: Sequence[str]) -> list[tuple]:
+    """What sorts rows by these keys, nulls first."""
+    return [(row.get(name) is not None, row.get(name)) for name in names]
 
 
 def _name(row: Mapping[str, Any]) -> str:
@@ -256,5 +282,4 @@ def _name(row: Mapping[str, Any]) -> str:
 
 def _sorted(rows: list[Row]) -> list[Row]:
     """Rows in the order of their keys, nulls first."""
-    keys = [*CONDITION_COLUMNS, *ASKED, "reference"]
-    return sorted(rows, key=lambda row: [(row.get(name) is not None, row.get(name)) for name in keys])
+    return sorted(rows, key=lambda row: _order(row, [*KEYS, "reference"]))

@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from shadowcore import artifacts
 from shadowcore.report import tables
+from shadowcore.report.outcomes import grouped
 from shadowcore.schemas import (
     ACCURACY,
     COMPARISONS,
@@ -54,7 +55,7 @@ class Outputs:
 
 def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     progress = Progress("aggregate")
-    outcomes = joined(inputs.outcomes, OUTCOMES)
+    outcomes = grouped(OUTCOMES.read(path) for path in inputs.outcomes)
     final = {
         "accuracy": ACCURACY.build(tables.accuracy(outcomes)),
         "perplexity": PERPLEXITY.build(tables.perplexity(outcomes)),
@@ -77,7 +78,7 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
 
 def joined(paths: tuple[Path, ...], table: Table) -> pa.Table:
     """The rows of several files of one schema, in the order given."""
-    parts = [artifacts.read_table(path, table.schema).replace_schema_metadata(None) for path in paths]
+    parts = [table.read(path).replace_schema_metadata(None) for path in paths]
     return pa.concat_tables(parts) if parts else table.build([])
 
 

@@ -13,9 +13,29 @@ from pathlib import Path
 from typing import Any
 
 from shadowcore import artifacts, provenance
-from shadowcore.errors import ConfigError, near_miss
+from shadowcore.errors import ArtifactError, ConfigError, near_miss
+from shadowcore.models.families import Dimensions
 
 CARD_SCHEMA = "model_card/1"
+
+
+def how() -> Any:
+    """A specification's field that says how to work and not what to make, such as the size of a batch.
+
+    Results do not depend on it, so it is neither in the JSON that decides what is stale nor in headers; on the
+    command line it is an option of its own.
+    """
+    return dataclasses.field(metadata={"how": True})
+
+
+def how_fields(kind: type) -> list[str]:
+    """Names of the fields of a specification that say how."""
+    return [field.name for field in dataclasses.fields(kind) if "how" in field.metadata]
+
+
+def _what(spec: Any) -> dict[str, Any]:
+    """Fields of a specification that say what to make, nested specifications as they are."""
+    return {field.name: getattr(spec, field.name) for field in dataclasses.fields(spec) if "how" not in field.metadata}
 
 
 def parse_spec(kind: type, data: Any, where: str = "--spec") -> Any:
@@ -62,7 +82,7 @@ def header(stage: str, spec: Any, inputs: Any) -> dict[str, Any]:
         files[field.name] = [provenance.file_sha256(path) for path in paths if Path(path).is_file()]
     return {
         "stage": stage,
-        "spec": dataclasses.asdict(spec),
+        "spec": json.loads(to_json(spec)),
         "inputs": files,
         "code": provenance.fingerprint(f"shadowcore.stages.{stage.replace('-', '_')}"),
         "run": provenance.run_information(),
@@ -97,10 +117,16 @@ class Stage:
 
 
 def read_card(path: Path) -> dict[str, Any]:
-    """The model card that `fetch-model` wrote."""
-    return artifacts.read_record(path, CARD_SCHEMA)
+    """The model card that `fetch-model` wrote; ArtifactError if it does not say what a model is."""
+    card = artifacts.read_record(path, CARD_SCHEMA)
+    try:
+        parse_spec(Dimensions, card.get("dimensions"), "dimensions")
+        parse_spec(dict[str, dict], card.get("files"), "files")
+    except ConfigError as error:
+        raise ArtifactError(f"{path}: {error}; delete the file and run the study again") from None
+    return card
 
 
 def to_json(spec: Any) -> str:
-    """A specification as the JSON that `parse_spec` reads."""
-    return json.dumps(dataclasses.asdict(spec), sort_keys=True)
+    """What a specification makes, as the JSON that `parse_spec` reads beside the fields that say how."""
+    return json.dumps(_what(spec), sort_keys=True, default=vars)

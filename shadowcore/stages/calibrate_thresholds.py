@@ -11,7 +11,7 @@ from shadowcore import artifacts
 from shadowcore.method.thresholds import neuron_magnitudes
 from shadowcore.schemas import THRESHOLDS
 from shadowcore.stages import inputs as reading
-from shadowcore.stages.base import Progress, Stage, header
+from shadowcore.stages.base import Progress, Stage, header, how
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Spec:
     calibration: str
     windows: int
     window_tokens: int
-    batch: int
+    batch: int = how()
     sparsities_pct: tuple[int, ...]
     dtype: str
     seed: int

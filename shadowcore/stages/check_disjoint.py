@@ -38,12 +38,12 @@ class Outputs:
 
 def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     progress = Progress(f"check-disjoint {spec.calibration} {spec.data}")
-    table = artifacts.read_table(inputs.calibrated, text.DOCUMENTS.schema)
+    table = text.DOCUMENTS.read(inputs.calibrated)
     seen = set()
     for content in table.filter(pc.not_equal(table["split"], "evaluation"))["text"].to_pylist():
         # a document may be one paragraph of a longer one
         seen.update(map(benchmarks.mark, [content, *content.split("\n\n")]))
-    table = artifacts.read_table(inputs.evaluated, text.DOCUMENTS.schema)
+    table = text.DOCUMENTS.read(inputs.evaluated)
     evaluated = table.filter(pc.equal(table["split"], "evaluation"))["text"].to_pylist()
     record = {spec.data: _refuse(spec, f"text '{spec.data}'", [*map(benchmarks.mark, evaluated)], seen)}
     for path in inputs.benchmarks:

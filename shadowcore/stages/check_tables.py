@@ -35,7 +35,7 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     progress = Progress("check-tables")
     rows, warnings = {}, []
     for path in inputs.tables:
-        table = artifacts.read_table(path, FINAL_TABLES[path.stem].schema)
+        table = FINAL_TABLES[path.stem].read(path)
         try:
             warnings += tables.check({path.stem: table})
         except ArtifactError as error:

@@ -19,7 +19,7 @@ from shadowcore.measure.sparsity import Masks, SparseModel
 from shadowcore.models.families import KINDS_OF, Kind
 from shadowcore.schemas import OUTCOMES
 from shadowcore.stages import inputs as reading
-from shadowcore.stages.base import Progress, header
+from shadowcore.stages.base import Progress, header, how
 
 # true_continuation: a question; second_half: the perplexity of every window's second half, the first being its prompt
 OWN_TASKS = ("true_continuation", "second_half")
@@ -59,8 +59,8 @@ class Spec:
     condition: Condition
     windows: int
     window_tokens: int
-    window_batch: int
-    request_batch: int
+    window_batch: int = how()
+    request_batch: int = how()
     dtype: str
     text_seed: int
     tasks: tuple[str, ...] = ("true_continuation",)
@@ -94,10 +94,10 @@ def _runs(spec: Spec, inputs: Any, sparse: SparseModel, tokenizer, progress: Pro
     yield from _windows(spec, inputs, sparse, tokenizer, progress)
     longest = sparse.sizes.positions
     if "true_continuation" in spec.tasks:
-        questions = artifacts.read_table(inputs.tasks, text.TASKS.schema).to_pylist()
+        questions = text.TASKS.read(inputs.tasks).to_pylist()
         task = harness.true_continuation(questions)
         yield harness.outcomes(sparse, tokenizer, [task], spec.request_batch, longest)
-    files = {path.stem: artifacts.read_table(path, benchmarks.SCHEMA).to_pylist() for path in inputs.benchmarks}
+    files = {path.stem: benchmarks.prepared(path) for path in inputs.benchmarks}
     if missing := set(spec.tasks) - {*OWN_TASKS, *files}:
         raise ConfigError(f"--benchmarks: no file of {sorted(missing)}; <task>.parquet of prepare-benchmark would fit")
     for batch, window, tasks in _together(spec, files):

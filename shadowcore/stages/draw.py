@@ -8,7 +8,8 @@ from pathlib import Path
 from shadowcore.errors import one_of
 from shadowcore.report import tables
 from shadowcore.report.figures import FIGURES, TIMED_FIGURES, save
-from shadowcore.stages.base import Progress, Stage
+from shadowcore.report.style import NOTHING
+from shadowcore.stages.base import Progress, Stage, header
 
 
 @dataclass(frozen=True)
@@ -33,11 +34,17 @@ class Outputs:
 def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     progress = Progress(f"draw {spec.model}")
     found = tables.read(inputs.tables[0].parent)
+    made = header("draw", spec, inputs)
+    hashes = dict(zip((path.stem for path in inputs.tables if path.is_file()), made["inputs"]["tables"], strict=True))
     stems = list(dict.fromkeys(path.with_suffix("") for path in outputs.figures))
     known = FIGURES | TIMED_FIGURES
     names = [one_of(stem.name, known, "--figures") for stem in stems]
     for done, (name, stem) in enumerate(zip(names, stems, strict=True), 1):
-        save(known[name](found, spec.model), stem)
+        asked = tables.Asked(found)
+        figure = known[name](asked, spec.model)
+        # of tables the figure did not look at, such as measured times, its bytes must not depend
+        read = {table: [one] for table, one in hashes.items() if table in asked.names}
+        save(figure, stem, made | {"inputs": read, "empty": figure.get_label() == NOTHING})
         progress(done, len(stems))
 
 

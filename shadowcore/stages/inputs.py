@@ -8,6 +8,7 @@ import pyarrow.compute as pc
 import torch
 
 from shadowcore import artifacts, text
+from shadowcore.errors import ArtifactError
 from shadowcore.method.predictors import FIRST_SPARSE_LAYER, PREDICTOR_SCHEMA, Predictor
 from shadowcore.method.small import restored
 from shadowcore.models import sources
@@ -36,7 +37,7 @@ def read_model(weights: Path, dtype: str):
 
 def windows_of(path: Path, split: str, tokenizer, length: int, count: int, seed: int) -> list[text.Window]:
     """`count` windows of `length` token ids from a split (train, heldout or evaluation) of a documents file."""
-    table = artifacts.read_table(path, text.DOCUMENTS.schema)
+    table = text.DOCUMENTS.read(path)
     rows = table.filter(pc.equal(table["split"], split)).drop_columns("split")
     return text.windows(text.documents_from_table(rows), tokenizer, length, count, seed)
 
@@ -45,17 +46,22 @@ def read_mean_scores(
     path: Path, criterion: str, kinds: tuple[Kind, ...], sizes: Dimensions
 ) -> dict[Kind, torch.Tensor]:
     """Mean scores (L, U) per kind of one criterion from the table that `average` wrote."""
-    table = artifacts.read_table(path, CRITERIA.schema).to_pandas()
+    table = CRITERIA.read(path).to_pandas()
     table = table[table["criterion"] == criterion].sort_values(["layer", "unit"])
-    return {
-        kind: torch.tensor(table.loc[table["kind"] == kind, "mean"].to_numpy()).view(sizes.layers, sizes.units(kind))
-        for kind in kinds
-    }
+    found = {kind: torch.tensor(table.loc[table["kind"] == kind, "mean"].to_numpy()) for kind in kinds}
+    for kind, scores in found.items():
+        needed = sizes.layers * sizes.units(kind)
+        if len(scores) != needed or not scores.isfinite().all():
+            raise ArtifactError(
+                f"{path}: {int(scores.isfinite().sum())} scores of {kind} by {criterion} where {needed} are needed; "
+                "delete the file and run the study again"
+            )
+    return {kind: scores.view(sizes.layers, sizes.units(kind)) for kind, scores in found.items()}
 
 
 def read_thresholds(path: Path, sparsity_pct: int) -> torch.Tensor:
     """Thresholds (L,) of one sparsity from the table that `calibrate-thresholds` wrote; layer 0 keeps all."""
-    table = artifacts.read_table(path, THRESHOLDS.schema).to_pandas()
+    table = THRESHOLDS.read(path).to_pandas()
     found = table[table["sparsity_pct"] == sparsity_pct].sort_values("layer")["threshold"].to_numpy()
     thresholds = torch.tensor(found)
     thresholds[:FIRST_SPARSE_LAYER] = -1
@@ -63,10 +69,18 @@ def read_thresholds(path: Path, sparsity_pct: int) -> torch.Tensor:
 
 
 def read_predictor(path: Path, sizes: Dimensions) -> Predictor:
-    """The predictor that `train-predictor` wrote, on the CPU."""
-    made_by = artifacts.read_header(path)["spec"]
-    recipe = made_by["recipe"]
-    shape = (recipe[name] for name in ("rank", "segments", "bits", "block"))
-    predictor = Predictor(made_by["method"], sizes, *shape)
-    predictor.load_state_dict(restored(artifacts.read_tensors(path, PREDICTOR_SCHEMA)))
+    """The predictor that `train-predictor` wrote, on the CPU; ArtifactError if it is of a model of other sizes."""
+    state = artifacts.read_tensors(path, PREDICTOR_SCHEMA)
+    try:
+        made_by = artifacts.read_header(path)["spec"]
+        shape = (made_by["recipe"][name] for name in ("rank", "segments", "bits", "block"))
+        predictor = Predictor(made_by["method"], sizes, *shape)
+        predictor.load_state_dict(restored(state))
+    except (KeyError, TypeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ArtifactError(
+            f"{path}: not a predictor of this model ({reason}); delete the file and run the study again"
+        ) from None
+    if lost := [name for name, value in state.items() if not value.isfinite().all()]:
+        raise ArtifactError(f"{path}: tensor '{lost[0]}' is not finite; delete the file and run the study again")
     return predictor.eval()

@@ -1,28 +1,39 @@
-"""Time per token of one model on this machine: dense, static and predicted, all in one run, taking turns."""
+"""Time per token of one model on this machine: dense, static and predicted, all in one run, taking turns.
+
+On a GPU the Triton decoder is measured, with modes that only it has; without one the torch decoder, and every row
+says so. Before, each must agree with the Hugging Face model masked in the same way, and generate what that generates.
+"""
 
 from __future__ import annotations
 
-import platform
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from shadowcore import artifacts
+from shadowcore import artifacts, provenance
 from shadowcore.decode.decoder import Decoder
 from shadowcore.decode.layout import Layout, compacted, from_model
-from shadowcore.decode.skipping import KeepPredicted
-from shadowcore.measure import latency
+from shadowcore.decode.skipping import KeepFixed, KeepPredicted
+from shadowcore.measure import latency, speed
+from shadowcore.measure.activation_masks import ThresholdMasks
+from shadowcore.measure.agreement import HuggingFaceDecoder, check, check_generated, check_logits, logits_after
+from shadowcore.measure.sparsity import Masks, PredictedMasks, SparseModel
 from shadowcore.method.policies import POLICIES
-from shadowcore.method.predictors import FIRST_SPARSE_LAYER
+from shadowcore.method.predictors import FIRST_SPARSE_LAYER, Predictor
+from shadowcore.method.thresholds import neuron_magnitudes
 from shadowcore.models import sources
-from shadowcore.models.families import KINDS_OF
+from shadowcore.models.families import KINDS_OF, Kind, dimensions_of
 from shadowcore.schemas import LATENCY, LATENCY_REPEATS
 from shadowcore.stages.base import Progress, Stage, header
 from shadowcore.stages.inputs import read_mean_scores, read_predictor, read_tokenizer, windows_of
 
 POLICY = "per_layer"
+GENERATED = 200  # tokens that must be the model's own, in float32 on a GPU; elsewhere as many as are timed
+THRESHOLD_WINDOWS = 8  # of the prompt's length, to see how large neurons are
 
 
 @dataclass(frozen=True)
@@ -58,31 +69,56 @@ class Outputs:
     repeats: Path
 
 
+LogitsOf = Callable[[torch.Tensor, int], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One mode: what tells its rows apart, its decoder, and the model's logits that it must reproduce."""
+
+    keys: dict[str, Any]
+    decoder: Any
+    logits_of: LogitsOf | None = None
+    masked: bool = True  # the decoder can say which units it kept
+
+
 def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     progress = Progress(f"latency {spec.model}")
+    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     tokenizer = read_tokenizer(inputs.card, inputs.weights)
     prompt = windows_of(inputs.documents, "evaluation", tokenizer, spec.prompt_tokens, 1, spec.seed)[0]
-    model = sources.load_model(inputs.weights, spec.dtype)
-    variants = variants_of(spec, inputs, model)
-    progress.say(f"{len(variants)} variants, {spec.warmup} + {spec.repeats} turns each, checked first")
-    decoders = {name: decoder for name, (_, decoder) in variants.items()}
-    raw = latency.measure(
-        decoders, torch.tensor([prompt.ids]), spec.new_tokens, spec.repeats, spec.warmup, reference=model
+    ids = torch.tensor([prompt.ids], device=device)
+    ceiling = speed.read_ceiling(device) if device.type == "cuda" else None
+    model = sources.load_model(inputs.weights, spec.dtype).to(device)
+    generated = (GENERATED if device.type == "cuda" else spec.new_tokens) if model.dtype == torch.float32 else 0
+    room = spec.prompt_tokens + max(spec.new_tokens, generated)
+    windows = windows_of(inputs.documents, "train", tokenizer, spec.prompt_tokens, THRESHOLD_WINDOWS, spec.seed)
+    sizes = dimensions_of(model.config)
+    choosers = Choosers(
+        means=read_mean_scores(inputs.scores, spec.criterion, KINDS_OF[spec.units], sizes),
+        predictors=[read_predictor(path, sizes).to(device, model.dtype) for path in inputs.predictors],
+        windows=torch.tensor([window.ids for window in windows]),
     )
+    variants = variants_of(spec, model, room, choosers, triton=device.type == "cuda")
+    progress.say(f"{len(variants)} variants, {spec.warmup} + {spec.repeats} turns each, checked first")
+    for name, variant in variants.items():
+        check_variant(name, variant, model, ids, generated)
+    decoders = {name: variant.decoder for name, variant in variants.items()}
+    raw = latency.measure(decoders, ids, spec.new_tokens, spec.repeats, spec.warmup)
     shared = {
-        "model": spec.model, "device": processor_name(), "backend": "torch", "weights": spec.weights,
-        "dtype": spec.dtype, "threads": torch.get_num_threads(), "kv": "kept", "batch": 1,
-        "prompt_tokens": spec.prompt_tokens, "new_tokens": spec.new_tokens,
+        "model": spec.model, "device": provenance.device_name(), "driver": speed.driver_version(device),
+        "backend": "triton" if device.type == "cuda" else "torch", "weights": spec.weights, "dtype": spec.dtype,
+        "threads": None if device.type == "cuda" else torch.get_num_threads(), "kv": "kept", "batch": 1,
+        "prompt_tokens": spec.prompt_tokens, "new_tokens": spec.new_tokens, "ceiling_gb_s": ceiling,
     }  # fmt: skip
     rows = []
     for row in latency.summarise(raw):
-        keys, decoder = variants[row.pop("variant")]
-        rows.append(shared | keys | row | costs(decoder, torch.tensor(prompt.ids[-1:]), row["ms_per_token"]))
+        variant = variants[row.pop("variant")]
+        rows.append(shared | variant.keys | row | costs(variant.decoder, ids[0, -1:], row["ms_per_token"], ceiling))
     made = header("latency", spec, inputs)
     artifacts.write_table(outputs.summary, LATENCY.schema, LATENCY.build(rows), made)
     repeats = [
-        {"model": spec.model, "device": shared["device"], **variants[row["variant"]][0]}
-        | {name: row[name] for name in ("repeat", "ttft_ms", "ms_per_token")}
+        shared | variants[row["variant"]].keys | {name: row[name] for name in ("repeat", "ttft_ms", "ms_per_token")}
         for row in raw
     ]
     artifacts.write_table(
@@ -92,28 +128,84 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     progress(1, 1)
 
 
-def variants_of(spec: Spec, inputs: Inputs, model: torch.nn.Module) -> dict[str, tuple[dict[str, Any], Any]]:
-    """Key columns and decoder of everything to be timed, by name."""
-    layout = from_model(model)
-    room = spec.prompt_tokens + spec.new_tokens
-    kinds = KINDS_OF[spec.units]
-    variants = {
-        "huggingface": ({"mode": "huggingface", "sparsity_pct": 0}, latency.HuggingFaceDecoder(model)),
-        "dense": ({"mode": "dense", "sparsity_pct": 0}, Decoder(layout, room)),
+class Choosers(NamedTuple):
+    """What says which units to keep: mean scores (L, U) per kind, predictors, text (N, T) to set thresholds by."""
+
+    means: Mapping[Kind, torch.Tensor]
+    predictors: Sequence[Predictor]
+    windows: torch.Tensor
+
+
+def variants_of(spec: Spec, model: torch.nn.Module, room: int, choosers: Choosers, triton: bool) -> dict[str, Variant]:
+    """Everything to be timed, by name: by the Triton decoder, which has thresholds, too, or by the torch decoder."""
+    layout, kinds = from_model(model), KINDS_OF[spec.units]
+    make = graph_decoder if triton else Decoder
+    every = layout.keep_masks()
+
+    def under(masks: Masks) -> LogitsOf:
+        return partial(logits_under, model, masks)
+
+    found = {
+        "huggingface": Variant({"mode": "huggingface", "sparsity_pct": 0}, HuggingFaceDecoder(model)),
+        "dense": Variant(
+            {"mode": "dense", "sparsity_pct": 0}, make(layout, room), partial(logits_after, model, every, every)
+        ),
     }
-    means = read_mean_scores(inputs.scores, spec.criterion, kinds, layout.sizes)
-    predictors = [read_predictor(path, layout.sizes).to(layout.dtype) for path in inputs.predictors]
+    if triton and layout.activation == "relu":
+        keys = {"mode": "relu", "sparsity_pct": 0}
+        zeros = [0.0] * layout.sizes.layers
+        found["relu"] = Variant(keys, make(layout, room, thresholds=zeros), found["dense"].logits_of, masked=False)
+    magnitudes = neuron_magnitudes(model, choosers.windows, 1) if triton and "neurons" in kinds else None
     for pct in spec.sparsities_pct:
         keys = {"units": spec.units, "sparsity_pct": pct}
-        static = Decoder(compacted(layout, static_masks(means, layout, pct)), room)
-        variants[f"static {pct}"] = (keys | {"mode": "static"}, static)
-        for method, predictor in zip(spec.predictors, predictors, strict=True):
-            decoder = Decoder(layout, room, KeepPredicted(predictor, POLICY, dict.fromkeys(kinds, pct)))
-            variants[f"{method} {pct}"] = (
-                keys | {"mode": method, "predictor_rank": predictor.ranks[kinds[-1]]},
-                decoder,
-            )
-    return variants
+        keep = static_masks(choosers.means, layout, pct)
+        found[f"static {pct}"] = Variant(
+            keys | {"mode": "static"}, make(compacted(layout, keep), room), partial(logits_after, model, keep, keep)
+        )
+        found[f"given {pct}"] = Variant(
+            keys | {"mode": "given"}, make(layout, room, KeepFixed(keep)), partial(logits_after, model, every, keep)
+        )
+        for method, predictor in zip(spec.predictors, choosers.predictors, strict=True):
+            masks = PredictedMasks(predictor, kinds, POLICY, pct)
+            found[f"{method} {pct}"] = Variant(
+                keys | {"mode": method, "predictor_rank": predictor.ranks[kinds[-1]], "predictor_bits": 16}
+                | {"predictor_groups": len(predictor.groups)},
+                make(layout, room, KeepPredicted(predictor, POLICY, dict.fromkeys(kinds, pct))), under(masks),
+            )  # fmt: skip
+        if magnitudes is not None:
+            layers = range(FIRST_SPARSE_LAYER, layout.sizes.layers)
+            thresholds = [-1.0] * FIRST_SPARSE_LAYER + [magnitudes.threshold(layer, pct) for layer in layers]
+            found[f"threshold {pct}"] = Variant(
+                {"mode": "threshold", "units": "neurons", "sparsity_pct": pct},
+                make(layout, room, thresholds=thresholds), under(ThresholdMasks(torch.tensor(thresholds))),
+                masked=False,
+            )  # fmt: skip
+    return found
+
+
+def graph_decoder(*arguments: Any, **more: Any) -> Decoder:
+    """The Triton decoder, imported only where there is a GPU."""
+    from shadowcore.decode.graph import GraphDecoder
+
+    return GraphDecoder(*arguments, **more)
+
+
+def logits_under(model: torch.nn.Module, masks: Masks, ids: torch.Tensor, prompt: int) -> torch.Tensor:
+    """Logits of the tokens after the first `prompt` ones of ids (1, T) under protocol `token`."""
+    scored = (torch.arange(ids.shape[1], device=ids.device) >= prompt)[None]
+    return SparseModel(model, masks).logits(ids, scored, first_kept=prompt - 1)[0]
+
+
+def check_variant(name: str, variant: Variant, model: torch.nn.Module, ids: torch.Tensor, generated: int) -> None:
+    """Raise Disagreement unless a mode computes what the Hugging Face model masked like it computes."""
+    if variant.logits_of is None:
+        return
+    if variant.masked:
+        check(name, variant.decoder, model, ids)
+    if generated or not variant.masked:  # in 16 bits a predictor may choose other units than in the harness
+        check_logits(name, variant.decoder, ids, variant.logits_of)
+    if generated:
+        check_generated(name, variant.decoder, ids, generated, variant.logits_of)
 
 
 def static_masks(means: dict[str, torch.Tensor], layout: Layout, sparsity_pct: int) -> dict[str, torch.Tensor]:
@@ -124,26 +216,23 @@ def static_masks(means: dict[str, torch.Tensor], layout: Layout, sparsity_pct: i
     return masks
 
 
-def costs(decoder: Any, token: torch.Tensor, ms_per_token: float) -> dict[str, float]:
-    """Counted weight bytes of a step, and the predictor's share of bytes and time."""
+def costs(decoder: Any, token: torch.Tensor, ms_per_token: float, ceiling: float | None) -> dict[str, Any]:
+    """Counted weight bytes of a step, units kept, and the predictor's share of bytes and time."""
     if not isinstance(decoder, Decoder):
         return {}
-    found = {"gb_per_token": latency.bytes_per_step(decoder) / 1e9}
+    found: dict[str, Any] = {"gb_per_token": latency.bytes_per_step(decoder) / 1e9}
+    found |= {f"kept_{kind}": int(mask.sum()) for kind, mask in decoder.keep_masks().items()}
     found["gb_per_s"] = found["gb_per_token"] / ms_per_token * 1e3
-    if isinstance(decoder.selection, KeepPredicted):
+    if ceiling is not None:
+        cached = speed.bytes_cached(decoder.layout, decoder.position) / 1e9
+        found["roofline_ms"] = (found["gb_per_token"] + cached) / ceiling * 1e3
+        found["nodes"] = decoder.replay.nodes()
+        found |= speed.parts(decoder, decoder.position - 1)
+    if decoder.selection.weight_bytes:
         found["predictor_mb"] = latency.predictor_bytes(decoder) / 1e6
-        found["predictor_ms"] = latency.predictor_time(decoder, token, repeats=20)
+        if ceiling is None:
+            found["predictor_ms"] = latency.predictor_time(decoder, token, repeats=20)
     return found
-
-
-def processor_name() -> str:
-    """The processor's model name as the system gives it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 STAGE = Stage(Spec, Inputs, Outputs, run)

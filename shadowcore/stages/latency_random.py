@@ -7,43 +7,39 @@ from __future__ import annotations
 
 import gc
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from shadowcore import artifacts
+from shadowcore import artifacts, provenance
 from shadowcore.decode.decoder import Decoder
 from shadowcore.decode.layout import Layout
-from shadowcore.decode.random import last_units, random_groups, random_layout, random_predictor
-from shadowcore.decode.skipping import KeepFixed, KeepPredicted
+from shadowcore.decode.random import random_layout
 from shadowcore.errors import ConfigError, one_of
-from shadowcore.measure import latency, speed
-from shadowcore.method.policies import kept_units
-from shadowcore.method.predictors import FIRST_SPARSE_LAYER
-from shadowcore.models.families import KINDS, KINDS_OF, Kind
+from shadowcore.measure import agreement, latency, speed
+from shadowcore.measure.modes import RIVALS, Design, Modes, variants
+from shadowcore.models.families import KINDS
 from shadowcore.models.published import PUBLISHED
 from shadowcore.models.sources import DTYPES
 from shadowcore.schemas import LATENCY, LATENCY_REPEATS
 from shadowcore.stages.base import Progress, Stage, header
-from shadowcore.stages.latency import processor_name
-
-RIVALS = ("cublas", "compiled", "gather_ordered", "gather_shuffled", "relu", "huggingface", "huggingface_static")
-FRESH_LISTS = 8  # of given units, one after the other
 
 
 @dataclass(frozen=True)
-class Design:
-    """A predictor to time: its design and sizes, `bits` a weight; sparsities_pct: at which, all where empty."""
+class Setting:
+    """Other sequences, lengths and sparsities to time some modes with; what is not given is the study's.
 
-    method: str
-    rank_heads: int
-    rank_neurons: int
-    segments: int = 1
-    bits: int = 16
+    models: for which, all where empty.
+    """
+
+    batch: int = 1
+    prompt_tokens: int | None = None
+    new_tokens: int | None = None
     sparsities_pct: tuple[int, ...] = ()
+    models: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -63,6 +59,7 @@ class Spec:
     repeats: int
     warmup: int
     seed: int
+    also: tuple[Setting, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -90,8 +87,13 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     family, sizes = PUBLISHED[one_of(spec.model, PUBLISHED, "model")]
     for name in spec.baselines:
         one_of(name, RIVALS, "baselines")
-    if not 0 < spec.short_tokens < spec.new_tokens:
-        raise ConfigError(f"short_tokens: {spec.short_tokens} found; between 0 and new_tokens {spec.new_tokens} fits")
+    for setting in (spec, *spec.also):
+        new_tokens = setting.new_tokens or spec.new_tokens
+        if not 0 < spec.short_tokens < new_tokens:
+            raise ConfigError(f"short_tokens: {spec.short_tokens} found; between 0 and new_tokens {new_tokens} fits")
+        room = (setting.prompt_tokens or spec.prompt_tokens) + new_tokens
+        if room > sizes.positions:
+            raise ConfigError(f"prompt_tokens + new_tokens: {room} found, {spec.model} has {sizes.positions} positions")
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     dtype = getattr(torch, one_of(spec.dtype, DTYPES, "dtype"))
     ceiling = speed.read_ceiling(device)
@@ -99,177 +101,51 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
         torch.cuda.empty_cache()
     progress.say(f"memory reads at {ceiling:.0f} GB/s at best")
     layout = random_layout(family, sizes, dtype, device, spec.seed, spec.active)
-    timed: dict[str, Timed] = {}
-    reference = Decoder(speed.upcast(layout), spec.prompt_tokens + spec.new_tokens)
-    for name, keys, make in variants(spec, layout):
-        timed[name] = built(name, keys, make, spec, layout, timed, reference)
-        progress.say(f"{name}: {timed[name].facts}")
-    del reference
-    rows = speed.turns(
-        {name: one.decoder for name, one in timed.items()},
-        spec.prompt_tokens, spec.short_tokens, spec.new_tokens, spec.repeats, spec.warmup,
-    )  # fmt: skip
     shared = {
-        "model": spec.model, "device": device_name(device), "driver": speed.driver_version(device),
+        "model": spec.model, "device": provenance.device_name(), "driver": speed.driver_version(device),
         "backend": "triton" if device.type == "cuda" else "torch", "weights": "random", "dtype": spec.dtype,
-        "threads": None if device.type == "cuda" else torch.get_num_threads(), "kv": "kept", "batch": 1,
-        "prompt_tokens": spec.prompt_tokens, "new_tokens": spec.new_tokens, "ceiling_gb_s": ceiling,
+        "threads": None if device.type == "cuda" else torch.get_num_threads(), "kv": "kept", "ceiling_gb_s": ceiling,
     }  # fmt: skip
-    cached = speed.bytes_cached(layout, spec.prompt_tokens + spec.new_tokens // 2) / 1e9
-    summary = []
-    for name, one in timed.items():
-        times = [row["ms_per_token"] for row in rows if row["variant"] == name]
-        summary.append(shared | one.keys | one.facts | quantiles(times) | roofline(one.facts, times, ceiling, cached))
+    rows, raw = [], []
+    for setting in (Setting(), *spec.also):
+        if setting.models and spec.model not in setting.models:
+            continue
+        found, repeats = timed_under(setting, spec, layout, ceiling, progress)
+        rows += [shared | row for row in found]
+        raw += [row | {name: shared[name] for name in ("model", "device")} for row in repeats]
+        gc.collect()  # graphs and caches make room for the next
     made = header("latency_random", spec, inputs)
-    artifacts.write_table(outputs.summary, LATENCY.schema, LATENCY.build(summary), made)
-    keyed = [row | timed[row.pop("variant")].keys | {"model": spec.model, "device": shared["device"]} for row in rows]
-    table = LATENCY_REPEATS.build({k: v for k, v in row.items() if k in LATENCY_REPEATS.columns} for row in keyed)
+    artifacts.write_table(outputs.summary, LATENCY.schema, LATENCY.build(rows), made)
+    table = LATENCY_REPEATS.build({k: v for k, v in row.items() if k in LATENCY_REPEATS.columns} for row in raw)
     artifacts.write_table(outputs.repeats, LATENCY_REPEATS.schema, table, made)
-    timed.clear()
-    gc.collect()  # graphs and caches of this model make room for the next in this process
     progress(1, 1)
 
 
-Variant = tuple[str, dict[str, Any], Callable[[], Any]]
-
-
-def variants(spec: Spec, layout: Layout) -> Iterator[Variant]:
-    """Name, key columns and maker of everything to be timed; the dense Triton decoder first."""
-    return (on_gpu if layout.device.type == "cuda" else on_cpu)(spec, layout)
-
-
-def kept_of(spec: Spec, layout: Layout, pct: int) -> dict[Kind, int]:
-    """Units kept in each sparse layer."""
-    return {kind: kept_units(layout.sizes.units(kind), pct) for kind in KINDS_OF[spec.units]}
-
-
-def on_gpu(spec: Spec, layout: Layout) -> Iterator[Variant]:
-    """The Triton decoder in all modes, and other dense decoders."""
-    from shadowcore.decode.chosen import GivenUnits, PredictedUnits
-    from shadowcore.decode.graph import GraphDecoder
-    from shadowcore.measure.rivals import TorchGraph
-
-    sizes, device, room = layout.sizes, layout.device, spec.prompt_tokens + spec.new_tokens
-    first = range(FIRST_SPARSE_LAYER)
-    generator = torch.Generator(device).manual_seed(spec.seed)
-
-    def lists(kept: dict[Kind, int], turns: int, shuffled: bool) -> GivenUnits:
-        chosen = {}
-        for kind, count in kept.items():
-            order = torch.rand(turns, sizes.layers, sizes.units(kind), generator=generator, device=device).argsort(-1)
-            order = order[..., :count]
-            chosen[kind] = (order if shuffled else order.sort(-1).values).to(torch.int32)
-        return GivenUnits(chosen, dense=dict.fromkeys(kept, tuple(first)))
-
-    all_units = kept_of(spec, layout, 0)
-    dense = {
-        "dense": lambda: GraphDecoder(layout, room),
-        "cublas": lambda: TorchGraph(layout, room),
-        "compiled": lambda: TorchGraph(layout, room, compiled=True),
-        "gather_ordered": lambda: GraphDecoder(layout, room, lists(all_units, 1, shuffled=False)),
-        "gather_shuffled": lambda: GraphDecoder(layout, room, lists(all_units, 1, shuffled=True)),
-        "relu": lambda: GraphDecoder(layout, room, threshold=0.0),
-    }
-    for name, make in dense.items():
-        if name == "dense" or (name in spec.baselines and (name != "relu" or layout.activation == "relu")):
-            yield name, {"mode": name, "sparsity_pct": 0}, make
-    for pct in spec.sparsities_pct:
-        keys, kept = {"units": spec.units, "sparsity_pct": pct}, kept_of(spec, layout, pct)
-        yield (
-            f"static {pct}",
-            keys | {"mode": "static"},
-            lambda kept=kept: GraphDecoder(last_units(layout, kept, FIRST_SPARSE_LAYER), room),
-        )
-        yield (
-            f"oracle {pct}",
-            keys | {"mode": "oracle"},
-            lambda kept=kept: GraphDecoder(layout, room, lists(kept, FRESH_LISTS, shuffled=False)),
-        )
-    for index, design in enumerate(spec.designs):
-        ranks = ranks_of(spec, design)
-        groups = random_groups(
-            design.method, sizes, ranks, design.segments, design.bits, layout.dtype, device, spec.seed + index
-        )
-        for pct in design.sparsities_pct or spec.sparsities_pct:
-            name, keys = named(spec, design, pct, len(groups))
-            kept = kept_of(spec, layout, pct)
-            yield (
-                name,
-                keys,
-                lambda groups=groups, kept=kept: GraphDecoder(layout, room, PredictedUnits(groups, sizes, kept)),
-            )
-    if layout.activation == "relu":
-        yield from hugging_face(spec, room)
-
-
-def hugging_face(spec: Spec, room: int) -> Iterator[Variant]:
-    """`generate` of a Hugging Face model of the same dimensions."""
-    from transformers import OPTConfig, OPTForCausalLM
-
-    from shadowcore.measure.rivals import HuggingFaceGenerate
-
-    sizes = PUBLISHED[spec.model][1]
-    config = OPTConfig(
-        vocab_size=sizes.vocabulary, hidden_size=sizes.width, num_hidden_layers=sizes.layers, ffn_dim=sizes.neurons,
-        num_attention_heads=sizes.heads, word_embed_proj_dim=sizes.width, max_position_embeddings=sizes.positions,
+def timed_under(
+    setting: Setting, spec: Spec, layout: Layout, ceiling: float, progress: Progress
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """A row of every mode, and all its repeats, under one setting; all of them in the main one, else some."""
+    prompt, new = setting.prompt_tokens or spec.prompt_tokens, setting.new_tokens or spec.new_tokens
+    modes = Modes(spec.units, spec.sparsities_pct, spec.designs, spec.baselines, prompt + new, spec.seed)
+    if setting != Setting():
+        modes = modes.fewer(setting.batch, prompt + new, setting.sparsities_pct)
+    keys = {"batch": setting.batch, "prompt_tokens": prompt, "new_tokens": new}
+    timed: dict[str, Timed] = {}
+    reference = Decoder(agreement.upcast(layout), prompt + new)
+    for name, own, make in variants(modes, layout):
+        timed[name] = built(name, keys | own, make, spec, layout, timed, reference)
+        progress.say(f"{name} {keys}: {timed[name].facts}")
+    del reference
+    raw = speed.turns(
+        {name: one.decoder for name, one in timed.items()},
+        prompt, spec.short_tokens, new, spec.repeats, spec.warmup,
     )  # fmt: skip
-    for name in ("huggingface", "huggingface_static"):
-        if name in spec.baselines:
-
-            def make(name=name) -> HuggingFaceGenerate:
-                with torch.device("cuda", 0):
-                    model = OPTForCausalLM._from_config(config, dtype=getattr(torch, spec.dtype)).eval()
-                return HuggingFaceGenerate(model, spec.prompt_tokens, room, name == "huggingface_static")
-
-            yield name, {"mode": name, "sparsity_pct": 0}, make
-
-
-def on_cpu(spec: Spec, layout: Layout) -> Iterator[Variant]:
-    """The torch decoder in the modes it has."""
-    room = spec.prompt_tokens + spec.new_tokens
-    generator = torch.Generator().manual_seed(spec.seed)
-
-    def masks(kept: dict[Kind, int]) -> KeepFixed:
-        keep = {kind: layout.keep_masks()[kind] for kind in kept}
-        for kind, count in kept.items():
-            order = torch.rand(keep[kind].shape, generator=generator).argsort(-1)
-            keep[kind][FIRST_SPARSE_LAYER:] = order[FIRST_SPARSE_LAYER:] < count
-        return KeepFixed(keep)
-
-    yield "dense", {"mode": "dense", "sparsity_pct": 0}, lambda: Decoder(layout, room)
-    for pct in spec.sparsities_pct:
-        keys, kept = {"units": spec.units, "sparsity_pct": pct}, kept_of(spec, layout, pct)
-        compact = last_units(layout, kept, FIRST_SPARSE_LAYER)
-        yield f"static {pct}", keys | {"mode": "static"}, lambda compact=compact: Decoder(compact, room)
-        yield f"oracle {pct}", keys | {"mode": "oracle"}, lambda kept=kept: Decoder(layout, room, masks(kept))
-    for index, design in enumerate(spec.designs):
-        if design.bits != 16:
-            raise ConfigError(f"designs: the torch backend has no {design.bits}-bit predictors; 16 would fit")
-        ranks = ranks_of(spec, design)
-        predictor = random_predictor(
-            design.method, layout.sizes, ranks, design.segments, layout.dtype, spec.seed + index
-        )
-        for pct in design.sparsities_pct or spec.sparsities_pct:
-            name, keys = named(spec, design, pct, len(predictor.groups))
-            selection = KeepPredicted(predictor, "per_layer", dict.fromkeys(KINDS_OF[spec.units], pct))
-            yield name, keys, lambda selection=selection: Decoder(layout, room, selection)
-
-
-def ranks_of(spec: Spec, design: Design) -> dict[Kind, int]:
-    """The predictor's hidden width for each kind of unit that is skipped."""
-    ranks = {"heads": design.rank_heads, "neurons": design.rank_neurons}
-    return {kind: ranks[kind] for kind in KINDS_OF[spec.units]}
-
-
-def named(spec: Spec, design: Design, pct: int, groups: int) -> tuple[str, dict[str, Any]]:
-    """What a predicted mode is called, and its key columns."""
-    ranks = list(ranks_of(spec, design).values())
-    keys = {
-        "mode": design.method, "units": spec.units, "sparsity_pct": pct, "predictor_rank": ranks[-1],
-        "predictor_rank_heads": ranks[0] if len(ranks) > 1 else None, "predictor_bits": design.bits,
-        "predictor_groups": groups,
-    }  # fmt: skip
-    return f"{design.method} {'/'.join(map(str, ranks))} {design.bits} bits, {groups} groups {pct}", keys
+    cached = setting.batch * speed.bytes_cached(layout, prompt + new // 2) / 1e9
+    rows = []
+    for name, one in timed.items():
+        times = [row["ms_per_token"] for row in raw if row["variant"] == name]
+        rows.append(one.keys | one.facts | quantiles(times) | roofline(one.facts, times, ceiling, cached))
+    return rows, [row | timed[row.pop("variant")].keys for row in raw]
 
 
 def built(
@@ -277,26 +153,28 @@ def built(
     reference: Decoder,
 ) -> Timed:  # fmt: skip
     """A decoder that has passed its gate, and what can be counted about it; all share the first one's cache."""
-    gpu = layout.device.type == "cuda"
+    gpu, position = layout.device.type == "cuda", keys["prompt_tokens"]
     if gpu:
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
     decoder = make()
-    if not isinstance(decoder, Decoder):
-        return Timed(keys, decoder)
+    tokens = torch.arange(keys["batch"], device=layout.device) + spec.seed % 100 + 10
+    if not isinstance(decoder, Decoder):  # a model of others: from its own prompt, not from the cache
+        return Timed(keys, decoder, {"gate_error": agreement.gate_prompt(name, decoder, reference, tokens)})
     facts: dict[str, Any] = {}
     if timed:
         decoder.share_cache(next(iter(timed.values())).decoder)
     else:
         speed.fill_cache(decoder, spec.seed)
-    decoder.go_to(spec.prompt_tokens)
+    decoder.go_to(position)
     decoder.advance(1)
     if gpu:
         own = torch.cuda.max_memory_allocated() - before
         weights = speed.weight_bytes(layout) + layout.embedding.nbytes * (layout.head is not layout.embedding)
         facts["peak_gb"] = (weights + own + decoder.selection.weight_bytes) / 1e9
+        facts["model_gb"], facts["cache_gb"] = weights / 1e9, 2 * decoder._keys.nbytes / 1e9
         facts["nodes"] = decoder.replay.nodes()
-    facts["gate_error"] = speed.gate(name, decoder, reference, spec.prompt_tokens, token=spec.seed % 100 + 10)
+    facts["gate_error"] = agreement.gate(name, decoder, reference, position, tokens)
     facts |= {f"kept_{kind}": int(decoder.keep_masks()[kind].sum()) for kind in KINDS}
     read = latency.bytes_per_step(decoder)
     if keys["mode"] == "relu":
@@ -306,9 +184,9 @@ def built(
     if decoder.selection.weight_bytes:
         facts["predictor_mb"] = decoder.selection.weight_bytes / 1e6
     if gpu and (keys["mode"] == "dense" or "predictor_mb" in facts):
-        facts |= speed.parts(decoder, spec.prompt_tokens)
+        facts |= speed.parts(decoder, position)
     if not timed:
-        prompt = torch.randint(10, layout.sizes.vocabulary, (1, spec.prompt_tokens), device=layout.device)
+        prompt = torch.randint(10, layout.sizes.vocabulary, (keys["batch"], position), device=layout.device)
         prefills = [latency.milliseconds(lambda: decoder.prefill(prompt), layout.device) for _ in range(4)]
         facts["ttft_ms"] = statistics.median(prefills[1:])
     return Timed(keys, decoder, facts)
@@ -328,11 +206,6 @@ def roofline(facts: dict[str, Any], times: list[float], ceiling: float, cached: 
         return {}
     read = facts["gb_per_token"]
     return {"gb_per_s": read / statistics.median(times) * 1e3, "roofline_ms": (read + cached) / ceiling * 1e3}
-
-
-def device_name(device: torch.device) -> str:
-    """The GPU's or the processor's name."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
 
 
 STAGE = Stage(Spec, Inputs, Outputs, run)

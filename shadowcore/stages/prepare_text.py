@@ -58,12 +58,12 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
         text.documents_to_table(part).append_column("split", pa.array([name] * len(part), pa.string()))
         for name, part in splits.items()
     ]
-    artifacts.write_table(outputs.documents, text.DOCUMENTS.schema, pa.concat_tables(tables), made)
     questions = []
     if (task := spec.task) is not None:
         questions = text.true_continuation(
             evaluation, task.documents, task.context_words, task.continuation_words, spec.seed
         )
+    artifacts.write_table(outputs.documents, text.DOCUMENTS.schema, pa.concat_tables(tables), made)
     artifacts.write_table(outputs.tasks, text.TASKS.schema, text.tasks_to_table(questions), made)
     progress(1, 1)
 

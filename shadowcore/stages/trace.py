@@ -10,11 +10,12 @@ from typing import Any
 import torch
 
 from shadowcore import artifacts
+from shadowcore.errors import ArtifactError
 from shadowcore.method.predictors import groups_of
 from shadowcore.method.tracing import SCHEMA, Masking, TracePlan, trace
 from shadowcore.models.families import dimensions_of
 from shadowcore.stages import inputs as reading
-from shadowcore.stages.base import Progress, Stage, header
+from shadowcore.stages.base import Progress, Stage, header, how
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Spec:
     criteria: tuple[str, ...]
     token_criteria: tuple[str, ...]
     token_bits: int
-    batch: int
+    batch: int = how()
     dtype: str
     seed: int
 
@@ -81,6 +82,11 @@ def write(
     plan = TracePlan(spec.criteria, spec.token_criteria, spec.token_bits, spec.tokens_per_window, sites, seed)
     ids = torch.tensor([window.ids for window in windows])
     tensors = trace(model, ids, plan, spec.batch, progress, masking(model))
+    if not tensors["loss"].isfinite().all():
+        raise ArtifactError(
+            f"{inputs.weights}: the model's loss is not finite on this text; other weights, or dtype float32 where it "
+            f"is {spec.dtype}, would fit"
+        )
     artifacts.write_tensors(outputs.trace, SCHEMA, tensors, header(stage, made_from, inputs))
 
 

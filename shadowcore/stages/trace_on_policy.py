@@ -24,7 +24,9 @@ POLICY = "per_layer"
 
 @dataclass(frozen=True)
 class Spec:
-    """trace: as without masks; units masked; sparsities of a batch, percent; seed: of them, and of sampled tokens."""
+    """trace: as without masks, but its batch is a part of what is made; units masked; lowest and highest sparsity of
+    a batch, percent; seed: of sparsities and sampled tokens.
+    """
 
     trace: trace.Spec
     units: str

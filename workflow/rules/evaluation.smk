@@ -22,11 +22,14 @@ rule evaluate:
     threads: 1
     resources:
         **asked("evaluate", "{model}/{data}/{setup}/{pct}"),
+        window_batch=halving(study.evaluation.window_batch),
+        request_batch=halving(study.evaluation.request_batch),
     params:
         spec=lambda wildcards: jobs.evaluate("evaluate", condition_key(wildcards))["spec"],
-        code=lambda wildcards: jobs.evaluate("evaluate", condition_key(wildcards))["code"],
+        code=fingerprint("shadowcore.stages.evaluate"),
     shell:
-        "python -m shadowcore evaluate --spec {params.spec:q} --threads {threads} --card {input.card:q}"
+        "python -m shadowcore evaluate --spec {params.spec:q} --threads {threads} --devices {resources.devices}"
+        " --window-batch {resources.window_batch} --request-batch {resources.request_batch} --card {input.card:q}"
         " --weights {input.weights:q} --documents {input.documents:q} --tasks {input.tasks:q}"
         " --benchmarks {input.benchmarks:q} --scores {input.scores:q} --thresholds {input.thresholds:q}"
         " --predictor {input.predictor:q} --outcomes {output.outcomes:q} &> {log:q}"
@@ -52,10 +55,13 @@ rule evaluate_oracle:
     threads: 1
     resources:
         **asked("evaluate_oracle", "{model}/{data}/{setup}/{pct}"),
+        window_batch=halving(study.evaluation.window_batch),
+        request_batch=halving(study.evaluation.request_batch),
     params:
         spec=lambda wildcards: jobs.evaluate("evaluate-oracle", condition_key(wildcards))["spec"],
-        code=lambda wildcards: jobs.evaluate("evaluate-oracle", condition_key(wildcards))["code"],
+        code=fingerprint("shadowcore.stages.evaluate_oracle"),
     shell:
-        "python -m shadowcore evaluate-oracle --spec {params.spec:q} --threads {threads} --card {input.card:q}"
+        "python -m shadowcore evaluate-oracle --spec {params.spec:q} --threads {threads} --devices {resources.devices}"
+        " --window-batch {resources.window_batch} --request-batch {resources.request_batch} --card {input.card:q}"
         " --weights {input.weights:q} --documents {input.documents:q} --tasks {input.tasks:q}"
         " --benchmarks {input.benchmarks:q} --outcomes {output.outcomes:q} &> {log:q}"

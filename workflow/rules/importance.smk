@@ -16,12 +16,14 @@ rule trace:
     threads: 1
     resources:
         **asked("trace", "{model}/{calibration}/{split}-{shard}"),
+        batch=halving(study.traces.batch),
     params:
         spec=lambda wildcards: jobs.trace(wildcards.model, wildcards.split, wildcards.shard)["spec"],
-        code=lambda wildcards: jobs.trace(wildcards.model, wildcards.split, wildcards.shard)["code"],
+        code=fingerprint("shadowcore.stages.trace"),
     shell:
-        "python -m shadowcore trace --spec {params.spec:q} --threads {threads} --card {input.card:q}"
-        " --weights {input.weights:q} --documents {input.documents:q} --trace {output.trace:q} &> {log:q}"
+        "python -m shadowcore trace --spec {params.spec:q} --threads {threads} --devices {resources.devices}"
+        " --batch {resources.batch} --card {input.card:q} --weights {input.weights:q} --documents {input.documents:q}"
+        " --trace {output.trace:q} &> {log:q}"
 
 
 rule trace_on_policy:
@@ -44,10 +46,11 @@ rule trace_on_policy:
         **asked("trace_on_policy", "{model}/{calibration}/{method}+{criterion}+{predictor}/{split}-{shard}"),
     params:
         spec=lambda wildcards: traced_on_policy(wildcards)["spec"],
-        code=lambda wildcards: traced_on_policy(wildcards)["code"],
+        code=fingerprint("shadowcore.stages.trace_on_policy"),
     shell:
-        "python -m shadowcore trace-on-policy --spec {params.spec:q} --threads {threads} --card {input.card:q}"
-        " --weights {input.weights:q} --documents {input.documents:q} --predictor {input.predictor:q}"
+        "python -m shadowcore trace-on-policy --spec {params.spec:q} --threads {threads}"
+        " --devices {resources.devices} --card {input.card:q} --weights {input.weights:q}"
+        " --documents {input.documents:q} --predictor {input.predictor:q}"
         " --trace {output.trace:q} &> {log:q}"
 
 
@@ -70,7 +73,7 @@ rule average:
         **asked("average", "{model}/{calibration}"),
     params:
         spec=lambda wildcards: jobs.average(wildcards.model, wildcards.calibration)["spec"],
-        code=lambda wildcards: jobs.average(wildcards.model, wildcards.calibration)["code"],
+        code=fingerprint("shadowcore.stages.average"),
     shell:
         "python -m shadowcore average --spec {params.spec:q} --threads {threads} --traces {input.traces:q}"
         " --scores {output.scores:q} &> {log:q}"
@@ -92,9 +95,11 @@ rule calibrate_thresholds:
     threads: 1
     resources:
         **asked("calibrate_thresholds", "{model}/{calibration}"),
+        batch=halving(study.traces.batch),
     params:
         spec=lambda wildcards: jobs.calibrate_thresholds(wildcards.model, wildcards.calibration)["spec"],
-        code=lambda wildcards: jobs.calibrate_thresholds(wildcards.model, wildcards.calibration)["code"],
+        code=fingerprint("shadowcore.stages.calibrate_thresholds"),
     shell:
-        "python -m shadowcore calibrate-thresholds --spec {params.spec:q} --threads {threads} --card {input.card:q}"
-        " --weights {input.weights:q} --documents {input.documents:q} --thresholds {output.thresholds:q} &> {log:q}"
+        "python -m shadowcore calibrate-thresholds --spec {params.spec:q} --threads {threads}"
+        " --devices {resources.devices} --batch {resources.batch} --card {input.card:q} --weights {input.weights:q}"
+        " --documents {input.documents:q} --thresholds {output.thresholds:q} &> {log:q}"

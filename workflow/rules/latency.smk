@@ -20,10 +20,10 @@ rule latency:
         **asked("latency", "{model}"),
     params:
         spec=lambda wildcards: jobs.latency(wildcards.model)["spec"],
-        code=lambda wildcards: jobs.latency(wildcards.model)["code"],
+        code=fingerprint("shadowcore.stages.latency"),
     shell:
-        "python -m shadowcore latency --spec {params.spec:q} --threads {threads} --card {input.card:q}"
-        " --weights {input.weights:q} --documents {input.documents:q} --scores {input.scores:q}"
+        "python -m shadowcore latency --spec {params.spec:q} --threads {threads} --devices {resources.devices}"
+        " --card {input.card:q} --weights {input.weights:q} --documents {input.documents:q} --scores {input.scores:q}"
         " --predictors {input.predictors:q} --summary {output.summary:q} --repeats {output.repeats:q} &> {log:q}"
 
 
@@ -43,7 +43,7 @@ rule latency_random:
         **asked("latency_random", "{published}"),
     params:
         spec=lambda wildcards: jobs.latency_random(wildcards.published)["spec"],
-        code=lambda wildcards: jobs.latency_random(wildcards.published)["code"],
+        code=fingerprint("shadowcore.stages.latency_random"),
     shell:
-        "python -m shadowcore latency-random --spec {params.spec:q} --threads {threads}"
+        "python -m shadowcore latency-random --spec {params.spec:q} --threads {threads} --devices {resources.devices}"
         " --summary {output.summary:q} --repeats {output.repeats:q} &> {log:q}"

@@ -19,10 +19,10 @@ rule train_predictor:
         **asked("train_predictor", "{model}/{calibration}/{method}+{criterion}+{predictor}"),
     params:
         spec=lambda wildcards: trained(wildcards)["spec"],
-        code=lambda wildcards: trained(wildcards)["code"],
+        code=fingerprint("shadowcore.stages.train_predictor"),
     shell:
-        "python -m shadowcore train-predictor --spec {params.spec:q} --threads {threads} --card {input.card:q}"
-        " --traces {input.traces:q} --heldout {input.heldout:q} --predictor {output.predictor:q}"
+        "python -m shadowcore train-predictor --spec {params.spec:q} --threads {threads} --devices {resources.devices}"
+        " --card {input.card:q} --traces {input.traces:q} --heldout {input.heldout:q} --predictor {output.predictor:q}"
         " --quality {output.quality:q} --training {output.training:q} &> {log:q}"
 
 
@@ -50,9 +50,10 @@ rule tune_predictor:
         **asked("tune_predictor", "{model}/{calibration}/{method}+{criterion}+{predictor}"),
     params:
         spec=lambda wildcards: tuned(wildcards)["spec"],
-        code=lambda wildcards: tuned(wildcards)["code"],
+        code=fingerprint("shadowcore.stages.tune_predictor"),
     shell:
-        "python -m shadowcore tune-predictor --spec {params.spec:q} --threads {threads} --card {input.card:q}"
-        " --weights {input.weights:q} --documents {input.documents:q} --trained {input.trained:q}"
+        "python -m shadowcore tune-predictor --spec {params.spec:q} --threads {threads} --devices {resources.devices}"
+        " --card {input.card:q} --weights {input.weights:q} --documents {input.documents:q}"
+        " --trained {input.trained:q}"
         " --traces {input.traces:q} --heldout {input.heldout:q} --predictor {output.predictor:q}"
         " --quality {output.quality:q} --training {output.training:q} &> {log:q}"

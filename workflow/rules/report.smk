@@ -1,6 +1,5 @@
 from os.path import relpath
 
-from shadowcore.provenance import fingerprint
 from shadowcore.report.figures import FIGURES
 from shadowcore.report.claims import PUBLISHED
 from shadowcore.schemas import MEASURED_TABLES
@@ -27,14 +26,14 @@ rule aggregate:
         "../../environment.yml"
     threads: 1
     resources:
-        mem_mb=2000,
+        **asked("aggregate", "aggregate"),
     params:
         code=fingerprint("shadowcore.stages.aggregate"),
         outputs=lambda wildcards, output: " ".join(
             f"--{name.replace('_', '-')} {path}" for name, path in output.items()
         ),
-    shell:
-        "python -m shadowcore aggregate --outcomes {input.outcomes:q} --scores {input.scores:q}"
+    shell:  # the outcomes are many: more than fit on a command line
+        "python -m shadowcore aggregate --outcomes @<(printf '%s\\n' {input.outcomes:q}) --scores {input.scores:q}"
         " --qualities {input.qualities:q} --trainings {input.trainings:q} --latencies {input.latencies:q}"
         " --repeats {input.repeats:q} {params.outputs} &> {log:q}"
 
@@ -52,7 +51,7 @@ rule check_tables:
         "../../environment.yml"
     threads: 1
     resources:
-        mem_mb=1000,
+        **asked("check_tables", "check_tables"),
     params:
         code=fingerprint("shadowcore.stages.check_tables"),
     shell:
@@ -74,7 +73,7 @@ rule judge_claims:
         "../../environment.yml"
     threads: 1
     resources:
-        mem_mb=1000,
+        **asked("judge_claims", "judge_claims"),
     params:
         code=fingerprint("shadowcore.stages.judge_claims"),
     shell:
@@ -93,7 +92,7 @@ rule draw:
             report(
                 f"{root}/figures/{{model}}/{name}.png",
                 category="Figures",
-                labels={"model": "{model}", "figure": name},
+                labels={"figure": name, "model": "{model}"},  # of two models the second label is a switch
                 caption=f"../report/{name}.rst",
             )
             for name in FIGURES
@@ -106,13 +105,42 @@ rule draw:
         "../../environment.yml"
     threads: 1
     resources:
-        mem_mb=1000,
+        **asked("draw", "{model}"),
     params:
         spec=lambda wildcards: json.dumps({"model": wildcards.model}),
         code=fingerprint("shadowcore.stages.draw"),
     shell:
         "python -m shadowcore draw --spec {params.spec:q} --tables {input.tables:q}"
         " --figures {output.pdf:q} {output.png:q} &> {log:q}"
+
+
+rule write_page:
+    input:
+        tables=jobs.tables(),
+        figures=[f"{stem}.png" for stem in jobs.figures()],
+        captions=[relpath(f"{workflow.basedir}/workflow/report/{name}.rst") for name in (*FIGURES, "workflow")],
+    output:
+        page=report(
+            f"{root}/index.html",
+            category="Page",
+            labels={"page": "the study on one page"},
+            caption="../report/page.rst",
+        ),
+    log:
+        f"{root}/logs/write_page.log",
+    benchmark:
+        f"{root}/benchmarks/write_page.tsv"
+    conda:
+        "../../environment.yml"
+    threads: 1
+    resources:
+        **asked("write_page", "write_page"),
+    params:
+        spec=jobs.write_page()["spec"],
+        code=jobs.write_page()["code"],
+    shell:
+        "python -m shadowcore write-page --spec {params.spec:q} --tables {input.tables:q} --figures {input.figures:q}"
+        " --captions {input.captions:q} --page {output.page:q} &> {log:q}"
 
 
 rule tables:

@@ -13,7 +13,7 @@ rule fetch_model:
         **asked("fetch_model", "{model}"),
     params:
         spec=lambda wildcards: jobs.fetch_model(wildcards.model)["spec"],
-        code=lambda wildcards: jobs.fetch_model(wildcards.model)["code"],
+        code=fingerprint("shadowcore.stages.fetch_model"),
     shell:
         "python -m shadowcore fetch-model --spec {params.spec:q} --threads {threads}"
         " --card {output.card:q} --weights {output.weights:q} &> {log:q}"
@@ -31,10 +31,10 @@ rule prepare_text:
         "../../environment.yml"
     threads: 1
     resources:
-        mem_mb=2000,
+        **asked("prepare_text", "{text}"),
     params:
         spec=lambda wildcards: jobs.prepare_text(wildcards.text)["spec"],
-        code=lambda wildcards: jobs.prepare_text(wildcards.text)["code"],
+        code=fingerprint("shadowcore.stages.prepare_text"),
     shell:
         "python -m shadowcore prepare-text --spec {params.spec:q} --threads {threads}"
         " --documents {output.documents:q} --tasks {output.tasks:q} &> {log:q}"
@@ -51,10 +51,10 @@ rule prepare_benchmark:
         "../../environment.yml"
     threads: 1
     resources:
-        mem_mb=2000,
+        **asked("prepare_benchmark", "{task}"),
     params:
         spec=lambda wildcards: jobs.prepare_benchmark(wildcards.task)["spec"],
-        code=lambda wildcards: jobs.prepare_benchmark(wildcards.task)["code"],
+        code=fingerprint("shadowcore.stages.prepare_benchmark"),
     shell:
         "python -m shadowcore prepare-benchmark --spec {params.spec:q} --threads {threads}"
         " --documents {output.documents:q} &> {log:q}"
@@ -75,10 +75,10 @@ rule check_disjoint:
         "../../environment.yml"
     threads: 1
     resources:
-        mem_mb=1000,
+        **asked("check_disjoint", "{calibration}+{text}"),
     params:
         spec=lambda wildcards: jobs.check_disjoint(wildcards.calibration, wildcards.text)["spec"],
-        code=lambda wildcards: jobs.check_disjoint(wildcards.calibration, wildcards.text)["code"],
+        code=fingerprint("shadowcore.stages.check_disjoint"),
     shell:
         "python -m shadowcore check-disjoint --spec {params.spec:q} --calibrated {input.calibrated:q}"
         " --evaluated {input.evaluated:q} --benchmarks {input.benchmarks:q} --record {output.record:q} &> {log:q}"

@@ -1,15 +1,44 @@
-"""Attention of one new position over the cache, for kept heads, and the new position's key and value cached."""
+"""Attention of one new position over the cache, for kept heads, and the new position's key and value cached.
+
+The cache is read in splits, a program each, and their results stay apart (`Mixed`): whoever reads a head's output
+weighs its splits on the way (`mixed_of`).
+"""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 
-from shadowcore.decode.kernels.launch import Units, begin, options, power_of_two
+from shadowcore.decode.kernels.launch import Units, begin, options, pass_on, power_of_two, wait
 
-TOKENS = 64  # of the cache, in one piece
-SHORTEST_SPLIT, MOST_SPLITS = 64, 8
+TOKENS, WARPS = 64, 4  # of the cache, in one piece
+PROGRAMS, MOST_SPLITS = 512, 16  # splits are chosen so that there are so many programs
+
+
+class Mixed(NamedTuple):
+    """Heads' outputs in the making: what each split of the cache gives, and how much it counts."""
+
+    values: torch.Tensor  # (B, heads, splits, K) float32
+    shares: torch.Tensor  # (B, heads, 2, splits) float32: the highest score, and the sum of exponentials below it
+    splits: int
+
+
+@triton.jit
+def mixed_of(values, shares, slot, used, K: tl.constexpr, SPLITS: tl.constexpr, PARTS: tl.constexpr):
+    """Numbers of the heads' outputs, number slot % K of head slot // K: their splits weighed."""
+    part = tl.arange(0, PARTS)
+    there = (part < SPLITS)[:, None] & used[None, :]
+    head = slot // K
+    place = (head * 2 * SPLITS)[None, :] + part[:, None]
+    best = tl.load(shares + place, mask=there, other=float("-inf"))
+    weight = tl.load(shares + place + SPLITS, mask=there, other=0.0)
+    place = (head * SPLITS * K + slot % K)[None, :] + part[:, None] * K
+    value = tl.load(values + place, mask=there, other=0.0)
+    fade = tl.exp(best - tl.where(used, tl.max(best, 0), 0.0)[None, :])
+    return tl.sum(fade * value, 0) / tl.where(used, tl.sum(fade * weight, 0), 1.0)
 
 
 @triton.jit
@@ -30,26 +59,28 @@ def _past(keys, values, past, token, end, k, K: tl.constexpr):
     return tl.load(keys + place, mask=there, other=0.0), tl.load(values + place, mask=there, other=0.0)
 
 
-@triton.jit(do_not_specialize=["capacity", "positions", "length"])
+@triton.jit(do_not_specialize=["capacity", "positions"])
 def _attend(
-    qkv, heads, count, keys, values, position, cos, signed_sin, mixed_parts, weight_parts, arrivals, out,
-    capacity, positions, length, scale,
-    K: tl.constexpr, KV_HEADS: tl.constexpr, SHARED: tl.constexpr, SPLITS: tl.constexpr, PARTS: tl.constexpr,
+    qkv, heads, count, keys, values, position, cos, signed_sin, mixed, shares,
+    capacity, positions, scale,
+    K: tl.constexpr, KV_HEADS: tl.constexpr, SHARED: tl.constexpr, SPLITS: tl.constexpr,
     TOKENS: tl.constexpr, PDL: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
+    pass_on(PDL)
     if not EARLY:
-        begin(PDL)
-    slot, split = tl.program_id(0), tl.program_id(1)
+        wait(PDL)
+    slot, split, row = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     now = tl.load(position).to(tl.int32)
     k = tl.arange(0, K)
+    qkv += row * (capacity + 2 * KV_HEADS) * K
     new_keys = qkv + capacity * K
     new_values = new_keys + KV_HEADS * K
     if slot >= capacity:
         if EARLY:
-            begin(PDL)
+            wait(PDL)
         if split == 0:
             group = slot - capacity
-            place = (group.to(tl.int64) * positions + now) * K + k
+            place = ((row * KV_HEADS + group).to(tl.int64) * positions + now) * K + k
             tl.store(keys + place, _turned(new_keys + group * K, k, now, cos, signed_sin, K))
             tl.store(values + place, tl.load(new_values + group * K + k))
     else:
@@ -57,63 +88,67 @@ def _attend(
         if heads is not None:
             head = tl.load(heads + slot, mask=slot < tl.load(count), other=0)
         group = head // SHARED
-        past = group.to(tl.int64) * positions * K
+        past = (row * KV_HEADS + group).to(tl.int64) * positions * K
+        length = tl.cdiv(tl.cdiv(now, SPLITS), TOKENS) * TOKENS  # of a split
         token = split * length + tl.arange(0, TOKENS)
         end = tl.minimum((split + 1) * length, now)
         key, value = _past(keys, values, past, token, end, k, K)
         if EARLY:
-            begin(PDL)
+            wait(PDL)
         query = _turned(qkv + slot * K, k, now, cos, signed_sin, K) * scale
         best = tl.full([], float("-inf"), tl.float32)
         weight = tl.full([], 0.0, tl.float32)
-        mixed = tl.zeros([K], tl.float32)
+        sums = tl.zeros([K], tl.float32)
         if split == 0:  # the new position itself, as the cache will hold it
             new_key = _turned(new_keys + group * K, k, now, cos, signed_sin, K).to(keys.dtype.element_ty)
             best = tl.sum(query * new_key.to(tl.float32), 0)
             weight = tl.full([], 1.0, tl.float32)
-            mixed = tl.load(new_values + group * K + k).to(values.dtype.element_ty).to(tl.float32)
+            sums = tl.load(new_values + group * K + k).to(values.dtype.element_ty).to(tl.float32)
         for _ in range(split * length, end, TOKENS):
             score = tl.where(token < end, tl.sum(key.to(tl.float32) * query[None, :], 1), float("-inf"))
             highest = tl.maximum(best, tl.max(score, 0))
             share = tl.exp(score - highest)
             fade = tl.exp(best - highest)
-            mixed = mixed * fade + tl.sum(share[:, None] * value.to(tl.float32), 0)
+            sums = sums * fade + tl.sum(share[:, None] * value.to(tl.float32), 0)
             weight = weight * fade + tl.sum(share, 0)
             best = highest
             token += TOKENS
             key, value = _past(keys, values, past, token, end, k, K)
-        if SPLITS == 1:
-            tl.store(out + slot * K + k, mixed / weight)
-        else:
-            part = slot * SPLITS + split
-            tl.store(mixed_parts + part * K + k, mixed)
-            tl.store(weight_parts + 2 * part, best)
-            tl.store(weight_parts + 2 * part + 1, weight)
-            # who arrives last puts the parts together
-            tl.debug_barrier()
-            if tl.atomic_add(arrivals + slot, 1) == SPLITS - 1:
-                other = tl.arange(0, PARTS)
-                there, parts = other < SPLITS, slot * SPLITS + other
-                bests = tl.load(weight_parts + 2 * parts, mask=there, other=float("-inf"))
-                fades = tl.exp(bests - tl.max(bests, 0))
-                weights = fades * tl.load(weight_parts + 2 * parts + 1, mask=there, other=0.0)
-                mixes = tl.load(mixed_parts + parts[:, None] * K + k[None, :], mask=there[:, None], other=0.0)
-                tl.store(out + slot * K + k, tl.sum(fades[:, None] * mixes, 0) / tl.sum(weights, 0))
-                tl.store(arrivals + slot, 0)
+        place = (row * capacity + slot) * SPLITS
+        tl.store(mixed + (place + split) * K + k, sums)
+        tl.store(shares + 2 * place + split, best)
+        tl.store(shares + 2 * place + SPLITS + split, weight)
+
+
+@triton.jit(do_not_specialize=["slots"])
+def _combine(
+    values, shares, bits, out, slots,
+    K: tl.constexpr, SPLITS: tl.constexpr, PARTS: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    begin(PDL)
+    head, row = tl.program_id(0), tl.program_id(1)
+    slot = (row * slots + head) * K + tl.arange(0, K)
+    mixed = mixed_of(values, shares, slot, slot >= 0, K, SPLITS, PARTS)
+    if bits is not None:
+        mixed = tl.where(((tl.load(bits + head) >> row) & 1) != 0, mixed, 0.0)
+    tl.store(out + slot, mixed)
 
 
 class Attention:
-    """The attention of one layer after another over caches (G, positions, K), and the room it needs in between."""
+    """The attention of one layer after another over caches (B, G, positions, K), and its results."""
 
-    def __init__(self, heads: int, kv_heads: int, shared: int, head_width: int, positions: int, device: torch.device):
+    def __init__(
+        self, batch: int, heads: int, kv_heads: int, shared: int, head_width: int, positions: int, device: torch.device
+    ):
         """For up to `heads` query heads, `shared` of the model's on each KV head."""
-        self.kv_heads, self.shared, self.head_width, self.positions = kv_heads, shared, head_width, positions
-        length = max(SHORTEST_SPLIT, triton.cdiv(positions, MOST_SPLITS))
-        self.length = triton.cdiv(length, TOKENS) * TOKENS
-        self.splits = triton.cdiv(positions, self.length)
-        self._mixed = torch.empty(heads, self.splits, head_width, dtype=torch.float32, device=device)
-        self._weights = torch.empty(heads, self.splits, 2, dtype=torch.float32, device=device)
-        self._arrivals = torch.zeros(heads, dtype=torch.int32, device=device)
+        self.batch, self.kv_heads, self.shared, self.head_width = batch, kv_heads, shared, head_width
+        self.positions = positions
+        most = min(MOST_SPLITS, triton.cdiv(positions, TOKENS))
+        self.splits = min(most, max(4, triton.cdiv(PROGRAMS, heads * batch)))
+        floats = {"dtype": torch.float32, "device": device}
+        self._mixed = torch.empty(batch * heads * self.splits * head_width, **floats)
+        self._shares = torch.empty(batch * heads * self.splits * 2, **floats)
+        self._outputs = torch.empty(batch * heads * head_width, **floats)
 
     def __call__(
         self,
@@ -124,19 +159,27 @@ class Attention:
         values: torch.Tensor,
         position: torch.Tensor,
         turns: tuple[torch.Tensor, torch.Tensor] | None,
-        out: torch.Tensor,
-    ) -> None:
-        """out_i = softmax(q_i K^T / sqrt(K)) V over all positions up to `position` (one integer, on the device).
+    ) -> Mixed:
+        """softmax(q_i K^T / sqrt(K)) V over all positions up to `position` (one integer, on the device), in splits.
 
-        qkv (capacity + 2 G, K) float32: queries of the kept heads, then keys and values of every KV head, which are
+        qkv (B, capacity + 2 G, K) float32: queries of the kept heads, then keys and values of every KV head, which are
         written into the caches. heads: which heads the queries are of where `numbered`, else the first ones.
-        turns: cosines and signed sines (positions, K) of rotary positions. out (capacity, K) float32.
+        turns: cosines and signed sines (positions, K) of rotary positions.
         """
         cos, signed_sin = turns or (None, None)
-        _attend[(heads.capacity + self.kv_heads, self.splits)](
+        _attend[heads.capacity + self.kv_heads, self.splits, self.batch](
             qkv, heads.index if numbered else None, heads.count, keys, values, position, cos, signed_sin,
-            self._mixed, self._weights, self._arrivals, out,
-            heads.capacity, self.positions, self.length, self.head_width**-0.5,
+            self._mixed, self._shares, heads.capacity, self.positions, self.head_width**-0.5,
             K=self.head_width, KV_HEADS=self.kv_heads, SHARED=self.shared, SPLITS=self.splits,
-            PARTS=power_of_two(self.splits), TOKENS=TOKENS, EARLY=heads.early, **options(qkv.device, 4),
+            TOKENS=TOKENS, EARLY=heads.early, **options(qkv.device, WARPS),
         )  # fmt: skip
+        return Mixed(self._mixed, self._shares, self.splits)
+
+    def combined(self, mixed: Mixed, capacity: int, rows: torch.Tensor | None = None) -> torch.Tensor:
+        """The heads' outputs (B, capacity, K), zero where `rows` (capacity,) does not have the sequence's bit."""
+        out = self._outputs[: self.batch * capacity * self.head_width]
+        _combine[capacity, self.batch](
+            mixed.values, mixed.shares, rows, out, capacity,
+            K=self.head_width, SPLITS=self.splits, PARTS=power_of_two(self.splits), **options(out.device, 1),
+        )  # fmt: skip
+        return out.view(self.batch, capacity, self.head_width)

@@ -2,8 +2,9 @@
 
 On a GPU that can (capability 9.0 and later) a kernel starts while the one before it still runs: programmatic
 dependent launch. It then waits for that kernel's results, but may before load the weights it will need, where their
-addresses are known. A kernel lets its successor start only after its own wait, so whatever the last but one kernel
-wrote is there from the beginning.
+addresses are known. Most kernels let their successor start only after their own wait. The short ones between two
+products (`settle`, attention) do so before it, so that the second product fetches weights while the first one ends;
+no two of them are neighbours. So what a kernel reads ahead must have been written three kernels before it.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ class Units(NamedTuple):
 
     index: torch.Tensor  # (capacity,) int32
     count: torch.Tensor  # (1,) int32
-    early: bool = False  # written before the last kernel began: weights may be fetched ahead
+    early: bool = False  # written three kernels before they are read: weights may be fetched ahead
+    rows: torch.Tensor | None = None  # (capacity,) int32: bit b is set where sequence b of a batch keeps the unit
 
     @property
     def capacity(self) -> int:
@@ -33,6 +35,12 @@ class Units(NamedTuple):
 def overlaps(device: torch.device) -> bool:
     """Whether kernels on this device may start before the one ahead has ended."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
+
+
+@cache
+def processors(device: torch.device) -> int:
+    """How many programs run side by side at least: a GPU's multiprocessors."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
 def options(device: torch.device, warps: int) -> dict[str, Any]:
@@ -52,3 +60,17 @@ def begin(PDL: tl.constexpr):
     if PDL:
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
+
+
+@triton.jit
+def pass_on(PDL: tl.constexpr):
+    """The next kernel may start, though this one has not waited yet."""
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+
+
+@triton.jit
+def wait(PDL: tl.constexpr):
+    """Wait for the kernel before."""
+    if PDL:
+        tl.extra.cuda.gdc_wait()

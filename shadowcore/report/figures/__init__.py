@@ -16,6 +16,7 @@ from shadowcore.report.figures.differences import differences
 from shadowcore.report.figures.importance import importance_map, variability
 from shadowcore.report.figures.ranking import predictor_quality
 from shadowcore.report.figures.scaling import decoding, scaling
+from shadowcore.report.figures.settings import batches, contexts
 from shadowcore.report.figures.sizes import sizes
 from shadowcore.report.figures.speed import latency, pareto
 from shadowcore.report.style import Figure, save
@@ -42,5 +43,7 @@ FIGURES: dict[str, Callable[[Tables, str], Figure]] = {
     "pareto": pareto,
     "beside": beside,
 }
-# of models timed by their dimensions; "scaling" of all of them together
-TIMED_FIGURES: dict[str, Callable[[Tables, str], Figure]] = {"decoding": decoding, "scaling": scaling}
+# of models timed by their dimensions; all but "decoding" of all of them together
+TIMED_FIGURES: dict[str, Callable[[Tables, str], Figure]] = {
+    "decoding": decoding, "scaling": scaling, "batches": batches, "contexts": contexts,
+}  # fmt: skip

@@ -12,6 +12,7 @@ from shadowcore.report.tables import Tables
 RANK, BITS = 256, 16  # of the predictors compared at equal sizes
 MODES = ("static", "oracle", "shadow", "layerwise")
 DENSE = ("dense", "cublas", "compiled", "huggingface", "huggingface_static")
+SETTING = ["device", "model", "batch", "prompt_tokens", "new_tokens"]
 TIMES = ("ms_per_token", "ms_p10", "ms_p90")
 PARTS = {
     "attention_ms": ("attention", "#56B4E9"), "ffn_ms": ("FFN", "#0072B2"),
@@ -21,11 +22,16 @@ PARTS = {
 
 
 def timed(tables: Tables) -> pd.DataFrame:
-    """Rows with random weights; `roof_ms` is what the counted bytes take at the device's best ceiling of the run."""
+    """Rows with random weights; `roof_ms` is what the counted bytes take at the device's best ceiling of the run.
+
+    `main` marks those of the lengths and batch that a model's modes were compared under: with the most rows.
+    """
     rows = tables["latency"]
     rows = rows[(rows["weights"] == "random") & rows["roofline_ms"].notna()]
     best = rows.groupby("device")["ceiling_gb_s"].transform("max")
-    return rows.assign(roof_ms=rows["roofline_ms"] * rows["ceiling_gb_s"] / best)
+    modes = rows.groupby(SETTING)["mode"].transform("size")
+    main = modes == modes.groupby([rows["device"], rows["model"]]).transform("max")
+    return rows.assign(roof_ms=rows["roofline_ms"] * rows["ceiling_gb_s"] / best, main=main)
 
 
 def alike(rows: pd.DataFrame, mode: str) -> pd.DataFrame:
@@ -50,7 +56,7 @@ def fastest_dense(rows: pd.DataFrame) -> pd.Series:
 @styled
 def decoding(tables: Tables, model: str) -> Figure:
     """Time per token, and speed-up over the fastest dense decoder, against sparsity, with the memory's limit."""
-    rows = where(timed(tables), model=model)
+    rows = where(timed(tables), model=model, main=True)
     if rows.empty:
         return empty(f"{model}: no times with random weights in the tables")
     dense = fastest_dense(rows)
@@ -80,7 +86,7 @@ def decoding(tables: Tables, model: str) -> Figure:
 @styled
 def scaling(tables: Tables, _: str) -> Figure:
     """ShadowLLM over DejaVu-style at 50 % for every size, beside the published ratios; and where the time goes."""
-    rows = timed(tables)
+    rows = where(timed(tables), main=True)
     half = rows[rows["sparsity_pct"] == 50]
     shadow, layerwise = (alike(half, mode).set_index("model") for mode in ("shadow", "layerwise"))
     if shadow.empty:

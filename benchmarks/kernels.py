@@ -1,0 +1,148 @@
+"""How large the kernels' pieces should be, on the GPU at hand: a few layers of published models, one size changed.
+
+    python benchmarks/kernels.py [seconds] >> tuning.txt
+
+Prints the selection timed alone, then milliseconds a token of 12 layers of each model, dense, and with random lists
+of half and of a tenth of the units given (speed-up over dense beside them), then the same for several sequences.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import sys
+import time
+
+import torch
+
+from shadowcore.decode.chosen import GivenUnits, PredictedUnits
+from shadowcore.decode.graph import GraphDecoder
+from shadowcore.decode.kernels import batch, residual, rows, select
+from shadowcore.decode.random import random_groups, random_layout
+from shadowcore.decode.replay import Replay
+from shadowcore.measure import speed
+from shadowcore.measure.latency import milliseconds
+from shadowcore.method.policies import kept_units
+from shadowcore.models.families import KINDS
+from shadowcore.models.published import PUBLISHED
+
+DEVICE = torch.device("cuda", 0)
+LAYERS, POSITION, ROOM = 12, 128, 160
+MODELS = ("opt-6.7b", "opt-30b", "llama-2-7b")
+CHANGES = [
+    {},
+    {(residual, "PIECE"): 32},
+    {(rows, "SUM_PROGRAMS"): 1024},
+    {(rows, "SUM_PROGRAMS"): 384},
+    {(rows, "SUM_PROGRAMS"): 256},
+    {(rows, "SUM_PROGRAMS"): 256, (rows, "SUM_GROUP"): (16, 512)},
+    {(rows, "TILE"): 16384},
+    {(rows, "TILE"): 4096},
+    {(rows, "SUM_TILE"): 4096},
+    {(rows, "SUM_COLUMNS"): 2048},
+    {(residual, "WARPS"): 4},
+]
+BATCH_CHANGES = [
+    {},
+    {(batch, "ROWS"): 32},
+    {(batch, "COLUMNS"): 256},
+    {(batch, "ROWS"): 128},
+    {(batch, "SUM_ROWS"): 128},
+    {(batch, "SUM_COLUMNS"): 256},
+    {(batch, "SUM_PROGRAMS"): 1024},
+    {(batch, "SUM_PROGRAMS"): 256},
+]
+
+
+def said(changes: dict) -> str:
+    names = (f"{module.__name__.rsplit('.', 1)[1]}.{name}={value}" for (module, name), value in changes.items())
+    return ", ".join(names) or "as they are"
+
+
+class Changed:
+    """Sizes changed for a while."""
+
+    def __init__(self, changes: dict):
+        self.changes = changes
+
+    def __enter__(self) -> None:
+        self.before = {key: getattr(*key) for key in self.changes}
+        for (module, name), value in self.changes.items():
+            setattr(module, name, value)
+
+    def __exit__(self, *_: object) -> None:
+        for (module, name), value in self.before.items():
+            setattr(module, name, value)
+
+
+def selection_us(layers: int, units: int, ties: bool = False, times: int = 20) -> float:
+    """Microseconds of one selection of half the units, of `times` in a graph; ties: every bit must be tried."""
+    scores = torch.randn(layers, units, device=DEVICE)
+    scores = scores.round() if ties else scores
+    out = torch.empty(layers, units // 2, dtype=torch.int32, device=DEVICE)
+
+    def work() -> None:
+        for _ in range(times):
+            select.select(scores, [select.Choice(0, units, units // 2, out)])
+
+    replay = Replay(work, DEVICE)
+    replay()
+    return statistics.median(milliseconds(replay, DEVICE) for _ in range(20)) / times * 1e3
+
+
+def lists(sizes, pct: int) -> GivenUnits:
+    chosen = {}
+    for kind in KINDS:
+        order = torch.rand(1, sizes.layers, sizes.units(kind), device=DEVICE).argsort(-1)
+        chosen[kind] = order[..., : kept_units(sizes.units(kind), pct)].sort(-1).values.to(torch.int32)
+    return GivenUnits(chosen, dense={kind: (0,) for kind in KINDS})
+
+
+def step_ms(decoder: GraphDecoder) -> float:
+    return statistics.median(speed.slope(decoder, POSITION, 4, 20) for _ in range(7))
+
+
+def single(layout, name: str) -> str:
+    dense = step_ms(GraphDecoder(layout, ROOM))
+    half, tenth = (step_ms(GraphDecoder(layout, ROOM, lists(layout.sizes, pct))) for pct in (50, 90))
+    rate = speed.weight_bytes(layout) / dense / 1e6
+    return f"{name} {dense:.3f} ({rate:.0f} GB/s) {half:.3f} ({dense / half:.2f}x) {tenth:.3f} ({dense / tenth:.2f}x)"
+
+
+def several(layout, name: str, sequences: int) -> str:
+    groups = random_groups("shadow", layout.sizes, dict.fromkeys(KINDS, 256), 1, 16, layout.dtype, DEVICE, 0)
+    times = []
+    for pct in (0, 50, 90):
+        kept = {kind: kept_units(layout.sizes.units(kind), pct) for kind in KINDS}
+        decoder = GraphDecoder(layout, ROOM, PredictedUnits(groups, layout.sizes, kept) if pct else None)
+        decoder.reset(sequences)
+        times.append(step_ms(decoder))
+    return f"{name} x{sequences} {times[0]:.3f} {times[1]:.3f} {times[2]:.3f}"
+
+
+def main(seconds: float) -> None:
+    start = time.monotonic()
+    print(f"# {LAYERS} layers, {torch.cuda.get_device_name()}, ms a token: dense, 50 %, 90 %")
+    print(f"read or copied at up to {speed.read_ceiling(DEVICE):.0f} GB/s")
+    for warps, chunk in ((8, 4096), (8, 8192), (16, 4096), (16, 8192)):
+        with Changed({(select, "WARPS"): warps, (select, "CHUNK"): chunk}):
+            times = [f"{n}x{u} {selection_us(n, u):.1f}" for n in (1, 47) for u in (11008, 16384, 28672)]
+            times += [f"47x28672 ties {selection_us(47, 28672, True):.1f}"]
+            print(f"select, up to {warps} warps, {chunk} places, us: {', '.join(times)}", flush=True)
+    layouts = {}
+    for name in MODELS:
+        family, sizes = PUBLISHED[name]
+        layouts[name] = random_layout(family, dataclasses.replace(sizes, layers=LAYERS), torch.bfloat16, DEVICE, 0, 0.1)
+    for changes in CHANGES:
+        if time.monotonic() - start < seconds * 0.75:
+            with Changed(changes):
+                print(f"{said(changes):45}", " | ".join(single(layouts[name], name) for name in MODELS), flush=True)
+    for changes in BATCH_CHANGES:
+        if time.monotonic() - start < seconds:
+            with Changed(changes):
+                found = (several(layouts[name], name, sequences) for name in MODELS[:2] for sequences in (2, 16))
+                print(f"{said(changes):45}", " | ".join(found), flush=True)
+
+
+if __name__ == "__main__":
+    main(float(sys.argv[1]) if len(sys.argv) > 1 else 300)

@@ -1,0 +1,106 @@
+"""A table of times per token, and what was wanted of the decoder beside what it says, as Markdown.
+
+python benchmarks/thresholds.py results/reference/gpu-h100/tables/latency.parquet
+"""
+
+from __future__ import annotations
+
+import operator
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from shadowcore.report.figures.scaling import DENSE, alike, timed
+
+OTHER = [mode for mode in DENSE if mode != "dense"]
+BEST, MOST = (operator.ge, ">="), (operator.le, "<=")
+
+
+def wanted(rows: pd.DataFrame) -> list[tuple[str, tuple[Callable, str], list[float], list[float | None]]]:
+    """Each threshold: what, in which direction, the numbers wanted and found (None: not measured)."""
+    ceiling = rows["ceiling_gb_s"].max()
+
+    def one(model: str, mode: str, pct: int, column: str) -> float | None:
+        found = alike(rows[rows["model"] == model], mode)
+        found = found.loc[found["sparsity_pct"] == pct, column].dropna()
+        return found.iloc[0] if len(found) else None
+
+    def ratio(above: float | None, below: float | None) -> float | None:
+        return None if above is None or below is None else above / below
+
+    def fastest(model: str, modes: Sequence[str] = DENSE) -> float | None:
+        times = rows.loc[(rows["model"] == model) & rows["mode"].isin(modes), "ms_per_token"]
+        return times.min() if len(times) else None
+
+    def time(model: str, mode: str, pct: int) -> float | None:
+        return one(model, mode, pct, "ms_per_token")
+
+    def gains(model: str, *sparsities: int) -> list[float | None]:
+        return [ratio(fastest(model), time(model, "shadow", pct)) for pct in sparsities]
+
+    opts = [model for model in ("opt-6.7b", "opt-13b", "opt-30b") if model in set(rows["model"])]
+    models = sorted(set(rows["model"]))
+    dense = rows[(rows["mode"] == "dense") | rows["predictor_mb"].notna()]
+    most = dense["peak_gb"] - dense["predictor_mb"].fillna(0) / 1e3 - (dense["model_gb"] + dense["cache_gb"])
+    spare = (most / (dense["peak_gb"] - most)).max() if len(dense) else None
+    worst = [ratio(time(model, "dense", 0), fastest(model, OTHER)) for model in models]
+    of_roof = {model: ratio(one(model, "dense", 0, "gb_per_s"), ceiling) for model in ("opt-6.7b", "opt-30b")}
+    layerwise = [ratio(time(model, "layerwise", 50), time(model, "shadow", 50)) for model in opts]
+    choosing = [ratio(one(model, "shadow", 50, "predictor_ms"), time(model, "shadow", 50)) for model in opts]
+    shuffled = ratio(time("opt-30b", "gather_ordered", 0), time("opt-30b", "gather_shuffled", 0))
+    selection = ratio(one("opt-30b", "shadow", 50, "selection_ms"), 1e-3)
+    names = " / ".join(opts)
+    return [
+        ("dense step, OPT-6.7B, of the read ceiling", BEST, [0.85], [of_roof["opt-6.7b"]]),
+        ("dense step, OPT-30B, of the read ceiling", BEST, [0.92], [of_roof["opt-30b"]]),
+        ("our dense over the fastest other, worst size", MOST, [1.05], [max((w for w in worst if w), default=None)]),
+        (
+            "OPT-30B shadow, 50 / 70 / 90 %, over the fastest dense",
+            BEST,
+            [1.55, 2.1, 3.0],
+            gains("opt-30b", 50, 70, 90),
+        ),
+        ("OPT-6.7B shadow, 50 %", BEST, [1.45], gains("opt-6.7b", 50)),
+        ("Llama-2-7B shadow, 50 %", BEST, [1.45], gains("llama-2-7b", 50)),
+        (f"shadow over layerwise, equal widths, 50 %: {names}", BEST, [1.2] * len(opts), layerwise),
+        (f"predictor and selection of the token, 50 %: {names}", MOST, [0.05] * len(opts), choosing),
+        ("one selection for all layers, OPT-30B, us", MOST, [30.0], [selection]),
+        ("gather in random order against in order, OPT-30B", BEST, [0.95], [shuffled]),
+        ("memory beyond weights, cache, predictor, worst mode", MOST, [0.05], [spare]),
+    ]
+
+
+def times(rows: pd.DataFrame) -> list[str]:
+    """Milliseconds a token of every model: dense, and predictors of equal sizes."""
+    lines = [
+        "| model | dense, ours | fastest other dense | shadow 50 % | 70 % | 90 % | layerwise 50 % |",
+        "|---|" + 6 * "---|",
+    ]
+    for model, found in sorted(rows.groupby("model"), key=lambda item: item[1]["gb_per_token"].max()):
+        others = found.loc[found["mode"].isin(OTHER), "ms_per_token"]
+        shadow, layerwise = (
+            alike(found, mode).set_index("sparsity_pct")["ms_per_token"] for mode in ("shadow", "layerwise")
+        )
+        values = [found.loc[found["mode"] == "dense", "ms_per_token"].iloc[0], others.min()]
+        values += [shadow.get(50), shadow.get(70), shadow.get(90), layerwise.get(50)]
+        lines.append(f"| {model} | " + " | ".join("" if pd.isna(value) else f"{value:.2f}" for value in values) + " |")
+    return lines
+
+
+def main(path: Path) -> None:
+    rows = timed({"latency": pd.read_parquet(path)}).query("main")
+    print(
+        f"{rows['device'].iloc[0]}, reads {rows['ceiling_gb_s'].max():.0f} GB/s at best\n", *times(rows), "", sep="\n"
+    )
+    print(f"| threshold (set for an H100) | wanted | {rows['device'].iloc[0]} | reached |\n|---|---|---|---|")
+    for what, (holds, sign), numbers, found in wanted(rows):
+        values = " / ".join("not measured" if value is None else f"{value:.3g}" for value in found)
+        met = all(value is not None and holds(value, number) for value, number in zip(found, numbers, strict=True))
+        goal = " / ".join(f"{number:g}" for number in dict.fromkeys(numbers))
+        print(f"| {what} | {sign} {goal} | {values} | {'yes' if met else '**no**'} |")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,265 @@
+"""`shadowcore doctor`: what is wrong with this machine and environment before anything starts, each with its fix.
+
+It needs nothing but Python, so that it can say what else is missing. Exit code 1 if something is broken: a study would
+fail, or would not be what it says. A warning is what may be meant.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import re
+import shutil
+import subprocess
+import tomllib
+from collections.abc import Iterator, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from shadowcore import provenance
+
+if TYPE_CHECKING:
+    from shadowcore.config import Study
+
+LEAST_PYTHON = (3, 11)
+LEAST_FREE = 5e9  # bytes of disk for the quick study and its caches, with room
+LEAST_MEMORY = 6e9  # bytes of memory for one of its jobs, and the system
+SECONDS = 10  # that a command of the system may take
+SLURM = ("sbatch", "squeue", "scancel", "sinfo")
+PLUGIN = "snakemake-executor-plugin-slurm"
+OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
+MARKS = {"fine": "ok     ", "warning": "warning", "broken": "BROKEN "}
+
+
+class Finding(NamedTuple):
+    """One thing that was looked at; `fix` says what to do unless it is fine."""
+
+    state: Literal["fine", "warning", "broken"]
+    what: str
+    fix: str = ""
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", type=Path, nargs="?", help="a configuration to look at, too: what it needs")
+
+
+def run(parsed: argparse.Namespace) -> int:
+    study = None
+    if parsed.config:
+        from shadowcore.config import load_study
+
+        study = load_study(parsed.config)
+    findings = list(examine(study))
+    for one in findings:
+        print(f"{MARKS[one.state]}  {one.what}")
+        if one.fix:
+            print(f"         fix: {one.fix}")
+    return int(any(one.state == "broken" for one in findings))
+
+
+def examine(study: Study | None = None) -> Iterator[Finding]:
+    """Everything that is looked at; with a study, what it needs beside."""
+    yield python()
+    yield from packages(pins(), installed())
+    yield from byte_code()
+    yield commit()
+    yield from gpu()
+    yield memory()
+    yield from disk(Path("results"), planned(study) if study else 0)
+    yield from hub(study)
+    yield from snakemake(Path(".snakemake"))
+    yield from slurm()
+
+
+def python() -> Finding:
+    found = platform.python_version()
+    if tuple(map(int, platform.python_version_tuple()[:2])) < LEAST_PYTHON:
+        return Finding("broken", f"Python {found}", "Python 3.11 or newer: make PYTHON=python3.11 study")
+    return Finding("fine", f"Python {found}")
+
+
+def pins() -> dict[str, str]:
+    """Versions this tree asks for, by package: from its pyproject.toml, or from what pip recorded of it."""
+    project = provenance.PACKAGE.parent / "pyproject.toml"
+    if project.is_file():
+        wanted = tomllib.loads(project.read_text())["project"]["dependencies"]
+    else:
+        wanted = [one for one in metadata.requires("shadowcore") or [] if "extra ==" not in one]
+    found = (re.match(r"([\w.-]+)(?:\[.*?\])?==([^;\s]+)", one) for one in wanted)
+    return {match.group(1): match.group(2) for match in found if match}
+
+
+def installed() -> dict[str, str]:
+    """Versions that are there, by package, without what comes after a +, which names a build."""
+    return {
+        re.sub(r"[-_.]+", "-", one.name).lower(): one.version.split("+")[0]
+        for one in metadata.distributions()
+        if one.name
+    }
+
+
+def packages(wanted: dict[str, str], there: dict[str, str]) -> Iterator[Finding]:
+    """What is missing, or another version than the results of this project were made with."""
+    names = {name: re.sub(r"[-_.]+", "-", name).lower() for name in wanted}
+    fine = [name for name, version in wanted.items() if there.get(names[name]) == version]
+    for name, version in wanted.items():
+        found = there.get(names[name])
+        fix = f"pip install '{name}=={version}', or make study, which makes an environment of its own"
+        if found is None:
+            yield Finding("broken", f"{name} {version} is pinned and not installed", fix)
+        elif found != version:
+            yield Finding("warning", f"{name} {found} is installed, {version} is pinned: numbers may differ", fix)
+    yield Finding("fine", f"{len(fine)} of {len(wanted)} packages as pinned")
+
+
+def commit() -> Finding:
+    found = provenance.run_information()["commit"]
+    if found == "unknown":
+        return Finding("warning", "no git commit: files will not say which code made them", "git clone the project")
+    if found.endswith("-dirty"):
+        return Finding("warning", f"commit {found}: files will say that the code was edited", "git commit")
+    return Finding("fine", f"commit {found}")
+
+
+def gpu() -> Iterator[Finding]:
+    """Whether torch and the driver agree that there is a GPU."""
+    try:
+        import torch
+    except ImportError:  # told among the packages
+        return
+    said = _ask("nvidia-smi", "--query-gpu=name,driver_version,memory.free", "--format=csv,noheader")
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            free, whole = torch.cuda.mem_get_info(index)
+            name = f"GPU {index}: {torch.cuda.get_device_name(index)}, CUDA {torch.version.cuda}"
+            room = f"{free / 1e9:.0f} of {whole / 1e9:.0f} GB free"
+            if free < whole / 2:
+                fix = "nvidia-smi shows who has it; CUDA_VISIBLE_DEVICES chooses another"
+                yield Finding("warning", f"{name}, {room}", fix)
+            else:
+                yield Finding("fine", f"{name}, {room}")
+        if "triton" not in installed():
+            yield Finding("broken", "no Triton: our decoder has no kernels on this GPU", "pip install triton")
+    elif said and os.environ.get("CUDA_VISIBLE_DEVICES") == "":
+        yield Finding("warning", "CUDA_VISIBLE_DEVICES is empty: no GPU is used", "unset CUDA_VISIBLE_DEVICES")
+    elif said:
+        built = torch.version.cuda or "no CUDA"
+        fix = "install torch built for the driver's CUDA (pytorch.org, Get started), or a newer driver"
+        yield Finding(
+            "broken", f"the driver shows {said.splitlines()[0]}, torch {torch.__version__} ({built}) none", fix
+        )
+    else:
+        yield Finding("fine", f"no GPU: jobs run on the processor, {provenance.processor_name()}")
+
+
+def byte_code() -> Iterator[Finding]:
+    """Whether every job has to compile what it imports."""
+    if os.environ.get("PYTHONDONTWRITEBYTECODE"):
+        fix = "unset PYTHONDONTWRITEBYTECODE"
+        yield Finding("warning", "PYTHONDONTWRITEBYTECODE is set: every job compiles all it imports again", fix)
+
+
+def memory() -> Finding:
+    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    words = f"{whole / 1e9:.0f} GB of memory, {len(os.sched_getaffinity(0))} processors for this process"
+    if whole < LEAST_MEMORY:
+        return Finding("warning", words, "snakemake --resources mem_mb=... runs only as many jobs as fit together")
+    return Finding("fine", words)
+
+
+def planned(study: Study) -> float:
+    """Bytes that a study will leave behind."""
+    from shadowcore import plan
+    from shadowcore.jobs import Jobs
+
+    return sum(one.written for one in plan.work(Jobs(study)))
+
+
+def disk(results: Path, needed: float) -> Iterator[Finding]:
+    """Room and the right to write where results, and what is downloaded, go."""
+    for what, folder, need in (("results", results, max(needed, LEAST_FREE)), ("hub cache", hub_cache(), LEAST_FREE)):
+        there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+        free = shutil.disk_usage(there).free
+        words = f"{what}: {free / 1e9:,.0f} GB free at {folder}"
+        if not os.access(there, os.W_OK):
+            fix = f"chmod u+w {there}, or another folder" + ("" if what == "results" else ": export HF_HOME=...")
+            yield Finding("broken", f"{what}: {there} cannot be written", fix)
+        elif free < need:
+            state = "broken" if needed and what == "results" else "warning"
+            yield Finding(
+                state, f"{words}, {need / 1e9:,.0f} GB are wanted", "free some, or link the folder to a larger disk"
+            )
+        else:
+            yield Finding("fine", words)
+
+
+def hub_cache() -> Path:
+    """Where models and data sets of the hub are kept."""
+    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "huggingface"
+    return Path(home).expanduser()
+
+
+def hub(study: Study | None) -> Iterator[Finding]:
+    """Whether what is switched off is needed: what a study has from the hub, and its cache has not."""
+    switched = [name for name in OFFLINE if os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE")]
+    sources = {**study.models, **study.texts} if study else {}
+    remote = {
+        name: one.source["hub"] for name, one in sources.items() if "hub" in one.source
+    }  # none, if it was fetched
+    missing = [name for name, source in remote.items() if not _snapshot(source).is_dir()]
+    if remote:
+        yield Finding("fine", f"{len(remote) - len(missing)} of {len(remote)} sources from the hub are in its cache")
+    if switched and missing:
+        fix = f"unset {' '.join(switched)}; or shadowcore fetch where there is internet, then offline: FOLDER"
+        yield Finding("broken", f"{', '.join(switched)} set, and {', '.join(missing)} must be downloaded", fix)
+    elif switched:
+        yield Finding("fine", f"{', '.join(switched)} set: nothing is downloaded from the hub")
+    else:
+        yield Finding("fine", "the hub may be used; `offline:` in a configuration forbids it")
+
+
+def _snapshot(source: Mapping[str, str]) -> Path:
+    """Where the hub's cache keeps a model or a data set at one commit."""
+    kind, name = ("models", source["repo"]) if "repo" in source else ("datasets", source["dataset"])
+    cache = os.environ.get("HF_HUB_CACHE") or hub_cache() / "hub"
+    return Path(cache) / f"{kind}--{name.replace('/', '--')}" / "snapshots" / source["revision"]
+
+
+def snakemake(state: Path) -> Iterator[Finding]:
+    """Whether a Snakemake runs in this folder, or was killed in it."""
+    if any((state / "locks").glob("*")):
+        fix = "shadowcore status CONFIG shows whether jobs run; if none does: snakemake --unlock"
+        yield Finding("warning", "this folder is locked: a Snakemake runs here, or was killed", fix)
+    if any((state / "incomplete").glob("*")):
+        yield Finding("fine", "files of a run that was cut off are marked: they will be made again")
+
+
+def slurm() -> Iterator[Finding]:
+    """Whether jobs can be submitted from here; warnings, as a study runs without a cluster too."""
+    there = [name for name in SLURM if shutil.which(name)]
+    if not there:
+        yield Finding("fine", "no SLURM on this machine")
+        return
+    if missing := [name for name in SLURM if name not in there]:
+        yield Finding("warning", f"SLURM lacks {', '.join(missing)}", "put the cluster's SLURM commands on the PATH")
+        return
+    if _ask("sinfo", "--noheader", "--format=%P") is None:
+        yield Finding("warning", "SLURM: sinfo fails, no controller answers", "run this on a login node of the cluster")
+        return
+    yield Finding("fine", "SLURM answers")
+    if PLUGIN not in installed():
+        yield Finding("warning", f"{PLUGIN} is not installed", f"pip install {PLUGIN}, and docs/cluster.md")
+    if _ask("sacct", "--noheader", "--allocations", "--starttime=now") is None:
+        fix = "snakemake --slurm-status-command squeue"
+        yield Finding("warning", "SLURM keeps no accounts here: Snakemake would wait for ever for a job's end", fix)
+
+
+def _ask(*command: str) -> str | None:
+    """What a command of the system says, None where it is missing or fails."""
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip()

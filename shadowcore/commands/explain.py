@@ -1,0 +1,156 @@
+"""`shadowcore explain`: by which command a file was made, from which files, by which code, on which device."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from shadowcore import artifacts, logs, provenance
+from shadowcore.commands import console
+from shadowcore.errors import ArtifactError
+from shadowcore.lineage import Lineage
+
+Facts = list[tuple[str, str]]
+LISTED = 12  # files read that are named one by one
+COMPARED = 4e9  # bytes of them that are hashed again
+UNKNOWN = " (not in the header, as measured times are not; or changed since)"
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", type=Path, help="a table, figure, page, predictor, trace, log or file of times")
+
+
+def run(parsed: argparse.Namespace) -> None:
+    out = console()
+    for name, value in explain(parsed.file):
+        out.print(f"{name:9} {value}", highlight=False, markup=False, soft_wrap=True)
+
+
+def explain(path: Path) -> Facts:
+    """What is known of a file, as pairs of a word and a line. Raises ArtifactError where nothing is."""
+    path = Path(path)
+    if not path.exists():
+        raise ArtifactError(f"{path}: no such file; one that a study made would fit, such as a table or a figure")
+    facts, lineage = [("file", str(path))], Lineage.of(path)
+    inside = lineage.inside(path) if lineage else path
+    if lineage and inside.parts[0] in ("logs", "benchmarks"):
+        return facts + _of_log(lineage.root, lineage.root / "logs" / Path(*inside.parts[1:]).with_suffix(".log"))
+    if "weights" in inside.parts:
+        card = path.parents[inside.parts[::-1].index("weights")] / "card.json"
+        if card.is_file():
+            return [*facts, ("card", f"{card} has the hashes of the weights"), *explain(card)[1:]]
+    found = artifacts.read_origin(path)
+    header = found["header"]
+    if "stage" not in header:  # joined by hand, as tables of several machines are
+        parts = [("part", _part(one)) for one in header.get("parts", [])]
+        return [*facts, ("kind", str(found["schema"])), ("made by", header.get("made by", "not recorded")), *parts]
+    facts += [("kind", f"{found['schema']}, made by the stage {header['stage']}"), *_origin(header)]
+    job = lineage.job(path, header) if lineage else None
+    if job is None:
+        words = shlex.join(["python", "-m", "shadowcore", header["stage"], "--spec", json.dumps(header["spec"])])
+        return (
+            facts + _hashes(header) + [("command", f"{words} ... (its log is not there, which would have the files)")]
+        )
+    facts += [*_read(header, lineage.inputs(header, job)), *_behind(lineage, path), ("log", str(job.log))]
+    return [*facts, *_times(lineage.root, job.log), ("command", _command(job.said))]
+
+
+def _origin(header: Mapping[str, Any]) -> Facts:
+    facts, run = [], dict(header["run"])
+    module = f"shadowcore.stages.{header['stage'].replace('-', '_')}"
+    if provenance.module_path(module):
+        same = header["code"] == provenance.fingerprint(module)
+        words = "as in this tree" if same else "another than this tree's: snakemake would make the file again"
+        facts.append(("code", f"{header['code']}, {words}"))
+    facts += [(name, run.pop(name, "not recorded")) for name in ("commit", "device")]
+    return [*facts, ("versions", ", ".join(f"{name} {value}" for name, value in run.items()))]
+
+
+def _part(header: Mapping[str, Any]) -> str:
+    run = ", ".join(f"{name} {value}" for name, value in header["run"].items())
+    return f"{header['stage']} {header['spec'].get('model', '')}: code {header['code']}, {run}"
+
+
+def _hashes(header: Mapping[str, Any]) -> Facts:
+    return [
+        ("from", f"{name}: {_files(len(were))}, sha256 {', '.join(one[:12] for one in were[:LISTED])}")
+        for name, were in header["inputs"].items()
+        if were
+    ]
+
+
+def _read(header: Mapping[str, Any], files: Mapping[str, list[Path]]) -> Facts:
+    """The files that were read, and what has become of them."""
+    facts = []
+    for name, paths in files.items():
+        were = header["inputs"][name]
+        told = [f"{name}: {path}{state}" for path, state in zip(paths, _states(paths, were), strict=True)]
+        facts += [("from", line) for line in told[:LISTED]]
+        if len(told) > LISTED:
+            changed = sum(line.endswith(")") for line in told[LISTED:])
+            facts.append(("from", f"{name}: {len(told) - LISTED} more, {changed} of them changed or gone"))
+    return facts
+
+
+def _states(paths: list[Path], were: list[str]) -> Iterable[str]:
+    """Of each file: nothing if it is as it was, or what has become of it."""
+    there = [path.is_file() for path in paths]
+    size = sum(path.stat().st_size for path, is_there in zip(paths, there, strict=True) if is_there)
+    all_there = len(were) == len(paths)
+    for number, (path, is_there) in enumerate(zip(paths, there, strict=True)):
+        if path.is_dir():
+            yield ""
+        elif not is_there:
+            yield " (no longer there)"
+        elif size > COMPARED:
+            yield " (too large to compare here)"
+        elif provenance.file_sha256(path) in ([were[number]] if all_there else were):
+            yield ""
+        else:
+            yield " (has changed since)" if all_there else UNKNOWN
+
+
+def _behind(lineage: Lineage, path: Path) -> Facts:
+    """What else it stands on: files by stage, device and commit."""
+    found = Counter()
+    for one, header, _ in lineage.behind(path):
+        if one != path and "stage" in header:
+            run = header["run"]
+            found[header["stage"], run.get("device", "a device not recorded"), run["commit"]] += 1
+    return [
+        ("behind it", f"{stage}: {_files(count)}, on {device}, commit {commit}")
+        for (stage, device, commit), count in found.items()
+    ]
+
+
+def _files(count: int) -> str:
+    return f"{count} file{'s' if count > 1 else ''}"
+
+
+def _of_log(root: Path, log: Path) -> Facts:
+    """A job by its log."""
+    if not log.is_file():
+        raise ArtifactError(f"{log}: no such log; the job that wrote the file has none")
+    said = logs.read(log)
+    if not said.command:
+        raise ArtifactError(f"{log}: no command in it; logs of this version of shadowcore begin with one")
+    ended = (
+        f"finished, on {said.device}" if said.finished else f"failed: {said.error}" if said.error else "not finished"
+    )
+    environment = ", ".join(f"{name} {value}" for name, value in said.environment.items())
+    return [("ended", ended), ("ran on", environment), *_times(root, log), ("command", _command(said))]
+
+
+def _command(said: logs.Log) -> str:
+    return shlex.join(["python", "-m", "shadowcore", *said.command])
+
+
+def _times(root: Path, log: Path) -> Facts:
+    measured = root / "benchmarks" / log.relative_to(root / "logs").with_suffix(".tsv")
+    row = logs.times(measured)
+    return [("took", f"{float(row['s']):.0f} s, {row['max_rss']} MB at most ({measured})")] if row else []

@@ -1,0 +1,18 @@
+"""`shadowcore fetch`: gather what a study downloads."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from shadowcore.config import load_study
+from shadowcore.fetch import fetch
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", type=Path, help="a configuration, such as config/paper.yaml")
+    parser.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="where; then `offline: FOLDER`")
+
+
+def run(parsed: argparse.Namespace) -> None:
+    fetch(load_study(parsed.config), parsed.to)

@@ -1,0 +1,163 @@
+"""The two products that read a model's weights, for a few vectors at once: each weight is read once for all of them.
+
+Vectors are padded to 16, the fewest rows the matrix units take. `units` are what some of the sequences keep; what a
+sequence does not keep is zero in its results.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from shadowcore.decode.kernels.launch import Units, begin, options, power_of_two
+from shadowcore.decode.kernels.residual import Normed, Partial, Read, norm_sizes
+from shadowcore.decode.kernels.rows import ACTIVATIONS, addends, row_of, scaled, slots_of, taken_apart
+
+PADDED = 16  # sequences
+ROWS, COLUMNS, STAGES = 64, 128, 4  # of a product's weights at a time, and how many of them are on their way
+SUM_ROWS, SUM_COLUMNS = 64, 128  # ... of a sum's
+SUM_PROGRAMS, SUM_GROUP = 512, 128  # programs of a sum that fill the device, and fewest rows of one
+
+
+@triton.jit
+def _norms(moments, b, batch, eps, D: tl.constexpr, PIECE: tl.constexpr, PIECES: tl.constexpr, RMS: tl.constexpr):
+    """Means and reciprocal deviations of the sequences' residuals."""
+    pieces: tl.constexpr = (D + PIECE - 1) // PIECE
+    piece = tl.arange(0, PIECES)[None, :]
+    there = (piece * PIECE < D) & (b < batch)[:, None]
+    size = tl.where(piece * PIECE < D, tl.minimum(D - piece * PIECE, PIECE), 1).to(tl.float32)
+    total = tl.load(moments + (b * 2 * pieces)[:, None] + piece, mask=there, other=0.0)
+    squares = tl.load(moments + ((b * 2 + 1) * pieces)[:, None] + piece, mask=there, other=0.0)
+    mean = tl.zeros([b.shape[0]], tl.float32)
+    if not RMS:
+        mean = tl.sum(total, 1) / D
+    away = total / size - mean[:, None]
+    squares += tl.where(there, size * away * away, 0.0)
+    return mean, tl.rsqrt(tl.sum(squares, 1) / D + eps)
+
+
+@triton.jit
+def _products(
+    x, stride, weight, row, used, b, batch,
+    D: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, TYPE: tl.constexpr,
+):  # fmt: skip
+    """Every vector times every row in use: (B, rows)."""
+    total = tl.zeros([b.shape[0], ROWS], tl.float32)
+    for start in range(0, D, COLUMNS):
+        column = start + tl.arange(0, COLUMNS)
+        inside = column < D
+        v = tl.load(x + b[:, None] * stride + column[None, :], mask=(b < batch)[:, None] & inside[None, :], other=0.0)
+        w = tl.load(weight + row[:, None] * D + column[None, :], mask=used[:, None] & inside[None, :], other=0.0)
+        total = tl.dot(v.to(TYPE), tl.trans(w.to(TYPE)), total, input_precision="ieee")
+    return total
+
+
+@triton.jit(do_not_specialize=["gathered", "tail_shift", "total", "eps", "batch", "stride", "x_stride"])
+def _project(
+    x, weight, gains, bias, scale, moments, units, count, bits, out, gathered, tail_shift, total, eps, batch,
+    x_stride, stride,
+    D: tl.constexpr, UNIT: tl.constexpr, PARTS: tl.constexpr, ACTIVATION: tl.constexpr, BATCH: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, PIECE: tl.constexpr, PIECES: tl.constexpr, RMS: tl.constexpr,
+    TYPE: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    begin(PDL)
+    slot, b = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, BATCH)
+    row, used = row_of(slot, slot < total, units, count, gathered, tail_shift, UNIT)
+    row *= PARTS
+    mean, deviation = tl.zeros([BATCH], tl.float32), tl.zeros([BATCH], tl.float32) + 1.0
+    if moments is not None:
+        mean, deviation = _norms(moments, b, batch, eps, D, PIECE, PIECES, RMS)
+    y = _products(x, x_stride, weight, row, used, b, batch, D, ROWS, COLUMNS, TYPE)
+    y = scaled(
+        y, row[None, :], used[None, :], scale, gains, bias, mean[:, None], deviation[:, None], moments is not None
+    )  # fmt: skip
+    if ACTIVATION == 1:
+        y = tl.maximum(y, 0.0)
+    if PARTS == 2:
+        beside = _products(x, x_stride, weight, row + 1, used, b, batch, D, ROWS, COLUMNS, TYPE)
+        beside = scaled(
+            beside, row[None, :] + 1, used[None, :], scale, gains, bias, mean[:, None], deviation[:, None],
+            moments is not None,
+        )  # fmt: skip
+        y = y / (1.0 + tl.exp(-y)) * beside
+    if bits is not None:
+        keeps = tl.load(bits + slot, mask=used, other=0)
+        y = tl.where(((keeps[None, :] >> b[:, None]) & 1) != 0, y, 0.0)
+    tl.store(out + b[:, None] * stride + slot[None, :], y, mask=(b < batch)[:, None] & used[None, :])
+
+
+def project(
+    x: torch.Tensor | Normed,
+    weight: torch.Tensor,
+    read: Read,
+    out: torch.Tensor,
+    units: Units | None = None,
+    unit_rows: int = 1,
+    tail_rows: int = 0,
+    activation: str = "none",
+    scale: torch.Tensor | None = None,
+) -> None:
+    """As `rows.project` for x (B, D) and out (B, ...), its rows together; B up to 16.
+
+    What a sequence does not keep of units of one row is zero; larger units are left to who reads them.
+    """
+    width = weight.shape[-1]
+    parts = 2 if activation == "silu" else 1
+    gathered, tail_shift, total = slots_of(weight, parts, units, unit_rows, tail_rows)
+    vectors, moments, norm = taken_apart(x)
+    bits = units.rows if units is not None and unit_rows == 1 else None
+    _project[(max(1, triton.cdiv(total, ROWS)),)](
+        vectors, weight, read.gains, read.bias, scale, moments, units and units.index, units and units.count, bits, out,
+        gathered, tail_shift, total, norm.eps, len(vectors), vectors.stride(0), out.stride(0),
+        D=width, UNIT=unit_rows, PARTS=parts, ACTIVATION=ACTIVATIONS[activation], BATCH=PADDED, ROWS=ROWS,
+        COLUMNS=COLUMNS, **norm_sizes(norm), TYPE=_multiplied(weight.dtype), num_stages=STAGES,
+        **options(weight.device, 4),
+    )  # fmt: skip
+
+
+def _multiplied(dtype: torch.dtype) -> tl.dtype:
+    """Number format of a matrix product's factors."""
+    return {torch.float32: tl.float32, torch.float16: tl.float16}.get(dtype, tl.bfloat16)
+
+
+@triton.jit(do_not_specialize=["slots", "batch", "stride"])
+def _accumulate(
+    amount, weight, units, count, partial, slots, batch, stride,
+    D: tl.constexpr, UNIT: tl.constexpr, GROUP: tl.constexpr, BATCH: tl.constexpr, ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr, TYPE: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    begin(PDL)
+    group, column = tl.program_id(1), tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    b = tl.arange(0, BATCH)
+    if count is not None:
+        slots = tl.load(count) * UNIT
+    end = tl.minimum(slots, (group + 1) * GROUP)
+    total = tl.zeros([BATCH, COLUMNS], tl.float32)
+    for start in range(group * GROUP, end, ROWS):
+        slot = start + tl.arange(0, ROWS)
+        here = slot < end
+        a = tl.load(amount + b[:, None] * stride + slot[None, :], mask=(b < batch)[:, None] & here[None, :], other=0.0)
+        w = addends(weight, slot, here, units, column, D, UNIT, COLUMNS)
+        total = tl.dot(a.to(TYPE), w.to(TYPE), total, input_precision="ieee")
+    if group * GROUP < slots:
+        place = (group * batch + b).to(tl.int64)[:, None] * D + column[None, :]
+        tl.store(partial + place, total, mask=(b < batch)[:, None] & (column < D)[None, :])
+
+
+def partial_sums(batch: int, width: int, slots: int, unit_rows: int, device: torch.device) -> Partial:
+    """Room for sums of up to `slots` rows."""
+    group = power_of_two(slots * triton.cdiv(width, SUM_COLUMNS) // SUM_PROGRAMS)
+    return Partial(batch, width, slots, unit_rows, max(group, SUM_GROUP), device)
+
+
+def accumulate(partial: Partial, amount: torch.Tensor, weight: torch.Tensor, units: Units | None = None) -> None:
+    """sum_j a_bj W_r for every sequence: amount (B, slots) float32, its rows together, r the j-th row of the units."""
+    width = weight.shape[-1]
+    partial.count = None if units is None else units.count
+    _accumulate[triton.cdiv(width, SUM_COLUMNS), max(1, len(partial.addends))](
+        amount, weight, units and units.index, partial.count, partial.addends, partial.slots,
+        len(amount), amount.stride(0),
+        D=width, UNIT=partial.unit_rows, GROUP=partial.group, BATCH=PADDED, ROWS=SUM_ROWS, COLUMNS=SUM_COLUMNS,
+        TYPE=_multiplied(weight.dtype), num_stages=STAGES, **options(weight.device, 4),
+    )  # fmt: skip

@@ -1,0 +1,200 @@
+"""The final tables as blocks of words and numbers, for a terminal or a page: all of them, or a summary by model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from shadowcore.report.figures.series import NAMES, ORDERS, asked, first_of, where
+from shadowcore.report.tables import Tables
+
+# what a line is about; what is the same in every line is told once, above them
+LINE = ["model", "device", "data", "task", "fewshot", "metric", "kind", "units", "criterion", "policy", "protocol"]
+LINE += ["calibration", "predictor", "predictor_rank", "dtype", "batch", "seed", "method"]
+# what tells two rows of one claim apart
+CLAIMED = ["model", "data", "device", "dtype", "prompt_tokens", "new_tokens", "metric", "units", "criterion", "policy"]
+CLAIMED += ["predictor_rank", "predictor_bits", "protocol", "calibration", "sparsity_pct"]
+CLAIMED += ["side_winner", "side_loser"]
+# what a summary shows one value of, the first in order
+CHOSEN = ["device", "data", "task", "fewshot", "units", "criterion", "policy", "protocol", "calibration", "predictor"]
+CHOSEN += ["seed"]
+
+Cell = Callable[[pd.Series], str]
+Lines = dict[tuple[str, ...], dict[tuple[str, int], str]]  # what a line is about: (heading, sparsity): cell
+
+
+class Block(NamedTuple):
+    """A table to look at: what it shows, what is the same in every line, its columns of words and of numbers."""
+
+    title: str
+    told: str
+    words: list[str]
+    numbers: list[str]
+    rows: list[list[str]]
+
+
+def measured(found: Tables) -> Iterator[Block]:
+    """What was measured: a block for each of the final tables."""
+    compared, quality = where(found["comparisons"], reference="dense"), found["quality"]
+    logs = compared["metric"].str.startswith("log_")
+    for title, rows, cell in (
+        ("Perplexity ± standard error", found["perplexity"].drop(columns="task"), _estimate),
+        ("Accuracy ± standard error", found["accuracy"], _estimate),
+        ("Log-perplexity minus dense, nats [95 %, paired]", compared[logs].drop(columns="task"), _nats),
+        ("Accuracy minus dense, percentage points [95 %, paired], McNemar's p", compared[~logs], _points),
+        ("Recall of kept units, mean over layers; static is the constant predictor", _over_layers(quality), _value),
+        ("Milliseconds per token: median [10 %, 90 % of repeats]", _latency(found), _times),
+    ):
+        if len(rows):
+            shown = [name for name in LINE if name in rows]
+            same = [name for name in shown if name != "method" and rows[name].nunique() <= 1]
+            told = [_told(name, rows[name].dropna().iloc[0]) for name in same if rows[name].notna().any()]
+            names = [name for name in shown if name not in same]
+            yield _block(title, told, names, _lines(rows, names, cell))
+
+
+def claimed(found: Tables) -> Iterator[Block]:
+    """Every published claim with our pairs beside it; effects are logarithms, or differences of correlations."""
+    for statement, rows in found["claims"].groupby("statement", sort=False):
+        compared = rows[rows["verdict"] != "not attempted"]
+        names = [name for name in CLAIMED if compared[name].nunique(dropna=False) > 1]
+        if rows["model"].nunique() > 1 and "model" not in names:  # one was compared, or none
+            names.insert(0, "model")
+        same = [name for name in CLAIMED if name not in names and compared[name].notna().any()]
+        told = [_told(name, compared[name].iloc[0]) for name in same]
+        lines = [
+            [*(_text(row[name]) for name in names), row["verdict"], _effect(row), _published(row)]
+            for _, row in rows.sort_values(names, kind="stable").iterrows()
+        ]
+        yield Block(statement, ", ".join(told), [*names, "verdict"], ["ours [95 %]", "published"], lines)
+
+
+def summaries(found: Tables) -> Iterator[Block]:
+    """A line per method: perplexity, accuracy and time under each model's main units, criterion and policy."""
+    parts = {
+        "ppl": (where(found["perplexity"], metric="token_perplexity").drop(columns="task"), _value),
+        "acc": (asked(found["accuracy"]), _value),
+        "ms": (_latency(found), _median),
+    }
+    for model in sorted({model for rows, _ in parts.values() for model in rows["model"]}):
+        told, lines = [], {}
+        for part, (rows, cell) in parts.items():
+            rows = _chosen(where(rows, model=model), told)
+            for line, cells in _lines(rows, ["method"], cell, part).items():
+                lines.setdefault(line, {}).update(cells)
+        title = f"{model} (ppl token perplexity, acc accuracy, ms per token)"
+        yield _block(title, list(dict.fromkeys(told)), ["method"], _sorted(lines, ["method"]))
+
+
+def _chosen(rows: pd.DataFrame, told: list[str]) -> pd.DataFrame:
+    """Rows with the first value of every column in CHOSEN; the values are added to `told`."""
+    rows = first_of(rows, *CHOSEN)
+    named = rows[rows["method"] != "random"]  # random is a criterion of its own
+    values = {name: named[name].dropna() for name in CHOSEN if name in named}
+    told += [_told(name, chosen.iloc[0]) for name, chosen in values.items() if len(chosen)]
+    return rows
+
+
+def _lines(rows: pd.DataFrame, names: list[str], cell: Cell, heading: str = "") -> Lines:
+    """A line for each distinct value of `names`, with a cell for each sparsity; dense is at 0 %."""
+    lines = {}
+    for _, row in rows.sort_values("sparsity_pct", kind="stable").iterrows():
+        cells = lines.setdefault(tuple(_text(row[name]) for name in names), {})
+        column = (heading, int(row["sparsity_pct"]))
+        cells[column] = f"{cells[column]} / {cell(row)}" if column in cells else cell(row)
+    return _sorted(lines, names)
+
+
+def _sorted(lines: Lines, names: list[str]) -> Lines:
+    """Lines in the order of ORDERS, or by name; what has no value, as dense has none, comes first."""
+
+    def rank(line: tuple[str, ...]) -> list:
+        return [(text != "", ORDERS.get(name, str)(text)) for name, text in zip(names, line, strict=True)]
+
+    return {line: lines[line] for line in sorted(lines, key=rank)}
+
+
+def _block(title: str, told: list[str], names: list[str], lines: Lines) -> Block:
+    """Lines under the names of what they are about, and a column for each heading and sparsity."""
+    columns = {column for cells in lines.values() for column in cells}
+    headings = list(dict.fromkeys(heading for cells in lines.values() for heading, _ in cells))
+    columns = sorted(columns, key=lambda column: (headings.index(column[0]), column[1]))
+    sparsities = [f"{heading}\n{sparsity} %".strip() for heading, sparsity in columns]
+    rows = [[*line, *(cells.get(column, "") for column in columns)] for line, cells in lines.items()]
+    return Block(title, ", ".join(told), names, sparsities, rows)
+
+
+def _effect(row: pd.Series) -> str:
+    if pd.isna(row["effect"]):
+        return "-"
+    pair = f"{number(row['value_winner'])} against {number(row['value_loser'])}"
+    return f"{pair}: {row['effect']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
+
+
+def _published(row: pd.Series) -> str:
+    pair = f"{_text(row['published_value_winner'])} against {_text(row['published_value_loser'])}: "
+    place = [row["published_model"], row["published_units"], row["published_sparsity_pct"]]
+    words = [_text(part) + (" %" if part is place[2] else "") for part in place if pd.notna(part)]
+    pair = "" if pd.isna(row["published_value_winner"]) else pair
+    return f"{pair}{row['published_effect']:+.3f} ({' '.join(words) or 'headline'})"
+
+
+def _latency(found: Tables) -> pd.DataFrame:
+    """Latencies with the columns of other tables: their modes are methods."""
+    return found["latency"].rename(columns={"mode": "method"})
+
+
+def _over_layers(quality: pd.DataFrame) -> pd.DataFrame:
+    """Recall averaged over layers."""
+    recall = where(quality, metric="recall").drop(columns="metric")
+    keys = [name for name in [*LINE, "sparsity_pct"] if name in recall]
+    return recall.groupby(keys, dropna=False, as_index=False)["value"].mean()
+
+
+def _text(value: Any) -> str:
+    if pd.isna(value):
+        return ""
+    return NAMES.get(value, value) if isinstance(value, str) else f"{value:g}"
+
+
+def _told(name: str, value: Any) -> str:
+    """A value that explains itself, with its name where it does not."""
+    alone = name in ("model", "device", "data", "task", "kind", "units", "criterion", "policy", "dtype")
+    return _text(value) if alone else f"{name.replace('_', ' ')} {_text(value)}"
+
+
+def number(value: float, like: float | None = None) -> str:
+    """A number with the decimals that give `like`, itself unless told, three digits or more; "-" for none."""
+    if pd.isna(value):
+        return "-"
+    size = abs(value if like is None else like)
+    return f"{value:,.{3 if size < 2 else max(0, 3 - len(str(int(size))))}f}"
+
+
+def _value(row: pd.Series) -> str:
+    return number(row["value"])
+
+
+def _estimate(row: pd.Series) -> str:
+    return f"{number(row['value'])} ± {number(row['stderr'], like=row['value'])}"
+
+
+def _nats(row: pd.Series) -> str:
+    return f"{row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
+
+
+def _points(row: pd.Series) -> str:
+    value, low, high = (f"{100 * row[name]:+.1f}" for name in ("difference", "low", "high"))
+    p_value = "p<.001" if row["p_value"] < 0.001 else f"p={row['p_value']:.3f}".replace("0.", ".")
+    return f"{value} [{low}, {high}] {p_value}"
+
+
+def _median(row: pd.Series) -> str:
+    return number(row["ms_per_token"])
+
+
+def _times(row: pd.Series) -> str:
+    median = row["ms_per_token"]
+    return f"{number(median)} [{number(row['ms_p10'], like=median)}, {number(row['ms_p90'], like=median)}]"

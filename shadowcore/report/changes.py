@@ -1,0 +1,199 @@
+"""Two runs of a study beside each other: which numbers moved beyond noise, which appeared, and which are gone.
+
+A number is noise unless the difference of its two values is large against its standard error. Where both runs kept
+the outcomes of the same documents the difference is paired by document: what makes a document hard cancels out, and
+small changes show. Else the two estimates are taken as independent, which is cautious where they are not. Of all
+numbers of a table some would differ by chance: p-values are corrected (Holm 1979) among them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from shadowcore import artifacts
+from shadowcore.measure import statistics
+from shadowcore.report.tables import ACCURACY_METRICS, ASKED, PERPLEXITIES, of_study
+from shadowcore.schemas import CONDITION, FINAL_TABLES, OUTCOMES
+
+MOVED = 0.05  # corrected p from which on a number is not said to have moved
+DECILES = 2.563  # from the 10th to the 90th percentile of a normal, in deviations: the error of a median of repeats
+
+Key = tuple[str, ...]
+
+
+class Measure(NamedTuple):
+    """A table's number: its column, its standard error (of the logarithm if `log`), and the columns that name a row."""
+
+    value: str
+    error: Any
+    keys: list[str]
+    log: bool = False
+
+
+_ESTIMATE = [*CONDITION, *ASKED]
+_LATENCY = ["model", "device", "backend", "weights", "dtype", "threads", "mode", "units", "sparsity_pct", "kv", "batch"]
+_LATENCY += ["prompt_tokens", "new_tokens", "predictor_rank", "predictor_rank_heads", "predictor_bits"]
+_LATENCY += ["predictor_groups"]
+_QUALITY = ["model", "calibration", "method", "criterion", "predictor", "seed", "kind"]
+MEASURES = {
+    "perplexity": Measure("value", lambda rows: rows["stderr"] / rows["value"], _ESTIMATE, log=True),
+    "accuracy": Measure("value", lambda rows: rows["stderr"], _ESTIMATE),
+    "quality": Measure("value", lambda rows: rows["stderr"], [*_QUALITY, "layer", "sparsity_pct", "policy", "metric"]),
+    "predictors": Measure("loss", lambda rows: rows["loss"] * math.nan, _QUALITY),
+    "criteria": Measure(
+        "mean", lambda rows: rows["deviation"] / rows["n"] ** 0.5,
+        ["model", "calibration", "criterion", "kind", "layer", "unit"],
+    ),
+    "latency": Measure(
+        "ms_per_token", lambda rows: np.log(rows["ms_p90"] / rows["ms_p10"]) / DECILES, _LATENCY, log=True,
+    ),
+}  # fmt: skip
+# numbers of `comparisons` are differences of those above
+_CLAIM = ["claim", *CONDITION, "device", "dtype", "prompt_tokens", "new_tokens", "predictor_rank", "predictor_bits"]
+CLAIM_KEYS = [key for key in [*_CLAIM, "metric", "side_winner", "side_loser"] if key in FINAL_TABLES["claims"].columns]
+
+
+class Moved(NamedTuple):
+    """A number that moved: what it is of, both values, their difference (of logarithms if `log`), corrected p."""
+
+    what: str
+    old: float
+    new: float
+    difference: float
+    p_value: float
+    paired: bool
+
+
+class Compared(NamedTuple):
+    """One table of two runs: how many numbers are equal, differ within noise or without a known error; what moved.
+
+    named: key columns with one value in each run, another in each: they say what the runs are, not what rows are.
+    """
+
+    table: str
+    named: dict[str, tuple[str, str]]
+    equal: int
+    within: int
+    unknown: int
+    paired: int
+    log: bool
+    moved: list[Moved]
+    appeared: list[str]
+    vanished: list[str]
+
+
+def compare(old: Path, new: Path) -> Iterator[Compared]:
+    """Every table of two results folders compared; ArtifactError if one of them is none."""
+    found = [of_study(folder) for folder in (old, new)]
+    outcomes = [_outcomes(Path(folder)) for folder in (old, new)]
+    for name, measure in MEASURES.items():
+        if any(len(tables[name]) for tables in found):
+            yield _compared(name, measure, *(tables[name] for tables in found), *outcomes)
+
+
+def verdicts(old: Path, new: Path) -> list[tuple[str, str, str]]:
+    """Published claims whose verdict is another: what was compared, the old and the new verdict."""
+    rows = [of_study(folder)["claims"] for folder in (old, new)]
+    before, after = (dict(zip(_keyed(one, CLAIM_KEYS), one["verdict"], strict=True)) for one in rows)
+    names = _names([key for key in before if key in after])
+    return [(names[key], before[key], after[key]) for key in names if before[key] != after[key]]
+
+
+def _outcomes(folder: Path) -> pd.DataFrame:
+    """Every document's outcome, as far as the run has kept them."""
+    parts = [artifacts.read_table(path, OUTCOMES.schema) for path in sorted(folder.glob("outcomes/**/*.parquet"))]
+    return pd.concat([part.to_pandas() for part in parts] or [OUTCOMES.build([]).to_pandas()], ignore_index=True)
+
+
+def _compared(
+    name: str, measure: Measure, old: pd.DataFrame, new: pd.DataFrame, old_outcomes: pd.DataFrame, new_outcomes
+) -> Compared:
+    named = {}
+    for key in measure.keys:
+        values = [sorted(map(_text, rows[key].unique())) for rows in (old, new)]
+        if [len(one) for one in values] == [1, 1] and values[0] != values[1]:
+            named[key] = (values[0][0], values[1][0])
+    keys = [key for key in measure.keys if key not in named]
+    sides = []
+    for rows in (old, new):
+        values, errors = rows[measure.value].astype(float), measure.error(rows).astype(float)
+        sides.append(dict(zip(_keyed(rows, keys), zip(values, errors, strict=True), strict=True)))
+    before, after = sides
+    both = [key for key in before if key in after]
+    differing = [key for key in both if before[key][0] != after[key][0]]
+    pairs = _pairs(name, keys, old_outcomes, new_outcomes) if differing else {}
+    tests = {key: _test(before[key], after[key], measure.log, pairs.get(key)) for key in differing}
+    known = [key for key, (_, p_value, _) in tests.items() if not math.isnan(p_value)]
+    corrected = dict(zip(known, statistics.holm([tests[key][1] for key in known]), strict=True)) if known else {}
+    words = _names([*before, *(key for key in after if key not in before)])
+    moved = [
+        Moved(words[key], before[key][0], after[key][0], tests[key][0], corrected[key], tests[key][2])
+        for key in sorted(known, key=corrected.get)
+        if corrected[key] < MOVED
+    ]
+    return Compared(
+        name, named, len(both) - len(differing), len(known) - len(moved), len(differing) - len(known),
+        sum(paired for _, _, paired in tests.values()), measure.log, moved,
+        [words[key] for key in after if key not in before], [words[key] for key in before if key not in after],
+    )  # fmt: skip
+
+
+def _test(
+    old: tuple[float, float], new: tuple[float, float], log: bool, paired: tuple[float, float] | None
+) -> tuple[float, float, bool]:
+    """Difference, its p, and whether documents were paired."""
+    if paired is not None:
+        return *paired, True
+    values = [math.log(side[0]) if log else side[0] for side in (old, new)]
+    difference = values[1] - values[0]
+    return difference, statistics.normal_p(difference, math.hypot(old[1], new[1])), False
+
+
+def _pairs(name: str, keys: list[str], old: pd.DataFrame, new: pd.DataFrame) -> Mapping[Key, tuple[float, float]]:
+    """Paired difference and its p, by key, of what was measured on the same documents in both runs."""
+    metrics = {metric: metric for metric in ACCURACY_METRICS} if name == "accuracy" else PERPLEXITIES
+    if name not in ("accuracy", "perplexity") or old.empty or new.empty:
+        return {}
+    groups = []
+    for rows in (old, new):
+        rows = rows[rows["metric"].isin(list(metrics))]
+        # as the tables call it; outcomes and tables name a condition by the same columns
+        rows = rows.assign(metric=rows["metric"].map(metrics))
+        groups.append(dict(iter(rows.groupby(pd.Series(_keyed(rows, keys), rows.index, dtype=object)))))
+    found = {}
+    for key in groups[0].keys() & groups[1].keys():
+        before, after = (side[key].sort_values("document", kind="stable") for side in groups[:2])
+        alike = [np.array_equal(before[column], after[column]) for column in ("document", "weight")]
+        if not all(alike) or len(before) < 2:
+            continue
+        values = after["value"].to_numpy(), before["value"].to_numpy()
+        if name == "accuracy":
+            estimate, p_value = statistics.accuracy_difference(*values)
+        else:
+            estimate = statistics.log_perplexity_difference(*values, before["weight"])
+            p_value = statistics.normal_p(estimate.value, estimate.stderr)
+        found[key] = (estimate.value, p_value)
+    return found
+
+
+def _keyed(rows: pd.DataFrame, keys: list[str]) -> list[Key]:
+    return list(zip(*(map(_text, rows[key]) for key in keys), strict=True))
+
+
+def _text(value: Any) -> str:
+    """A key as text, the same whether pandas made a float of a whole number; nothing for null."""
+    if pd.isna(value):
+        return ""
+    return f"{value:.17g}" if isinstance(value, (float, np.floating)) else str(value)
+
+
+def _names(keys: list[Key]) -> dict[Key, str]:
+    """What each key is about, in the words that are not the same in all."""
+    told = [len(set(words)) > 1 for words in zip(*keys, strict=True)]
+    return {key: " ".join(word for word, tell in zip(key, told, strict=True) if tell and word) or "it" for key in keys}

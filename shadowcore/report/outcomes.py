@@ -1,0 +1,108 @@
+"""Documents of many outcome files, by condition, task and metric.
+
+The paper's grid comes to sixty million documents. What they share, keys, names and weights, is held once; a document
+of its own costs the eight bytes of its value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from shadowcore.errors import ArtifactError
+from shadowcore.schemas import CONDITION, MEASURED, OUTCOMES
+
+Row = dict[str, Any]
+
+CONDITION_COLUMNS = [*CONDITION, *MEASURED]
+ASKED = ["task", "fewshot", "metric"]
+KEYS = [*CONDITION_COLUMNS, *ASKED]
+ACCURACY_METRICS = ("acc", "acc_norm")
+PERPLEXITIES = {"nll": "token_perplexity", "word_nll": "word_perplexity", "byte_nll": "byte_perplexity"}
+
+
+@dataclass(frozen=True, eq=False)
+class Documents:
+    """What one condition came to on one task by one metric; arrays (n,), in the order of the documents' names.
+
+    names: numbers of the names, the same number for the same name in whatever was grouped together.
+    """
+
+    keys: Row
+    names: np.ndarray
+    value: np.ndarray
+    weight: np.ndarray
+
+
+def grouped(parts: Iterable[pa.Table | pd.DataFrame]) -> list[Documents]:
+    """The documents in tables of schema OUTCOMES, read one after the other; other metrics than these are left out.
+
+    Raises ArtifactError for a table with other columns.
+    """
+    numbers: dict[str, int] = {}
+    shared: dict[bytes, np.ndarray] = {}
+    found: dict[tuple, list[tuple[np.ndarray, ...]]] = {}
+
+    def once(array: np.ndarray) -> np.ndarray:
+        return shared.setdefault(array.tobytes(), array)
+
+    for part in parts:
+        for keys, names, value, weight in _split(_table(part), numbers):
+            found.setdefault(keys, []).append((once(names), value, once(weight)))
+    texts = np.array(list(numbers), dtype=object)
+    groups = []
+    for keys, pieces in found.items():
+        arrays = pieces[0]
+        if len(pieces) > 1:  # one condition in several tables
+            arrays = [np.concatenate(columns) for columns in zip(*pieces, strict=True)]
+            order = np.lexsort((arrays[1], texts[arrays[0]].astype(str)))
+            arrays = [array[order] for array in arrays]
+        groups.append(Documents(dict(zip(KEYS, keys, strict=True)), *arrays))
+    return groups
+
+
+def _table(part: pa.Table | pd.DataFrame) -> pa.Table:
+    """Rows of known metrics, in the schema's columns and types."""
+    table = pa.Table.from_pandas(part, preserve_index=False) if isinstance(part, pd.DataFrame) else part
+    if missing := set(OUTCOMES.columns) - set(table.column_names):
+        raise ArtifactError(f"outcomes: no column {sorted(missing)}; columns of schema '{OUTCOMES.schema}' are read")
+    try:
+        table = table.select(list(OUTCOMES.columns)).cast(OUTCOMES.arrow)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise ArtifactError(f"outcomes: {str(error).splitlines()[0]}; types of '{OUTCOMES.schema}' are read") from None
+    known = pa.array([*ACCURACY_METRICS, *PERPLEXITIES])
+    table = table.filter(pc.is_in(table["metric"], known))
+    if table["document"].null_count:
+        raise ArtifactError("outcomes: a document has no name; rows of different conditions are paired by it")
+    return table
+
+
+def _split(table: pa.Table, numbers: dict[str, int]) -> Iterator[tuple[tuple, np.ndarray, np.ndarray, np.ndarray]]:
+    """Keys, names, values and weights of every group of a table; new names are numbered in `numbers`."""
+    codes, choices = zip(*(_coded(table[name]) for name in KEYS), strict=True)
+    group = np.zeros(len(table), np.int64)
+    for column, known in zip(codes, choices, strict=True):
+        if len(known) > 1:
+            group = np.unique(group * len(known) + column, return_inverse=True)[1]
+    document, names = _coded(table["document"])
+    rank = np.empty(len(names), np.int64)
+    rank[sorted(range(len(names)), key=names.__getitem__)] = np.arange(len(names))
+    number = np.array([numbers.setdefault(name, len(numbers)) for name in names], np.int32)
+    value, weight = (table[name].to_numpy() for name in ("value", "weight"))
+    order = np.lexsort((value, rank[document], group))
+    starts = np.flatnonzero(np.diff(group[order], prepend=-1))
+    for rows in np.split(order, starts[1:]) if len(order) else ():
+        keys = tuple(known[column[rows[0]]] for column, known in zip(codes, choices, strict=True))
+        yield keys, number[document[rows]], value[rows], weight[rows]
+
+
+def _coded(column: pa.ChunkedArray) -> tuple[np.ndarray, list[Any]]:
+    """A column as places (n,) in the list of its distinct values, None among them."""
+    encoded = column.combine_chunks().dictionary_encode(null_encoding="encode")
+    return encoded.indices.to_numpy(), encoded.dictionary.to_pylist()

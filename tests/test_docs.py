@@ -1,0 +1,126 @@
+"""The pages for people: examples that run, commands, paths and links that exist."""
+
+import ast
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+from shadowcore import __version__, cli
+from shadowcore.config import Study
+from shadowcore.plan import MEMORY
+from shadowcore.report.figures import FIGURES
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted([*(ROOT / "docs").glob("*.md"), *(ROOT / f"{name}.md" for name in ("README", "CHANGELOG"))])
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+EXTEND = (ROOT / "docs" / "extend.md").read_text()
+
+
+def blocks(text, language, start):
+    """Code blocks whose first line begins with `start`: what follows there, and the rest."""
+    for found, code in BLOCK.findall(text):
+        first, _, rest = code.partition("\n")
+        if found == language and first.startswith(f"# {start}"):
+            yield first.removeprefix(f"# {start}"), rest
+
+
+def insert(path, place, code):
+    """Put an example where its page says: `a row of TABLE`, at its end, or `a function before TABLE`."""
+    lines = path.read_text().splitlines(keepends=True)
+    table = place.split()[-1]
+    node = next(
+        node for node in ast.parse("".join(lines)).body
+        if isinstance(node, ast.AnnAssign) and node.target.id == table
+    )  # fmt: skip
+    at = node.lineno - 1
+    if place.startswith("a row of"):
+        at = node.end_lineno - 1
+        brace = node.end_col_offset - 1
+        row = lines[at][:brace].rstrip().removesuffix(",") + ("," if brace else "")  # a table of one line, or of many
+        lines[at] = lines[at][brace:]
+        code = f"{row}\n{code}"
+    lines.insert(at, code + "\n")
+    path.write_text("".join(lines))
+
+
+@pytest.fixture(scope="module")
+def extended(tmp_path_factory):
+    """A copy of the package with every example of docs/extend.md in its place."""
+    folder = tmp_path_factory.mktemp("extended")
+    shutil.copytree(ROOT / "shadowcore", folder / "shadowcore")
+    found = [*blocks(EXTEND, "python", "shadowcore/")]
+    assert len(found) == 4
+    for where, code in found:
+        path, place = where.split(": ")
+        insert(folder / "shadowcore" / path, place, code)
+    return folder
+
+
+def test_the_examples_of_adding_something_run_and_a_study_can_name_them(extended):
+    tries = [code for _, code in blocks(EXTEND, "python", "try it")]
+    assert len(tries) == 3
+    checks = ["from pathlib import Path", "import yaml", "from shadowcore.config import parse_study"]
+    checks += ["from shadowcore.jobs import Jobs", "from shadowcore.plan import work"]
+    for _, changes in blocks(EXTEND, "yaml", "config/mine.yaml"):
+        study = yaml.safe_load((ROOT / "config" / "quick.yaml").read_text())
+        for key, value in yaml.safe_load(changes).items():
+            study[key] = study[key] | value if isinstance(value, dict) else value
+        study.pop("latency")
+        checks.append(f"jobs = Jobs(parse_study({study!r}, 'mine'), Path({str(extended)!r}))\nassert work(jobs)")
+    script = "\n\n".join([*tries, *checks, "print('ran', *sorted({one[2].split('+')[0] for one in jobs.conditions}))"])
+    said = subprocess.run(
+        [sys.executable, "-c", script], cwd=extended, capture_output=True, text=True,
+        env=os.environ | {"PYTHONPATH": str(extended), "HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+    assert said.returncode == 0, said.stderr[-3000:]
+    assert said.stdout.splitlines()[-1] == "ran dense halves shadow static"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_links_and_paths_of_a_page_exist(page):
+    text = page.read_text()
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", text):
+        if not target.startswith(("http", "mailto")):
+            # the cluster guide is written beside this page
+            assert (page.parent / target).exists() or target == "cluster.md", target
+    for path in re.findall(r"`((?:shadowcore|workflow|config|tests|benchmarks|docs)/[\w./]*)`", text):
+        assert (ROOT / path).exists() or path == "config/mine.yaml", path
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_commands_of_a_page_exist_with_their_options(page, capsys):
+    for name, rest in re.findall(r"\bshadowcore ([a-z][a-z-]+)\b([^`\n#]*)", page.read_text()):
+        if name not in [*cli.STAGES, *cli.COMMANDS]:
+            assert rest.startswith(":") or not rest.strip().startswith("--"), name
+            continue
+        with pytest.raises(SystemExit):
+            cli.main([name, "--help"])
+        offered = capsys.readouterr().out
+        for option in re.findall(r"(?<!\S)--[a-z-]+", rest):
+            assert option in offered, f"{name} {option}"
+
+
+def test_every_command_figure_stage_and_key_is_on_a_page():
+    text = "".join(path.read_text() for path in PAGES)
+    for name in cli.COMMANDS:
+        assert f"shadowcore {name}" in text, name
+    for name in FIGURES:
+        assert f"`{name}`" in text, name
+    assert set(MEMORY) <= set(re.findall(r"\w+", text))
+    keys = (ROOT / "config" / "README.md").read_text()
+    assert all(name in keys for name in Study.model_fields)
+
+
+def test_the_citation_and_the_changes_are_of_this_version():
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert cited["version"] == __version__ == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert f"## {__version__}" in (ROOT / "CHANGELOG.md").read_text()
+    arxiv = [one["identifiers"][0]["value"] for one in cited["references"]]
+    assert arxiv == ["arXiv:2406.16635", "arXiv:2310.17157"] and cited["license"] == "Apache-2.0"

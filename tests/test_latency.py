@@ -1,0 +1,57 @@
+"""Times of a checkpoint: every mode computes and generates what the masked model does, or is not timed."""
+
+import dataclasses
+
+import pytest
+import torch
+from test_decoder import VARIANTS, random_predictor
+
+from shadowcore.measure.agreement import Disagreement, check_generated
+from shadowcore.models.families import KINDS, dimensions_of
+from shadowcore.stages.latency import Choosers, Spec, check_variant, costs, variants_of
+
+SPEC = Spec(
+    model="tiny", weights="random", dtype="float32", criterion="plainact", units="both", sparsities_pct=(50,),
+    predictors=("shadow", "segments"), prompt_tokens=8, new_tokens=3, repeats=1, warmup=0, seed=0,
+)  # fmt: skip
+EITHER = {"huggingface", "dense", "static 50", "given 50", "shadow 50", "segments 50"}
+
+
+def choosers_of(model, designs=SPEC.predictors):
+    sizes = dimensions_of(model.config)
+    predictors = [random_predictor(model, design, 1 if design == "shadow" else 2) for design in designs]
+    windows = torch.randint(3, 90, (4, 12), generator=torch.Generator().manual_seed(1))
+    return Choosers({kind: torch.rand(sizes.layers, sizes.units(kind)) for kind in KINDS}, predictors, windows)
+
+
+def test_modes_of_a_checkpoint_generate_what_the_masked_model_does(tiny, tokens):
+    variants = variants_of(SPEC, tiny, 16, choosers_of(tiny), triton=False)
+    assert set(variants) == EITHER
+    for name, variant in variants.items():
+        check_variant(name, variant, tiny, tokens[:1, :7], generated=3)
+    dense, shadow = (costs(variants[name].decoder, tokens[0, :1], 1.0, None) for name in ("dense", "shadow 50"))
+    assert shadow["kept_neurons"] < dense["kept_neurons"] and shadow["predictor_mb"] > 0
+
+
+def test_so_do_those_of_the_triton_decoder(tokens):
+    pytest.importorskip("triton", reason="Triton is not installed, so there is no Triton decoder to test")
+    if torch.cuda.is_available():
+        pytest.skip("the tiny model is on the CPU")
+    torch.manual_seed(0)
+    model = VARIANTS["opt without biases"]().eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    spec, choosers = dataclasses.replace(SPEC, predictors=("shadow",)), choosers_of(model, designs=("shadow",))
+    variants = variants_of(spec, model, 16, choosers, triton=True)
+    assert set(variants) == EITHER - {"segments 50"} | {"threshold 50", "relu"}
+    for name, variant in variants.items():
+        check_variant(name, variant, model, tokens[:1, :7], generated=2)
+
+
+def test_a_mode_that_generates_something_else_is_not_timed(tiny, tokens):
+    dense = variants_of(SPEC, tiny, 16, choosers_of(tiny), triton=False)["dense"]
+    others = dataclasses.replace(dense, logits_of=lambda ids, prompt: -dense.logits_of(ids, prompt))
+    with pytest.raises(Disagreement, match="variant 'dense': logits of step 0 are off"):
+        check_variant("dense", others, tiny, tokens[:1, :7], generated=3)
+    with pytest.raises(Disagreement, match="variant 'dense': generated token 0 of 3 is"):
+        check_generated("dense", dense.decoder, tokens[:1, :7], 3, others.logits_of)

@@ -1,0 +1,101 @@
+"""The state of a study from its logs and times alone: every state, the time that is left, and nothing touched."""
+
+import io
+import os
+import re
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from shadowcore import cli, logs, plan
+from shadowcore.commands.status import print_status, status
+from shadowcore.config import load_study
+from shadowcore.jobs import Jobs
+
+QUICK = Path(__file__).parent.parent / "config" / "quick.yaml"
+NOW = 1.7e9
+
+
+@pytest.fixture
+def jobs(tmp_path):
+    return Jobs(load_study(QUICK), tmp_path)
+
+
+def one_of(jobs, rule):
+    return next(one for one in plan.work(jobs) if one.rule == rule)
+
+
+def write_log(jobs, rule, *lines, started=NOW - 100, written=NOW, head=str):
+    path = jobs.root / "logs" / f"{one_of(jobs, rule).place}.log"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join([head(logs.heading([rule.replace("_", "-")], started)), *lines, ""]))
+    os.utime(path, (written, written))
+
+
+def write_times(jobs, rule, seconds):
+    path = jobs.root / "benchmarks" / f"{one_of(jobs, rule).place}.tsv"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"s\th:m:s\n{seconds}\t0:00:10\n")
+
+
+def states(jobs):
+    return {job.work.rule: job for job in reversed(status(jobs, NOW)) if job.log.is_file()}
+
+
+def test_before_anything_ran_every_job_waits(jobs):
+    found = status(jobs, NOW)
+    assert [job.work for job in found] == sorted(plan.work(jobs), key=lambda one: list(plan.MEMORY).index(one.rule))
+    assert all(job.state == "waiting" and job.left == job.work.seconds({}) for job in found)
+    assert not jobs.root.exists()  # looking changes nothing
+
+
+def test_every_state_is_told_from_its_log(jobs):
+    write_log(jobs, "prepare_text", logs.ending(NOW - 100))
+    write_times(jobs, "prepare_text", 42.0)
+    write_log(jobs, "trace", "[trace] 2/8 after 25 s, about 75 s left", written=NOW - 15)
+    write_log(jobs, "average", "shadowcore average: trace.safetensors: damaged")
+    another = os.getpid()
+    write_log(jobs, "train_predictor", head=lambda head: head.replace(f"process={another}", "process=4194303"))
+    write_log(jobs, "evaluate", head=lambda head: head.replace("host=", "host=node-"), written=NOW - 3600)
+    found = states(jobs)
+    assert (found["prepare_text"].state, found["prepare_text"].seconds, found["prepare_text"].left) == ("done", 42, 0)
+    assert (found["trace"].state, found["trace"].seconds, found["trace"].left) == ("running", 100, 60)
+    assert (found["average"].state, found["average"].said.error) == ("failed", "trace.safetensors: damaged")
+    assert found["train_predictor"].state == "failed" and found["train_predictor"].left > 0
+    assert found["evaluate"].state == "running"
+    console = Console(file=io.StringIO(), width=120)
+    print_status(status(jobs, NOW), NOW, console)
+    said = console.file.getvalue()
+    done = f"1 of {len(plan.work(jobs))} jobs done"
+    for words in (done, "with 2 at a time", "100 s, step 2 of 8, about 60 s left", "silent for 60 min",
+                  "trace.safetensors: damaged (", "its process ended without a word"):  # fmt: skip
+        assert words in said
+
+
+def test_logs_without_a_heading_are_done_where_times_are_there(jobs):
+    write_log(jobs, "average", "[average] 1/1 after 5 s, about 0 s left", head=lambda head: "")
+    assert states(jobs)["average"].state == "running"
+    write_times(jobs, "average", 5.0)
+    assert states(jobs)["average"].state == "done"
+
+
+def test_what_is_left_is_told_by_what_was_measured(jobs):
+    before = {job.work: job.left for job in status(jobs, NOW)}
+    slow = 10 * one_of(jobs, "trace").seconds({"trace": 1e11})
+    write_times(jobs, "trace", slow)
+    for job in status(jobs, NOW):
+        if job.work == one_of(jobs, "trace"):
+            assert job.state == "done" and job.left == 0
+        elif job.work.rule == "trace":  # as its like
+            assert job.left == pytest.approx(slow * job.work.flops / one_of(jobs, "trace").flops, rel=0.2)
+        elif job.work.flops:  # at the only rate that is known of this machine
+            assert job.left > before[job.work]
+
+
+def test_it_is_a_command_and_bad_input_is_one_sentence(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["status", str(QUICK)]) == 0
+    assert re.search(r"^0 of \d+ jobs done; one at a time", capsys.readouterr().out, re.MULTILINE)
+    assert cli.main(["status", "nowhere.yaml"]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
