@@ -171,7 +171,7 @@ def variants_of(spec: Spec, model: torch.nn.Module, room: int, choosers: Chooser
         for method, predictor in zip(spec.predictors, choosers.predictors, strict=True):
             masks = PredictedMasks(predictor, kinds, POLICY, pct)
             found[f"{method} {pct}"] = Variant(
-                keys | {"mode": method, "predictor_rank": predictor.ranks[kinds[-1]], "predictor_bits": 16}
+                keys | {"mode": method, "predictor_rank": predictor.ranks[kinds[-1]], "predictor_bits": predictor.bits}
                 | {"predictor_groups": len(predictor.groups)},
                 make(layout, room, KeepPredicted(predictor, POLICY, dict.fromkeys(kinds, pct))), under(masks),
             )  # fmt: skip
