@@ -54,7 +54,9 @@ def main() -> None:
         def shard(length: int) -> Path:
             path = Path(folder) / f"{length}.safetensors"
             if not path.exists():
-                tensors = {feature_name(group.site): torch.randn(length, sizes.width) for group in predictor.groups}
+                tensors = {
+                    feature_name(group.site): torch.randn(length, sizes.width).bfloat16() for group in predictor.groups
+                }
                 for kind in KINDS:
                     layers = [encode(torch.rand(length, sizes.units(kind)), BITS) for _ in range(sizes.layers)]
                     codes, top = zip(*layers, strict=True)

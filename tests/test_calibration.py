@@ -13,9 +13,10 @@ from test_workflow import tiny_study
 from shadowcore.config import parse_study
 from shadowcore.errors import ConfigError
 from shadowcore.jobs import Jobs
-from shadowcore.stages.base import parse_spec
+from shadowcore.stages.base import how_fields, parse_spec
 
 MODEL, TEXTS, METHODS = "tiny-opt", ("words", "piqa-train"), ("static", "shadow")
+BATCH = 4
 
 
 def job(params, stage, outputs, **inputs):
@@ -24,7 +25,8 @@ def job(params, stage, outputs, **inputs):
     given = {name: inputs.get(name, ()) for name in one.inputs.__dataclass_fields__}
     for path in outputs.values():
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-    one.run(parse_spec(one.spec, json.loads(params["spec"])), one.inputs(**given), one.outputs(**outputs))
+    spec = json.loads(params["spec"]) | dict.fromkeys(how_fields(one.spec), BATCH)
+    one.run(parse_spec(one.spec, spec), one.inputs(**given), one.outputs(**outputs))
     return outputs
 
 

@@ -180,7 +180,7 @@ class Spread:
         self.count += len(values)
         self.total = self.total + values.sum(0, dtype=torch.float64)
         self.squares = self.squares + values.square().sum(0, dtype=torch.float64)
-        low, high = values.aminmax(dim=0)
+        low, high = values.amin(0), values.amax(0)
         self.low = low if self.low is None else torch.minimum(self.low, low)
         self.high = high if self.high is None else torch.maximum(self.high, high)
 
