@@ -97,13 +97,15 @@ def _perplexities(tables: Tables) -> pd.DataFrame:
 
 
 def _accuracies(tables: Tables) -> pd.DataFrame:
-    """Zero-shot accuracy, mean over tasks."""
+    """Zero-shot accuracy, mean over tasks; a mean names them, so that it is never compared with one over others."""
     rows = _against_dense(tables, "accuracy", {"acc": "acc"})
-    rows = rows[rows["fewshot"] == 0].assign(variance=rows["stderr"] ** 2, metric="mean acc", tasks=1)
+    asked = rows["data"] + "/" + rows["task"]
+    rows = rows[rows["fewshot"] == 0].assign(variance=rows["stderr"] ** 2, metric="mean acc", count=1, tasks=asked)
     keys = [*(key for key in PLACE if key in rows and key != "data"), "method", "predictor", "seed"]
-    sums = rows.groupby(list(dict.fromkeys(keys)), dropna=False, as_index=False)[["value", "variance", "tasks"]].sum()
-    means = sums.assign(value=sums["value"] / sums["tasks"], stderr=sums["variance"] ** 0.5 / sums["value"])
-    return _over_seeds(means.drop(columns=["variance", "tasks"]))
+    together = {"value": "sum", "variance": "sum", "count": "sum", "tasks": lambda names: " ".join(sorted(names))}
+    sums = rows.groupby(list(dict.fromkeys(keys)), dropna=False, as_index=False).agg(together)
+    means = sums.assign(value=sums["value"] / sums["count"], stderr=sums["variance"] ** 0.5 / sums["value"])
+    return _over_seeds(means.drop(columns=["variance", "count"]))
 
 
 def _rank_correlations(tables: Tables) -> pd.DataFrame:
@@ -165,7 +167,7 @@ def effects(rows: pd.DataFrame, claim: Claim) -> pd.DataFrame:
 
     Of several predictors that fit one side, the best in its place stands for it.
     """
-    keys = [key for key in PLACE if key in rows and key not in claim.winner]
+    keys = [key for key in (*PLACE, "tasks") if key in rows and key not in claim.winner]
     pairs = _best(rows, claim, claim.winner, keys).merge(
         _best(rows, claim, claim.loser, keys), on=keys, suffixes=("_winner", "_loser")
     )
