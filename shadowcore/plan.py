@@ -307,7 +307,7 @@ class Costs:
     def timed(self, model: str) -> Work:
         """Decoding: every mode at every sparsity, prompt and new tokens."""
         plan = self.study.latency
-        modes = 2 + (1 + len(plan.methods)) * len(plan.sparsities_pct)
+        modes = 2 + (2 + len(plan.methods)) * len(plan.sparsities_pct)
         tokens = modes * (plan.repeats + plan.warmup) * (plan.prompt_tokens + plan.new_tokens)
         return self.of_model("latency", model, model, tokens, 2, plan.prompt_tokens)
 

@@ -142,7 +142,10 @@ def check_logits(
 ) -> None:
     """Raise Disagreement unless a decoder's last few steps on ids (1, T) give the model's logits: `check_generated`."""
     steps = min(CHECKED_STEPS, ids.shape[1] - 1)
-    decoder.prefill(ids[:, : -steps - 1])
+    if ids.shape[1] > steps + 1:
+        decoder.prefill(ids[:, : -steps - 1])
+    else:
+        decoder.reset(1)
     want = logits_of(ids, ids.shape[1] - steps)
     for step in range(steps):
         _require_close(name, f"step {step}", decoder.step(ids[:, step - steps - 1])[0], want[step])

@@ -41,6 +41,7 @@ METHODS = {
     "huggingface": Look("Hugging Face, dense", "#666666", "P"),
     "random": Look("random", "#8C8C8C", "X"),
     "static": Look("static (mean scores)", "#E69F00", "s"),
+    "given": Look("given (static units, gathered)", "#C9A66B", "d"),
     "threshold": Look("threshold (magnitude)", "#B8A800", "p"),
     "griffin": Look("griffin (large over the prompt)", "#7F3C8D", "h"),
     "relu": Look("relu (zeros, lossless)", "#8B4513", "*"),
