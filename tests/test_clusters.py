@@ -11,6 +11,7 @@ import pytest
 import stub_slurm
 import yaml
 from one_node_slurm import available, one_node
+from test_faults import small
 from test_workflow import ROOT, environment, prepared, results, run_in, tables
 
 from shadowcore import artifacts
@@ -190,8 +191,8 @@ def queue(slurm):
 
 @pytest.mark.slurm
 def test_a_study_on_slurm_is_the_study_on_one_machine(slurm, tmp_path):
-    (tmp_path / "home").mkdir()
-    house, home = cluster_house(tmp_path / "house"), prepared(tmp_path / "home")
+    house, home = small(tmp_path / "house"), small(tmp_path / "home")
+    (house / "sitecustomize.py").write_text(AT_ONCE)
     shutil.copy(house / "config" / "tiny.yaml", home / "config" / "tiny.yaml")
     began = time.monotonic()
     said = snakemake(house, "slurm", *QUICKLY, *ON_ONE_NODE, **slurm)
