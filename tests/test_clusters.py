@@ -195,7 +195,7 @@ def test_a_study_on_slurm_is_the_study_on_one_machine(slurm, tmp_path):
     (house / "sitecustomize.py").write_text(AT_ONCE)
     shutil.copy(house / "config" / "tiny.yaml", home / "config" / "tiny.yaml")
     began = time.monotonic()
-    said = snakemake(house, "slurm", *QUICKLY, *ON_ONE_NODE, **slurm)
+    said = snakemake(house, "slurm", "--cores", "2", *QUICKLY, *ON_ONE_NODE, **slurm)  # as many as the node has
     assert said.returncode == 0, said.stdout[-2000:] + said.stderr[-5000:]
     states = [state for _, state, _ in queue(slurm)]
     print(f"{len(states)} submissions, {time.monotonic() - began:.0f} s")

@@ -12,6 +12,7 @@ from shadowcore.errors import ConfigError
 from shadowcore.measure import agreement, speed
 from shadowcore.measure.agreement import Disagreement
 from shadowcore.measure.modes import Design, Modes, on_gpu
+from shadowcore.measure.rivals import HuggingFaceGenerate
 from shadowcore.method.predictors import FIRST_SPARSE_LAYER
 from shadowcore.models.families import KINDS
 from shadowcore.models.published import PUBLISHED
@@ -155,3 +156,17 @@ def test_sparsity_at_which_skipping_begins_to_pay():
     )
     found = break_even(gains)
     assert found[1] == 30 and found[4] == pytest.approx(40) and pd.isna(found[8])
+
+
+@pytest.mark.parametrize("model", ["opt-tiny", "llama-tiny"])
+@pytest.mark.parametrize("static", [False, True])
+def test_hugging_face_generates_from_the_weights_of_the_layout(model, static):
+    layout = layout_of(model)
+    theirs = HuggingFaceGenerate(layout, 16, static)
+    theirs.go_to(8)
+    for steps in (3, 5):  # a used cache begins anew
+        theirs.advance(steps)
+    ids = torch.arange(5, 13)[None]
+    torch.testing.assert_close(theirs.prefill(ids), Decoder(layout, 16).prefill(ids), atol=1e-4, rtol=1e-4)
+    (embedding,) = {t.data_ptr() for t in (theirs.model.get_input_embeddings().weight, layout.embedding)}
+    assert embedding == layout.embedding.data_ptr()
