@@ -3,6 +3,8 @@
 import os
 import random
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # read by torch when it is imported: tests run side by side, a core each
+
 import torch
 
 if not torch.cuda.is_available():  # before anything imports Triton: its kernels then run on the CPU, interpreted
@@ -11,6 +13,12 @@ if not torch.cuda.is_available():  # before anything imports Triton: its kernels
 import pandas as pd
 import pytest
 from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
+
+
+def pytest_collection_modifyitems(items):
+    """The file that takes longest first, so that the others fill the other cores meanwhile."""
+    items.sort(key=lambda item: item.path.name != "test_workflow.py")
+
 
 TINY = {
     "opt": lambda: OPTForCausalLM(

@@ -69,6 +69,7 @@ def submitted(queue):
     return asked
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("profile", ["slurm", "slurm-gres"])
 def test_a_job_asks_by_the_size_of_its_model_and_for_more_when_it_is_tried_again(stubs, tmp_path, profile):
     folder = cluster_house(tmp_path / "house")
