@@ -53,7 +53,7 @@ def test_the_rule_measures_the_torch_backend_on_a_cpu_and_says_so(model, tmp_pat
     assert (sparse["gb_per_token"] < rows["gb_per_token"][0]).all() and (rows["gate_error"] < 1e-5).all()
 
 
-@pytest.mark.parametrize("model", ["opt-tiny", "llama-tiny"])
+@pytest.mark.parametrize("model", [pytest.param("opt-tiny", marks=pytest.mark.slow), "llama-tiny"])
 def test_every_mode_of_a_gpu_passes_its_gate(model):
     pytest.importorskip("triton", reason="Triton is not installed, so there is nothing a GPU would time")
     designs = (Design("shadow", 8, 16, bits=8), Design("layerwise", 8, 16))
