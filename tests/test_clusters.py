@@ -98,6 +98,7 @@ def test_a_job_asks_by_the_size_of_its_model_and_for_more_when_it_is_tried_again
     assert "--attempt 1" in first["command"] and "--attempt 2" in second["command"]
 
 
+@pytest.mark.slow
 def test_a_submitted_job_runs_and_its_result_is_there(stubs, tmp_path):
     folder = cluster_house(tmp_path / "house")
     said = snakemake(

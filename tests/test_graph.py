@@ -204,6 +204,7 @@ def test_several_sequences_with_fixed_or_compacted_units(tokens):
     close(logits_of(TorchGraph(layout, ROOM), ids), logits_of(Decoder(layout, ROOM), ids))
 
 
+@pytest.mark.slow
 def test_drawing_is_seeded_and_cold_drawing_is_greedy(tokens):
     model = VARIANTS["opt without biases"]().eval()
     for backend in (GraphDecoder, Decoder):

@@ -33,6 +33,7 @@ def test_modes_of_a_checkpoint_generate_what_the_masked_model_does(tiny, tokens)
     assert shadow["kept_neurons"] < dense["kept_neurons"] and shadow["predictor_mb"] > 0
 
 
+@pytest.mark.slow
 def test_so_do_those_of_the_triton_decoder(tokens):
     pytest.importorskip("triton", reason="Triton is not installed, so there is no Triton decoder to test")
     if torch.cuda.is_available():

@@ -75,6 +75,7 @@ def test_a_hostile_name_is_refused(where, name):
         parse_study(study, "config")
 
 
+@pytest.mark.slow
 def test_a_hostile_path_is_a_path_and_no_command(tmp_path):
     folder = prepared(tmp_path)
     place = "words '; touch ran; $(touch ran) `touch ran` {root} \"x"
