@@ -124,11 +124,11 @@ def main(seconds: float) -> None:
     start = time.monotonic()
     print(f"# {LAYERS} layers, {torch.cuda.get_device_name()}, ms a token: dense, 50 %, 90 %")
     print(f"read or copied at up to {speed.read_ceiling(DEVICE):.0f} GB/s")
-    for warps, chunk in ((8, 4096), (8, 8192), (16, 4096), (16, 8192)):
-        with Changed({(select, "WARPS"): warps, (select, "CHUNK"): chunk}):
+    for warps, piece in ((8, 4096), (8, 2048), (16, 4096), (16, 8192)):
+        with Changed({(select, "WARPS"): warps, (select, "PIECE"): piece}):
             times = [f"{n}x{u} {selection_us(n, u):.1f}" for n in (1, 47) for u in (11008, 16384, 28672)]
             times += [f"47x28672 ties {selection_us(47, 28672, True):.1f}"]
-            print(f"select, up to {warps} warps, {chunk} places, us: {', '.join(times)}", flush=True)
+            print(f"select, up to {warps} warps, {piece} places, us: {', '.join(times)}", flush=True)
     layouts = {}
     for name in MODELS:
         family, sizes = PUBLISHED[name]

@@ -6,6 +6,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalL
 
 from shadowcore.decode.decoder import Decoder
 from shadowcore.decode.layout import from_model
+from shadowcore.decode.skipping import KeepFixed, KeepPredicted
 from shadowcore.measure.agreement import check, gate, upcast
 from shadowcore.measure.speed import fill_cache
 from shadowcore.method.predictors import Predictor
@@ -32,20 +33,22 @@ def made(name, dtype):
     return model.to(dtype).eval()
 
 
+def predicted(design, count, sizes):
+    predictor = Predictor(design, sizes, {"heads": 64, "neurons": 256}, count).eval()
+    for parameter in predictor.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    return KeepPredicted(predictor.to("cuda"), "per_layer", dict.fromkeys(KINDS, 50))
+
+
 def decoders(layout, room):
     from shadowcore.decode.graph import GraphDecoder
-    from shadowcore.decode.skipping import KeepFixed, KeepPredicted
 
     sizes = layout.sizes
     keep = {k: torch.rand(sizes.layers, sizes.units(k), device="cuda") < 0.5 for k in KINDS}
     yield "dense", GraphDecoder(layout, room)
     yield "gathered", GraphDecoder(layout, room, KeepFixed(keep))
     for design, count in (("shadow", 1), ("segments", 2), ("layerwise", 1)):
-        predictor = Predictor(design, sizes, {"heads": 64, "neurons": 256}, count).eval()
-        for parameter in predictor.parameters():
-            torch.nn.init.normal_(parameter, std=0.05)
-        selection = KeepPredicted(predictor.to("cuda"), "per_layer", dict.fromkeys(KINDS, 50))
-        yield design, GraphDecoder(layout, room, selection)
+        yield design, GraphDecoder(layout, room, predicted(design, count, sizes))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -69,6 +72,31 @@ def test_a_graph_is_what_it_was_captured_from():
         decoder._token.fill_(17)
         decoder.launch()
         assert torch.equal(decoder._scores, replayed)
+
+
+@pytest.mark.parametrize("sequences", [1, 2, 16])
+@pytest.mark.parametrize("design", ["shadow", "layerwise"])
+def test_choosing_beside_other_layers_changes_nothing(design, sequences):
+    from shadowcore.decode.graph import GraphDecoder
+    from shadowcore.decode.kernels.launch import Branch
+
+    layout, found = from_model(made("opt", torch.bfloat16)), []
+    selection = predicted(design, 1, layout.sizes)
+    for inline in (True, False):
+        decoder = GraphDecoder(layout, 96, selection)
+        if inline:
+            decoder._branch = Branch(torch.device("cpu"))
+        decoder.reset(sequences)
+        fill_cache(decoder, seed=1)
+        decoder.go_to(40)
+        decoder._token.copy_(torch.arange(sequences) + 11)
+        steps = []
+        for _ in range(32):
+            decoder.launch() if inline else decoder.replay()
+            steps.append([decoder._token.clone(), decoder._scores.clone(), *decoder.keep_masks().values()])
+        found.append(steps)
+    for eager, replayed in zip(*found, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(eager, replayed, strict=True))
 
 
 def test_200_tokens_in_float32_are_those_of_hugging_face():

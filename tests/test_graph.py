@@ -88,6 +88,34 @@ def test_predicted_steps_are_those_of_the_torch_decoder(tiny, ids, design, count
     check(design, ours, tiny, ids)
 
 
+class Late:
+    """A branch that comes as late as it may; in line, as without it, is as early as it may."""
+
+    def __init__(self):
+        self.waiting, self.times = [], 0
+
+    def __call__(self, launch):
+        self.waiting.append(launch)
+        self.times += 1
+
+    def join(self):
+        while self.waiting:
+            self.waiting.pop(0)()
+
+
+@pytest.mark.parametrize("design, count, branches", [("shadow", 1, 1), ("layerwise", 1, 3), ("segments", 2, 0)])
+def test_choosing_beside_other_layers_changes_nothing(tiny, tokens, design, count, branches):
+    selection = KeepPredicted(random_predictor(tiny, design, count), "per_layer", HALF)
+    for ids in (tokens[:1, : PROMPT + 3], tokens[:, : PROMPT + 1]):
+        decoder = GraphDecoder(from_model(tiny), ROOM, selection)
+        inline = logits_of(decoder, ids)
+        kept = decoder.keep_masks()
+        decoder._branch = Late()
+        assert torch.equal(logits_of(decoder, ids), inline)
+        assert all(torch.equal(decoder.keep_masks()[kind], kept[kind]) for kind in KINDS)
+        assert decoder._branch.times == branches * (ids.shape[1] - PROMPT) and not decoder._branch.waiting
+
+
 def test_a_predictor_reading_the_heads_it_cannot_skip(tiny, ids):
     selection = KeepPredicted(random_predictor(tiny, "layerwise_own"), "per_layer", {"neurons": 50})
     ours, theirs = GraphDecoder(from_model(tiny), ROOM, selection), Decoder(from_model(tiny), ROOM, selection)

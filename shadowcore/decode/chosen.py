@@ -5,7 +5,8 @@ The counterparts of `skipping`: `on_device` turns any selection of the torch dec
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import operator
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
@@ -21,6 +22,7 @@ from shadowcore.method.policies import kept_units
 from shadowcore.models.families import KINDS, Dimensions, Kind
 from shadowcore.models.recording import Site
 
+Beside = Callable[[Callable[[], None]], None]  # launches kernels now, or beside those that follow
 ALIGNED = 16  # int32 numbers between two layers' lists: kernels are compiled once for all of them
 
 
@@ -29,9 +31,9 @@ class AllUnits:
 
     weight_bytes = 0
 
-    def sites(self) -> list[Site]:
-        """Where it wants to see what flows."""
-        return []
+    def sites(self) -> dict[Site, int]:
+        """Where it wants to see what flows, and the first layer it chooses for from there."""
+        return {}
 
     def allocate(self, batch: int) -> None:
         """Told before the first step how many sequences are decoded together."""
@@ -39,8 +41,8 @@ class AllUnits:
     def start(self, position: torch.Tensor) -> None:
         """Told at the beginning of a step at which position (one integer, on the device) it is."""
 
-    def see(self, site: Site, feature: torch.Tensor) -> None:
-        """Told what flows at each of its sites, (B, D) or (B, H K) float32."""
+    def see(self, site: Site, feature: torch.Tensor, beside: Beside = operator.call) -> None:
+        """Told what flows at each of its sites, (B, D) or (B, H K) float32: read at once, the choice made `beside`."""
 
     def units(self, layer: int, kind: Kind) -> Units | None:
         """Units to compute there in the step under way; None for all."""
@@ -130,20 +132,24 @@ class PredictedUnits(AllUnits):
         )
         self._counts = {kind: _counts(torch.full((sizes.layers,), count), device) for kind, count in self._kept.items()}
 
-    def sites(self) -> list[Site]:
-        """Where it wants to see what flows."""
-        return list(self._groups)
+    def sites(self) -> dict[Site, int]:
+        """Where it wants to see what flows, and the first layer it chooses for from there."""
+        return {site: group.layers[0] for site, group in self._groups.items()}
 
-    def see(self, site: Site, feature: torch.Tensor) -> None:
-        """Choose the units of the layers that are predicted from here."""
-        group = self._groups[site]
-        (self._see_one if self.batch == 1 else self._see_several)(group, feature)
+    def see(self, site: Site, feature: torch.Tensor, beside: Beside = operator.call) -> None:
+        """Choose the units of the layers that are predicted from here: the feature is read at once, the rest `beside`.
 
-    def _see_one(self, group: Group, feature: torch.Tensor) -> None:
-        hidden = self._hidden[0, : len(group.inner)]
+        The results of one group have room at a time.
+        """
+        group, one = self._groups[site], self.batch == 1
+        hidden, read = self._hidden[:, : len(group.inner)], Read(None, group.inner_bias)
+        (project if one else batched.project)(
+            feature, group.inner, read, hidden, activation="relu", scale=group.inner_scale
+        )
+        beside(lambda: (self._choose_one if one else self._choose_several)(group, hidden))
+
+    def _choose_one(self, group: Group, hidden: torch.Tensor) -> None:
         scores = self._scores[: len(group.layers)]
-        read = Read(None, group.inner_bias)
-        project(feature, group.inner, read, hidden, activation="relu", scale=group.inner_scale)
         score(hidden, group.outer.get("heads"), group.outer.get("neurons"), scores, self._starts.get("neurons", 0))
         self.choose(group.site)
 
@@ -156,10 +162,8 @@ class PredictedUnits(AllUnits):
         ]
         select(self._scores[: len(group.layers)], choices)
 
-    def _see_several(self, group: Group, feature: torch.Tensor) -> None:
-        hidden, layers, start = self._hidden[:, : len(group.inner)], len(group.layers), 0
-        read = Read(None, group.inner_bias)
-        batched.project(feature, group.inner, read, hidden, activation="relu", scale=group.inner_scale)
+    def _choose_several(self, group: Group, hidden: torch.Tensor) -> None:
+        layers, start = len(group.layers), 0
         for kind, (weight, bias, scale) in group.outer.items():
             units, rank = self._sizes.units(kind), weight.shape[-1]
             scores = self._scores.view(-1)[: self.batch * layers * units].view(self.batch, layers * units)

@@ -2,11 +2,13 @@
 
 The same interface, prompt pass and cache as the torch decoder; a step reads each kept weight once. Seven kernels a
 layer: norm, query-key-value rows, attention, output rows, norm, FFN rows in and out. What a step needs from the one
-before, its token and position, stays on the device. One sequence, or a few that share what is read.
+before, its token and position, stays on the device. One sequence, or a few that share what is read. Units of later
+layers are chosen beside the layers before them.
 """
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 
 import torch
@@ -16,7 +18,7 @@ from shadowcore.decode.kernels import batch as batched
 from shadowcore.decode.kernels import rows as single
 from shadowcore.decode.kernels.attention import Attention
 from shadowcore.decode.kernels.choose import Chooser
-from shadowcore.decode.kernels.launch import Units
+from shadowcore.decode.kernels.launch import Branch, Units
 from shadowcore.decode.kernels.residual import Normed, Partial, Read, embed, folded, settle
 from shadowcore.decode.layout import Layer, Layout, Norm
 from shadowcore.decode.replay import ReplayedDecoder
@@ -55,6 +57,7 @@ class GraphDecoder(ReplayedDecoder):
         self._heads = [_all_heads(layer) for layer in layout.layers]
         self._read = [_read(layer) for layer in layout.layers]
         self._read_head = _folded(layout.head, None, layout.final_norm)
+        self._branch = Branch(layout.device)
 
     def _allocate(self, batch: int) -> None:
         super()._allocate(batch)
@@ -78,18 +81,18 @@ class GraphDecoder(ReplayedDecoder):
 
     def launch(self) -> None:
         """Everything one step does, kernel by kernel: from the token and position on the device to the next ones."""
-        layout, selection, sites = self.layout, self.selection, self.selection.sites()
-        selection.start(self._position)
+        layout, sites = self.layout, self.selection.sites()
+        self.selection.start(self._position)
         norm = layout.layers[0].attention_norm
         embed(
             self._token, self._position, layout.embedding, layout.positions, self._residual, norm.weight, self._normed
         )
         for index, layer in enumerate(layout.layers):
-            if Site(index, "residual") in sites:
-                selection.see(Site(index, "residual"), self.feature(Site(index, "residual")))
+            if index in sites.values():
+                self._branch.join()
+            self._see(Site(index, "residual"))
             partial = self.attention(index, layer)
-            if Site(index, "heads") in sites:
-                selection.see(Site(index, "heads"), self.feature(Site(index, "heads")))
+            self._see(Site(index, "heads"))
             self.settle(partial, layer.output_bias, layer.ffn_norm)
             partial = self.ffn(index, layer)
             last = index + 1 == len(layout.layers)
@@ -97,6 +100,16 @@ class GraphDecoder(ReplayedDecoder):
                 partial, layer.ffn_down_bias, layout.final_norm if last else layout.layers[index + 1].attention_norm
             )
         self.emit()
+
+    def _see(self, site: Site) -> None:
+        """Let the selection choose from what flows here, beside the layers that do not depend on it.
+
+        Those touch nothing of the selection's but the lists of layers chosen for before.
+        """
+        first = self.selection.sites().get(site)
+        if first is not None:
+            self._branch.join()  # the group before may have its results where this one's will be
+            self.selection.see(site, self.feature(site), self._branch if first > site.layer else operator.call)
 
     def feature(self, site: Site) -> torch.Tensor:
         """What flows at a site while its layer is computed: the residual, or all heads' outputs, (B, ...)."""

@@ -12,7 +12,7 @@ import triton.language as tl
 from shadowcore.decode.kernels.launch import begin, options, power_of_two, processors
 from shadowcore.decode.kernels.rows import dot, rows_together, weights_of_rows
 
-CHUNK, WARPS = 4096, 8  # scores whose places are found together; and warps
+PIECE, COLUMNS, WARPS = 4096, 4, 8  # scores whose places are found together, in rows of a few; and warps
 
 
 @triton.jit
@@ -102,70 +102,101 @@ def _ordered(scores, unit, units):
 
 
 @triton.jit
-def _threshold(order, kept):
-    """The highest integer, found bit by bit, that at least `kept` of those in `order` reach."""
-    threshold = tl.full([], -2147483648, tl.int32)
-    reached = tl.sum((order >= 0).to(tl.int32), 0)
-    if reached >= kept:
-        threshold = tl.full([], 0, tl.int32)
-    bit = tl.where(reached == kept, -1, 30)
+def _number(piece: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """The units of a piece."""
+    row = piece * ROWS + tl.arange(0, ROWS)
+    return row[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+
+
+@triton.jit
+def _threshold(keys, threshold, reached, kept, bit):
+    """The highest integer, found bit by bit from `threshold` and `bit` on, that at least `kept` keys reach.
+
+    And how many reach it; `reached`: how many reach the first one. No key may be 2^31 or more away from a trial.
+    """
+    bit = tl.where(reached == kept, -1, bit)
     while bit >= 0:
         trial = threshold | (tl.full([], 1, tl.int32) << bit)
-        reached = tl.sum((order >= trial).to(tl.int32), 0)
-        threshold = tl.where(reached >= kept, trial, threshold)
+        below = tl.zeros(keys[0].shape, tl.uint32)
+        for i in tl.static_range(len(keys)):  # the sign of the difference: two instructions a key
+            below += (keys[i] - trial).to(tl.uint32, bitcast=True) >> 31
+        count = len(keys) * keys[0].numel - tl.sum(below.to(tl.int32))
+        threshold = tl.where(count >= kept, trial, threshold)
+        reached = tl.where(count >= kept, count, reached)
         bit = tl.where(reached == kept, -1, bit - 1)
-    return threshold
+    return threshold, reached
+
+
+@triton.jit
+def _put(keep, unit, units, before, out, FLAGS: tl.constexpr):
+    """A piece's kept units into their places, `before` of them being taken; and how many they are."""
+    ones = keep.to(tl.int32)
+    rows = tl.sum(ones, 1)
+    if FLAGS:
+        tl.store(out + unit, keep.to(tl.int8), mask=unit < units)
+    else:
+        place = (before - 1 + tl.cumsum(rows, 0) - rows)[:, None] + tl.cumsum(ones, 1)
+        tl.store(out + place, unit, mask=keep)
+    return tl.sum(rows, 0)
 
 
 @triton.jit
 def _select_layer(
-    scores, units, kept, out, share, shares, BLOCK: tl.constexpr, CHUNK: tl.constexpr, FLAGS: tl.constexpr
+    scores, units, kept, out, share, shares,
+    PIECES: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, BITS: tl.constexpr, FLAGS: tl.constexpr,
 ):  # fmt: skip
     """A share of one layer's kept units, into `out`: their numbers in order, or a byte for each unit."""
-    unit = tl.arange(0, BLOCK)
-    order = _ordered(scores, unit, units)
-    threshold = _threshold(order, kept)
-    above = tl.sum((order > threshold).to(tl.int32), 0)
-    # what the shares before this one keep: all above the threshold, and of those at it the first ones
-    first = tl.cdiv(tl.cdiv(units, shares), CHUNK) * CHUNK * share
-    end = tl.minimum(units, first + tl.cdiv(tl.cdiv(units, shares), CHUNK) * CHUNK)
-    room = kept - above  # for those at the threshold
-    over = tl.sum(((order > threshold) & (unit < first)).to(tl.int32), 0)
-    level = tl.sum(((order == threshold) & (unit < first)).to(tl.int32), 0)
-    for start in range(first, end, CHUNK):
-        here = start + tl.arange(0, CHUNK)
-        order_here = _ordered(scores, here, units)
-        is_over, is_level = order_here > threshold, (order_here == threshold) & (here < units)
-        both = is_over.to(tl.int32) + (is_level.to(tl.int32) << 16)  # counted together
-        count = tl.cumsum(both, 0)
-        over_here, level_here = over + (count & 0xFFFF), level + (count >> 16)
-        keep = is_over | (is_level & (level_here <= room))
-        if FLAGS:
-            tl.store(out + here, keep.to(tl.int8), mask=here < units)
-        else:
-            tl.store(out + over_here + tl.minimum(level_here, room) - 1, here, mask=keep)
-        total = tl.sum(both, 0)
-        over += total & 0xFFFF
-        level += total >> 16
+    size: tl.constexpr = PIECES * ROWS * COLUMNS
+    orders = ()
+    for i in tl.static_range(PIECES):
+        orders = orders + (_ordered(scores, _number(i, ROWS, COLUMNS), units),)
+    count = tl.zeros([ROWS, COLUMNS], tl.int32)
+    for i in tl.static_range(PIECES):
+        count += (orders[i] >= 0).to(tl.int32)
+    reached = tl.sum(count)
+    positive = reached >= kept
+    keys = ()  # the sign of the threshold is known: of scores of the other sign nothing else matters
+    for i in tl.static_range(PIECES):
+        keys = keys + (tl.where(positive, tl.maximum(orders[i], -1), tl.minimum(orders[i], 0)),)
+    threshold, reached = _threshold(
+        keys, tl.where(positive, 0, -2147483648), tl.where(positive, reached, size), kept, 30
+    )  # fmt: skip
+    ranks = ()  # of those at the threshold the first are kept
+    for i in tl.static_range(PIECES):
+        level = tl.where(keys[i] == threshold, size - _number(i, ROWS, COLUMNS), 0)
+        ranks = ranks + (tl.where(keys[i] > threshold, size + 1, level),)
+    threshold, _ = _threshold(ranks, tl.where(reached == kept, 1, 0), reached, kept, BITS - 1)
+    each = tl.cdiv(PIECES, shares)
+    count = tl.zeros([ROWS, COLUMNS], tl.int32)
+    for i in tl.static_range(PIECES):
+        if i < each * share:
+            count += (ranks[i] >= threshold).to(tl.int32)
+    before = tl.sum(count)
+    for i in tl.static_range(PIECES):
+        if i // each == share:
+            before += _put(ranks[i] >= threshold, _number(i, ROWS, COLUMNS), units, before, out, FLAGS)
 
 
 @triton.jit(do_not_specialize=["stride_0", "kept_0", "shares_0", "stride_1", "kept_1", "shares_1"])
 def _select(
     scores, stride, out_0, stride_0, begin_0, units_0, kept_0, shares_0,
     out_1, stride_1, begin_1, units_1, kept_1, shares_1,
-    BLOCK_0: tl.constexpr, BLOCK_1: tl.constexpr, CHUNK: tl.constexpr, FLAGS: tl.constexpr, PDL: tl.constexpr,
+    PIECES_0: tl.constexpr, ROWS_0: tl.constexpr, BITS_0: tl.constexpr,
+    PIECES_1: tl.constexpr, ROWS_1: tl.constexpr, BITS_1: tl.constexpr,
+    COLUMNS: tl.constexpr, FLAGS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     begin(PDL)
     layer, share = tl.program_id(1).to(tl.int64), tl.program_id(0)
     scores += layer * stride
     if share < shares_0:
         _select_layer(
-            scores + begin_0, units_0, kept_0, out_0 + layer * stride_0, share, shares_0, BLOCK_0, CHUNK, FLAGS
-        )
-    elif BLOCK_1 > 0:
+            scores + begin_0, units_0, kept_0, out_0 + layer * stride_0, share, shares_0,
+            PIECES_0, ROWS_0, COLUMNS, BITS_0, FLAGS,
+        )  # fmt: skip
+    elif PIECES_1 > 0:
         _select_layer(
-            scores + begin_1, units_1, kept_1, out_1 + layer * stride_1, share - shares_0, shares_1, BLOCK_1, CHUNK,
-            FLAGS,
+            scores + begin_1, units_1, kept_1, out_1 + layer * stride_1, share - shares_0, shares_1,
+            PIECES_1, ROWS_1, COLUMNS, BITS_1, FLAGS,
         )  # fmt: skip
 
 
@@ -184,19 +215,22 @@ def select(scores: torch.Tensor, choices: Sequence[Choice]) -> None:
     Exact; of equal scores the lower index first, as `policies.per_layer`. Every program looks at a whole layer; where
     there are fewer layers than multiprocessors, several share the writing.
     """
-    layers, arguments, programs = len(scores), [], 0
-    blocks = [power_of_two(choice.units) for choice in choices]
-    block = max(blocks)
-    warps = max(min(WARPS, block // 512), block // 4096, 4)  # no more than 128 scores a thread
-    for choice in choices:
-        shares = max(1, min(triton.cdiv(choice.units, CHUNK), processors(scores.device) // layers))
+    layers, arguments, sizes, programs = len(scores), [], {}, 0
+    for number, choice in enumerate(choices):
+        piece = max(COLUMNS, min(PIECE, power_of_two(choice.units)))
+        pieces = triton.cdiv(choice.units, piece)
+        shares = max(1, min(pieces, processors(scores.device) // layers))
         programs += shares
         arguments += choice.out, choice.out.stride(0), choice.start, choice.units, choice.kept, shares
+        bits = (pieces * piece + 1).bit_length()
+        sizes |= {f"PIECES_{number}": pieces, f"ROWS_{number}": piece // COLUMNS, f"BITS_{number}": bits}
     if len(choices) == 1:
-        arguments, blocks = arguments + [None, 0, 0, 0, 0, 0], [*blocks, 0]
+        arguments += None, 0, 0, 0, 0, 0
+        sizes |= {"PIECES_1": 0, "ROWS_1": 0, "BITS_1": 0}
+    most = max(choice.units for choice in choices)
+    warps = max(WARPS, power_of_two(most) // 4096) if most > 4096 else 4  # no more than 128 scores a thread
     _select[programs, layers](
-        scores, scores.stride(0), *arguments, BLOCK_0=blocks[0], BLOCK_1=blocks[1],
-        CHUNK=min(CHUNK, block), FLAGS=choices[0].out.dtype == torch.int8,
+        scores, scores.stride(0), *arguments, **sizes, COLUMNS=COLUMNS, FLAGS=choices[0].out.dtype == torch.int8,
         **options(scores.device, warps),
     )  # fmt: skip
 
