@@ -177,7 +177,7 @@ class Design(Strict):
 
 
 class Setting(Strict):
-    """Other sequences, lengths and sparsities: see `shadowcore.stages.latency_random`."""
+    """Other sequences, lengths and sparsities, for some models (all where none is named)."""
 
     batch: Annotated[int, Field(ge=1, le=16)] = 1
     prompt_tokens: Positive | None = None
@@ -202,6 +202,32 @@ class LatencyRandom(Strict):
     repeats: Positive
     warmup: Annotated[int, Field(ge=0)]
     also: list[Setting] = []
+
+    def timed(self, model: str) -> dict[str, dict[str, Any]]:
+        """What is timed of a model, by sequences, prompt and new tokens, "4x128+32": a specification each.
+
+        In the main one all modes, in the others the dense ones, the compacted, the given units and the first design.
+        """
+        main = self.model_dump(exclude={"models", "also"}) | {"batch": 1}
+        some = main | {
+            "designs": [main["designs"][0] | {"sparsities_pct": []}],
+            "baselines": [name for name in self.baselines if name == "cublas"],
+        }
+        found = {}
+        for one in (None, *(one for one in self.also if not one.models or model in one.models)):
+            spec = main if one is None else some | one.model_dump(exclude={"models"}, exclude_unset=True)
+            name = "{batch}x{prompt_tokens}+{new_tokens}".format(**spec)
+            if name in found:
+                raise ValueError(f"also: {model} is timed twice at {name} (sequences x prompt + new tokens)")
+            found[name] = spec | {"model": model}
+        return found
+
+    @model_validator(mode="after")
+    def once(self) -> LatencyRandom:
+        """Every model must be timed once at most at the same lengths."""
+        for model in self.models:
+            self.timed(model)
+        return self
 
 
 class Study(Strict):

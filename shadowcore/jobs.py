@@ -258,11 +258,11 @@ class Jobs:
         )  # fmt: skip
         return self.params("latency", spec)
 
-    def latency_random(self, model: str) -> dict[str, str]:
+    def latency_random(self, model: str, lengths: str) -> dict[str, str]:
         from shadowcore.stages.latency_random import Spec
 
-        plan = self.study.latency_random.model_dump(exclude={"models"}) | {"model": model, "seed": self.study.seed}
-        return self.params("latency-random", parse_spec(Spec, plan))
+        spec = self.timed_dimensions[model, lengths] | {"seed": self.study.seed}
+        return self.params("latency-random", parse_spec(Spec, spec))
 
     def write_page(self) -> dict[str, str]:
         from shadowcore.stages.write_page import Spec
@@ -306,12 +306,18 @@ class Jobs:
         """Path stems of latency measurements."""
         checkpoints = self.study.models if self.study.latency else []
         return [f"{self.root}/latency/{model}" for model in checkpoints] + [
-            f"{self.root}/latency/random/{model}" for model in self.timed_dimensions()
+            f"{self.root}/latency/random/{model}/{lengths}" for model, lengths in self.timed_dimensions
         ]
 
-    def timed_dimensions(self) -> list[str]:
-        """Published models that are timed with random weights."""
-        return self.study.latency_random.models if self.study.latency_random else []
+    @cached_property
+    def timed_dimensions(self) -> dict[tuple[str, str], dict[str, Any]]:
+        """What is timed with random weights: by published model and lengths, "4x128+32"."""
+        plan = self.study.latency_random
+        return {
+            (model, lengths): spec
+            for model in (plan.models if plan else ())
+            for lengths, spec in plan.timed(model).items()
+        }
 
     def tables(self, names: Iterable[str] = FINAL_TABLES) -> list[str]:
         """The final tables."""

@@ -138,7 +138,7 @@ def work(jobs: Jobs, strict: bool = False) -> list[Work]:
     for model, calibration, method, criterion, predictor in sorted(costs.trained()):
         found += costs.training(model, calibration, method, criterion, predictor)
     found += [costs.evaluated(key) for key in jobs.conditions]
-    found += [costs.timed_dimensions(model) for model in jobs.timed_dimensions()]
+    found += [costs.timed_dimensions(*key) for key in jobs.timed_dimensions]
     return found + [Work(rule, rule) for rule in ("aggregate", "check_tables", "judge_claims", "write_page")]
 
 
@@ -311,21 +311,17 @@ class Costs:
         tokens = modes * (plan.repeats + plan.warmup) * (plan.prompt_tokens + plan.new_tokens)
         return self.of_model("latency", model, model, tokens, 2, plan.prompt_tokens)
 
-    def timed_dimensions(self, model: str) -> Work:
+    def timed_dimensions(self, model: str, lengths: str) -> Work:
         """Decoding with random weights: every design and baseline at its sparsities."""
-        plan, size = self.study.latency_random, PUBLISHED[model]
-        sparsities = len(plan.sparsities_pct)
-        designs = sum(len(one.sparsities_pct) or sparsities for one in plan.designs)
-        modes = 1 + sparsities + designs + len(plan.baselines)
-        tokens = modes * (2 * plan.prompt_tokens + plan.short_tokens + plan.new_tokens)
-        for one in plan.also:
-            if not one.models or model in one.models:
-                few = 2 + 3 * (len(one.sparsities_pct) or sparsities)
-                lengths = 2 * (one.prompt_tokens or plan.prompt_tokens) + (one.new_tokens or plan.new_tokens)
-                tokens += few * one.batch * (lengths + plan.short_tokens)
-        tokens *= plan.repeats + plan.warmup
-        weights = size.parameters * BYTES[plan.dtype]
-        return Work("latency_random", model, 2 * size.multiplied * tokens, weights=weights, alone=True)
+        spec, size = self.jobs.timed_dimensions[model, lengths], PUBLISHED[model]
+        sparsities = len(spec["sparsities_pct"])
+        designs = sum(len(one["sparsities_pct"]) or sparsities for one in spec["designs"])
+        modes = 1 + 2 * sparsities + designs + len(spec["baselines"])
+        tokens = modes * spec["batch"] * (2 * spec["prompt_tokens"] + spec["short_tokens"] + spec["new_tokens"])
+        tokens *= spec["repeats"] + spec["warmup"]
+        weights = size.parameters * BYTES[spec["dtype"]]
+        name = f"{model}/{lengths}"
+        return Work("latency_random", name, 2 * size.multiplied * tokens, weights=weights, alone=True)
 
 
 def measured_rates(jobs: Jobs) -> dict[str, float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -44,14 +44,6 @@ class Modes:
     room: int
     seed: int
     batch: int = 1
-
-    def fewer(self, batch: int, room: int, sparsities_pct: tuple[int, ...]) -> Modes:
-        """The modes that are timed again for other lengths and batches: dense, compacted and the first predictor."""
-        return replace(
-            self, batch=batch, room=room, sparsities_pct=sparsities_pct or self.sparsities_pct,
-            designs=tuple(replace(design, sparsities_pct=()) for design in self.designs[:1]),
-            baselines=tuple(name for name in self.baselines if name == "cublas"),
-        )  # fmt: skip
 
 
 Variant = tuple[str, dict[str, Any], Callable[[], Any]]

@@ -44,14 +44,19 @@ def slope(decoder: Decoder, position: int, short: int, long: int) -> float:
 def turns(
     decoders: Mapping[str, Decoder], position: int, short: int, long: int, repeats: int, warmup: int
 ) -> list[dict[str, Any]]:
-    """One row {variant, repeat, ms_per_token, and the device's clocks} a turn; variants alternate in every repeat."""
+    """One row {variant, repeat, ms_per_token, and the device's clocks} a turn; variants alternate in every repeat.
+
+    To warm up it takes the short run.
+    """
     rows = []
-    for repeat in range(-warmup, repeats):
+    for _ in range(warmup):
+        for decoder in decoders.values():
+            decoder.go_to(position)
+            decoder.advance(short)
+    for repeat in range(repeats):
         for name, decoder in decoders.items():
-            time = slope(decoder, position, short, long)
-            if repeat >= 0:
-                row = {"variant": name, "repeat": repeat, "ms_per_token": time}
-                rows.append(row | device_state(decoder.layout.device))
+            row = {"variant": name, "repeat": repeat, "ms_per_token": slope(decoder, position, short, long)}
+            rows.append(row | device_state(decoder.layout.device))
     return rows
 
 
@@ -64,7 +69,8 @@ def device_state(device: torch.device) -> dict[str, Any]:
     except ImportError:
         return {}
     pynvml.nvmlInit()
-    handle = pynvml.nvmlDeviceGetHandleByIndex(device.index or 0)
+    # not by number: this process may see other devices than the driver counts
+    handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
     idle = pynvml.nvmlClocksEventReasonGpuIdle | pynvml.nvmlClocksEventReasonApplicationsClocksSetting
     reasons = pynvml.nvmlDeviceGetCurrentClocksEventReasons(handle) & ~idle
     values = (

@@ -5,7 +5,6 @@ On a GPU the Triton decoder and its baselines are measured; without one the torc
 
 from __future__ import annotations
 
-import gc
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -29,20 +28,6 @@ from shadowcore.stages.base import Progress, Stage, header
 
 
 @dataclass(frozen=True)
-class Setting:
-    """Other sequences, lengths and sparsities to time some modes with; what is not given is the study's.
-
-    models: for which, all where empty.
-    """
-
-    batch: int = 1
-    prompt_tokens: int | None = None
-    new_tokens: int | None = None
-    sparsities_pct: tuple[int, ...] = ()
-    models: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
 class Spec:
     """active: fraction of ReLU neurons above zero; time is the slope from short_tokens to new_tokens steps."""
 
@@ -53,13 +38,13 @@ class Spec:
     designs: tuple[Design, ...]
     baselines: tuple[str, ...]
     active: float
+    batch: int
     prompt_tokens: int
     short_tokens: int
     new_tokens: int
     repeats: int
     warmup: int
     seed: int
-    also: tuple[Setting, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -87,13 +72,11 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     family, sizes = PUBLISHED[one_of(spec.model, PUBLISHED, "model")]
     for name in spec.baselines:
         one_of(name, RIVALS, "baselines")
-    for setting in (spec, *spec.also):
-        new_tokens = setting.new_tokens or spec.new_tokens
-        if not 0 < spec.short_tokens < new_tokens:
-            raise ConfigError(f"short_tokens: {spec.short_tokens} found; between 0 and new_tokens {new_tokens} fits")
-        room = (setting.prompt_tokens or spec.prompt_tokens) + new_tokens
-        if room > sizes.positions:
-            raise ConfigError(f"prompt_tokens + new_tokens: {room} found, {spec.model} has {sizes.positions} positions")
+    if not 0 < spec.short_tokens < spec.new_tokens:
+        raise ConfigError(f"short_tokens: {spec.short_tokens} found; between 0 and new_tokens {spec.new_tokens} fits")
+    room = spec.prompt_tokens + spec.new_tokens
+    if room > sizes.positions:
+        raise ConfigError(f"prompt_tokens + new_tokens: {room} found, {spec.model} has {sizes.positions} positions")
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     dtype = getattr(torch, one_of(spec.dtype, DTYPES, "dtype"))
     ceiling = speed.read_ceiling(device)
@@ -106,46 +89,29 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
         "backend": "triton" if device.type == "cuda" else "torch", "weights": "random", "dtype": spec.dtype,
         "threads": None if device.type == "cuda" else torch.get_num_threads(), "kv": "kept", "ceiling_gb_s": ceiling,
     }  # fmt: skip
-    rows, raw = [], []
-    for setting in (Setting(), *spec.also):
-        if setting.models and spec.model not in setting.models:
-            continue
-        found, repeats = timed_under(setting, spec, layout, ceiling, progress)
-        rows += [shared | row for row in found]
-        raw += [row | {name: shared[name] for name in ("model", "device")} for row in repeats]
-        gc.collect()  # graphs and caches make room for the next
-    made = header("latency_random", spec, inputs)
-    artifacts.write_table(outputs.summary, LATENCY.schema, LATENCY.build(rows), made)
-    table = LATENCY_REPEATS.build({k: v for k, v in row.items() if k in LATENCY_REPEATS.columns} for row in raw)
-    artifacts.write_table(outputs.repeats, LATENCY_REPEATS.schema, table, made)
-    progress(1, 1)
-
-
-def timed_under(
-    setting: Setting, spec: Spec, layout: Layout, ceiling: float, progress: Progress
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """A row of every mode, and all its repeats, under one setting; all of them in the main one, else some."""
-    prompt, new = setting.prompt_tokens or spec.prompt_tokens, setting.new_tokens or spec.new_tokens
-    modes = Modes(spec.units, spec.sparsities_pct, spec.designs, spec.baselines, prompt + new, spec.seed)
-    if setting != Setting():
-        modes = modes.fewer(setting.batch, prompt + new, setting.sparsities_pct)
-    keys = {"batch": setting.batch, "prompt_tokens": prompt, "new_tokens": new}
+    keys = {name: getattr(spec, name) for name in ("batch", "prompt_tokens", "new_tokens")}
+    modes = Modes(spec.units, spec.sparsities_pct, spec.designs, spec.baselines, room, spec.seed, spec.batch)
     timed: dict[str, Timed] = {}
-    reference = Decoder(agreement.upcast(layout), prompt + new)
+    reference = Decoder(agreement.upcast(layout), room)
     for name, own, make in variants(modes, layout):
         timed[name] = built(name, keys | own, make, spec, layout, timed, reference)
-        progress.say(f"{name} {keys}: {timed[name].facts}")
+        progress.say(f"{name}: {timed[name].facts}")
     del reference
     raw = speed.turns(
         {name: one.decoder for name, one in timed.items()},
-        prompt, spec.short_tokens, new, spec.repeats, spec.warmup,
+        spec.prompt_tokens, spec.short_tokens, spec.new_tokens, spec.repeats, spec.warmup,
     )  # fmt: skip
-    cached = setting.batch * speed.bytes_cached(layout, prompt + new // 2) / 1e9
+    cached = spec.batch * speed.bytes_cached(layout, spec.prompt_tokens + spec.new_tokens // 2) / 1e9
     rows = []
     for name, one in timed.items():
         times = [row["ms_per_token"] for row in raw if row["variant"] == name]
-        rows.append(one.keys | one.facts | quantiles(times) | roofline(one.facts, times, ceiling, cached))
-    return rows, [row | timed[row.pop("variant")].keys for row in raw]
+        rows.append(shared | one.keys | one.facts | quantiles(times) | roofline(one.facts, times, ceiling, cached))
+    made = header("latency_random", spec, inputs)
+    artifacts.write_table(outputs.summary, LATENCY.schema, LATENCY.build(rows), made)
+    repeats = [shared | timed[row["variant"]].keys | row for row in raw]
+    table = LATENCY_REPEATS.build({k: v for k, v in row.items() if k in LATENCY_REPEATS.columns} for row in repeats)
+    artifacts.write_table(outputs.repeats, LATENCY_REPEATS.schema, table, made)
+    progress(1, 1)
 
 
 def built(

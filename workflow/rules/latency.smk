@@ -31,19 +31,19 @@ rule latency:
 # One GPU to itself where there is one; its weights are made there.
 rule latency_random:
     output:
-        summary=f"{root}/latency/random/{{published}}.parquet",
-        repeats=f"{root}/latency/random/{{published}}.repeats.parquet",
+        summary=f"{root}/latency/random/{{published}}/{{lengths}}.parquet",
+        repeats=f"{root}/latency/random/{{published}}/{{lengths}}.repeats.parquet",
     log:
-        f"{root}/logs/latency_random/{{published}}.log",
+        f"{root}/logs/latency_random/{{published}}/{{lengths}}.log",
     benchmark:
-        f"{root}/benchmarks/latency_random/{{published}}.tsv"
+        f"{root}/benchmarks/latency_random/{{published}}/{{lengths}}.tsv"
     conda:
         "../../environment.yml"
     threads: workflow.cores
     resources:
-        **asked("latency_random", "{published}"),
+        **asked("latency_random", "{published}/{lengths}"),
     params:
-        spec=lambda wildcards: jobs.latency_random(wildcards.published)["spec"],
+        spec=lambda wildcards: jobs.latency_random(wildcards.published, wildcards.lengths)["spec"],
         code=fingerprint("shadowcore.stages.latency_random"),
     shell:
         "python -m shadowcore latency-random --spec {params.spec:q} --threads {threads} --devices {resources.devices}"
