@@ -183,6 +183,7 @@ class Setting(Strict):
     prompt_tokens: Positive | None = None
     new_tokens: Positive | None = None
     sparsities_pct: list[Percent] = []
+    baselines: list[among(RIVALS)] = ["cublas"]
     models: list[among(PUBLISHED)] = []
 
 
@@ -206,16 +207,14 @@ class LatencyRandom(Strict):
     def timed(self, model: str) -> dict[str, dict[str, Any]]:
         """What is timed of a model, by sequences, prompt and new tokens, "4x128+32": a specification each.
 
-        In the main one all modes, in the others the dense ones, the compacted, the given units and the first design.
+        In the main one all modes; in the others dense and its own baselines, compacted, given units, the first design.
         """
         main = self.model_dump(exclude={"models", "also"}) | {"batch": 1}
-        some = main | {
-            "designs": [main["designs"][0] | {"sparsities_pct": []}],
-            "baselines": [name for name in self.baselines if name == "cublas"],
-        }
+        first = main["designs"][0] | {"sparsities_pct": []}
         found = {}
         for one in (None, *(one for one in self.also if not one.models or model in one.models)):
-            spec = main if one is None else some | one.model_dump(exclude={"models"}, exclude_unset=True)
+            given = one.model_dump(exclude={"models"}, exclude_unset=True) if one else {}
+            spec = main | ({"designs": [first], "baselines": one.baselines} | given if one else {})
             name = "{batch}x{prompt_tokens}+{new_tokens}".format(**spec)
             if name in found:
                 raise ValueError(f"also: {model} is timed twice at {name} (sequences x prompt + new tokens)")
