@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import gc
 import json
 import sys
 import time
@@ -139,7 +140,16 @@ def run_stage(name: str, arguments: Sequence[str]) -> None:
         started = time.time()
         print(logs.heading(words_of(parser, parsed), started), file=sys.stderr, flush=True)
         stage.run(spec, *files)
+        empty_gpu()
         print(logs.ending(started), file=sys.stderr, flush=True)
+
+
+def empty_gpu() -> None:
+    """Give a GPU's memory back: the job that waits for its lock asks at once how much is free."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 @contextmanager
