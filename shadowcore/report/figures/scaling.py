@@ -10,6 +10,7 @@ from shadowcore.report.style import Figure, empty, key, legend, look, panels, st
 from shadowcore.report.tables import Tables
 
 RANK, BITS = 256, 16  # of the predictors compared at equal sizes
+PUBLISHED_RANKS = {"shadow": 2048, "layerwise": 1000}  # for neurons, of ShadowLLM's one predictor and of DejaVu's
 MODES = ("static", "oracle", "shadow", "layerwise")
 DENSE = ("dense", "cublas", "compiled", "huggingface", "huggingface_static")
 SETTING = ["device", "model", "batch", "prompt_tokens", "new_tokens"]
@@ -34,11 +35,11 @@ def timed(tables: Tables) -> pd.DataFrame:
     return rows.assign(roof_ms=rows["roofline_ms"] * rows["ceiling_gb_s"] / best, main=main)
 
 
-def alike(rows: pd.DataFrame, mode: str) -> pd.DataFrame:
-    """One mode's rows by rising sparsity; of predictors those of equal rank and bits."""
+def alike(rows: pd.DataFrame, mode: str, rank: int = RANK) -> pd.DataFrame:
+    """One mode's rows by rising sparsity; of predictors those of one rank, in 16 bits."""
     found = where(rows, mode=mode).sort_values("sparsity_pct")
     predicted = found["predictor_rank"].notna()
-    return found[~predicted | ((found["predictor_rank"] == RANK) & (found["predictor_bits"] == BITS))]
+    return found[~predicted | ((found["predictor_rank"] == rank) & (found["predictor_bits"] == BITS))]
 
 
 def published_ratios() -> pd.Series:
@@ -95,7 +96,10 @@ def scaling(tables: Tables, _: str) -> Figure:
     figure, (ratios, shares) = panels(2, size=(4.6, 3.4))
     places = range(len(models))
     ours = layerwise["ms_per_token"].reindex(models) / shadow["ms_per_token"].reindex(models)
+    wide = {mode: alike(half, mode, rank).set_index("model")["ms_per_token"] for mode, rank in PUBLISHED_RANKS.items()}
+    as_published = wide["layerwise"].reindex(models) / wide["shadow"].reindex(models)
     ratios.plot(places, ours, linestyle="", marker="o", color=look("shadow").color)
+    ratios.plot(places, as_published, linestyle="", marker="s", markerfacecolor="none", color=look("shadow").color)
     ratios.plot(places, published_ratios().reindex(models), linestyle="", marker="x", color="#D55E00")
     ratios.axhline(1, color=look("dense").color)
     ratios.set(ylabel="layerwise over shadow, time", ylim=(0.9, None))
@@ -109,11 +113,12 @@ def scaling(tables: Tables, _: str) -> Figure:
     for panel in (ratios, shares):
         panel.set_xticks(list(places), models, rotation=40, ha="right")
     handles = [
-        key("this run, equal widths", look("shadow").color, "o", ""),
+        key(f"this run, both of rank {RANK}", look("shadow").color, "o", ""),
+        key("this run, each of its published rank", look("shadow").color, "s", "", markerfacecolor="none"),
         key("published, A100", "#D55E00", "x", ""),
         key("whole step", "black", "_", ""),
     ]
     legend(figure, handles + [key(label, color, "s", "") for label, color in PARTS.values()])
-    facts = [shadow["device"].iloc[0], "50 % of heads and neurons removed", f"rank {RANK}", "random weights"]
+    facts = [shadow["device"].iloc[0], "50 % of heads and neurons removed", f"parts: rank {RANK}", "random weights"]
     title(figure, "One predictor against one per layer; parts of a step, each timed alone", facts)
     return figure

@@ -36,7 +36,7 @@ def batches(tables, _: str) -> Figure:
         axes[-1].plot(points.index, points, color=look("shadow").color, marker=marker)
         handles.append(key(f"break-even, {model}", look("shadow").color, marker))
     _powers(axes[-1], rows["batch"])
-    axes[-1].set(title="break-even", ylabel="heads and neurons to remove (%)", ylim=(0, 100))
+    axes[-1].set(title="break-even", ylabel="heads and neurons to remove, at most (%)", ylim=(0, 100))
     legend(figure, handles)
     title(figure, "Several sequences at once: what any of them keeps is read", _facts(rows))
     return figure
