@@ -141,7 +141,7 @@ def _agree(keys: Row, other: Row, name: str) -> bool:
 
 
 def _rounds(groups: Sequence[Documents]) -> dict[tuple, set[str]]:
-    """By model, method and preset: what it was trained through on the sparse model, such as {"1", "1@tuned"}."""
+    """By model, method and preset: how it was trained on the sparse model, such as {"1", "1@tuned"}."""
     found = {}
     for keys in (one.keys for one in groups):
         if _trained(keys):
