@@ -114,9 +114,10 @@ PERPLEXITY = Table(
     CONDITION | MEASURED | ESTIMATE | {"counted": (INTEGER, "what the metric divides by: scored tokens, words, bytes")},
 )  # fmt: skip
 COMPARISONS = Table(
-    "comparisons", 3, "one condition against dense, or against another method in its place, on the same documents",
+    "comparisons", 4, "one condition against dense, or against another method in its place, on the same documents",
     CONDITION | MEASURED | {
         "reference": (TEXT, "method compared with: dense, or one whose other keys are the row's, where it has them"),
+        "reference_predictor": (TEXT, "its predictor: the row's, or one trained alike; null where it has none"),
         "task": (TEXT, "task name"),
         "fewshot": FEWSHOT,
         "metric": (TEXT, "acc, acc_norm, or log_perplexity (nats per token), log_word_perplexity, log_byte_perplexity"),

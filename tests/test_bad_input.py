@@ -378,6 +378,15 @@ def test_a_damaged_file_is_one_sentence_that_names_it(house, capsys, stage, path
     assert not (house.folder / "model" / "ran").exists()
 
 
+def test_published_values_that_are_not_there_are_one_sentence_that_names_them(house, capsys):
+    published, claims = house.folder / "nowhere.csv", house.folder / "tables/claims.parquet"
+    files = ["--tables", str(house.folder / "tables/accuracy.parquet"), "--published", str(published)]
+    assert cli.main(["judge-claims", *files, "--claims", str(claims)]) == 2
+    said = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("[")]
+    assert len(said) == 1 and f"{published}: no such file" in said[0]
+    assert not claims.exists()
+
+
 def test_there_are_sixty_of_them_and_more():
     assert len(MISTAKES) > 90
 

@@ -15,11 +15,12 @@ from rich.console import Console
 
 from shadowcore import artifacts
 from shadowcore.errors import ArtifactError
+from shadowcore.measure import statistics
 from shadowcore.provenance import file_sha256
 from shadowcore.report import claims, show, style, tables
 from shadowcore.report.figures import FIGURES, save
 from shadowcore.report.figures.series import contextual, leading, over_seeds
-from shadowcore.schemas import FINAL_TABLES, OUTCOMES
+from shadowcore.schemas import CONDITION, FINAL_TABLES, OUTCOMES
 from shadowcore.stages import draw
 
 MODEL, LAYERS, UNITS = "smollm2-135m", 12, {"heads": 9, "neurons": 96}
@@ -330,6 +331,84 @@ def test_trained_seeds_are_compared_with_what_is_not_trained_and_their_spread_is
     measured = {row["method"]: row for row in tables.perplexity(pd.concat([rows, again])) if row["units"] == "neurons"}
     assert (measured["static"]["seeds"], measured["static"]["seed_deviation"]) == (1, None)
     assert measured["shadow"]["seeds"] == 2 and measured["shadow"]["seed_deviation"] > 0
+
+
+def designs(documents, *named):
+    """Documents of dense and of predictors, (method, predictor) each, in one place, every one with noise of its own."""
+    rows = documents.to_pandas()
+    place = rows[(rows["method"] == "shadow") & (rows["criterion"] == "plainact") & (rows["policy"] == "per_layer")]
+    place = place[(place["units"] == "neurons") & (place["sparsity_pct"] == 50)]
+    windows = place["metric"] == "nll"
+    parts = [rows[rows["method"] == "dense"]]
+    for seed, (method, predictor) in enumerate(named):
+        random = np.random.default_rng(seed)
+        noise = np.where(windows, random.normal(1, 0.05, len(place)), random.integers(0, 2, len(place)))
+        parts.append(place.assign(method=method, predictor=predictor, value=place["value"] * noise))
+    return pd.concat(parts, ignore_index=True)
+
+
+PRESETS = [
+    ("layerwise", "each"), ("layerwise", "each@1"), ("layerwise", "each@1@tuned"), ("layerwise", "each@3"),
+    ("layerwise", "plain"), ("segments", "wide"), ("segments", "wide@1"), ("segments", "wide@1@tuned"),
+    ("segments", "wide@2"), ("segments", "wide@tuned"), ("segments", "bare"), ("shadow", "wide"),
+]  # fmt: skip
+SIDES = ["method", "predictor", "reference", "reference_predictor"]
+
+
+def sides(rows):
+    """What is compared with what but dense, sorted, as often as it is."""
+    return sorted(tuple(row[name] for name in SIDES) for row in rows if row["reference"] != "dense")
+
+
+def test_presets_of_other_names_are_compared_where_they_were_trained_alike(documents):
+    windows = designs(documents, *PRESETS).query("metric == 'nll'")
+    alike = [("segments", f"wide{end}", "layerwise", f"each{end}") for end in ("", "@1", "@1@tuned")]
+    same = ("segments", "wide", "shadow", "wide")
+    assert sides(tables.comparisons(windows)) == sorted([*alike, same])
+    # without a round that both presets had, nothing says that these two are meant
+    apart = windows[~windows["predictor"].isin(["each@1", "wide@1@tuned"])]
+    assert sides(tables.comparisons(apart)) == [same]
+    # nor does another model's
+    both = sides(tables.comparisons(pd.concat([apart, windows.assign(model="another")])))
+    assert both == sorted([*alike, same, same])
+
+
+def test_presets_of_other_names_are_compared_document_by_document(documents):
+    rows = designs(documents, *PRESETS)
+    found = ordered(tables.comparisons(rows), *SIDES, "metric")
+    for end in ("", "@1", "@1@tuned"):
+        pair = [
+            rows[(rows["method"] == method) & (rows["predictor"] == preset + end)].sort_values("document")
+            for method, preset in (("segments", "wide"), ("layerwise", "each"))
+        ]
+        windows, answers = ([part[part["metric"] == metric] for part in pair] for metric in ("nll", "acc"))
+        values = [part["value"].to_numpy() for part in windows]
+        expected = statistics.log_perplexity_difference(*values, windows[0]["weight"].to_numpy())
+        row = found["segments", f"wide{end}", "layerwise", f"each{end}", "log_perplexity"]
+        assert [row[name] for name in ("difference", "stderr", "low", "high")] == [
+            expected.value, expected.stderr, expected.low, expected.high,
+        ]  # fmt: skip
+        expected, p_value = statistics.accuracy_difference(*(part["value"].to_numpy() for part in answers))
+        row = found["segments", f"wide{end}", "layerwise", f"each{end}", "acc"]
+        assert (row["difference"], row["p_value"]) == (expected.value, p_value)
+
+
+def test_presets_of_other_names_are_compared_seed_by_seed_each_once(documents):
+    named = [("layerwise", "each@1"), ("layerwise", "also@1"), ("segments", "wide@1"), ("segments", "six@1")]
+    rows = designs(documents, *named)
+    again = designs(documents, *named[::-1])
+    found = pd.DataFrame(tables.comparisons(pd.concat([rows, again[again["method"] != "dense"].assign(seed=7)])))
+    keys = [*CONDITION, *tables.ASKED, "reference", "reference_predictor"]
+    assert not found.duplicated(keys).any()
+    found = found[found["reference"] == "layerwise"]
+    assert len(found) == 2 * 4 * 2 and (found["seeds"] == 2).all()  # metrics, pairs, seeds
+    for _, pair in found.groupby(["predictor", "reference_predictor", "metric"]):
+        assert list(pair["seed"]) == [0, 7]
+        assert pair["seed_deviation"].to_numpy() == pytest.approx(pair["difference"].std())
+    # p-values are corrected among all presets of the reference
+    answers = found[(found["metric"] == "acc") & (found["seed"] == 0)]
+    smallest = answers.loc[answers["p_value"].idxmin()]
+    assert smallest["p_holm"] == min(1, 4 * smallest["p_value"])
 
 
 def damaged(documents, change):

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from shadowcore.errors import ArtifactError
 from shadowcore.report.tables import Tables
 from shadowcore.schemas import MEASURED_TABLES
 
@@ -186,7 +187,12 @@ def _best(rows: pd.DataFrame, claim: Claim, side: Side, keys: list[str]) -> pd.D
 
 
 def published(path: Path, claim: Claim) -> pd.DataFrame:
-    """Published effects of a claim, in the order of the file; a published ratio has an effect but no two values."""
+    """Published effects of a claim, in the order of the file; a published ratio has an effect but no two values.
+
+    Raises ArtifactError if there is no such file.
+    """
+    if not Path(path).is_file():
+        raise ArtifactError(f"{path}: no such file; a table such as shadowcore/report/{PUBLISHED.name} would fit")
     rows = pd.read_csv(path)
     rows = rows[rows["quantity"] == claim.quantity].assign(stderr=0.0)
     ratios = rows[rows["metric"] == "ratio"]

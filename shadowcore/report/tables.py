@@ -31,6 +31,7 @@ Outcomes = Sequence[Documents] | pa.Table | pd.DataFrame
 SAME_DOCUMENTS = ["model", "data", *ASKED]  # rows that agree here were measured on the same documents
 SAME_PLACE = ["policy", "protocol", "units", "sparsity_pct"]  # methods that agree here are compared,
 MADE_OF = ["calibration", "criterion", "predictor"]  # ... if they agree in those of these that both have
+REFERENCE = ["reference", "reference_predictor"]  # what a row of COMPARISONS is compared with
 FAMILY = ("model", "seed", "metric", "reference")  # of comparisons whose p-values are corrected together
 # a method's are those before it
 REFERENCES = ("random", "static", "threshold", "griffin", "shadow", "layerwise", "segments", "oracle")
@@ -63,6 +64,8 @@ def comparisons(outcomes: Outcomes) -> list[Row]:
 
     Two methods are compared under equal policy, protocol, units and sparsity, and equal calibration, criterion and
     predictor where both have one; what the compared condition lacks of these the row takes from the reference.
+    Predictors of two presets are compared, too, if both were trained alike on the sparse model, in equal rounds and
+    both tuned or neither (`wide@1` with `each@1`), and so are these presets without rounds (`wide` with `each`).
     What is trained with several seeds is compared with what is not trained seed by seed. A model or text without
     a dense condition has no rows against it. Where dense was run under several seeds, those of several studies,
     conditions are compared with others of their own seed only. Raises ArtifactError if documents differ.
@@ -88,19 +91,22 @@ def comparisons(outcomes: Outcomes) -> list[Row]:
         if len(seeds) > 1 and keys["seed"] not in seeds:
             raise ArtifactError(f"{_name(keys)}: its seed is {keys['seed']}, where dense was run with {sorted(seeds)}")
         reference = seeds[keys["seed"]] if len(seeds) > 1 else next(iter(seeds.values()))
-        rows.append(_compared(keys | {"reference": "dense"}, one, reference))
+        rows.append(_compared(keys | {"reference": "dense", "reference_predictor": None}, one, reference))
+    rounds = _rounds(groups)
     for alike in placed.values():
         for one, other in product(alike, repeat=2):
             keys, others = one.keys, other.keys
             several = len(dense.get(_values(keys, SAME_DOCUMENTS), {})) > 1
             if (
                 _rank(others["method"]) < _rank(keys["method"])
-                and all(_agree(keys, others, name) for name in MADE_OF)
+                and all(_agree(keys, others, name) for name in MADE_OF if name != "predictor")
+                and (_agree(keys, others, "predictor") or _counterparts(keys, others, rounds))
                 and (keys["seed"] == others["seed"] or (_trained(keys) != _trained(others) and not several))
             ):
                 made_of = {name: _made_of(keys, name) or _made_of(others, name) for name in MADE_OF}
+                reference = {"reference": others["method"], "reference_predictor": others["predictor"]}
                 seed = (others if _trained(others) else keys)["seed"]
-                rows.append(_compared(keys | made_of | {"reference": others["method"], "seed": seed}, one, other))
+                rows.append(_compared(keys | made_of | reference | {"seed": seed}, one, other))
     return _sorted(_over_seeds(_corrected(rows), "difference"))
 
 
@@ -108,7 +114,7 @@ def _over_seeds(rows: list[Row], column: str) -> list[Row]:
     """Rows with `seeds`, how many their condition was trained with, and the deviation of a column over them."""
     alike = {}
     for row in rows:
-        keys = [name for name in (*CONDITION, *ASKED, "reference") if name != "seed" or not _trained(row)]
+        keys = [name for name in (*CONDITION, *ASKED, *REFERENCE) if name != "seed" or not _trained(row)]
         alike.setdefault(tuple(row.get(name) for name in keys), []).append(row)
     for same in alike.values():
         deviation = float(np.std([row[column] for row in same], ddof=1)) if len(same) > 1 else None
@@ -132,6 +138,26 @@ def _made_of(keys: Row, name: str) -> Any:
 
 def _agree(keys: Row, other: Row, name: str) -> bool:
     return None in (_made_of(keys, name), _made_of(other, name)) or keys[name] == other[name]
+
+
+def _rounds(groups: Sequence[Documents]) -> dict[tuple, set[str]]:
+    """By model, method and preset: how it was trained on the sparse model, such as {"1", "1@tuned"}."""
+    found = {}
+    for keys in (one.keys for one in groups):
+        if _trained(keys):
+            preset, _, training = keys["predictor"].partition("@")
+            found.setdefault((keys["model"], keys["method"], preset), set()).update({training} - {""})
+    return found
+
+
+def _counterparts(keys: Row, others: Row, rounds: Mapping[tuple, set[str]]) -> bool:
+    """Whether two predictors were trained alike, and their presets at least once so on the sparse model.
+
+    Of presets that only learned from the dense model nothing says which are meant to be compared.
+    """
+    (preset, _, training), (other, _, like) = (row["predictor"].partition("@") for row in (keys, others))
+    shared = rounds[keys["model"], keys["method"], preset] & rounds[others["model"], others["method"], other]
+    return training == like and bool(shared)
 
 
 def _corrected(rows: list[Row]) -> list[Row]:
@@ -276,10 +302,10 @@ def _order(row: Row, names: Sequence[str]) -> list[tuple]:
 def _name(row: Mapping[str, Any]) -> str:
     """What a row is about, in words, for messages."""
     columns = ["model", "data", "method", "mode", "criterion", "policy", "protocol", "units", "sparsity_pct"]
-    columns += ["reference", "task", "fewshot", "metric"]
+    columns += [*REFERENCE, "task", "fewshot", "metric"]
     return " ".join(str(row[name]) for name in columns if name in row and not pd.isna(row[name]))
 
 
 def _sorted(rows: list[Row]) -> list[Row]:
     """Rows in the order of their keys, nulls first."""
-    return sorted(rows, key=lambda row: _order(row, [*KEYS, "reference"]))
+    return sorted(rows, key=lambda row: _order(row, [*KEYS, *REFERENCE]))
