@@ -12,7 +12,6 @@ import torch
 from shadowcore import artifacts, benchmarks, text
 from shadowcore.benchmarks import BENCHMARKS
 from shadowcore.errors import ConfigError
-from shadowcore.measure import harness
 from shadowcore.measure.perplexity import window_losses
 from shadowcore.measure.protocols import PROTOCOLS
 from shadowcore.measure.sparsity import Masks, SparseModel
@@ -91,6 +90,9 @@ def measure(stage: str, spec: Spec, inputs: Any, outputs: Outputs, masks: Callab
 
 def _runs(spec: Spec, inputs: Any, sparse: SparseModel, tokenizer, progress: Progress) -> Iterator[list[dict]]:
     """What every document came to, run by run: of windows, of our own task, of benchmarks."""
+    # not above: lm-eval takes seconds, and every Snakemake that starts reads this file to know what a condition is
+    from shadowcore.measure import harness
+
     yield from _windows(spec, inputs, sparse, tokenizer, progress)
     longest = sparse.sizes.positions
     if "true_continuation" in spec.tasks:
