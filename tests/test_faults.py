@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
-from test_workflow import command, environment, prepared, results, run_in, snakemake, tables
+from test_workflow import command, environment, prepared, run_in, snakemake, tables
 
 pytestmark = pytest.mark.faults
 KILLS = int(os.environ.get("FAULTS_KILLS", "50"))
