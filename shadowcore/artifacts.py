@@ -161,10 +161,11 @@ def open_tensors(path: Path, schema: str) -> Iterator[Tensors]:
 
     try:
         handle = safe_open(_existing(path), framework="pt")
-    except SafetensorError as error:
+        found = _tensor_metadata(handle)
+    except (SafetensorError, ValueError) as error:  # also of the JSON in its metadata
         raise ArtifactError(f"{path}: damaged safetensors ({error}); delete the file and run the study again") from None
     with handle:
-        _require_schema(path, _tensor_metadata(handle).get("schema"), schema)
+        _require_schema(path, found.get("schema"), schema)
         yield Tensors(path, handle)
 
 

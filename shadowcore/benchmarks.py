@@ -1,8 +1,8 @@
 """The benchmarks of the literature: where their documents come from, and lm-eval's stock tasks over them.
 
-Documents are read once, from the hub or from a folder of Parquet files, and cut to a seeded subset; every
-condition of a study is then measured on that one file. Prompts, choices and metrics are those of the task
-files that the released lm-eval ships: only the data set is replaced.
+Documents are read once, from the hub or from a folder of Parquet files, and cut to a seeded subset; those of all
+benchmarks are gathered in one file, on which every condition of a study is measured. Prompts, choices and metrics
+are those of the task files that the released lm-eval ships: only the data set is replaced.
 """
 
 from __future__ import annotations
@@ -14,11 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import pyarrow as pa
+
 from shadowcore import artifacts, tabular
 from shadowcore.errors import ArtifactError, ConfigError, SourceError, one_of
 
 FEWSHOT_SEED = 1234  # lm-eval's own default: which examples a prompt shows
 SCHEMA = "benchmark/1"
+GATHERED = "benchmarks/1"
 SPLIT, MARK = "_split", "_mark"  # our columns beside the data set's
 Document = dict[str, Any]
 
@@ -100,13 +103,26 @@ def read(name: str, split: str, offline_dir: str | None) -> tuple[list[Document]
     return found, licence, origin
 
 
-def prepared(path: Path) -> list[Document]:
-    """The rows of a file that `prepare-benchmark` wrote; ArtifactError if it is another benchmark's."""
-    table = artifacts.read_table(path, SCHEMA)
-    columns = [*BENCHMARKS[one_of(path.stem, BENCHMARKS, str(path))].columns, SPLIT]
-    if missing := [name for name in columns if name not in table.column_names]:
-        raise ArtifactError(f"{path}: no column '{missing[0]}'; delete the file and run the study again")
-    return table.to_pylist()
+def gather(files: Sequence[Path]) -> pa.Table:
+    """One row with a column per benchmark: the rows of the files that `prepare-benchmark` wrote, <task>.parquet.
+
+    Raises ArtifactError if one is another benchmark's.
+    """
+    columns = {}
+    for path in files:
+        table = artifacts.read_table(path, SCHEMA)
+        needed = [*BENCHMARKS[one_of(path.stem, BENCHMARKS, str(path))].columns, SPLIT]
+        if missing := [name for name in needed if name not in table.column_names]:
+            raise ArtifactError(f"{path}: no column '{missing[0]}'; delete the file and run the study again")
+        rows = table.to_struct_array().combine_chunks()
+        columns[path.stem] = pa.ListArray.from_arrays([0, len(rows)], rows)
+    return pa.table(columns)
+
+
+def gathered(path: Path) -> dict[str, list[Document]]:
+    """The rows of every benchmark in the file that `gather-benchmarks` wrote."""
+    table = artifacts.read_table(path, GATHERED)
+    return {name: table[name][0].as_py() for name in table.column_names}
 
 
 def subset(documents: Sequence[Document], limit: int | None, seed: int) -> list[Document]:

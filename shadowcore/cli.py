@@ -27,6 +27,7 @@ STAGES = {
     "fetch-model": "get a model from its source, checked, as safetensors",
     "prepare-text": "get a text, split it by document, write its multiple-choice task",
     "prepare-benchmark": "get a benchmark's documents, cut to a seeded subset",
+    "gather-benchmarks": "put the documents of all benchmarks into one file",
     "check-disjoint": "refuse calibration documents among the evaluated ones",
     "trace": "importance scores and predictor features of one shard of a text",
     "trace-on-policy": "scores and features of a model while a predictor's masks act on it",

@@ -118,6 +118,10 @@ class Jobs:
             return []
         return [f"{self.root}/tasks/{name}.parquet" for name in evaluation.tasks if name in BENCHMARKS]
 
+    def gathered(self, data: str) -> list[str]:
+        """The file that holds those benchmarks, if there are any."""
+        return [f"{self.root}/tasks/benchmarks.parquet"] if self.benchmarks(data) else []
+
     def disjoint(self, key: tuple[str, str, str, int]) -> list[str]:
         """The record that a condition's calibration and evaluation documents are disjoint."""
         one = self.conditions[key]

@@ -50,7 +50,8 @@ OWN_GPU = 4e9  # bytes of weights, ...
 MUCH = 1e15  # ... and multiplications, from which a job has a GPU for itself
 # MB of memory beside the model's weights, and how many times the weights are held at once
 MEMORY = {
-    "fetch_model": (1800, 4), "prepare_text": (2000, 0), "prepare_benchmark": (2000, 0), "check_disjoint": (1000, 0),
+    "fetch_model": (1800, 4), "prepare_text": (2000, 0), "prepare_benchmark": (2000, 0),
+    "gather_benchmarks": (1000, 0), "check_disjoint": (1000, 0),
     "trace": (1400, 3), "trace_on_policy": (1400, 3), "average": (2000, 0), "calibrate_thresholds": (1400, 3),
     "train_predictor": (2500, 0), "tune_predictor": (1800, 4), "evaluate": (1400, 2), "evaluate_oracle": (1400, 3),
     "latency": (2800, 4), "latency_random": (5000, 0), "aggregate": (2000, 0), "check_tables": (1000, 0),
@@ -121,7 +122,8 @@ def work(jobs: Jobs, strict: bool = False) -> list[Work]:
             f"{unknown[0]}/card.json`); a row in shadowcore/models/published.py would do, too"
         )
     found = [Work("prepare_text", name) for name in study.texts]
-    found += [Work("prepare_benchmark", name) for name in study.evaluation.tasks if name in BENCHMARKS]
+    prepared = [Work("prepare_benchmark", name) for name in study.evaluation.tasks if name in BENCHMARKS]
+    found += [*prepared, Work("gather_benchmarks", "gather_benchmarks")] if prepared else []
     pairs = sorted({(one.calibration, one.data) for one in conditions if one.calibration})
     found += [Work("check_disjoint", f"{calibration}+{data}") for calibration, data in pairs]
     calibrated = {(one.model, one.calibration) for one in conditions if one.method == "threshold"}

@@ -4,6 +4,7 @@ import os
 import random
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read by torch when it is imported: tests run side by side, a core each
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # of the jobs that tests start, as in the Makefile
 
 import torch
 

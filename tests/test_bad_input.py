@@ -76,6 +76,10 @@ class House:
     def prepare_benchmark(self, task="piqa"):
         return self.run("prepare-benchmark", self.jobs.prepare_benchmark(task), documents=f"tasks/{task}.parquet")
 
+    def gather(self):
+        files = ("tasks/piqa.parquet", "tasks/wikitext.parquet")
+        return self.run("gather-benchmarks", {"spec": "{}"}, prepared=files, benchmarks=GATHERED)
+
     def trace(self, split="train"):
         files = {"card": "card.json", "weights": "weights", "documents": "documents.parquet"}
         return self.run("trace", self.jobs.trace("tiny", split, "0"), **files, trace=f"{split}.safetensors")
@@ -97,7 +101,7 @@ class House:
         return self.run(
             "evaluate", self.jobs.evaluate("evaluate", key), card="card.json", weights="weights",
             documents="documents.parquet", tasks="tasks.parquet", outcomes="outcomes.parquet",
-            benchmarks=("tasks/piqa.parquet", "tasks/wikitext.parquet"),
+            benchmarks=(GATHERED,),
             scores=("scores.parquet",) if method == "static" else (),
             predictor=("predictor.safetensors",) if method == "shadow" else (),
         )  # fmt: skip
@@ -121,7 +125,8 @@ def whole(tmp_path_factory):
     house = House(folder)
     for code in (
         house.fetch_model(), house.prepare_text(), house.prepare_benchmark(), house.prepare_benchmark("wikitext"),
-        house.trace(), house.trace("heldout"), house.average(), house.train(), house.evaluate(), house.aggregate(),
+        house.gather(), house.trace(), house.trace("heldout"), house.average(), house.train(), house.evaluate(),
+        house.aggregate(),
     ):  # fmt: skip
         assert code == 0
     return house
@@ -249,6 +254,7 @@ def no_index(text):
 
 
 MODEL, WORDS, PIQA = "model/config.json", "words/part.parquet", "benchmarks/piqa/validation.parquet"
+GATHERED = "tasks/benchmarks.parquet"
 WEIGHTS, TRACE, PREDICTOR = "model/model.safetensors", "train.safetensors", "predictor.safetensors"
 MISTAKES = [
     # a model's folder
@@ -342,8 +348,11 @@ MISTAKES = [
     ("evaluate", PREDICTOR, tensors(poisoned), "predictor.safetensors"),
     ("evaluate", TRACE, lambda path: shutil.copy(path, path.parent / PREDICTOR), "predictor.safetensors"),
     ("evaluate", "tasks.parquet", rows(without("choices")), "tasks.parquet"),
-    ("evaluate", "tasks/piqa.parquet", rows(without("goal")), "piqa.parquet"),
-    ("evaluate", "tasks/piqa.parquet", cut, "piqa.parquet: damaged Parquet"),
+    ("gather", "tasks/piqa.parquet", rows(without("goal")), "piqa.parquet"),
+    ("gather", "tasks/piqa.parquet", cut, "piqa.parquet: damaged Parquet"),
+    ("gather", "tasks/piqa.parquet", another_schema, "piqa.parquet: schema 'documents/0'"),
+    ("evaluate", GATHERED, cut, "benchmarks.parquet: damaged Parquet"),
+    ("evaluate", GATHERED, lambda path: shutil.copy(path.parent / "piqa.parquet", path), "schema 'benchmark/1'"),
     ("static", "scores.parquet", rows(lambda f: f[f["criterion"] == "none"]), "scores.parquet"),
     ("static", "scores.parquet", rows(lambda f: f[f["unit"] != 1]), "scores.parquet"),
     ("static", "scores.parquet", rows(lambda f: f.assign(mean=float("nan"))), "scores.parquet"),
@@ -362,8 +371,8 @@ MISTAKES = [
 def test_a_damaged_file_is_one_sentence_that_names_it(house, capsys, stage, path, damage, message):
     made = {
         "model": [TRACE], "prepare_text": ["documents.parquet"], "prepare_benchmark": ["tasks/piqa.parquet"],
-        "trace": [TRACE], "average": ["scores.parquet"], "train": [PREDICTOR], "evaluate": ["outcomes.parquet"],
-        "static": ["outcomes.parquet"], "aggregate": ["tables/accuracy.parquet"],
+        "gather": [GATHERED], "trace": [TRACE], "average": ["scores.parquet"], "train": [PREDICTOR],
+        "evaluate": ["outcomes.parquet"], "static": ["outcomes.parquet"], "aggregate": ["tables/accuracy.parquet"],
     }[stage]  # fmt: skip
     damage(house.folder / path)
     outputs = [house.folder / name for name in made if house.folder / name != house.folder / path]

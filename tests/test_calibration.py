@@ -62,6 +62,8 @@ def measured(study):
         for name in TEXTS
     }
     piqa = job(study.prepare_benchmark("piqa"), "prepare_benchmark", {"documents": root / "piqa.parquet"})["documents"]
+    asked = job({"spec": "{}"}, "gather_benchmarks", {"benchmarks": root / "asked.parquet"},
+                prepared=(piqa,))["benchmarks"]  # fmt: skip
     made = {}
     for name in TEXTS:
         documents = texts[name]["documents"]
@@ -86,7 +88,7 @@ def measured(study):
         outcomes.append(
             job(
                 study.evaluate("evaluate", key), "evaluate", {"outcomes": root / f"{number}.parquet"}, **model,
-                **texts["words"], benchmarks=(piqa,),
+                **texts["words"], benchmarks=(asked,),
                 scores=(from_text["scores"],) if one.method == "static" else (),
                 predictor=(from_text["predictor"],) if one.method == "shadow" else (),
             )["outcomes"]

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
-from test_workflow import command, environment, prepared, results, run_in, snakemake, tables
+from test_workflow import command, environment, prepared, run_in, snakemake, tables
 
 pytestmark = pytest.mark.faults
 KILLS = int(os.environ.get("FAULTS_KILLS", "50"))
@@ -37,10 +37,9 @@ def undisturbed(tmp_path_factory):
     return run_in(small(tmp_path_factory.mktemp("undisturbed") / "house"))
 
 
-def same_study(house, undisturbed):
-    """The text's folder is in the specification: both runs must name the same one."""
-    shutil.copy(undisturbed / "config" / "tiny.yaml", house / "config" / "tiny.yaml")
-    return house
+def same_study(folder, undisturbed):
+    """A house with the undisturbed one's code and configuration, which names the same texts, and nothing done."""
+    return shutil.copytree(undisturbed, folder, ignore=shutil.ignore_patterns("results", ".snakemake"))
 
 
 def start(house):
@@ -60,7 +59,7 @@ def test_a_study_killed_again_and_again_ends_in_the_same_bytes(undisturbed, tmp_
         return kills < KILLS and time.monotonic() < deadline
 
     while more():
-        house, rounds, finished = same_study(small(tmp_path / f"house-{rounds}"), undisturbed), rounds + 1, False
+        house, rounds, finished = same_study(tmp_path / f"house-{rounds}", undisturbed), rounds + 1, False
         while not finished:
             snakemake(house, "--unlock")
             process = start(house)
@@ -115,13 +114,12 @@ def disk(tmp_path):
 
 
 def on_disk(house, tmp_path):
-    results(house).parent.rename(house / "was") if results(house).parent.exists() else None
     (house / "results").symlink_to(tmp_path / "disk")
 
 
 @pytest.mark.parametrize("fault", ["full", "read-only"])
 def test_a_disk_that_cannot_be_written_is_one_sentence_and_the_rest_stays(undisturbed, disk, tmp_path, fault):
-    house = same_study(small(tmp_path / "house"), undisturbed)
+    house = same_study(tmp_path / "house", undisturbed)
     on_disk(house, tmp_path)
     disk("size=100k" if fault == "full" else "ro,size=64m")
     said = snakemake(house)
@@ -139,7 +137,7 @@ def test_a_disk_that_cannot_be_written_is_one_sentence_and_the_rest_stays(undist
 
 
 def test_two_who_start_the_same_study_in_one_folder_do_no_harm(undisturbed, tmp_path):
-    house = same_study(small(tmp_path / "house"), undisturbed)
+    house = same_study(tmp_path / "house", undisturbed)
     first, second = start(house), start(house)
     said = [process.communicate(timeout=600)[0] for process in (first, second)]
     codes = [process.returncode for process in (first, second)]

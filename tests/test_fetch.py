@@ -68,8 +68,10 @@ def measured(data, folder):
     for task in ("piqa", "wikitext"):
         run("prepare-benchmark", jobs.prepare_benchmark(task), documents=folder / f"{task}.parquet")
     spec = jobs.evaluate("evaluate", ("tiny", "wikipedia", "dense", 0))["spec"]
-    benchmarks = [str(folder / "piqa.parquet"), str(folder / "wikitext.parquet")]
-    arguments = ["--card", folder / "card.json", "--weights", folder / "weights", "--benchmarks", *benchmarks]
+    prepared = [str(folder / "piqa.parquet"), str(folder / "wikitext.parquet")]
+    assert cli.main(["gather-benchmarks", "--prepared", *prepared, "--benchmarks", str(folder / "asked.parquet")]) == 0
+    arguments = ["--card", folder / "card.json", "--weights", folder / "weights"]
+    arguments += ["--benchmarks", folder / "asked.parquet"]
     arguments += ["--documents", text["documents"], "--tasks", text["tasks"], "--outcomes", folder / "outcomes.parquet"]
     batches = ["--window-batch", "2", "--request-batch", "4"]
     assert cli.main(["evaluate", "--spec", spec, *batches, *map(str, arguments)]) == 0

@@ -35,6 +35,11 @@ def test_a_newcomer_gets_from_the_guide_to_results(tmp_path):
     (tmp_path / "house").mkdir()
     house = prepared(tmp_path / "house")
     study = yaml.safe_load((house / "config" / "tiny.yaml").read_text()) | {"study": "quick"}
+    study["models"] = {"tiny-llama": study["models"]["tiny-llama"]}  # every rule, and few jobs of each
+    study["conditions"] = [
+        {"methods": ["static", "shadow", "oracle"], "criteria": ["plainact"], "predictors": ["small"],
+         "sparsities_pct": [50]}
+    ]  # fmt: skip
     (house / "config" / "quick.yaml").write_text(yaml.safe_dump(study))
     profile = house / "profiles" / "slurm" / "profile.yaml"
     # this cluster keeps no accounts, and has two processors

@@ -40,7 +40,7 @@ def cost(command, **options):
     return out + err, seconds, memory
 
 
-def test_ten_times_the_papers_grid_is_planned_in_a_minute(tmp_path, record_property):
+def test_ten_times_the_papers_grid_is_planned_in_a_minute(tmp_path):
     study = yaml.safe_load(PAPER.read_text())
     study["models"] = {f"{name}-{copy}": one for name, one in study["models"].items() for copy in range(10)}
     (tmp_path / "paper.yaml").write_text(yaml.safe_dump(study | {"study": "tenfold"}))

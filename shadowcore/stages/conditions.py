@@ -12,7 +12,6 @@ import torch
 from shadowcore import artifacts, benchmarks, text
 from shadowcore.benchmarks import BENCHMARKS
 from shadowcore.errors import ConfigError
-from shadowcore.measure import harness
 from shadowcore.measure.perplexity import window_losses
 from shadowcore.measure.protocols import PROTOCOLS
 from shadowcore.measure.sparsity import Masks, SparseModel
@@ -91,16 +90,19 @@ def measure(stage: str, spec: Spec, inputs: Any, outputs: Outputs, masks: Callab
 
 def _runs(spec: Spec, inputs: Any, sparse: SparseModel, tokenizer, progress: Progress) -> Iterator[list[dict]]:
     """What every document came to, run by run: of windows, of our own task, of benchmarks."""
+    # not above: lm-eval takes seconds, and every Snakemake that starts reads this file to know what a condition is
+    from shadowcore.measure import harness
+
     yield from _windows(spec, inputs, sparse, tokenizer, progress)
     longest = sparse.sizes.positions
     if "true_continuation" in spec.tasks:
         questions = text.TASKS.read(inputs.tasks).to_pylist()
         task = harness.true_continuation(questions)
         yield harness.outcomes(sparse, tokenizer, [task], spec.request_batch, longest)
-    files = {path.stem: benchmarks.prepared(path) for path in inputs.benchmarks}
-    if missing := set(spec.tasks) - {*OWN_TASKS, *files}:
-        raise ConfigError(f"--benchmarks: no file of {sorted(missing)}; <task>.parquet of prepare-benchmark would fit")
-    for batch, window, tasks in _together(spec, files):
+    prepared = {name: rows for path in inputs.benchmarks for name, rows in benchmarks.gathered(path).items()}
+    if missing := set(spec.tasks) - {*OWN_TASKS, *prepared}:
+        raise ConfigError(f"--benchmarks: no {sorted(missing)} in it; a file of gather-benchmarks with them would fit")
+    for batch, window, tasks in _together(spec, prepared):
         progress.say(", ".join(f"{task.config.task} ({task.config.num_fewshot}-shot)" for task in tasks))
         found = harness.outcomes(sparse, tokenizer, tasks, batch, min(window or longest, longest))
         yield [row | {"data": row["task"]} for row in found]
@@ -123,12 +125,12 @@ def _windows(spec: Spec, inputs: Any, sparse: SparseModel, tokenizer, progress: 
         yield [measured | {"document": name, "value": loss} for name, loss in zip(names, losses.tolist(), strict=True)]
 
 
-def _together(spec: Spec, files: dict[str, list[dict[str, Any]]]) -> Iterator[tuple[int, int | None, list]]:
+def _together(spec: Spec, prepared: dict[str, list[dict[str, Any]]]) -> Iterator[tuple[int, int | None, list]]:
     """Batch size, longest window (None: the model's) and tasks of every run of lm-eval: as few as can be."""
 
     def task(name: str, shots: int):
         parts = {"evaluation": [], "examples": []}
-        for row in files[name]:
+        for row in prepared[name]:
             parts[row[benchmarks.SPLIT]].append({column: row[column] for column in BENCHMARKS[name].columns})
         return benchmarks.task(name, parts["evaluation"], parts["examples"] if shots else [], shots)
 

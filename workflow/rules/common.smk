@@ -2,6 +2,9 @@ import gc
 from functools import cache
 from inspect import signature
 
+from snakemake.common import overwrite_function_params
+from snakemake.resources import Resource
+
 from shadowcore.plan import Work, work
 from shadowcore.provenance import fingerprint
 
@@ -9,10 +12,13 @@ from shadowcore.provenance import fingerprint
 gc.set_threshold(500_000)
 
 
-# Snakemake asks every function for its signature, for every job: it is found once, here.
+# Snakemake asks every function for its parameters, several times for every job: they are found once, here.
 def signed(function):
-    function.__signature__ = signature(function)
+    overwrite_function_params(function, signature(function).parameters)
     return function
+
+
+signed(Resource.evaluate)
 
 
 @cache
@@ -95,7 +101,7 @@ def condition_key(wildcards):
 
 @signed
 def benchmarks_of(wildcards):
-    return jobs.benchmarks(wildcards.data)
+    return jobs.gathered(wildcards.data)
 
 
 # read by no one: nothing is measured before this check has passed

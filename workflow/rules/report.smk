@@ -62,7 +62,7 @@ rule judge_claims:
     input:
         tables=jobs.measured_tables(),
         checked=rules.check_tables.output.record,
-        published=relpath(PUBLISHED),
+        published=local(relpath(PUBLISHED)),  # is in this tree, and never in an object store
     output:
         claims=report(f"{root}/tables/claims.parquet", category="Tables", caption="../report/tables.rst"),
     log:
@@ -118,7 +118,7 @@ rule write_page:
     input:
         tables=jobs.tables(),
         figures=[f"{stem}.png" for stem in jobs.figures()],
-        captions=[relpath(f"{workflow.basedir}/workflow/report/{name}.rst") for name in (*FIGURES, "workflow")],
+        captions=[local(relpath(f"{workflow.basedir}/workflow/report/{name}.rst")) for name in (*FIGURES, "workflow")],
     output:
         page=report(
             f"{root}/index.html",

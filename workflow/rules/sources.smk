@@ -60,6 +60,28 @@ rule prepare_benchmark:
         " --documents {output.documents:q} &> {log:q}"
 
 
+# One file for all: of every benchmark that is an input, twenty thousand jobs would each be asked whether it changed.
+rule gather_benchmarks:
+    input:
+        prepared=jobs.benchmarks(study.evaluation.texts[0]),
+    output:
+        benchmarks=f"{root}/tasks/benchmarks.parquet",
+    log:
+        f"{root}/logs/gather_benchmarks.log",
+    benchmark:
+        f"{root}/benchmarks/gather_benchmarks.tsv"
+    conda:
+        "../../environment.yml"
+    threads: 1
+    resources:
+        **asked("gather_benchmarks", "gather_benchmarks"),
+    params:
+        code=fingerprint("shadowcore.stages.gather_benchmarks"),
+    shell:
+        "python -m shadowcore gather-benchmarks --prepared {input.prepared:q} --benchmarks {output.benchmarks:q}"
+        " &> {log:q}"
+
+
 rule check_disjoint:
     input:
         calibrated=f"{root}/texts/{{calibration}}/documents.parquet",
