@@ -24,9 +24,9 @@ from shadowcore.method.criteria import CRITERIA
 from shadowcore.method.passes import ImportancePass
 from shadowcore.method.predictors import PREDICTORS, Predictor
 from shadowcore.models.families import dimensions_of
+from shadowcore.models.folders import load_model
 from shadowcore.models.losses import example_losses
 from shadowcore.models.recording import frozen
-from shadowcore.models.sources import load_model
 
 BATCH, TOKENS = 4, 128
 KINDS = ("neurons",)

@@ -22,8 +22,9 @@ from shadowcore.method.criteria import CRITERIA
 from shadowcore.method.policies import POLICIES, WHOLE_MODEL_POLICIES
 from shadowcore.method.predictors import PREDICTORS
 from shadowcore.models.families import KINDS_OF
+from shadowcore.models.folders import DTYPES
 from shadowcore.models.published import PUBLISHED
-from shadowcore.models.sources import DTYPES, MODEL_SOURCES
+from shadowcore.models.sources import MODEL_SOURCES
 from shadowcore.recipes import Masked, Preset, Trained, Tuned
 from shadowcore.stages.base import parse_spec
 from shadowcore.stages.conditions import NEEDS_PROMPTS, OWN_TASKS

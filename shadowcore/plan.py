@@ -26,8 +26,9 @@ from shadowcore.jobs import Jobs
 from shadowcore.method.criteria import CRITERIA
 from shadowcore.method.predictors import groups_of
 from shadowcore.models.families import KINDS, Dimensions, dimensions_of
+from shadowcore.models.folders import read_config
 from shadowcore.models.published import PUBLISHED, Size
-from shadowcore.models.sources import RandomModel, read_config
+from shadowcore.models.sources import RandomModel
 from shadowcore.recipes import Trained
 from shadowcore.stages.base import read_card
 from shadowcore.text import CHOICES

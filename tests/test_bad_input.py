@@ -479,7 +479,7 @@ def test_any_other_file_is_one_sentence(tmp_path_factory, text):
 @pytest.mark.parametrize("name", ["model/model.safetensors", "predictor.safetensors", "outcomes.parquet", "card.json"])
 def test_any_other_bytes_are_read_as_before_or_refused(whole, tmp_path_factory, name, where, what):
     from shadowcore.errors import ArtifactError
-    from shadowcore.models import sources
+    from shadowcore.models import folders
     from shadowcore.models.families import dimensions_of
     from shadowcore.schemas import OUTCOMES
     from shadowcore.stages import inputs
@@ -492,10 +492,10 @@ def test_any_other_bytes_are_read_as_before_or_refused(whole, tmp_path_factory, 
     content = (whole.folder / name).read_bytes()
     at = int(where * len(content))
     path.write_bytes(content[:at] + what + content[at + len(what) :])
-    sizes = dimensions_of(sources.read_config(whole.folder / "model"))
+    sizes = dimensions_of(folders.read_config(whole.folder / "model"))
     try:
         if name.startswith("model/"):
-            sources.load_model(path.parent)
+            folders.load_model(path.parent)
         elif name.startswith("predictor"):
             inputs.read_predictor(path, sizes)
         elif name.startswith("outcomes"):

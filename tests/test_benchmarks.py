@@ -23,7 +23,7 @@ from shadowcore.measure import harness
 from shadowcore.measure.sparsity import PredictedMasks, SparseModel
 from shadowcore.method.predictors import Predictor
 from shadowcore.models.families import dimensions_of
-from shadowcore.models.sources import byte_tokenizer, load_model, load_tokenizer
+from shadowcore.models.folders import byte_tokenizer, load_model, load_tokenizer
 
 OFFLINE = Path(os.environ.get("OFFLINE_EVAL", Path(__file__).parents[2] / "shared" / "offline_eval"))
 LONGEST = 64

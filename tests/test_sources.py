@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, GPT2Config
 
 from shadowcore import packages
 from shadowcore.errors import ArtifactError, ConfigError, SourceError
-from shadowcore.models import sources
+from shadowcore.models import folders, sources
 from shadowcore.models.sources import FolderModel, HubModel, PackagedModel, RandomModel
 from shadowcore.packages import Wheel, extract
 from shadowcore.provenance import file_sha256
@@ -47,7 +47,7 @@ def pip(monkeypatch, tmp_path):
 
 
 def logits(folder):
-    model, tokenizer = sources.load_model(folder), sources.load_tokenizer(folder)
+    model, tokenizer = folders.load_model(folder), folders.load_tokenizer(folder)
     with torch.no_grad():
         return model(**tokenizer(PROMPT, return_tensors="pt")).logits
 
@@ -115,7 +115,7 @@ def test_random_model_is_seeded_and_its_card_tells_the_truth(family, tmp_path):
 
 
 def test_byte_tokenizer_returns_any_text(folder):
-    tokenizer = sources.load_tokenizer(folder)
+    tokenizer = folders.load_tokenizer(folder)
     for text in ("plain", "  two  spaces , it 's\n\n", "é 漢字 \x00"):
         ids = tokenizer(text)["input_ids"]
         assert len(ids) == len(text.encode()) and tokenizer.decode(ids) == text
@@ -140,7 +140,7 @@ def test_dimensions_that_do_not_fit_leave_nothing(change, said, tmp_path):
 
 def test_random_model_can_borrow_a_tokenizer(folder, tmp_path):
     sources.fetch(RandomModel("opt", tokenizer=str(folder), **SMALL), tmp_path / "borrowed")
-    borrowed, own = sources.load_tokenizer(tmp_path / "borrowed"), sources.load_tokenizer(folder)
+    borrowed, own = folders.load_tokenizer(tmp_path / "borrowed"), folders.load_tokenizer(folder)
     assert borrowed(PROMPT)["input_ids"] == own(PROMPT)["input_ids"]
 
 
@@ -174,7 +174,7 @@ def test_folder_and_hub_give_the_same_model_as_links(folder, tmp_path, monkeypat
         assert (ready / "model.safetensors").is_symlink() and card["licence"] == "mit"
         assert card["source"]["kind"] == source.KIND and "README.md" not in card["files"]
         assert torch.equal(logits(ready), logits(folder))
-        sources.check_files(ready, card)
+        folders.check_files(ready, card)
 
 
 def test_pickled_checkpoint_becomes_the_same_safetensors_and_the_source_stays(folder, tmp_path):
@@ -230,9 +230,9 @@ def test_truncated_weights_are_named(folder, tmp_path):
     card = {"files": {path.name: {"bytes": path.stat().st_size} for path in folder.iterdir()}}
     os.truncate(folder / "model.safetensors", 5000)
     with pytest.raises(ArtifactError, match="model.safetensors: 5000 bytes where"):
-        sources.check_files(folder, card)
+        folders.check_files(folder, card)
     with pytest.raises(ArtifactError, match="model.safetensors: damaged"):
-        sources.load_model(folder)
+        folders.load_model(folder)
     with pytest.raises(SourceError, match="model.safetensors: damaged"):
         sources.fetch(FolderModel(str(folder)), tmp_path / "ready")
 
@@ -241,23 +241,23 @@ def test_missing_and_surplus_files_are_named(folder):
     card = {"files": {path.name: {"bytes": path.stat().st_size} for path in folder.iterdir()}}
     (folder / "surplus.json").write_text("{}")
     with pytest.raises(ArtifactError, match="surplus.json: 2 bytes where the model's card has no file"):
-        sources.check_files(folder, card)
+        folders.check_files(folder, card)
     (folder / "surplus.json").unlink()
     (folder / "tokenizer.json").unlink()
     with pytest.raises(ArtifactError, match="tokenizer.json: no file where"):
-        sources.check_files(folder, card)
+        folders.check_files(folder, card)
 
 
 def test_missing_shard_is_named(folder):
     index = {"weight_map": {"lm_head.weight": "model-00002-of-00002.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(ArtifactError, match="model-00002-of-00002.safetensors: no such file"):
-        sources.load_model(folder)
+        folders.load_model(folder)
 
 
 def test_missing_folder(tmp_path):
     with pytest.raises(ArtifactError, match="config.json: no such file"):
-        sources.load_model(tmp_path / "nowhere")
+        folders.load_model(tmp_path / "nowhere")
     with pytest.raises(SourceError, match="nowhere' is not a folder"):
         sources.fetch(FolderModel(str(tmp_path / "nowhere")), tmp_path / "ready")
 
@@ -267,30 +267,30 @@ def test_unsupported_model_type_before_any_weights(model_type, tmp_path):
     GPT2Config(n_layer=1).save_pretrained(tmp_path)
     change_json(tmp_path / "config.json", model_type=model_type)
     with pytest.raises(ConfigError, match=f"model type '{model_type}'"):
-        sources.load_model(tmp_path)
+        folders.load_model(tmp_path)
 
 
 @pytest.mark.parametrize("change", [{"num_hidden_layers": 3}, {"intermediate_size": 40}])
 def test_weights_that_contradict_the_configuration(folder, change):
     change_json(folder / "config.json", **change)
     with pytest.raises(ArtifactError, match="disagree"):
-        sources.load_model(folder)
+        folders.load_model(folder)
 
 
 def test_tokenizer_without_a_token_to_begin_with(folder):
     change_json(folder / "tokenizer_config.json", bos_token=None, eos_token=None)
     with pytest.raises(SourceError, match="neither a BOS nor an EOS"):
-        sources.load_tokenizer(folder)
+        folders.load_tokenizer(folder)
     (folder / "tokenizer.json").unlink()
     with pytest.raises(SourceError, match="no tokenizer"):
-        sources.load_tokenizer(folder)
+        folders.load_tokenizer(folder)
 
 
 def test_load_model_is_ready_to_read(folder):
-    model = sources.load_model(folder, "bfloat16")
+    model = folders.load_model(folder, "bfloat16")
     assert not model.training and model.dtype == torch.bfloat16 and model.config._attn_implementation == "sdpa"
     with pytest.raises(ConfigError, match="did you mean 'float16'"):
-        sources.load_model(folder, "float61")
+        folders.load_model(folder, "float61")
 
 
 def test_killed_fetch_leaves_nothing_that_is_trusted(folder, tmp_path, monkeypatch):
@@ -301,7 +301,7 @@ def test_killed_fetch_leaves_nothing_that_is_trusted(folder, tmp_path, monkeypat
         (folder_left / "model.safetensors").write_bytes(b"half")
     os.utime(left, (1e9, 1e9))  # of a run that was killed long ago; the other one may still run
     card = sources.fetch(FolderModel(str(folder)), ready)
-    sources.check_files(ready, card)
+    folders.check_files(ready, card)
     assert not left.exists() and other.exists()
 
     def interrupted(*_):
@@ -320,8 +320,8 @@ def test_packaged_model_has_the_logits_of_its_gguf(tmp_path):
     card = sources.fetch(PackagedModel(), tmp_path / "ready")
     model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32).eval()
     with torch.no_grad():
-        ids = sources.load_tokenizer(tmp_path / "ready")(PROMPT, return_tensors="pt")["input_ids"]
-        assert torch.equal(model(ids).logits, sources.load_model(tmp_path / "ready")(ids).logits)
+        ids = folders.load_tokenizer(tmp_path / "ready")(PROMPT, return_tensors="pt")["input_ids"]
+        assert torch.equal(model(ids).logits, folders.load_model(tmp_path / "ready")(ids).logits)
     assert card["licence"] == "Apache-2.0" and card["dimensions"]["neurons"] == 1536
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from shadowcore import text
 from shadowcore.errors import ConfigError, SourceError
-from shadowcore.models.sources import byte_tokenizer
+from shadowcore.models.folders import byte_tokenizer
 from shadowcore.text import Document, FolderText, HubText, PackagedText
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

@@ -11,7 +11,7 @@ from shadowcore import artifacts, text
 from shadowcore.errors import ArtifactError
 from shadowcore.method.predictors import FIRST_SPARSE_LAYER, PREDICTOR_SCHEMA, Predictor
 from shadowcore.method.small import restored
-from shadowcore.models import sources
+from shadowcore.models import folders
 from shadowcore.models.families import Dimensions, Kind
 from shadowcore.schemas import CRITERIA, THRESHOLDS
 from shadowcore.stages.base import read_card
@@ -24,15 +24,15 @@ def device() -> torch.device:
 
 def read_tokenizer(card: Path, weights: Path):
     """The tokenizer of a model folder, whose files are checked against the card first."""
-    sources.check_files(weights, read_card(card))
-    return sources.load_tokenizer(weights)
+    folders.check_files(weights, read_card(card))
+    return folders.load_tokenizer(weights)
 
 
 def read_model(weights: Path, dtype: str):
     """The untouched Hugging Face model of a folder, on the device."""
     # cuDNN's attention is planned anew for every shape of a batch, and an evaluation has hundreds of them
     torch.backends.cuda.enable_cudnn_sdp(False)
-    return sources.load_model(weights, dtype, device())
+    return folders.load_model(weights, dtype, device())
 
 
 def windows_of(path: Path, split: str, tokenizer, length: int, count: int, seed: int) -> list[text.Window]:

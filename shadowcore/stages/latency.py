@@ -26,7 +26,7 @@ from shadowcore.measure.sparsity import Masks, PredictedMasks, SparseModel
 from shadowcore.method.policies import POLICIES
 from shadowcore.method.predictors import FIRST_SPARSE_LAYER, Predictor
 from shadowcore.method.thresholds import neuron_magnitudes
-from shadowcore.models import sources
+from shadowcore.models import folders
 from shadowcore.models.families import KINDS_OF, Kind, dimensions_of
 from shadowcore.schemas import LATENCY, LATENCY_REPEATS
 from shadowcore.stages.base import Progress, Stage, header
@@ -90,7 +90,7 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     prompt = windows_of(inputs.documents, "evaluation", tokenizer, spec.prompt_tokens, 1, spec.seed)[0]
     ids = torch.tensor([prompt.ids], device=device)
     ceiling = speed.read_ceiling(device) if device.type == "cuda" else None
-    model = sources.load_model(inputs.weights, spec.dtype)
+    model = folders.load_model(inputs.weights, spec.dtype)
     require_bytes(2 * sum(parameter.nbytes for parameter in model.parameters()), device)  # the model, and our layout
     model = model.to(device)
     generated = (GENERATED if device.type == "cuda" else spec.new_tokens) if model.dtype == torch.float32 else 0

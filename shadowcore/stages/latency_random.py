@@ -21,8 +21,8 @@ from shadowcore.errors import ConfigError, one_of
 from shadowcore.measure import agreement, latency, speed
 from shadowcore.measure.modes import RIVALS, Design, Modes, variants
 from shadowcore.models.families import KINDS
+from shadowcore.models.folders import DTYPES
 from shadowcore.models.published import PUBLISHED
-from shadowcore.models.sources import DTYPES
 from shadowcore.schemas import LATENCY, LATENCY_REPEATS
 from shadowcore.stages.base import Progress, Stage, header
 
