@@ -28,6 +28,11 @@ from shadowcore.models.masking import masked
 ROOM = 16
 
 
+def slow(*values):
+    """A case that only CI runs: every case takes seconds."""
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 @pytest.fixture
 def ids(tokens):
     """One short sequence (1, 8): the interpreter is slow."""
@@ -76,7 +81,7 @@ def test_a_layer_may_have_nothing_left(tiny, ids):
         close(logits_of(decoder, ids), all_logits(tiny, ids))
 
 
-@pytest.mark.parametrize("kinds", [("heads",), ("neurons",), KINDS])
+@pytest.mark.parametrize("kinds", [slow(("heads",)), slow(("neurons",)), KINDS])
 @pytest.mark.parametrize("design, count", [("shadow", 1), ("layerwise", 1), ("segments", 2)])
 def test_predicted_steps_are_those_of_the_torch_decoder(tiny, ids, design, count, kinds):
     predictor, layout = random_predictor(tiny, design, count), from_model(tiny)
@@ -103,7 +108,7 @@ class Late:
             self.waiting.pop(0)()
 
 
-@pytest.mark.parametrize("design, count, branches", [("shadow", 1, 1), ("layerwise", 1, 3), ("segments", 2, 0)])
+@pytest.mark.parametrize("design, count, branches", [("shadow", 1, 1), ("layerwise", 1, 3), slow("segments", 2, 0)])
 def test_choosing_beside_other_layers_changes_nothing(tiny, tokens, design, count, branches):
     selection = KeepPredicted(random_predictor(tiny, design, count), "per_layer", HALF)
     for ids in (tokens[:1, : PROMPT + 3], tokens[:, : PROMPT + 1]):
