@@ -166,7 +166,17 @@ class Latency(Strict):
     warmup: Annotated[int, Field(ge=0)]
 
 
-class Design(Strict):
+class ForSome(Strict):
+    """What concerns some of a section's models, or all of them."""
+
+    models: list[among(PUBLISHED)] = []
+
+    def concerns(self, model: str) -> bool:
+        """Where no model is named, it concerns all."""
+        return not self.models or model in self.models
+
+
+class Design(ForSome):
     """A predictor with random weights: see `shadowcore.stages.latency_random`."""
 
     method: among(PREDICTORS)
@@ -177,15 +187,14 @@ class Design(Strict):
     sparsities_pct: list[Percent] = []
 
 
-class Setting(Strict):
-    """Other sequences, lengths and sparsities, for some models (all where none is named)."""
+class Setting(ForSome):
+    """Other sequences, lengths and sparsities."""
 
     batch: Annotated[int, Field(ge=1, le=16)] = 1
     prompt_tokens: Positive | None = None
     new_tokens: Positive | None = None
     sparsities_pct: list[Percent] = []
     baselines: list[among(RIVALS)] = ["cublas"]
-    models: list[among(PUBLISHED)] = []
 
 
 class LatencyRandom(Strict):
@@ -210,16 +219,20 @@ class LatencyRandom(Strict):
 
         In the main one all modes; in the others dense and its own baselines, compacted, given units, the first design.
         """
-        main = self.model_dump(exclude={"models", "also"}) | {"batch": 1}
-        first = main["designs"][0] | {"sparsities_pct": []}
-        found = {}
-        for one in (None, *(one for one in self.also if not one.models or model in one.models)):
-            given = one.model_dump(exclude={"models"}, exclude_unset=True) if one else {}
-            spec = main | ({"designs": [first], "baselines": one.baselines} | given if one else {})
+        designs = [one.model_dump(exclude={"models"}) for one in self.designs if one.concerns(model)]
+        main = self.model_dump(exclude={"models", "also"}) | {"model": model, "batch": 1, "designs": designs}
+        other = main | {"designs": [one | {"sparsities_pct": []} for one in designs[:1]]}
+        settings = [
+            other | {"baselines": one.baselines} | one.model_dump(exclude={"models"}, exclude_unset=True)
+            for one in self.also
+            if one.concerns(model)
+        ]
+        found: dict[str, dict[str, Any]] = {}
+        for spec in (main, *settings):
             name = "{batch}x{prompt_tokens}+{new_tokens}".format(**spec)
             if name in found:
                 raise ValueError(f"also: {model} is timed twice at {name} (sequences x prompt + new tokens)")
-            found[name] = spec | {"model": model}
+            found[name] = spec
         return found
 
     @model_validator(mode="after")
