@@ -100,10 +100,11 @@ def test_rates_are_those_of_an_earlier_run(tmp_path):
 
 
 def test_decoding_is_planned_as_slow_as_it_was_measured(tmp_path):
-    """Every assumed rate is at most what the fastest dense decoder reached on one H200 (results/reference/gpu)."""
-    path = CONFIG.parent / "results" / "reference" / "gpu" / "tables" / "latency.parquet"
+    """Every assumed rate is at most what our dense decoder reached on one H100 (results/reference/gpu-h100)."""
+    path = CONFIG.parent / "results" / "reference" / "gpu-h100" / "tables" / "latency.parquet"
     measured = artifacts.read_table(path, LATENCY.schema).to_pandas()
-    dense = measured[measured["mode"] == "dense"].set_index("model")["ms_per_token"]
+    measured = measured.query("mode == 'dense' and batch == 1 and prompt_tokens == 128 and new_tokens == 128")
+    dense = measured.set_index("model")["ms_per_token"]
     for one in plan.work(Jobs(load_study(CONFIG / "gpu.yaml"), tmp_path)):
         model = one.name.split("/")[0]
         if one.rule == "latency_random" and model in dense:

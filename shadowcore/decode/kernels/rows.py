@@ -16,7 +16,7 @@ from shadowcore.decode.kernels.residual import Normed, Partial, Read, norm_of, n
 
 ACTIVATIONS = {"none": 0, "relu": 1, "silu": 2}  # silu: of the gate row, times the row beside it
 COLUMNS = 1024  # of a weight row, in one piece
-# sizes of the work of one program, as measured (results/reference/gpu/tuning.txt)
+# sizes of the work of one program, as measured (results/reference/gpu-h100/tuning.txt)
 TILE, WARPS = 8192, 4  # weights of a product
 SUM_COLUMNS, SUM_TILE, SUM_WARPS = 1024, 8192, 4  # columns of a sum of rows, and weights of it at a time
 SUM_GROUP, SUM_PROGRAMS = (16, 256), 512  # rows of one sum: fewest and most, so that there are so many programs

@@ -35,11 +35,11 @@ def timed(tables: Tables) -> pd.DataFrame:
     return rows.assign(roof_ms=rows["roofline_ms"] * rows["ceiling_gb_s"] / best, main=main)
 
 
-def alike(rows: pd.DataFrame, mode: str, rank: int = RANK) -> pd.DataFrame:
-    """One mode's rows by rising sparsity; of predictors those of one rank, in 16 bits."""
+def alike(rows: pd.DataFrame, mode: str, rank: int = RANK, bits: int = BITS) -> pd.DataFrame:
+    """One mode's rows by rising sparsity; of predictors those of one rank and number format."""
     found = where(rows, mode=mode).sort_values("sparsity_pct")
     predicted = found["predictor_rank"].notna()
-    return found[~predicted | ((found["predictor_rank"] == rank) & (found["predictor_bits"] == BITS))]
+    return found[~predicted | ((found["predictor_rank"] == rank) & (found["predictor_bits"] == bits))]
 
 
 def published_ratios() -> pd.Series:
