@@ -1,10 +1,15 @@
 """Small predictors, in 8 bits and in blocks: the decoder reads the very predictor that accuracy was measured with."""
 
+from itertools import product
+
 import pytest
 import torch
+from test_decoder import PROMPT, close, logits_of
 
+from shadowcore.decode.decoder import Decoder
+from shadowcore.decode.layout import from_model
 from shadowcore.decode.skipping import KeepPredicted
-from shadowcore.errors import ConfigError
+from shadowcore.measure.latency import bytes_per_step, predictor_bytes
 from shadowcore.measure.sparsity import PredictedMasks, no_context
 from shadowcore.method.policies import kept_units
 from shadowcore.method.predictors import Predictor
@@ -71,9 +76,20 @@ def test_whole_blocks_are_kept_alike_by_the_model_and_by_the_decoder(predictor):
             assert blocks.any(-1).sum() == kept_units(sizes.neurons // BLOCK, pct)
 
 
-def test_a_graph_decoder_refuses_blocks(predictor):
+@pytest.mark.skipif(torch.cuda.is_available(), reason="models on the CPU, kernels interpreted")
+def test_blocks_are_skipped_alike_by_both_decoders(tiny, tokens, predictor):
     pytest.importorskip("triton", reason="Triton is not installed, so there is no Triton decoder to test")
-    from shadowcore.decode.chosen import on_device
+    from shadowcore.decode.graph import GraphDecoder
 
-    with pytest.raises(ConfigError, match="predictors.block: the Triton backend chooses single neurons"):
-        on_device(KeepPredicted(predictor, "per_layer", {"neurons": 50}), predictor.sizes, torch.float32, "cpu")
+    predictor.bits = 16  # the same numbers: of several sequences, 8-bit weights are multiplied with 16-bit features
+    layout, selection = from_model(tiny), KeepPredicted(predictor, "per_layer", dict.fromkeys(KINDS, 50))
+    for ids in (tokens[:1, : PROMPT + 2], tokens[:, : PROMPT + 1]):  # one sequence, and several
+        ours, theirs = GraphDecoder(layout, 16, selection), Decoder(layout, 16, selection)
+        close(logits_of(ours, ids), logits_of(theirs, ids))
+        for layer, kind in product(range(layout.sizes.layers), KINDS):
+            kept, wanted = ours.selection.kept(layer, kind), theirs.selection.kept(layer, kind)
+            assert (kept is None) == (wanted is None)
+            if kept is not None:
+                assert torch.equal(kept.units, wanted.units)
+                assert kept.rows is wanted.rows is None or torch.equal(kept.rows, wanted.rows)
+        assert bytes_per_step(ours) - predictor_bytes(ours) == bytes_per_step(theirs) - predictor_bytes(theirs)

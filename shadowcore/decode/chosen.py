@@ -54,10 +54,12 @@ class AllUnits:
         if units is None:
             return None
         index, order = units.index[: units.count.item()].long().sort()
+        index = (index[:, None] * units.block + torch.arange(units.block, device=index.device)).flatten()
         if units.rows is None:
             return Kept(index, None)
         sequences = torch.arange(self.batch, device=index.device)[:, None]
-        return Kept(index, (units.rows[order] >> sequences & 1).bool())
+        rows = (units.rows[order] >> sequences & 1).bool()
+        return Kept(index, rows.repeat_interleave(units.block, 1))
 
 
 class GivenUnits(AllUnits):
@@ -97,40 +99,42 @@ class GivenUnits(AllUnits):
 class PredictedUnits(AllUnits):
     """Units chosen in every step, per layer: three kernels a group, its product, its scores, its selection.
 
-    kept: how many units of each kind every predicted layer keeps. Of a batch every sequence keeps so many of its own,
-    and what any of them keeps is computed.
+    kept: how many of the units that are scored every predicted layer keeps; these may be blocks of neighbouring
+    neurons. Of a batch every sequence keeps so many of its own, and what any of them keeps is computed.
     """
 
     def __init__(self, groups: Sequence[Group], sizes: Dimensions, kept: Mapping[Kind, int]):
         self._groups = {group.site: group for group in groups}
         self._site_of = {layer: group.site for group in groups for layer in group.layers}
-        self._sizes, self._kept = sizes, dict(kept)
+        self._layers, self._kept = sizes.layers, dict(kept)
+        self._scored = {kind: groups[0].outer[kind].weight.shape[1] for kind in kept}
+        self._block = {kind: sizes.units(kind) // scored for kind, scored in self._scored.items()}
         self.weight_bytes = sum(tensor.nbytes for group in groups for tensor in group.tensors())
         self.allocate(1)
 
     def allocate(self, batch: int) -> None:
         """Room for the scores and choices of so many sequences."""
-        groups, sizes = list(self._groups.values()), self._sizes
+        groups = list(self._groups.values())
         device, layers = groups[0].inner.device, max(len(group.layers) for group in groups)
         self.batch = batch
-        self._capacity = {kind: min(sizes.units(kind), batch * count) for kind, count in self._kept.items()}
+        self._capacity = {kind: min(self._scored[kind], batch * count) for kind, count in self._kept.items()}
         self._hidden = torch.empty(batch, max(len(group.inner) for group in groups), device=device)
         self._starts, width = {}, 0  # of each kind's scores in a row, where wide loads may begin
-        for kind in self._kept:
-            self._starts[kind], width = width, width + sizes.units(kind) + -sizes.units(kind) % ALIGNED
+        for kind, scored in self._scored.items():
+            self._starts[kind], width = width, width + scored + -scored % ALIGNED
         self._scores = torch.empty(batch * layers, width, device=device)
         self._flags = None
         if batch > 1:
-            most = max(sizes.units(kind) for kind in self._kept)
+            most = max(self._scored.values())
             self._flags = torch.empty(batch * layers * most, dtype=torch.int8, device=device)
         self._index, self._rows = (
             {
-                kind: _aligned(torch.zeros(sizes.layers, capacity, dtype=torch.int32, device=device))
+                kind: _aligned(torch.zeros(self._layers, capacity, dtype=torch.int32, device=device))
                 for kind, capacity in self._capacity.items()
             }
             for _ in range(2)
         )
-        self._counts = {kind: _counts(torch.full((sizes.layers,), count), device) for kind, count in self._kept.items()}
+        self._counts = {kind: _counts(torch.full((self._layers,), count), device) for kind, count in self._kept.items()}
 
     def sites(self) -> dict[Site, int]:
         """Where it wants to see what flows, and the first layer it chooses for from there."""
@@ -157,7 +161,7 @@ class PredictedUnits(AllUnits):
         """Choose one sequence's units from the scores there are: the selection alone."""
         group = self._groups[site]
         choices = [
-            Choice(self._starts[kind], self._sizes.units(kind), count, self._index[kind][_span(group)])
+            Choice(self._starts[kind], self._scored[kind], count, self._index[kind][_span(group)])
             for kind, count in self._kept.items()
         ]
         select(self._scores[: len(group.layers)], choices)
@@ -165,7 +169,7 @@ class PredictedUnits(AllUnits):
     def _choose_several(self, group: Group, hidden: torch.Tensor) -> None:
         layers, start = len(group.layers), 0
         for kind, (weight, bias, scale) in group.outer.items():
-            units, rank = self._sizes.units(kind), weight.shape[-1]
+            units, rank = weight.shape[1:]
             scores = self._scores.view(-1)[: self.batch * layers * units].view(self.batch, layers * units)
             flags = self._flags[: scores.numel()].view(self.batch, layers, units)
             batched.project(hidden[:, start : start + rank], weight, Read(None, bias), scores, scale=scale)
@@ -184,7 +188,7 @@ class PredictedUnits(AllUnits):
         early = not (kind == "heads" and site == Site(layer, "residual"))
         room, count = slice(self._capacity[kind]), self._counts[kind][layer, :1]
         rows = self._rows[kind][layer, room] if self.batch > 1 else None
-        return Units(self._index[kind][layer, room], count, early, rows)
+        return Units(self._index[kind][layer, room], count, early, rows, self._block[kind])
 
 
 def _span(group: Group) -> slice:
@@ -200,15 +204,9 @@ def on_device(selection: Selection | None, sizes: Dimensions, dtype: torch.dtype
             raise ConfigError(
                 f"policy '{selection.policy_name}': the Triton backend chooses per_layer; the torch backend has it"
             )
-        if selection.predictor.blocks["neurons"] > 1:
-            raise ConfigError(
-                "predictors.block: the Triton backend chooses single neurons; the torch backend has blocks"
-            )
-        kinds = selection.sparsity_pct
-        kept = {kind: kept_units(sizes.units(kind), pct) for kind, pct in kinds.items()}
-        return PredictedUnits(
-            groups_of(selection.predictor, tuple(kinds), dtype, device, selection.predictor.bits), sizes, kept
-        )
+        predictor, kinds = selection.predictor, selection.sparsity_pct
+        kept = {kind: kept_units(sizes.units(kind) // predictor.blocks[kind], pct) for kind, pct in kinds.items()}
+        return PredictedUnits(groups_of(predictor, tuple(kinds), dtype, device, predictor.bits), sizes, kept)
     if isinstance(selection, KeepFixed):
         return _given(selection, sizes, device)
     if selection is None or isinstance(selection, KeepAll):

@@ -152,13 +152,14 @@ class GraphDecoder(ReplayedDecoder):
     def ffn(self, index: int, layer: Layer) -> Partial:
         """A layer's FFN of the normed residual, as the sum it adds."""
         units = self.selection.units(index, "neurons")
-        width = len(layer.ffn_down) if units is None else units.capacity
+        block = 1 if units is None else units.block
+        width = len(layer.ffn_down) if units is None else units.capacity * block
         active = self._active[: self.batch * width].view(self.batch, width)
         self._project(
-            self._normed_by(layer.ffn_norm), layer.ffn_in, self._read[index][1], active, units,
+            self._normed_by(layer.ffn_norm), layer.ffn_in, self._read[index][1], active, units, block,
             activation=self.layout.activation,
         )  # fmt: skip
-        partial = self._partial(width, 1)
+        partial = self._partial(width, block)
         if self.batch == 1:
             threshold = None if self._thresholds is None else self._thresholds[index]
             single.accumulate(partial, active, layer.ffn_down, units, threshold)

@@ -82,7 +82,7 @@ def _project(
         )  # fmt: skip
         y = y / (1.0 + tl.exp(-y)) * beside
     if bits is not None:
-        keeps = tl.load(bits + slot, mask=used, other=0)
+        keeps = tl.load(bits + slot // UNIT, mask=used, other=0)
         y = tl.where(((keeps[None, :] >> b[:, None]) & 1) != 0, y, 0.0)
     tl.store(out + b[:, None] * stride + slot[None, :], y, mask=(b < batch)[:, None] & used[None, :])
 
@@ -100,13 +100,13 @@ def project(
 ) -> None:
     """As `rows.project` for x (B, D) and out (B, ...), its rows together; B up to 16.
 
-    What a sequence does not keep of units of one row is zero; larger units are left to who reads them.
+    What a sequence does not keep is zero; beside rows that all keep it is left to who reads it.
     """
     width = weight.shape[-1]
     parts = 2 if activation == "silu" else 1
     gathered, tail_shift, total = slots_of(weight, parts, units, unit_rows, tail_rows)
     vectors, moments, norm = taken_apart(x)
-    bits = units.rows if units is not None and unit_rows == 1 else None
+    bits = units.rows if units is not None and not tail_rows else None
     _project[(max(1, triton.cdiv(total, ROWS)),)](
         vectors, weight, read.gains, read.bias, scale, moments, units and units.index, units and units.count, bits, out,
         gathered, tail_shift, total, norm.eps, len(vectors), vectors.stride(0), out.stride(0),

@@ -19,12 +19,16 @@ import triton.language as tl
 
 
 class Units(NamedTuple):
-    """Units of one layer to compute, on the device: the first `count` of `index`, in any order, without repeats."""
+    """Units of one layer to compute, on the device: the first `count` of `index`, in any order, without repeats.
+
+    Where `block` is more than 1, each stands for so many neighbouring ones.
+    """
 
     index: torch.Tensor  # (capacity,) int32
     count: torch.Tensor  # (1,) int32
     early: bool = False  # written before the last kernel began: weights may be fetched ahead
     rows: torch.Tensor | None = None  # (capacity,) int32: bit b is set where sequence b of a batch keeps the unit
+    block: int = 1
 
     @property
     def capacity(self) -> int:
