@@ -5,6 +5,7 @@ import math
 import pandas as pd
 import pytest
 
+from shadowcore.errors import ArtifactError
 from shadowcore.report import claims, tables
 from shadowcore.report.claims import CLAIMS, PUBLISHED
 from shadowcore.schemas import FINAL_TABLES, MEASURED_TABLES
@@ -159,3 +160,24 @@ def test_speed_is_compared_at_equal_predictor_sizes():
     assert row["published_effect"] == pytest.approx(math.log(2099 / 1808))
     assert row["verdict"] == "reproduced"
     assert claims.judge(timed("mine"))[0]["verdict"] == "direction only"
+
+
+@pytest.mark.parametrize(
+    "content, says",
+    [
+        (b"", "No columns to parse"),
+        (b"quantity,value\nlatency,1\n", "no column criterion, method, metric"),
+        (
+            PUBLISHED.read_bytes().replace(b",17.1,", b",seventeen,", 1),
+            "could not convert string to float: 'seventeen'",
+        ),
+        (PUBLISHED.read_bytes() + b"1" + 20 * b",1" + b"\n", "Expected 12 fields"),
+        (b"\xff\xfe\x00", "can't decode"),
+    ],
+)
+def test_a_table_of_published_values_that_is_none(content, says, tmp_path):
+    path = tmp_path / "mine.csv"
+    path.write_bytes(content)
+    with pytest.raises(ArtifactError, match=f"mine.csv: .*{says}.*published.csv would fit") as raised:
+        claims.published(path, CLAIMS["context_over_static"])
+    assert "\n" not in str(raised.value)

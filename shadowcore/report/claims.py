@@ -24,6 +24,9 @@ from shadowcore.report.tables import Tables
 from shadowcore.schemas import MEASURED_TABLES
 
 PUBLISHED = Path(__file__).with_name("published.csv")
+PUBLISHED_COLUMNS = {  # that a table of published values must have
+    "quantity", "model", "method", "criterion", "policy", "units", "sparsity_pct", "task", "metric", "value", "source",
+}  # fmt: skip
 Side = Mapping[str, str | tuple[str, ...]]
 LAYERWISE = ("layerwise", "layerwise_own")
 SHADOW = {"method": "shadow", "criterion": "plainact"}
@@ -189,16 +192,27 @@ def _best(rows: pd.DataFrame, claim: Claim, side: Side, keys: list[str]) -> pd.D
 def published(path: Path, claim: Claim) -> pd.DataFrame:
     """Published effects of a claim, in the order of the file; a published ratio has an effect but no two values.
 
-    Raises ArtifactError if there is no such file.
+    Raises ArtifactError if the file is not such a table.
     """
-    if not Path(path).is_file():
-        raise ArtifactError(f"{path}: no such file; a table such as shadowcore/report/{PUBLISHED.name} would fit")
-    rows = pd.read_csv(path)
+    rows = _read_published(path)
     rows = rows[rows["quantity"] == claim.quantity].assign(stderr=0.0)
     ratios = rows[rows["metric"] == "ratio"]
     if len(ratios):
         return ratios.assign(effect=np.log(ratios["value"]), value_winner=np.nan, value_loser=np.nan)
     return effects(rows, claim).merge(rows.drop_duplicates("model")[["model", "source"]], on="model")
+
+
+def _read_published(path: Path) -> pd.DataFrame:
+    fitting = f"a table such as shadowcore/report/{PUBLISHED.name} would fit"
+    try:
+        rows = pd.read_csv(path, dtype={"value": float, "sparsity_pct": float})
+    except FileNotFoundError:
+        raise ArtifactError(f"{path}: no such file; {fitting}") from None
+    except ValueError as error:  # no CSV, not UTF-8, or words where numbers belong
+        raise ArtifactError(f"{path}: {' '.join(str(error).split())}; {fitting}") from None
+    if missing := sorted(PUBLISHED_COLUMNS - set(rows)):
+        raise ArtifactError(f"{path}: no column {', '.join(missing)}; {fitting}")
+    return rows
 
 
 def judge(tables: Tables, path: Path = PUBLISHED) -> list[dict[str, Any]]:
