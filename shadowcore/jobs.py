@@ -171,11 +171,17 @@ class Jobs:
 
         predictor: the part of its path name before the preset; round_of: the rest of it, without `@tuned`.
         """
-        folder, rounds = f"{self.root}/traces/{model}/{calibration}", Trained.named(round_of).rounds()
-        if rounds[-1].round:
-            folder += f"/{predictor}+{rounds[-2]}"
+        rounds = Trained.named(round_of).rounds()
+        under = f"/{predictor}+{rounds[-2]}" if rounds[-1].round else ""
+        return self._shards(f"{model}/{calibration}{under}", split)
+
+    def dense_traces(self, model: str, calibration: str) -> list[str]:
+        """Traces of the dense model on the training windows."""
+        return self._shards(f"{model}/{calibration}", "train")
+
+    def _shards(self, folder: str, split: str) -> list[str]:
         shards = self.study.traces.shards if split == "train" else 1
-        return [f"{folder}/{split}-{shard}.safetensors" for shard in range(shards)]
+        return [f"{self.root}/traces/{folder}/{split}-{shard}.safetensors" for shard in range(shards)]
 
     def average(self, model: str, calibration: str) -> dict[str, str]:
         from shadowcore.stages.average import Spec

@@ -53,6 +53,9 @@ ETC = Path("/etc/slurm")
 FILES = ("slurm.conf", "gres.conf")
 
 
+NEEDED = f"needs root, Debian's packages slurm-wlm and munge, and no {' or '.join(FILES)} in {ETC} (a killed run's?)"
+
+
 def available() -> bool:
     """Whether this machine can have one, and has none."""
     free = ETC.is_dir() and not any((ETC / name).exists() for name in FILES)

@@ -10,7 +10,7 @@ import time
 import pytest
 import stub_slurm
 import yaml
-from one_node_slurm import available, one_node
+from one_node_slurm import NEEDED, available, one_node
 from test_faults import small
 from test_workflow import ROOT, environment, prepared, results, run_in, tables
 
@@ -175,7 +175,7 @@ def test_a_second_attempt_has_half_the_batch(tmp_path):
 def slurm(tmp_path_factory):
     """The environment of a SLURM of one node."""
     if not available():
-        pytest.skip("needs root and Debian's packages slurm-wlm and munge")
+        pytest.skip(NEEDED)
     with one_node(tmp_path_factory.mktemp("slurm")) as needed:
         yield needed
 

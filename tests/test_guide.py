@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 import yaml
-from one_node_slurm import available, one_node
+from one_node_slurm import NEEDED, available, one_node
 from test_workflow import ROOT, environment, prepared
 
 GUIDE = ROOT / "docs" / "cluster.md"
@@ -31,7 +31,7 @@ def test_the_guide_names_what_there_is():
 @pytest.mark.slurm
 def test_a_newcomer_gets_from_the_guide_to_results(tmp_path):
     if not available():
-        pytest.skip("needs root and Debian's packages slurm-wlm and munge")
+        pytest.skip(NEEDED)
     (tmp_path / "house").mkdir()
     house = prepared(tmp_path / "house")
     study = yaml.safe_load((house / "config" / "tiny.yaml").read_text()) | {"study": "quick"}

@@ -69,8 +69,7 @@ def traced_on_policy(wildcards):
 
 
 def traced(wildcards):
-    folder = f"{root}/traces/{wildcards.model}/{wildcards.calibration}"
-    return [f"{folder}/train-{shard}.safetensors" for shard in range(study.traces.shards)]
+    return jobs.dense_traces(wildcards.model, wildcards.calibration)
 
 
 def timed_predictors(wildcards):
