@@ -28,7 +28,7 @@ from shadowcore.models.sources import MODEL_SOURCES
 from shadowcore.recipes import Masked, Preset, Trained, Tuned
 from shadowcore.stages.base import parse_spec
 from shadowcore.stages.conditions import NEEDS_PROMPTS, OWN_TASKS
-from shadowcore.text import TEXT_SOURCES
+from shadowcore.texts.sources import TEXT_SOURCES
 
 TASKS = (*OWN_TASKS, *BENCHMARKS)
 CONSTANT_METHODS = ("random", "static")

@@ -22,14 +22,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from shadowcore import benchmarks, text
+from shadowcore import benchmarks
 from shadowcore.artifacts import replacing
 from shadowcore.benchmarks import BENCHMARKS
 from shadowcore.config import Study
 from shadowcore.errors import ConfigError, SourceError
-from shadowcore.models import sources
+from shadowcore.models import sources as model_sources
 from shadowcore.provenance import file_sha256
 from shadowcore.stages.base import Progress, parse_spec
+from shadowcore.texts import sources as text_sources
 
 SOURCES, SUMS = "SOURCES.json", "SHA256SUMS"
 DOCUMENTS = "documents.parquet"
@@ -67,11 +68,11 @@ def _parts(study: Study) -> dict[str, tuple[dict[str, Any], Put]]:
     for name, model in study.models.items():
         kind, fields = next(iter(model.source.items()))
         if kind != "random":  # made where it is used
-            source = parse_spec(sources.MODEL_SOURCES[kind], fields)
+            source = parse_spec(model_sources.MODEL_SOURCES[kind], fields)
             parts[f"models/{name}"] = (model.source, partial(_model, source))
     for name, one in study.texts.items():
         kind, fields = next(iter(one.source.items()))
-        source = parse_spec(text.TEXT_SOURCES[kind], fields)
+        source = parse_spec(text_sources.TEXT_SOURCES[kind], fields)
         parts[f"texts/{name}/{DOCUMENTS}"] = (one.source, partial(_text, source))
     for name in (task for task in study.evaluation.tasks if task in BENCHMARKS):
         one, offline_dir = BENCHMARKS[name], study.evaluation.offline_dir
@@ -82,10 +83,10 @@ def _parts(study: Study) -> dict[str, tuple[dict[str, Any], Put]]:
     return parts
 
 
-def _model(source: sources.ModelSource, place: Path) -> dict[str, Any]:
+def _model(source: model_sources.ModelSource, place: Path) -> dict[str, Any]:
     """A model as plain files: what the hub's cache has is linked, or copied where a link cannot be."""
     linked = place.with_name(f".{place.name}.links")
-    card = sources.fetch(source, linked)
+    card = model_sources.fetch(source, linked)
     partial = place.with_name(f".{place.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
@@ -103,8 +104,8 @@ def _model(source: sources.ModelSource, place: Path) -> dict[str, Any]:
     return {"licence": licence, "origin": card["origin"]}
 
 
-def _text(source: text.TextSource, place: Path) -> dict[str, Any]:
-    documents, card = text.fetch(source)
+def _text(source: text_sources.TextSource, place: Path) -> dict[str, Any]:
+    documents, card = text_sources.fetch(source)
     _table(place, [{"title": one.title, "text": one.text} for one in documents])
     return {"licence": card["licence"], "origin": card["origin"]}
 

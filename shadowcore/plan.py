@@ -31,7 +31,7 @@ from shadowcore.models.published import PUBLISHED, Size
 from shadowcore.models.sources import RandomModel
 from shadowcore.recipes import Trained
 from shadowcore.stages.base import read_card
-from shadowcore.text import CHOICES
+from shadowcore.texts.cutting import CHOICES
 
 # documents and letters of the evaluated splits, every choice with its prompt (lm-eval 0.4.13)
 LETTERS = {

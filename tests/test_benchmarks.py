@@ -16,7 +16,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from shadowcore import benchmarks, text
+from shadowcore import benchmarks
 from shadowcore.benchmarks import BENCHMARKS, BenchmarkText
 from shadowcore.errors import ConfigError, ShadowcoreError, SourceError
 from shadowcore.measure import harness
@@ -24,6 +24,7 @@ from shadowcore.measure.sparsity import PredictedMasks, SparseModel
 from shadowcore.method.predictors import Predictor
 from shadowcore.models.families import dimensions_of
 from shadowcore.models.folders import byte_tokenizer, load_model, load_tokenizer
+from shadowcore.texts import sources
 
 OFFLINE = Path(os.environ.get("OFFLINE_EVAL", Path(__file__).parents[2] / "shared" / "offline_eval"))
 LONGEST = 64
@@ -201,7 +202,7 @@ def test_examples_are_the_prompt_and_its_right_answer(folder):
 
 
 def test_a_training_split_is_a_text_whose_examples_are_found_again(folder):
-    documents, card = text.fetch(BenchmarkText("piqa", folder, together=3))
+    documents, card = sources.fetch(BenchmarkText("piqa", folder, together=3))
     assert [len(one.text.split("\n\n")) for one in documents] == [3, 3, 2] and card["documents"] == 3
     train, *_ = benchmarks.read("piqa", "train", folder)
     marks = {benchmarks.mark(part) for one in documents for part in one.text.split("\n\n")}

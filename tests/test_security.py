@@ -127,7 +127,7 @@ def test_another_archive_than_the_pinned_one_is_refused(tmp_path, monkeypatch):
 
 def test_every_packaged_source_is_pinned_by_its_hash():
     from shadowcore.models.sources import PACKAGED_MODELS
-    from shadowcore.text import PACKAGED_TEXTS
+    from shadowcore.texts.sources import PACKAGED_TEXTS
 
     wheels = [one.wheel for one in PACKAGED_MODELS.values()] + [one.wheel for one, _ in PACKAGED_TEXTS.values()]
     assert wheels and all(len(wheel.sha256) == 64 and int(wheel.sha256, 16) for wheel in wheels)

@@ -7,10 +7,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from shadowcore import text
 from shadowcore.errors import ConfigError, SourceError
 from shadowcore.models.folders import byte_tokenizer
-from shadowcore.text import Document, FolderText, HubText, PackagedText
+from shadowcore.texts import cutting, encyclopaedia, sources
+from shadowcore.texts.documents import Document, documents_from_table, documents_to_table, tasks_to_table
+from shadowcore.texts.sources import FolderText, HubText, PackagedText
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -41,11 +42,11 @@ def parquet(tmp_path):
 
 
 def test_folder_gives_its_texts_in_order(parquet):
-    documents, card = text.fetch(FolderText(str(parquet), "page"))
+    documents, card = sources.fetch(FolderText(str(parquet), "page"))
     assert [document.text for document in documents] == ["first", "second"]
     assert [document.title for document in documents] == ["a.parquet, row 0", "b.parquet, row 0"]
     assert card["documents"] == 2 and card["characters"] == 11 and card["source"]["kind"] == "folder"
-    alone, _ = text.fetch(FolderText(str(parquet / "b.parquet"), "page"))
+    alone, _ = sources.fetch(FolderText(str(parquet / "b.parquet"), "page"))
     assert alone == documents[1:]
 
 
@@ -56,23 +57,23 @@ def test_id_is_of_the_text_alone():
 
 def test_bad_folders_are_named(parquet, tmp_path):
     with pytest.raises(ConfigError, match="did you mean 'page'"):
-        text.fetch(FolderText(str(parquet), "pages"))
+        sources.fetch(FolderText(str(parquet), "pages"))
     with pytest.raises(ConfigError, match="holds int values"):
-        text.fetch(FolderText(str(parquet), "number"))
+        sources.fetch(FolderText(str(parquet), "number"))
     (tmp_path / "empty").mkdir()
     for path in ("empty", "nowhere"):
         with pytest.raises(SourceError, match="no Parquet files"):
-            text.fetch(FolderText(str(tmp_path / path)))
+            sources.fetch(FolderText(str(tmp_path / path)))
     whole = (parquet / "a.parquet").read_bytes()
     (parquet / "a.parquet").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(SourceError, match="a.parquet: damaged"):
-        text.fetch(FolderText(str(parquet), "page"))
+        sources.fetch(FolderText(str(parquet), "page"))
 
 
 def test_source_without_any_text(tmp_path):
     pq.write_table(pa.table({"text": ["", " \n"]}), tmp_path / "a.parquet")
     with pytest.raises(SourceError, match="no text in 2 rows"):
-        text.fetch(FolderText(str(tmp_path)))
+        sources.fetch(FolderText(str(tmp_path)))
 
 
 def test_hub_layout_equals_the_folder(tmp_path, monkeypatch):
@@ -82,20 +83,20 @@ def test_hub_layout_equals_the_folder(tmp_path, monkeypatch):
     (tmp_path / "set").mkdir()
     pq.write_table(pa.table({"text": ["first", "second"]}), tmp_path / "set/train.parquet")
     dataset = str(tmp_path / "set")
-    documents, card = text.fetch(HubText(dataset=dataset, split="train", revision=COMMIT))
+    documents, card = sources.fetch(HubText(dataset=dataset, split="train", revision=COMMIT))
     assert [document.text for document in documents] == ["first", "second"]
     assert card["source"]["revision"] == COMMIT
     with pytest.raises(ConfigError, match="did you mean 'text'"):
-        text.fetch(HubText(dataset=dataset, split="train", revision=COMMIT, column="texts"))
+        sources.fetch(HubText(dataset=dataset, split="train", revision=COMMIT, column="texts"))
     with pytest.raises(SourceError, match="not available"):
-        text.fetch(HubText(dataset=dataset, split="dev", revision=COMMIT))
+        sources.fetch(HubText(dataset=dataset, split="dev", revision=COMMIT))
     with pytest.raises(ConfigError, match="revision 'main'"):
-        text.fetch(HubText(dataset=dataset, split="train", revision="main"))
+        sources.fetch(HubText(dataset=dataset, split="train", revision="main"))
 
 
 def test_unknown_packaged_text():
     with pytest.raises(ConfigError, match="did you mean 'wikipedia-articles'"):
-        text.fetch(PackagedText("wikipedia-article"))
+        sources.fetch(PackagedText("wikipedia-article"))
 
 
 MARKUP = """{{Infobox|a=b}}'''Bold''' is a ''word'' ({{lang|x}}; old)<ref name="x">[http://x]</ref> in [[Link|links]] .
@@ -115,7 +116,7 @@ PROSE = "Bold is a word (old) in links.\n\nHistory\nIt is 5 km. See 2001: A Spac
 
 
 def test_prose_keeps_sentences_only():
-    assert text.prose(MARKUP) == PROSE
+    assert encyclopaedia.prose(MARKUP) == PROSE
 
 
 def test_articles_leave_redirects_and_other_pages_out(tmp_path):
@@ -123,33 +124,33 @@ def test_articles_leave_redirects_and_other_pages_out(tmp_path):
     pages = page.format("A", 0, "") + page.format("B", 0, '<redirect title="A"/>') + page.format("Talk:A", 1, "")
     export = f'<mediawiki xmlns="http://www.mediawiki.org/xml/export-0.10/">{pages}</mediawiki>'
     (tmp_path / "export.bz2").write_bytes(bz2.compress(export.encode()))
-    assert list(text.articles(tmp_path / "export.bz2")) == [("A", "words")]
+    assert list(encyclopaedia.articles(tmp_path / "export.bz2")) == [("A", "words")]
 
 
 # ---- tables
 
 
 def test_tables_return_what_was_put_in(documents):
-    assert text.documents_from_table(text.documents_to_table(documents)) == documents
-    rows = text.true_continuation(documents, 8, 10, 5, seed=0)
-    assert text.tasks_to_table(rows).to_pylist() == rows
+    assert documents_from_table(documents_to_table(documents)) == documents
+    rows = cutting.true_continuation(documents, 8, 10, 5, seed=0)
+    assert tasks_to_table(rows).to_pylist() == rows
 
 
 # ---- split
 
 
 def test_split_is_exact_disjoint_and_complete(documents):
-    calibration, evaluation = text.split([*documents, documents[0]], 0.25, seed=0)
+    calibration, evaluation = cutting.split([*documents, documents[0]], 0.25, seed=0)
     assert len(evaluation) == 3 and len(calibration) == 9
     assert {one.id for one in calibration} | {one.id for one in evaluation} == {one.id for one in documents}
-    assert text.split(documents[::-1], 0.25, seed=0) == (calibration, evaluation)
-    assert text.split(documents, 0.25, seed=1)[1] != evaluation
+    assert cutting.split(documents[::-1], 0.25, seed=0) == (calibration, evaluation)
+    assert cutting.split(documents, 0.25, seed=1)[1] != evaluation
 
 
 @pytest.mark.parametrize("fraction", [0, 1, -0.5, 1.5, 0.01, 0.99])
 def test_split_refuses_an_empty_part(documents, fraction):
     with pytest.raises(ConfigError, match=f"evaluation_fraction: {fraction}"):
-        text.split(documents, fraction, seed=0)
+        cutting.split(documents, fraction, seed=0)
 
 
 # ---- windows
@@ -159,24 +160,24 @@ def test_windows_are_the_texts_own_tokens_and_do_not_overlap(documents):
     tokenizer, length = byte_tokenizer(), 50
     ids = {one.id: tokenizer(one.text, add_special_tokens=False)["input_ids"] for one in documents}
     total = sum(len(one) // length for one in ids.values())
-    taken = text.windows(documents, tokenizer, length, total, seed=0)
+    taken = cutting.windows(documents, tokenizer, length, total, seed=0)
     assert len({(one.document_id, one.start) for one in taken}) == total
     for window in taken:
         assert window.start % length == 0 and len(window.ids) == length
         assert list(window.ids) == ids[window.document_id][window.start : window.start + length]
     with pytest.raises(ConfigError, match=f"{total + 1} of 50 tokens are asked for, .*hold {total}"):
-        text.windows(documents, tokenizer, length, total + 1, seed=0)
+        cutting.windows(documents, tokenizer, length, total + 1, seed=0)
 
 
 def test_windows_share_fairly_and_more_keep_the_earlier(documents):
     tokenizer = byte_tokenizer()
     for count in (5, 12, 20):
-        taken = text.windows(documents, tokenizer, 50, count, seed=0)
+        taken = cutting.windows(documents, tokenizer, 50, count, seed=0)
         counts = Counter(one.document_id for one in taken)
         assert len(counts) == min(count, 12) and max(counts.values()) - min(counts.values()) <= 1
-        assert taken == text.windows(documents, tokenizer, 50, 24, seed=0)[:count]
-    assert taken == text.windows(documents[::-1], tokenizer, 50, 20, seed=0)
-    assert taken != text.windows(documents, tokenizer, 50, 20, seed=1)
+        assert taken == cutting.windows(documents, tokenizer, 50, 24, seed=0)[:count]
+    assert taken == cutting.windows(documents[::-1], tokenizer, 50, 20, seed=0)
+    assert taken != cutting.windows(documents, tokenizer, 50, 20, seed=1)
 
 
 # ---- questions
@@ -185,7 +186,7 @@ def test_windows_share_fairly_and_more_keep_the_earlier(documents):
 def test_the_true_choice_continues_and_the_others_are_from_elsewhere(documents):
     words = {one.id: one.text.split() for one in documents}
     owner = {word: name for name, own in words.items() for word in own}
-    rows = text.true_continuation(documents, 20, 10, 5, seed=0)
+    rows = cutting.true_continuation(documents, 20, 10, 5, seed=0)
     assert len({row["id"] for row in rows}) == 20
     assert Counter(row["label"] for row in rows) == {0: 5, 1: 5, 2: 5, 3: 5}
     for row in rows:
@@ -196,21 +197,21 @@ def test_the_true_choice_continues_and_the_others_are_from_elsewhere(documents):
         owners = [owner[choice.split()[0]] for choice in row["choices"]]
         assert len(set(owners)) == 4 and owners[row["label"]] == name
         assert all(len(choice.split()) == 5 for choice in row["choices"])
-    assert rows == text.true_continuation(documents[::-1], 20, 10, 5, seed=0)
-    assert rows != text.true_continuation(documents, 20, 10, 5, seed=1)
+    assert rows == cutting.true_continuation(documents[::-1], 20, 10, 5, seed=0)
+    assert rows != cutting.true_continuation(documents, 20, 10, 5, seed=1)
 
 
 def test_choices_are_four_different_texts():
     shared = " ".join(f"s{i}" for i in range(10))
     copies = [Document.of(f"{n}", f"{' '.join(f'{n}c{i}' for i in range(10))} {shared}") for n in range(12)]
     unlike = [written(f"u{chr(97 + n)}", 20) for n in range(6)]
-    for row in text.true_continuation(unlike + copies, 7, 10, 10, seed=0):
+    for row in cutting.true_continuation(unlike + copies, 7, 10, 10, seed=0):
         assert len(set(row["choices"])) == 4
 
 
 def test_too_few_passages_are_counted(documents):
     total = sum(len(paragraph.split()) // 15 for one in documents for paragraph in one.text.split("\n\n"))
     with pytest.raises(ConfigError, match=f"hold {total}"):
-        text.true_continuation(documents, total + 1, 10, 5, seed=0)
+        cutting.true_continuation(documents, total + 1, 10, 5, seed=0)
     with pytest.raises(ConfigError, match="3 documents"):
-        text.true_continuation(documents[:3], 3, 10, 5, seed=0)
+        cutting.true_continuation(documents[:3], 3, 10, 5, seed=0)

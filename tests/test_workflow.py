@@ -237,14 +237,15 @@ def test_methods_without_a_predictor_are_rows_of_the_model_they_are_asked_of(hou
 
 def test_calibration_documents_among_the_evaluated_ones_stop_the_study(house, tmp_path):
     texts = next(results(house).rglob("documents.parquet"))
-    from shadowcore import artifacts, text
+    from shadowcore import artifacts
+    from shadowcore.texts.documents import DOCUMENTS
 
-    table = artifacts.read_table(texts, text.DOCUMENTS.schema)
+    table = artifacts.read_table(texts, DOCUMENTS.schema)
     # a text that calibrates on what another one is evaluated on, inside a longer document
     leaked = next(row["text"] for row in table.to_pylist() if row["split"] == "evaluation")
     rows = [row | {"text": f"Before.\n\n{leaked}"} for row in table.to_pylist() if row["split"] == "train"]
     other = tmp_path / "documents.parquet"
-    artifacts.write_table(other, text.DOCUMENTS.schema, table.from_pylist(rows, schema=table.schema), {})
+    artifacts.write_table(other, DOCUMENTS.schema, table.from_pylist(rows, schema=table.schema), {})
     for calibrated, code in ((texts, 0), (other, 2)):
         said = subprocess.run(
             [sys.executable, "-m", "shadowcore", "check-disjoint", "--spec", '{"calibration": "c", "data": "d"}',

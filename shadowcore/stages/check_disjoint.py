@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pyarrow.compute as pc
 
-from shadowcore import artifacts, benchmarks, text
+from shadowcore import artifacts, benchmarks
 from shadowcore.errors import ConfigError
 from shadowcore.stages.base import Progress, Stage, header
+from shadowcore.texts.documents import DOCUMENTS
 
 SCHEMA = "disjoint/1"
 
@@ -38,12 +39,12 @@ class Outputs:
 
 def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     progress = Progress(f"check-disjoint {spec.calibration} {spec.data}")
-    table = text.DOCUMENTS.read(inputs.calibrated)
+    table = DOCUMENTS.read(inputs.calibrated)
     seen = set()
     for content in table.filter(pc.not_equal(table["split"], "evaluation"))["text"].to_pylist():
         # a document may be one paragraph of a longer one
         seen.update(map(benchmarks.mark, [content, *content.split("\n\n")]))
-    table = text.DOCUMENTS.read(inputs.evaluated)
+    table = DOCUMENTS.read(inputs.evaluated)
     evaluated = table.filter(pc.equal(table["split"], "evaluation"))["text"].to_pylist()
     record = {spec.data: _refuse(spec, f"text '{spec.data}'", [*map(benchmarks.mark, evaluated)], seen)}
     for path in inputs.benchmarks:

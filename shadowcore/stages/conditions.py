@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from shadowcore import artifacts, benchmarks, text
+from shadowcore import artifacts, benchmarks
 from shadowcore.benchmarks import BENCHMARKS
 from shadowcore.errors import ConfigError
 from shadowcore.measure.perplexity import window_losses
@@ -19,6 +19,7 @@ from shadowcore.models.families import KINDS_OF, Kind
 from shadowcore.schemas import OUTCOMES
 from shadowcore.stages import inputs as reading
 from shadowcore.stages.base import Progress, header, how
+from shadowcore.texts.documents import TASKS
 
 # true_continuation: a question; second_half: the perplexity of every window's second half, the first being its prompt
 OWN_TASKS = ("true_continuation", "second_half")
@@ -96,7 +97,7 @@ def _runs(spec: Spec, inputs: Any, sparse: SparseModel, tokenizer, progress: Pro
     yield from _windows(spec, inputs, sparse, tokenizer, progress)
     longest = sparse.sizes.positions
     if "true_continuation" in spec.tasks:
-        questions = text.TASKS.read(inputs.tasks).to_pylist()
+        questions = TASKS.read(inputs.tasks).to_pylist()
         task = harness.true_continuation(questions)
         yield harness.outcomes(sparse, tokenizer, [task], spec.request_batch, longest)
     prepared = {name: rows for path in inputs.benchmarks for name, rows in benchmarks.gathered(path).items()}

@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow.compute as pc
 import torch
 
-from shadowcore import artifacts, text
+from shadowcore import artifacts
 from shadowcore.errors import ArtifactError
 from shadowcore.method.predictors import FIRST_SPARSE_LAYER, PREDICTOR_SCHEMA, Predictor
 from shadowcore.method.small import restored
@@ -15,6 +15,8 @@ from shadowcore.models import folders
 from shadowcore.models.families import Dimensions, Kind
 from shadowcore.schemas import CRITERIA, THRESHOLDS
 from shadowcore.stages.base import read_card
+from shadowcore.texts import cutting
+from shadowcore.texts.documents import DOCUMENTS, Window, documents_from_table
 
 
 def device() -> torch.device:
@@ -35,11 +37,11 @@ def read_model(weights: Path, dtype: str):
     return folders.load_model(weights, dtype, device())
 
 
-def windows_of(path: Path, split: str, tokenizer, length: int, count: int, seed: int) -> list[text.Window]:
+def windows_of(path: Path, split: str, tokenizer, length: int, count: int, seed: int) -> list[Window]:
     """`count` windows of `length` token ids from a split (train, heldout or evaluation) of a documents file."""
-    table = text.DOCUMENTS.read(path)
+    table = DOCUMENTS.read(path)
     rows = table.filter(pc.equal(table["split"], split)).drop_columns("split")
-    return text.windows(text.documents_from_table(rows), tokenizer, length, count, seed)
+    return cutting.windows(documents_from_table(rows), tokenizer, length, count, seed)
 
 
 def read_mean_scores(

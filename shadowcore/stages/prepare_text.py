@@ -8,8 +8,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from shadowcore import artifacts, text
+from shadowcore import artifacts
 from shadowcore.stages.base import Progress, Stage, header, parse_spec
+from shadowcore.texts import cutting, sources
+from shadowcore.texts.documents import DOCUMENTS, TASKS, documents_to_table, tasks_to_table
 
 
 @dataclass(frozen=True)
@@ -46,25 +48,25 @@ class Outputs:
 
 def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     progress = Progress(f"prepare-text {spec.kind}")
-    source = parse_spec(text.TEXT_SOURCES[spec.kind], spec.source, f"texts.{spec.kind}")
-    documents, card = text.fetch(source)
-    rest, evaluation = text.split(documents, spec.evaluation_fraction, spec.seed)
-    train, heldout = text.split(rest, spec.heldout_fraction / (1 - spec.evaluation_fraction), spec.seed)
+    source = parse_spec(sources.TEXT_SOURCES[spec.kind], spec.source, f"texts.{spec.kind}")
+    documents, card = sources.fetch(source)
+    rest, evaluation = cutting.split(documents, spec.evaluation_fraction, spec.seed)
+    train, heldout = cutting.split(rest, spec.heldout_fraction / (1 - spec.evaluation_fraction), spec.seed)
     progress.say(f"{len(train)} documents to train on, {len(heldout)} held out, {len(evaluation)} to evaluate on")
     made = header("prepare-text", spec, inputs) | {"card": card}
 
     splits = {"train": train, "heldout": heldout, "evaluation": evaluation}
     tables = [
-        text.documents_to_table(part).append_column("split", pa.array([name] * len(part), pa.string()))
+        documents_to_table(part).append_column("split", pa.array([name] * len(part), pa.string()))
         for name, part in splits.items()
     ]
     questions = []
     if (task := spec.task) is not None:
-        questions = text.true_continuation(
+        questions = cutting.true_continuation(
             evaluation, task.documents, task.context_words, task.continuation_words, spec.seed
         )
-    artifacts.write_table(outputs.documents, text.DOCUMENTS.schema, pa.concat_tables(tables), made)
-    artifacts.write_table(outputs.tasks, text.TASKS.schema, text.tasks_to_table(questions), made)
+    artifacts.write_table(outputs.documents, DOCUMENTS.schema, pa.concat_tables(tables), made)
+    artifacts.write_table(outputs.tasks, TASKS.schema, tasks_to_table(questions), made)
     progress(1, 1)
 
 

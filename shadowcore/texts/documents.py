@@ -1,0 +1,72 @@
+"""Documents and questions, and their tables."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from shadowcore.schemas import INTEGER, TEXT, Table
+
+
+@dataclass(frozen=True)
+class Document:
+    """A text and its title; its id is the beginning of its text's SHA-256."""
+
+    id: str
+    title: str
+    text: str
+
+    @classmethod
+    def of(cls, title: str, text: str) -> Document:
+        return cls(hashlib.sha256(text.encode()).hexdigest()[:16], title, text)
+
+
+@dataclass(frozen=True)
+class Window:
+    """Consecutive token ids of one document, from token `start`; no special tokens."""
+
+    document_id: str
+    start: int
+    ids: tuple[int, ...]
+
+
+DOCUMENTS = Table(
+    "documents",
+    1,
+    "one document",
+    {
+        "id": (TEXT, "first 16 hexadecimal digits of the SHA-256 of text"),
+        "title": (TEXT, "its title, or where it lies in the source"),
+        "text": (TEXT, "plain text; a blank line parts paragraphs"),
+    },
+)
+TASKS = Table(
+    "continuations",
+    1,
+    "one question: which of four texts continues the context",
+    {
+        "id": (TEXT, "document id and first word of the context"),
+        "context": (TEXT, "consecutive words of one document"),
+        "choices": (pa.list_(TEXT), "the true continuation, and continuations of passages of three other documents"),
+        "label": (INTEGER, "position of the true continuation among choices, from 0"),
+    },
+)
+
+
+def documents_to_table(documents: Iterable[Document]) -> pa.Table:
+    """Documents as an Arrow table (DOCUMENTS)."""
+    return DOCUMENTS.build(asdict(document) for document in documents)
+
+
+def documents_from_table(table: pa.Table) -> list[Document]:
+    """The documents of an Arrow table (DOCUMENTS)."""
+    return [Document(**row) for row in table.to_pylist()]
+
+
+def tasks_to_table(rows: Iterable[dict[str, Any]]) -> pa.Table:
+    """Questions of `true_continuation` as an Arrow table (TASKS)."""
+    return TASKS.build(rows)
