@@ -10,6 +10,7 @@ import yaml
 from rich.console import Console
 
 from shadowcore import artifacts, cli, plan
+from shadowcore.commands.plan import print_totals, totals
 from shadowcore.config import load_study, parse_study
 from shadowcore.errors import ConfigError
 from shadowcore.jobs import Jobs
@@ -94,8 +95,8 @@ def test_rates_are_those_of_an_earlier_run(tmp_path):
             path.write_text(f"s\th:m:s\n{one.seconds({'trace': rate})}\t0:00:10\n")
     assert plan.measured_rates(jobs) == {"trace": pytest.approx(rate)}
     traced = [one for one in plan.work(jobs) if one.rule == "trace"]
-    hours = plan.totals(traced, {"trace": rate})["trace"].hours
-    assert hours > plan.totals(traced, {})["trace"].hours > len(traced) * START / 3600
+    hours = totals(traced, {"trace": rate})["trace"].hours
+    assert hours > totals(traced, {})["trace"].hours > len(traced) * START / 3600
     assert rate < TFLOPS * 1e12
 
 
@@ -116,7 +117,7 @@ def test_decoding_is_planned_as_slow_as_it_was_measured(tmp_path):
 def test_the_papers_grid_fits_a_cluster(tmp_path):
     study = load_study(CONFIG / "paper.yaml")
     found = plan.work(Jobs(study, tmp_path), strict=True)
-    by_rule = plan.totals(found, {})
+    by_rule = totals(found, {})
     assert by_rule["trace"].gpus == by_rule["evaluate"].gpus == 1  # OPT-30B in 16 bits on 80 GB
     assert by_rule["fetch_model"].gpus == by_rule["aggregate"].gpus == 0
     assert by_rule["trace"].disk < 700e9  # what was published
@@ -156,8 +157,8 @@ def test_a_model_of_unknown_size_stops_the_plan_and_not_the_study(tmp_path):
 
 
 def test_the_plan_is_printed_whole(tmp_path, capsys):
-    found = plan.totals(plan.work(jobs_of(QUICK, tmp_path)), {"trace": 2e12})
-    plan.print_totals(found, {"trace": 2e12}, Console(width=120))
+    found = totals(plan.work(jobs_of(QUICK, tmp_path)), {"trace": 2e12})
+    print_totals(found, {"trace": 2e12}, Console(width=120))
     said = capsys.readouterr().out
     assert all(rule in said for rule in found) and "2 measured" in said and "Traces:" in said
     assert json.dumps(found["all"].jobs) in said

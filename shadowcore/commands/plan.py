@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
 
 from shadowcore import plan
 from shadowcore.commands import console
 from shadowcore.config import load_study
+from shadowcore.errors import ConfigError
 from shadowcore.jobs import Jobs
+from shadowcore.plan import DECODING, MEMORY, TFLOPS, Work
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -21,6 +30,62 @@ def options(parser: argparse.ArgumentParser) -> None:
 def run(parsed: argparse.Namespace) -> None:
     jobs, ran = (Jobs(load_study(path)) for path in (parsed.config, parsed.measured or parsed.config))
     rates = plan.measured_rates(ran)
-    planned = plan.totals(plan.work(jobs, strict=True), rates)
-    plan.print_totals(planned, rates, console())
-    plan.check_budget(planned, parsed.budget_hours, parsed.budget_gb)
+    planned = totals(plan.work(jobs, strict=True), rates)
+    print_totals(planned, rates, console())
+    check_budget(planned, parsed.budget_hours, parsed.budget_gb)
+
+
+class Total(NamedTuple):
+    """What the jobs of one rule, or of all, take: hours of all jobs, bytes, and those of the largest job."""
+
+    jobs: int
+    hours: float
+    gpu_hours: float
+    disk: float
+    memory: float
+    gpus: int
+
+
+def totals(found: Sequence[Work], rates: Mapping[str, float]) -> dict[str, Total]:
+    """Totals by rule, in the order of MEMORY, and of all under "all"."""
+
+    def total(part: Sequence[Work]) -> Total:
+        hours = [one.seconds(rates) / 3600 for one in part]
+        on_gpu = sum(one.gpus * time for one, time in zip(part, hours, strict=True))
+        disk, memory = sum(one.written for one in part), max(one.memory for one in part)
+        return Total(len(part), sum(hours), on_gpu, disk, memory, max(one.gpus for one in part))
+
+    by_rule = {rule: [one for one in found if one.rule == rule] for rule in MEMORY}
+    return {rule: total(part) for rule, part in by_rule.items() if part} | {"all": total(found)}
+
+
+def check_budget(planned: Mapping[str, Total], hours: float | None, gb: float | None) -> None:
+    """Raise ConfigError if all jobs together take more hours, or leave more behind, than they may."""
+    whole = planned["all"]
+    for name, found, unit, limit in (
+        ("budget-hours", whole.hours, "hours", hours), ("budget-gb", whole.disk / 1e9, "GB", gb)
+    ):  # fmt: skip
+        if limit is not None and found > limit:
+            field = "hours" if unit == "hours" else "disk"
+            most = max((rule for rule in planned if rule != "all"), key=lambda rule: getattr(planned[rule], field))
+            raise ConfigError(
+                f"--{name} {limit:g}: the study takes about {found:,.4g} {unit}, most of it in {most}; less to do "
+                f"there, or a budget of {math.ceil(found):,}, would fit"
+            )
+
+
+def print_totals(planned: Mapping[str, Total], rates: Mapping[str, float], console: Console) -> None:
+    """A line per rule, and what the hours rest on."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table.add_column("stage")
+    for name in ("jobs", "hours", "GPU-hours", "disk, GB", "memory of a job, GB", "GPUs of a job", "TFLOP/s"):
+        table.add_column(name, justify="right")
+    for rule, one in planned.items():
+        rate = f"{rates[rule] / 1e12:.3g} measured" if rule in rates else ""
+        numbers = [f"{one.jobs:,}", f"{one.hours:,.2f}", f"{one.gpu_hours:,.1f}", f"{one.disk / 1e9:,.2f}"]
+        table.add_row(rule, *numbers, f"{one.memory / 1e9:.1f}", str(one.gpus), rate)
+    console.print(table)
+    traces = sum(one.disk for rule, one in planned.items() if rule.startswith("trace"))
+    words = f"Traces: {traces / 1e9:,.1f} GB. Stages with no measured rate are taken to make {TFLOPS:g} TFLOP/s a job, "
+    words += f"{DECODING['latency']:g} where tokens are decoded one by one; "
+    console.print(f"{words}`--measured CONFIG` takes the times of a study that ran.", highlight=False)
