@@ -33,8 +33,8 @@ def made(name, dtype):
     return model.to(dtype).eval()
 
 
-def predicted(design, count, sizes):
-    predictor = Predictor(design, sizes, {"heads": 64, "neurons": 256}, count).eval()
+def predicted(design, count, sizes, block=1):
+    predictor = Predictor(design, sizes, {"heads": 64, "neurons": 256}, count, block=block).eval()
     for parameter in predictor.parameters():
         torch.nn.init.normal_(parameter, std=0.05)
     return KeepPredicted(predictor.to("cuda"), "per_layer", dict.fromkeys(KINDS, 50))
@@ -49,6 +49,7 @@ def decoders(layout, room):
     yield "gathered", GraphDecoder(layout, room, KeepFixed(keep))
     for design, count in (("shadow", 1), ("segments", 2), ("layerwise", 1)):
         yield design, GraphDecoder(layout, room, predicted(design, count, sizes))
+    yield "blocks", GraphDecoder(layout, room, predicted("shadow", 1, sizes, block=16))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
