@@ -31,26 +31,23 @@ LAYERS, POSITION, ROOM = 12, 128, 160
 MODELS = ("opt-6.7b", "opt-30b", "llama-2-7b")
 CHANGES = [
     {},
+    {(rows, "SUM_PROGRAMS"): 512},
+    {(rows, "SUM_PROGRAMS"): 264},
+    {(rows, "SUM_GROUP"): (16, 512)},
+    {(rows, "SUM_TILE"): 8192},
+    {(rows, "TILE"): 8192},
+    {(rows, "TILE"): 32768},
     {(residual, "PIECE"): 32},
-    {(rows, "SUM_PROGRAMS"): 1024},
-    {(rows, "SUM_PROGRAMS"): 384},
-    {(rows, "SUM_PROGRAMS"): 256},
-    {(rows, "SUM_PROGRAMS"): 256, (rows, "SUM_GROUP"): (16, 512)},
-    {(rows, "TILE"): 16384},
-    {(rows, "TILE"): 4096},
-    {(rows, "SUM_TILE"): 4096},
-    {(rows, "SUM_COLUMNS"): 2048},
-    {(residual, "WARPS"): 4},
+    {(residual, "WARPS"): 2},
+    {(residual, "ADDENDS"): 64},
 ]
 BATCH_CHANGES = [
     {},
-    {(batch, "ROWS"): 32},
-    {(batch, "COLUMNS"): 256},
-    {(batch, "ROWS"): 128},
-    {(batch, "SUM_ROWS"): 128},
+    {(batch, "COLUMNS"): 128},
+    {(batch, "ROWS"): 128, (batch, "STAGES"): 3},
+    {(batch, "STAGES"): 3},
     {(batch, "SUM_COLUMNS"): 256},
-    {(batch, "SUM_PROGRAMS"): 1024},
-    {(batch, "SUM_PROGRAMS"): 256},
+    {(batch, "SUM_ROWS"): 128},
 ]
 
 

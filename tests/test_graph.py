@@ -108,7 +108,7 @@ class Late:
             self.waiting.pop(0)()
 
 
-@pytest.mark.parametrize("design, count, branches", [("shadow", 1, 1), ("layerwise", 1, 3), slow("segments", 2, 0)])
+@pytest.mark.parametrize("design, count, branches", [("shadow", 1, 1), ("layerwise", 1, 3), slow("segments", 2, 2)])
 def test_choosing_beside_other_layers_changes_nothing(tiny, tokens, design, count, branches):
     selection = KeepPredicted(random_predictor(tiny, design, count), "per_layer", HALF)
     for ids in (tokens[:1, : PROMPT + 3], tokens[:, : PROMPT + 1]):

@@ -93,7 +93,7 @@ class GivenUnits(AllUnits):
         """Units to compute there in the step under way; None for all."""
         if kind not in self._now or layer in self._dense[kind]:
             return None
-        return Units(self._now[kind][layer, : self._width[kind]], self._counts[kind][layer, :1], early=True)
+        return Units(self._now[kind][layer, : self._width[kind]], self._counts[kind][layer, :1])
 
 
 class PredictedUnits(AllUnits):
@@ -181,14 +181,11 @@ class PredictedUnits(AllUnits):
 
     def units(self, layer: int, kind: Kind) -> Units | None:
         """Units to compute there in the step under way; None for all."""
-        site = self._site_of.get(layer)
-        if site is None or kind not in self._kept:
+        if layer not in self._site_of or kind not in self._kept:
             return None
-        # heads chosen from the residual that enters their own layer are known only just in time
-        early = not (kind == "heads" and site == Site(layer, "residual"))
         room, count = slice(self._capacity[kind]), self._counts[kind][layer, :1]
         rows = self._rows[kind][layer, room] if self.batch > 1 else None
-        return Units(self._index[kind][layer, room], count, early, rows, self._block[kind])
+        return Units(self._index[kind][layer, room], count, rows, self._block[kind])
 
 
 def _span(group: Group) -> slice:

@@ -8,7 +8,6 @@ layers are chosen beside the layers before them.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 
 import torch
@@ -109,7 +108,9 @@ class GraphDecoder(ReplayedDecoder):
         first = self.selection.sites().get(site)
         if first is not None:
             self._branch.join()  # the group before may have its results where this one's will be
-            self.selection.see(site, self.feature(site), self._branch if first > site.layer else operator.call)
+            self.selection.see(site, self.feature(site), self._branch)
+            if first == site.layer:  # no layer to be beside
+                self._branch.join()
 
     def feature(self, site: Site) -> torch.Tensor:
         """What flows at a site while its layer is computed: the residual, or all heads' outputs, (B, ...)."""
@@ -223,4 +224,4 @@ def check_served(layout: Layout) -> None:
 def _all_heads(layer: Layer) -> Units:
     present = layer.present["heads"].to(torch.int32)
     count = torch.full((1,), len(present), dtype=torch.int32, device=present.device)
-    return Units(present, count, early=True)
+    return Units(present, count)

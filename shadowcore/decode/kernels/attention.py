@@ -12,7 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
-from shadowcore.decode.kernels.launch import Units, begin, options, power_of_two
+from shadowcore.decode.kernels.launch import Units, let_next_start, options, power_of_two, wait
 
 TOKENS, WARPS = 64, 4  # of the cache, in one piece
 PROGRAMS, MOST_SPLITS = 512, 16  # splits are chosen so that there are so many programs
@@ -64,10 +64,9 @@ def _attend(
     qkv, heads, count, keys, values, position, cos, signed_sin, mixed, shares,
     capacity, positions, scale,
     K: tl.constexpr, KV_HEADS: tl.constexpr, SHARED: tl.constexpr, SPLITS: tl.constexpr,
-    TOKENS: tl.constexpr, PDL: tl.constexpr, EARLY: tl.constexpr,
+    TOKENS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    if not EARLY:
-        begin(PDL)
+    let_next_start(PDL)
     slot, split, row = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     now = tl.load(position).to(tl.int32)
     k = tl.arange(0, K)
@@ -75,8 +74,7 @@ def _attend(
     new_keys = qkv + capacity * K
     new_values = new_keys + KV_HEADS * K
     if slot >= capacity:
-        if EARLY:
-            begin(PDL)
+        wait(PDL)
         if split == 0:
             group = slot - capacity
             place = ((row * KV_HEADS + group).to(tl.int64) * positions + now) * K + k
@@ -92,8 +90,7 @@ def _attend(
         token = split * length + tl.arange(0, TOKENS)
         end = tl.minimum((split + 1) * length, now)
         key, value = _past(keys, values, past, token, end, k, K)
-        if EARLY:
-            begin(PDL)
+        wait(PDL)
         query = _turned(qkv + slot * K, k, now, cos, signed_sin, K) * scale
         best = tl.full([], float("-inf"), tl.float32)
         weight = tl.full([], 0.0, tl.float32)
@@ -124,7 +121,8 @@ def _combine(
     values, shares, bits, out, slots,
     K: tl.constexpr, SPLITS: tl.constexpr, PARTS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    begin(PDL)
+    let_next_start(PDL)
+    wait(PDL)
     head, row = tl.program_id(0), tl.program_id(1)
     slot = (row * slots + head) * K + tl.arange(0, K)
     mixed = mixed_of(values, shares, slot, slot >= 0, K, SPLITS, PARTS)
@@ -170,7 +168,7 @@ class Attention:
             qkv, heads.index if numbered else None, heads.count, keys, values, position, cos, signed_sin,
             self._mixed, self._shares, heads.capacity, self.positions, self.head_width**-0.5,
             K=self.head_width, KV_HEADS=self.kv_heads, SHARED=self.shared, SPLITS=self.splits,
-            TOKENS=TOKENS, EARLY=heads.early, **options(qkv.device, WARPS),
+            TOKENS=TOKENS, **options(qkv.device, WARPS),
         )  # fmt: skip
         return Mixed(self._mixed, self._shares, self.splits)
 

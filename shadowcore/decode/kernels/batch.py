@@ -10,12 +10,12 @@ import torch
 import triton
 import triton.language as tl
 
-from shadowcore.decode.kernels.launch import Units, begin, options, power_of_two
+from shadowcore.decode.kernels.launch import Units, let_next_start, options, power_of_two, shared_memory, wait
 from shadowcore.decode.kernels.residual import Normed, Partial, Read, norm_sizes
-from shadowcore.decode.kernels.rows import ACTIVATIONS, addends, row_of, scaled, slots_of, taken_apart
+from shadowcore.decode.kernels.rows import ACTIVATIONS, addends, constants_of, finished, row_of, slots_of, taken_apart
 
 PADDED = 16  # sequences
-ROWS, COLUMNS, STAGES = 64, 128, 4  # of a product's weights at a time, and how many of them are on their way
+ROWS, COLUMNS, STAGES = 64, 256, 4  # of a product's weights at a time, at most, and how many are under way
 SUM_ROWS, SUM_COLUMNS = 64, 128  # ... of a sum's
 SUM_PROGRAMS, SUM_GROUP = 512, 128  # programs of a sum that fill the device, and fewest rows of one
 
@@ -61,7 +61,8 @@ def _project(
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, PIECE: tl.constexpr, PIECES: tl.constexpr, RMS: tl.constexpr,
     TYPE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    begin(PDL)
+    let_next_start(PDL)
+    wait(PDL)
     slot, b = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, BATCH)
     row, used = row_of(slot, slot < total, units, count, gathered, tail_shift, UNIT)
     row *= PARTS
@@ -69,17 +70,14 @@ def _project(
     if moments is not None:
         mean, deviation = _norms(moments, b, batch, eps, D, PIECE, PIECES, RMS)
     y = _products(x, x_stride, weight, row, used, b, batch, D, ROWS, COLUMNS, TYPE)
-    y = scaled(
-        y, row[None, :], used[None, :], scale, gains, bias, mean[:, None], deviation[:, None], moments is not None
-    )  # fmt: skip
+    constants = constants_of(row[None, :], used[None, :], scale, gains, bias)
+    y = finished(y, constants, mean[:, None], deviation[:, None])
     if ACTIVATION == 1:
         y = tl.maximum(y, 0.0)
     if PARTS == 2:
         beside = _products(x, x_stride, weight, row + 1, used, b, batch, D, ROWS, COLUMNS, TYPE)
-        beside = scaled(
-            beside, row[None, :] + 1, used[None, :], scale, gains, bias, mean[:, None], deviation[:, None],
-            moments is not None,
-        )  # fmt: skip
+        constants = constants_of(row[None, :] + 1, used[None, :], scale, gains, bias)
+        beside = finished(beside, constants, mean[:, None], deviation[:, None])
         y = y / (1.0 + tl.exp(-y)) * beside
     if bits is not None:
         keeps = tl.load(bits + slot // UNIT, mask=used, other=0)
@@ -111,9 +109,15 @@ def project(
         vectors, weight, read.gains, read.bias, scale, moments, units and units.index, units and units.count, bits, out,
         gathered, tail_shift, total, norm.eps, len(vectors), vectors.stride(0), out.stride(0),
         D=width, UNIT=unit_rows, PARTS=parts, ACTIVATION=ACTIVATIONS[activation], BATCH=PADDED, ROWS=ROWS,
-        COLUMNS=COLUMNS, **norm_sizes(norm), TYPE=_multiplied(weight.dtype), num_stages=STAGES,
+        COLUMNS=columns_together(weight), **norm_sizes(norm), TYPE=_multiplied(weight.dtype), num_stages=STAGES,
         **options(weight.device, 4),
     )  # fmt: skip
+
+
+def columns_together(weight: torch.Tensor) -> int:
+    """Columns of a product's weights at a time: a power of two of them, on their way in shared memory with vectors."""
+    each = (STAGES - 1) * (ROWS * weight.itemsize + PADDED * torch.float32.itemsize)
+    return min(COLUMNS, power_of_two(shared_memory(weight.device) // each + 1) // 2)
 
 
 def _multiplied(dtype: torch.dtype) -> tl.dtype:
@@ -127,7 +131,8 @@ def _accumulate(
     D: tl.constexpr, UNIT: tl.constexpr, GROUP: tl.constexpr, BATCH: tl.constexpr, ROWS: tl.constexpr,
     COLUMNS: tl.constexpr, TYPE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    begin(PDL)
+    let_next_start(PDL)
+    wait(PDL)
     group, column = tl.program_id(1), tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     b = tl.arange(0, BATCH)
     if count is not None:

@@ -1,10 +1,11 @@
 """What all kernels share: when they may run into each other, and how their indices are passed.
 
-On a GPU that can (capability 9.0 and later) a kernel starts while the one before it still runs: programmatic
-dependent launch. It then waits for that kernel's results, but may before load the weights it will need, where their
-addresses are known. A kernel lets its successor start only after its own wait, so whatever the last but one kernel
-wrote is there from the beginning. Where streams part or meet (`Branch`) a kernel starts only when everything before it
-has ended; its successor starts after it, so both find all of that from their beginning, and the rule holds.
+On a GPU that can (capability 9.0 and later) a kernel starts while those before it still run: programmatic dependent
+launch. It lets the next one start at once, loads the weights it will need, and only then waits for the results of the
+one before, which ended after a wait of its own. So whatever a kernel reads before its wait (weights, the position, the
+lists of units) must be there when its row of kernels starts. A row starts with a step, whose first kernel waits before
+it lets the next one start, and wherever streams part or meet (`Branch`): there a kernel starts only when everything
+before it has ended.
 """
 
 from __future__ import annotations
@@ -26,7 +27,6 @@ class Units(NamedTuple):
 
     index: torch.Tensor  # (capacity,) int32
     count: torch.Tensor  # (1,) int32
-    early: bool = False  # written before the last kernel began: weights may be fetched ahead
     rows: torch.Tensor | None = None  # (capacity,) int32: bit b is set where sequence b of a batch keeps the unit
     block: int = 1
 
@@ -46,6 +46,13 @@ def overlaps(device: torch.device) -> bool:
 def processors(device: torch.device) -> int:
     """How many programs run side by side at least: a GPU's multiprocessors."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+
+
+@cache
+def shared_memory(device: torch.device) -> int:
+    """Bytes that a program may share between its threads; as good as any number where kernels are interpreted."""
+    cuda = device.type == "cuda"
+    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin if cuda else 2**20
 
 
 _parted = False  # whether streams parted or met since the last kernel
@@ -71,6 +78,7 @@ class Branch:
         global _parted
         if self._stream is None:
             launch()
+            _parted = True
             return
         self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
         with torch.cuda.stream(self._stream):
@@ -92,8 +100,14 @@ def power_of_two(number: int) -> int:
 
 
 @triton.jit
-def begin(PDL: tl.constexpr):
-    """Wait for the kernel before; from here on the next one may start."""
+def let_next_start(PDL: tl.constexpr):
+    """The next kernel starts once every program of this one has come here, as far as there is room."""
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+
+
+@triton.jit
+def wait(PDL: tl.constexpr):
+    """Until the kernel before has ended: from here on there is what it, and any before it, wrote."""
     if PDL:
         tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()

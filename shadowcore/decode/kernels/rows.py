@@ -11,15 +11,15 @@ import triton
 import triton.language as tl
 
 from shadowcore.decode.kernels.attention import Mixed, mixed_of
-from shadowcore.decode.kernels.launch import Units, begin, options, power_of_two
+from shadowcore.decode.kernels.launch import Units, let_next_start, options, power_of_two, wait
 from shadowcore.decode.kernels.residual import Normed, Partial, Read, norm_of, norm_sizes
 
 ACTIVATIONS = {"none": 0, "relu": 1, "silu": 2}  # silu: of the gate row, times the row beside it
 COLUMNS = 1024  # of a weight row, in one piece
 # sizes of the work of one program, as measured (results/reference/gpu-h100/tuning.txt)
-TILE, WARPS = 8192, 4  # weights of a product
-SUM_COLUMNS, SUM_TILE, SUM_WARPS = 1024, 8192, 4  # columns of a sum of rows, and weights of it at a time
-SUM_GROUP, SUM_PROGRAMS = (16, 256), 512  # rows of one sum: fewest and most, so that there are so many programs
+TILE, WARPS = 16384, 4  # weights of a product
+SUM_COLUMNS, SUM_TILE, SUM_WARPS = 1024, 16384, 4  # columns of a sum of rows, and weights of it at a time
+SUM_GROUP, SUM_PROGRAMS = (16, 256), 396  # rows of one sum: fewest and most, for about so many programs
 NOTHING = Read(None, None)
 
 
@@ -44,7 +44,8 @@ def weights_of_rows(weight, row, used, D: tl.constexpr, COLUMNS: tl.constexpr):
         inside = used[:, None]
         if D % COLUMNS != 0:
             inside = inside & (column < D)[None, :]
-        pieces = pieces + (tl.load(weight + row[:, None] * D + column[None, :], mask=inside, other=0.0),)
+        place = weight + row[:, None] * D + column[None, :]
+        pieces = pieces + (tl.load(place, mask=inside, other=0.0, eviction_policy="evict_first"),)  # not read again
     return pieces
 
 
@@ -60,17 +61,22 @@ def dot(pieces, x, D: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
 
 
 @triton.jit
-def scaled(y, row, used, scale, gains, bias, mean, deviation, NORM: tl.constexpr):
-    """What becomes of a product: times its row's scale, the rest of the norm, and the bias."""
+def constants_of(row, used, scale, gains, bias):
+    """A row's own: the scale of its weights, and what the norm's gain and the bias come to; 1, 0 and 0 without."""
+    own_scale, own_gain, own_bias = 1.0, 0.0, 0.0
     if scale is not None:
-        y *= tl.load(scale + row, mask=used, other=0.0)
+        own_scale = tl.load(scale + row, mask=used, other=0.0)
     if gains is not None:
-        y -= mean * tl.load(gains + row, mask=used, other=0.0)
-    if NORM:
-        y *= deviation
+        own_gain = tl.load(gains + row, mask=used, other=0.0)
     if bias is not None:
-        y += tl.load(bias + row, mask=used, other=0.0).to(tl.float32)
-    return y
+        own_bias = tl.load(bias + row, mask=used, other=0.0).to(tl.float32)
+    return own_scale, own_gain, own_bias
+
+
+@triton.jit
+def finished(y, constants, mean, deviation):
+    """What becomes of a product: times its row's scale, the rest of the norm (mean 0, deviation 1: none), the bias."""
+    return (y * constants[0] - mean * constants[1]) * deviation + constants[2]
 
 
 @triton.jit(do_not_specialize=["gathered", "tail_shift", "total", "eps"])
@@ -78,28 +84,26 @@ def _project(
     x, weight, gains, bias, scale, moments, units, count, out, gathered, tail_shift, total, eps,
     D: tl.constexpr, UNIT: tl.constexpr, PARTS: tl.constexpr, ACTIVATION: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, PIECE: tl.constexpr, PIECES: tl.constexpr, RMS: tl.constexpr,
-    PDL: tl.constexpr, EARLY: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
-    if not EARLY:
-        begin(PDL)
+    let_next_start(PDL)
     slot = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     row, used = row_of(slot, slot < total, units, count, gathered, tail_shift, UNIT)
     row *= PARTS
     pieces = weights_of_rows(weight, row, used, D, COLUMNS)
+    constants = constants_of(row, used, scale, gains, bias)
     if PARTS == 2:
         pieces_beside = weights_of_rows(weight, row + 1, used, D, COLUMNS)
-    if EARLY:
-        begin(PDL)
+        constants_beside = constants_of(row + 1, used, scale, gains, bias)
+    wait(PDL)
     mean, deviation = 0.0, 1.0
     if moments is not None:
         mean, deviation = norm_of(moments, eps, D, PIECE, PIECES, RMS)
-    y = dot(pieces, x, D, ROWS, COLUMNS)
-    y = scaled(y, row, used, scale, gains, bias, mean, deviation, moments is not None)
+    y = finished(dot(pieces, x, D, ROWS, COLUMNS), constants, mean, deviation)
     if ACTIVATION == 1:
         y = tl.maximum(y, 0.0)
     if PARTS == 2:
-        beside = dot(pieces_beside, x, D, ROWS, COLUMNS)
-        beside = scaled(beside, row + 1, used, scale, gains, bias, mean, deviation, moments is not None)
+        beside = finished(dot(pieces_beside, x, D, ROWS, COLUMNS), constants_beside, mean, deviation)
         y = y / (1.0 + tl.exp(-y)) * beside
     tl.store(out + slot, y, mask=used)
 
@@ -131,7 +135,7 @@ def project(
         gathered, tail_shift, total, norm.eps,
         D=width, UNIT=unit_rows, PARTS=parts, ACTIVATION=ACTIVATIONS[activation], ROWS=together,
         COLUMNS=min(COLUMNS, power_of_two(width)), **norm_sizes(norm),
-        EARLY=units is None or units.early, **options(weight.device, WARPS),
+        **options(weight.device, WARPS),
     )  # fmt: skip
 
 
@@ -166,17 +170,17 @@ def addends(weight, slot, used, units, column, D: tl.constexpr, UNIT: tl.constex
     inside = used[:, None]
     if D % COLUMNS != 0:
         inside = inside & (column < D)[None, :]
-    return tl.load(weight + row[:, None] * D + column[None, :], mask=inside, other=0.0)
+    place = weight + row[:, None] * D + column[None, :]
+    return tl.load(place, mask=inside, other=0.0, eviction_policy="evict_first")
 
 
 @triton.jit(do_not_specialize=["slots"])
 def _accumulate(
     amount, shares, weight, units, count, partial, threshold, slots,
     D: tl.constexpr, UNIT: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-    SPLITS: tl.constexpr, PARTS: tl.constexpr, PDL: tl.constexpr, EARLY: tl.constexpr,
+    SPLITS: tl.constexpr, PARTS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    if not EARLY:
-        begin(PDL)
+    let_next_start(PDL)
     group, column = tl.program_id(1), tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     if count is not None:
         slots = tl.load(count) * UNIT
@@ -184,31 +188,32 @@ def _accumulate(
     slot = group * GROUP + tl.arange(0, ROWS)
     if threshold is None:
         w = addends(weight, slot, slot < end, units, column, D, UNIT, COLUMNS)
-    if EARLY:
-        begin(PDL)
-    total = tl.zeros([ROWS, COLUMNS], tl.float32)
+    wait(PDL)
+    total = tl.zeros([COLUMNS], tl.float32)
     for _ in range(0, GROUP, ROWS):
         if shares is not None:
             a = mixed_of(amount, shares, slot, slot < end, UNIT, SPLITS, PARTS)
         else:
             a = tl.load(amount + slot, mask=slot < end, other=0.0).to(tl.float32)
         if threshold is None:
-            total += a[:, None] * w.to(tl.float32)
+            total += tl.sum(a[:, None] * w.to(tl.float32), 0)
             slot += ROWS
             w = addends(weight, slot, slot < end, units, column, D, UNIT, COLUMNS)  # while the next a is loaded
         else:
             here = (slot < end) & (tl.abs(a) > threshold)
             w = addends(weight, slot, here, units, column, D, UNIT, COLUMNS)
-            total += a[:, None] * w.to(tl.float32)
+            total += tl.sum(a[:, None] * w.to(tl.float32), 0)
             slot += ROWS
     if group * GROUP < slots:
-        tl.store(partial + group.to(tl.int64) * D + column, tl.sum(total, 0), mask=column < D)
+        tl.store(partial + group.to(tl.int64) * D + column, total, mask=column < D)
 
 
 def partial_sums(width: int, slots: int, unit_rows: int, device: torch.device) -> Partial:
-    """Room for sums of up to `slots` rows: enough programs to fill the device, few enough sums to add up."""
+    """Room for sums of up to `slots` rows: programs that fill the device just once, few sums to add up."""
     programs = triton.cdiv(width, min(SUM_COLUMNS, power_of_two(width)))
-    group = min(max(power_of_two(slots * programs // SUM_PROGRAMS), SUM_GROUP[0]), SUM_GROUP[1])
+    fewest, most = SUM_GROUP
+    group = min(max(triton.cdiv(slots * programs, SUM_PROGRAMS), fewest), most)
+    group += -group % fewest
     return Partial(1, width, slots, unit_rows, group, device)
 
 
@@ -230,6 +235,6 @@ def accumulate(
     _accumulate[triton.cdiv(width, columns), max(1, len(partial.addends))](
         mixed, shares, weight, units and units.index, partial.count, partial.addends, threshold, partial.slots,
         D=width, UNIT=partial.unit_rows, GROUP=partial.group, ROWS=min(partial.group, max(1, SUM_TILE // columns)),
-        COLUMNS=columns, SPLITS=splits, PARTS=power_of_two(splits), EARLY=units is None or units.early,
+        COLUMNS=columns, SPLITS=splits, PARTS=power_of_two(splits),
         **options(weight.device, SUM_WARPS),
     )  # fmt: skip
