@@ -16,7 +16,7 @@ from shadowcore.measure.rivals import HuggingFaceGenerate
 from shadowcore.method.predictors import FIRST_SPARSE_LAYER
 from shadowcore.models.families import KINDS
 from shadowcore.models.published import PUBLISHED
-from shadowcore.report.figures.settings import break_even
+from shadowcore.report.figures.settings import batches, break_even
 from shadowcore.stages.latency_random import Inputs, Outputs, Spec, built, run
 
 CPU = torch.device("cpu")
@@ -148,6 +148,10 @@ def test_bad_input(changes, says, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+MADE_UP = {"device": "a GPU", "model": "opt-tiny", "weights": "random", "dtype": "bfloat16"}
+MADE_UP |= {"roofline_ms": 1.0, "ceiling_gb_s": 1.0}
+
+
 def test_sparsity_at_which_skipping_begins_to_pay():
     gains = pd.DataFrame(
         [(1, 30, 1.2), (1, 50, 1.5), (4, 30, 0.8), (4, 50, 1.2), (8, 30, 0.5), (8, 50, 0.7), (8, 70, 0.9)],
@@ -155,6 +159,21 @@ def test_sparsity_at_which_skipping_begins_to_pay():
     )
     found = break_even(gains)
     assert found[1] == 30 and found[4] == pytest.approx(40) and pd.isna(found[8])
+
+
+def test_several_sequences_are_drawn_at_the_lengths_of_most_rows_in_whatever_order():
+    def row(mode, pct, batch, prompt, ms):
+        rank, bits = (8, 16) if mode == "shadow" else (None, None)
+        setting = {"batch": batch, "prompt_tokens": prompt, "new_tokens": 8, "mode": mode, "sparsity_pct": pct}
+        return MADE_UP | setting | {"predictor_rank": rank, "predictor_bits": bits, "ms_per_token": ms}
+
+    rows = [row("dense", 0, 1, 500, 5.0), row("shadow", 50, 1, 500, 1.0)]
+    for batch, gain in ((1, 2.0), (4, 1.25)):
+        rows += [row("dense", 0, batch, 100, 4.0)]
+        rows += [row("shadow", pct, batch, 100, 4 / gain) for pct in (50, 90)]
+    for ordered in (rows, rows[::-1]):
+        panel = batches({"latency": pd.DataFrame(ordered)}, "").axes[0]
+        assert [list(line.get_ydata()) for line in panel.lines[:2]] == [[2.0, 1.25]] * 2
 
 
 @pytest.mark.parametrize("model", ["opt-tiny", "llama-tiny"])

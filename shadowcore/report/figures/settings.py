@@ -10,6 +10,7 @@ from shadowcore.report.figures.series import where
 from shadowcore.report.style import Figure, empty, key, legend, look, panels, styled, title
 
 SHADES = ("#A6CEE3", "#56B4E9", "#0072B2", "#003B5C")  # of rising sparsity
+LENGTHS = ["device", "model", "prompt_tokens", "new_tokens"]
 
 
 @styled
@@ -17,7 +18,7 @@ def batches(tables, _: str) -> Figure:
     """How much several sequences at once still gain, and the sparsity at which skipping begins to pay."""
     rows = timed(tables)
     rows = rows[rows.groupby("model")["batch"].transform("nunique") > 1]
-    rows = rows[rows["prompt_tokens"] == rows.groupby("model")["prompt_tokens"].transform("first")]
+    rows = rows.merge(rows.loc[rows["main"], LENGTHS].drop_duplicates())
     if rows.empty:
         return empty("no model was timed with several sequences")
     models = sorted(set(rows["model"]))
