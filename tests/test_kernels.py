@@ -5,7 +5,7 @@ import torch
 
 pytest.importorskip("triton", reason="Triton is not installed, so there are no kernels to test")
 
-from shadowcore.decode.kernels import batch
+from shadowcore.decode.kernels import batch, rows
 from shadowcore.decode.kernels.attention import Attention
 from shadowcore.decode.kernels.choose import Chooser
 from shadowcore.decode.kernels.launch import Units
@@ -117,6 +117,15 @@ def test_accumulate_and_settle_and_project_what_is_normed(width, unit_rows, slot
     gathered = rows.unflatten(0, (-1, unit_rows))[chosen].flatten(0, 1)
     check(units_of(chosen), None, amount[:, : len(gathered)].double() @ gathered)
     check(units_of([], 2), None, torch.zeros(sequences, width, dtype=torch.float64, device=DEVICE))
+
+
+def test_sums_of_any_number_of_rows_together(monkeypatch):
+    monkeypatch.setattr(rows, "SUM_PROGRAMS", 8)
+    weight, amount = random(300, 24), random(300)
+    partial = partial_sums(24, 300, 1, DEVICE)
+    assert partial.group == 48
+    accumulate(partial, amount, weight)
+    close(partial.addends.double().sum((0, 1)), amount.double() @ weight.double())
 
 
 @pytest.mark.parametrize("learned", [True, False])

@@ -134,8 +134,7 @@ def project(
         vector, weight, read.gains, read.bias, scale, moments, units and units.index, units and units.count, out,
         gathered, tail_shift, total, norm.eps,
         D=width, UNIT=unit_rows, PARTS=parts, ACTIVATION=ACTIVATIONS[activation], ROWS=together,
-        COLUMNS=min(COLUMNS, power_of_two(width)), **norm_sizes(norm),
-        **options(weight.device, WARPS),
+        COLUMNS=min(COLUMNS, power_of_two(width)), **norm_sizes(norm), **options(weight.device, WARPS),
     )  # fmt: skip
 
 
@@ -234,7 +233,7 @@ def accumulate(
     mixed, shares, splits = amount if isinstance(amount, Mixed) else (amount, None, 1)
     _accumulate[triton.cdiv(width, columns), max(1, len(partial.addends))](
         mixed, shares, weight, units and units.index, partial.count, partial.addends, threshold, partial.slots,
-        D=width, UNIT=partial.unit_rows, GROUP=partial.group, ROWS=min(partial.group, max(1, SUM_TILE // columns)),
-        COLUMNS=columns, SPLITS=splits, PARTS=power_of_two(splits),
-        **options(weight.device, SUM_WARPS),
+        D=width, UNIT=partial.unit_rows, GROUP=partial.group,
+        ROWS=min(power_of_two(partial.group), max(1, SUM_TILE // columns)),
+        COLUMNS=columns, SPLITS=splits, PARTS=power_of_two(splits), **options(weight.device, SUM_WARPS),
     )  # fmt: skip
