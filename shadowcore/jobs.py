@@ -229,7 +229,7 @@ class Jobs:
     def _trained(self, model: str, calibration: str, method: str, criterion: str, predictor: str) -> dict[str, Any]:
         """What training and tuning are told alike."""
         one = Trained.named(predictor)
-        under = one.rounds()[one.round - 1].configured if one.round else None
+        under = f"{method} {one.rounds()[one.round - 1].configured}" if one.round else None
         grids = self.study.conditions
         reported = sorted({pct for grid in grids for pct in grid.sparsities_pct})
         policies = sorted({policy for grid in grids if method in grid.methods for policy in grid.policies})

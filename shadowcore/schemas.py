@@ -137,7 +137,7 @@ QUALITY = Table(
         "model": CONDITION["model"], "calibration": CONDITION["calibration"],
         "method": (TEXT, "static (the constant predictor), shadow or layerwise"),
         "criterion": CONDITION["criterion"],
-        "predictor": (TEXT, "predictor preset; of static: whose masks acted in the traces, null for the dense model's"),
+        "predictor": (TEXT, "predictor preset; of static: design and preset whose masks acted in traces, null: none"),
         "seed": CONDITION["seed"],
         "kind": (TEXT, "heads or neurons"),
         "layer": (INTEGER, "layer, from 0"),

@@ -11,9 +11,11 @@ import pytest
 import torch
 import yaml
 from conftest import write_benchmarks
+from lm_eval.api.instance import Instance
 from lm_eval.evaluator import evaluate, simple_evaluate
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from shadowcore import benchmarks
@@ -147,6 +149,22 @@ def test_a_row_depends_on_its_document_alone(model, folder, name):
         assert len(shared) >= len(alone) * 3 / 8
         for asked in shared:  # but for the order in which float32 matrix products add up
             assert found[asked] == pytest.approx(alone[asked], rel=1e-5)
+
+
+def test_a_window_of_a_document_is_masked_all_over(model):
+    """Also where it repeats the window before, which lm-eval calls its context."""
+    sparse, text = sparse_of(model), "What is read again counts once. " * 5
+    lm = harness.SparseLM(sparse, byte_tokenizer(), 2, LONGEST)
+    (found,) = lm.loglikelihood_rolling([Instance("loglikelihood_rolling", {}, (text,), 0)])
+    windows = get_rolling_token_windows(lm.tok_encode(text), lm.prefix_token_id, LONGEST, 1)
+    expected, repeated = 0.0, 0
+    for context, continuation in map(make_disjoint_window, windows):
+        ids = torch.tensor([context + continuation])
+        masked = torch.ones_like(ids, dtype=torch.bool).index_fill(1, torch.tensor([0]), False)
+        said = sparse.logits(ids, masked).log_softmax(-1).gather(-1, ids[:, 1:, None])
+        expected += said[0, len(context) - 1 :].sum().item()
+        repeated += len(context) - 1
+    assert repeated > 0 and found == pytest.approx(expected, rel=1e-5)
 
 
 def test_answers_are_never_cached(model, folder, tmp_path):

@@ -55,6 +55,21 @@ def test_an_effect_is_that_of_the_values_with_both_errors():
     assert (row["published_value_winner"], row["published_value_loser"]) == (30.8, 42.8)
 
 
+def test_only_wikitext_has_the_published_words():
+    """Another benchmark's words (LAMBADA's are one a text) neither are judged nor hide the windows of text."""
+    found = study()
+    words = {name: found[name][found[name]["task"] == "wikitext"] for name in ("perplexity", "comparisons")}
+    windows = {
+        name: rows.assign(task="perplexity", data="wikipedia", metric=rows["metric"].str.replace("word", "token"))
+        for name, rows in words.items()
+    }
+    windows["comparisons"] = windows["comparisons"].assign(metric="log_perplexity")
+    lambada = {name: rows.assign(task="lambada_openai", data="lambada_openai") for name, rows in words.items()}
+    alone = found | windows
+    both = found | {name: pd.concat([lambada[name], windows[name]]) for name in words}
+    assert verdicts(alone) == verdicts(both) != []
+
+
 @pytest.mark.parametrize(
     ("change", "verdict"),
     [

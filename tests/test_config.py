@@ -170,7 +170,7 @@ def test_a_later_round_stands_on_the_earlier_ones_of_its_seed():
     assert [one["seed"] for one in specs] == [0, 3] and specs[0]["trace"] == specs[1]["trace"]
     under = [json.loads(jobs.train_predictor("smollm2-135m", "wikipedia", "shadow", "plainact", name)["spec"])
              ["traced_under"] for name in ("small", "small@1", "small@seed3@1", "small@2")]  # fmt: skip
-    assert under == [None, "small", "small", "small@1"]
+    assert under == [None, "shadow small", "shadow small", "shadow small@1"]
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -1,6 +1,7 @@
 """A mask source on a model: positions, counts, and independence of batch and padding."""
 
 from itertools import chain
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,6 +20,8 @@ from shadowcore.models.families import KINDS, dimensions_of
 from shadowcore.models.losses import token_losses
 from shadowcore.models.masking import masked
 from shadowcore.models.recording import Site, visiting
+from shadowcore.stages import conditions
+from shadowcore.texts.documents import Window
 
 
 def predictor_of(model, design="shadow"):
@@ -289,3 +292,18 @@ def test_a_request_as_long_as_the_model_allows_fits(tiny):
     ids = torch.randint(3, 96, (1, 65), generator=torch.Generator().manual_seed(0))
     for source in sources(tiny):
         assert SparseModel(tiny, source).logits(ids, all_scored(ids)).shape == (1, 64, 96)
+
+
+def test_the_windows_of_an_article_are_one_document(monkeypatch):
+    windows = [
+        Window(name, start, tuple(range(start + 1, start + 9))) for name, start in (("a", 0), ("b", 0), ("a", 8))
+    ]
+    monkeypatch.setattr(conditions.reading, "windows_of", lambda *asked: windows)
+    monkeypatch.setattr(conditions, "window_losses", lambda sparse, ids, *more: ids.sum(1).double())
+    spec = SimpleNamespace(
+        window_tokens=8, windows=3, text_seed=0, window_batch=2, tasks=["second_half"],
+        condition=SimpleNamespace(protocol="token", data="words"),
+    )  # fmt: skip
+    whole, half = conditions._windows(spec, SimpleNamespace(documents=None), None, None, None)
+    assert [(row["document"], row["value"], row["weight"]) for row in whole] == [("a", 136.0, 14), ("b", 36.0, 7)]
+    assert [(row["document"], row["value"], row["weight"]) for row in half] == [("a", 136.0, 8), ("b", 36.0, 4)]

@@ -201,6 +201,12 @@ def test_the_true_choice_continues_and_the_others_are_from_elsewhere(documents):
     assert rows != cutting.true_continuation(documents, 20, 10, 5, seed=1)
 
 
+def test_one_document_gives_one_wrong_choice_at_most():
+    short = [written(f"s{chr(97 + n)}", 5) for n in range(6)]  # no passage
+    with pytest.raises(ConfigError, match="2 documents have passages that end differently"):
+        cutting.true_continuation([written("la", 200), written("lb", 200), *short], 4, 10, 5, seed=0)
+
+
 def test_choices_are_four_different_texts():
     shared = " ".join(f"s{i}" for i in range(10))
     copies = [Document.of(f"{n}", f"{' '.join(f'{n}c{i}' for i in range(10))} {shared}") for n in range(12)]

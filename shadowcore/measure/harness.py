@@ -35,7 +35,8 @@ class SparseLM(HFLM):
 
     HFLM pads on the right and passes no lengths on, so "the last token" of a row may be padding; here
     every row's context and continuation are known, and masks apply where continuation tokens are
-    predicted, or at all positions of the row under a protocol that masks prompts.
+    predicted, or at all positions of the row under a protocol that masks prompts. Windows of a whole document have no
+    prompt: what they repeat of the window before, which lm-eval calls their context, is masked like the rest.
     """
 
     def __init__(self, sparse: SparseModel, tokenizer, batch: int, max_length: int):
@@ -51,14 +52,21 @@ class SparseLM(HFLM):
 
         Contexts run first where they may, densely; requests with one context, as a question's choices are, run it once.
         """
+        windows: list[list[int]] = []
         questions: dict[tuple[int, ...], list[int]] = {}
         for i, request in enumerate(requests):
-            questions.setdefault(tuple(self._fitted(request)[0]), []).append(i)
+            if request[0] is None:  # lm-eval has texts of questions alone
+                windows.append([i])
+            else:
+                questions.setdefault(tuple(self._fitted(request)[0]), []).append(i)
         prompted = questions.items() if self.sparse.prompts_may_run_first else ()
         continuing = [chosen for context, chosen in prompted if len(context) > 1]
-        beginning = [[i] for i in sorted(set(range(len(requests))) - set(chain.from_iterable(continuing)))]
+        apart = set(chain.from_iterable(questions.values())) - set(chain.from_iterable(continuing))
+        beginning = [[i] for i in sorted(apart)]
         answers: list[Any] = [None] * len(requests)
-        for groups, score in ((continuing, self._score_continuations), (beginning, self._score)):
+        for groups, score in (
+            (continuing, self._score_continuations), (beginning, self._score), (windows, self._score_windows)
+        ):  # fmt: skip
             for chosen in self._batches(groups, lambda i: sum(map(len, self._fitted(requests[i])))):
                 rows = [self._fitted(requests[i]) for i in chosen]
                 for i, answer in zip(chosen, score(rows), strict=True):
@@ -92,14 +100,20 @@ class SparseLM(HFLM):
         length = max(len(continuation) for _, continuation in rows)
         return self._score(tails, lambda: prefixes.continued(which, length))
 
-    def _score(self, rows: Sequence[Row], context: Context = no_context) -> list[tuple[float, bool]]:
+    def _score_windows(self, rows: Sequence[Row]) -> list[tuple[float, bool]]:
+        return self._score(rows, prompted=False)
+
+    def _score(
+        self, rows: Sequence[Row], context: Context = no_context, prompted: bool = True
+    ) -> list[tuple[float, bool]]:
         firsts = torch.tensor([len(before) for before, _ in rows])[:, None]
         ends = torch.tensor([len(before) + len(continuation) for before, continuation in rows])[:, None]
         ids = pad_sequence([torch.tensor(before + continuation) for before, continuation in rows], batch_first=True)
         positions = torch.arange(ids.shape[1])
         scored = ((positions >= firsts) & (positions < ends)).to(self.device)
+        masked = scored if prompted else ((positions > 0) & (positions < ends)).to(self.device)
         ids, earliest = ids.to(self.device), int(firsts.min())
-        logits = self.sparse.logits(ids, scored, earliest - 1, context)  # that predict the tokens from `earliest` on
+        logits = self.sparse.logits(ids, masked, earliest - 1, context)  # that predict the tokens from `earliest` on
         targets, wanted = ids[:, earliest:], scored[:, earliest:]
         predictions = functional.log_softmax(logits.float(), -1)
         likelihoods = predictions.gather(-1, targets[..., None]).squeeze(-1).double().where(wanted, 0).sum(-1)

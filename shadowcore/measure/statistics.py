@@ -1,7 +1,7 @@
 """How sure we are: estimates over documents and paired differences, each with a 95 % interval.
 
 Everything is a mean over documents or a ratio of two means. The document is the unit of resampling,
-because tokens of one window stand and fall together. Differences to dense are paired: both models saw
+because tokens of one article stand and fall together. Differences to dense are paired: both models saw
 the same documents, so what makes a document hard cancels out.
 """
 
@@ -44,9 +44,9 @@ def accuracy(correct: np.ndarray) -> Estimate:
 
 
 def perplexity(nll: np.ndarray, tokens: np.ndarray) -> Estimate:
-    """Token perplexity exp(sum nll / sum tokens) over windows: `nll` (n,) in nats, `tokens` (n,) scored.
+    """Token perplexity exp(sum nll / sum tokens) over documents: `nll` (n,) in nats, `tokens` (n,) scored.
 
-    The standard error is the delta method's, the interval a bootstrap over windows.
+    The standard error is the delta method's, the interval a bootstrap over documents.
     """
     log = _ratio(nll, tokens)
     value = float(np.exp(log.value))
@@ -96,7 +96,7 @@ def holm(p_values: np.ndarray) -> np.ndarray:
 
 
 def log_perplexity_difference(nll: np.ndarray, dense: np.ndarray, tokens: np.ndarray) -> Estimate:
-    """Log-perplexity of a condition minus dense, nats per token, windows paired: all arrays (n,)."""
+    """Log-perplexity of a condition minus dense, nats per token, documents paired: all arrays (n,)."""
     return _ratio(np.asarray(nll, float) - np.asarray(dense, float), tokens)
 
 
@@ -115,7 +115,7 @@ def _ratio(total: np.ndarray, size: np.ndarray) -> Estimate:
     total, size = np.asarray(total, float), np.asarray(size, float)
     n = len(total)
     if not n or not np.isfinite(total).all() or not (size > 0).all():
-        raise ArtifactError("perplexity: windows need finite log-likelihoods and at least one scored token each")
+        raise ArtifactError("perplexity: documents need finite log-likelihoods and at least one scored token each")
     value = float(total.sum() / size.sum())
     if n == 1:
         return Estimate(value, None, None, None, n)

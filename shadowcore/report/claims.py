@@ -96,7 +96,8 @@ def _perplexities(tables: Tables) -> pd.DataFrame:
     rows = _against_dense(
         tables, "perplexity", {"log_word_perplexity": "word_perplexity", "log_perplexity": "token_perplexity"}
     )
-    words, windows = rows["metric"] == "word_perplexity", rows["task"] == "perplexity"
+    words = (rows["metric"] == "word_perplexity") & (rows["task"] == "wikitext")
+    windows = rows["task"] == "perplexity"
     return _over_seeds(rows[words | (windows & ~rows["model"].isin(rows.loc[words, "model"]))])
 
 
@@ -113,8 +114,12 @@ def _accuracies(tables: Tables) -> pd.DataFrame:
 
 
 def _rank_correlations(tables: Tables) -> pd.DataFrame:
-    """Spearman of held-out tokens, mean over layers; layers share tokens, so their errors are not independent."""
+    """Spearman of held-out tokens, mean over layers; layers share tokens, so their errors are not independent.
+
+    Of the dense model's scores alone: predictors `preset@N` are held against those of a sparse model.
+    """
     rows = tables["quality"].rename(columns={"kind": "units"}).query("metric == 'spearman' and method != 'static'")
+    rows = rows[~rows["predictor"].str.contains("@")]
     keys = [*(key for key in PLACE if key in rows), "method", "predictor", "seed"]
     return _over_seeds(rows.groupby(keys, dropna=False, as_index=False)[["value", "stderr"]].mean(), relative=False)
 

@@ -110,20 +110,28 @@ def _runs(spec: Spec, inputs: Any, sparse: SparseModel, tokenizer, progress: Pro
 
 
 def _windows(spec: Spec, inputs: Any, sparse: SparseModel, tokenizer, progress: Progress) -> Iterator[list[dict]]:
-    """Perplexities of windows: of the whole, which has no prompt, and of the half after a prompt."""
+    """Perplexities of windows: of the whole, which has no prompt, and of the half after a prompt.
+
+    A row is an article, its windows summed: they are no independent witnesses of how a model does.
+    """
     condition = spec.condition
     windows = reading.windows_of(
         inputs.documents, "evaluation", tokenizer, spec.window_tokens, spec.windows, spec.text_seed
     )
     ids = torch.tensor([window.ids for window in windows])
-    names = [f"{window.document_id}:{window.start}" for window in windows]
+    articles: dict[str, list[int]] = {}
+    for place, window in enumerate(windows):
+        articles.setdefault(window.document_id, []).append(place)
     asked = [] if condition.protocol == NEEDS_PROMPTS else [("perplexity", 1, condition.data)]
     if "second_half" in spec.tasks:
         asked.append(("second_half", spec.window_tokens // 2, f"{condition.data} (second half)"))
     for task, prompt, data in asked:
         losses = window_losses(sparse, ids, spec.window_batch, progress, prompt)
-        measured = {"task": task, "data": data, "metric": "nll", "weight": spec.window_tokens - prompt}
-        yield [measured | {"document": name, "value": loss} for name, loss in zip(names, losses.tolist(), strict=True)]
+        measured, tokens = {"task": task, "data": data, "metric": "nll"}, spec.window_tokens - prompt
+        yield [
+            measured | {"document": name, "value": losses[places].sum().item(), "weight": tokens * len(places)}
+            for name, places in articles.items()
+        ]
 
 
 def _together(spec: Spec, prepared: dict[str, list[dict[str, Any]]]) -> Iterator[tuple[int, int | None, list]]:

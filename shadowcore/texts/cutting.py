@@ -87,10 +87,12 @@ def true_continuation(
         return found
 
     asked = _in_turns(documents, candidates, count, seed)
-    others = _in_turns(documents, candidates, len(documents), seed)  # one passage of each document that has any
+    others: dict[str, _Passage] = {}  # one passage of each document that has any
+    for passage in _in_turns(documents, candidates, len(documents), seed):
+        others.setdefault(passage.document_id, passage)
     if len(asked) < count:
         raise ConfigError(f"true_continuation.documents: {count} are asked for, the documents hold {len(asked)}")
-    endings = len({passage.continuation for passage in others})
+    endings = len({passage.continuation for passage in others.values()})
     if endings <= CHOICES:  # a question's own document gives none of its wrong choices
         raise ConfigError(
             f"true_continuation: {endings} documents have passages that end differently, {CHOICES + 1} would do"
@@ -100,7 +102,7 @@ def true_continuation(
     random.shuffle(labels)
     rows = []
     for passage, label in zip(asked, labels, strict=True):
-        elsewhere = {other.continuation for other in others if other.document_id != passage.document_id}
+        elsewhere = {other.continuation for name, other in others.items() if name != passage.document_id}
         choices = random.sample(sorted(elsewhere - {passage.continuation}), CHOICES - 1)
         choices.insert(label, passage.continuation)
         name = f"{passage.document_id}:{passage.start}"

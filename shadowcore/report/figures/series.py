@@ -144,10 +144,11 @@ def mean_over_tasks(rows: pd.DataFrame, shots: bool = False) -> pd.DataFrame:
     rows = rows[rows["fewshot"].notna()] if shots else rows[rows["fewshot"].fillna(0) == 0]
     if shots:  # a task without examples would be in one mean and not in another
         rows = rows[rows.groupby("task")["fewshot"].transform("nunique") == rows["fewshot"].nunique()]
-    keys = [name for name in CONDITION if name != "data"] + ["sparsity_measured", "fewshot"]
+    keys = [name for name in CONDITION if name != "data"] + ["fewshot"]
+    averaged = ["value", "variance", "sparsity_measured"]
     rows = rows.assign(variance=rows["stderr"] ** 2, tasks=1)
-    means = rows.groupby(keys, dropna=False, as_index=False)[["value", "variance", "tasks"]].sum()
-    means[["value", "variance"]] = means[["value", "variance"]].div(means["tasks"], axis=0)
+    means = rows.groupby(keys, dropna=False, as_index=False)[[*averaged, "tasks"]].sum()
+    means[averaged] = means[averaged].div(means["tasks"], axis=0)
     reach = 1.96 * (means["variance"] / means["tasks"]) ** 0.5
     return means.assign(low=means["value"] - reach, high=means["value"] + reach)
 
