@@ -71,4 +71,5 @@ onstart:
 
 
 onsuccess:
-    shell("python -m shadowcore show --brief {root} || true")
+    if (jobs.root / "tables").is_dir():
+        shell("python -m shadowcore show --brief {root} || true")
