@@ -17,7 +17,7 @@ from shadowcore import artifacts
 from shadowcore.errors import ArtifactError
 from shadowcore.measure import statistics
 from shadowcore.provenance import file_sha256
-from shadowcore.report import claims, show, style, tables
+from shadowcore.report import blocks, claims, show, style, tables
 from shadowcore.report.figures import FIGURES, save
 from shadowcore.report.figures.series import contextual, leading, over_seeds
 from shadowcore.schemas import CONDITION, FINAL_TABLES, OUTCOMES
@@ -694,6 +694,17 @@ def test_show_prints_every_table_whole_in_any_terminal(results, frames):
     assert f"{dense['value']:.1f} ± {dense['stderr']:.1f}" in text
     for heading in ("perplexity", "Accuracy", "McNemar", "Recall", "Milliseconds", "not attempted", "figures in"):
         assert heading in text
+
+
+def test_times_of_other_settings_are_lines_of_their_own_by_number(frames):
+    once = frames["latency"]
+    settings = [{"prompt_tokens": 1024}, {"prompt_tokens": 128, "predictor_rank": 64}, {"prompt_tokens": 128}]
+    found = frames | {"latency": pd.concat([once.assign(**setting) for setting in settings])}
+    (times,) = (block for block in blocks.measured(found) if block.title.startswith("Milliseconds"))
+    assert not any(" / " in cell for row in times.rows for cell in row)
+    places = [times.words.index(name) for name in ("prompt_tokens", "method", "predictor_rank")]
+    ranks = [row[places[2]] for row in times.rows if row[places[0]] == "128" and "shadow" in row[places[1]]]
+    assert times.rows[0][places[0]] == "128" and ranks == ["64", "512"]
 
 
 def test_summary_is_short_and_has_a_line_per_method(results):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -12,7 +13,8 @@ from shadowcore.report.tables import Tables
 
 # what a line is about; what is the same in every line is told once, above them
 LINE = ["model", "device", "data", "task", "fewshot", "metric", "kind", "units", "criterion", "policy", "protocol"]
-LINE += ["calibration", "predictor", "predictor_rank", "dtype", "batch", "seed", "method"]
+LINE += ["calibration", "predictor", "dtype", "batch", "prompt_tokens", "new_tokens", "seed", "method"]
+LINE += ["predictor_rank", "predictor_bits"]
 # what tells two rows of one claim apart
 CLAIMED = ["model", "data", "device", "dtype", "prompt_tokens", "new_tokens", "metric", "units", "criterion", "policy"]
 CLAIMED += ["predictor_rank", "predictor_bits", "protocol", "calibration", "sparsity_pct"]
@@ -111,9 +113,14 @@ def _sorted(lines: Lines, names: list[str]) -> Lines:
     """Lines in the order of ORDERS, or by name; what has no value, as dense has none, comes first."""
 
     def rank(line: tuple[str, ...]) -> list:
-        return [(text != "", ORDERS.get(name, str)(text)) for name, text in zip(names, line, strict=True)]
+        return [(text != "", ORDERS.get(name, _by_number)(text)) for name, text in zip(names, line, strict=True)]
 
     return {line: lines[line] for line in sorted(lines, key=rank)}
+
+
+def _by_number(text: str) -> tuple[float, str]:
+    """Numbers by their size, words after them by name."""
+    return (float(text), "") if text.replace(".", "", 1).isdecimal() else (math.inf, text)
 
 
 def _block(title: str, told: list[str], names: list[str], lines: Lines) -> Block:
