@@ -36,7 +36,7 @@ METHODS = ("dense", *CONSTANT_METHODS, *BASELINES, *PREDICTORS, "oracle")
 
 
 # `--config offline=true` arrives as text
-Offline = Annotated[bool | str, BeforeValidator(lambda value: True if value == "true" else value)]
+Offline = Annotated[bool | str, BeforeValidator(lambda value: value == "true" if value in ("true", "false") else value)]
 
 
 def source_of(kinds: dict[str, type]) -> Any:

@@ -114,7 +114,7 @@ class Preset(Strict):
     def of_a_recipe(cls, data: Any) -> Any:
         """The named recipe's values, and those that are given."""
         name = data.get("recipe") if isinstance(data, dict) else None
-        return RECIPES[name] | data if name in RECIPES else data
+        return RECIPES[name] | data if isinstance(name, str) and name in RECIPES else data
 
     def steps(self) -> Recipe:
         """As the training stage reads it."""

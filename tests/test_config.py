@@ -232,3 +232,14 @@ def test_the_size_of_a_batch_makes_nothing_stale():
     after, key = Jobs(parse_study(study, "config")), next(iter(before.conditions))
     assert before.trace(key[0], "train", "0") == after.trace(key[0], "train", "0")
     assert before.evaluate("evaluate", key) == after.evaluate("evaluate", key)
+
+
+def test_offline_arrives_as_text_from_the_command_line():
+    assert parse_study(changed(["offline"], "false"), "config").offline is False
+    with pytest.raises(ConfigError, match="comes over the network"):  # so it was taken for true
+        parse_study(changed(["offline"], "true"), "config")
+
+
+def test_a_recipe_that_is_no_name_is_one_sentence():
+    with pytest.raises(ConfigError, match="predictors.small.recipe"):
+        parse_study(changed(["predictors", "small"], {"recipe": ["best"]}), "config")
