@@ -70,6 +70,16 @@ def test_only_wikitext_has_the_published_words():
     assert verdicts(alone) == verdicts(both) != []
 
 
+def test_ranking_is_judged_by_the_dense_models_scores():
+    """Tuned or not; a later round's predictors are held against another model's scores."""
+    keys = {"model": "opt-1.3b", "calibration": "c4", "method": "shadow", "criterion": "plainact", "seed": 0}
+    keys |= {"kind": "neurons", "metric": "spearman", "layer": 1}
+    names = ("small", "small@tuned", "small@1", "small@1@tuned")
+    rows = [keys | {"predictor": name, "value": 0.5, "stderr": ERROR, "n": 9} for name in names]
+    quality = tables.frame(MEASURED_TABLES["quality"].build(rows))
+    assert set(claims._rank_correlations({"quality": quality})["predictor"]) == {"small", "small@tuned"}
+
+
 @pytest.mark.parametrize(
     ("change", "verdict"),
     [

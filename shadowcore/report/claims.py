@@ -119,7 +119,7 @@ def _rank_correlations(tables: Tables) -> pd.DataFrame:
     Of the dense model's scores alone: predictors `preset@N` are held against those of a sparse model.
     """
     rows = tables["quality"].rename(columns={"kind": "units"}).query("metric == 'spearman' and method != 'static'")
-    rows = rows[~rows["predictor"].str.contains("@")]
+    rows = rows[~rows["predictor"].str.contains(r"@\d")]
     keys = [*(key for key in PLACE if key in rows), "method", "predictor", "seed"]
     return _over_seeds(rows.groupby(keys, dropna=False, as_index=False)[["value", "stderr"]].mean(), relative=False)
 
