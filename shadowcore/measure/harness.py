@@ -61,8 +61,7 @@ class SparseLM(HFLM):
                 questions.setdefault(tuple(self._fitted(request)[0]), []).append(i)
         prompted = questions.items() if self.sparse.prompts_may_run_first else ()
         continuing = [chosen for context, chosen in prompted if len(context) > 1]
-        apart = set(chain.from_iterable(questions.values())) - set(chain.from_iterable(continuing))
-        beginning = [[i] for i in sorted(apart)]
+        beginning = [[i] for i in sorted(set(range(len(requests))) - set(chain.from_iterable(continuing + windows)))]
         answers: list[Any] = [None] * len(requests)
         for groups, score in (
             (continuing, self._score_continuations), (beginning, self._score), (windows, self._score_windows)

@@ -10,7 +10,15 @@ import torch
 import triton
 import triton.language as tl
 
-from shadowcore.decode.kernels.launch import Units, let_next_start, options, power_of_two, shared_memory, wait
+from shadowcore.decode.kernels.launch import (
+    Units,
+    let_next_start,
+    options,
+    power_of_two,
+    power_of_two_within,
+    shared_memory,
+    wait,
+)
 from shadowcore.decode.kernels.residual import Normed, Partial, Read, norm_sizes
 from shadowcore.decode.kernels.rows import ACTIVATIONS, addends, constants_of, finished, row_of, slots_of, taken_apart
 
@@ -117,7 +125,7 @@ def project(
 def columns_together(weight: torch.Tensor) -> int:
     """Columns of a product's weights at a time: a power of two of them, on their way in shared memory with vectors."""
     each = (STAGES - 1) * (ROWS * weight.itemsize + PADDED * torch.float32.itemsize)
-    return min(COLUMNS, power_of_two(shared_memory(weight.device) // each + 1) // 2)
+    return min(COLUMNS, power_of_two_within(shared_memory(weight.device) // each))
 
 
 def _multiplied(dtype: torch.dtype) -> tl.dtype:

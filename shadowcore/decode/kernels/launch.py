@@ -99,6 +99,11 @@ def power_of_two(number: int) -> int:
     return triton.next_power_of_2(number)
 
 
+def power_of_two_within(number: int) -> int:
+    """The largest power of two that is not above `number`; 0 for 0."""
+    return power_of_two(number + 1) // 2
+
+
 @triton.jit
 def let_next_start(PDL: tl.constexpr):
     """The next kernel starts once every program of this one has come here, as far as there is room."""

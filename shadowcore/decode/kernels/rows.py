@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from shadowcore.decode.kernels.attention import Mixed, mixed_of
-from shadowcore.decode.kernels.launch import Units, let_next_start, options, power_of_two, wait
+from shadowcore.decode.kernels.launch import Units, let_next_start, options, power_of_two, power_of_two_within, wait
 from shadowcore.decode.kernels.residual import Normed, Partial, Read, norm_of, norm_sizes
 
 ACTIVATIONS = {"none": 0, "relu": 1, "silu": 2}  # silu: of the gate row, times the row beside it
@@ -156,7 +156,7 @@ def taken_apart(x: torch.Tensor | Normed) -> tuple[torch.Tensor, torch.Tensor | 
 
 def rows_together(width: int) -> int:
     """Rows of so many numbers that a program computes: a power of two of them fills its registers."""
-    return max(1, min(64, power_of_two(TILE // width + 1) // 2))
+    return max(1, min(64, power_of_two_within(TILE // width)))
 
 
 @triton.jit
