@@ -8,8 +8,7 @@ Then, in the repository's root on the machine with the GPU, run them one after t
 
     python3 benchmarks/time_models.py run specs.jsonl FOLDER [MODEL ...]
 
-FOLDER gets the files that the stage `latency-random` writes, such as opt-13b.1x128+128.summary.parquet. A model that
-fails does not stop the next one; the exit code is 1 then.
+FOLDER gets the stage's files, such as opt-13b.1x128+128.summary.parquet. A failed model does not stop the next one.
 """
 
 from __future__ import annotations
@@ -66,8 +65,7 @@ def main(words: list[str]) -> int:
     if len(words) < 3 or words[0] != "run":
         print(__doc__, file=sys.stderr)
         return 2
-    lines = Path(words[1]).read_text(encoding="utf-8").splitlines()
-    specs = [json.loads(line) for line in lines]
+    specs = [json.loads(line) for line in Path(words[1]).read_text(encoding="utf-8").splitlines()]
     if unknown := set(words[3:]) - {spec["model"] for spec in specs}:
         print(f"{words[1]}: no model {', '.join(sorted(unknown))} in it", file=sys.stderr)
         return 2
