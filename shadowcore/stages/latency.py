@@ -87,7 +87,8 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     progress = Progress(f"latency {spec.model}")
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     tokenizer = read_tokenizer(inputs.card, inputs.weights)
-    prompt = windows_of(inputs.documents, "evaluation", tokenizer, spec.prompt_tokens, 1, spec.seed)[0]
+    key = "latency.prompt_tokens"
+    prompt = windows_of(inputs.documents, "evaluation", tokenizer, spec.prompt_tokens, 1, spec.seed, key)[0]
     ids = torch.tensor([prompt.ids], device=device)
     ceiling = speed.read_ceiling(device) if device.type == "cuda" else None
     model = folders.load_model(inputs.weights, spec.dtype)
@@ -95,7 +96,7 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     model = model.to(device)
     generated = (GENERATED if device.type == "cuda" else spec.new_tokens) if model.dtype == torch.float32 else 0
     room = spec.prompt_tokens + max(spec.new_tokens, generated)
-    windows = windows_of(inputs.documents, "train", tokenizer, spec.prompt_tokens, THRESHOLD_WINDOWS, spec.seed)
+    windows = windows_of(inputs.documents, "train", tokenizer, spec.prompt_tokens, THRESHOLD_WINDOWS, spec.seed, key)
     sizes = dimensions_of(model.config)
     choosers = Choosers(
         means=read_mean_scores(inputs.scores, spec.criterion, KINDS_OF[spec.units], sizes),
