@@ -54,8 +54,10 @@ CHOICES = Column(
     _are_choices,
 )
 NUMBER = Column(
-    "the integer 0 or 1", pa.types.is_integer, lambda value: type(value) is int and value in (0, 1)
-)  # a bool is an int to isinstance
+    "the integer 0 or 1",
+    pa.types.is_integer,
+    lambda value: value in (0, 1) and not isinstance(value, bool),  # True is 1 to Python
+)
 
 
 def _one_of(*words: str) -> Column:
