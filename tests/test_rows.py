@@ -10,8 +10,9 @@ import pytest
 from shadowcore import artifacts, benchmarks
 from shadowcore.benchmarks import BENCHMARKS, BenchmarkText
 from shadowcore.errors import ConfigError, ShadowcoreError, SourceError
+from shadowcore.models.folders import byte_tokenizer
 from shadowcore.paragraphs import mark, paragraphs, visible
-from shadowcore.stages import check_disjoint, prepare_benchmark, prepare_text
+from shadowcore.stages import check_disjoint, inputs, prepare_benchmark, prepare_text, trace
 from shadowcore.texts import cutting, sources
 from shadowcore.texts.documents import Document
 from shadowcore.texts.sources import FolderText, HubText, PackagedText
@@ -258,6 +259,37 @@ def test_a_benchmark_without_its_files_is_refused_by_check(tmp_path):
         benchmarks.check("pica", None)
 
 
+def test_hub_columns_of_other_types_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "set").mkdir()
+    for kind in ("bytes", "lists", "times", "numbers"):
+        arrow, value = OTHERS[kind]
+        pq.write_table(pa.table({"text": pa.array([value], arrow)}), tmp_path / "set" / "train.parquet")
+        with pytest.raises(ConfigError, match=r"source.column of .*set: column 'text' holds .*; allowed is text"):
+            HubText(str(tmp_path / "set"), "train", "0" * 40).read()
+
+
+def test_sizes_beyond_the_text_name_their_key_and_both_numbers(tmp_path):
+    (tmp_path / "text").mkdir()
+    pq.write_table(pa.table({"text": [f"{n} {'abc' * 9}" for n in range(20)]}), tmp_path / "text" / "a.parquet")
+    outputs = prepare_text.Outputs(tmp_path / "documents.parquet", tmp_path / "tasks.parquet")
+
+    def spec(heldout):
+        return prepare_text.Spec("folder", {"path": str(tmp_path / "text")}, heldout, 0.2, None, 0)
+
+    for heldout in (0.01, 0.8):
+        with pytest.raises(ConfigError, match="^heldout_fraction"):
+            prepare_text.run(spec(heldout), prepare_text.Inputs(), outputs)
+    prepare_text.run(spec(0.2), prepare_text.Inputs(), outputs)
+    for split, count, key in (("train", 12, "traces.windows"), ("heldout", 4, "traces.heldout_windows"),
+                              ("evaluation", 4, "evaluation.windows")):  # fmt: skip
+        with pytest.raises(ConfigError, match=rf"^{key} .*: 13 windows of 20 tokens .* {count} documents hold {count}"):
+            inputs.windows_of(outputs.documents, split, byte_tokenizer(), 20, 13, 0)
+    many = trace.Spec("train", 0, 5, 4, 80, 8, (), ("plainact",), ("plainact",), 8, 2, "float32", 0)
+    with pytest.raises(ConfigError, match=r"traces.shards: 5 .*traces.windows \(4\)"):
+        trace.run(many, None, None)
+
+
 # ---- paragraphs
 
 BREAKS = ["\n\n", "\r\n\r\n", "\r\r", "\n \n", "\n\t\n", "\r\n \r\n", "\n\u3000\n", "\n\u200b\n", "\x85\x85", "\f"]
@@ -289,9 +321,9 @@ def test_no_break_hides_a_benchmark_in_a_calibration_text(tmp_path, between):
         table = pq.read_table(outputs.documents).to_pylist()
         if next(row["split"] for row in table if row["text"] == shown) != "evaluation":
             break
-    inputs = check_disjoint.Inputs(outputs.documents, outputs.documents, (prepared,))
+    files = check_disjoint.Inputs(outputs.documents, outputs.documents, (prepared,))
     with pytest.raises(ConfigError, match="holds 1 of the 3 documents that benchmark 'winogrande'"):
-        check_disjoint.run(check_disjoint.Spec("a", "a"), inputs, check_disjoint.Outputs(tmp_path / "disjoint.json"))
+        check_disjoint.run(check_disjoint.Spec("a", "a"), files, check_disjoint.Outputs(tmp_path / "disjoint.json"))
 
 
 def test_a_mark_is_of_the_visible_words():
