@@ -22,9 +22,10 @@ def _is_list_of_text(kind: pa.DataType) -> bool:
 
 
 def _is_choices_type(kind: pa.DataType) -> bool:
-    return pa.types.is_struct(kind) and all(
-        len(kind.get_all_field_indices(name)) == 1 and _is_list_of_text(kind.field(name).type)
-        for name in ("text", "label")
+    return (
+        pa.types.is_struct(kind)
+        and sorted(field.name for field in kind) == ["label", "text"]
+        and all(_is_list_of_text(field.type) for field in kind)
     )
 
 

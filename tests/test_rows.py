@@ -162,6 +162,27 @@ def test_columns_of_other_types_are_refused_by_check_and_by_reading(tmp_path, ki
             attempt()
 
 
+@pytest.mark.parametrize(
+    "choices",
+    [
+        pa.array([["up", "down"]]),
+        pa.array([[{"text": "up", "label": "A"}]]),
+        pa.array([{"text": ["up", "down"]}]),
+        pa.array([{"text": ["up", "down"], "label": [0, 1]}]),
+        pa.array([LETTERS | {"seen": datetime.datetime(2024, 1, 2)}]),
+        pa.StructArray.from_arrays([pa.array([LETTERS["text"]])] * 3, ["text", "label", "text"]),
+    ],
+    ids=lambda choices: str(choices.type)[:40],
+)
+def test_choices_of_another_layout_are_refused(tmp_path, choices):
+    path = tmp_path / "arc_easy" / "test.parquet"
+    path.parent.mkdir()
+    pq.write_table(pa.table({"question": ["where"], "choices": choices, "answerKey": ["A"]}), path)
+    for attempt in (lambda: benchmarks.check("arc_easy", str(tmp_path)), lambda: prepare(tmp_path, "arc_easy")):
+        with pytest.raises(ConfigError, match="test.parquet: column 'choices' holds .*allowed is an object of two"):
+            attempt()
+
+
 def test_text_in_other_layouts_is_text(tmp_path):
     for kind in (pa.large_string(), pa.dictionary(pa.int32(), pa.string()), pa.string_view()):
         table = pa.table({"text": pa.array(["one", None, "two"]).cast(kind)})
@@ -207,6 +228,7 @@ def test_folders_of_plain_text_and_of_json_lines_are_texts(tmp_path):
     assert card["left_out"] == 1
     documents, card = sources.fetch(FolderText(str(lines)))
     assert [one.text for one in documents] == ["first", "second"] and card["left_out"] == 1
+    assert [one.title for one in documents] == ["a.jsonl, row 0", "a.jsonl, row 2"]
 
 
 @pytest.mark.parametrize(
@@ -214,9 +236,10 @@ def test_folders_of_plain_text_and_of_json_lines_are_texts(tmp_path):
     [
         ({"a.csv": b"x", "b.csv": b"x", "README": b"x"}, "text", "source.path: .*found: 2 .csv, 1 without suffix.*txt"),
         ({"a.txt": b"x"}, "page", "source.column: 'page' .*a.txt is plain text"),
-        ({"a.jsonl": b'{"page": "x"}'}, "text", "a.jsonl, row 0: unknown 'text'.*page"),
+        ({"a.jsonl": b'{"page": "x"}'}, "text", "a.jsonl, row 0: no column 'text'.*page"),
         ({"a.jsonl": b'{"text": 3}'}, "text", "a.jsonl, row 0: column 'text' holds 3; allowed is text"),
         ({"a.jsonl": b'["text"]'}, "text", "a.jsonl, row 0: JSON that is not an object"),
+        ({"a.jsonl": b"[" * 99999}, "text", "a.jsonl, row 0: not JSON"),
         ({"a.parquet": b"x"}, "text", "a.parquet: damaged Parquet"),
     ],
 )

@@ -126,7 +126,7 @@ class FolderText:
         if file.suffix == ".txt":
             yield file.name, _plain_text(file)
         elif file.suffix == ".jsonl":
-            for number, text in enumerate(tabular.of_lines(file, self.column, "source.column")):
+            for number, text in tabular.of_lines(file, self.column, "source.column"):
                 yield f"{file.name}, row {number}", text
         else:
             for number, row in enumerate(tabular.of_file(file, {self.column: OPTIONAL_TEXT}, "source.column")):
