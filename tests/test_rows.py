@@ -220,6 +220,7 @@ def test_text_that_is_not_unicode_is_refused_by_its_place(tmp_path):
 def test_folders_of_plain_text_and_of_json_lines_are_texts(tmp_path):
     plain, lines = tmp_path / "plain", tmp_path / "lines"
     plain.mkdir(), lines.mkdir()
+    (plain / ".DS_Store").write_bytes(b"\xff")
     for number, text in enumerate(("first\r\n\r\npart", "second", " \n")):
         (plain / f"{number}.txt").write_bytes(text.encode())
     (lines / "a.jsonl").write_text('{"text": "first"}\n\n{"n": 1, "text": "second"}\n{"text": null}\n')
@@ -235,6 +236,7 @@ def test_folders_of_plain_text_and_of_json_lines_are_texts(tmp_path):
     ("files", "column", "message"),
     [
         ({"a.csv": b"x", "b.csv": b"x", "README": b"x"}, "text", "source.path: .*found: 2 .csv, 1 without suffix.*txt"),
+        ({"a.csv": b"x", "README.txt": b"x"}, "text", "source.path: .*found: 1 .csv, 1 .txt"),
         ({"a.txt": b"x"}, "page", "source.column: 'page' .*a.txt is plain text"),
         ({"a.jsonl": b'{"page": "x"}'}, "text", "a.jsonl, row 0: no column 'text'.*page"),
         ({"a.jsonl": b'{"text": 3}'}, "text", "a.jsonl, row 0: column 'text' holds 3; allowed is text"),
