@@ -16,7 +16,8 @@ MODULES = sorted(
 )
 # from the ground up; a room may import from its own floor and those below
 FLOORS = [
-    ["errors", "provenance"], ["devices", "artifacts", "logs"], ["schemas", "packages", "tabular", "lineage"],
+    ["errors", "provenance"], ["devices", "artifacts", "logs"],
+    ["schemas", "packages", "tabular", "paragraphs", "lineage"], ["stock_tasks"],
     ["benchmarks"], ["texts", "models", "dictionary"], ["method"], ["decode"], ["measure"], ["report"], ["stages"],
     ["fields"], ["recipes"], ["config"], ["jobs"], ["fetch", "plan"], ["commands"], ["cli"], ["__main__"],
 ]  # fmt: skip
