@@ -89,7 +89,7 @@ def _lock(held: ExitStack, name: str, how: int) -> bool:
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)  # another user's file, too
     except FileNotFoundError:
-        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CREAT, 0o644)
+        handle = _made(path)
     try:
         fcntl.flock(handle, how)
     except BlockingIOError:
@@ -97,3 +97,13 @@ def _lock(held: ExitStack, name: str, how: int) -> bool:
         return False
     held.callback(os.close, handle)
     return True
+
+
+def _made(path: Path) -> int:
+    """An open new lock file that every user can open, whatever this one's umask."""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CREAT | os.O_EXCL, 0o644)
+    except FileExistsError:  # made by another job meanwhile
+        return os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    os.fchmod(handle, 0o644)
+    return handle

@@ -16,9 +16,10 @@ MODULES = sorted(
 )
 # from the ground up; a room may import from its own floor and those below
 FLOORS = [
-    ["errors", "provenance"], ["devices", "artifacts", "logs"], ["schemas", "packages", "tabular", "lineage"],
-    ["benchmarks"], ["texts", "models", "dictionary"], ["method"], ["decode"], ["measure"], ["report"], ["stages"],
-    ["fields"], ["recipes"], ["config"], ["jobs"], ["fetch", "plan"], ["commands"], ["cli"], ["__main__"],
+    ["errors", "provenance", "processes", "terminal"], ["devices", "artifacts", "logs"],
+    ["schemas", "packages", "tabular", "lineage"], ["benchmarks"], ["texts", "models", "dictionary"], ["method"],
+    ["decode"], ["measure"], ["report"], ["stages"], ["fields"], ["recipes"], ["config"], ["jobs", "ownership"],
+    ["fetch", "plan"], ["states", "incomplete"], ["commands"], ["cli"], ["__main__"],
 ]  # fmt: skip
 
 

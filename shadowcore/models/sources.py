@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
-from shadowcore.artifacts import neighbour, writable
+from shadowcore.artifacts import neighbour, readable, writable
 from shadowcore.errors import ArtifactError, ConfigError, SourceError, one_of
 from shadowcore.models.families import FAMILIES, dimensions_of
 from shadowcore.models.folders import byte_tokenizer, load_tokenizer, read_config, require_all_loaded, require_weights
@@ -268,6 +268,7 @@ def _replacing_folder(folder: Path) -> Iterator[Path]:
         partial.mkdir()
         try:
             yield partial
+            readable(partial, partial)
             shutil.rmtree(folder, ignore_errors=True)
             partial.rename(folder)
         finally:
