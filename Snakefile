@@ -3,12 +3,15 @@ import os
 import re
 
 # The study as a table of contents: what is configured, the rules of each stage, what is made in the end.
+from shadowcore import ownership
 from shadowcore.config import parse_study
 from shadowcore.errors import ConfigError
 from shadowcore.jobs import Jobs
 from shadowcore.method.criteria import CRITERIA
 from shadowcore.method.predictors import PREDICTORS
+from shadowcore.terminal import tolerant
 
+tolerant()
 if not workflow.configfiles:
 
     configfile: "config/quick.yaml"
@@ -18,6 +21,11 @@ try:
     jobs = Jobs(parse_study(config, "configuration"))
 except ConfigError as error:
     raise WorkflowError(str(error))
+if workflow.is_main_process:
+    try:
+        ownership.check(jobs, workflow.configfiles)
+    except ConfigError as error:
+        raise WorkflowError(str(error))
 study, root = jobs.study, str(jobs.root)
 if study.offline:  # what is missing is an error, not a download
     shell.prefix("export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1; ")
@@ -68,8 +76,18 @@ onstart:
     place = next(path for path in (jobs.root, *jobs.root.parents) if path.exists())
     if not os.access(place, os.W_OK):
         raise WorkflowError(f"{place} cannot be written (Read-only file system, or not yours); results go there")
+    require_queue()
+    notice_interruption()
+    ownership.claim(jobs, workflow.configfiles)
 
 
 onsuccess:
     if (jobs.root / "tables").is_dir():
         shell("python -m shadowcore show --brief {root} || true")
+
+
+onerror:
+    if interrupted():
+        print(f"The run was interrupted. The same command goes on; `shadowcore status` says where it stands.")
+    else:
+        report_what_there_is()

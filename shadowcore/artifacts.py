@@ -236,6 +236,11 @@ def read_header(path: Path) -> dict[str, Any]:
     return read_origin(path)["header"]
 
 
+def missing(path: Path) -> list[dict[str, str]]:
+    """What a table, figure or page lacks of its study, by its header: jobs, and why; empty where it has everything."""
+    return read_header(path).get("spec", {}).get("missing", [])
+
+
 def read_origin(path: Path) -> dict[str, Any]:
     """The `schema` and the `header` of any of our files, figures and pages too; ArtifactError where it has none."""
     path = _existing(path)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shadowcore import artifacts, logs, plan
-from shadowcore.errors import ArtifactError
 from shadowcore.jobs import Jobs
 from shadowcore.report.figures import FIGURES
 from shadowcore.schemas import MEASURED_TABLES
@@ -38,6 +37,7 @@ OUTPUTS = {
     "draw": tuple(f"figures/{{name}}/{figure}.{kind}" for figure in FIGURES for kind in ("pdf", "png")),
     "write_page": ("index.html",),
 }
+SILENT = 600.0  # seconds after which a job that has not even written its log's heading no longer runs
 REPORT = ("aggregate", "check_tables", "judge_claims", "draw", "write_page")  # rules that join what others measured
 
 
@@ -63,15 +63,7 @@ def outputs(root: Path, rule: str, name: str) -> list[Path]:
 def done(root: Path, rule: str, name: str) -> bool:
     """Whether all files of a job are there, and none was made of a part of the study only."""
     files = outputs(root, rule, name)
-    return all(map(Path.exists, files)) and not (rule in REPORT and missing(files[0]))
-
-
-def missing(path: Path) -> list[dict[str, str]]:
-    """What a table, figure or page lacks of its study, by its header: jobs with a reason; empty for all of it."""
-    try:
-        return artifacts.read_header(path).get("spec", {}).get("missing", [])
-    except ArtifactError:  # damaged: what reads it says so
-        return []
+    return all(map(Path.exists, files)) and not (rule in REPORT and artifacts.missing(files[0]))
 
 
 def states(jobs: Jobs, now: float) -> list[Job]:
@@ -110,7 +102,7 @@ def _job(root: Path, work: plan.Work, expected: float, now: float) -> Job:
     ran = now - (said.started or written)
     if said.error:
         return Job(work, "failed", ran, expected, log, said)
-    if said.gone:
+    if said.gone or (not said.command and now - written > SILENT):
         return Job(work, "interrupted", ran, expected, log, said)
     left = max(expected - ran, 0) if said.left is None else max(said.left - (now - written), 0)
     return Job(work, "running", ran, left, log, said, now - written)

@@ -23,12 +23,14 @@ from shadowcore.schemas import (
     QUALITY,
     Table,
 )  # fmt: skip
-from shadowcore.stages.base import Progress, Stage, header
+from shadowcore.stages.base import Missing, Progress, Stage, header
 
 
 @dataclass(frozen=True)
 class Spec:
-    """Nothing to choose."""
+    """missing: what the tables lack, where they are made of a part of the study."""
+
+    missing: tuple[Missing, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -9,14 +9,16 @@ from shadowcore import artifacts
 from shadowcore.errors import ArtifactError
 from shadowcore.report import tables
 from shadowcore.schemas import FINAL_TABLES
-from shadowcore.stages.base import Progress, Stage, header
+from shadowcore.stages.base import Missing, Progress, Stage, header
 
 SCHEMA = "checked/1"
 
 
 @dataclass(frozen=True)
 class Spec:
-    """Nothing to choose."""
+    """missing: what the tables lack, where they are made of a part of the study."""
+
+    missing: tuple[Missing, ...] = ()
 
 
 @dataclass(frozen=True)
