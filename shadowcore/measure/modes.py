@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from shadowcore.decode.random import last_units, random_groups, random_predictor
 from shadowcore.decode.skipping import KeepFixed, KeepPredicted
 from shadowcore.errors import ConfigError
 from shadowcore.method.policies import kept_units
-from shadowcore.method.predictors import FIRST_SPARSE_LAYER
+from shadowcore.method.predictors import FIRST_SPARSE_LAYER, groups_of
 from shadowcore.models.families import KINDS_OF, Kind
 
 RIVALS = ("cublas", "compiled", "gather_ordered", "gather_shuffled", "relu", "huggingface", "huggingface_static")
@@ -104,15 +105,22 @@ def on_gpu(modes: Modes, layout: Layout) -> Iterator[Variant]:
             keys | {"mode": "oracle"},
             lambda kept=kept: graph(selection=lists(kept, FRESH_LISTS, shuffled=False)),
         )
+
+    @lru_cache(maxsize=1)  # a design's sparsities share its weights; they are made when the first one is built
+    def groups_at(index: int) -> list[Any]:
+        one = modes.designs[index]
+        ranks = ranks_of(modes, one)
+        return random_groups(one.method, sizes, ranks, one.segments, one.bits, layout.dtype, device, modes.seed + index)
+
     for index, design in enumerate(modes.designs):
-        ranks = ranks_of(modes, design)
-        groups = random_groups(
-            design.method, sizes, ranks, design.segments, design.bits, layout.dtype, device, modes.seed + index
-        )
         for pct in design.sparsities_pct or modes.sparsities_pct:
-            name, keys = named(modes, design, pct, len(groups))
+            name, keys = named(modes, design, pct, len(groups_of(design.method, sizes.layers, design.segments)))
             kept = kept_of(modes, layout, pct)
-            yield name, keys, lambda groups=groups, kept=kept: graph(selection=PredictedUnits(groups, sizes, kept))
+            yield (
+                name,
+                keys,
+                lambda index=index, kept=kept: graph(selection=PredictedUnits(groups_at(index), sizes, kept)),
+            )
     for name in ("huggingface", "huggingface_static"):
         if name in modes.baselines:
             static = name == "huggingface_static"
