@@ -47,10 +47,9 @@ class Ended:
     def __post_init__(self):
         self.works = {work.place: work for work in plan.work(self.jobs) if work.place in set(self.unfinished)}
         self.missing = [Missing(place, sentence(log_of(self.jobs, place))) for place in sorted(self.failed)]
-        rules = Counter(
-            work.rule for place, work in self.works.items() if place not in self.failed and work.rule not in REPORT
-        )
-        self.missing += [Missing(f"{count} jobs of {rule}", NOT_RUN) for rule, count in rules.items()]
+        others = [work for place, work in self.works.items() if place not in self.failed and work.rule not in REPORT]
+        for rule, count in Counter(work.rule for work in others).items():
+            self.missing.append(Missing(f"{count} {'job' if count == 1 else 'jobs'} of {rule}", NOT_RUN))
 
     def made_again(self, place: str) -> bool:
         """Whether this step of the report is ours to make: it did not run, because an input was missing."""
@@ -123,6 +122,7 @@ def _measurements(jobs: Jobs, there: Callable[..., tuple[Path, ...]]) -> aggrega
         trainings=there(*(f"{stem}.training.parquet" for stem in predictors)),
         latencies=there(*(f"{stem}.parquet" for stem in latencies)),
         repeats=there(*(f"{stem}.repeats.parquet" for stem in latencies)),
+        refused=there(*(f"{stem}.refused.parquet" for stem in latencies)),
     )
 
 

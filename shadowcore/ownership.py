@@ -1,4 +1,4 @@
-"""Which configuration the results folder of a study belongs to: two studies of one name would replace each other's files.
+"""Whose results folder it is: two studies of one name would replace each other's files.
 
 The folder's study.txt holds the name of the configuration's file and the checksum of its content. Either of them is
 enough to be the same study: a configuration may be edited and run again, moved, or renamed.

@@ -13,6 +13,7 @@ from shadowcore.schemas import MEASURED_TABLES
 
 STATES = ("done", "running", "failed", "interrupted", "waiting")
 PREDICTOR = ("safetensors", "safetensors.sha256", "quality.parquet", "training.parquet")
+TIMED = ("", ".repeats", ".refused")
 TRACE = ("safetensors", "safetensors.sha256")
 # what a job of each rule writes, below the study's folder; tests/test_workflow.py compares this with the rules
 OUTPUTS = {
@@ -29,8 +30,8 @@ OUTPUTS = {
     "tune_predictor": tuple(f"predictors/{{name}}@tuned.{kind}" for kind in PREDICTOR),
     "evaluate": ("outcomes/{name}.parquet",),
     "evaluate_oracle": ("outcomes/{name}.parquet",),
-    "latency": ("latency/{name}.parquet", "latency/{name}.repeats.parquet"),
-    "latency_random": ("latency/random/{name}.parquet", "latency/random/{name}.repeats.parquet"),
+    "latency": tuple(f"latency/{{name}}{kind}.parquet" for kind in TIMED),
+    "latency_random": tuple(f"latency/random/{{name}}{kind}.parquet" for kind in TIMED),
     "aggregate": tuple(f"tables/{name}.parquet" for name in MEASURED_TABLES),
     "check_tables": ("checks/tables.json",),
     "judge_claims": ("tables/claims.parquet",),

@@ -76,7 +76,8 @@ def _lines(jobs: Sequence[Job]) -> Iterator[str]:
         if job.state == "interrupted":
             yield f"interrupted  {name}: {logs.UNSAID} ({job.log})"
     if deleted := [job.work.place for job in jobs if job.deleted]:
-        yield f"{len(deleted)} finished jobs will run again, because their files are gone: {_some(deleted)}"
+        count = "1 finished job" if len(deleted) == 1 else f"{len(deleted)} finished jobs"
+        yield f"{count} must run again, because files are gone: {_some(deleted)}"
 
 
 def _some(names: Sequence[str], most: int = 5) -> str:

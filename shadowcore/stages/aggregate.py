@@ -22,6 +22,7 @@ from shadowcore.schemas import (
     PREDICTORS,
     QUALITY,
     REFUSED,
+    TIMED_TABLES,
     Table,
 )  # fmt: skip
 from shadowcore.stages.base import Missing, Progress, Stage, header
@@ -73,11 +74,11 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
         "latency_repeats": joined(inputs.repeats, LATENCY_REPEATS),
         "refused": joined(inputs.refused, REFUSED),
     }
-    # a table names what it was made from: measured times differ from run to run, the rest does not
+    # a table names what it was made from: what timing finds differs from run to run, the rest does not
     timed = header("aggregate", spec, inputs)
-    untimed = header("aggregate", spec, replace(inputs, latencies=(), repeats=()))
+    untimed = header("aggregate", spec, replace(inputs, latencies=(), repeats=(), refused=()))
     for name, table in final.items():
-        made = timed if name.startswith("latency") else untimed
+        made = timed if name in TIMED_TABLES else untimed
         artifacts.write_table(getattr(outputs, name), FINAL_TABLES[name].schema, table, made)
     progress(1, 1)
 

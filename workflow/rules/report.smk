@@ -119,7 +119,10 @@ rule write_page:
     input:
         tables=jobs.tables(),
         figures=[f"{stem}.png" for stem in jobs.figures()],
-        captions=[local(escaped(relpath(f"{workflow.basedir}/workflow/report/{name}.rst"))) for name in (*FIGURES, "workflow")],
+        captions=[
+            local(escaped(relpath(f"{workflow.basedir}/workflow/report/{name}.rst")))
+            for name in (*FIGURES, "workflow")
+        ],
     output:
         page=report(
             f"{root}/index.html",
