@@ -29,8 +29,9 @@ def devices() -> list[str]:
         return named
     try:
         said = subprocess.run(
-            ["nvidia-smi", "--query-gpu=uuid", "--format=csv,noheader"], capture_output=True, text=True
-        )
+            ["nvidia-smi", "--query-gpu=uuid", "--format=csv,noheader"],
+            capture_output=True, encoding="utf-8", errors="replace",
+        )  # fmt: skip
     except FileNotFoundError:
         return []
     found = said.stdout.split() if said.returncode == 0 else []

@@ -105,7 +105,7 @@ def read(path: Path) -> Log:
 
 def times(path: Path) -> dict[str, str]:
     """The columns of a `benchmark:` file, such as `s` and `max_rss`; none where it is not there, or not yet whole."""
-    lines = path.read_text().splitlines() if path.is_file() else []
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     return dict(zip(*(line.split("\t") for line in lines[:2]), strict=False)) if len(lines) > 1 else {}
 
 

@@ -84,7 +84,7 @@ def pins() -> dict[str, str]:
     """Versions this tree asks for, by package: from its pyproject.toml, or from what pip recorded of it."""
     project = provenance.PACKAGE.parent / "pyproject.toml"
     if project.is_file():
-        wanted = tomllib.loads(project.read_text())["project"]["dependencies"]
+        wanted = tomllib.loads(project.read_text(encoding="utf-8"))["project"]["dependencies"]
     else:
         wanted = [one for one in metadata.requires("shadowcore") or [] if "extra ==" not in one]
     found = (re.match(r"([\w.-]+)(?:\[.*?\])?==([^;\s]+)", one) for one in wanted)
@@ -259,7 +259,9 @@ def slurm() -> Iterator[Finding]:
 def _ask(*command: str) -> str | None:
     """What a command of the system says, None where it is missing or fails."""
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=True)
+        answer = subprocess.run(
+            command, capture_output=True, encoding="utf-8", errors="replace", timeout=SECONDS, check=True
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     return answer.stdout.strip()
