@@ -40,7 +40,7 @@ def test_an_error_may_name_what_the_terminal_cannot_print(tmp_path):
 
 
 def test_a_clone_may_stand_in_any_folder(tmp_path):
-    folder = tmp_path / "br{ace} it's \"é\""
+    folder = tmp_path / 'br{ace} it\'s "é"'
     folder.mkdir()
     for part in PARTS:
         (shutil.copytree if (ROOT / part).is_dir() else shutil.copy)(ROOT / part, folder / part)
@@ -50,7 +50,9 @@ def test_a_clone_may_stand_in_any_folder(tmp_path):
 
 
 def test_text_files_are_read_as_utf_8_wherever_we_are():
-    without = re.compile(r"\.(read|write)_text\((?![^\n]*encoding=)|(?<![.\w])open\((?![^\n]*(encoding=|\"[rwa]+b\+?\"))")
+    without = re.compile(
+        r"\.(read|write)_text\((?![^\n]*encoding=)|(?<![.\w])open\((?![^\n]*(encoding=|\"[rwa]+b\+?\"))"
+    )
     for path in [*(ROOT / "shadowcore").rglob("*.py"), ROOT / "Snakefile", *(ROOT / "workflow").rglob("*.smk")]:
         for line in path.read_text(encoding="utf-8").splitlines():
             assert not without.search(line), f"{path}: {line}"
