@@ -199,7 +199,7 @@ def check(tables: Mapping[str, pa.Table | pd.DataFrame]) -> list[str]:
     """
     warnings = []
     for name, column in VALUE.items():
-        if name not in tables:
+        if name not in tables or len(tables[name]) == 0:
             continue
         rows = frame(tables[name])
         value = rows[column].astype(float)
