@@ -148,6 +148,18 @@ def test_predicted_steps_are_the_harness_token_by_token(tiny, tokens, design, po
     assert not torch.allclose(logits_of(decoder, tokens)[:, 1:], logits_of(dense, tokens)[:, 1:], atol=1e-2)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("design", ["shadow", "layerwise"])
+def test_predicted_steps_in_16_bits_are_the_harness_but_for_rounding(tiny, tokens, design, dtype):
+    for parameter in tiny.parameters():
+        parameter.data *= 0.3  # as tame as a trained model: with large weights every layer multiplies rounding
+    tiny = tiny.to(dtype)
+    predictor = random_predictor(tiny, design)
+    decoder = Decoder(from_model(tiny), 20, KeepPredicted(predictor, "per_layer", HALF))
+    for row in tokens:
+        check(design, decoder, tiny, row[None], 8, PredictedMasks(predictor, KINDS, "per_layer", 50))
+
+
 @pytest.mark.parametrize("design", sorted(set(PREDICTORS) - {"layerwise_own"}))
 def test_rows_of_a_batch_do_not_see_each_other(tiny, tokens, design):
     tiny = tiny.double()
