@@ -122,7 +122,7 @@ def _measurements(jobs: Jobs, there: Callable[..., tuple[Path, ...]]) -> aggrega
         trainings=there(*(f"{stem}.training.parquet" for stem in predictors)),
         latencies=there(*(f"{stem}.parquet" for stem in latencies)),
         repeats=there(*(f"{stem}.repeats.parquet" for stem in latencies)),
-        refused=there(*(f"{stem}.refused.parquet" for stem in latencies)),
+        refusals=there(*(f"{stem}.refused.parquet" for stem in latencies)),
     )
 
 

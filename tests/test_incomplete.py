@@ -97,11 +97,11 @@ def test_a_step_of_the_report_that_fails_is_named_and_the_page_is_made(jobs, mon
 # ---- with Snakemake
 
 FAILING = """
-import pathlib, sys
+import os, pathlib, sys
 broken = pathlib.Path("broken")
 if broken.exists() and all(word in " ".join(sys.orig_argv) for word in broken.read_text().split()):
-    print("shadowcore stage: trace.safetensors: damaged safetensors", file=sys.stderr)
-    sys.exit(2)
+    print("shadowcore stage: trace.safetensors: damaged safetensors", file=sys.stderr, flush=True)
+    os._exit(2)
 """
 
 

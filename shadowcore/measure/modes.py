@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import partial
 from typing import Any
 
 import torch
@@ -106,21 +106,22 @@ def on_gpu(modes: Modes, layout: Layout) -> Iterator[Variant]:
             lambda kept=kept: graph(selection=lists(kept, FRESH_LISTS, shuffled=False)),
         )
 
-    @lru_cache(maxsize=1)  # a design's sparsities share its weights; they are made when the first one is built
-    def groups_at(index: int) -> list[Any]:
-        one = modes.designs[index]
-        ranks = ranks_of(modes, one)
-        return random_groups(one.method, sizes, ranks, one.segments, one.bits, layout.dtype, device, modes.seed + index)
-
     for index, design in enumerate(modes.designs):
+        ranks = ranks_of(modes, design)
+        try:
+            groups = random_groups(
+                design.method, sizes, ranks, design.segments, design.bits, layout.dtype, device, modes.seed + index
+            )
+        except torch.OutOfMemoryError as error:
+            groups, short = [], error
         for pct in design.sparsities_pct or modes.sparsities_pct:
             name, keys = named(modes, design, pct, len(groups_of(design.method, sizes.layers, design.segments)))
             kept = kept_of(modes, layout, pct)
-            yield (
-                name,
-                keys,
-                lambda index=index, kept=kept: graph(selection=PredictedUnits(groups_at(index), sizes, kept)),
-            )
+            if groups:
+                make = partial(lambda groups, kept: graph(selection=PredictedUnits(groups, sizes, kept)), groups, kept)
+            else:
+                make = partial(_refuse, short)  # this design is refused, the next one may fit
+            yield name, keys, make
     for name in ("huggingface", "huggingface_static"):
         if name in modes.baselines:
             static = name == "huggingface_static"
@@ -129,6 +130,10 @@ def on_gpu(modes: Modes, layout: Layout) -> Iterator[Variant]:
                 {"mode": name, "sparsity_pct": 0},
                 lambda static=static: HuggingFaceGenerate(layout, modes.room, static),
             )
+
+
+def _refuse(error: Exception) -> Any:
+    raise error
 
 
 def sequences(decoder: Decoder, batch: int) -> Decoder:

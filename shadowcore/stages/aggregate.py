@@ -43,7 +43,7 @@ class Inputs:
     trainings: tuple[Path, ...]
     latencies: tuple[Path, ...]
     repeats: tuple[Path, ...]
-    refused: tuple[Path, ...]
+    refusals: tuple[Path, ...]
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
         "predictors": joined(inputs.trainings, PREDICTORS),
         "latency": joined(inputs.latencies, LATENCY),
         "latency_repeats": joined(inputs.repeats, LATENCY_REPEATS),
-        "refused": joined(inputs.refused, REFUSED),
+        "refused": joined(inputs.refusals, REFUSED),
     }
     # a table names what it was made from: what timing finds differs from run to run, the rest does not
     timed = header("aggregate", spec, inputs)

@@ -37,11 +37,21 @@ def read_model(weights: Path, dtype: str):
     return folders.load_model(weights, dtype, device())
 
 
-def windows_of(path: Path, split: str, tokenizer, length: int, count: int, seed: int) -> list[Window]:
-    """`count` windows of `length` token ids from a split (train, heldout or evaluation) of a documents file."""
+WINDOWS_KEYS = {"train": "traces.windows", "heldout": "traces.heldout_windows", "evaluation": "evaluation.windows"}
+
+
+def windows_of(
+    path: Path, split: str, tokenizer, length: int, count: int, seed: int, key: str | None = None
+) -> list[Window]:
+    """`count` windows of `length` token ids from a split (train, heldout or evaluation) of a documents file.
+
+    key: of the configuration, which asks for so many; that of the split (WINDOWS_KEYS) unless given.
+    """
     table = DOCUMENTS.read(path)
     rows = table.filter(pc.equal(table["split"], split)).drop_columns("split")
-    return cutting.windows(documents_from_table(rows), tokenizer, length, count, seed)
+    return cutting.windows(
+        documents_from_table(rows), tokenizer, length, count, seed, f"{key or WINDOWS_KEYS[split]} ({split} split)"
+    )
 
 
 def read_mean_scores(

@@ -90,7 +90,8 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     progress = Progress(f"latency {spec.model}")
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     tokenizer = read_tokenizer(inputs.card, inputs.weights)
-    prompt = windows_of(inputs.documents, "evaluation", tokenizer, spec.prompt_tokens, 1, spec.seed)[0]
+    key = "latency.prompt_tokens"
+    prompt = windows_of(inputs.documents, "evaluation", tokenizer, spec.prompt_tokens, 1, spec.seed, key)[0]
     ids = torch.tensor([prompt.ids], device=device)
     ceiling = speed.read_ceiling(device) if device.type == "cuda" else None
     model = folders.load_model(inputs.weights, spec.dtype)
@@ -99,7 +100,7 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     sizes = dimensions_of(model.config)
     checked = min(CHECKED[device.type], sizes.positions - spec.prompt_tokens)
     room = spec.prompt_tokens + max(spec.new_tokens, checked)
-    windows = windows_of(inputs.documents, "train", tokenizer, spec.prompt_tokens, THRESHOLD_WINDOWS, spec.seed)
+    windows = windows_of(inputs.documents, "train", tokenizer, spec.prompt_tokens, THRESHOLD_WINDOWS, spec.seed, key)
     choosers = Choosers(
         means=read_mean_scores(inputs.scores, spec.criterion, KINDS_OF[spec.units], sizes),
         predictors=[read_predictor(path, sizes).to(device, model.dtype) for path in inputs.predictors],

@@ -105,6 +105,8 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
         except (Disagreement, torch.OutOfMemoryError) as error:
             reasons[name] = str(error).splitlines()[0]
             progress.say(f"{name} is not timed: {reasons[name]}")
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
         else:
             progress.say(f"{name}: {timed[name].agreement}; {timed[name].facts}")
     del reference
