@@ -120,7 +120,7 @@ def results(folder):
 def tables(folder):
     """Parquet files and predictors that hold no times."""
     paths = [*results(folder).rglob("*.parquet"), *results(folder).rglob("*.safetensors")]
-    untimed = [path for path in sorted(paths) if "latency" not in str(path) and path.stem != "claims"]
+    untimed = [path for path in sorted(paths) if "latency" not in str(path) and path.stem not in ("claims", "refused")]
     return {str(path.relative_to(folder)): path.read_bytes() for path in untimed}
 
 
