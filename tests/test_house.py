@@ -16,8 +16,9 @@ MODULES = sorted(
 )
 # from the ground up; a room may import from its own floor and those below
 FLOORS = [
-    ["errors", "provenance"], ["devices", "machine", "artifacts", "logs"], ["schemas", "packages", "tabular", "lineage"],
-    ["benchmarks"], ["texts", "models", "dictionary"], ["method"], ["decode"], ["measure"], ["report"], ["stages"],
+    ["errors", "provenance"], ["devices", "artifacts", "logs"],
+    ["machine", "schemas", "packages", "tabular", "lineage"], ["benchmarks"],
+    ["texts", "models", "dictionary"], ["method"], ["decode"], ["measure"], ["report"], ["stages"],
     ["fields", "config_file", "config_errors"], ["recipes"], ["sections"], ["config"], ["jobs"],
     ["fetch", "plan", "preflight"], ["commands"], ["cli"], ["__main__"],
 ]  # fmt: skip
