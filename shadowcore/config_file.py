@@ -21,7 +21,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         data = _parse(text, path)
     except yaml.MarkedYAMLError as error:
-        raise ConfigError(f"{path}{_line(error)}: not YAML ({_reason(error)})") from None
+        raise ConfigError(f"{path}: not YAML{_line(error)} ({_reason(error)})") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: not YAML ({str(error).splitlines()[0]})") from None
     if data is None:
@@ -61,7 +61,7 @@ def _refuse_repeated_keys(root: yaml.Node, path: Path) -> None:
                 line, name = key.start_mark.line + 1, (key.tag, str(key.value))
                 if name in lines and isinstance(key, yaml.ScalarNode):
                     raise ConfigError(
-                        f"{path}, line {line}: the key '{key.value}' is already given on line {lines[name]}; "
+                        f"{path}: line {line}: the key '{key.value}' is already given on line {lines[name]}; "
                         "a key may be given once"
                     )
                 lines[name] = line

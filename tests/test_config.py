@@ -206,7 +206,7 @@ def test_a_grid_may_be_for_some_models_only():
 def test_a_file_that_is_not_yaml_is_named(tmp_path):
     path = tmp_path / "broken.yaml"
     path.write_text("study: [")
-    with pytest.raises(ConfigError, match="broken.yaml, line 1: not YAML"):
+    with pytest.raises(ConfigError, match="broken.yaml: not YAML, line 1"):
         load_study(path)
     with pytest.raises(ConfigError, match="absent.yaml: cannot be read"):
         load_study(tmp_path / "absent.yaml")

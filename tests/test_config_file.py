@@ -44,7 +44,7 @@ def test_a_key_that_is_given_twice_is_named_with_its_line(tmp_path, text, key, l
     path.write_text(text)
     with pytest.raises(ConfigError) as refused:
         load_study(path)
-    assert f"mine.yaml, line {line}:" in str(refused.value) and f"'{key}'" in str(refused.value)
+    assert f"mine.yaml: line {line}:" in str(refused.value) and f"'{key}'" in str(refused.value)
 
 
 def test_merged_and_shared_parts_are_no_repetition(tmp_path):
