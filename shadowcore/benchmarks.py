@@ -9,98 +9,102 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import pyarrow as pa
 
 from shadowcore import artifacts, tabular
 from shadowcore.errors import ArtifactError, ConfigError, SourceError, one_of
+from shadowcore.paragraphs import one_paragraph, visible
+from shadowcore.stock_tasks import BENCHMARKS, Document
 
 FEWSHOT_SEED = 1234  # lm-eval's own default: which examples a prompt shows
 SCHEMA = "benchmark/1"
 GATHERED = "benchmarks/1"
 SPLIT, MARK = "_split", "_mark"  # our columns beside the data set's
-Document = dict[str, Any]
+OFFLINE_DIR = "evaluation.offline_dir"  # the key of the configuration that names the folder
 
 
-@dataclass(frozen=True)
-class Benchmark:
-    """One stock task: its file in lm-eval, the hub's data set, the columns its prompts read, the split evaluated."""
+def check(name: str, offline_dir: str | None, fewshot: int = 0, limit: int | None = None) -> None:
+    """Raise SourceError or ConfigError, in one sentence, unless a folder holds what a benchmark needs.
 
-    file: str
-    hub: tuple[str, str | None]
-    columns: tuple[str, ...]
-    split: str
-    chance: float | None = None  # accuracy of guessing; None where the metric is a perplexity
-    train: str | None = "train"
-    rolling: bool = False  # perplexity of whole documents, window after window
-
-
-SUPER_GLUE = "aps/super_glue"
-BENCHMARKS = {
-    "piqa": Benchmark("piqa/piqa.yaml", ("baber/piqa", None), ("goal", "sol1", "sol2", "label"), "validation", 1 / 2),
-    "copa": Benchmark(
-        "super_glue/copa/default.yaml", (SUPER_GLUE, "copa"),
-        ("premise", "question", "choice1", "choice2", "label"), "validation", 1 / 2,
-    ),
-    "openbookqa": Benchmark(
-        "openbookqa/openbookqa.yaml", ("allenai/openbookqa", "main"),
-        ("question_stem", "choices", "answerKey"), "test", 1 / 4,
-    ),
-    "winogrande": Benchmark(
-        "winogrande/default.yaml", ("allenai/winogrande", "winogrande_xl"),
-        ("sentence", "option1", "option2", "answer"), "validation", 1 / 2,
-    ),
-    "rte": Benchmark(
-        "glue/rte/default.yaml", ("nyu-mll/glue", "rte"), ("sentence1", "sentence2", "label"), "validation", 1 / 2
-    ),
-    "hellaswag": Benchmark(
-        "hellaswag/hellaswag.yaml", ("Rowan/hellaswag", None),
-        ("activity_label", "ctx_a", "ctx_b", "endings", "label"), "validation", 1 / 4,
-    ),
-    "arc_easy": Benchmark(
-        "arc/arc_easy.yaml", ("allenai/ai2_arc", "ARC-Easy"), ("question", "choices", "answerKey"), "test", 1 / 4
-    ),
-    "wikitext": Benchmark(
-        "wikitext/wikitext.yaml", ("EleutherAI/wikitext_document_level", "wikitext-2-raw-v1"),
-        ("page",), "test", rolling=True,
-    ),
-    "lambada_openai": Benchmark(
-        "lambada/lambada_openai.yaml", ("EleutherAI/lambada_openai", "default"), ("text",), "test", train=None
-    ),
-    "boolq": Benchmark(
-        "super_glue/boolq/default.yaml", (SUPER_GLUE, "boolq"), ("passage", "question", "label"), "validation", 1 / 2
-    ),
-}  # fmt: skip
+    Reads footers alone: the evaluated split, with at least `limit` documents; where prompts show `fewshot` examples
+    also the training split, with more than that. Of the hub nothing is asked.
+    """
+    one = BENCHMARKS[one_of(name, BENCHMARKS, "evaluation.tasks")]
+    if offline_dir is None:
+        return
+    _require_limit(name, limit, _check_split(name, one.split, offline_dir, OFFLINE_DIR))
+    if fewshot and one.train is not None and not one.rolling:
+        require_pool(name, fewshot, _check_split(name, one.train, offline_dir, OFFLINE_DIR))
 
 
-def read(name: str, split: str, offline_dir: str | None) -> tuple[list[Document], str | None, str]:
+def read(
+    name: str, split: str, offline_dir: str | None, key: str = OFFLINE_DIR
+) -> tuple[list[Document], str | None, str]:
     """The documents of one split with the columns the task reads, their licence if named, and where they are from.
 
     From `<offline_dir>/<name>/<split>.parquet`, or from the hub at its newest commit where no folder is given.
-    Raises SourceError or ConfigError, in one sentence, for a missing folder, split or column, or no documents.
+    Raises SourceError or ConfigError, in one sentence, for a missing folder (named by `key`), split or column, no
+    documents, or a value that the task has no use for.
     """
     one = BENCHMARKS[name]
     if offline_dir is None:
         dataset, config = one.hub
         commit = tabular.commit_of(dataset)
-        found, licence = tabular.of_hub(dataset, config, split, commit, one.columns, f"columns of {name}")
+        documents, licence = tabular.of_hub(dataset, config, split, commit, one.columns, f"columns of {name}")
         origin = f"Hugging Face hub, {dataset} at {commit}"
     else:
-        folder = Path(offline_dir).expanduser()
-        if not folder.is_dir():
-            raise SourceError(
-                f"evaluation.offline_dir: '{offline_dir}' is not a folder; one with <task>/<split>.parquet would fit, "
-                "such as `shadowcore fetch` makes"
-            )
-        found = tabular.of_file(folder / name / f"{split}.parquet", one.columns, f"columns of {name}")
-        licence, origin = None, f"local folder {folder.name}"
-    if not found:
+        path = _file(name, split, offline_dir, key)
+        documents = tabular.of_file(path, one.columns, f"columns of {name}")
+        licence, origin = None, f"local folder {Path(offline_dir).expanduser().name}"
+    _require_documents(name, split, origin, len(documents))
+    tabular.check_rows(documents, one.columns, f"{name}, split {split}")
+    for number, document in enumerate(documents):
+        if wrong := one.wrong(document):
+            column, allowed = wrong
+            raise SourceError(tabular.refusal(f"{name}, split {split}", number, column, document[column], allowed))
+    return documents, licence, origin
+
+
+def _file(name: str, split: str, offline_dir: str, key: str) -> Path:
+    folder = Path(offline_dir).expanduser()
+    if not folder.is_dir():
+        raise SourceError(
+            f"{key}: '{offline_dir}' is not a folder; it must be a folder with <task>/<split>.parquet, such as "
+            "`shadowcore fetch` makes"
+        )
+    return folder / name / f"{split}.parquet"
+
+
+def _check_split(name: str, split: str, offline_dir: str, key: str) -> int:
+    """The number of documents of a split in a folder whose columns are those of the task."""
+    path = _file(name, split, offline_dir, key)
+    count = tabular.check_file(path, BENCHMARKS[name].columns, f"columns of {name}")
+    _require_documents(name, split, str(path), count)
+    return count
+
+
+def _require_documents(name: str, split: str, origin: str, count: int) -> None:
+    if not count:
         raise SourceError(f"{name}: its {split} split from {origin} has no documents")
-    return found, licence, origin
+
+
+def _require_limit(name: str, limit: int | None, count: int) -> None:
+    if limit is not None and limit > count:
+        raise ConfigError(f"evaluation.limit.{name}: {limit} is more than the {count} documents there are")
+
+
+def require_pool(name: str, shots: int, count: int) -> None:
+    """Raise ConfigError if a training split has too few documents to show `shots` of them in a prompt."""
+    if shots and count <= shots:  # lm-eval draws one more, should the evaluated document be among them
+        raise ConfigError(
+            f"evaluation.fewshot: {shots} examples of {name} need {shots + 1} documents to draw from, and there are "
+            f"{count}"
+        )
 
 
 def gather(files: Sequence[Path]) -> pa.Table:
@@ -125,13 +129,18 @@ def gathered(path: Path) -> dict[str, list[Document]]:
     return {name: table[name][0].as_py() for name in table.column_names}
 
 
-def subset(documents: Sequence[Document], limit: int | None, seed: int) -> list[Document]:
-    """`limit` documents, chosen by a hash of seed and content: a larger limit keeps those of a smaller one."""
+def subset(name: str, documents: Sequence[Document], limit: int | None, seed: int) -> dict[int, Document]:
+    """`limit` documents by their row numbers, in the order of a hash of seed and content; all, as they come, for None.
+
+    A larger limit keeps those of a smaller one.
+    """
+    numbered = enumerate(documents)
     if limit is None:
-        return list(documents)
-    if limit > len(documents):
-        raise ConfigError(f"evaluation.limit: {limit} is more than the {len(documents)} documents there are")
-    return sorted(documents, key=lambda one: hashlib.sha256(f"{seed} {json.dumps(one)}".encode()).digest())[:limit]
+        return dict(numbered)
+    _require_limit(name, limit, len(documents))
+    return dict(
+        sorted(numbered, key=lambda one: hashlib.sha256(f"{seed} {json.dumps(one[1])}".encode()).digest())[:limit]
+    )
 
 
 def task(name: str, documents: Sequence[Document], pool: Sequence[Document] = (), shots: int = 0):
@@ -141,8 +150,7 @@ def task(name: str, documents: Sequence[Document], pool: Sequence[Document] = ()
     from lm_eval.api.task import ConfigurableTask
     from lm_eval.tasks._yaml_loader import load_yaml  # what `include:` in a task file goes through
 
-    if len(pool) <= shots and shots:  # lm-eval draws one more, should the evaluated document be among them
-        raise ConfigError(f"evaluation.fewshot: {shots} examples of {name} need {shots + 1} documents to draw from")
+    require_pool(name, shots, len(pool))
     one = BENCHMARKS[name]
     splits = {one.split: datasets.Dataset.from_list(list(documents))}
     if pool:
@@ -159,16 +167,20 @@ def task(name: str, documents: Sequence[Document], pool: Sequence[Document] = ()
     return made
 
 
-def examples(name: str, documents: Sequence[Document]) -> list[str]:
-    """Each document as text: its prompt and the right answer, as they stand in a few-shot prompt."""
-    for number, document in enumerate(documents):
-        if empty := [column for column, value in document.items() if value is None]:
-            raise SourceError(f"{name}, document {number}: nothing in column '{empty[0]}'; every document needs it")
-    try:
-        made = task(name, documents)
-        return [_example(made, document) for document in made.eval_docs]
-    except (LookupError, TypeError, ValueError) as error:
-        raise SourceError(f"{name}: a document is not one that its prompts can be made of ({error})") from None
+def examples(name: str, split: str, documents: Sequence[Document], rows: Iterable[int] | None = None) -> list[str]:
+    """Each document as text: its prompt and the right answer, as they stand in a few-shot prompt.
+
+    rows: where each document stands in its split, for messages; counted from 0 unless given. Raises SourceError for a
+    document that the task makes no prompt of, or a choice or an answer without anything visible in it.
+    """
+    made = task(name, documents)
+    texts = []
+    for row, document in zip(range(len(documents)) if rows is None else rows, made.eval_docs, strict=True):
+        try:
+            texts.append(_example(made, document))
+        except (LookupError, TypeError, ValueError) as error:
+            raise SourceError(f"{name}, split {split}, row {row}: no prompt can be made of it ({error})") from None
+    return texts
 
 
 def _example(made, document: Document) -> str:
@@ -180,6 +192,11 @@ def _example(made, document: Document) -> str:
         target = choices[target]
     elif choices is not None and target not in choices:
         raise ValueError(f"'{target}' is none of the choices {choices}")
+    for number, choice in enumerate(choices or []):
+        if not visible(choice):
+            raise ValueError(f"choice {number} is {choice!r}; a choice must not be empty, because it would always win")
+    if not visible(target):
+        raise ValueError(f"the answer is {target!r}; an answer must not be empty")
     return f"{prompt}{made.config.target_delimiter}{target}".strip()
 
 
@@ -192,20 +209,23 @@ class BenchmarkText:
     offline_dir: str | None = None
     together: int = 16
 
-    def read(self) -> tuple[list[tuple[str, str]], str | None, str]:
+    def check(self) -> None:
+        """Raise ConfigError or SourceError unless the task has a training split, which the folder, if any, holds."""
         one = BENCHMARKS[one_of(self.task, BENCHMARKS, "source.task")]
         if one.train is None:
-            raise ConfigError(f"source.task: {self.task} has no training split; another task would fit")
+            known = ", ".join(sorted(name for name, one in BENCHMARKS.items() if one.train))
+            raise ConfigError(f"source.task: {self.task} has no training split; the tasks with one are {known}")
         if self.together < 1:
-            raise ConfigError(f"source.together: {self.together} found; 1 or more would fit")
-        documents, licence, origin = read(self.task, one.train, self.offline_dir)
+            raise ConfigError(f"source.together: {self.together} is too small; it must be 1 or more")
+        if self.offline_dir is not None:
+            _check_split(self.task, one.train, self.offline_dir, "source.offline_dir")
+
+    def read(self) -> tuple[list[tuple[str, str]], str | None, str]:
+        self.check()
+        train = BENCHMARKS[self.task].train
+        documents, licence, origin = read(self.task, train, self.offline_dir, "source.offline_dir")
         # one example is one paragraph, so that `check-disjoint` finds it again
-        texts = ["\n".join(filter(None, example.split("\n"))) for example in examples(self.task, documents)]
+        texts = [one_paragraph(example) for example in examples(self.task, train, documents)]
         parts = [texts[start : start + self.together] for start in range(0, len(texts), self.together)]
-        titles = (f"{self.task} {one.train}, from example {number * self.together}" for number in range(len(parts)))
+        titles = (f"{self.task} {train}, from example {number * self.together}" for number in range(len(parts)))
         return list(zip(titles, map("\n\n".join, parts), strict=True)), licence, origin
-
-
-def mark(text: str) -> str:
-    """What a text is recognised by: the hash of its words, whatever white space is between them."""
-    return hashlib.sha256(" ".join(text.split()).encode()).hexdigest()[:16]

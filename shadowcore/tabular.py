@@ -1,11 +1,15 @@
-"""Rows of other people's tables: a Parquet file, or a split of a data set of the Hugging Face hub.
+"""Rows of other people's tables: a Parquet file, a file of JSON lines, or a split of a data set of the hub.
 
-Both readers return the asked columns as Python values, and refuse in one sentence what is missing or damaged.
+All readers return the columns asked for as Python values, and refuse in one sentence what is missing, damaged, or of
+a type that is not allowed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,29 +18,81 @@ import pyarrow.parquet as pq
 
 from shadowcore.errors import ConfigError, SourceError, near_miss
 
+Row = dict[str, Any]
+SHOWN = 60  # characters of a wrong value in a message
 
-def of_file(path: Path, columns: Sequence[str], where: str) -> list[dict[str, Any]]:
-    """The rows of a Parquet file, columns in the order asked for.
 
-    Raises SourceError for a missing or damaged file, ConfigError, naming the key `where`, for a missing column.
+@dataclass(frozen=True)
+class Column:
+    """What a column may hold: in words, by its Arrow type, and by each of its values."""
+
+    allowed: str
+    has_type: Callable[[pa.DataType], bool]
+    has_value: Callable[[Any], bool]
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether an Arrow type is text, also by way of a dictionary."""
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+
+
+OPTIONAL_TEXT = Column("text", is_text, lambda value: value is None or isinstance(value, str))
+
+
+def check_file(path: Path, columns: Mapping[str, Column], where: str) -> int:
+    """The number of rows of a Parquet file that has these columns, by its footer.
+
+    Raises SourceError for a missing or damaged file, ConfigError, naming the key `where`, for a column that is
+    missing, there twice, or of another type.
+    """
+    with _opened(path, columns, where) as content:
+        return content.metadata.num_rows
+
+
+def of_file(path: Path, columns: Mapping[str, Column], where: str) -> list[Row]:
+    """The rows of a Parquet file, columns in the order asked for. Raises as `check_file` does."""
+    with _opened(path, columns, where) as content:
+        table = content.read(list(columns)).select(list(columns))
+        try:
+            return table.to_pylist()
+        except UnicodeDecodeError:
+            raise SourceError(f"{path}, {_not_utf8(table)}") from None
+
+
+def of_lines(path: Path, column: str, where: str) -> Iterator[str | None]:
+    """One column of a file of JSON lines: an object a line, whose value is text, or null.
+
+    Raises SourceError for a missing or damaged file, ConfigError, naming the key `where`, for a line without the
+    column, with it twice, or with another value.
     """
     if not Path(path).is_file():
-        raise SourceError(f"{path}: no such file; a Parquet file with columns {', '.join(columns)} would fit")
-    try:
-        # ParquetFile and not read_table, which would make columns of a path's `key=value` folders
-        with pq.ParquetFile(path) as content:
-            _require(columns, content.schema_arrow.names, f"{where} in {path}")
-            return content.read(list(columns)).select(list(columns)).to_pylist()
-    except (pa.ArrowInvalid, OSError) as error:
-        raise SourceError(f"{path}: damaged Parquet ({str(error).splitlines()[0]})") from None
+        raise SourceError(f"{path}: no such file; a file of JSON lines is needed")
+    with open(path, "rb") as lines:
+        for number, line in enumerate(lines):
+            if not line.strip():
+                continue
+            place = f"{path}, row {number}"
+            try:
+                pairs = json.loads(line, object_pairs_hook=list)
+            except ValueError as error:  # of JSON or of UTF-8
+                raise SourceError(f"{place}: not JSON in UTF-8 ({error}); an object a line is allowed") from None
+            if not isinstance(pairs, list) or not all(isinstance(pair, tuple) for pair in pairs):
+                raise SourceError(f"{place}: JSON that is not an object; an object a line is allowed")
+            names = [name for name, _ in pairs]
+            _require_once(column, names, f"{where} in {place}")
+            value = pairs[names.index(column)][1]
+            if not OPTIONAL_TEXT.has_value(value):
+                raise ConfigError(f"{where} in {place}: column '{column}' holds {shown(value)}; allowed is text")
+            yield value
 
 
 def of_hub(
-    dataset: str, config: str | None, split: str, revision: str, columns: Sequence[str], where: str
-) -> tuple[list[dict[str, Any]], str | None]:
+    dataset: str, config: str | None, split: str, revision: str, columns: Mapping[str, Column], where: str
+) -> tuple[list[Row], str | None]:
     """The rows of a split at one commit, and the licence the data set's page names, if it does.
 
-    Raises SourceError if it cannot be had, ConfigError, naming the key `where`, for a missing column.
+    Raises SourceError if it cannot be had, ConfigError, naming the key `where`, for a missing column or another type.
     """
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
@@ -45,8 +101,31 @@ def of_hub(
         rows = load_dataset(dataset, config, split=split, revision=revision)
     except (DatasetsError, OSError, ValueError) as error:
         raise unavailable(dataset, revision, error) from None
-    _require(columns, rows.column_names, f"{where} of {dataset}")
-    return rows.select_columns(list(columns)).to_list(), rows.info.license or None
+    _require(columns, rows.features.arrow_schema, f"{where} of {dataset}", rows.__getitem__)
+    selected = rows.select_columns(list(columns))
+    try:
+        return selected.to_list(), rows.info.license or None
+    except UnicodeDecodeError:
+        raise SourceError(f"hub data set {dataset} at {revision}, {_not_utf8(selected.data.table)}") from None
+
+
+def check_rows(rows: Sequence[Row], columns: Mapping[str, Column], where: str) -> None:
+    """Raise SourceError, naming row and column, unless every value is one that its column may hold."""
+    for number, row in enumerate(rows):
+        for name, column in columns.items():
+            if not column.has_value(row[name]):
+                raise SourceError(refusal(where, number, name, row[name], column.allowed))
+
+
+def refusal(where: str, number: int, column: str, value: Any, allowed: str) -> str:
+    """The sentence for one wrong value."""
+    return f"{where}, row {number}: column '{column}' holds {shown(value)}; allowed is {allowed}"
+
+
+def shown(value: Any) -> str:
+    """A value in a message: the beginning of it, on one line."""
+    text = repr(value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
 def commit_of(dataset: str) -> str:
@@ -69,7 +148,63 @@ def unavailable(dataset: str, revision: str, error: Exception) -> SourceError:
     )
 
 
-def _require(columns: Sequence[str], found: Sequence[str], where: str) -> None:
-    for column in columns:
-        if column not in found:
-            raise ConfigError(f"{where}: unknown '{column}'; {near_miss(column, found)}")
+@contextmanager
+def _opened(path: Path, columns: Mapping[str, Column], where: str) -> Iterator[pq.ParquetFile]:
+    """A Parquet file with these columns."""
+    if not Path(path).is_file():
+        raise SourceError(f"{path}: no such file; a Parquet file with columns {', '.join(columns)} is needed")
+    try:
+        # ParquetFile and not read_table, which would make columns of a path's `key=value` folders
+        with pq.ParquetFile(path) as content:
+            _require(columns, content.schema_arrow, f"{where} in {path}", lambda name: _values(content, name))
+            yield content
+    except (pa.ArrowException, OSError) as error:
+        raise SourceError(f"{path}: damaged Parquet ({str(error).splitlines()[0]})") from None
+
+
+def _values(content: pq.ParquetFile, column: str) -> Iterator[Any]:
+    for batch in content.iter_batches(batch_size=1000, columns=[column]):
+        yield from batch[column].to_pylist()
+
+
+def _require(
+    columns: Mapping[str, Column], schema: pa.Schema, where: str, values: Callable[[str], Iterable[Any]]
+) -> None:
+    """Raise ConfigError unless a table has these columns, once each and of their types.
+
+    values: those of a column, of which the first that is not allowed is shown.
+    """
+    for name, column in columns.items():
+        _require_once(name, schema.names, where)
+        kind = schema.field(name).type
+        if not column.has_type(kind):
+            raise ConfigError(
+                f"{where}: column '{name}' holds {kind}{_first_wrong(values(name), column)}; "
+                f"allowed is {column.allowed}"
+            )
+
+
+def _require_once(column: str, names: Sequence[str], where: str) -> None:
+    if column not in names:
+        raise ConfigError(f"{where}: unknown '{column}'; {near_miss(column, names)}")
+    if (count := names.count(column)) > 1:
+        raise ConfigError(f"{where}: {count} columns have the name '{column}'; one is allowed")
+
+
+def _first_wrong(values: Iterable[Any], column: Column) -> str:
+    try:
+        wrong = next(((row, value) for row, value in enumerate(values) if not column.has_value(value)), None)
+    except (ValueError, OverflowError):  # a value that Python has no type for, such as a time in nanoseconds
+        return ""
+    return f" (row {wrong[0]}: {shown(wrong[1])})" if wrong else ""
+
+
+def _not_utf8(table: pa.Table) -> str:
+    """Which value of a table is text that is not UTF-8."""
+    for name in table.column_names:
+        for number, value in enumerate(table[name]):
+            try:
+                value.as_py()
+            except UnicodeDecodeError:
+                return f"row {number}: column '{name}' is not UTF-8; allowed is text in UTF-8"
+    raise AssertionError("every value is UTF-8")

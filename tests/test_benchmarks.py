@@ -26,6 +26,7 @@ from shadowcore.measure.sparsity import PredictedMasks, SparseModel
 from shadowcore.method.predictors import Predictor
 from shadowcore.models.families import dimensions_of
 from shadowcore.models.folders import byte_tokenizer, load_model, load_tokenizer
+from shadowcore.paragraphs import mark
 from shadowcore.texts import sources
 
 OFFLINE = Path(os.environ.get("OFFLINE_EVAL", Path(__file__).parents[2] / "shared" / "offline_eval"))
@@ -178,11 +179,17 @@ def test_answers_are_never_cached(model, folder, tmp_path):
 
 def test_a_larger_subset_keeps_the_smaller_and_order_does_not_matter(folder):
     documents, *_ = benchmarks.read("piqa", "validation", folder)
-    few, more = (benchmarks.subset(documents, count, 0) for count in (3, 5))
-    assert more[:3] == few == benchmarks.subset(documents[::-1], 3, 0) != benchmarks.subset(documents, 3, 1)
-    assert benchmarks.subset(documents, None, 0) == documents
-    with pytest.raises(ConfigError, match="evaluation.limit: 9 is more than the 8 documents there are"):
-        benchmarks.subset(documents, 9, 0)
+
+    def subset(given, limit, seed):
+        chosen = benchmarks.subset("piqa", given, limit, seed)
+        assert all(given[row] is document for row, document in chosen.items())
+        return list(chosen.values())
+
+    few, more = (subset(documents, count, 0) for count in (3, 5))
+    assert more[:3] == few == subset(documents[::-1], 3, 0) != subset(documents, 3, 1)
+    assert subset(documents, None, 0) == documents
+    with pytest.raises(ConfigError, match="evaluation.limit.piqa: 9 is more than the 8 documents there are"):
+        subset(documents, 9, 0)
 
 
 def test_wrong_folders_splits_and_columns_are_one_sentence(folder, tmp_path):
@@ -211,11 +218,11 @@ def test_wrong_folders_splits_and_columns_are_one_sentence(folder, tmp_path):
 
 def test_examples_are_the_prompt_and_its_right_answer(folder):
     documents, *_ = benchmarks.read("piqa", "train", folder)
-    for document, example in zip(documents, benchmarks.examples("piqa", documents), strict=True):
+    for document, example in zip(documents, benchmarks.examples("piqa", "train", documents), strict=True):
         right = document["sol2"] if document["label"] else document["sol1"]
         assert example == f"Question: {document['goal']}\nAnswer: {right}"
     documents, *_ = benchmarks.read("winogrande", "train", folder)
-    for document, example in zip(documents, benchmarks.examples("winogrande", documents), strict=True):
+    for document, example in zip(documents, benchmarks.examples("winogrande", "train", documents), strict=True):
         assert example == document["sentence"].replace("_", document[f"option{document['answer']}"])
 
 
@@ -223,8 +230,8 @@ def test_a_training_split_is_a_text_whose_examples_are_found_again(folder):
     documents, card = sources.fetch(BenchmarkText("piqa", folder, together=3))
     assert [len(one.text.split("\n\n")) for one in documents] == [3, 3, 2] and card["documents"] == 3
     train, *_ = benchmarks.read("piqa", "train", folder)
-    marks = {benchmarks.mark(part) for one in documents for part in one.text.split("\n\n")}
-    assert marks == set(map(benchmarks.mark, benchmarks.examples("piqa", train)))
+    marks = {mark(part) for one in documents for part in one.text.split("\n\n")}
+    assert marks == set(map(mark, benchmarks.examples("piqa", "train", train)))
     for wrong, message in (
         (BenchmarkText("pica"), "did you mean 'piqa'"),
         (BenchmarkText("lambada_openai"), "no train"),

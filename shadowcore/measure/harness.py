@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache
+from functools import cache, cached_property
 from itertools import chain
 from typing import Any
 
 import datasets
 import lm_eval.utils
 import torch
+from lm_eval.api.instance import Instance
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.evaluator import evaluate
 from lm_eval.models.huggingface import HFLM
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
-from shadowcore.errors import ConfigError
+from shadowcore.errors import ConfigError, SourceError
 from shadowcore.measure.sparsity import Context, SparseModel, no_context
 from shadowcore.models.prefixes import Prefixes
 
 Request = tuple[tuple[str, str], list[int], list[int]]  # (texts, context ids, continuation ids)
 Row = tuple[list[int], list[int]]  # context and continuation ids
+SHOWN = 40  # characters of a text in a message
 
 datasets.disable_progress_bars()
 logging.getLogger("lm_eval").setLevel(logging.ERROR)  # its warnings are about defaults we rely on
@@ -31,7 +34,11 @@ lm_eval.utils.env.from_string = cache(lm_eval.utils.env.from_string)
 
 
 class SparseLM(HFLM):
-    """A `SparseModel` behind lm-eval's interface: HFLM's tokenisation, our own batches.
+    """A `SparseModel` behind lm-eval's interface: our own batches, and HFLM's tokens where those are a text's own.
+
+    HFLM encodes with the special tokens that a tokenizer adds: an EOS at the end of a context shifts where the
+    continuation begins, and the BOS of a whole document is predicted after another one. Here texts are encoded
+    without special tokens, and BOS goes in front, once, if the tokenizer adds it or nothing else is there.
 
     HFLM pads on the right and passes no lengths on, so "the last token" of a row may be padding; here
     every row's context and continuation are known, and masks apply where continuation tokens are
@@ -46,6 +53,75 @@ class SparseLM(HFLM):
     def set_cache_hook(self, cache_hook: Any) -> None:
         """Refused: lm-eval's `use_cache` looks answers up by prompt, and gives one model's answers for another's."""
         raise ConfigError("use_cache: lm-eval's cache ignores the weights and the masks; leave it out")
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs) -> list[int]:
+        """The tokens of the text itself, without special ones, whatever lm-eval asks for."""
+        return self.tokenizer.encode(string, add_special_tokens=False)
+
+    @cached_property
+    def added_bos(self) -> list[int]:
+        """The token that the tokenizer puts in front of a text, if it does: none or one."""
+        probe = "a"
+        first = self.tokenizer.encode(probe)[:1]
+        return first if first != self.tok_encode(probe)[:1] else []
+
+    def _start(self, request: Instance) -> list[int]:
+        """What a text without a context of its own is predicted from: BOS, or EOS if the tokenizer has no BOS."""
+        if self.added_bos:
+            return self.added_bos
+        if self.prefix_token_id is None:
+            raise SourceError(
+                f"{_place(request)}: nothing comes before its first token, and the tokenizer has neither a BOS nor an "
+                "EOS token to begin with; one of them is needed"
+            )
+        return [self.prefix_token_id]
+
+    def loglikelihood(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """(log-likelihood in nats, is it what greedy decoding says) of each request's continuation of its context.
+
+        Raises SourceError, naming task and document, for a continuation without tokens or longer than the model.
+        """
+        return self._loglikelihood_tokens([(request.args, *self._row(request)) for request in requests])
+
+    def _row(self, request: Instance) -> Row:
+        """Tokens of context and continuation, split as lm-eval does: spaces between them go with the continuation."""
+        context, continuation = request.args
+        stripped = context.rstrip()
+        whole, before = self.tok_encode(context + continuation), self.tok_encode(stripped)
+        start = self.added_bos if before else self._start(request)
+        before, whole = (ids if ids[: len(start)] == start else start + ids for ids in (before, whole))
+        own = whole[len(before) :]
+        if not own:
+            raise SourceError(
+                f"{_place(request)}: the continuation {_shown(continuation)} has no tokens of its own after "
+                f"{_shown(context[-SHOWN:])}, so it would always win; at least one token is needed"
+            )
+        if len(own) > self.max_length:
+            raise SourceError(
+                f"{_place(request)}: the continuation {_shown(continuation)} has {len(own)} tokens, which is too long; "
+                f"the model's positions allow {self.max_length}"
+            )
+        return before, own
+
+    def loglikelihood_rolling(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[float]:
+        """Log-likelihood in nats of each request's text: every token once, in windows as long as the model allows.
+
+        Raises SourceError, naming task and document, for a text without tokens.
+        """
+        windows, owners = [], []
+        for number, request in enumerate(requests):
+            ids = self.tok_encode(request.args[0])
+            if not ids:
+                raise SourceError(f"{_place(request)}: the text has no tokens; at least one is needed")
+            (first,) = self._start(request)
+            pairs = get_rolling_token_windows(ids, first, self.max_length, context_len=1)
+            new = [(None, *make_disjoint_window(pair)) for pair in pairs]
+            windows += new
+            owners += [number] * len(new)
+        totals = [0.0] * len(requests)
+        for number, (likelihood, _) in zip(owners, self._loglikelihood_tokens(windows), strict=True):
+            totals[number] += likelihood
+        return totals
 
     def _loglikelihood_tokens(self, requests: Sequence[Request], **kwargs) -> list[tuple[float, bool]]:
         """(log-likelihood in nats, is it what greedy decoding says) of each request's continuation.
@@ -118,6 +194,15 @@ class SparseLM(HFLM):
         likelihoods = predictions.gather(-1, targets[..., None]).squeeze(-1).double().where(wanted, 0).sum(-1)
         greedy = ((predictions.argmax(-1) == targets) | ~wanted).all(-1)
         return list(zip(likelihoods.tolist(), greedy.tolist(), strict=True))
+
+
+def _place(request: Instance) -> str:
+    """Task and document of a request, for messages."""
+    return f"{request.task_name}, document {request.doc_id}"
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= SHOWN else f"{text[:SHOWN]}...")
 
 
 def true_continuation(documents: Sequence[dict]) -> ConfigurableTask:

@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 
 from shadowcore import artifacts, benchmarks
 from shadowcore.errors import ConfigError
+from shadowcore.paragraphs import mark, paragraphs, visible
 from shadowcore.stages.base import Progress, Stage, header
 from shadowcore.texts.documents import DOCUMENTS
 
@@ -42,11 +43,11 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     table = DOCUMENTS.read(inputs.calibrated)
     seen = set()
     for content in table.filter(pc.not_equal(table["split"], "evaluation"))["text"].to_pylist():
-        # a document may be one paragraph of a longer one
-        seen.update(map(benchmarks.mark, [content, *content.split("\n\n")]))
+        # a document may be one paragraph, or one line, of a longer one
+        seen.update(map(mark, [content, *paragraphs(content), *filter(visible, content.splitlines())]))
     table = DOCUMENTS.read(inputs.evaluated)
     evaluated = table.filter(pc.equal(table["split"], "evaluation"))["text"].to_pylist()
-    record = {spec.data: _refuse(spec, f"text '{spec.data}'", [*map(benchmarks.mark, evaluated)], seen)}
+    record = {spec.data: _refuse(spec, f"text '{spec.data}'", [*map(mark, evaluated)], seen)}
     for path in inputs.benchmarks:
         table = artifacts.read_table(path, benchmarks.SCHEMA)
         marks = table.filter(pc.equal(table[benchmarks.SPLIT], "evaluation"))[benchmarks.MARK].to_pylist()
@@ -60,7 +61,7 @@ def _refuse(spec: Spec, what: str, marks: list[str], seen: set[str]) -> int:
     if shared := sum(mark in seen for mark in marks):
         raise ConfigError(
             f"calibration text '{spec.calibration}' holds {shared} of the {len(marks)} documents that {what} is "
-            "measured on; another calibration text, or another split of this one, would fit"
+            "measured on; use another calibration text, or another split of this one"
         )
     return len(marks)
 

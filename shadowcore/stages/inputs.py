@@ -50,17 +50,23 @@ def require_positions(card: Path, tokens: int, key: str) -> None:
     families.require_positions(read_card(card)["dimensions"]["positions"], tokens, key, "the model")
 
 
+WINDOWS_KEYS = {"train": "traces.windows", "heldout": "traces.heldout_windows", "evaluation": "evaluation.windows"}
+
+
 def windows_of(
-    card: Path, documents: Path, split: str, tokenizer, length: int, count: int, seed: int
-) -> list[Window]:  # fmt: skip
+    card: Path, documents: Path, split: str, tokenizer, length: int, count: int, seed: int, key: str | None = None
+) -> list[Window]:
     """`count` windows of `length` token ids from a split (train, heldout or evaluation) of a documents file.
 
-    Raises ConfigError if the card's model has fewer positions than a window has tokens.
+    key: of the configuration, which asks for so many; that of the split (WINDOWS_KEYS) unless given. Raises
+    ConfigError if the card's model has fewer positions than a window has tokens.
     """
     require_positions(card, length, "window_tokens")
     table = DOCUMENTS.read(documents)
     rows = table.filter(pc.equal(table["split"], split)).drop_columns("split")
-    return cutting.windows(documents_from_table(rows), tokenizer, length, count, seed)
+    return cutting.windows(
+        documents_from_table(rows), tokenizer, length, count, seed, f"{key or WINDOWS_KEYS[split]} ({split} split)"
+    )
 
 
 def read_mean_scores(

@@ -94,7 +94,8 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     tokenizer = read_tokenizer(inputs.card, inputs.weights)
     require_positions(inputs.card, spec.prompt_tokens + spec.new_tokens, "prompt_tokens + new_tokens")
-    prompt = windows_of(inputs.card, inputs.documents, "evaluation", tokenizer, spec.prompt_tokens, 1, spec.seed)[0]
+    card, documents, key = inputs.card, inputs.documents, "latency.prompt_tokens"
+    prompt = windows_of(card, documents, "evaluation", tokenizer, spec.prompt_tokens, 1, spec.seed, key)[0]
     ids = torch.tensor([prompt.ids], device=device)
     ceiling = speed.read_ceiling(device) if device.type == "cuda" else None
     model = read_model_on_cpu(inputs.card, inputs.weights, spec.dtype)
@@ -104,9 +105,7 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     sizes = dimensions_of(model.config)
     generated = min(generated, sizes.positions - spec.prompt_tokens)
     room = spec.prompt_tokens + max(spec.new_tokens, generated)
-    windows = windows_of(
-        inputs.card, inputs.documents, "train", tokenizer, spec.prompt_tokens, THRESHOLD_WINDOWS, spec.seed
-    )
+    windows = windows_of(card, documents, "train", tokenizer, spec.prompt_tokens, THRESHOLD_WINDOWS, spec.seed, key)
     choosers = Choosers(
         means=read_mean_scores(inputs.scores, spec.criterion, KINDS_OF[spec.units], sizes),
         predictors=[read_predictor(path, sizes).to(device, model.dtype) for path in inputs.predictors],

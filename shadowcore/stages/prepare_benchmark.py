@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from shadowcore import artifacts, benchmarks
 from shadowcore.errors import ConfigError, one_of
+from shadowcore.paragraphs import mark
 from shadowcore.stages.base import Progress, Stage, header
 
 
@@ -39,19 +40,18 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     progress = Progress(f"prepare-benchmark {spec.name}")
     one = benchmarks.BENCHMARKS[one_of(spec.name, benchmarks.BENCHMARKS, "name")]
     found, licence, origin = benchmarks.read(spec.name, one.split, spec.offline_dir)
-    try:
-        evaluated = benchmarks.subset(found, spec.limit, spec.seed)
-    except ConfigError as error:
-        raise ConfigError(f"{spec.name}: {error}") from None
-    examples = benchmarks.examples(spec.name, evaluated)
+    evaluated = benchmarks.subset(spec.name, found, spec.limit, spec.seed)
+    examples = benchmarks.examples(spec.name, one.split, list(evaluated.values()), evaluated)
     rows = [
-        document | {benchmarks.SPLIT: "evaluation", benchmarks.MARK: benchmarks.mark(example)}
-        for document, example in zip(evaluated, examples, strict=True)
+        document | {benchmarks.SPLIT: "evaluation", benchmarks.MARK: mark(example)}
+        for document, example in zip(evaluated.values(), examples, strict=True)
     ]
     if spec.fewshot:
         if one.train is None:
             raise ConfigError(f"evaluation.fewshot: {spec.name} has no training split to show examples from")
         pool, *_ = benchmarks.read(spec.name, one.train, spec.offline_dir)
+        benchmarks.require_pool(spec.name, spec.fewshot, len(pool))
+        benchmarks.examples(spec.name, one.train, pool)  # refuses what a prompt could not show
         rows += [document | {benchmarks.SPLIT: "examples"} for document in pool]
     progress.say(f"{len(evaluated)} of {len(found)} documents from {origin}")
     made = header("prepare-benchmark", spec, inputs) | {"origin": origin, "licence": licence}

@@ -52,6 +52,8 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     documents, card = sources.fetch(source)
     rest, evaluation = cutting.split(documents, spec.evaluation_fraction, spec.seed)
     train, heldout = cutting.split(rest, spec.heldout_fraction / (1 - spec.evaluation_fraction), spec.seed)
+    if card["left_out"]:
+        progress.say(f"{card['left_out']} rows without text are left out")
     progress.say(f"{len(train)} documents to train on, {len(heldout)} held out, {len(evaluation)} to evaluate on")
     made = header("prepare-text", spec, inputs) | {"card": card}
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from shadowcore import artifacts
-from shadowcore.errors import ArtifactError
+from shadowcore.errors import ArtifactError, ConfigError
 from shadowcore.method.predictors import groups_of
 from shadowcore.method.tracing import SCHEMA, Masking, TracePlan, trace
 from shadowcore.models.families import dimensions_of
@@ -72,6 +72,11 @@ def write(
 ) -> None:
     """Trace one shard of a split and write it; `made_from`: the stage's specification, `seed`: of sampled tokens."""
     progress = Progress(f"{stage} {spec.split} {spec.shard + 1} of {spec.shards}")
+    if spec.shards > spec.windows:
+        raise ConfigError(
+            f"traces.shards: {spec.shards} is too large; it must not be more than traces.windows ({spec.windows}), "
+            "because every shard needs a window"
+        )
     tokenizer = reading.read_tokenizer(inputs.card, inputs.weights)
     windows = reading.windows_of(
         inputs.card, inputs.documents, spec.split, tokenizer, spec.window_tokens, spec.windows, spec.seed

@@ -14,6 +14,7 @@ from random import Random
 from typing import Any
 
 from shadowcore.errors import ConfigError
+from shadowcore.paragraphs import paragraphs, visible
 from shadowcore.texts.documents import Document, Window
 
 CHOICES = 4  # of a question: the true continuation and three from other documents
@@ -27,22 +28,24 @@ def split(
     Raises ConfigError if the fraction is not within 0 and 1, or leaves a part empty.
     """
     if not 0 < evaluation_fraction < 1:
-        raise ConfigError(f"evaluation_fraction: {evaluation_fraction} found; a number between 0 and 1 would fit")
+        raise ConfigError(f"evaluation_fraction: {evaluation_fraction} found; it must be between 0 and 1")
     ordered = _shuffled(documents, seed)
     evaluated = round(evaluation_fraction * len(ordered))
     if not 0 < evaluated < len(ordered):
         raise ConfigError(
             f"evaluation_fraction: {evaluation_fraction} of {len(ordered)} documents is {evaluated}, "
-            "which leaves a part without any; more documents or another fraction would fit"
+            "which leaves a part without any; give more documents or another fraction"
         )
     return ordered[evaluated:], ordered[:evaluated]
 
 
-def windows(documents: Sequence[Document], tokenizer, length: int, count: int, seed: int) -> list[Window]:
+def windows(
+    documents: Sequence[Document], tokenizer, length: int, count: int, seed: int, key: str = "windows"
+) -> list[Window]:
     """`count` windows of exactly `length` tokens that do not overlap, from as many documents as possible.
 
     Documents take turns, so none gives a second window before all that can have given one. Token ids are
-    the text's own, without BOS. Raises ConfigError if the documents hold fewer windows.
+    the text's own, without BOS. Raises ConfigError, naming `key`, if the documents hold fewer windows.
     """
 
     def candidates(document: Document) -> list[Window]:
@@ -52,7 +55,9 @@ def windows(documents: Sequence[Document], tokenizer, length: int, count: int, s
 
     taken = _in_turns(documents, candidates, count, seed)
     if len(taken) < count:
-        raise ConfigError(f"windows: {count} of {length} tokens are asked for, the documents hold {len(taken)}")
+        raise ConfigError(
+            f"{key}: {count} windows of {length} tokens are too many; the {len(documents)} documents hold {len(taken)}"
+        )
     return taken
 
 
@@ -69,15 +74,15 @@ def true_continuation(
 ) -> list[dict[str, Any]]:
     """`count` questions, rows of TASKS: which of four texts continues a context.
 
-    A passage is consecutive words inside one paragraph; passages do not overlap, and documents take turns
-    to give one. The three wrong choices continue passages of three other documents. Every label is equally
+    A passage is consecutive words inside one paragraph, invisible ones left out; passages do not overlap, and
+    documents take turns to give one. The three wrong choices continue passages of three other documents. Every label is equally
     frequent. Raises ConfigError if there are too few passages, or passages in fewer than four documents.
     """
 
     def candidates(document: Document) -> list[_Passage]:
         found, before = [], 0
-        for paragraph in document.text.split("\n\n"):
-            words = paragraph.split()
+        for paragraph in paragraphs(document.text):
+            words = [word for word in paragraph.split() if visible(word)]  # a choice of others may have no tokens
             length = context_words + continuation_words
             for start in range(0, len(words) - length + 1, length):
                 context = " ".join(words[start : start + context_words])
@@ -91,11 +96,15 @@ def true_continuation(
     for passage in _in_turns(documents, candidates, len(documents), seed):
         others.setdefault(passage.document_id, passage)
     if len(asked) < count:
-        raise ConfigError(f"true_continuation.documents: {count} are asked for, the documents hold {len(asked)}")
+        raise ConfigError(
+            f"true_continuation.documents: {count} questions are too many; the {len(documents)} documents for "
+            f"evaluation hold {len(asked)} passages of context_words + continuation_words = "
+            f"{context_words + continuation_words} words"
+        )
     endings = len({passage.continuation for passage in others.values()})
     if endings <= CHOICES:  # a question's own document gives none of its wrong choices
         raise ConfigError(
-            f"true_continuation: {endings} documents have passages that end differently, {CHOICES + 1} would do"
+            f"true_continuation: {endings} documents have passages that end differently; {CHOICES + 1} are needed"
         )
     random = Random(seed)
     labels = [number % CHOICES for number in range(count)]

@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from shadowcore.errors import SourceError
 from shadowcore.schemas import INTEGER, TEXT, Table
 
 
@@ -22,7 +23,13 @@ class Document:
 
     @classmethod
     def of(cls, title: str, text: str) -> Document:
-        return cls(hashlib.sha256(text.encode()).hexdigest()[:16], title, text)
+        """A document, its id made of its text; SourceError for text that UTF-8 has no bytes for."""
+        try:
+            return cls(hashlib.sha256(text.encode()).hexdigest()[:16], title, text)
+        except UnicodeEncodeError as error:  # half of a surrogate pair, which JSON can write
+            raise SourceError(
+                f"{title}: character {error.start} is {text[error.start]!r}, which is not Unicode text"
+            ) from None
 
 
 @dataclass(frozen=True)

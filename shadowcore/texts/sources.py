@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,6 +13,8 @@ from shadowcore import tabular
 from shadowcore.benchmarks import BenchmarkText
 from shadowcore.errors import ConfigError, SourceError, one_of
 from shadowcore.packages import PackagedFile, Wheel, extract, require_pinned
+from shadowcore.paragraphs import visible
+from shadowcore.tabular import OPTIONAL_TEXT
 from shadowcore.texts.documents import Document
 from shadowcore.texts.encyclopaedia import articles
 
@@ -40,8 +43,13 @@ class PackagedText:
     KIND: ClassVar[str] = "package"
     name: str = "wikipedia-articles"
 
+    def check(self) -> None:
+        """Raise ConfigError unless the text is a known one."""
+        one_of(self.name, PACKAGED_TEXTS, "source.name")
+
     def read(self) -> tuple[list[tuple[str, str]], str | None, str]:
-        packaged, read = PACKAGED_TEXTS[one_of(self.name, PACKAGED_TEXTS, "source.name")]
+        self.check()
+        packaged, read = PACKAGED_TEXTS[self.name]
         with tempfile.TemporaryDirectory() as temporary:
             texts = list(read(extract(packaged.wheel, packaged.member, Path(temporary))))
         return texts, packaged.licence, packaged.origin
@@ -58,10 +66,14 @@ class HubText:
     column: str = "text"
     config: str | None = None
 
+    def check(self) -> None:
+        """Raise ConfigError unless the revision is a commit; of the hub nothing is asked."""
+        require_pinned(f"source.revision of {self.dataset}", self.revision)
+
     def read(self) -> tuple[list[tuple[str, str]], str | None, str]:
-        require_pinned(self.dataset, self.revision)
+        self.check()
         found, licence = tabular.of_hub(
-            self.dataset, self.config, self.split, self.revision, [self.column], "source.column"
+            self.dataset, self.config, self.split, self.revision, {self.column: OPTIONAL_TEXT}, "source.column"
         )
         texts = [(f"{self.split}, row {number}", row[self.column]) for number, row in enumerate(found)]
         return texts, licence, f"Hugging Face hub, {self.dataset} at {self.revision}"
@@ -69,23 +81,67 @@ class HubText:
 
 @dataclass(frozen=True)
 class FolderText:
-    """One column of a Parquet file, or of all Parquet files of a folder."""
+    """A file, or all files of a folder: one column of Parquet or JSON lines (.jsonl), or plain text (.txt).
+
+    A folder's Parquet files are read where it has some, or else its JSON lines, or else its plain texts, each of
+    which is one document.
+    """
 
     KIND: ClassVar[str] = "folder"
     path: str
     column: str = "text"
 
-    def read(self) -> tuple[list[tuple[str, str]], str | None, str]:
+    def check(self) -> None:
+        """Raise SourceError or ConfigError unless there are files of one kind, with the column; no file is read."""
+        for file in self._files():
+            if file.suffix == ".parquet":
+                tabular.check_file(file, {self.column: OPTIONAL_TEXT}, "source.column")
+            elif file.suffix == ".jsonl":
+                next(tabular.of_lines(file, self.column, "source.column"), None)
+            elif self.column != "text":
+                raise ConfigError(f"source.column: '{self.column}' found, but {file} is plain text without columns")
+
+    def read(self) -> tuple[list[tuple[str, str | None]], str | None, str]:
+        self.check()
+        texts = [(title, text) for file in self._files() for title, text in self._texts(file)]
+        return texts, None, f"local folder {Path(self.path).expanduser().name}"
+
+    def _files(self) -> list[Path]:
+        """The files to read, all of one suffix (SUFFIXES)."""
         path = Path(self.path).expanduser()
-        files = [path] if path.is_file() else sorted(path.glob("*.parquet"))
-        if not files:
-            raise SourceError(f"source.path: no Parquet files in '{self.path}'; a folder with *.parquet would fit")
-        texts = [
-            (f"{file.name}, row {number}", row[self.column])
-            for file in files
-            for number, row in enumerate(tabular.of_file(file, [self.column], "source.column"))
-        ]
-        return texts, None, f"local folder {path.name}"
+        if not path.exists():
+            raise SourceError(f"source.path: '{self.path}' does not exist; {self._needed()}")
+        files = [path] if path.is_file() else sorted(one for one in path.iterdir() if one.is_file())
+        for suffix in SUFFIXES:
+            if fitting := [one for one in files if one.suffix == suffix]:
+                return fitting
+        kinds = Counter(one.suffix or "without suffix" for one in files)
+        found = ", ".join(f"{count} {suffix}" for suffix, count in sorted(kinds.items())) or "no files"
+        raise SourceError(f"source.path: no Parquet files in '{self.path}' (found: {found}); {self._needed()}")
+
+    def _needed(self) -> str:
+        return f"a file, or a folder of files, that ends in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]} is needed"
+
+    def _texts(self, file: Path) -> Iterator[tuple[str, str | None]]:
+        if file.suffix == ".txt":
+            yield file.name, _plain_text(file)
+        elif file.suffix == ".jsonl":
+            for number, text in enumerate(tabular.of_lines(file, self.column, "source.column")):
+                yield f"{file.name}, row {number}", text
+        else:
+            for number, row in enumerate(tabular.of_file(file, {self.column: OPTIONAL_TEXT}, "source.column")):
+                yield f"{file.name}, row {number}", row[self.column]
+
+
+SUFFIXES = (".parquet", ".jsonl", ".txt")  # the first that a folder has is read
+
+
+def _plain_text(file: Path) -> str:
+    """The text of a file, without the byte order mark that some editors write."""
+    try:
+        return file.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise SourceError(f"{file}: byte {error.start} is not UTF-8; allowed is text in UTF-8") from None
 
 
 TextSource = PackagedText | HubText | FolderText | BenchmarkText
@@ -93,14 +149,12 @@ TEXT_SOURCES = {source.KIND: source for source in (PackagedText, HubText, Folder
 
 
 def fetch(source: TextSource) -> tuple[list[Document], dict[str, Any]]:
-    """The documents of a source, in its order and without empty ones, and the card: source, licence, origin, size.
+    """The documents of a source, in its order and without empty ones, and the card: source, licence, origin, sizes.
 
-    Raises SourceError or ConfigError if the source does not fit.
+    Raises SourceError or ConfigError if the source cannot be read.
     """
     texts, licence, origin = source.read()
-    if wrong := next((type(text).__name__ for _, text in texts if not isinstance(text, str | None)), None):
-        raise ConfigError(f"source.column '{source.column}': holds {wrong} values; a column of text would fit")
-    documents = [Document.of(title, text) for title, text in texts if text and text.strip()]
+    documents = [Document.of(title, text) for title, text in texts if text and visible(text)]
     if not documents:
         raise SourceError(f"{origin}: no text in {len(texts)} rows")
     card = {
@@ -108,6 +162,7 @@ def fetch(source: TextSource) -> tuple[list[Document], dict[str, Any]]:
         "licence": licence,
         "origin": origin,
         "documents": len(documents),
+        "left_out": len(texts) - len(documents),  # rows without text
         "characters": sum(len(document.text) for document in documents),
     }
     return documents, card
