@@ -33,8 +33,8 @@ ANYWAY = "run the study on another machine, or start it all the same with `--con
 
 def check(jobs: Jobs) -> None:
     """Raise ConfigError for the first problem that would stop a job, whatever the machine."""
-    for problem in problems(jobs):
-        raise ConfigError(problem)
+    if found := problems(jobs):
+        raise ConfigError(found[0])
 
 
 def check_machine(jobs: Jobs) -> None:
@@ -43,15 +43,12 @@ def check_machine(jobs: Jobs) -> None:
         raise ConfigError(f"{lacking}; {ANYWAY}")
 
 
-def problems(jobs: Jobs) -> Iterator[str]:
-    """Everything that would stop a job, whatever the machine: one sentence each."""
-    folder, wrong = jobs.study.offline, sources(jobs)
-    if isinstance(folder, str) and not Path(folder).expanduser().is_dir():
-        missing = f"offline: '{folder}' is not a folder; use the one that `shadowcore fetch` made, or true or false"
-        yield from [missing] if any(wrong) else []
-    else:
-        yield from wrong
-    yield from sizes(jobs)
+def problems(jobs: Jobs) -> list[str]:
+    """What would stop a job, whatever the machine, one sentence each; sizes once every source is there."""
+    folder, wrong = jobs.study.offline, list(dict.fromkeys(sources(jobs)))
+    if wrong and isinstance(folder, str) and not Path(folder).expanduser().is_dir():
+        return [f"offline: '{folder}' is not a folder; use the one that `shadowcore fetch` made, or true or false"]
+    return wrong or list(sizes(jobs))
 
 
 # ---- sources
@@ -141,11 +138,7 @@ def _check_benchmark(jobs: Jobs, name: str) -> None:
 def sizes(jobs: Jobs) -> Iterator[str]:
     """What the models are too small for, as far as their dimensions are known."""
     for name in jobs.study.models:
-        try:
-            size = plan.size_of(jobs, name)
-        except ShadowcoreError:  # `sources` has its sentence
-            continue
-        if size:
+        if size := plan.size_of(jobs, name):
             yield from refusal(_check_positions, jobs, f"models.{name}", size.dimensions)
             yield from refusal(_check_predictors, jobs, name, size.dimensions)
     for (name, _), spec in jobs.timed_dimensions.items():

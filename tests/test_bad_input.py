@@ -250,7 +250,11 @@ def index_outside(path):
 
 
 def no_index(text):
-    return lambda path: (path.parent / "model.safetensors.index.json").write_text(text)
+    def damage(path):
+        path.unlink()
+        (path.parent / "model.safetensors.index.json").write_text(text)
+
+    return damage
 
 
 MODEL, WORDS, PIQA = "model/config.json", "words/part.parquet", "benchmarks/piqa/validation.parquet"
@@ -274,7 +278,7 @@ MISTAKES = [
     ("model", MODEL, keys(num_key_value_heads=7), "config.json"),
     ("model", MODEL, keys(num_hidden_layers=1), "at least 2 layers"),
     ("model", MODEL, keys(num_hidden_layers=2.5), "config.json"),
-    ("model", MODEL, keys(vocab_size=100), "vocabulary of 100"),
+    ("model", MODEL, keys(vocab_size=100), "disagree"),
     ("model", MODEL, keys(hidden_act="telepathy"), "config.json"),
     ("model", WEIGHTS, remove, "weights"),
     ("model", WEIGHTS, cut, "model.safetensors: damaged safetensors"),
@@ -301,7 +305,7 @@ MISTAKES = [
     ("prepare_text", WORDS, rows(without("text")), "source.column"),
     ("prepare_text", WORDS, rows(lambda f: f.assign(text=range(len(f)))), "holds int64"),
     ("prepare_text", WORDS, rows(lambda f: f.assign(text=[["a"]] * len(f))), "holds list values"),
-    ("prepare_text", WORDS, rows(lambda f: f.assign(text=[b"\xff"] * len(f))), "holds bytes values"),
+    ("prepare_text", WORDS, rows(lambda f: f.assign(text=[b"\xff"] * len(f))), "holds binary"),
     ("prepare_text", WORDS, rows(lambda f: f.assign(text=None)), "no text"),
     ("prepare_text", WORDS, rows(lambda f: f.assign(text=" ")), "no text"),
     ("prepare_text", WORDS, rows(lambda f: f[:0]), "no text"),
@@ -321,6 +325,7 @@ MISTAKES = [
     ("trace", "card.json", say("[]"), "card.json: schema"),
     ("trace", "card.json", keys(record=None), "card.json"),
     ("trace", "card.json", record(lambda one: one.pop("files")), "card.json"),
+    ("trace", "card.json", record(lambda one: one["files"]["config.json"].pop("sha256")), "card.json"),
     ("train", "card.json", record(lambda one: one["dimensions"].pop("heads")), "card.json"),
     ("train", "card.json", record(lambda one: one["dimensions"].update(heads="two")), "card.json"),
     ("trace", "weights/model.safetensors", cut, "model.safetensors"),

@@ -61,8 +61,8 @@ def test_bad_folders_are_named(parquet, tmp_path):
     with pytest.raises(ConfigError, match="holds int64 .*allowed is text"):
         sources.fetch(FolderText(str(parquet), "number"))
     (tmp_path / "empty").mkdir()
-    for path in ("empty", "nowhere"):
-        with pytest.raises(SourceError, match="no Parquet files"):
+    for path, message in (("empty", "no Parquet files in .*found: no files"), ("nowhere", "nowhere' does not exist")):
+        with pytest.raises(SourceError, match=f"source.path: .*{message}"):
             sources.fetch(FolderText(str(tmp_path / path)))
     whole = (parquet / "a.parquet").read_bytes()
     (parquet / "a.parquet").write_bytes(whole[: len(whole) // 2])

@@ -182,7 +182,7 @@ def configuration(jobs: Jobs) -> Iterator[Finding]:
     """What would stop the study's jobs: its sources and sizes, as `plan` checks them, and what this machine lacks."""
     from shadowcore import preflight
 
-    wrong = list(preflight.problems(jobs))
+    wrong = preflight.problems(jobs)
     for problem in wrong:
         yield Finding("broken", problem, "change the configuration, or what it names")
     if wrong:  # jobs of sources that are not there cannot be counted

@@ -76,9 +76,7 @@ def _require_plain(folder: Path, content: dict[str, Any]) -> None:
             )
     names = content.get("architectures") or []
     if not isinstance(names, list) or (names and not any(str(name).endswith("ForCausalLM") for name in names)):
-        raise ArtifactError(
-            f"{path}: architectures: {names!r} found; a causal language model (...ForCausalLM) is needed"
-        )
+        raise ArtifactError(f"{path}: architectures: {names!r} found; a name that ends in ForCausalLM is needed")
     if isinstance(content.get("auto_map"), dict) and "AutoModelForCausalLM" in content["auto_map"]:
         raise ArtifactError(
             f"{path}: auto_map: the model has code of its own, which is never run; if transformers' own code computes "
@@ -87,8 +85,8 @@ def _require_plain(folder: Path, content: dict[str, Any]) -> None:
     window, positions = content.get("sliding_window"), content.get("max_position_embeddings")
     if family.grouped and type(window) is int and type(positions) is int and window < positions:
         raise ArtifactError(
-            f"{path}: sliding_window: {window} is not supported, because a model of type {content['model_type']} attends "
-            f"to all positions; it must be null or at least max_position_embeddings ({positions})"
+            f"{path}: sliding_window: {window} is not supported, because this model type attends to "
+            f"all positions; it must be null or at least max_position_embeddings ({positions})"
         )
 
 

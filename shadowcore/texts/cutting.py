@@ -74,9 +74,9 @@ def true_continuation(
 ) -> list[dict[str, Any]]:
     """`count` questions, rows of TASKS: which of four texts continues a context.
 
-    A passage is consecutive words inside one paragraph, invisible ones left out; passages do not overlap, and
-    documents take turns to give one. The three wrong choices continue passages of three other documents. Every label is equally
-    frequent. Raises ConfigError if there are too few passages, or passages in fewer than four documents.
+    A passage is consecutive words inside one paragraph, without words that show nothing; passages do not overlap,
+    and documents take turns to give one. The three wrong choices continue passages of three other documents. Every
+    label is equally frequent. Raises ConfigError if there are too few passages, or too few documents with passages.
     """
 
     def candidates(document: Document) -> list[_Passage]:
