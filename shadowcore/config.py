@@ -80,6 +80,11 @@ class Study(Strict):
                     raise ValueError(f"{where}: '{name}' is trained on sparse traces; `traces.on_policy` is missing")
                 if one.tuned and not self.tuning:
                     raise ValueError(f"{where}: '{name}' is tuned; `tuning` is missing")
+        return self
+
+    @model_validator(mode="after")
+    def grids_are_whole(self) -> Study:
+        """A grid must name what its methods need, and what they can do."""
         for i, grid in enumerate(self.conditions):
             trained = set(grid.methods) & set(PREDICTORS)
             if trained and not grid.predictors:
@@ -99,9 +104,21 @@ class Study(Strict):
                     f"conditions[{i}]: protocol prompt needs a task whose documents have prompts; "
                     "evaluation.tasks could have second_half"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def texts_and_traces_suffice(self) -> Study:
+        """Texts and traces must hold what is evaluated and trained on."""
         for name in self.evaluation.texts if "true_continuation" in self.evaluation.tasks else ():
             if self.texts[name].true_continuation is None:
                 raise ValueError(f"texts.{name}: true_continuation is missing, which evaluation.tasks asks for")
+        tokens = self.traces.windows * self.traces.tokens_per_window
+        for name in sorted(self.used_presets):
+            if (batch := self.predictors[name].batch) > tokens:
+                raise ValueError(
+                    f"predictors.{name}.batch: {batch} is too large; traces.windows x traces.tokens_per_window is "
+                    f"{tokens} tokens"
+                )
         unfit = [name for name in self.token_criteria if not CRITERIA[name].has_token_form]
         if unfit:
             raise ValueError(f"conditions: criteria {unfit} have no token form, which predictors and oracle need")
@@ -139,6 +156,12 @@ class Study(Strict):
         texts = {name: one.model_copy(update=local(f"texts/{name}")) for name, one in self.texts.items()}
         evaluation = self.evaluation.model_copy(update={"offline_dir": f"{folder}/benchmarks"})
         return self.model_copy(update={"models": models, "texts": texts, "evaluation": evaluation})
+
+    @property
+    def used_presets(self) -> set[str]:
+        """Presets of the predictors that are trained, for conditions or the latency."""
+        names = [name for grid in self.conditions if set(grid.methods) & set(PREDICTORS) for name in grid.predictors]
+        return {Trained.named(name).preset for name in [*names, *([self.latency.predictor] if self.latency else [])]}
 
     @property
     def used_criteria(self) -> set[str]:

@@ -179,7 +179,7 @@ class Evaluation(Strict):
     fewshot: list_of(Annotated[int, Field(ge=0)], least=1) = [0]
     rolling_tokens: Annotated[int, Field(ge=2)] = 2048
     windows: Positive
-    window_tokens: Positive
+    window_tokens: Annotated[int, Field(ge=2)]  # the first one is not predicted
     window_batch: Positive
     request_batch: Positive
 
@@ -235,7 +235,7 @@ class Setting(ForSome):
     """Other sequences, lengths and sparsities."""
 
     batch: Annotated[int, Field(ge=1, le=16)] = 1
-    prompt_tokens: Positive | None = None
+    prompt_tokens: Annotated[int, Field(ge=2)] | None = None
     new_tokens: Positive | None = None
     sparsities_pct: list_of(Percent) = []
     baselines: list_of(among(RIVALS)) = ["cublas"]
@@ -251,7 +251,7 @@ class LatencyRandom(Strict):
     designs: list_of(Design)
     baselines: list_of(among(RIVALS))
     active: Fraction
-    prompt_tokens: Positive
+    prompt_tokens: Annotated[int, Field(ge=2)]
     short_tokens: Positive
     new_tokens: Positive
     repeats: Positive
@@ -274,6 +274,8 @@ class LatencyRandom(Strict):
         found: dict[str, dict[str, Any]] = {}
         for spec in (main, *settings):
             name = "{batch}x{prompt_tokens}+{new_tokens}".format(**spec)
+            if spec["short_tokens"] >= spec["new_tokens"]:
+                raise Within("short_tokens", f"{spec['short_tokens']} is too large; new_tokens is {spec['new_tokens']}")
             if name in found:
                 raise Within("also", f"{model} is timed twice at {name} (sequences x prompt + new tokens)")
             found[name] = spec

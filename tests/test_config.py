@@ -324,6 +324,9 @@ def test_a_missing_key_and_one_that_is_like_none_are_both_named():
         (["traces", "windows"], True, ["traces.windows: must be a whole number"]),
         (["traces", "shards"], 65, ["traces.shards: 65 is too large", "64 windows"]),
         (["traces", "heldout_tokens_per_window"], 128, ["traces.heldout_tokens_per_window: 128", "window_tokens"]),
+        (["predictors", "small", "batch"], 4097, ["predictors.small.batch: 4097 is too large", "4096 tokens"]),
+        (["evaluation", "window_tokens"], 1, ["evaluation.window_tokens: must be 2 or more"]),
+        (["latency", "prompt_tokens"], 1, ["latency.prompt_tokens: must be 2 or more"]),
         # fractions
         (["texts", "wikipedia", "heldout_fraction"], 0.7, ["texts.wikipedia.heldout_fraction: 0.7", "less than 1"]),
         (["texts", "wikipedia", "heldout_fraction"], 1, ["texts.wikipedia.heldout_fraction: must be less than 1"]),
@@ -341,6 +344,34 @@ def test_a_sentence_names_the_key_what_was_found_and_what_is_allowed(path, value
     words = str(refused.value)
     assert all(name in words for name in names) and "\n" not in words, words
     assert not any(code in words for code in ("[A-Z", "valid dictionary", "Field required", "Input should"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "names"),
+    [
+        ({"models": []}, ["latency_random.models: must have 1 or more"]),
+        ({"models": ["opt-66"]}, ["latency_random.models[0]: unknown 'opt-66'; did you mean 'opt-66b'"]),
+        ({"sparsities_pct": [0.5]}, ["latency_random.sparsities_pct[0]: 0.5", "such as 50"]),
+        ({"prompt_tokens": 0}, ["latency_random.prompt_tokens: must be 2 or more"]),
+        ({"new_tokens": -4}, ["latency_random.new_tokens: must be 1 or more"]),
+        ({"short_tokens": 4}, ["latency_random.short_tokens: 4 is too large", "new_tokens is 4"]),
+        ({"also": [{"new_tokens": 2}]}, ["latency_random.short_tokens: 2 is too large"]),
+        ({"also": [{"batch": 17}]}, ["latency_random.also[0].batch: must be 16 or less", "17"]),
+        ({"also": [{"batch": 2}, {"batch": 2}]}, ["latency_random.also", "twice"]),
+        ({"active": 1.5}, ["latency_random.active: must be less than 1"]),
+        ({"designs": [{"method": "shadow", "rank_heads": 0, "rank_neurons": 4}]}, ["designs[0].rank_heads: must be 1"]),
+        ({"desing": []}, ["latency_random: unknown key 'desing'; did you mean 'designs'"]),
+    ],
+)
+def test_what_is_timed_with_random_weights_is_checked_as_the_rest(changes, names):
+    data = copy.deepcopy(QUICK) | {"latency_random": {
+        "models": ["opt-tiny"], "dtype": "float32", "units": "both", "sparsities_pct": [50], "designs": [],
+        "baselines": [], "active": 0.1, "prompt_tokens": 4, "short_tokens": 2, "new_tokens": 4, "repeats": 1,
+        "warmup": 0,
+    } | changes}  # fmt: skip
+    with pytest.raises(ConfigError) as refused:
+        parse_study(data, "config")
+    assert all(name in str(refused.value) for name in names), refused.value
 
 
 def test_examples_need_a_training_split_or_a_task_without_them():

@@ -9,11 +9,12 @@ import sys
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
 import pytest
 import yaml
 from conftest import write_benchmarks, write_words
 
-from shadowcore import artifacts, cli, machine, preflight
+from shadowcore import artifacts, cli, machine, plan, preflight
 from shadowcore.config import load_study, parse_study
 from shadowcore.errors import ConfigError
 from shadowcore.jobs import Jobs
@@ -29,6 +30,7 @@ def study_of(folder):
     study = copy.deepcopy(QUICK) | {"study": "tiny", "models": {"tiny": {"source": {"random": dict(SIZES)}}}}
     study["texts"]["wikipedia"]["source"] = {"folder": {"path": str(folder / "words")}}
     study["traces"] |= {"windows": 4, "window_tokens": 80, "tokens_per_window": 8, "heldout_tokens_per_window": 8}
+    study["predictors"]["small"]["batch"] = 16
     study["evaluation"] |= {"tasks": ["true_continuation", "piqa", "wikitext"], "window_tokens": 32,
                             "offline_dir": str(folder / "benchmarks")}  # fmt: skip
     return study
@@ -138,7 +140,7 @@ PROBLEMS = [
     (with_keys("evaluation", window_tokens=129), ["evaluation.window_tokens", "129", "128", "models.tiny"]),
     (with_keys("latency", prompt_tokens=100, new_tokens=29), ["latency.prompt_tokens + new_tokens", "129", "128"]),
     (segments(3), ["predictors.small.segments", "3", "models.tiny", "1 to 2"]),
-    (with_keys("predictors", small=QUICK["predictors"]["small"] | {"block": 5}), ["predictors.small.block", "5", "24"]),
+    (lambda study, folder: study["predictors"]["small"].update(block=5), ["predictors.small.block", "5", "24"]),
     (timed(prompt_tokens=61), ["latency_random.prompt_tokens + new_tokens", "65", "64"]),
     (timed(also=[{"new_tokens": 61}]), ["latency_random.prompt_tokens + new_tokens", "65", "64"]),
     (timed(designs=[{"method": "segments", "rank_heads": 4, "rank_neurons": 4, "segments": 3}]),
@@ -153,6 +155,15 @@ def test_what_would_stop_a_job_is_one_sentence_that_names_the_key(folder, tmp_pa
     found = problems(study, tmp_path)
     assert len(found) == 1 and "\n" not in found[0], found
     assert all(name in found[0] for name in names), found
+
+
+def test_a_package_that_a_model_needs_is_named(folder, tmp_path, monkeypatch):
+    from shadowcore.models import sources
+
+    for missing in ("gguf", "accelerate"):
+        monkeypatch.setattr(sources, "find_spec", lambda name, missing=missing: None if name == missing else True)
+        (found,) = problems(QUICK, tmp_path)
+        assert f"'{missing}'" in found and "not installed" in found
 
 
 def test_what_fits_exactly_is_no_problem(folder, tmp_path):
@@ -171,13 +182,13 @@ def test_a_source_is_not_needed_again_once_its_output_is_there(folder, tmp_path)
         with_source(part, name, folder={"path": f"{tmp_path}/gone/{place}"})(study, folder)
     study["evaluation"]["offline_dir"] = f"{tmp_path}/gone/benchmarks"
     jobs = Jobs(parse_study(study, "mine.yaml"), tmp_path)
-    assert len(preflight.problems(jobs)) == 4
+    assert len(preflight.problems(jobs)) == 3  # that of the benchmarks once
     sizes = {"layers": 3, "width": 16, "heads": 2, "kv_heads": 2, "head_width": 8, "neurons": 24, "vocabulary": 320,
              "positions": 128}  # fmt: skip
     header = {"spec": json.loads(jobs.fetch_model("tiny")["spec"])}
     record = {"model_type": "llama", "dimensions": sizes, "files": {}}
     artifacts.write_record(jobs.root / "models/tiny/card.json", CARD_SCHEMA, record, header)
-    table = __import__("pyarrow").table({"text": ["x"]})
+    table = pa.table({"text": ["x"]})
     for path, params in (
         ("texts/wikipedia/documents.parquet", jobs.prepare_text("wikipedia")),
         ("tasks/piqa.parquet", jobs.prepare_benchmark("piqa")),
@@ -227,8 +238,6 @@ def test_a_study_that_needs_more_than_the_machine_has_is_refused_unless_it_is_to
 @pytest.mark.usefixtures("small_machine")
 def test_jobs_that_have_run_need_no_machine(tmp_path):
     jobs = Jobs(load_study(ROOT / "config" / "gpu.yaml"), tmp_path)
-    from shadowcore import plan
-
     large = [one for one in plan.work(jobs) if one.large]
     for one in large:
         assert "no GPU" in preflight.shortage(jobs)
