@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from shadowcore import cli, plan
+from shadowcore import cli, plan, preflight
 from shadowcore.config import load_study, parse_study
 from shadowcore.errors import ConfigError
 from shadowcore.jobs import Jobs
@@ -453,6 +453,7 @@ def judged(data):
         for job in plan.work(jobs):
             assert job.resources()["mem_mb"] > 0
         assert jobs.outcomes()
+        assert not any("\n" in problem for problem in preflight.problems(jobs))
     except ConfigError as error:
         assert "\n" not in str(error)
 
