@@ -29,6 +29,7 @@ PLAIN = {
     "less_than_equal": "must be {le} or less",
     "less_than": "must be less than {lt}",
     "literal_error": "must be {expected}",
+    "invalid_key": "a key must be text; put it in quotes",
     "recursion_loop": "must not hold itself",
 }
 

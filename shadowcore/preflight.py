@@ -13,6 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 
 from shadowcore import artifacts, benchmarks, machine, plan
 from shadowcore.benchmarks import BENCHMARKS
@@ -200,8 +201,11 @@ def _gpu_shortage(large: list[Work]) -> str | None:
     if not large:
         return None
     most = max(large, key=lambda one: one.gpu_bytes)
+    needing = f"{len(large)} jobs need one, such as {most.place}"
     if not (gpus := machine.gpu_memory()):
-        return f"it has no GPU, and {len(large)} jobs need one, such as {most.place}"
+        return f"it has no GPU, and {needing}"
+    if not torch.cuda.is_available():
+        return f"torch {torch.__version__} cannot use its GPU (`shadowcore doctor` says why), and {needing}"
     found = max(gpus) if most.alone else sum(gpus)
     return _too_large(most, "GPU memory", most.gpu_bytes, found) if most.gpu_bytes > found else None
 

@@ -68,6 +68,18 @@ def test_a_configuration_that_cannot_be_read_without_packages_is_one_finding(tmp
     assert "torch" in said.stdout and "pydantic" in said.stdout
 
 
+def test_a_package_that_only_a_check_needs_is_a_finding_too(monkeypatch):
+    from shadowcore import preflight
+    from shadowcore.jobs import Jobs
+
+    def missing(jobs):
+        raise ImportError("No module named 'transformers'", name="transformers")
+
+    monkeypatch.setattr(preflight, "problems", missing)
+    ((state, what),) = told(doctor.configuration(Jobs(load_study(ROOT / "config" / "quick.yaml"))))
+    assert state == "broken" and "transformers" in what and "not installed" in what
+
+
 def test_disk_that_is_small_or_closed_is_told(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
     usage = namedtuple("usage", "total used free")

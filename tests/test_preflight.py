@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pyarrow as pa
 import pytest
+import torch
 import yaml
 from conftest import write_benchmarks, write_words
 
@@ -210,6 +211,7 @@ def small_machine(monkeypatch):
     """24 GB and no GPU."""
     monkeypatch.setattr(machine, "memory", lambda: 24_000_000_000)
     monkeypatch.setattr(machine, "gpu_memory", list)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
 
 @pytest.mark.usefixtures("small_machine")
@@ -227,6 +229,8 @@ def test_a_study_that_needs_more_than_the_machine_has_is_refused_unless_it_is_to
         assert "no GPU" in lacking(name) and "run_anyway" in lacking(name) and lacking(name, run_anyway="true") is None
     # OPT-66B in 16 bits is 133 GB, on one GPU
     monkeypatch.setattr(machine, "gpu_memory", lambda: [80e9, 80e9])
+    assert "cannot use its GPU" in lacking("gpu")  # torch without CUDA would calculate on the processor
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert "opt-66b" in lacking("gpu") and "80 GB of GPU memory" in lacking("gpu")
     monkeypatch.setattr(machine, "gpu_memory", lambda: [141e9])
     assert lacking("gpu") is None

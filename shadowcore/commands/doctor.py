@@ -53,9 +53,7 @@ def run(parsed: argparse.Namespace) -> int:
             from shadowcore.config import load_study
             from shadowcore.jobs import Jobs
         except ImportError as error:
-            needs = f"a package that is not installed ({error.name or error})"
-            fix = "install the missing packages that are listed here, and ask again"
-            findings.append(Finding("broken", f"{parsed.config} was not checked: reading it needs {needs}", fix))
+            findings.append(unchecked(str(parsed.config), error))
         else:
             jobs = Jobs(load_study(parsed.config))
     findings += examine(jobs)
@@ -64,6 +62,12 @@ def run(parsed: argparse.Namespace) -> int:
         if one.fix:
             print(f"         fix: {one.fix}")
     return int(any(one.state == "broken" for one in findings))
+
+
+def unchecked(what: str, error: ImportError) -> Finding:
+    """A package is missing that the check itself needs."""
+    fix = "install the missing packages that are listed here, and ask again"
+    return Finding("broken", f"{what} was not checked: it takes {error.name or error}, which is not installed", fix)
 
 
 def examine(jobs: Jobs | None = None) -> Iterator[Finding]:
@@ -182,7 +186,11 @@ def configuration(jobs: Jobs) -> Iterator[Finding]:
     """What would stop the study's jobs: its sources and sizes, as `plan` checks them, and what this machine lacks."""
     from shadowcore import preflight
 
-    wrong = preflight.problems(jobs)
+    try:
+        wrong = preflight.problems(jobs)
+    except ImportError as error:
+        yield unchecked(f"configuration '{jobs.study.study}'", error)
+        return
     for problem in wrong:
         yield Finding("broken", problem, "change the configuration, or what it names")
     if wrong:  # jobs of sources that are not there cannot be counted
@@ -199,7 +207,7 @@ def planned(jobs: Jobs) -> float:
 
     try:
         return sum(one.written for one in plan.work(jobs))
-    except ShadowcoreError:
+    except (ShadowcoreError, ImportError):
         return 0
 
 
