@@ -75,7 +75,7 @@ class Study(Strict):
                 if one.preset not in known:
                     raise ValueError(f"{where}: unknown '{name}'; {near_miss(name, known)}")
                 if one.seed is not None:
-                    raise ValueError(f"{where}: '{name}' has a seed in its name; `seeds: [{one.seed}]` would fit")
+                    raise ValueError(f"{where}: '{name}' has a seed in its name; use `seeds: [{one.seed}]`")
                 if one.round and not self.traces.on_policy:
                     raise ValueError(f"{where}: '{name}' is trained on sparse traces; `traces.on_policy` is missing")
                 if one.tuned and not self.tuning:
@@ -138,8 +138,8 @@ class Study(Strict):
         ]
         if self.offline is True and remote:
             raise ValueError(
-                f"offline: {remote[0]} comes over the network; the folder that `shadowcore fetch` makes would fit in "
-                "place of `true`"
+                f"offline: {remote[0]} comes over the network; use the folder that `shadowcore fetch` makes in place "
+                "of `true`"
             )
         return self
 

@@ -63,8 +63,8 @@ def sentence(error: ValidationError, root: type[BaseModel]) -> str:
 def _unknown(key: str, missing: Sequence[str], known: Sequence[str]) -> str:
     if likely := get_close_matches(key, missing, n=1):
         return f"unknown key '{key}'; did you mean '{likely[0]}'?"
-    needed = f" Missing: {', '.join(missing)}." if missing else ""
-    return f"unknown key '{key}'; {near_miss(key, known)}.{needed}"
+    needed = f". Missing: {', '.join(missing)}" if missing else ""
+    return f"unknown key '{key}'; {near_miss(key, known)}{needed}"
 
 
 def _words(mistake: dict[str, Any]) -> str:

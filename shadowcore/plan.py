@@ -124,8 +124,8 @@ def work(jobs: Jobs, strict: bool = False) -> list[Work]:
     costs, study, conditions = Costs(jobs), jobs.study, jobs.conditions.values()
     if unknown := sorted(model for model, size in costs.sizes.items() if strict and size is None):
         raise ConfigError(
-            f"models.{unknown[0]}: its size is not known before it is fetched (`snakemake {jobs.root}/models/"
-            f"{unknown[0]}/card.json`); a row in shadowcore/models/published.py would do, too"
+            f"models.{unknown[0]}: its size is not known before it is fetched; fetch it first (`snakemake "
+            f"{jobs.root}/models/{unknown[0]}/card.json`), or add its size to shadowcore/models/published.py"
         )
     found = [Work("prepare_text", name) for name in study.texts]
     prepared = [Work("prepare_benchmark", name) for name in study.evaluation.tasks if name in BENCHMARKS]

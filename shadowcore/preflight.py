@@ -27,7 +27,7 @@ from shadowcore.plan import Work
 from shadowcore.recipes import Trained
 from shadowcore.sections import Text
 from shadowcore.stages.base import parse_spec
-from shadowcore.texts.sources import TEXT_SOURCES
+from shadowcore.texts.sources import SUFFIXES, TEXT_SOURCES
 
 ANYWAY = "run the study on another machine, or start it all the same with `--config run_anyway=true`"
 
@@ -103,11 +103,15 @@ def _check_text(where: str, text: Text) -> None:
 
 
 def _documents(path: Path) -> int | None:
-    """Rows of a Parquet file, or of all of a folder; None where they cannot be counted."""
+    """Documents in a text's file or folder, as `texts.sources` reads it; None where counting takes reading them."""
+    files = [path] if path.is_file() else list(path.iterdir())
+    of = {suffix: [file for file in files if file.suffix == suffix] for suffix in SUFFIXES}
     try:
-        return sum(pq.read_metadata(file).num_rows for file in ([path] if path.is_file() else path.glob("*.parquet")))
+        if of[".parquet"]:
+            return sum(pq.read_metadata(file).num_rows for file in of[".parquet"])
     except (pa.ArrowInvalid, OSError):
         return None
+    return None if of[".jsonl"] else len(of[".txt"])
 
 
 def _check_fractions(where: str, text: Text, documents: int | None) -> None:

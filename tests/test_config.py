@@ -72,7 +72,7 @@ def test_shipped_configurations_are_valid(path):
         (["conditions", 1, "predictors"], ["small@1"], "`traces.on_policy` is missing"),
         (["conditions", 1, "predictors"], ["small@tuned"], "`tuning` is missing"),
         (["conditions", 1, "predictors"], ["small@tuned@1"], "unknown 'small@tuned@1'; Known: small"),
-        (["conditions", 1, "predictors"], ["small@seed1"], "has a seed in its name; `seeds: .1.` would fit"),
+        (["conditions", 1, "predictors"], ["small@seed1"], "has a seed in its name; use `seeds: .1.`"),
         (["conditions", 0, "seeds"], [0, 1], r"conditions\[0\].seeds: .*shadow.*\['random'\]"),
         (["conditions", 1, "seeds"], [-1], r"conditions\[1\].seeds\[0\]: must be 0 or more \(found -1\)"),
         (["conditions", 1, "predictors"], ["small@0"], "unknown 'small@0'; did you mean 'small'"),

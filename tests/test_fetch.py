@@ -115,7 +115,7 @@ def test_what_is_there_is_kept_and_what_changed_is_fetched_again(study, tmp_path
 @pytest.mark.parametrize(
     ("local", "message"),
     [
-        ({}, "offline: models.tiny comes over the network; the folder that `shadowcore fetch` makes"),
+        ({}, "offline: models.tiny comes over the network"),
         ({"models": {"tiny": {"source": {"folder": {"path": "m"}}}}}, None),
         ({"evaluation": {"tasks": ["piqa"]}, "models": {"tiny": {"source": {"folder": {"path": "m"}}}}}, "tasks: piqa"),
         ({"offline": "true"}, "offline: models.tiny comes"),

@@ -145,7 +145,7 @@ def test_a_small_model_asks_for_no_gpu(tmp_path):
     ("arguments", "message"),
     [
         (["--budget-hours", "10"], "--budget-hours 10: the study takes about"),
-        (["--budget-gb", "100"], "GB, most of it in trace; less to do there, or a budget of"),
+        (["--budget-gb", "100"], "GB, most of it in trace"),
     ],
 )
 def test_over_budget_is_one_sentence(capsys, arguments, message):

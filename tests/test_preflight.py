@@ -48,6 +48,10 @@ def folder(tmp_path_factory):
     (folder / "other" / "notes.md").write_text("not a text of documents")
     (folder / "few").mkdir()
     pd.DataFrame({"text": ["one", "two"]}).to_parquet(folder / "few" / "part.parquet")
+    for name, suffix in (("plain", "txt"), ("few plain", "txt"), ("lines", "jsonl")):
+        (folder / name).mkdir()
+        for number in range(20 if name == "plain" else 2):
+            (folder / name / f"{number}.{suffix}").write_text('{"text": "some words"}\n')
     shutil.copytree(folder / "benchmarks", folder / "no piqa", ignore=lambda *_: ["piqa"])
     shutil.copytree(folder / "benchmarks", folder / "no column")
     path = folder / "no column" / "piqa" / "validation.parquet"
@@ -62,6 +66,10 @@ def problems(study, results):
 def test_a_study_whose_sources_are_there_has_no_problem(folder, tmp_path):
     assert problems(study_of(folder), tmp_path) == []
     assert problems(QUICK, tmp_path) == []
+    for name in ("plain", "lines"):  # lines are not counted before they are read
+        study = study_of(folder)
+        study["texts"]["wikipedia"]["source"] = {"folder": {"path": f"{folder}/{name}"}}
+        assert problems(study, tmp_path) == []
 
 
 def with_model(**fields):
@@ -128,6 +136,7 @@ PROBLEMS = [
     (with_source("texts", "wikipedia", benchmark={"task": "lambada_openai"}), ["texts.wikipedia.source.task"]),
     (with_source("texts", "wikipedia", package={"name": "wikipedia"}), ["texts.wikipedia.source.name", "wikipedia"]),
     (with_source("texts", "wikipedia", folder={"path": "FOLDER/few"}), ["texts.wikipedia.heldout_fraction", "2 doc"]),
+    (with_source("texts", "wikipedia", folder={"path": "FOLDER/few plain"}), ["heldout_fraction", "2 doc"]),
     # benchmarks
     (with_keys("evaluation", offline_dir="FOLDER/nowhere"), ["evaluation.offline_dir", "nowhere"]),
     (with_keys("evaluation", offline_dir="FOLDER/no piqa"), ["piqa", "validation.parquet"]),

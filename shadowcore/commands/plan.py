@@ -72,8 +72,8 @@ def check_budget(planned: Mapping[str, Total], hours: float | None, gb: float | 
             field = "hours" if unit == "hours" else "disk"
             most = max((rule for rule in planned if rule != "all"), key=lambda rule: getattr(planned[rule], field))
             raise ConfigError(
-                f"--{name} {limit:g}: the study takes about {found:,.4g} {unit}, most of it in {most}; less to do "
-                f"there, or a budget of {math.ceil(found):,}, would fit"
+                f"--{name} {limit:g}: the study takes about {found:,.4g} {unit}, most of it in {most}; make that "
+                f"stage smaller, or allow {math.ceil(found):,}"
             )
 
 
