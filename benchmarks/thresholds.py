@@ -1,4 +1,4 @@
-"""A table of times per token, and what was wanted of the decoder beside what it says, as Markdown.
+"""Three tables as Markdown: times per token, one predictor against one per layer at three widths, and thresholds.
 
 python benchmarks/thresholds.py results/reference/gpu-h100/tables/latency.parquet
 """
@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from shadowcore.report.figures.scaling import BITS, DENSE, alike, timed
+from shadowcore.report.claims import PUBLISHED
+from shadowcore.report.figures.scaling import BITS, DENSE, WIDTHS, alike, layerwise_over_shadow, published_ratios, timed
 
 OTHER = [mode for mode in DENSE if mode != "dense"]
 BEST, MOST = (operator.ge, ">="), (operator.le, "<=")
@@ -53,7 +54,6 @@ def wanted(rows: pd.DataFrame) -> list[tuple[str, tuple[Callable, str], list[flo
     spare = (most / (dense["peak_gb"] - most)).max() if len(dense) else None
     worst = [ratio(time(model, "dense", 0), fastest(model, OTHER)) for model in models]
     of_roof = {model: ratio(one(model, "dense", 0, "gb_per_s"), ceiling) for model in ("opt-6.7b", "opt-30b")}
-    layerwise = [ratio(time(model, "layerwise", 50), time(model, "shadow", 50)) for model in opts]
     choosing = [ratio(one(model, "shadow", 50, "predictor_ms"), time(model, "shadow", 50)) for model in opts]
     shuffled = ratio(time("opt-30b", "gather_ordered", 0), time("opt-30b", "gather_shuffled", 0))
     selection = ratio(one("opt-30b", "shadow", 50, "selection_ms"), 1e-3)
@@ -72,7 +72,6 @@ def wanted(rows: pd.DataFrame) -> list[tuple[str, tuple[Callable, str], list[flo
             for name, at, goals in GAINS
             for bits, with_bits in ((BITS, ""), (8, " (8-bit predictor)"))
         ),
-        (f"shadow over layerwise, equal widths, 50 %: {names}", BEST, [1.2] * len(opts), layerwise),
         (f"predictor and selection of the token, 50 %: {names}", MOST, [0.05] * len(opts), choosing),
         ("one selection for all layers, OPT-30B, us", MOST, [30.0], [selection]),
         ("gather in random order against in order, OPT-30B", BEST, [0.95], [shuffled]),
@@ -97,11 +96,24 @@ def times(rows: pd.DataFrame) -> list[str]:
     return lines
 
 
+def widths(rows: pd.DataFrame) -> list[str]:
+    """Time of layerwise over shadow at 50 % and three widths; published ratios with their number of GPUs."""
+    gpus = pd.read_csv(PUBLISHED).query("quantity == 'latency'").groupby("model")["gpus"].first()
+    theirs, ours = published_ratios(), {name: layerwise_over_shadow(rows, ranks) for name, ranks in WIDTHS.items()}
+    lines = ["| model | published, A100s | " + " | ".join(ours) + " |", "|---|" + (1 + len(ours)) * "---|"]
+    for model in rows.groupby("model")["gb_per_token"].max().sort_values().index:
+        cells = [f"{theirs[model]:.3f}, {gpus[model]:.0f}" if model in theirs else ""]
+        cells += [f"{found[model]:.3f}" if model in found else "" for found in ours.values()]
+        lines.append(f"| {model} | {' | '.join(cells)} |")
+    return lines
+
+
 def main(path: Path) -> None:
     rows = timed({"latency": pd.read_parquet(path)}).query("main")
     print(
         f"{rows['device'].iloc[0]}, reads {rows['ceiling_gb_s'].max():.0f} GB/s at best\n", *times(rows), "", sep="\n"
     )
+    print("Time of layerwise over shadow at 50 %, by the predictors' ranks:\n", *widths(rows), "", sep="\n")
     print(f"| threshold (set for an H100) | wanted | {rows['device'].iloc[0]} | reached |\n|---|---|---|---|")
     for what, (holds, sign), numbers, found in wanted(rows):
         values = " / ".join("not measured" if value is None else f"{value:.3g}" for value in found)

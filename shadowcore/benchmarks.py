@@ -173,13 +173,15 @@ def examples(name: str, split: str, documents: Sequence[Document], rows: Iterabl
     rows: where each document stands in its split, for messages; counted from 0 unless given. Raises SourceError for a
     document that the task makes no prompt of, or a choice or an answer without anything visible in it.
     """
-    made = task(name, documents)
-    texts = []
-    for row, document in zip(range(len(documents)) if rows is None else rows, made.eval_docs, strict=True):
-        try:
+    places = list(range(len(documents)) if rows is None else rows)
+    texts: list[str] = []
+    try:
+        made = task(name, documents)  # which tries the first
+        for document in made.eval_docs:
             texts.append(_example(made, document))
-        except (LookupError, TypeError, ValueError) as error:
-            raise SourceError(f"{name}, split {split}, row {row}: no prompt can be made of it ({error})") from None
+    except (LookupError, TypeError, ValueError) as error:
+        place = f"{name}, split {split}, row {places[len(texts)]}"
+        raise SourceError(f"{place}: no prompt can be made of it ({error})") from None
     return texts
 
 

@@ -21,7 +21,8 @@ from shadowcore import provenance
 MARK = "[shadowcore]"
 # settings that change where a job runs, how fast, or whether it may use a network
 SETTINGS = (
-    "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "HF_HOME", "HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRITON_INTERPRET",
+    "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "ATEN_CPU_CAPABILITY", "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS",
+    "ONEDNN_MAX_CPU_ISA", "HF_HOME", "HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRITON_INTERPRET",
     "SLURM_JOB_ID", "SLURM_JOB_PARTITION",
 )  # fmt: skip
 PROGRESS = re.compile(r"\] (\d+)/(\d+) after (\d+) s, about (\d+|nan) s left$")

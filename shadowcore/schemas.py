@@ -265,6 +265,14 @@ LATENCY_REPEATS = Table(
     },
 )  # fmt: skip
 
+REFUSED = Table(
+    "refused", 1, "one decoding mode that failed its check and was therefore not timed",
+    {name: LATENCY.columns[name] for name in ("model", "device", "backend", "weights", "dtype", "threads")}
+    | {"variant": (TEXT, "name of the mode in the job's log, with its sparsity")}
+    | {name: LATENCY.columns[name] for name in ("units", "sparsity_pct", "batch", "prompt_tokens", "new_tokens")}
+    | {"reason": (TEXT, "the sentence that says what differed, or that memory ran out")},
+)  # fmt: skip
+
 CLAIMED_LATENCY = ("device", "dtype", "prompt_tokens", "new_tokens", "predictor_rank", "predictor_bits")
 _EFFECT = "above 0 as claimed: logarithm of a ratio, or difference of rank correlations plus the claim's margin"
 CLAIMS = Table(
@@ -299,7 +307,7 @@ CLAIMS = Table(
 MEASURED_TABLES = {
     table.name: table
     for table in (
-        ACCURACY, PERPLEXITY, COMPARISONS, QUALITY, PREDICTORS, CRITERIA, LATENCY, LATENCY_REPEATS,
+        ACCURACY, PERPLEXITY, COMPARISONS, QUALITY, PREDICTORS, CRITERIA, LATENCY, LATENCY_REPEATS, REFUSED,
     )
 }  # fmt: skip
 FINAL_TABLES = MEASURED_TABLES | {CLAIMS.name: CLAIMS}

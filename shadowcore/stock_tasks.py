@@ -22,9 +22,10 @@ def _is_list_of_text(kind: pa.DataType) -> bool:
 
 
 def _is_choices_type(kind: pa.DataType) -> bool:
-    return pa.types.is_struct(kind) and all(
-        len(kind.get_all_field_indices(name)) == 1 and _is_list_of_text(kind.field(name).type)
-        for name in ("text", "label")
+    return (
+        pa.types.is_struct(kind)
+        and sorted(field.name for field in kind) == ["label", "text"]
+        and all(_is_list_of_text(field.type) for field in kind)
     )
 
 
@@ -54,8 +55,10 @@ CHOICES = Column(
     _are_choices,
 )
 NUMBER = Column(
-    "the integer 0 or 1", pa.types.is_integer, lambda value: type(value) is int and value in (0, 1)
-)  # a bool is an int to isinstance
+    "the integer 0 or 1",
+    pa.types.is_integer,
+    lambda value: value in (0, 1) and not isinstance(value, bool),  # True is 1 to Python
+)
 
 
 def _one_of(*words: str) -> Column:

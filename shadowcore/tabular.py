@@ -60,8 +60,8 @@ def of_file(path: Path, columns: Mapping[str, Column], where: str) -> list[Row]:
             raise SourceError(f"{path}, {_not_utf8(table)}") from None
 
 
-def of_lines(path: Path, column: str, where: str) -> Iterator[str | None]:
-    """One column of a file of JSON lines: an object a line, whose value is text, or null.
+def of_lines(path: Path, column: str, where: str) -> Iterator[tuple[int, str | None]]:
+    """Row numbers and one column of a file of JSON lines: an object a line, whose value is text, or null.
 
     Raises SourceError for a missing or damaged file, ConfigError, naming the key `where`, for a line without the
     column, with it twice, or with another value.
@@ -75,7 +75,7 @@ def of_lines(path: Path, column: str, where: str) -> Iterator[str | None]:
             place = f"{path}, row {number}"
             try:
                 pairs = json.loads(line, object_pairs_hook=list)
-            except ValueError as error:  # of JSON or of UTF-8
+            except (ValueError, RecursionError) as error:  # of JSON or of UTF-8; lists in lists in lists
                 raise SourceError(f"{place}: not JSON in UTF-8 ({error}); an object a line is allowed") from None
             if not isinstance(pairs, list) or not all(isinstance(pair, tuple) for pair in pairs):
                 raise SourceError(f"{place}: JSON that is not an object; an object a line is allowed")
@@ -84,7 +84,7 @@ def of_lines(path: Path, column: str, where: str) -> Iterator[str | None]:
             value = pairs[names.index(column)][1]
             if not OPTIONAL_TEXT.has_value(value):
                 raise ConfigError(f"{where} in {place}: column '{column}' holds {shown(value)}; allowed is text")
-            yield value
+            yield number, value
 
 
 def of_hub(
@@ -186,7 +186,7 @@ def _require(
 
 def _require_once(column: str, names: Sequence[str], where: str) -> None:
     if column not in names:
-        raise ConfigError(f"{where}: unknown '{column}'; {near_miss(column, names)}")
+        raise ConfigError(f"{where}: no column '{column}'; {near_miss(column, names)}")
     if (count := names.count(column)) > 1:
         raise ConfigError(f"{where}: {count} columns have the name '{column}'; one is allowed")
 

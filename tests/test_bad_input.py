@@ -304,7 +304,7 @@ MISTAKES = [
     ("prepare_text", WORDS, say(""), "part.parquet"),
     ("prepare_text", WORDS, rows(without("text")), "source.column"),
     ("prepare_text", WORDS, rows(lambda f: f.assign(text=range(len(f)))), "holds int64"),
-    ("prepare_text", WORDS, rows(lambda f: f.assign(text=[["a"]] * len(f))), "holds list values"),
+    ("prepare_text", WORDS, rows(lambda f: f.assign(text=[["a"]] * len(f))), "holds list"),
     ("prepare_text", WORDS, rows(lambda f: f.assign(text=[b"\xff"] * len(f))), "holds binary"),
     ("prepare_text", WORDS, rows(lambda f: f.assign(text=None)), "no text"),
     ("prepare_text", WORDS, rows(lambda f: f.assign(text=" ")), "no text"),

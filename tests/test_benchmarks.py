@@ -201,7 +201,7 @@ def test_wrong_folders_splits_and_columns_are_one_sentence(folder, tmp_path):
     shutil.copytree(Path(folder) / "piqa", broken / "piqa")
     path = broken / "piqa" / "validation.parquet"
     pd.read_parquet(path).rename(columns={"goal": "gaol"}).to_parquet(path)
-    cases.append(("piqa", str(broken), ConfigError, "columns of piqa in .*: unknown 'goal'; did you mean 'gaol'"))
+    cases.append(("piqa", str(broken), ConfigError, "columns of piqa in .*: no column 'goal'; did you mean 'gaol'"))
     for name in ("empty", "damaged"):
         shutil.copytree(broken, tmp_path / name)
     pd.read_parquet(Path(folder) / "piqa/train.parquet").iloc[:0].to_parquet(tmp_path / "empty/piqa/validation.parquet")

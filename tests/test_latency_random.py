@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from shadowcore.decode.decoder import Decoder
+from shadowcore.decode.layout import upcast
 from shadowcore.decode.random import last_units, random_layout, require_room, weight_numbers
 from shadowcore.errors import ConfigError
-from shadowcore.measure import agreement, speed
-from shadowcore.measure.agreement import Disagreement
+from shadowcore.measure import equivalence, speed
+from shadowcore.measure.equivalence import Disagreement
 from shadowcore.measure.modes import Design, Modes, on_gpu
 from shadowcore.measure.rivals import HuggingFaceGenerate
 from shadowcore.method.predictors import FIRST_SPARSE_LAYER
@@ -37,7 +38,7 @@ def test_the_rule_measures_the_torch_backend_on_a_cpu_and_says_so(model, batch, 
     if torch.cuda.is_available():
         pytest.skip("there is a GPU, so the rule would measure it")
     spec = dataclasses.replace(SPEC, model=model, batch=batch)
-    outputs = Outputs(tmp_path / "summary.parquet", tmp_path / "repeats.parquet")
+    outputs = Outputs(*(tmp_path / f"{name}.parquet" for name in ("summary", "repeats", "refused")))
     run(spec, Inputs(), outputs)
     rows, raw = pd.read_parquet(outputs.summary), pd.read_parquet(outputs.repeats)
     assert list(rows["mode"]) == ["dense", "static", "oracle", "shadow", "layerwise", "segments"]
@@ -58,7 +59,7 @@ def test_every_mode_of_a_gpu_passes_its_gate(model):
     baselines = ("cublas", "gather_ordered", "gather_shuffled", "relu", "huggingface", "huggingface_static")
     layout, room = layout_of(model), SPEC.prompt_tokens + SPEC.new_tokens
     modes = Modes("both", (50,), designs, baselines, room, 0)
-    reference, timed = Decoder(agreement.upcast(layout), room), {}
+    reference, timed = Decoder(upcast(layout), room), {}
 
     def build(modes, keys, wanted=()):
         for name, own, make in on_gpu(modes, layout):
@@ -88,15 +89,15 @@ def test_every_mode_of_a_gpu_passes_its_gate(model):
 def test_wrong_numbers_are_not_timed():
     layout = layout_of("opt-tiny")
     reference, decoder = Decoder(layout, 16), Decoder(layout_of("opt-tiny"), 16)
-    agreement.gate("dense", decoder, reference, 8, torch.tensor([11]))
+    equivalence.gate("dense", decoder, reference, 8, torch.tensor([11]))
     decoder.layout.layers[1].output[2] *= 2
-    with pytest.raises(Disagreement, match="mode 'dense'"):
-        agreement.gate("dense", decoder, reference, 8, torch.tensor([11]))
+    with pytest.raises(Disagreement, match="variant 'dense'"):
+        equivalence.gate("dense", decoder, reference, 8, torch.tensor([11]))
 
 
 def test_upcast_weights_are_the_same_numbers():
     layout = layout_of("llama-tiny", torch.bfloat16)
-    wide = agreement.upcast(layout)
+    wide = upcast(layout)
     assert wide.dtype == torch.float32 and len(wide.layers) == len(layout.layers)
     for ours, theirs in zip(wide.layers, layout.layers, strict=True):
         assert torch.equal(ours.ffn_in, theirs.ffn_in.float()) and torch.equal(ours.output, theirs.output.float())
@@ -144,7 +145,7 @@ def test_bad_input(changes, says, tmp_path):
     if torch.cuda.is_available() and "designs" in changes:
         pytest.skip("a GPU has 8-bit predictors")
     with pytest.raises(ConfigError, match=says):
-        run(dataclasses.replace(SPEC, **changes), Inputs(), Outputs(tmp_path / "a.parquet", tmp_path / "b.parquet"))
+        run(dataclasses.replace(SPEC, **changes), Inputs(), Outputs(*(tmp_path / f"{name}.parquet" for name in "abc")))
     assert not list(tmp_path.iterdir())
 
 

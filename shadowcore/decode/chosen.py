@@ -16,7 +16,7 @@ from shadowcore.decode.kernels.launch import Units
 from shadowcore.decode.kernels.residual import Read
 from shadowcore.decode.kernels.rows import project
 from shadowcore.decode.kernels.select import Choice, score, select, unite
-from shadowcore.decode.skipping import KeepAll, KeepFixed, KeepPredicted, Kept, Selection
+from shadowcore.decode.skipping import KeepAll, KeepFixed, KeepPredicted, Kept, Scores, Selection
 from shadowcore.errors import ConfigError
 from shadowcore.method.policies import kept_units
 from shadowcore.models.families import KINDS, Dimensions, Kind
@@ -60,6 +60,10 @@ class AllUnits:
         sequences = torch.arange(self.batch, device=index.device)[:, None]
         rows = (units.rows[order] >> sequences & 1).bool()
         return Kept(index, rows.repeat_interleave(units.block, 1))
+
+    def scores(self, site: Site, feature: torch.Tensor) -> Scores:
+        """What a predictor that reads `site` scores there, computed by torch in float32; empty without one."""
+        return {}
 
 
 class GivenUnits(AllUnits):
@@ -186,6 +190,29 @@ class PredictedUnits(AllUnits):
         room, count = slice(self._capacity[kind]), self._counts[kind][layer, :1]
         rows = self._rows[kind][layer, room] if self.batch > 1 else None
         return Units(self._index[kind][layer, room], count, rows, self._block[kind])
+
+    def scores(self, site: Site, feature: torch.Tensor) -> Scores:
+        """What the group at `site` scores for a feature (B, D), computed by torch in float32; empty elsewhere."""
+        group = self._groups.get(site)
+        if group is None:
+            return {}
+        hidden = torch.relu(feature.float() @ _full(group.inner, group.inner_scale).T + group.inner_bias)
+        found, start = {}, 0
+        for kind, (weight, bias, scale) in group.outer.items():
+            rank = weight.shape[-1]
+            part = hidden[:, start : start + rank]
+            # a layer at a time: all of them in float32 may not fit
+            layers = [
+                part @ _full(weight[i], None if scale is None else scale[i]).T + bias[i] for i in range(len(weight))
+            ]
+            found[kind] = group.layers, torch.stack(layers, 1)
+            start += rank
+        return found
+
+
+def _full(weight: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
+    """Stored weights (rows, columns) as float32: `scale`, one number a row, multiplies 8-bit ones."""
+    return weight.float() if scale is None else weight.float() * scale[:, None]
 
 
 def _span(group: Group) -> slice:

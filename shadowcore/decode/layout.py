@@ -10,8 +10,9 @@ stored with the unit first and D last; those that add to the residual are theref
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch.nn import functional
@@ -223,3 +224,44 @@ def _fused_bias(linears: list[torch.nn.Linear], fuse) -> torch.Tensor | None:
 
 def _rows(bias: torch.Tensor | None, rows: torch.Tensor) -> torch.Tensor | None:
     return None if bias is None else bias[rows]
+
+
+class Upcast(Sequence):
+    """Layers in float32, each made when it is asked for."""
+
+    def __init__(self, layers: Sequence[Layer]):
+        self._layers = layers
+
+    def __len__(self) -> int:
+        return len(self._layers)
+
+    def __getitem__(self, index: int) -> Layer:
+        layer = self._layers[index]
+        changes: dict[str, Any] = {"attention_norm": _upcast(layer.attention_norm), "ffn_norm": _upcast(layer.ffn_norm)}
+        for name, value in vars(layer).items():
+            if isinstance(value, torch.Tensor):
+                changes[name] = value.float()
+        return replace(layer, **changes)
+
+    def __iter__(self) -> Iterator[Layer]:
+        return (self[index] for index in range(len(self)))
+
+
+def upcast(layout: Layout) -> Layout:
+    """The same weights in float32, no more than one layer of them at a time."""
+    if layout.dtype == torch.float32:
+        return layout
+    embedding = layout.embedding.float()
+    return replace(
+        layout,
+        embedding=embedding,
+        positions=None if layout.positions is None else layout.positions.float(),
+        head=embedding if layout.head is layout.embedding else layout.head.float(),
+        layers=Upcast(layout.layers),
+        final_norm=_upcast(layout.final_norm),
+    )
+
+
+def _upcast(norm: Norm) -> Norm:
+    weight, bias = (None if tensor is None else tensor.float() for tensor in (norm.weight, norm.bias))
+    return replace(norm, weight=weight, bias=bias)

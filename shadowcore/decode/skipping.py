@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -21,6 +21,10 @@ class Kept(NamedTuple):
     rows: torch.Tensor | None  # (B, n) bool; None: every sequence keeps all of them
 
 
+# layers that a predictor scores from one site, and their scores (B, layers, U); U counts blocks where units share one
+Scores = dict[Kind, tuple[Sequence[int], torch.Tensor]]
+
+
 class Selection(Protocol):
     """Decides, while a step runs, what its later layers skip; for that it reads `weight_bytes` of its own."""
 
@@ -31,6 +35,9 @@ class Selection(Protocol):
 
     def kept(self, layer: int, kind: Kind) -> Kept | None:
         """Units to compute there in the step under way (afterwards: in the last one); None for all."""
+
+    def scores(self, site: Site, feature: torch.Tensor) -> Scores:
+        """What a predictor that reads `site` scores there; empty without one."""
 
 
 class KeepAll:
@@ -43,6 +50,9 @@ class KeepAll:
 
     def kept(self, layer: int, kind: Kind) -> Kept | None:
         return None
+
+    def scores(self, site: Site, feature: torch.Tensor) -> Scores:
+        return {}
 
 
 class KeepFixed(KeepAll):
@@ -86,16 +96,19 @@ class KeepPredicted:
         self._kept: dict[tuple[int, Kind], Kept] = {}
 
     def see(self, site: Site, feature: torch.Tensor) -> None:
-        if site not in self.predictor.group_at:
-            return
-        for kind, sparsity_pct in self.sparsity_pct.items():
-            layers, scores = self.predictor.read(site, feature, kind)
-            keep = self.predictor.spread(self.policy(scores, sparsity_pct), kind)  # (B, layers, U)
+        for kind, (layers, scores) in self.scores(site, feature).items():
+            keep = self.predictor.spread(self.policy(scores, self.sparsity_pct[kind]), kind)  # (B, layers, U)
             for layer, kept in zip(layers, kept_of(keep), strict=True):
                 self._kept[layer, kind] = kept
 
     def kept(self, layer: int, kind: Kind) -> Kept | None:
         return self._kept.get((layer, kind))
+
+    def scores(self, site: Site, feature: torch.Tensor) -> Scores:
+        if site not in self.predictor.group_at:
+            return {}
+        feature = feature.to(next(self.predictor.parameters()).dtype)
+        return {kind: self.predictor.read(site, feature, kind) for kind in self.sparsity_pct}
 
 
 def kept_of(keep: torch.Tensor) -> list[Kept]:

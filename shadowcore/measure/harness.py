@@ -65,16 +65,10 @@ class SparseLM(HFLM):
         first = self.tokenizer.encode(probe)[:1]
         return first if first != self.tok_encode(probe)[:1] else []
 
-    def _start(self, request: Instance) -> list[int]:
-        """What a text without a context of its own is predicted from: BOS, or EOS if the tokenizer has no BOS."""
-        if self.added_bos:
-            return self.added_bos
-        if self.prefix_token_id is None:
-            raise SourceError(
-                f"{_place(request)}: nothing comes before its first token, and the tokenizer has neither a BOS nor an "
-                "EOS token to begin with; one of them is needed"
-            )
-        return [self.prefix_token_id]
+    @property
+    def start(self) -> list[int]:
+        """What the first token of a text is predicted from: the BOS that is added, or else BOS, or else EOS."""
+        return self.added_bos or [self.prefix_token_id]
 
     def loglikelihood(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """(log-likelihood in nats, is it what greedy decoding says) of each request's continuation of its context.
@@ -88,7 +82,7 @@ class SparseLM(HFLM):
         context, continuation = request.args
         stripped = context.rstrip()
         whole, before = self.tok_encode(context + continuation), self.tok_encode(stripped)
-        start = self.added_bos if before else self._start(request)
+        start = self.added_bos if before else self.start
         before, whole = (ids if ids[: len(start)] == start else start + ids for ids in (before, whole))
         own = whole[len(before) :]
         if not own:
@@ -113,8 +107,7 @@ class SparseLM(HFLM):
             ids = self.tok_encode(request.args[0])
             if not ids:
                 raise SourceError(f"{_place(request)}: the text has no tokens; at least one is needed")
-            (first,) = self._start(request)
-            pairs = get_rolling_token_windows(ids, first, self.max_length, context_len=1)
+            pairs = get_rolling_token_windows(ids, *self.start, self.max_length, context_len=1)
             new = [(None, *make_disjoint_window(pair)) for pair in pairs]
             windows += new
             owners += [number] * len(new)

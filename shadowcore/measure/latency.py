@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
+import pyarrow as pa
 import torch
 
 from shadowcore.decode.decoder import Decoder
@@ -18,6 +19,7 @@ from shadowcore.decode.layout import weights_of
 from shadowcore.decode.skipping import KeepPredicted
 from shadowcore.errors import ConfigError
 from shadowcore.models.families import KINDS
+from shadowcore.schemas import REFUSED
 
 
 class Decodes(Protocol):
@@ -40,7 +42,7 @@ def measure(
     """Raw times of decoding after prompt_ids (B, T): one row {variant, repeat, ttft_ms, ms_per_token} a turn.
 
     ttft_ms is the prompt's pass (all but its last token), ms_per_token the mean of `new_tokens` greedy steps.
-    They must have passed their gates (`agreement`). Raises ConfigError for a prompt of fewer than two tokens.
+    They must have passed their gates (`equivalence`). Raises ConfigError for a prompt of fewer than two tokens.
     """
     if prompt_ids.shape[1] < 2:
         raise ConfigError("prompt_tokens: a prompt of 1 token has nothing to prefill, 2 or more are needed")
@@ -145,3 +147,9 @@ def summarise(raw: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
             }
         )
     return summary
+
+
+def refusals(reasons: Mapping[str, str], keys: Mapping[str, Mapping[str, Any]]) -> pa.Table:
+    """Rows of REFUSED: variants that were not timed, by name, with the reasons and each one's key columns."""
+    rows = [{"variant": name, "reason": reason} | dict(keys[name]) for name, reason in reasons.items()]
+    return REFUSED.build({key: value for key, value in row.items() if key in REFUSED.columns} for row in rows)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from shadowcore.decode.random import last_units, random_groups, random_predictor
 from shadowcore.decode.skipping import KeepFixed, KeepPredicted
 from shadowcore.errors import ConfigError
 from shadowcore.method.policies import kept_units
-from shadowcore.method.predictors import FIRST_SPARSE_LAYER
+from shadowcore.method.predictors import FIRST_SPARSE_LAYER, groups_of
 from shadowcore.models.families import KINDS_OF, Kind
 
 RIVALS = ("cublas", "compiled", "gather_ordered", "gather_shuffled", "relu", "huggingface", "huggingface_static")
@@ -104,15 +105,23 @@ def on_gpu(modes: Modes, layout: Layout) -> Iterator[Variant]:
             keys | {"mode": "oracle"},
             lambda kept=kept: graph(selection=lists(kept, FRESH_LISTS, shuffled=False)),
         )
+
     for index, design in enumerate(modes.designs):
         ranks = ranks_of(modes, design)
-        groups = random_groups(
-            design.method, sizes, ranks, design.segments, design.bits, layout.dtype, device, modes.seed + index
-        )
+        try:
+            groups = random_groups(
+                design.method, sizes, ranks, design.segments, design.bits, layout.dtype, device, modes.seed + index
+            )
+        except torch.OutOfMemoryError as error:
+            groups, short = [], error
         for pct in design.sparsities_pct or modes.sparsities_pct:
-            name, keys = named(modes, design, pct, len(groups))
+            name, keys = named(modes, design, pct, len(groups_of(design.method, sizes.layers, design.segments)))
             kept = kept_of(modes, layout, pct)
-            yield name, keys, lambda groups=groups, kept=kept: graph(selection=PredictedUnits(groups, sizes, kept))
+            if groups:
+                make = partial(lambda groups, kept: graph(selection=PredictedUnits(groups, sizes, kept)), groups, kept)
+            else:
+                make = partial(_refuse, short)  # this design is refused, the next one may fit
+            yield name, keys, make
     for name in ("huggingface", "huggingface_static"):
         if name in modes.baselines:
             static = name == "huggingface_static"
@@ -121,6 +130,10 @@ def on_gpu(modes: Modes, layout: Layout) -> Iterator[Variant]:
                 {"mode": name, "sparsity_pct": 0},
                 lambda static=static: HuggingFaceGenerate(layout, modes.room, static),
             )
+
+
+def _refuse(error: Exception) -> Any:
+    raise error
 
 
 def sequences(decoder: Decoder, batch: int) -> Decoder:

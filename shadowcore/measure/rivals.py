@@ -82,6 +82,42 @@ def _norm(
     return functional.layer_norm(x, x.shape[-1:], weight, bias, eps)
 
 
+class HuggingFaceDecoder:
+    """The baseline everybody has: the Hugging Face model with its own growing cache."""
+
+    def __init__(self, model: torch.nn.Module):
+        self.model, self._cache = model, None
+
+    @torch.inference_mode()
+    def prefill(self, ids: torch.Tensor) -> torch.Tensor:
+        """Start anew with ids (B, T); logits (B, V) of the last position."""
+        self._cache = None
+        return self._forward(ids)
+
+    @torch.inference_mode()
+    def step(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Append tokens (B,); logits (B, V)."""
+        return self._forward(tokens[:, None])
+
+    @torch.inference_mode()
+    def continued(self, tokens: torch.Tensor, new_tokens: int) -> torch.Tensor:
+        """The greedy continuation (B, new_tokens) of what is cached and tokens (B,)."""
+        generated = []
+        for _ in range(new_tokens):
+            tokens = self.step(tokens).argmax(-1)
+            generated.append(tokens)
+        return torch.stack(generated, 1)
+
+    def _forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.forward(ids, 1)[:, -1]
+
+    def forward(self, ids: torch.Tensor, logits_to_keep: int) -> torch.Tensor:
+        """Append ids (B, T); logits (B, logits_to_keep, V) after the last of them."""
+        out = self.model(ids, past_key_values=self._cache, use_cache=True, logits_to_keep=logits_to_keep)
+        self._cache = out.past_key_values
+        return out.logits
+
+
 class HuggingFaceGenerate:
     """What users call: `generate` of the Hugging Face model, its cache growing, or static and then compiled.
 

@@ -55,7 +55,8 @@ class PredictedMasks(Masks):
     """Masks from a predictor, for every position or one a row."""
 
     def __init__(self, predictor: Predictor, kinds: tuple[Kind, ...], policy: str, sparsity_pct: int):
-        self.predictor, self.kinds, self.policy, self.sparsity_pct = predictor, kinds, POLICIES[policy], sparsity_pct
+        self.predictor, self.kinds, self.sparsity_pct = predictor, kinds, sparsity_pct
+        self.policy_name, self.policy = policy, POLICIES[policy]
 
     def begin(self, ids: torch.Tensor, scored: torch.Tensor, context: Context, protocol: Protocol = TOKEN) -> Choose:
         source = protocol.source(scored)

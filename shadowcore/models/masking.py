@@ -14,12 +14,15 @@ from shadowcore.models.recording import Site, visiting
 
 @contextmanager
 def masked(model: torch.nn.Module, keep: Mapping[Kind, torch.Tensor]) -> Iterator[None]:
-    """While the block runs, units whose entry of `keep[kind]` (L, U) is False contribute nothing."""
+    """While the block runs, units whose entry of `keep[kind]` is False contribute nothing.
+
+    keep[kind]: (L, U), the same units at every position, or (L, T, U), each of T positions its own.
+    """
 
     def visit(site: Site, units: torch.Tensor) -> torch.Tensor | None:
         if site.what not in keep:
             return None
-        return units * keep[site.what][site.layer][:, None].to(units.dtype)
+        return units * keep[site.what][site.layer][..., None].to(units.dtype)
 
     with visiting(model, visit):
         yield

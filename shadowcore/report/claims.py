@@ -8,6 +8,10 @@ effects: the logarithm of how many times better the winner is, or a difference o
     direction only   interval above zero, but another model, other units, or a smaller effect
     not reproduced   the interval reaches zero, or lies below it
     not attempted    the study has no two rows to compare
+
+A published value may name more than its model and sparsity: its criterion, or the ranks of the predictors. Only our
+rows that agree in these are compared with it. So the claim of speed needs rank 2048 in both designs, timed in one run;
+other ranks are another comparison, and no verdict is given for them.
 """
 
 from __future__ import annotations
@@ -72,7 +76,7 @@ CLAIMS = {
         "rank_correlation", {"method": "shadow", "criterion": "l2_norm"}, SHADOW,
     ),
     "faster_than_layerwise": Claim(
-        "One predictor decodes faster than one per layer.",
+        "One predictor decodes faster than one per layer, both as wide as in the published benchmark (rank 2048).",
         "latency", {"method": "shadow"}, {"method": LAYERWISE},
     ),
 }  # fmt: skip
@@ -164,6 +168,10 @@ QUANTITIES = {
 # both sides of a claim agree in these, those apart that the claim itself names
 PLACE = ["model", "data", "calibration", "criterion", "policy", "protocol", "units", "sparsity_pct", "metric"]
 PLACE += ["device", "dtype", "prompt_tokens", "new_tokens", "predictor_rank", "predictor_bits"]
+# and in these, which the table of claims does not have; a run measures its ceiling once, so equal ceilings are one run
+SAME_RUN = ["predictor_rank_heads", "ceiling_gb_s"]
+# a published value that names one of these is compared with ours of the same value alone
+NAMED = ("sparsity_pct", "criterion", "predictor_rank", "predictor_rank_heads")
 WORDS = ["method", "criterion", "predictor", "policy"]  # a side is called by
 PAIR = ["side_winner", "side_loser", "value_winner", "value_loser", "effect"]
 
@@ -176,7 +184,7 @@ def effects(rows: pd.DataFrame, claim: Claim) -> pd.DataFrame:
 
     Of several predictors that fit one side, the best in its place stands for it.
     """
-    keys = [key for key in (*PLACE, "tasks") if key in rows and key not in claim.winner]
+    keys = [key for key in (*PLACE, *SAME_RUN, "tasks") if key in rows and key not in claim.winner]
     pairs = _best(rows, claim, claim.winner, keys).merge(
         _best(rows, claim, claim.loser, keys), on=keys, suffixes=("_winner", "_loser")
     )
@@ -238,9 +246,9 @@ def judge(tables: Tables, path: Path = PUBLISHED) -> list[dict[str, Any]]:
 
 
 def _judged(ours: dict[str, Any], theirs: pd.DataFrame) -> dict[str, Any] | None:
-    """A pair of ours beside the published pair nearest to it, None where nothing was published at its sparsity."""
+    """A pair of ours beside the published pair nearest to it, None where no published pair has its NAMED values."""
     beside = theirs
-    for key in ("sparsity_pct", "criterion"):
+    for key in NAMED:
         if key in ours and key in theirs and theirs[key].notna().any() and pd.notna(ours[key]):
             beside = beside[beside[key] == ours[key]]
     if beside.empty:

@@ -21,6 +21,7 @@ from shadowcore.schemas import (
     PERPLEXITY,
     PREDICTORS,
     QUALITY,
+    REFUSED,
     Table,
 )  # fmt: skip
 from shadowcore.stages.base import Progress, Stage, header
@@ -39,6 +40,7 @@ class Inputs:
     trainings: tuple[Path, ...]
     latencies: tuple[Path, ...]
     repeats: tuple[Path, ...]
+    refusals: tuple[Path, ...]
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ class Outputs:
     predictors: Path
     latency: Path
     latency_repeats: Path
+    refused: Path
 
 
 def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
@@ -66,6 +69,7 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
         "predictors": joined(inputs.trainings, PREDICTORS),
         "latency": joined(inputs.latencies, LATENCY),
         "latency_repeats": joined(inputs.repeats, LATENCY_REPEATS),
+        "refused": joined(inputs.refusals, REFUSED),
     }
     # a table names what it was made from: measured times differ from run to run, the rest does not
     timed = header("aggregate", spec, inputs)

@@ -1,14 +1,14 @@
 """Time per token of one model on this machine: dense, static and predicted, all in one run, taking turns.
 
 On a GPU the Triton decoder is measured, with modes that only it has; without one the torch decoder, and every row
-says so. Before, each must agree with the Hugging Face model masked in the same way, and generate what that generates.
+says so. Before it is timed, each variant is checked against the Hugging Face model (`measure.equivalence`). A variant
+that fails is not timed; the table `refused` names it and the reason.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,14 +20,14 @@ from shadowcore.decode.layout import Layout, compacted, from_model
 from shadowcore.decode.random import require_bytes
 from shadowcore.decode.skipping import KeepFixed, KeepPredicted
 from shadowcore.measure import latency, speed
-from shadowcore.measure.activation_masks import ThresholdMasks
-from shadowcore.measure.agreement import HuggingFaceDecoder, check, check_generated, check_logits, logits_after
-from shadowcore.measure.sparsity import Masks, PredictedMasks, SparseModel
+from shadowcore.measure.equivalence import Agreement, Disagreement, check, check_thresholds
+from shadowcore.measure.rivals import HuggingFaceDecoder
+from shadowcore.measure.sparsity import PredictedMasks
 from shadowcore.method.policies import POLICIES
 from shadowcore.method.predictors import FIRST_SPARSE_LAYER, Predictor
 from shadowcore.method.thresholds import neuron_magnitudes
 from shadowcore.models.families import KINDS_OF, Kind, dimensions_of
-from shadowcore.schemas import LATENCY, LATENCY_REPEATS
+from shadowcore.schemas import LATENCY, LATENCY_REPEATS, REFUSED
 from shadowcore.stages.base import Progress, Stage, header
 from shadowcore.stages.inputs import (
     read_mean_scores,
@@ -39,7 +39,7 @@ from shadowcore.stages.inputs import (
 )
 
 POLICY = "per_layer"
-GENERATED = 200  # tokens that must be the model's own, in float32 on a GPU; elsewhere as many as are timed
+CHECKED = {"cuda": 200, "cpu": 24}  # tokens that each variant generates for its check
 THRESHOLD_WINDOWS = 8  # of the prompt's length, to see how large neurons are
 
 
@@ -74,19 +74,22 @@ class Inputs:
 class Outputs:
     summary: Path
     repeats: Path
-
-
-LogitsOf = Callable[[torch.Tensor, int], torch.Tensor]
+    refused: Path
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One mode: what tells its rows apart, its decoder, and the model's logits that it must reproduce."""
+    """One way to decode: the key columns of its rows, its decoder, and what its check compares.
+
+    masks: what the evaluation harness would keep, for a predictor; expected[kind] (L, U): the units it must keep,
+    where they are fixed; thresholds (L,): of neurons' magnitudes, for a decoder that does not report what it kept.
+    """
 
     keys: dict[str, Any]
     decoder: Any
-    logits_of: LogitsOf | None = None
-    masked: bool = True  # the decoder can say which units it kept
+    masks: PredictedMasks | None = None
+    expected: Mapping[Kind, torch.Tensor] | None = None
+    thresholds: torch.Tensor | None = None
 
 
 def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
@@ -101,10 +104,9 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     model = read_model_on_cpu(inputs.card, inputs.weights, spec.dtype)
     require_bytes(2 * sum(parameter.nbytes for parameter in model.parameters()), device)  # the model, and our layout
     model = model.to(device)
-    generated = (GENERATED if device.type == "cuda" else spec.new_tokens) if model.dtype == torch.float32 else 0
     sizes = dimensions_of(model.config)
-    generated = min(generated, sizes.positions - spec.prompt_tokens)
-    room = spec.prompt_tokens + max(spec.new_tokens, generated)
+    checked = min(CHECKED[device.type], sizes.positions - spec.prompt_tokens)
+    room = spec.prompt_tokens + max(spec.new_tokens, checked)
     windows = windows_of(card, documents, "train", tokenizer, spec.prompt_tokens, THRESHOLD_WINDOWS, spec.seed, key)
     choosers = Choosers(
         means=read_mean_scores(inputs.scores, spec.criterion, KINDS_OF[spec.units], sizes),
@@ -113,9 +115,14 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     )
     variants = variants_of(spec, model, room, choosers, triton=device.type == "cuda")
     progress.say(f"{len(variants)} variants, {spec.warmup} + {spec.repeats} turns each, checked first")
+    reasons: dict[str, str] = {}
     for name, variant in variants.items():
-        check_variant(name, variant, model, ids, generated)
-    decoders = {name: variant.decoder for name, variant in variants.items()}
+        try:
+            progress.say(f"{name}: {check_variant(name, variant, model, ids, checked)}")
+        except Disagreement as error:
+            reasons[name] = str(error)
+            progress.say(f"{name} is not timed: {error}")
+    decoders = {name: variant.decoder for name, variant in variants.items() if name not in reasons}
     raw = latency.measure(decoders, ids, spec.new_tokens, spec.repeats, spec.warmup)
     shared = {
         "model": spec.model, "device": provenance.device_name(), "driver": speed.driver_version(device),
@@ -137,6 +144,8 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
         outputs.repeats, LATENCY_REPEATS.schema,
         LATENCY_REPEATS.build({k: v for k, v in row.items() if k in LATENCY_REPEATS.columns} for row in repeats), made,
     )  # fmt: skip
+    refused = latency.refusals(reasons, {name: shared | variant.keys for name, variant in variants.items()})
+    artifacts.write_table(outputs.refused, REFUSED.schema, refused, made)
     progress(1, 1)
 
 
@@ -154,43 +163,33 @@ def variants_of(spec: Spec, model: torch.nn.Module, room: int, choosers: Chooser
     make = graph_decoder if triton else Decoder
     every = layout.keep_masks()
 
-    def under(masks: Masks) -> LogitsOf:
-        return partial(logits_under, model, masks)
-
     found = {
         "huggingface": Variant({"mode": "huggingface", "sparsity_pct": 0}, HuggingFaceDecoder(model)),
-        "dense": Variant(
-            {"mode": "dense", "sparsity_pct": 0}, make(layout, room), partial(logits_after, model, every, every)
-        ),
+        "dense": Variant({"mode": "dense", "sparsity_pct": 0}, make(layout, room), expected=every),
     }
     if triton and layout.activation == "relu":
         keys = {"mode": "relu", "sparsity_pct": 0}
         zeros = [0.0] * layout.sizes.layers
-        found["relu"] = Variant(keys, make(layout, room, thresholds=zeros), found["dense"].logits_of, masked=False)
+        found["relu"] = Variant(keys, make(layout, room, thresholds=zeros), thresholds=torch.tensor(zeros))
     magnitudes = neuron_magnitudes(model, choosers.windows, 1) if triton and "neurons" in kinds else None
     for pct in spec.sparsities_pct:
         keys = {"units": spec.units, "sparsity_pct": pct}
         keep = static_masks(choosers.means, layout, pct)
-        found[f"static {pct}"] = Variant(
-            keys | {"mode": "static"}, make(compacted(layout, keep), room), partial(logits_after, model, keep, keep)
-        )
-        found[f"given {pct}"] = Variant(
-            keys | {"mode": "given"}, make(layout, room, KeepFixed(keep)), partial(logits_after, model, every, keep)
-        )
+        found[f"static {pct}"] = Variant(keys | {"mode": "static"}, make(compacted(layout, keep), room), expected=keep)
+        found[f"given {pct}"] = Variant(keys | {"mode": "given"}, make(layout, room, KeepFixed(keep)), expected=keep)
         for method, predictor in zip(spec.predictors, choosers.predictors, strict=True):
-            masks = PredictedMasks(predictor, kinds, POLICY, pct)
             found[f"{method} {pct}"] = Variant(
                 keys | {"mode": method, "predictor_rank": predictor.ranks[kinds[-1]], "predictor_bits": predictor.bits}
                 | {"predictor_groups": len(predictor.groups)},
-                make(layout, room, KeepPredicted(predictor, POLICY, dict.fromkeys(kinds, pct))), under(masks),
+                make(layout, room, KeepPredicted(predictor, POLICY, dict.fromkeys(kinds, pct))),
+                masks=PredictedMasks(predictor, kinds, POLICY, pct),
             )  # fmt: skip
         if magnitudes is not None:
             layers = range(FIRST_SPARSE_LAYER, layout.sizes.layers)
             thresholds = [-1.0] * FIRST_SPARSE_LAYER + [magnitudes.threshold(layer, pct) for layer in layers]
             found[f"threshold {pct}"] = Variant(
                 {"mode": "threshold", "units": "neurons", "sparsity_pct": pct},
-                make(layout, room, thresholds=thresholds), under(ThresholdMasks(torch.tensor(thresholds))),
-                masked=False,
+                make(layout, room, thresholds=thresholds), thresholds=torch.tensor(thresholds),
             )  # fmt: skip
     return found
 
@@ -202,22 +201,13 @@ def graph_decoder(*arguments: Any, **more: Any) -> Decoder:
     return GraphDecoder(*arguments, **more)
 
 
-def logits_under(model: torch.nn.Module, masks: Masks, ids: torch.Tensor, prompt: int) -> torch.Tensor:
-    """Logits of the tokens after the first `prompt` ones of ids (1, T) under protocol `token`."""
-    scored = (torch.arange(ids.shape[1], device=ids.device) >= prompt)[None]
-    return SparseModel(model, masks).logits(ids, scored, first_kept=prompt - 1)[0]
-
-
-def check_variant(name: str, variant: Variant, model: torch.nn.Module, ids: torch.Tensor, generated: int) -> None:
-    """Raise Disagreement unless a mode computes what the Hugging Face model masked like it computes."""
-    if variant.logits_of is None:
-        return
-    if variant.masked:
-        check(name, variant.decoder, model, ids)
-    if generated or not variant.masked:  # in 16 bits a predictor may choose other units than in the harness
-        check_logits(name, variant.decoder, ids, variant.logits_of)
-    if generated:
-        check_generated(name, variant.decoder, ids, generated, variant.logits_of)
+def check_variant(name: str, variant: Variant, model: torch.nn.Module, ids: torch.Tensor, new_tokens: int) -> Agreement:
+    """Raise Disagreement unless a variant computes what the Hugging Face model masked like it computes."""
+    if isinstance(variant.decoder, HuggingFaceDecoder):
+        return Agreement(0.0)
+    if variant.thresholds is not None:
+        return check_thresholds(name, variant.decoder, model, ids, new_tokens, variant.thresholds)
+    return check(name, variant.decoder, model, ids, new_tokens, variant.masks, variant.expected)
 
 
 def static_masks(means: dict[str, torch.Tensor], layout: Layout, sparsity_pct: int) -> dict[str, torch.Tensor]:

@@ -15,15 +15,16 @@ import torch
 
 from shadowcore import artifacts, provenance
 from shadowcore.decode.decoder import Decoder
-from shadowcore.decode.layout import Layout
+from shadowcore.decode.layout import Layout, upcast
 from shadowcore.decode.random import random_layout
 from shadowcore.errors import ConfigError, one_of
-from shadowcore.measure import agreement, latency, speed
+from shadowcore.measure import equivalence, latency, speed
+from shadowcore.measure.equivalence import Agreement, Disagreement
 from shadowcore.measure.modes import RIVALS, Design, Modes, variants
 from shadowcore.models.families import KINDS
 from shadowcore.models.folders import DTYPES
 from shadowcore.models.published import PUBLISHED
-from shadowcore.schemas import LATENCY, LATENCY_REPEATS
+from shadowcore.schemas import LATENCY, LATENCY_REPEATS, REFUSED
 from shadowcore.stages.base import Progress, Stage, header
 
 
@@ -56,6 +57,7 @@ class Inputs:
 class Outputs:
     summary: Path
     repeats: Path
+    refused: Path
 
 
 @dataclass
@@ -64,6 +66,7 @@ class Timed:
 
     keys: dict[str, Any]
     decoder: Any
+    agreement: Agreement
     facts: dict[str, Any] = field(default_factory=dict)
 
 
@@ -92,10 +95,20 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     keys = {name: getattr(spec, name) for name in ("batch", "prompt_tokens", "new_tokens")}
     modes = Modes(spec.units, spec.sparsities_pct, spec.designs, spec.baselines, room, spec.seed, spec.batch)
     timed: dict[str, Timed] = {}
-    reference = Decoder(agreement.upcast(layout), room)
+    reference = Decoder(upcast(layout), room)
+    reasons: dict[str, str] = {}
+    all_keys: dict[str, dict[str, Any]] = {}
     for name, own, make in variants(modes, layout):
-        timed[name] = built(name, keys | own, make, spec, layout, timed, reference)
-        progress.say(f"{name}: {timed[name].facts}")
+        all_keys[name] = shared | keys | own
+        try:
+            timed[name] = built(name, keys | own, make, spec, layout, timed, reference)
+        except (Disagreement, torch.OutOfMemoryError) as error:
+            reasons[name] = str(error).splitlines()[0]
+            progress.say(f"{name} is not timed: {reasons[name]}")
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
+        else:
+            progress.say(f"{name}: {timed[name].agreement}; {timed[name].facts}")
     del reference
     raw = speed.turns(
         {name: one.decoder for name, one in timed.items()},
@@ -111,6 +124,7 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     repeats = [shared | timed[row["variant"]].keys | row for row in raw]
     table = LATENCY_REPEATS.build({k: v for k, v in row.items() if k in LATENCY_REPEATS.columns} for row in repeats)
     artifacts.write_table(outputs.repeats, LATENCY_REPEATS.schema, table, made)
+    artifacts.write_table(outputs.refused, REFUSED.schema, latency.refusals(reasons, all_keys), made)
     progress(1, 1)
 
 
@@ -126,7 +140,8 @@ def built(
     decoder = make()
     tokens = torch.arange(keys["batch"], device=layout.device) + spec.seed % 100 + 10
     if not isinstance(decoder, Decoder):  # a model of others: from its own prompt, not from the cache
-        return Timed(keys, decoder, {"gate_error": agreement.gate_prompt(name, decoder, reference, tokens)})
+        agreement = equivalence.gate_prompt(name, decoder, reference, tokens)
+        return Timed(keys, decoder, agreement, {"gate_error": agreement.error})
     facts: dict[str, Any] = {}
     if timed:
         decoder.share_cache(next(iter(timed.values())).decoder)
@@ -140,7 +155,8 @@ def built(
         facts["peak_gb"] = (weights + own + decoder.selection.weight_bytes) / 1e9
         facts["model_gb"], facts["cache_gb"] = weights / 1e9, 2 * decoder._keys.nbytes / 1e9
         facts["nodes"] = decoder.replay.nodes()
-    facts["gate_error"] = agreement.gate(name, decoder, reference, position, tokens)
+    agreement = equivalence.gate(name, decoder, reference, position, tokens)
+    facts["gate_error"] = agreement.error
     facts |= {f"kept_{kind}": int(decoder.keep_masks()[kind].sum()) for kind in KINDS}
     read = latency.bytes_per_step(decoder)
     if keys["mode"] == "relu":
@@ -155,7 +171,7 @@ def built(
         prompt = torch.randint(10, layout.sizes.vocabulary, (keys["batch"], position), device=layout.device)
         prefills = [latency.milliseconds(lambda: decoder.prefill(prompt), layout.device) for _ in range(4)]
         facts["ttft_ms"] = statistics.median(prefills[1:])
-    return Timed(keys, decoder, facts)
+    return Timed(keys, decoder, agreement, facts)
 
 
 def quantiles(times: list[float]) -> dict[str, Any]:

@@ -51,7 +51,8 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     source = parse_spec(sources.TEXT_SOURCES[spec.kind], spec.source, f"texts.{spec.kind}")
     documents, card = sources.fetch(source)
     rest, evaluation = cutting.split(documents, spec.evaluation_fraction, spec.seed)
-    train, heldout = cutting.split(rest, spec.heldout_fraction / (1 - spec.evaluation_fraction), spec.seed)
+    share = spec.heldout_fraction / (1 - spec.evaluation_fraction)  # of the rest
+    train, heldout = cutting.split(rest, share, spec.seed, "heldout_fraction / (1 - evaluation_fraction)")
     if card["left_out"]:
         progress.say(f"{card['left_out']} rows without text are left out")
     progress.say(f"{len(train)} documents to train on, {len(heldout)} held out, {len(evaluation)} to evaluate on")

@@ -21,22 +21,22 @@ CHOICES = 4  # of a question: the true continuation and three from other documen
 
 
 def split(
-    documents: Sequence[Document], evaluation_fraction: float, seed: int
+    documents: Sequence[Document], fraction: float, seed: int, key: str = "evaluation_fraction"
 ) -> tuple[list[Document], list[Document]]:
-    """Part documents into (calibration, evaluation): round(fraction * n) of the n distinct ones for evaluation.
+    """Part documents into (the rest, a fraction): round(fraction * n) of the n distinct ones are the second part.
 
-    Raises ConfigError if the fraction is not within 0 and 1, or leaves a part empty.
+    Raises ConfigError, naming `key`, if the fraction is not between 0 and 1, or leaves a part empty.
     """
-    if not 0 < evaluation_fraction < 1:
-        raise ConfigError(f"evaluation_fraction: {evaluation_fraction} found; it must be between 0 and 1")
+    if not 0 < fraction < 1:
+        raise ConfigError(f"{key}: {fraction} found; it must be between 0 and 1")
     ordered = _shuffled(documents, seed)
-    evaluated = round(evaluation_fraction * len(ordered))
-    if not 0 < evaluated < len(ordered):
+    chosen = round(fraction * len(ordered))
+    if not 0 < chosen < len(ordered):
         raise ConfigError(
-            f"evaluation_fraction: {evaluation_fraction} of {len(ordered)} documents is {evaluated}, "
-            "which leaves a part without any; give more documents or another fraction"
+            f"{key}: {fraction} of {len(ordered)} documents is {chosen}, which leaves a part without any; give more "
+            "documents or another fraction"
         )
-    return ordered[evaluated:], ordered[:evaluated]
+    return ordered[chosen:], ordered[:chosen]
 
 
 def windows(

@@ -84,7 +84,7 @@ class FolderText:
     """A file, or all files of a folder: one column of Parquet or JSON lines (.jsonl), or plain text (.txt).
 
     A folder's Parquet files are read where it has some, or else its JSON lines, or else its plain texts, each of
-    which is one document.
+    which is one document; among other files plain texts are taken for notes, and the folder is refused.
     """
 
     KIND: ClassVar[str] = "folder"
@@ -111,22 +111,23 @@ class FolderText:
         path = Path(self.path).expanduser()
         if not path.exists():
             raise SourceError(f"source.path: '{self.path}' does not exist; {self._needed()}")
-        files = [path] if path.is_file() else sorted(one for one in path.iterdir() if one.is_file())
+        files = [path] if path.is_file() else sorted(one for one in path.glob("[!.]*") if one.is_file())
         for suffix in SUFFIXES:
-            if fitting := [one for one in files if one.suffix == suffix]:
+            fitting = [one for one in files if one.suffix == suffix]
+            if fitting and (suffix != ".txt" or len(fitting) == len(files)):
                 return fitting
         kinds = Counter(one.suffix or "without suffix" for one in files)
         found = ", ".join(f"{count} {suffix}" for suffix, count in sorted(kinds.items())) or "no files"
         raise SourceError(f"source.path: no Parquet files in '{self.path}' (found: {found}); {self._needed()}")
 
     def _needed(self) -> str:
-        return f"a file, or a folder of files, that ends in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]} is needed"
+        return "a .parquet, .jsonl or .txt file, a folder with .parquet or .jsonl files, or one of .txt files is needed"
 
     def _texts(self, file: Path) -> Iterator[tuple[str, str | None]]:
         if file.suffix == ".txt":
             yield file.name, _plain_text(file)
         elif file.suffix == ".jsonl":
-            for number, text in enumerate(tabular.of_lines(file, self.column, "source.column")):
+            for number, text in tabular.of_lines(file, self.column, "source.column"):
                 yield f"{file.name}, row {number}", text
         else:
             for number, row in enumerate(tabular.of_file(file, {self.column: OPTIONAL_TEXT}, "source.column")):

@@ -10,6 +10,7 @@ rule latency:
     output:
         summary=f"{root}/latency/{{model}}.parquet",
         repeats=f"{root}/latency/{{model}}.repeats.parquet",
+        refused=f"{root}/latency/{{model}}.refused.parquet",
     log:
         f"{root}/logs/latency/{{model}}.log",
     benchmark:
@@ -25,7 +26,8 @@ rule latency:
     shell:
         "python -m shadowcore latency --spec {params.spec:q} --threads {threads} --devices {resources.devices}"
         " --card {input.card:q} --weights {input.weights:q} --documents {input.documents:q} --scores {input.scores:q}"
-        " --predictors {input.predictors:q} --summary {output.summary:q} --repeats {output.repeats:q} &> {log:q}"
+        " --predictors {input.predictors:q} --summary {output.summary:q} --repeats {output.repeats:q}"
+        " --refused {output.refused:q} &> {log:q}"
 
 
 # One GPU to itself where there is one; its weights are made there.
@@ -33,6 +35,7 @@ rule latency_random:
     output:
         summary=f"{root}/latency/random/{{published}}/{{lengths}}.parquet",
         repeats=f"{root}/latency/random/{{published}}/{{lengths}}.repeats.parquet",
+        refused=f"{root}/latency/random/{{published}}/{{lengths}}.refused.parquet",
     log:
         f"{root}/logs/latency_random/{{published}}/{{lengths}}.log",
     benchmark:
@@ -47,4 +50,4 @@ rule latency_random:
         code=fingerprint("shadowcore.stages.latency_random"),
     shell:
         "python -m shadowcore latency-random --spec {params.spec:q} --threads {threads} --devices {resources.devices}"
-        " --summary {output.summary:q} --repeats {output.repeats:q} &> {log:q}"
+        " --summary {output.summary:q} --repeats {output.repeats:q} --refused {output.refused:q} &> {log:q}"

@@ -13,6 +13,7 @@ rule aggregate:
         trainings=[f"{stem}.training.parquet" for stem in jobs.predictors()],
         latencies=[f"{stem}.parquet" for stem in jobs.latencies()],
         repeats=[f"{stem}.repeats.parquet" for stem in jobs.latencies()],
+        refusals=[f"{stem}.refused.parquet" for stem in jobs.latencies()],
     output:
         **{
             name: report(f"{root}/tables/{name}.parquet", category="Tables", caption="../report/tables.rst")
@@ -35,7 +36,7 @@ rule aggregate:
     shell:  # the outcomes are many: more than fit on a command line
         "python -m shadowcore aggregate --outcomes @<(printf '%s\\n' {input.outcomes:q}) --scores {input.scores:q}"
         " --qualities {input.qualities:q} --trainings {input.trainings:q} --latencies {input.latencies:q}"
-        " --repeats {input.repeats:q} {params.outputs} &> {log:q}"
+        " --repeats {input.repeats:q} --refusals {input.refusals:q} {params.outputs} &> {log:q}"
 
 
 rule check_tables:

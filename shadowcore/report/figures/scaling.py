@@ -10,7 +10,12 @@ from shadowcore.report.style import Figure, empty, key, legend, look, panels, st
 from shadowcore.report.tables import Tables
 
 RANK, BITS = 256, 16  # of the predictors compared at equal sizes
-PUBLISHED_RANKS = {"shadow": 2048, "layerwise": 1000}  # for neurons, of ShadowLLM's one predictor and of DejaVu's
+# widths compared, by name: ranks for neurons of the one predictor and of those of every layer
+WIDTHS = {
+    "2048 in both, as published": (2048, 2048),
+    "2048 against DejaVu's own 512/1000": (2048, 1000),
+    "256 in both": (RANK, RANK),
+}
 MODES = ("static", "oracle", "shadow", "layerwise")
 DENSE = ("dense", "cublas", "compiled", "huggingface", "huggingface_static")
 SETTING = ["device", "model", "batch", "prompt_tokens", "new_tokens"]
@@ -40,6 +45,17 @@ def alike(rows: pd.DataFrame, mode: str, rank: int = RANK, bits: int = BITS) -> 
     found = where(rows, mode=mode).sort_values("sparsity_pct")
     predicted = found["predictor_rank"].notna()
     return found[~predicted | ((found["predictor_rank"] == rank) & (found["predictor_bits"] == bits))]
+
+
+def layerwise_over_shadow(rows: pd.DataFrame, ranks: tuple[int, int], pct: int = 50) -> pd.Series:
+    """Time of layerwise over shadow at these ranks and one sparsity, by model; both of one run, else no row."""
+    keys = ["model", "ceiling_gb_s"]  # a run measures its ceiling once
+    half = rows[rows["sparsity_pct"] == pct]
+    shadow, layerwise = (
+        alike(half, mode, rank).set_index(keys)["ms_per_token"]
+        for mode, rank in zip(("shadow", "layerwise"), ranks, strict=True)
+    )
+    return (layerwise / shadow).dropna().droplevel("ceiling_gb_s")
 
 
 def published_ratios() -> pd.Series:
@@ -89,17 +105,16 @@ def scaling(tables: Tables, _: str) -> Figure:
     """ShadowLLM over DejaVu-style at 50 % for every size, beside the published ratios; and where the time goes."""
     rows = where(timed(tables), main=True)
     half = rows[rows["sparsity_pct"] == 50]
-    shadow, layerwise = (alike(half, mode).set_index("model") for mode in ("shadow", "layerwise"))
+    shadow = alike(half, "shadow").set_index("model")
     if shadow.empty:
         return empty("no predictors of 50 % with random weights in the tables")
     models = list(shadow.sort_values("gb_per_token").index)
     figure, (ratios, shares) = panels(2, size=(4.6, 3.4))
     places = range(len(models))
-    ours = layerwise["ms_per_token"].reindex(models) / shadow["ms_per_token"].reindex(models)
-    wide = {mode: alike(half, mode, rank).set_index("model")["ms_per_token"] for mode, rank in PUBLISHED_RANKS.items()}
-    as_published = wide["layerwise"].reindex(models) / wide["shadow"].reindex(models)
-    ratios.plot(places, ours, linestyle="", marker="o", color=look("shadow").color)
-    ratios.plot(places, as_published, linestyle="", marker="s", markerfacecolor="none", color=look("shadow").color)
+    blue = look("shadow").color
+    looks = [{"marker": "D"}, {"marker": "^", "markerfacecolor": "none"}, {"marker": "o", "markerfacecolor": "none"}]
+    for ranks, drawn in zip(WIDTHS.values(), looks, strict=True):
+        ratios.plot(places, layerwise_over_shadow(rows, ranks).reindex(models), linestyle="", color=blue, **drawn)
     ratios.plot(places, published_ratios().reindex(models), linestyle="", marker="x", color="#D55E00")
     ratios.axhline(1, color=look("dense").color)
     ratios.set(ylabel="layerwise over shadow, time", ylim=(0.9, None))
@@ -113,9 +128,8 @@ def scaling(tables: Tables, _: str) -> Figure:
     for panel in (ratios, shares):
         panel.set_xticks(list(places), models, rotation=40, ha="right")
     handles = [
-        key(f"this run, both of rank {RANK}", look("shadow").color, "o", ""),
-        key("this run, each of its published rank", look("shadow").color, "s", "", markerfacecolor="none"),
-        key("published, A100", "#D55E00", "x", ""),
+        *(key(f"ranks {name}", blue, line="", **drawn) for name, drawn in zip(WIDTHS, looks, strict=True)),
+        key("published, 1 to 4 A100", "#D55E00", "x", ""),
         key("whole step", "black", "_", ""),
     ]
     legend(figure, handles + [key(label, color, "s", "") for label, color in PARTS.values()])

@@ -1,0 +1,158 @@
+"""The published claim of speed: its configuration, how it is timed without Snakemake, and how rows join a reference."""
+
+import importlib.util
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from shadowcore import artifacts, cli
+from shadowcore.commands.explain import explain
+from shadowcore.config import load_study
+from shadowcore.errors import ArtifactError
+from shadowcore.jobs import Jobs
+from shadowcore.models.published import PUBLISHED
+from shadowcore.report.figures.scaling import layerwise_over_shadow, timed
+from shadowcore.schemas import LATENCY, LATENCY_REPEATS
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIG = ROOT / "config" / "published_speed.yaml"
+ORIGIN = {"inputs": {}, "code": "0" * 16, "run": {"commit": "1" * 12, "device": "Pretend GPU"}}
+
+
+def script(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("config, needed", [("published_speed", {"opt-30b"}), ("gpu", set())])
+def test_both_designs_are_timed_at_the_published_ranks(config, needed):
+    section = load_study(ROOT / "config" / f"{config}.yaml").latency_random
+    models = {
+        method: {
+            model
+            for model in section.models
+            for one in section.timed(model)["1x128+128"]["designs"]
+            if (one["method"], one["rank_heads"], one["rank_neurons"]) == (method, 2048, 2048)
+            and 50 in (one["sparsities_pct"] or section.sparsities_pct)
+        }
+        for method in ("shadow", "layerwise")
+    }
+    sizes = {"opt-1.3b", "opt-6.7b", "opt-13b", "llama-2-7b", "llama-2-13b"} | needed
+    assert models["layerwise"] == sizes <= models["shadow"]
+
+
+def test_specifications_are_those_of_the_study_smallest_model_first(tmp_path):
+    specs = script("time_models").specifications(CONFIG)
+    jobs = Jobs(load_study(CONFIG), tmp_path)
+    assert [spec["model"] for spec in specs] == sorted(jobs.study.latency_random.models, key=weights)
+    for spec in specs:
+        (length,) = (lengths for model, lengths in jobs.timed_dimensions if model == spec["model"])
+        assert json.loads(jobs.latency_random(spec["model"], length)["spec"]) == json.loads(json.dumps(spec))
+
+
+def weights(model):
+    return PUBLISHED[model].multiplied
+
+
+def tiny(model):
+    designs = [{"method": method, "rank_heads": 8, "rank_neurons": 16} for method in ("shadow", "layerwise")]
+    spec = {"model": model, "dtype": "float32", "units": "both", "sparsities_pct": [50], "designs": designs}
+    spec |= {"baselines": [], "active": 0.1, "batch": 1, "prompt_tokens": 4, "short_tokens": 1, "new_tokens": 2}
+    return spec | {"repeats": 2, "warmup": 0, "seed": 0}
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    """What time_models.py wrote of two models, with an unknown one between them, and the names that failed."""
+    folder, time_models = tmp_path_factory.mktemp("measured"), script("time_models")
+
+    def in_this_process(command, **_):
+        return SimpleNamespace(returncode=cli.main(command[3:]))
+
+    time_models.subprocess = SimpleNamespace(run=in_this_process)
+    failed = time_models.run([tiny("opt-tiny"), tiny("opt-none"), tiny("llama-tiny")], folder / "new")
+    return folder / "new", failed
+
+
+def test_a_model_that_fails_does_not_stop_the_next(measured):
+    folder, failed = measured
+    assert failed == ["opt-none.1x4+2"]
+    for model in ("opt-tiny", "llama-tiny"):
+        rows = LATENCY.read(folder / f"{model}.1x4+2.summary.parquet").to_pandas()
+        assert set(rows["model"]) == {model} and {"dense", "shadow", "layerwise"} <= set(rows["mode"])
+        assert LATENCY_REPEATS.read(folder / f"{model}.1x4+2.repeats.parquet").num_rows == 2 * len(rows)
+
+
+def test_rows_join_a_reference_and_replace_what_was_measured_again(measured, tmp_path):
+    join = script("join_reference")
+    path = tmp_path / "tables" / "latency.parquet"
+    first = measured[0] / "opt-tiny.1x4+2.summary.parquet"
+    kept, again = LATENCY.read(first).to_pylist()[:2]
+    old = [kept | {"mode": "cublas"}, again | {"ms_per_token": -1.0}]
+    artifacts.write_table(path, LATENCY.schema, LATENCY.build(old), {"stage": "aggregate", "spec": {}, **ORIGIN})
+    join.join(tmp_path, measured[0])
+    rows = LATENCY.read(path).to_pylist()
+    fresh = [one for file in sorted(measured[0].glob("*.summary.parquet")) for one in LATENCY.read(file).to_pylist()]
+    assert rows == [old[0], *fresh]
+    repeats = LATENCY_REPEATS.read(tmp_path / "tables" / "latency_repeats.parquet")
+    assert repeats.num_rows == 2 * len(fresh)
+    parts = [line for word, line in explain(path) if word == "part"]
+    assert [part.split(":")[0] for part in parts] == [
+        "aggregate ",
+        "latency_random llama-tiny",
+        "latency_random opt-tiny",
+    ]
+    before = path.read_bytes()
+    join.join(tmp_path, measured[0])  # once more adds nothing
+    assert path.read_bytes() == before
+
+
+def test_older_columns_join_as_null_and_other_tables_are_refused(measured, tmp_path):
+    join = script("join_reference")
+    path = tmp_path / "tables" / "latency.parquet"
+    row = LATENCY.read(measured[0] / "opt-tiny.1x4+2.summary.parquet").slice(0, 1).drop_columns(["nodes", "driver"])
+    artifacts.write_table(path, "latency/1", row, ORIGIN)
+    join.join(tmp_path, measured[0])
+    assert LATENCY.read(path)["driver"].null_count >= 1
+    artifacts.write_table(path, "accuracy/3", row, ORIGIN)
+    with pytest.raises(ArtifactError, match=r"latency.parquet: schema 'accuracy/3'.*'latency'"):
+        join.join(tmp_path, measured[0])
+    with pytest.raises(ArtifactError, match=r"no file \*.summary.parquet"):
+        join.join(tmp_path, tmp_path)
+
+
+def times(*modes, model="opt-1.3b", ceiling=4000.0):
+    """Rows of (method, rank of heads, of neurons, milliseconds) at 50 %."""
+    place = {"model": model, "device": "GPU", "weights": "random", "units": "both", "sparsity_pct": 50, "batch": 1}
+    place |= {"prompt_tokens": 128, "new_tokens": 128, "predictor_bits": 16, "ceiling_gb_s": ceiling}
+    place |= {"roofline_ms": 1.0, "gb_per_token": 1.0}
+    ranks = ("predictor_rank_heads", "predictor_rank")
+    return [
+        place | {"mode": mode, "ms_per_token": ms} | dict(zip(ranks, (heads, neurons), strict=True))
+        for mode, heads, neurons, ms in modes
+    ]
+
+
+def frame(rows):
+    return timed({"latency": LATENCY.build(rows).to_pandas()}).query("main")
+
+
+def test_three_widths_have_three_answers():
+    modes = [("shadow", 2048, 2048, 1.0), ("layerwise", 2048, 2048, 1.2), ("layerwise", 512, 1000, 1.02)]
+    modes += [("shadow", 256, 256, 0.8), ("layerwise", 256, 256, 0.9)]
+    lines = script("thresholds").widths(frame(times(*modes) + times(*modes, model="mine")))
+    assert lines[2:] == ["| mine |  | 1.200 | 1.020 | 1.125 |", "| opt-1.3b | 1.213, 1 | 1.200 | 1.020 | 1.125 |"]
+
+
+def test_times_of_two_runs_are_no_ratio():
+    one = times(("shadow", 2048, 2048, 1.0))
+    assert layerwise_over_shadow(frame(one + times(("layerwise", 2048, 2048, 1.2))), (2048, 2048)).to_dict() == {
+        "opt-1.3b": pytest.approx(1.2)
+    }
+    two = times(("layerwise", 2048, 2048, 1.2), ceiling=3999.0)
+    assert layerwise_over_shadow(frame(one + two), (2048, 2048)).empty
+    assert layerwise_over_shadow(frame(one), (2048, 2048)).empty

@@ -1,0 +1,380 @@
+"""Rows of benchmarks and texts that nothing can be measured on: refused when they are prepared, by row and column."""
+
+import datetime
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from shadowcore import artifacts, benchmarks
+from shadowcore.benchmarks import BENCHMARKS, BenchmarkText
+from shadowcore.errors import ConfigError, ShadowcoreError, SourceError
+from shadowcore.models.folders import byte_tokenizer
+from shadowcore.paragraphs import mark, paragraphs, visible
+from shadowcore.stages import check_disjoint, inputs, prepare_benchmark, prepare_text, trace
+from shadowcore.texts import cutting, sources
+from shadowcore.texts.documents import Document
+from shadowcore.texts.sources import FolderText, HubText, PackagedText
+
+LETTERS = {"text": ["up", "down", "left"], "label": ["A", "B", "C"]}
+GOOD = {
+    "piqa": {"goal": "go", "sol1": "up", "sol2": "down", "label": 1},
+    "copa": {"premise": "It fell.", "question": "cause", "choice1": "Wind.", "choice2": "Rain.", "label": 0},
+    "openbookqa": {"question_stem": "where", "choices": LETTERS, "answerKey": " B"},
+    "winogrande": {"sentence": "The _ fell.", "option1": "cup", "option2": "cat", "answer": "2"},
+    "rte": {"sentence1": "It fell.", "sentence2": "It rose.", "label": 1},
+    "hellaswag": {"activity_label": "Run", "ctx_a": "He ran.", "ctx_b": "", "endings": list("abcd"), "label": "3"},
+    "arc_easy": {"question": "where", "choices": LETTERS | {"label": ["1", "2", "3"]}, "answerKey": "3"},
+    "wikitext": {"page": " = Title = \n words . \n"},
+    "lambada_openai": {"text": "the last word"},
+    "boolq": {"passage": "It fell.", "question": "did it", "label": 1},
+}
+NUMBERS = [-1, 7, "left", None, True, 0.5]
+LABELS = {
+    **{(name, "label"): NUMBERS for name in ("piqa", "copa", "rte", "boolq")},
+    ("hellaswag", "label"): ["-1", "4", "left", "", None, 3, True, 0.5],
+    ("winogrande", "answer"): ["0", "3", "left", "", None, 1, True, 0.5],
+    ("openbookqa", "answerKey"): ["D", "-1", "b", "", None, 1, True, 0.5],
+    ("arc_easy", "answerKey"): ["4", "A", " 3", "", None, 1, True, 0.5],
+}
+EMPTY = ["", " \n", "\u200b", "\ufeff\u3000", "\u3164"]
+CHOICES = {
+    "piqa": lambda text: {"sol2": text},
+    "copa": lambda text: {"choice1": text},
+    "openbookqa": lambda text: {"choices": LETTERS | {"text": ["up", text, "left"]}},
+    "winogrande": lambda text: {"option2": text},
+    "hellaswag": lambda text: {"endings": ["a", "b", text, "d"]},
+    "arc_easy": lambda text: {"choices": GOOD["arc_easy"]["choices"] | {"text": ["up", "down", text]}},
+    "wikitext": lambda text: {"page": text},
+    "lambada_openai": lambda text: {"text": text},
+}
+OTHERS = {
+    "bytes": (pa.binary(), b"up"),
+    "lists": (pa.list_(pa.string()), ["up"]),
+    "objects": (pa.struct([("a", pa.string())]), {"a": "up"}),
+    "times": (pa.timestamp("ns"), datetime.datetime(2024, 1, 2)),
+    "numbers": (pa.float64(), 1.5),
+    "truth values": (pa.bool_(), True),
+    "nothing": (pa.null(), None),
+}
+
+
+def write(folder, name, *rows, split=None):
+    """A file of these rows, all columns of the types of the first row's values, unless a value has another type."""
+    path = folder / name / f"{split or BENCHMARKS[name].split}.parquet"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        table = pa.Table.from_pylist(list(rows))
+    except (pa.ArrowException, TypeError):  # a column of two types: only the wrong one is written
+        table = pa.Table.from_pylist([rows[-1]] * len(rows))
+    pq.write_table(table, path)
+    return str(folder)
+
+
+def prepare(folder, name, fewshot=0, limit=None):
+    spec = prepare_benchmark.Spec(name, str(folder), limit, fewshot, 0)
+    out = folder / "prepared" / f"{name}.parquet"
+    prepare_benchmark.run(spec, prepare_benchmark.Inputs(), prepare_benchmark.Outputs(out))
+    return out
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_good_rows_are_prepared(tmp_path, name):
+    folder = write(tmp_path, name, GOOD[name], GOOD[name])
+    benchmarks.check(name, folder)
+    assert artifacts.read_table(prepare(tmp_path, name), benchmarks.SCHEMA).num_rows == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "column", "value"), [(*place, value) for place, values in LABELS.items() for value in values]
+)
+def test_labels_that_are_none_are_refused(tmp_path, name, column, value):
+    wrong = GOOD[name] | {column: value}
+    write(tmp_path, name, GOOD[name], wrong)
+    if BENCHMARKS[name].split != "train":  # examples for prompts are held to the same
+        write(tmp_path / "shown", name, GOOD[name], GOOD[name])
+        write(tmp_path / "shown", name, GOOD[name], wrong, split="train")
+    for folder, shots in ((tmp_path, 0), (tmp_path / "shown", 1)):
+        with pytest.raises(ShadowcoreError) as caught:
+            prepare(folder, name, shots)
+        split, said = "train" if shots else BENCHMARKS[name].split, str(caught.value)
+        for part in (name, split, f"column '{column}'", repr(value), "row ", "allowed is"):
+            assert part in said, said
+        assert not (folder / "prepared").exists()
+
+
+@pytest.mark.parametrize("name", CHOICES)
+@pytest.mark.parametrize("text", EMPTY)
+def test_a_choice_or_document_without_anything_visible_is_refused(tmp_path, name, text):
+    write(tmp_path, name, GOOD[name], GOOD[name] | CHOICES[name](text), GOOD[name])
+    with pytest.raises(SourceError, match=f"{name}, split .*, row 1: .*(empty|without empty texts)"):
+        prepare(tmp_path, name)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("hellaswag", {"endings": ["a", "b", "[header]", "d"]}),  # which the task removes
+        ("hellaswag", {"endings": ["a", "b", "c"]}),
+        ("winogrande", {"sentence": "No blank."}),
+        ("winogrande", {"sentence": "It was the _"}),
+        ("lambada_openai", {"text": "ends with a space "}),
+        ("copa", {"question": "reason"}),
+        ("openbookqa", {"choices": {"text": ["up", "down"], "label": ["A", "B", "C"]}}),
+        ("openbookqa", {"choices": {"text": ["up", "down", "left"], "label": ["A", "B", "B"]}}),
+        ("openbookqa", {"choices": {"text": ["up", None, "left"], "label": ["A", "B", "C"]}}),
+        ("piqa", {"goal": None}),
+    ],
+)
+def test_other_rows_that_are_no_question_are_refused_by_their_place_in_the_source(tmp_path, name, change):
+    write(tmp_path, name, GOOD[name], GOOD[name] | change)
+    for limit in (None, 2):  # a subset has an order of its own
+        with pytest.raises(SourceError, match=f"{name}, split .*, row 1"):
+            prepare(tmp_path, name, limit=limit)
+
+
+def test_more_documents_or_examples_than_there_are_is_refused_at_once(tmp_path):
+    folder = write(tmp_path, "piqa", *[GOOD["piqa"]] * 2)
+    write(tmp_path, "piqa", *[GOOD["piqa"]] * 2, split="train")
+    for limit, shots, message in (
+        (3, 0, "evaluation.limit.piqa: 3 .*2 documents"),
+        (2, 2, "evaluation.fewshot: 2 .*are 2"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            benchmarks.check("piqa", folder, shots, limit)
+        with pytest.raises(ConfigError, match=message):
+            prepare(tmp_path, "piqa", shots, limit)
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_columns_of_other_types_are_refused_by_check_and_by_reading(tmp_path, kind):
+    arrow, value = OTHERS[kind]
+    path = tmp_path / "piqa" / "validation.parquet"
+    write(tmp_path, "piqa", GOOD["piqa"])
+    table = pq.read_table(path).drop_columns("goal").append_column("goal", pa.array([value], arrow))
+    pq.write_table(table, path)
+    text = FolderText(str(path), "goal")
+    for attempt in (
+        lambda: benchmarks.check("piqa", str(tmp_path)), lambda: prepare(tmp_path, "piqa"), text.check, text.read
+    ):  # fmt: skip
+        with pytest.raises(ConfigError, match=r"validation.parquet: column 'goal' holds .*; allowed is text"):
+            attempt()
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [
+        pa.array([["up", "down"]]),
+        pa.array([[{"text": "up", "label": "A"}]]),
+        pa.array([{"text": ["up", "down"]}]),
+        pa.array([{"text": ["up", "down"], "label": [0, 1]}]),
+        pa.array([LETTERS | {"seen": datetime.datetime(2024, 1, 2)}]),
+        pa.StructArray.from_arrays([pa.array([LETTERS["text"]])] * 3, ["text", "label", "text"]),
+    ],
+    ids=lambda choices: str(choices.type)[:40],
+)
+def test_choices_of_another_layout_are_refused(tmp_path, choices):
+    path = tmp_path / "arc_easy" / "test.parquet"
+    path.parent.mkdir()
+    pq.write_table(pa.table({"question": ["where"], "choices": choices, "answerKey": ["A"]}), path)
+    for attempt in (lambda: benchmarks.check("arc_easy", str(tmp_path)), lambda: prepare(tmp_path, "arc_easy")):
+        with pytest.raises(ConfigError, match="test.parquet: column 'choices' holds .*allowed is an object of two"):
+            attempt()
+
+
+def test_text_in_other_layouts_is_text(tmp_path):
+    for kind in (pa.large_string(), pa.dictionary(pa.int32(), pa.string()), pa.string_view()):
+        table = pa.table({"text": pa.array(["one", None, "two"]).cast(kind)})
+        pq.write_table(table, tmp_path / "a.parquet")
+        documents, card = sources.fetch(FolderText(str(tmp_path)))
+        assert [one.text for one in documents] == ["one", "two"] and card["left_out"] == 1
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path):
+    pq.write_table(pa.Table.from_arrays([pa.array(["a"])] * 2, ["text", "text"]), tmp_path / "a.parquet")
+    (tmp_path / "b.jsonl").write_text('{"text": "a", "text": "b"}\n')
+    for name in ("a.parquet", "b.jsonl"):
+        with pytest.raises(ConfigError, match=f"{name}.*: 2 columns have the name 'text'"):
+            FolderText(str(tmp_path / name)).check()
+
+
+def test_text_that_is_not_unicode_is_refused_by_its_place(tmp_path):
+    data = pa.array([b"one", b"\xff"]).cast(pa.binary())
+    broken = pa.StringArray.from_buffers(2, *data.buffers()[1:])
+    pq.write_table(pa.table({"text": broken}), tmp_path / "a.parquet")
+    (tmp_path / "b.txt").write_bytes(b"one \xff")
+    (tmp_path / "c.jsonl").write_bytes(b'{"text": "one"}\n{"text": "\xff"}\n')
+    (tmp_path / "d.jsonl").write_text('{"text": "one"}\n{"text": "\\ud800"}\n')
+    for name, message in (
+        ("a.parquet", "row 1: column 'text' is not UTF-8"), ("b.txt", "byte 4 is not UTF-8"),
+        ("c.jsonl", "row 1: not JSON in UTF-8"), ("d.jsonl", r"row 1: character 0 is '\\ud800'"),
+    ):  # fmt: skip
+        with pytest.raises(SourceError, match=f"{name}, {message}|{name}: {message}"):
+            sources.fetch(FolderText(str(tmp_path / name)))
+
+
+# ---- sources
+
+
+def test_folders_of_plain_text_and_of_json_lines_are_texts(tmp_path):
+    plain, lines = tmp_path / "plain", tmp_path / "lines"
+    plain.mkdir(), lines.mkdir()
+    (plain / ".DS_Store").write_bytes(b"\xff")
+    for number, text in enumerate(("first\r\n\r\npart", "second", " \n")):
+        (plain / f"{number}.txt").write_bytes(text.encode())
+    (lines / "a.jsonl").write_text('{"text": "first"}\n\n{"n": 1, "text": "second"}\n{"text": null}\n')
+    documents, card = sources.fetch(FolderText(str(plain)))
+    assert [(one.title, one.text) for one in documents] == [("0.txt", "first\r\n\r\npart"), ("1.txt", "second")]
+    assert card["left_out"] == 1
+    documents, card = sources.fetch(FolderText(str(lines)))
+    assert [one.text for one in documents] == ["first", "second"] and card["left_out"] == 1
+    assert [one.title for one in documents] == ["a.jsonl, row 0", "a.jsonl, row 2"]
+
+
+@pytest.mark.parametrize(
+    ("files", "column", "message"),
+    [
+        ({"a.csv": b"x", "b.csv": b"x", "README": b"x"}, "text", "source.path: .*found: 2 .csv, 1 without suffix.*txt"),
+        ({"a.csv": b"x", "README.txt": b"x"}, "text", "source.path: .*found: 1 .csv, 1 .txt"),
+        ({"a.txt": b"x"}, "page", "source.column: 'page' .*a.txt is plain text"),
+        ({"a.jsonl": b'{"page": "x"}'}, "text", "a.jsonl, row 0: no column 'text'.*page"),
+        ({"a.jsonl": b'{"text": 3}'}, "text", "a.jsonl, row 0: column 'text' holds 3; allowed is text"),
+        ({"a.jsonl": b'["text"]'}, "text", "a.jsonl, row 0: JSON that is not an object"),
+        ({"a.jsonl": b"[" * 99999}, "text", "a.jsonl, row 0: not JSON"),
+        ({"a.parquet": b"x"}, "text", "a.parquet: damaged Parquet"),
+    ],
+)
+def test_other_folders_are_refused_by_check(tmp_path, files, column, message):
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(ShadowcoreError, match=message):
+        FolderText(str(tmp_path), column).check()
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (PackagedText("wikipedia"), "source.name: .*did you mean 'wikipedia-articles'"),
+        (HubText("some/set", "train", "main"), "source.revision of some/set: revision 'main'"),
+        (FolderText("nowhere"), "source.path: 'nowhere' does not exist"),
+        (BenchmarkText("pica"), "source.task: .*did you mean 'piqa'"),
+        (BenchmarkText("lambada_openai"), "source.task: lambada_openai has no training split"),
+        (BenchmarkText("piqa", together=0), "source.together: 0 "),
+        (BenchmarkText("piqa", "nowhere"), "source.offline_dir: 'nowhere' is not a folder"),
+    ],
+)
+def test_every_source_checks_itself_and_reading_does_the_same(source, message):
+    for attempt in (source.check, source.read):
+        with pytest.raises(ShadowcoreError, match=message):
+            attempt()
+
+
+def test_a_benchmark_without_its_files_is_refused_by_check(tmp_path):
+    with pytest.raises(SourceError, match=r"piqa.train.parquet: no such file"):
+        BenchmarkText("piqa", str(tmp_path)).check()
+    write(tmp_path, "piqa", GOOD["piqa"])
+    benchmarks.check("piqa", str(tmp_path))
+    with pytest.raises(SourceError, match=r"piqa.train.parquet: no such file"):
+        benchmarks.check("piqa", str(tmp_path), fewshot=1)
+    with pytest.raises(SourceError, match="evaluation.offline_dir: .* is not a folder"):
+        benchmarks.check("piqa", str(tmp_path / "nowhere"))
+    benchmarks.check("piqa", None, fewshot=1)  # the hub is not asked
+    with pytest.raises(ConfigError, match="did you mean 'piqa'"):
+        benchmarks.check("pica", None)
+
+
+def test_hub_columns_of_other_types_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "set").mkdir()
+    for kind in ("bytes", "lists", "times", "numbers"):
+        arrow, value = OTHERS[kind]
+        pq.write_table(pa.table({"text": pa.array([value], arrow)}), tmp_path / "set" / "train.parquet")
+        with pytest.raises(ConfigError, match=r"source.column of .*set: column 'text' holds .*; allowed is text"):
+            HubText(str(tmp_path / "set"), "train", "0" * 40).read()
+
+
+def test_sizes_beyond_the_text_name_their_key_and_both_numbers(tmp_path):
+    (tmp_path / "text").mkdir()
+    pq.write_table(pa.table({"text": [f"{n} {'abc' * 9}" for n in range(20)]}), tmp_path / "text" / "a.parquet")
+    outputs = prepare_text.Outputs(tmp_path / "documents.parquet", tmp_path / "tasks.parquet")
+
+    def spec(heldout):
+        return prepare_text.Spec("folder", {"path": str(tmp_path / "text")}, heldout, 0.2, None, 0)
+
+    for heldout in (0.01, 0.8):
+        with pytest.raises(ConfigError, match="^heldout_fraction"):
+            prepare_text.run(spec(heldout), prepare_text.Inputs(), outputs)
+    prepare_text.run(spec(0.2), prepare_text.Inputs(), outputs)
+    for split, count, key in (("train", 12, "traces.windows"), ("heldout", 4, "traces.heldout_windows"),
+                              ("evaluation", 4, "evaluation.windows")):  # fmt: skip
+        with pytest.raises(ConfigError, match=rf"^{key} .*: 13 windows of 20 tokens .* {count} documents hold {count}"):
+            inputs.windows_of(outputs.documents, split, byte_tokenizer(), 20, 13, 0)
+    many = trace.Spec("train", 0, 5, 4, 80, 8, (), ("plainact",), ("plainact",), 8, 2, "float32", 0)
+    with pytest.raises(ConfigError, match=r"traces.shards: 5 .*traces.windows \(4\)"):
+        trace.run(many, None, None)
+
+
+# ---- paragraphs
+
+BREAKS = ["\n\n", "\r\n\r\n", "\r\r", "\n \n", "\n\t\n", "\r\n \r\n", "\n\u3000\n", "\n\u200b\n", "\x85\x85", "\f"]
+BREAKS += ["\u2028", "\u2029", "\n\n\n", "\x0b\x0b"]
+
+
+@pytest.mark.parametrize("between", BREAKS)
+def test_paragraphs_end_at_breaks_of_any_kind(between):
+    assert paragraphs(f"one two{between}three\r\nfour{between}") == ["one two", "three\nfour"]
+    words = [[f"{letter}{number}" for number in range(8)] for letter in "abcdef"]
+    documents = [Document.of(part[0], between.join([" ".join(part[:4]), " ".join(part[4:])])) for part in words]
+    with pytest.raises(ConfigError, match="hold 0 passages"):  # of five words, where paragraphs have four
+        cutting.true_continuation(documents, 1, 3, 2, seed=0)
+    assert len(cutting.true_continuation(documents, 12, 2, 2, seed=0)) == 12
+
+
+@pytest.mark.parametrize("between", [*BREAKS, "\n"])
+def test_no_break_hides_a_benchmark_in_a_calibration_text(tmp_path, between):
+    rows = [GOOD["winogrande"] | {"sentence": f"The number _ fell {number} times."} for number in range(3)]
+    prepared = prepare(tmp_path, write(tmp_path, "winogrande", *rows) and "winogrande")
+    shown = between.join(["Before.", "The number cat fell 1 times.", "After."])
+    texts = {"text": [shown, *(f"document {number} of words" for number in range(40))]}
+    (tmp_path / "text").mkdir()
+    pq.write_table(pa.table(texts), tmp_path / "text" / "a.parquet")
+    outputs = prepare_text.Outputs(tmp_path / "documents.parquet", tmp_path / "tasks.parquet")
+    for seed in range(9):  # until the document is one that calibrates
+        spec = prepare_text.Spec("folder", {"path": str(tmp_path / "text")}, 0.1, 0.1, None, seed)
+        prepare_text.run(spec, prepare_text.Inputs(), outputs)
+        table = pq.read_table(outputs.documents).to_pylist()
+        if next(row["split"] for row in table if row["text"] == shown) != "evaluation":
+            break
+    files = check_disjoint.Inputs(outputs.documents, outputs.documents, (prepared,))
+    with pytest.raises(ConfigError, match="holds 1 of the 3 documents that benchmark 'winogrande'"):
+        check_disjoint.run(check_disjoint.Spec("a", "a"), files, check_disjoint.Outputs(tmp_path / "disjoint.json"))
+
+
+def test_a_mark_is_of_the_visible_words():
+    assert mark("one  two\r\n \u200b\nthree") == mark("one two three") != mark("one two four")
+    assert visible("a\u0301") and not visible("\u200b \t\u00ad\ufe0f")
+
+
+def test_examples_of_several_paragraphs_are_found_again(tmp_path):
+    rows = [GOOD["piqa"] | {"goal": f"go {number}\r\n \r\nnow\u2029please"} for number in range(3)]
+    documents, card = sources.fetch(BenchmarkText("piqa", write(tmp_path, "piqa", *rows, split="train")))
+    marks = [mark(part) for one in documents for part in paragraphs(one.text)]
+    assert marks == list(map(mark, benchmarks.examples("piqa", "train", rows)))
+
+
+def test_choices_of_words_that_show_nothing_are_no_choices():
+    parts = {letter: " ".join(f"{letter}{number}" for number in range(3)) for letter in "abcdefg"}
+    documents = [Document.of(letter, f"{part} \u200b \ufeff") for letter, part in parts.items()]
+    for row in cutting.true_continuation(documents, 7, 2, 1, seed=0):
+        assert all(map(visible, row["choices"]))
+
+
+def test_rows_without_text_are_counted(tmp_path):
+    pq.write_table(pa.table({"text": ["", None, "\u200b", *(f"text {n}" for n in range(20))]}), tmp_path / "a.parquet")
+    outputs = prepare_text.Outputs(tmp_path / "documents.parquet", tmp_path / "tasks.parquet")
+    prepare_text.run(
+        prepare_text.Spec("folder", {"path": str(tmp_path)}, 0.2, 0.2, None, 0), prepare_text.Inputs(), outputs
+    )
+    assert artifacts.read_header(outputs.documents)["card"]["left_out"] == 3
+    json.dumps(artifacts.read_header(outputs.documents))
