@@ -22,6 +22,7 @@ from pathlib import Path
 from shadowcore import __version__, logs
 from shadowcore.devices import reserved
 from shadowcore.errors import ConfigError, OutOfMemory, ShadowcoreError, one_of
+from shadowcore.terminal import tolerant
 
 STAGES = {
     "fetch-model": "get a model from its source, checked, as safetensors",
@@ -58,6 +59,7 @@ COMMANDS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, or another with one sentence on standard error."""
+    tolerant()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage())

@@ -36,7 +36,9 @@ def gpu_memory() -> list[float]:
 def ask(*command: str) -> str | None:
     """What a command of the system says, None where it is missing or fails."""
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=True)
+        answer = subprocess.run(
+            command, capture_output=True, encoding="utf-8", errors="replace", timeout=SECONDS, check=True
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     return answer.stdout.strip()

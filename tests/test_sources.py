@@ -300,7 +300,8 @@ def test_killed_fetch_leaves_nothing_that_is_trusted(folder, tmp_path, monkeypat
     for folder_left in (left, other):
         folder_left.mkdir()
         (folder_left / "model.safetensors").write_bytes(b"half")
-    os.utime(left, (1e9, 1e9))  # of a run that was killed long ago; the other one may still run
+    for path in (left / "model.safetensors", left):  # of a run that was killed long ago; the other one may still run
+        os.utime(path, (1e9, 1e9))
     card = sources.fetch(FolderModel(str(folder)), ready)
     contents.check_files(ready, card)
     assert not left.exists() and other.exists()

@@ -97,7 +97,7 @@ def pins() -> dict[str, str]:
     """Versions this tree asks for, by package: from its pyproject.toml, or from what pip recorded of it."""
     project = provenance.PACKAGE.parent / "pyproject.toml"
     if project.is_file():
-        wanted = tomllib.loads(project.read_text())["project"]["dependencies"]
+        wanted = tomllib.loads(project.read_text(encoding="utf-8"))["project"]["dependencies"]
     else:
         wanted = [one for one in metadata.requires("shadowcore") or [] if "extra ==" not in one]
     found = (re.match(r"([\w.-]+)(?:\[.*?\])?==([^;\s]+)", one) for one in wanted)

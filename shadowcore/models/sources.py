@@ -17,7 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
-from shadowcore.artifacts import neighbour, writable
+from shadowcore.artifacts import neighbour, readable, writable
 from shadowcore.errors import ArtifactError, ConfigError, ShadowcoreError, SourceError, one_of
 from shadowcore.models.contents import hash_files
 from shadowcore.models.families import FAMILIES, dimensions_of
@@ -355,6 +355,7 @@ def _replacing_folder(folder: Path) -> Iterator[Path]:
         partial.mkdir()
         try:
             yield partial
+            readable(partial, partial)
             shutil.rmtree(folder, ignore_errors=True)
             partial.rename(folder)
         finally:

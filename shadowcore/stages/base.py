@@ -115,6 +115,14 @@ class Progress:
 
 
 @dataclasses.dataclass(frozen=True)
+class Missing:
+    """What was not measured, in tables, figures and a page that are made of a part of a study: jobs, and why."""
+
+    job: str
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Stage:
     """A step of the study as a command: a specification and named files in, named files out."""
 
