@@ -76,7 +76,7 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     }
     # a table names what it was made from: what timing finds differs from run to run, the rest does not
     timed = header("aggregate", spec, inputs)
-    untimed = header("aggregate", spec, replace(inputs, latencies=(), repeats=(), refused=()))
+    untimed = header("aggregate", spec, replace(inputs, latencies=(), repeats=(), refusals=()))
     for name, table in final.items():
         made = timed if name in TIMED_TABLES else untimed
         artifacts.write_table(getattr(outputs, name), FINAL_TABLES[name].schema, table, made)
