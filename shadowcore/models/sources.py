@@ -41,7 +41,7 @@ from shadowcore.models.weights import (
 )
 from shadowcore.packages import PackagedFile, Wheel, extract, require_pinned
 
-OTHER_FILES = ("*.json", "*.txt", "*.model", "*.jinja")  # configuration and tokenizer
+OTHER_FILES = ("[!.]*.json", "[!.]*.txt", "[!.]*.model", "[!.]*.jinja")  # configuration and tokenizer
 PICKLED_FILES = "pytorch_model*.bin"
 
 
