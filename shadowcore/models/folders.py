@@ -41,17 +41,23 @@ def read_config(folder: Path):
         raise ArtifactError(f"{path}: cannot be read ({error.strerror})") from None
     if not isinstance(content, dict):
         raise ArtifactError(f"{path}: {type(content).__name__} where an object of configuration keys is needed")
-    try:
-        family_of(SimpleNamespace(**content))  # before transformers meets a type that it may not know either
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
+    _require_family(path, SimpleNamespace(**content))  # before transformers meets a type that it may not know either
     _require_plain(Path(folder), content)
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (ValueError, TypeError, ArithmeticError, LookupError, AttributeError, StrictDataclassError) as error:
         raise ArtifactError(f"{path}: does not describe a model ({reason_of(error.__cause__ or error)})") from None
+    _require_family(path, config)
     _require_sizes(path, config)
     return config
+
+
+def _require_family(path: Path, config) -> None:
+    """Raise ConfigError, naming the file, for a model of no family of ours."""
+    try:
+        family_of(config)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
 
 
 def _require_no_adapter(folder: Path) -> None:
@@ -81,6 +87,13 @@ def _require_plain(folder: Path, content: dict[str, Any]) -> None:
         raise ArtifactError(
             f"{path}: auto_map: the model has code of its own, which is never run; if transformers' own code computes "
             "the same, remove the key in a copy of the folder"
+        )
+    rope = content.get("rope_parameters")
+    turned = (rope if isinstance(rope, dict) else content).get("partial_rotary_factor", 1)
+    if family.grouped and turned != 1:
+        raise ArtifactError(
+            f"{path}: partial_rotary_factor: {turned!r} is not supported, because this model type turns "
+            "all of a head; it must be 1 or left out"
         )
     window, positions = content.get("sliding_window"), content.get("max_position_embeddings")
     if family.grouped and type(window) is int and type(positions) is int and window < positions:
@@ -147,7 +160,7 @@ def require_runnable(folder: Path) -> None:
                 local_files_only=True, trust_remote_code=False, output_loading_info=True, ignore_mismatched_sizes=True,
             )  # fmt: skip
         with torch.no_grad(), visiting(model, lambda site, units: None):
-            logits = model(torch.zeros((1, 2), dtype=torch.int64, device="meta")).logits
+            logits = model(torch.zeros((1, 2), dtype=torch.int64, device="meta"), use_cache=True).logits
     except Exception as error:  # whatever a configuration makes transformers stumble over
         raise ArtifactError(f"{folder}: transformers cannot run this model ({reason_of(error)})") from None
     require_all_loaded(folder, report)

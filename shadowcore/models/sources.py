@@ -102,11 +102,12 @@ class HubModel:
         require_pinned(self.repo, self.revision)
 
     def put_into(self, folder: Path) -> tuple[str | None, str]:
-        snapshot = self._snapshot(*OTHER_FILES, "*.safetensors", "README.md")
+        snapshot = self._snapshot(*OTHER_FILES, "README.md")
         try:
-            read_config(snapshot)  # before more is downloaded
+            read_config(snapshot)  # before the weights are downloaded
+            self._snapshot("*.safetensors")
             if not has_safetensors(snapshot):
-                snapshot = self._snapshot(*OTHER_FILES, PICKLED_FILES, "README.md")
+                self._snapshot(PICKLED_FILES)
             require_usable(snapshot)
             _adopt(snapshot, folder)
         except ShadowcoreError as error:  # nobody knows the cache's folder by its name
