@@ -13,6 +13,7 @@ from typing import Any
 
 from shadowcore.errors import ArtifactError, ConfigError, SourceError, one_of
 from shadowcore.models.families import FAMILIES, dimensions_of, family_of, ffn_activation
+from shadowcore.models.recording import visiting
 from shadowcore.models.weights import has_safetensors, reason_of, require_all_loaded, require_pickled, require_weights
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -44,7 +45,9 @@ def read_config(folder: Path):
     _require_family(path, SimpleNamespace(**content))  # before transformers meets a type that it may not know either
     _require_plain(Path(folder), content)
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(
+            folder, attn_implementation="sdpa", local_files_only=True, trust_remote_code=False
+        )
     except (ValueError, TypeError, ArithmeticError, LookupError, AttributeError, StrictDataclassError) as error:
         raise ArtifactError(f"{path}: does not describe a model ({reason_of(error.__cause__ or error)})") from None
     _require_family(path, config)
@@ -148,16 +151,15 @@ def require_runnable(folder: Path) -> None:
     with the configuration's, and two tokens pass through all layers, in little time and memory.
     """
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
-    from shadowcore.models.recording import visiting
-
-    require_weights(Path(folder))
+    config = read_config(folder)
+    weights = {name: torch.empty(shape, device="meta") for name, shape in require_weights(folder).items()}
     try:
         with _quiet():
-            model, report = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=torch.float32, attn_implementation="sdpa", use_safetensors=True, device_map="meta",
-                local_files_only=True, trust_remote_code=False, output_loading_info=True, ignore_mismatched_sizes=True,
+            model, report = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(
+                None, config=config, state_dict=weights, dtype=torch.float32, attn_implementation="sdpa",
+                device_map="meta", output_loading_info=True, ignore_mismatched_sizes=True,
             )  # fmt: skip
         with torch.no_grad(), visiting(model, lambda site, units: None):
             logits = model(torch.zeros((1, 2), dtype=torch.int64, device="meta"), use_cache=True).logits

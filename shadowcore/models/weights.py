@@ -18,16 +18,23 @@ def has_safetensors(folder: Path) -> bool:
     return any((Path(folder) / name).is_file() for name in (WEIGHTS, WEIGHTS_INDEX))
 
 
-def require_weights(folder: Path) -> None:
-    """Raise ArtifactError unless every safetensors file of the folder is there, whole, and of plain numbers."""
+def require_weights(folder: Path) -> dict[str, list[int]]:
+    """Shapes of all tensors by name, from the headers of a folder's safetensors files.
+
+    Raises ArtifactError unless every file is there, whole, and of plain numbers.
+    """
     from safetensors import SafetensorError, safe_open
 
+    shapes = {}
     for path in weight_files(folder):
         if not path.is_file():
             raise ArtifactError(f"{path}: no such file; the model's weights are incomplete")
         try:
-            with safe_open(path, framework="pt") as content:  # opening compares the header with the file's size
-                formats = {name: content.get_slice(name).get_dtype() for name in content.keys()}  # noqa: SIM118
+            # opening compares the header with the file's size; numpy, because torch maps the file as memory of its own
+            with safe_open(path, framework="np") as content:
+                tensors = {name: content.get_slice(name) for name in content.keys()}  # noqa: SIM118 (not a dict)
+                formats = {name: tensor.get_dtype() for name, tensor in tensors.items()}
+                shapes |= {name: tensor.get_shape() for name, tensor in tensors.items()}
         except SafetensorError as error:
             raise ArtifactError(f"{path}: damaged safetensors ({error}); fetch the model again") from None
         except OSError as error:
@@ -37,6 +44,7 @@ def require_weights(folder: Path) -> None:
                 f"{path}: tensor '{packed[0]}' has numbers of type {formats[packed[0]]}: quantised weights are not "
                 f"supported; it must be one of {', '.join(PLAIN)}"
             )
+    return shapes
 
 
 def weight_files(folder: Path) -> list[Path]:
