@@ -485,7 +485,8 @@ EVALUATED = {
 }  # fmt: skip
 TIMED = {
     "model": "tiny", "weights": "random", "dtype": "float32", "criterion": "plainact", "units": "neurons",
-    "sparsities_pct": [50], "predictors": [], "prompt_tokens": 40, "new_tokens": 25, "repeats": 1, "warmup": 0, "seed": 0,
+    "sparsities_pct": [50], "predictors": [], "prompt_tokens": 40, "new_tokens": 25, "repeats": 1, "warmup": 0,
+    "seed": 0,
 }  # fmt: skip
 CALIBRATED = {
     "model": "tiny", "calibration": "text", "windows": 2, "window_tokens": 65, "batch": 2, "sparsities_pct": [50],

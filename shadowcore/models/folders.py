@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from shadowcore.errors import ArtifactError, ConfigError, SourceError, one_of
-from shadowcore.models.families import FAMILIES, dimensions_of, family_of, ffn_activation
+from shadowcore.models.families import dimensions_of, family_of, ffn_activation
 from shadowcore.models.recording import visiting
 from shadowcore.models.weights import has_safetensors, reason_of, require_all_loaded, require_pickled, require_weights
 
@@ -75,7 +75,7 @@ def _require_no_adapter(folder: Path) -> None:
 def _require_plain(folder: Path, content: dict[str, Any]) -> None:
     """Raise ArtifactError unless config.json describes a plain causal model of the family's own code."""
     _require_no_adapter(folder)
-    path, family = folder / "config.json", FAMILIES[content["model_type"]]
+    path = folder / "config.json"
     for key in QUANTIZED_KEYS:
         if content.get(key):
             method = content[key].get("quant_method", "") if isinstance(content[key], dict) else ""
@@ -91,18 +91,24 @@ def _require_plain(folder: Path, content: dict[str, Any]) -> None:
             f"{path}: auto_map: the model has code of its own, which is never run; if transformers' own code computes "
             "the same, remove the key in a copy of the folder"
         )
+    if content["model_type"] == "llama":
+        _require_read_keys(path, content)
+
+
+def _require_read_keys(path: Path, content: dict[str, Any]) -> None:
+    """Raise ArtifactError for keys by which other models are meant, and which transformers' Llama does not read."""
     rope = content.get("rope_parameters")
     turned = (rope if isinstance(rope, dict) else content).get("partial_rotary_factor", 1)
-    if family.grouped and turned != 1:
+    if turned != 1:
         raise ArtifactError(
-            f"{path}: partial_rotary_factor: {turned!r} is not supported, because this model type turns "
-            "all of a head; it must be 1 or left out"
+            f"{path}: partial_rotary_factor: {turned!r} is not supported, because this model type turns all of a head; "
+            "it must be 1 or left out"
         )
     window, positions = content.get("sliding_window"), content.get("max_position_embeddings")
-    if family.grouped and type(window) is int and type(positions) is int and window < positions:
+    if type(window) is int and type(positions) is int and window < positions:
         raise ArtifactError(
-            f"{path}: sliding_window: {window} is not supported, because this model type attends to "
-            f"all positions; it must be null or at least max_position_embeddings ({positions})"
+            f"{path}: sliding_window: {window} is not supported, because this model type attends to all positions; it "
+            f"must be null or at least max_position_embeddings ({positions})"
         )
 
 
@@ -119,7 +125,7 @@ def _require_sizes(path: Path, config) -> None:
             f"{path}: {sizes.layers} layers, {sizes.heads} heads over {sizes.kv_heads} key-value heads; at least 2 "
             "layers (the first is always dense) and a divisor of the heads would fit"
         )
-    if not family.grouped and sizes.width % sizes.heads:
+    if not family.rotary and sizes.width % sizes.heads:
         raise ArtifactError(f"{path}: hidden_size: {sizes.width} is no multiple of num_attention_heads ({sizes.heads})")
     one_of(ffn_activation(config), ACT2FN, f"{path}: activation function", ArtifactError)
 

@@ -192,12 +192,12 @@ class RandomModel:
                 raise ConfigError(f"{where}.{name}: {found} is too small; it must be at least {number}{why}")
         if self.width % self.heads:
             raise ConfigError(f"{where}.width: {self.width} is not a multiple of heads ({self.heads})")
-        if family.grouped and self.width // self.heads % 2:
+        if family.rotary and self.width // self.heads % 2:
             raise ConfigError(
                 f"{where}.width: {self.width} over {self.heads} heads is {self.width // self.heads} a head; rotary "
                 "positions need an even number"
             )
-        if not family.grouped and kv_heads != self.heads:
+        if not family.rotary and kv_heads != self.heads:
             raise ConfigError(
                 f"{where}.kv_heads: {kv_heads} found; the family {self.family} needs the number of heads ({self.heads})"
             )
@@ -254,7 +254,7 @@ class RandomModel:
         # each family's own key: a foreign one would stay in the configuration and mislead its readers
         return sizes | (
             {"num_key_value_heads": self.kv_heads or self.heads}
-            if family.grouped
+            if family.rotary
             else {"word_embed_proj_dim": self.width}
         )
 
