@@ -157,6 +157,41 @@ def test_a_missing_shard_of_a_pickled_checkpoint_is_named(folder, tmp_path):
     refused(FolderModel(str(folder)), "pytorch_model-00002-of-00002.bin", place=tmp_path / "out")
 
 
+def packed(state):
+    state["model.layers.0.mlp.up_proj.weight"] = state["model.layers.0.mlp.up_proj.weight"].to(torch.int8)
+    return state
+
+
+PICKLED = [
+    (packed, "quantised"),
+    (lambda state: [*state.values()], "state_dict"),
+    (lambda state: {"model": state}, "state_dict"),
+    (lambda state: state | {"model.layers.7.mlp.up_proj.weight": torch.ones(2)}, "no place in the model"),
+    (lambda state: {name: value[:1] for name, value in state.items()}, "disagree"),
+]
+
+
+@pytest.mark.parametrize("spoil, named", PICKLED, ids=["packed", "list", "nested", "one more", "cut"])
+def test_pickled_checkpoints_are_judged_without_reading_their_numbers(spoil, named, folder, tmp_path):
+    torch.save(spoil(load_file(folder / "model.safetensors")), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    refused(FolderModel(str(folder)), named, str(folder), place=tmp_path / "out")
+
+
+@pytest.mark.parametrize("text", ["[]", "{", "3"])
+def test_generation_settings_that_are_none_are_named(text, folder, tmp_path):
+    (folder / "generation_config.json").write_text(text)
+    refused(FolderModel(str(folder)), "generation_config.json", place=tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "text", ["---\nlicense: [\n---\n", "---\n- a\n---\n", "no metadata", "---\nlicense: \xff\n---\n"]
+)
+def test_a_readme_without_readable_metadata_names_no_licence(text, folder, tmp_path):
+    (folder / "README.md").write_bytes(text.encode("latin-1"))
+    assert sources.fetch(FolderModel(str(folder)), tmp_path / "out")["licence"] is None
+
+
 # ---- configurations
 
 

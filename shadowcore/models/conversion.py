@@ -79,4 +79,8 @@ def licence_of(folder: Path) -> str | None:
     from huggingface_hub import ModelCard
 
     readme = folder / "README.md"
-    return ModelCard.load(readme).data.license if readme.is_file() else None
+    try:
+        licence = ModelCard.load(readme).data.license if readme.is_file() else None
+    except Exception:  # metadata that is not YAML, or text of another encoding: no licence is named
+        return None
+    return ", ".join(map(str, licence)) if isinstance(licence, list) else licence

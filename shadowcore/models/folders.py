@@ -63,6 +63,17 @@ def _require_family(path: Path, config) -> None:
         raise ConfigError(f"{path}: {error}") from None
 
 
+def _require_generation_keys(folder: Path) -> None:
+    """Raise ArtifactError for another file of settings, which transformers reads as well, that holds no keys."""
+    path = folder / "generation_config.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{path}: damaged JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise ArtifactError(f"{path}: {type(content).__name__} found; an object of keys is needed")
+
+
 def _require_no_adapter(folder: Path) -> None:
     """Raise ArtifactError for an adapter: transformers would add it to the weights, our decoder would not."""
     if (folder / "adapter_config.json").exists():
@@ -75,6 +86,7 @@ def _require_no_adapter(folder: Path) -> None:
 def _require_plain(folder: Path, content: dict[str, Any]) -> None:
     """Raise ArtifactError unless config.json describes a plain causal model of the family's own code."""
     _require_no_adapter(folder)
+    _require_generation_keys(folder)
     path = folder / "config.json"
     for key in QUANTIZED_KEYS:
         if content.get(key):
@@ -160,7 +172,8 @@ def require_runnable(folder: Path) -> None:
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
     config = read_config(folder)
-    weights = {name: torch.empty(shape, device="meta") for name, shape in require_weights(folder).items()}
+    shapes = require_weights(folder) if has_safetensors(folder) else require_pickled(folder)
+    weights = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
     try:
         with _quiet():
             model, report = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(
@@ -198,10 +211,7 @@ def require_usable(folder: Path) -> None:
     What is compared are configuration, names and shapes of weights, and the tokenizer; no weights are read.
     """
     config = read_config(folder)
-    if has_safetensors(folder):
-        require_runnable(folder)
-    else:
-        require_pickled(folder)
+    require_runnable(folder)
     fit_tokenizer(load_tokenizer(folder), config.vocab_size, str(folder))
 
 
