@@ -54,18 +54,19 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def require_pickled(folder: Path) -> dict[str, list[int]]:
-    """Shapes of all tensors by name of a pickled checkpoint; torch reads neither their numbers nor any code.
+    """Shapes of all tensors by name of a pickled checkpoint; neither their numbers are read nor any code is run.
 
     Raises ArtifactError unless every file is there, readable, and of plain numbers.
     """
     import torch
+    from transformers.modeling_utils import load_state_dict
 
     shapes = {}
     for path in _pickled_files(Path(folder)):
         if not path.is_file():
             raise ArtifactError(f"{path}: no such file; the model's weights are incomplete")
         try:
-            tensors = torch.load(path, map_location="meta", weights_only=True)
+            tensors = load_state_dict(path, map_location="meta", weights_only=True)
         except Exception as error:  # whatever a damaged archive or a pickle of other things leads to
             raise ArtifactError(f"{path}: holds more than tensors, or is damaged ({reason_of(error)})") from None
         if not isinstance(tensors, dict) or not all(isinstance(one, torch.Tensor) for one in tensors.values()):
