@@ -89,10 +89,7 @@ class HubModel:
             validate_repo_id(self.repo)
         except HFValidationError as error:
             raise ConfigError(f"{where}.repo: '{self.repo}' is no name of a repository ({reason_of(error)})") from None
-        try:
-            require_pinned(self.repo, self.revision)
-        except ConfigError as error:
-            raise ConfigError(f"{where}.revision: {error}") from None
+        require_pinned(f"{where}.revision of {self.repo}", self.revision)
 
     def put_into(self, folder: Path) -> tuple[str | None, str]:
         snapshot = self._snapshot(*OTHER_FILES, "README.md")
