@@ -3,9 +3,10 @@ import os
 import re
 
 # The study as a table of contents: what is configured, the rules of each stage, what is made in the end.
-from shadowcore import ownership
+from shadowcore import ownership, preflight
 from shadowcore.config import parse_study
-from shadowcore.errors import ConfigError
+from shadowcore.config_file import read_yaml
+from shadowcore.errors import ShadowcoreError
 from shadowcore.jobs import Jobs
 from shadowcore.method.criteria import CRITERIA
 from shadowcore.method.predictors import PREDICTORS
@@ -17,15 +18,18 @@ if not workflow.configfiles:
     configfile: "config/quick.yaml"
 
 
+# Jobs on a cluster read this file again: they leave out what has been checked when the study was started.
 try:
+    for path in workflow.configfiles if workflow.is_main_process else ():
+        read_yaml(path)  # Snakemake's own reader takes the last of two equal keys without a word
     jobs = Jobs(parse_study(config, "configuration"))
-except ConfigError as error:
-    raise WorkflowError(str(error))
-if workflow.is_main_process:
-    try:
+    if workflow.is_main_process:
+        preflight.check(jobs)
+        if workflow.resource_settings.nodes is None:  # `jobs: N` of a cluster's profile; this machine only submits
+            preflight.check_machine(jobs)
         ownership.check(jobs, workflow.configfiles)
-    except ConfigError as error:
-        raise WorkflowError(str(error))
+except ShadowcoreError as error:
+    raise WorkflowError(str(error))
 study, root = jobs.study, str(jobs.root)
 if study.offline:  # what is missing is an error, not a download
     shell.prefix("export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1; ")
@@ -73,6 +77,11 @@ rule all:
 
 
 onstart:
+    if workflow.local_exec:  # also after `--jobs N` without a cluster
+        try:
+            preflight.check_machine(jobs)
+        except ShadowcoreError as error:
+            raise WorkflowError(str(error))
     place = next(path for path in (jobs.root, *jobs.root.parents) if path.exists())
     if not os.access(place, os.W_OK):
         raise WorkflowError(f"{place} cannot be written (Read-only file system, or not yours); results go there")

@@ -125,7 +125,7 @@ def run_stage(name: str, arguments: Sequence[str]) -> None:
     try:
         data = json.loads(parsed.spec)
     except json.JSONDecodeError as error:
-        raise ConfigError(f"--spec: not JSON ({error}); an object with keys {keys} would fit") from None
+        raise ConfigError(f"--spec: not JSON ({error}); it must be an object with the keys {keys}") from None
     chosen = {name: value for name in how_fields(stage.spec) if (value := getattr(parsed, name)) is not None}
     spec = parse_spec(stage.spec, data | chosen if isinstance(data, dict) else data)
     if parsed.threads:
@@ -166,8 +166,8 @@ def enough_memory() -> Iterator[None]:
         if not named and "can't allocate memory" not in message:
             raise
         raise OutOfMemory(
-            f"out of memory ({message or 'Python said no more'}); smaller batches, as `snakemake --retries 3` tries "
-            "them, or more memory would fit"
+            f"out of memory ({message or 'Python gave no reason'}); use smaller batches, as `snakemake --retries 3` "
+            "does, or a machine with more memory"
         ) from None
 
 

@@ -79,7 +79,8 @@ def test_a_job_asks_by_the_size_of_its_model_and_for_more_when_it_is_tried_again
     (folder / "config" / "tiny.yaml").write_text(yaml.safe_dump(study))
     # what a trace is made of, so that it is all there is to do
     card = {"model_type": "opt", "dimensions": vars(PUBLISHED["opt-30b"].dimensions), "files": {}}
-    artifacts.write_record(results(folder) / "models/large/card.json", CARD_SCHEMA, card, {})
+    header = {"spec": {"kind": "folder", "source": study["models"]["large"]["source"]["folder"]}}  # so it is there
+    artifacts.write_record(results(folder) / "models/large/card.json", CARD_SCHEMA, card, header)
     for path in ("models/large/weights/x", "texts/words/documents.parquet"):
         (results(folder) / path).parent.mkdir(parents=True, exist_ok=True)
         (results(folder) / path).touch()

@@ -19,6 +19,14 @@ from shadowcore.models.families import Dimensions
 CARD_SCHEMA = "model_card/1"
 
 
+@dataclasses.dataclass(frozen=True)
+class CardFile:
+    """What a model card says of one file."""
+
+    bytes: int
+    sha256: str
+
+
 def how() -> Any:
     """A specification's field that says how to work and not what to make, such as the size of a batch.
 
@@ -129,7 +137,7 @@ def read_card(path: Path) -> dict[str, Any]:
     card = artifacts.read_record(path, CARD_SCHEMA)
     try:
         parse_spec(Dimensions, card.get("dimensions"), "dimensions")
-        parse_spec(dict[str, dict], card.get("files"), "files")
+        parse_spec(dict[str, CardFile], card.get("files"), "files")
     except ConfigError as error:
         raise ArtifactError(f"{path}: {error}; delete the file and run the study again") from None
     return card

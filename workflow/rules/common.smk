@@ -10,6 +10,7 @@ from snakemake.common import overwrite_function_params
 from snakemake.resources import Resource
 
 from shadowcore import incomplete
+from shadowcore.errors import ShadowcoreError
 from shadowcore.plan import Work, work
 from shadowcore.provenance import fingerprint
 from shadowcore.states import REPORT
@@ -37,7 +38,10 @@ signed(Resource.evaluate)
 
 @cache
 def works():
-    return {(one.rule, one.name): one for one in work(jobs)}
+    try:
+        return {(one.rule, one.name): one for one in work(jobs)}
+    except ShadowcoreError as error:  # one sentence, without the frames of a function that a rule asks
+        raise WorkflowError(str(error))
 
 
 # What rules ask the study about their wildcards: memory, GPUs and time of a job, by the size of its model and by how
