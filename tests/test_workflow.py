@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from conftest import write_benchmarks, write_words
+from fork_server import forking
 
 from shadowcore.measure.activation_masks import BASELINES
 from shadowcore.method.criteria import CRITERIA
@@ -69,8 +70,10 @@ def tiny_study(folder):
 
 @pytest.fixture(scope="module")
 def house(tmp_path_factory):
-    """A copy of the project with a tiny study, run once."""
-    return run_in(prepared(tmp_path_factory.mktemp("house")))
+    """A copy of the project with a tiny study, run once; its commands are forks of one interpreter."""
+    folder = prepared(tmp_path_factory.mktemp("house"))
+    with forking(folder / ".bin"):
+        yield run_in(folder)
 
 
 def prepared(folder):
@@ -84,12 +87,12 @@ def prepared(folder):
 
 
 def command(*arguments):
-    return [sys.executable, "-m", "snakemake", "--configfile", "config/tiny.yaml", "--show-failed-logs", *arguments]
+    return ["python", "-m", "snakemake", "--configfile", "config/tiny.yaml", "--show-failed-logs", *arguments]
 
 
 def environment(folder):
-    paths = {"PYTHONPATH": str(folder), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    return os.environ | paths
+    path = f"{folder / '.bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    return os.environ | {"PYTHONPATH": str(folder), "PATH": path}
 
 
 def snakemake(folder, *arguments):
