@@ -7,7 +7,7 @@ UV := uv==0.13.9
 # a hundred jobs that each compile what they import would take longer than the work they do
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: study test lint constraints clean
+.PHONY: study test lint install-test constraints clean
 
 study: $(VENV)/.installed
 	PATH="$(abspath $(BIN)):$$PATH" snakemake
@@ -26,6 +26,8 @@ lint: $(VENV)/.installed-test
 install = UV_FIND_LINKS="$${PIP_FIND_LINKS:-$$($(BIN)/python -m pip config get global.find-links 2>/dev/null)}" \
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable $(1) || \
 	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable $(1)
+
+install-test: $(VENV)/.installed-test
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'

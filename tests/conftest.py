@@ -42,7 +42,8 @@ def remember_builtins():
     interpreter._patch_builtin = patch_builtin
 
 
-remember_builtins()
+if not torch.cuda.is_available():
+    remember_builtins()
 
 
 TINY = {

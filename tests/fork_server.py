@@ -42,9 +42,12 @@ transformers.models.opt.modeling_opt yaml
 
 @contextmanager
 def forking(folder: Path):
-    """Write `folder`/python, and run its server meanwhile. Without Linux's /proc: nothing, and Python is Python."""
+    """Write `folder`/python and run its server; yields the process group of the server and all forks.
+
+    Without Linux's /proc nothing is written, and `python` is Python.
+    """
     if sys.platform != "linux":
-        yield
+        yield None
         return
     folder.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as short, socket.socket(socket.AF_UNIX) as listening:  # 108 characters at most
@@ -52,13 +55,14 @@ def forking(folder: Path):
         listening.bind(address)
         listening.listen()
         server = subprocess.Popen(
-            [sys.executable, __file__, str(listening.fileno())], pass_fds=[listening.fileno()],
-            env={name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"},
+            [sys.executable, __file__, str(listening.fileno())], pass_fds=[listening.fileno()], start_new_session=True,
+            # asking NVML whether there is a GPU leaves CUDA usable after a fork
+            env=os.environ | {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"},
         )  # fmt: skip
         (folder / "python").write_text(CLIENT.format(python=sys.executable, address=address))
         (folder / "python").chmod(0o755)
         try:
-            yield
+            yield server.pid
         finally:
             server.kill()
             server.wait()

@@ -368,15 +368,18 @@ def test_a_killed_run_ends_in_the_same_bytes(house, tmp_path):
     folder = prepared(tmp_path / "killed")
     # the text's folder is in the specification, so both runs must name the same one
     (folder / "config" / "tiny.yaml").write_text((house / "config" / "tiny.yaml").read_text())
-    process = subprocess.Popen(
-        command(), cwd=folder, env=environment(folder), start_new_session=True,
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    deadline = time.monotonic() + 120
-    while not list(results(folder).rglob("train-0.safetensors")) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    snakemake(folder, "--unlock")
-    run_in(folder)
+    with forking(folder / ".bin") as forks:
+        process = subprocess.Popen(
+            command(), cwd=folder, env=environment(folder), start_new_session=True,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        deadline = time.monotonic() + 120
+        while not list(results(folder).rglob("train-0.safetensors")) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        for group in {process.pid, forks or process.pid}:
+            os.killpg(group, signal.SIGKILL)
+        process.wait()
+    with forking(folder / ".bin"):
+        snakemake(folder, "--unlock")
+        run_in(folder)
     assert tables(folder) == tables(house)
