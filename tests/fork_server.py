@@ -59,6 +59,7 @@ def forking(folder: Path):
             # asking NVML whether there is a GPU leaves CUDA usable after a fork
             env=os.environ | {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"},
         )  # fmt: skip
+        listening.close()  # here: a server that ends refuses its callers
         (folder / "python").write_text(CLIENT.format(python=sys.executable, address=address))
         (folder / "python").chmod(0o755)
         try:

@@ -343,6 +343,18 @@ def test_a_damaged_file_is_one_sentence_in_the_log(house, tmp_path):
     assert "Traceback" not in said.stderr and not (tmp_path / "s.parquet").exists()
 
 
+@pytest.mark.parametrize("words", [["--version"], ["nonsense"], ["trace", "--no-such-option"]], ids=" ".join)
+def test_a_fork_answers_as_a_fresh_interpreter_does(house, words):
+    forked, fresh = (
+        subprocess.run(
+            [python, "-m", "shadowcore", *words], cwd=house, env=environment(house), capture_output=True, text=True
+        )
+        for python in ("python", sys.executable)
+    )
+    assert (forked.returncode, forked.stdout, forked.stderr) == (fresh.returncode, fresh.stdout, fresh.stderr)
+    assert fresh.stdout or fresh.stderr
+
+
 @pytest.mark.slow
 def test_the_report_has_figures_first_and_a_switch_between_two_models(house, tmp_path):
     said = snakemake(house, "--report", str(tmp_path / "report.zip"))
