@@ -8,6 +8,7 @@ modules itself, and gives its exit code back.
 import json
 import os
 import runpy
+import select
 import socket
 import subprocess
 import sys
@@ -56,6 +57,7 @@ def forking(folder: Path):
         listening.listen()
         server = subprocess.Popen(
             [sys.executable, __file__, str(listening.fileno())], pass_fds=[listening.fileno()], start_new_session=True,
+            stdin=subprocess.PIPE,  # ends with this process
             # asking NVML whether there is a GPU leaves CUDA usable after a fork
             env=os.environ | {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"},
         )  # fmt: skip
@@ -66,15 +68,15 @@ def forking(folder: Path):
             yield server.pid
         finally:
             server.kill()
-            server.wait()
+            server.communicate()
             (folder / "python").unlink()
 
 
 def serve(listening: socket.socket) -> None:
-    """Fork for every connection."""
+    """Fork for every connection, as long as the tests that started this process run."""
     for name in HEAVY.split():
         __import__(name)
-    while True:
+    while 0 not in select.select([listening, 0], [], [])[0]:
         connection, _ = listening.accept()
         if os.fork() == 0:
             listening.close()
