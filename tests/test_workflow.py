@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from conftest import write_benchmarks, write_words
+from fork_server import forking
 
 from shadowcore.measure.activation_masks import BASELINES
 from shadowcore.method.criteria import CRITERIA
@@ -70,8 +71,10 @@ def tiny_study(folder):
 
 @pytest.fixture(scope="module")
 def house(tmp_path_factory):
-    """A copy of the project with a tiny study, run once."""
-    return run_in(prepared(tmp_path_factory.mktemp("house")))
+    """A copy of the project with a tiny study, run once; its commands are forks of one interpreter."""
+    folder = prepared(tmp_path_factory.mktemp("house"))
+    with forking(folder / ".bin"):
+        yield run_in(folder)
 
 
 def prepared(folder):
@@ -85,12 +88,12 @@ def prepared(folder):
 
 
 def command(*arguments):
-    return [sys.executable, "-m", "snakemake", "--configfile", "config/tiny.yaml", "--show-failed-logs", *arguments]
+    return ["python", "-m", "snakemake", "--configfile", "config/tiny.yaml", "--show-failed-logs", *arguments]
 
 
 def environment(folder):
-    paths = {"PYTHONPATH": str(folder), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    return os.environ | paths
+    path = f"{folder / '.bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    return os.environ | {"PYTHONPATH": str(folder), "PATH": path}
 
 
 def snakemake(folder, *arguments):
@@ -361,6 +364,18 @@ def test_a_damaged_file_is_one_sentence_in_the_log(house, tmp_path):
     assert "Traceback" not in said.stderr and not (tmp_path / "s.parquet").exists()
 
 
+@pytest.mark.parametrize("words", [["--version"], ["nonsense"], ["trace", "--no-such-option"]], ids=" ".join)
+def test_a_fork_answers_as_a_fresh_interpreter_does(house, words):
+    forked, fresh = (
+        subprocess.run(
+            [python, "-m", "shadowcore", *words], cwd=house, env=environment(house), capture_output=True, text=True
+        )
+        for python in ("python", sys.executable)
+    )
+    assert (forked.returncode, forked.stdout, forked.stderr) == (fresh.returncode, fresh.stdout, fresh.stderr)
+    assert fresh.stdout or fresh.stderr
+
+
 @pytest.mark.slow
 def test_the_report_has_figures_first_and_a_switch_between_two_models(house, tmp_path):
     said = snakemake(house, "--report", str(tmp_path / "report.zip"))
@@ -386,15 +401,18 @@ def test_a_killed_run_ends_in_the_same_bytes(house, tmp_path):
     folder = prepared(tmp_path / "killed")
     # the text's folder is in the specification, so both runs must name the same one
     (folder / "config" / "tiny.yaml").write_text((house / "config" / "tiny.yaml").read_text())
-    process = subprocess.Popen(
-        command(), cwd=folder, env=environment(folder), start_new_session=True,
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    deadline = time.monotonic() + 120
-    while not list(results(folder).rglob("train-0.safetensors")) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    snakemake(folder, "--unlock")
-    run_in(folder)
+    with forking(folder / ".bin") as forks:
+        process = subprocess.Popen(
+            command(), cwd=folder, env=environment(folder), start_new_session=True,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        deadline = time.monotonic() + 120
+        while not list(results(folder).rglob("train-0.safetensors")) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        for group in {process.pid, forks or process.pid}:
+            os.killpg(group, signal.SIGKILL)
+        process.wait()
+    with forking(folder / ".bin"):
+        snakemake(folder, "--unlock")
+        run_in(folder)
     assert tables(folder) == tables(house)
