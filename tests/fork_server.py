@@ -97,6 +97,8 @@ def run(connection: socket.socket) -> None:
     for number, output in enumerate(outputs):
         os.dup2(output, number)
         os.close(output)
+    # new streams: those of the server remember what kind of file they were opened on
+    sys.stdout, sys.stderr = (os.fdopen(number, "w", encoding="utf-8") for number in (1, 2))
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
