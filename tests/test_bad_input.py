@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from shadowcore import cli, plan
+from shadowcore import cli, plan, preflight
 from shadowcore.config import load_study, parse_study
 from shadowcore.errors import ConfigError
 from shadowcore.jobs import Jobs
@@ -68,6 +68,10 @@ class House:
     def model(self):
         """A model is fetched, and read for the first time."""
         return self.fetch_model() or self.trace()
+
+    def evaluated(self):
+        """... or measured, without a trace."""
+        return self.fetch_model() or self.evaluate("random")
 
     def prepare_text(self):
         params = self.jobs.prepare_text("wikipedia")
@@ -250,7 +254,11 @@ def index_outside(path):
 
 
 def no_index(text):
-    return lambda path: (path.parent / "model.safetensors.index.json").write_text(text)
+    def damage(path):
+        path.unlink()
+        (path.parent / "model.safetensors.index.json").write_text(text)
+
+    return damage
 
 
 MODEL, WORDS, PIQA = "model/config.json", "words/part.parquet", "benchmarks/piqa/validation.parquet"
@@ -274,7 +282,7 @@ MISTAKES = [
     ("model", MODEL, keys(num_key_value_heads=7), "config.json"),
     ("model", MODEL, keys(num_hidden_layers=1), "at least 2 layers"),
     ("model", MODEL, keys(num_hidden_layers=2.5), "config.json"),
-    ("model", MODEL, keys(vocab_size=100), "vocabulary of 100"),
+    ("model", MODEL, keys(vocab_size=100), "disagree"),
     ("model", MODEL, keys(hidden_act="telepathy"), "config.json"),
     ("model", WEIGHTS, remove, "weights"),
     ("model", WEIGHTS, cut, "model.safetensors: damaged safetensors"),
@@ -282,6 +290,7 @@ MISTAKES = [
     ("model", WEIGHTS, tensors(lambda t: dict(list(t.items())[1:])), "disagree"),
     ("model", WEIGHTS, tensors(lambda t: {n: v[:1] for n, v in t.items()}), "disagree"),
     ("model", WEIGHTS, tensors(poisoned), "not finite"),
+    ("evaluated", WEIGHTS, tensors(poisoned), "not finite"),
     ("model", WEIGHTS, code_in_pickle, "more than tensors, or is damaged"),
     ("model", WEIGHTS, half_pickle, "more than tensors, or is damaged"),
     ("model", WEIGHTS, index_outside, "model.safetensors.index.json"),
@@ -321,6 +330,7 @@ MISTAKES = [
     ("trace", "card.json", say("[]"), "card.json: schema"),
     ("trace", "card.json", keys(record=None), "card.json"),
     ("trace", "card.json", record(lambda one: one.pop("files")), "card.json"),
+    ("trace", "card.json", record(lambda one: one["files"]["config.json"].pop("sha256")), "card.json"),
     ("train", "card.json", record(lambda one: one["dimensions"].pop("heads")), "card.json"),
     ("train", "card.json", record(lambda one: one["dimensions"].update(heads="two")), "card.json"),
     ("trace", "weights/model.safetensors", cut, "model.safetensors"),
@@ -373,6 +383,7 @@ def test_a_damaged_file_is_one_sentence_that_names_it(house, capsys, stage, path
         "model": [TRACE], "prepare_text": ["documents.parquet"], "prepare_benchmark": ["tasks/piqa.parquet"],
         "gather": [GATHERED], "trace": [TRACE], "average": ["scores.parquet"], "train": [PREDICTOR],
         "evaluate": ["outcomes.parquet"], "static": ["outcomes.parquet"], "aggregate": ["tables/accuracy.parquet"],
+        "evaluated": ["outcomes.parquet"],
     }[stage]  # fmt: skip
     damage(house.folder / path)
     outputs = [house.folder / name for name in made if house.folder / name != house.folder / path]
@@ -448,6 +459,7 @@ def judged(data):
         for job in plan.work(jobs):
             assert job.resources()["mem_mb"] > 0
         assert jobs.outcomes()
+        assert not any("\n" in problem for problem in preflight.problems(jobs))
     except ConfigError as error:
         assert "\n" not in str(error)
 

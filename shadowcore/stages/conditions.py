@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 
 from shadowcore import artifacts, benchmarks
 from shadowcore.benchmarks import BENCHMARKS
-from shadowcore.errors import ConfigError
+from shadowcore.errors import ArtifactError, ConfigError
 from shadowcore.measure.perplexity import window_losses
 from shadowcore.measure.protocols import PROTOCOLS
 from shadowcore.measure.sparsity import Masks, SparseModel
@@ -78,10 +79,15 @@ def measure(stage: str, spec: Spec, inputs: Any, outputs: Outputs, masks: Callab
     condition = spec.condition
     progress = Progress(f"{stage} {condition.method} {condition.criterion or ''} {condition.sparsity_pct} %")
     tokenizer = reading.read_tokenizer(inputs.card, inputs.weights)
-    model = reading.read_model(inputs.weights, spec.dtype)
+    model = reading.read_model(inputs.card, inputs.weights, spec.dtype)
     sparse = SparseModel(model, masks(model), PROTOCOLS[condition.protocol or "token"])
     rows = []
     for found in _runs(spec, inputs, sparse, tokenizer, progress):
+        if not all(math.isfinite(row["value"]) for row in found):
+            raise ArtifactError(
+                f"{inputs.weights}: the model's {found[0]['task']} is not finite on this text; use other weights, or "
+                f"dtype float32 instead of {spec.dtype}"
+            )
         measured = asdict(condition) | sparse.measured_sparsity(condition.kinds)
         rows += [measured | row for row in found]
         sparse.count_anew()
@@ -116,7 +122,7 @@ def _windows(spec: Spec, inputs: Any, sparse: SparseModel, tokenizer, progress: 
     """
     condition = spec.condition
     windows = reading.windows_of(
-        inputs.documents, "evaluation", tokenizer, spec.window_tokens, spec.windows, spec.text_seed
+        inputs.card, inputs.documents, "evaluation", tokenizer, spec.window_tokens, spec.windows, spec.text_seed
     )
     ids = torch.tensor([window.ids for window in windows])
     articles: dict[str, list[int]] = {}
