@@ -25,7 +25,8 @@ SILENT = 600.0  # seconds after which a running job that says nothing is told
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", type=Path, help="the configuration that runs, such as config/quick.yaml")
+    default = Path("config/quick.yaml")
+    parser.add_argument("config", type=Path, nargs="?", default=default, help=f"the study's configuration ({default})")
 
 
 def run(parsed: argparse.Namespace) -> None:
