@@ -3,20 +3,32 @@ import os
 import re
 
 # The study as a table of contents: what is configured, the rules of each stage, what is made in the end.
+from shadowcore import ownership, preflight
 from shadowcore.config import parse_study
-from shadowcore.errors import ConfigError
+from shadowcore.config_file import read_yaml
+from shadowcore.errors import ShadowcoreError
 from shadowcore.jobs import Jobs
 from shadowcore.method.criteria import CRITERIA
 from shadowcore.method.predictors import PREDICTORS
+from shadowcore.terminal import tolerant
 
+tolerant()
 if not workflow.configfiles:
 
     configfile: "config/quick.yaml"
 
 
+# Jobs on a cluster read this file again: they leave out what has been checked when the study was started.
 try:
+    for path in workflow.configfiles if workflow.is_main_process else ():
+        read_yaml(path)  # Snakemake's own reader takes the last of two equal keys without a word
     jobs = Jobs(parse_study(config, "configuration"))
-except ConfigError as error:
+    if workflow.is_main_process:
+        preflight.check(jobs)
+        if workflow.resource_settings.nodes is None:  # `jobs: N` of a cluster's profile; this machine only submits
+            preflight.check_machine(jobs)
+        ownership.check(jobs, workflow.configfiles)
+except ShadowcoreError as error:
     raise WorkflowError(str(error))
 study, root = jobs.study, str(jobs.root)
 if study.offline:  # what is missing is an error, not a download
@@ -65,11 +77,26 @@ rule all:
 
 
 onstart:
+    if workflow.local_exec:  # also after `--jobs N` without a cluster
+        try:
+            preflight.check_machine(jobs)
+        except ShadowcoreError as error:
+            raise WorkflowError(str(error))
     place = next(path for path in (jobs.root, *jobs.root.parents) if path.exists())
     if not os.access(place, os.W_OK):
         raise WorkflowError(f"{place} cannot be written (Read-only file system, or not yours); results go there")
+    require_queue()
+    notice_interruption()
+    ownership.claim(jobs, workflow.configfiles)
 
 
 onsuccess:
     if (jobs.root / "tables").is_dir():
         shell("python -m shadowcore show --brief {root} || true")
+
+
+onerror:
+    if interrupted():
+        print(f"The run was interrupted. The same command goes on; `shadowcore status` says where it stands.")
+    else:
+        report_what_there_is()

@@ -15,6 +15,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from shadowcore import processes
 from shadowcore.errors import ArtifactError
 from shadowcore.provenance import file_sha256
 
@@ -35,20 +37,39 @@ UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary neighbour of `path` that takes its place when the block ends well.
+    """Yield a path in a temporary folder beside `path`; its file takes the place of `path` when the block ends well.
 
-    Raises ArtifactError where the disk is full or not ours to write to; what was at `path` stays then.
+    In a folder of its own: what writes the file may put temporary files beside it, as safetensors does, and those of
+    a killed run are found again. Raises ArtifactError where the disk is full or not ours to write to; what was at
+    `path` stays then.
     """
     path = Path(path)
     with writable(path):
-        partial = neighbour(path)
+        folder = neighbour(path)
+        folder.mkdir()
+        partial = folder / path.name
         try:
             yield partial
             with open(partial, "rb+") as handle:
                 os.fsync(handle.fileno())
+            readable(partial, folder)
             os.replace(partial, path)
         finally:
-            partial.unlink(missing_ok=True)
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def readable(path: Path, made: Path) -> None:
+    """Give a file, or all files below a folder, the permissions that the user's umask asks for.
+
+    safetensors gives its files to their owner alone. made: a folder that this process made, whose permissions say
+    what the umask is; to ask the system for it is to change it for a moment, for every thread. Linked files stay as
+    they are: they are not ours.
+    """
+    mode = made.stat().st_mode & 0o666
+    for file in [path, *path.rglob("*")] if path.is_dir() else [path]:
+        found = file.lstat()
+        if stat.S_ISREG(found.st_mode) and found.st_nlink == 1 and stat.S_IMODE(found.st_mode) != mode:
+            file.chmod(mode)
 
 
 def neighbour(path: Path) -> Path:
@@ -57,13 +78,28 @@ def neighbour(path: Path) -> Path:
     Nobody else: a run that was given up may still be writing the same file, on another machine of a cluster.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    remove_abandoned(path)
+    return path.with_name(f".{path.name}.{processes.name()}-{secrets.token_hex(4)}.partial")
+
+
+def remove_abandoned(path: Path) -> None:
+    """Remove what killed runs left of `path`.
+
+    A name says which process of which machine has it. Where that process ran on this machine and is no more, nobody
+    writes there any longer. Of another machine's, which may still be writing, only the time of the last change tells.
+    """
     for left in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+        writer = left.name.removesuffix(".partial").rpartition(".")[2].rpartition("-")[0]
         try:
-            if time.time() - left.stat().st_mtime > ABANDONED:
+            if processes.gone(writer) or time.time() - _changed(left) > ABANDONED:
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
-        except FileNotFoundError:  # its owner, or another like us, was faster
+        except (FileNotFoundError, PermissionError):  # its owner, or another like us, was faster; or it is another's
             pass
-    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+
+
+def _changed(path: Path) -> float:
+    """When somebody last wrote to a file, or to anything in a folder: seconds since 1970."""
+    return max(one.lstat().st_mtime for one in ([path, *path.rglob("*")] if path.is_dir() else [path]))
 
 
 @contextmanager
@@ -198,6 +234,11 @@ def read_table(path: Path, schema: str) -> pa.Table:
 def read_header(path: Path) -> dict[str, Any]:
     """The header of any of our files: stage, specification, input hashes, code, commit, versions, device."""
     return read_origin(path)["header"]
+
+
+def missing(path: Path) -> list[dict[str, str]]:
+    """What a table, figure or page lacks of its study, by its header: jobs, and why; empty where it has everything."""
+    return read_header(path).get("spec", {}).get("missing", [])
 
 
 def read_origin(path: Path) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from pathlib import Path
 from shadowcore import __version__, logs
 from shadowcore.devices import reserved
 from shadowcore.errors import ConfigError, OutOfMemory, ShadowcoreError, one_of
+from shadowcore.terminal import tolerant
 
 STAGES = {
     "fetch-model": "get a model from its source, checked, as safetensors",
@@ -58,6 +59,7 @@ COMMANDS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, or another with one sentence on standard error."""
+    tolerant()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage())
@@ -123,7 +125,7 @@ def run_stage(name: str, arguments: Sequence[str]) -> None:
     try:
         data = json.loads(parsed.spec)
     except json.JSONDecodeError as error:
-        raise ConfigError(f"--spec: not JSON ({error}); an object with keys {keys} would fit") from None
+        raise ConfigError(f"--spec: not JSON ({error}); it must be an object with the keys {keys}") from None
     chosen = {name: value for name in how_fields(stage.spec) if (value := getattr(parsed, name)) is not None}
     spec = parse_spec(stage.spec, data | chosen if isinstance(data, dict) else data)
     if parsed.threads:
@@ -164,8 +166,8 @@ def enough_memory() -> Iterator[None]:
         if not named and "can't allocate memory" not in message:
             raise
         raise OutOfMemory(
-            f"out of memory ({message or 'Python said no more'}); smaller batches, as `snakemake --retries 3` tries "
-            "them, or more memory would fit"
+            f"out of memory ({message or 'Python gave no reason'}); use smaller batches, as `snakemake --retries 3` "
+            "does, or a machine with more memory"
         ) from None
 
 

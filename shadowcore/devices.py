@@ -29,8 +29,9 @@ def devices() -> list[str]:
         return named
     try:
         said = subprocess.run(
-            ["nvidia-smi", "--query-gpu=uuid", "--format=csv,noheader"], capture_output=True, text=True
-        )
+            ["nvidia-smi", "--query-gpu=uuid", "--format=csv,noheader"],
+            capture_output=True, encoding="utf-8", errors="replace",
+        )  # fmt: skip
     except FileNotFoundError:
         return []
     found = said.stdout.split() if said.returncode == 0 else []
@@ -89,7 +90,7 @@ def _lock(held: ExitStack, name: str, how: int) -> bool:
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)  # another user's file, too
     except FileNotFoundError:
-        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CREAT, 0o644)
+        handle = _made(path)
     try:
         fcntl.flock(handle, how)
     except BlockingIOError:
@@ -97,3 +98,13 @@ def _lock(held: ExitStack, name: str, how: int) -> bool:
         return False
     held.callback(os.close, handle)
     return True
+
+
+def _made(path: Path) -> int:
+    """An open new lock file that every user can open, whatever this one's umask."""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CREAT | os.O_EXCL, 0o644)
+    except FileExistsError:  # made by another job meanwhile
+        return os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    os.fchmod(handle, 0o644)
+    return handle

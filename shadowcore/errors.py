@@ -38,7 +38,7 @@ def near_miss(name: str, choices: Iterable[str]) -> str:
     """
     known = sorted(choices)
     close = get_close_matches(name, known, n=1)
-    return (f"did you mean '{close[0]}'? " if close else "") + "Known: " + ", ".join(known)
+    return (f"did you mean '{close[0]}'? " if close else "") + "Known: " + (", ".join(known) or "none")
 
 
 def one_of(name: str, choices: Iterable[str], where: str, error: type[ShadowcoreError] = ConfigError) -> str:

@@ -42,8 +42,10 @@ def fetch(study: Study, folder: Path) -> None:
     Raises SourceError or ConfigError if a source does not fit.
     """
     if study.offline:
-        raise ConfigError("offline: set, so nothing can be fetched; a configuration without it would fit")
+        raise ConfigError("offline: it is set, so that nothing is downloaded; remove the key to fetch the study")
     folder = Path(folder)
+    if file := next((one for one in (folder, *folder.parents) if one.exists() and not one.is_dir()), None):
+        raise ConfigError(f"--to: '{file}' is not a folder; name a folder, which need not exist yet")
     parts = _parts(study)
     known = _read(folder / SOURCES)
     progress = Progress(f"fetch {study.study}")

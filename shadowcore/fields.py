@@ -1,23 +1,72 @@
-"""What the fields of a configuration are made of: strict models, names, numbers, words of a vocabulary."""
+"""What the fields of a configuration are made of: strict models, names, numbers, lists, words of a vocabulary."""
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from shadowcore.errors import near_miss
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.]*(-[A-Za-z0-9_.]+)*$")]
-Percent = Annotated[int, Field(ge=0, lt=100, description="integer percent, 0 to 99")]
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.]*(-[A-Za-z0-9_.]+)*")
+EXPONENT = re.compile(r"[+-]?\d+\.?\d*[eE][+-]?\d+")  # 3e-3, which YAML 1.1 reads as text: it wants 3.0e-3
+
+
+def _name(value: str) -> str:
+    if not NAME.fullmatch(value):
+        raise ValueError(
+            f"'{value}' is not a name; a name begins with a letter or a digit and has letters, digits, '_', '.' and "
+            "single '-' between them"
+        )
+    return value
+
+
+def _percent(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 100:
+        raise ValueError(f"{value!r} is not an integer percent from 0 to 99, such as 50")
+    return value
+
+
+def _number(value: Any) -> Any:
+    return float(value) if isinstance(value, str) and EXPONENT.fullmatch(value) else value
+
+
+def _switch(value: Any) -> bool:
+    """`--config NAME=true` arrives as text."""
+    if isinstance(value, str) and value.lower() in ("true", "false"):
+        return value.lower() == "true"
+    if not isinstance(value, bool):
+        raise ValueError(f"{value!r} is not allowed; use true or false")
+    return value
+
+
+def _distinct(values: list) -> list:
+    for place, value in enumerate(values):
+        if value in values[:place]:
+            raise ValueError(f"{value!r} is listed twice; a value may be listed once")
+    return values
+
+
+Name = Annotated[str, AfterValidator(_name)]
+Percent = Annotated[int, BeforeValidator(_percent)]
 Positive = Annotated[int, Field(ge=1)]
-Fraction = Annotated[float, Field(gt=0, lt=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
+AboveZero = Annotated[Number, Field(gt=0)]
+Fraction = Annotated[Number, Field(gt=0, lt=1)]
+Switch = Annotated[bool, BeforeValidator(_switch)]
 
 
 class Strict(BaseModel):
     """No unknown keys, no silent conversions."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+def list_of(item: Any, least: int = 0) -> Any:
+    """A list type without duplicates, of `least` entries or more."""
+    return Annotated[list[item], Field(min_length=least), AfterValidator(_distinct)]
 
 
 def among(choices) -> Any:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
-from shadowcore import provenance
+from shadowcore import processes, provenance
 
 MARK = "[shadowcore]"
 # settings that change where a job runs, how fast, or whether it may use a network
@@ -28,12 +28,13 @@ SETTINGS = (
 PROGRESS = re.compile(r"\] (\d+)/(\d+) after (\d+) s, about (\d+|nan) s left$")
 ENDED = re.compile(rf"^{re.escape(MARK)} finished after \d+ s on (.*)$")
 FAILED = re.compile(r"^shadowcore [a-z-]+: (.*)$")
+UNSAID = "its process ended without an error message; it may have been killed, for example for lack of memory"
 
 
 def heading(arguments: Sequence[str], started: float) -> str:
     """The lines that begin a log; `arguments` follow `shadowcore`, `started`: seconds since 1970."""
     when = datetime.fromtimestamp(started).astimezone().isoformat(timespec="seconds")
-    place = {"host": platform.node(), "process": str(os.getpid()), "started": when}
+    place = {"host": platform.node(), "process": str(os.getpid()), "id": processes.name(), "started": when}
     settings = {name: os.environ[name] for name in SETTINGS if name in os.environ}
     facts = place | provenance.run_information() | settings
     facts.pop("device")  # the one that is used is known in the end
@@ -77,22 +78,19 @@ class Log:
     @property
     def gone(self) -> bool:
         """Whether the process ran on this machine and is no more."""
-        if self.environment.get("host") != platform.node():
+        environment = self.environment
+        if environment.get("host") != platform.node() or not environment.get("process", "").isdigit():
             return False
-        try:
-            os.kill(int(self.environment["process"]), 0)
-        except ProcessLookupError:
-            return True
-        except PermissionError:  # another user's: it is there
-            return False
-        return False
+        start = processes.born(int(environment["process"]))
+        known = environment.get("id", "").rpartition("-")[2]
+        return start is None or (known.isdigit() and int(known) != start)
 
 
 def read(path: Path) -> Log:
     """What a log says, or as much of it as is there: it may be cut off, or still be written."""
     text = Path(path).read_text(encoding="utf-8", errors="replace")
     heads = text.split("\n")[:-1][:2]  # whole lines
-    lines = re.split(r"[\r\n]+", text.strip())  # libraries draw progress bars over one line
+    lines = re.split(r"[\r\n]+", text.rstrip())  # libraries draw progress bars over one line
     found = {}
     for name in ("command", "environment"):
         start = f"{MARK} {name}: "
@@ -102,19 +100,29 @@ def read(path: Path) -> Log:
     if last:
         done, total, _, left = last.groups()
         found |= {"done": int(done), "total": int(total), "left": None if left == "nan" else float(left)}
-    ended = ENDED.match(lines[-1])
-    return Log(**found, device=ended[1] if ended else None, error=_error(lines))
+    device, error = _outcome(lines)
+    return Log(**found, device=device, error=error)
 
 
 def times(path: Path) -> dict[str, str]:
     """The columns of a `benchmark:` file, such as `s` and `max_rss`; none where it is not there, or not yet whole."""
-    lines = path.read_text().splitlines() if path.is_file() else []
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     return dict(zip(*(line.split("\t") for line in lines[:2]), strict=False)) if len(lines) > 1 else {}
 
 
-def _error(lines: Sequence[str]) -> str | None:
-    """The sentence a stage ended with, or the last line of what Python or the system said."""
-    if said := FAILED.match(lines[-1]):
-        return said.group(1)
-    traced = any(line.startswith("Traceback (most recent call last)") for line in lines)
-    return lines[-1] if traced and not lines[-1].startswith(MARK) else None
+def _outcome(lines: Sequence[str]) -> tuple[str | None, str | None]:
+    """The device of what ended well, or the sentence of what failed; both None where the log says neither.
+
+    Python or a library may have written more lines after that.
+    """
+    for line in reversed(lines):
+        if ended := ENDED.match(line):
+            return ended[1], None
+        if said := FAILED.match(line):
+            return None, said[1]
+    traced = [number for number, line in enumerate(lines) if line.startswith("Traceback (most recent call last)")]
+    after = lines[traced[-1] + 1 :] if traced else []
+    if any(PROGRESS.search(line) for line in after):  # a library printed it, and the job went on
+        return None, None
+    # the first line that is not indented names the exception, whose message may have more lines
+    return None, next((line for line in after if not line.startswith((" ", MARK))), None)

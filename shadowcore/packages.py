@@ -57,7 +57,10 @@ def download(wheel: Wheel, into: Path) -> Path:
     arguments = wheel.pip_arguments()
     quiet = ["--disable-pip-version-check", "--progress-bar", "off"]
     answer = subprocess.run(
-        [sys.executable, "-m", "pip", "download", *quiet, "-d", str(into), *arguments], capture_output=True, text=True
+        [sys.executable, "-m", "pip", "download", *quiet, "-d", str(into), *arguments],
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
     )
     archives = sorted(Path(into).glob("*.whl"))
     if answer.returncode != 0 or len(archives) != 1:

@@ -83,8 +83,17 @@ class Work:
         """GPUs of 80 GB it needs for itself; 0 for what multiplies little, and shares one where there is one."""
         if self.alone:
             return 1
-        large = self.flops and (self.weights > OWN_GPU or self.flops > MUCH)
-        return max(1, math.ceil((self.weights + self.activations) / GPU_BYTES)) if large else 0
+        return max(1, math.ceil(self.gpu_bytes / GPU_BYTES)) if self.large else 0
+
+    @property
+    def large(self) -> bool:
+        """Whether it would take days without a GPU."""
+        return bool(self.flops) and (self.weights > OWN_GPU or self.flops > MUCH)
+
+    @property
+    def gpu_bytes(self) -> float:
+        """Memory it needs on GPUs."""
+        return self.weights + self.activations
 
     @property
     def memory(self) -> float:
@@ -115,8 +124,8 @@ def work(jobs: Jobs, strict: bool = False) -> list[Work]:
     costs, study, conditions = Costs(jobs), jobs.study, jobs.conditions.values()
     if unknown := sorted(model for model, size in costs.sizes.items() if strict and size is None):
         raise ConfigError(
-            f"models.{unknown[0]}: its size is not known before it is fetched (`snakemake {jobs.root}/models/"
-            f"{unknown[0]}/card.json`); a row in shadowcore/models/published.py would do, too"
+            f"models.{unknown[0]}: its size is not known before it is fetched; fetch it first (`snakemake "
+            f"{jobs.root}/models/{unknown[0]}/card.json`), or add its size to shadowcore/models/published.py"
         )
     found = [Work("prepare_text", name) for name in study.texts]
     prepared = [Work("prepare_benchmark", name) for name in study.evaluation.tasks if name in BENCHMARKS]
@@ -150,10 +159,12 @@ def size_of(jobs: Jobs, model: str) -> Size | None:
     kind, fields = next(iter(jobs.study.models[model].source.items()))
     if kind == "random":
         one = RandomModel(**fields)
+        if one.heads < 1:  # which the source itself refuses
+            return None
         heads = (one.heads, one.kv_heads or one.heads, one.width // one.heads)
         return Size(one.family, Dimensions(one.layers, one.width, *heads, one.neurons, one.vocabulary, one.positions))
-    if kind == "folder" and (Path(fields["path"]) / "config.json").is_file():
-        config = read_config(Path(fields["path"]))
+    if kind == "folder" and ((folder := Path(fields["path"]).expanduser()) / "config.json").is_file():
+        config = read_config(folder)
         return Size(config.model_type, dimensions_of(config))
     # a repository, or a package's model
     return PUBLISHED.get(fields.get("repo", fields.get("name", "")).split("/")[-1].lower().removesuffix("-hf"))
@@ -324,13 +335,17 @@ class Costs:
 
 
 def measured_rates(jobs: Jobs) -> dict[str, float]:
-    """Multiplications a second by rule in a study that has run, wholly or in part: from its `benchmark:` files."""
+    """Multiplications a second by rule in a study that has run, wholly or in part: from its `benchmark:` files.
+
+    A job counts whose multiplications took longer than its start: what is left of a shorter one is mostly chance.
+    """
     done: dict[str, list[tuple[float, float]]] = {}
     for one in work(jobs):
         measured = measured_seconds(jobs.root, one)
         if one.flops and measured is not None:
-            seconds = measured - START - one.weights / LOADED
-            done.setdefault(one.rule, []).append((one.flops, max(seconds, 1.0)))
+            before = START + one.weights / LOADED
+            if (seconds := measured - before) > before:
+                done.setdefault(one.rule, []).append((one.flops, seconds))
     return {rule: sum(flops for flops, _ in found) / sum(s for _, s in found) for rule, found in done.items()}
 
 

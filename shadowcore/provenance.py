@@ -33,7 +33,7 @@ def module_path(module: str) -> Path | None:
 def imports(module: str) -> frozenset[str]:
     """Modules of this package that `module` imports directly, at the top or inside a function."""
     found = set()
-    for node in ast.walk(ast.parse(module_path(module).read_text())):
+    for node in ast.walk(ast.parse(module_path(module).read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             found.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -57,7 +57,7 @@ def closure(module: str) -> list[str]:
 @cache
 def behaviour(module: str) -> str:
     """Hash of what a module does: its syntax tree without docstrings, comments and positions."""
-    tree = ast.parse(module_path(module).read_text())
+    tree = ast.parse(module_path(module).read_text(encoding="utf-8"))
     for node in ast.walk(tree):
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node) is not None:
             node.body = node.body[1:]
@@ -101,7 +101,7 @@ def device_name() -> str:
 def processor_name() -> str:
     """The processor's model name as the system gives it."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         lines = []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
@@ -113,7 +113,7 @@ def _commit() -> str:
     try:
         answer = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
-            cwd=PACKAGE, capture_output=True, text=True, check=True,
+            cwd=PACKAGE, capture_output=True, encoding="utf-8", errors="replace", check=True,
         )  # fmt: skip
     except (OSError, subprocess.CalledProcessError):
         return "unknown"

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
-from shadowcore.fields import Percent, Positive, Strict, among
+from shadowcore.fields import AboveZero, Number, Percent, Positive, Strict, among
 from shadowcore.method.training import SCALINGS, TARGETS, Recipe
 from shadowcore.models.families import KINDS_OF
 
@@ -70,8 +70,8 @@ class Tuned(Masked):
 
     epochs: Positive
     batch: Positive
-    learning_rate: Annotated[float, Field(gt=0)]
-    temperature: Annotated[float, Field(gt=0)]
+    learning_rate: AboveZero
+    temperature: AboveZero
 
 
 # presets that a configuration names instead of writing numbers; what it writes beside the name goes before
@@ -104,8 +104,8 @@ class Preset(Strict):
     epochs: Positive
     epochs_heads: Positive | None = None
     batch: Positive
-    learning_rate: Annotated[float, Field(gt=0)]
-    weight_decay: Annotated[float, Field(ge=0)]
+    learning_rate: AboveZero
+    weight_decay: Annotated[Number, Field(ge=0)]
     bits: Literal[16, 8] = 16
     block: Positive = 1
 

@@ -3,15 +3,21 @@
 import errno
 import hashlib
 import os
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
 import torch
 from safetensors import SafetensorError
 
-from shadowcore import artifacts
+from shadowcore import artifacts, processes
 from shadowcore.errors import ArtifactError
 
+ROOT = Path(__file__).parent.parent
 HEADER = {"stage": "test", "spec": {"b": 1, "a": [1, 2]}}
 KINDS = {
     "record.json": (artifacts.write_record, artifacts.read_record, {"x": 1}),
@@ -134,3 +140,105 @@ def test_a_full_or_read_only_disk_is_one_sentence_and_the_old_file_stays(kind, c
         raise SafetensorError(f"Error while serializing: I/O error: what (os error {code})")
     read(path, "thing/1")
     assert list(path.parent.iterdir()) == [path]
+
+
+KILLED = """
+import os, signal, sys, torch
+from shadowcore import artifacts, processes
+def killed(*_, **__):
+    os.kill(os.getpid(), signal.SIGKILL)
+os.replace = killed
+if sys.argv[1].endswith(".safetensors"):
+    import safetensors.torch
+    artifacts.write_tensors(sys.argv[1], "thing/1", {"x": torch.zeros(2)}, {})
+else:
+    artifacts.write_record(sys.argv[1], "thing/1", {"x": 1}, {})
+"""
+
+
+def test_what_a_killed_run_left_goes_with_the_next_run_of_the_same_job(tmp_path):
+    """At once, and with the temporary files that safetensors makes beside its own."""
+    path = tmp_path / "tensors.safetensors"
+    for _ in range(2):
+        subprocess.run([sys.executable, "-c", KILLED, path], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)})
+        (left,) = tmp_path.iterdir()  # of two killed runs the second one's only
+        assert left.name.startswith(".tensors.safetensors.") and left.name.endswith(".partial")
+        (left / ".tmpAbCdEf").write_bytes(b"half")
+    artifacts.write_tensors(path, "thing/1", {"x": torch.zeros(2)}, HEADER)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def partial_of(path, writer):
+    left = path.with_name(f".{path.name}.{writer}-00000000.partial")
+    left.mkdir()
+    (left / path.name).write_bytes(b"half")
+    return left
+
+
+def test_what_another_process_may_still_be_writing_stays(tmp_path):
+    """Of a process that runs, of another machine, of another container on this one, which has numbers of its own."""
+    path, ours = tmp_path / "file", processes.name()
+    place, number, start = ours.split("-")
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    kept = [partial_of(path, ours), partial_of(path, f"00000000-{dead.pid}-1")]
+    gone = [partial_of(path, f"{place}-{dead.pid}-1"), partial_of(path, f"{place}-{number}-{int(start) + 1}")]
+    with artifacts.replacing(path) as partial:
+        partial.write_text("new")
+    assert all(map(Path.exists, kept)) and not any(map(Path.exists, gone))
+    for old in (*kept[1].iterdir(), kept[1]):  # an hour after its last change nobody writes there any longer
+        os.utime(old, (1e9, 1e9))
+    artifacts.remove_abandoned(path)
+    assert kept[0].exists() and not kept[1].exists()
+
+
+def test_a_process_that_ended_and_was_not_waited_for_is_gone():
+    ended = subprocess.Popen([sys.executable, "-c", ""], stdout=subprocess.PIPE)
+    ended.stdout.read()
+    start, deadline = processes.born(ended.pid), time.monotonic() + 10
+    while start is not None and time.monotonic() < deadline:
+        start = processes.born(ended.pid)
+    assert start is None
+    ended.wait()
+
+
+@pytest.fixture(params=[0o022, 0o077, 0o002], ids=oct)
+def umask(request):
+    before = os.umask(request.param)
+    yield request.param
+    os.umask(before)
+
+
+def modes(folder):
+    return {path: stat.S_IMODE(path.lstat().st_mode) for path in folder.rglob("*") if not path.is_symlink()}
+
+
+def test_files_and_folders_have_the_permissions_that_the_user_asks_for(tmp_path, umask):
+    for name, (write, _, content) in KINDS.items():
+        write(tmp_path / "new" / "folder" / name, "thing/1", content, HEADER)
+    artifacts.write_sealed(tmp_path / "new" / "sealed.safetensors", "thing/1", {"x": torch.zeros(2)}, HEADER)
+    found = modes(tmp_path)
+    assert len(found) == 2 + len(KINDS) + 2
+    for path, mode in found.items():
+        assert mode == (0o777 if path.is_dir() else 0o666) & ~umask, path
+
+
+def test_a_fetched_model_has_them_too_and_linked_files_keep_their_own(tmp_path, umask):
+    from shadowcore.models import sources
+
+    card = sources.fetch(sources.RandomModel("opt", layers=2, width=16, heads=2, neurons=24), tmp_path / "made")
+    assert card["files"]
+    assert {mode for path, mode in modes(tmp_path).items() if path.is_file()} == {0o666 & ~umask}
+    private = tmp_path / "made" / "model.safetensors"
+    private.chmod(0o600)
+    sources.fetch(sources.FolderModel(str(tmp_path / "made")), tmp_path / "linked")
+    assert (tmp_path / "linked" / "model.safetensors").is_symlink() and stat.S_IMODE(private.stat().st_mode) == 0o600
+
+
+def test_a_training_that_is_done_leaves_no_half_checkpoint_behind(tmp_path):
+    from shadowcore.method.course import Checkpoint
+
+    checkpoint = Checkpoint(tmp_path / "predictor.safetensors", {})
+    partial_of(checkpoint.path, f"{processes.machine()}-{2**22 + 1}-1")  # no machine has so many processes
+    checkpoint.remove()
+    assert not list(tmp_path.iterdir())

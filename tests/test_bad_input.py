@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from shadowcore import cli, plan
+from shadowcore import cli, plan, preflight
 from shadowcore.config import load_study, parse_study
 from shadowcore.errors import ConfigError
 from shadowcore.jobs import Jobs
@@ -250,7 +250,11 @@ def index_outside(path):
 
 
 def no_index(text):
-    return lambda path: (path.parent / "model.safetensors.index.json").write_text(text)
+    def damage(path):
+        path.unlink()
+        (path.parent / "model.safetensors.index.json").write_text(text)
+
+    return damage
 
 
 MODEL, WORDS, PIQA = "model/config.json", "words/part.parquet", "benchmarks/piqa/validation.parquet"
@@ -274,7 +278,7 @@ MISTAKES = [
     ("model", MODEL, keys(num_key_value_heads=7), "config.json"),
     ("model", MODEL, keys(num_hidden_layers=1), "at least 2 layers"),
     ("model", MODEL, keys(num_hidden_layers=2.5), "config.json"),
-    ("model", MODEL, keys(vocab_size=100), "vocabulary of 100"),
+    ("model", MODEL, keys(vocab_size=100), "disagree"),
     ("model", MODEL, keys(hidden_act="telepathy"), "config.json"),
     ("model", WEIGHTS, remove, "weights"),
     ("model", WEIGHTS, cut, "model.safetensors: damaged safetensors"),
@@ -321,6 +325,7 @@ MISTAKES = [
     ("trace", "card.json", say("[]"), "card.json: schema"),
     ("trace", "card.json", keys(record=None), "card.json"),
     ("trace", "card.json", record(lambda one: one.pop("files")), "card.json"),
+    ("trace", "card.json", record(lambda one: one["files"]["config.json"].pop("sha256")), "card.json"),
     ("train", "card.json", record(lambda one: one["dimensions"].pop("heads")), "card.json"),
     ("train", "card.json", record(lambda one: one["dimensions"].update(heads="two")), "card.json"),
     ("trace", "weights/model.safetensors", cut, "model.safetensors"),
@@ -448,6 +453,7 @@ def judged(data):
         for job in plan.work(jobs):
             assert job.resources()["mem_mb"] > 0
         assert jobs.outcomes()
+        assert not any("\n" in problem for problem in preflight.problems(jobs))
     except ConfigError as error:
         assert "\n" not in str(error)
 

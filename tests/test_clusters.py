@@ -79,7 +79,8 @@ def test_a_job_asks_by_the_size_of_its_model_and_for_more_when_it_is_tried_again
     (folder / "config" / "tiny.yaml").write_text(yaml.safe_dump(study))
     # what a trace is made of, so that it is all there is to do
     card = {"model_type": "opt", "dimensions": vars(PUBLISHED["opt-30b"].dimensions), "files": {}}
-    artifacts.write_record(results(folder) / "models/large/card.json", CARD_SCHEMA, card, {})
+    header = {"spec": {"kind": "folder", "source": study["models"]["large"]["source"]["folder"]}}  # so it is there
+    artifacts.write_record(results(folder) / "models/large/card.json", CARD_SCHEMA, card, header)
     for path in ("models/large/weights/x", "texts/words/documents.parquet"):
         (results(folder) / path).parent.mkdir(parents=True, exist_ok=True)
         (results(folder) / path).touch()
@@ -124,12 +125,23 @@ def test_another_queue_gets_its_resources_and_runs_the_job(tmp_path, monkeypatch
     assert "-l select=1:ncpus=1:mem=2000mb:ngpus=0 -l walltime=30:00" in asked and "-N prepare_benchmark" in asked
 
 
+@pytest.mark.parametrize("profile", ["slurm", "slurm-gres"])
+def test_a_machine_without_slurm_says_so_at_once(tmp_path, profile):
+    """Whatever the executor does without `sbatch`, it waited for ever."""
+    if shutil.which("sbatch"):
+        pytest.skip("this machine has SLURM")
+    folder = cluster_house(tmp_path / "house")
+    said = snakemake(folder, profile, "--", "results/tiny/tasks/piqa.parquet")
+    assert said.returncode != 0 and not (results(folder) / "tasks").exists()
+    assert "no SLURM" in said.stderr and "sbatch" in said.stderr and "Traceback" not in said.stderr
+
+
 @pytest.mark.parametrize("profile", PROFILES)
 def test_profiles_agree_on_what_makes_a_result_stale(profile):
     default, other = (
         yaml.safe_load((ROOT / "profiles" / name / "profile.yaml").read_text()) for name in ("default", profile)
     )
-    for key in ("rerun-triggers", "max-checksum-file-size", "rerun-incomplete"):
+    for key in ("rerun-triggers", "max-checksum-file-size", "rerun-incomplete", "keep-going"):
         assert other[key] == default[key]
 
 

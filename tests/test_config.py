@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from shadowcore.config import METHODS, TASKS, load_study, parse_study
+from shadowcore.config import load_study, parse_study
 from shadowcore.errors import ConfigError
 from shadowcore.jobs import Jobs
 from shadowcore.measure.protocols import PROTOCOLS
@@ -16,6 +16,7 @@ from shadowcore.method.criteria import CRITERIA
 from shadowcore.method.policies import POLICIES
 from shadowcore.method.training import SCALINGS, TARGETS
 from shadowcore.recipes import RECIPES, Preset, Trained
+from shadowcore.sections import METHODS, TASKS
 
 CONFIGS = sorted((Path(__file__).parent.parent / "config").glob("*.yaml"))
 QUICK = yaml.safe_load((Path(__file__).parent.parent / "config" / "quick.yaml").read_text())
@@ -40,8 +41,8 @@ def test_shipped_configurations_are_valid(path):
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        (["sede"], 1, "sede: unknown key; did you mean 'seed'"),
-        (["traces", "window"], 1, "traces.window: unknown key; did you mean 'windows'"),
+        (["sede"], 1, "config: unknown key 'sede'; did you mean 'seed'"),
+        (["traces", "window"], 1, "traces: unknown key 'window'; did you mean 'windows'"),
         (["traces", "criteria"], ["plainct"], "unknown 'plainct'; did you mean 'plainact'"),
         (["conditions", 0, "methods"], ["ramdom"], "unknown 'ramdom'; did you mean 'random'"),
         (["conditions", 1, "policies"], ["per_layr"], "unknown 'per_layr'; did you mean 'per_layer'"),
@@ -50,18 +51,18 @@ def test_shipped_configurations_are_valid(path):
         (
             ["conditions", 0, "methods"],
             ["griffin"],
-            r"protocols \['token'\] do not go with griffin; \['prompt'\] would",
+            r"conditions\[0\].protocols: \['token'\] do not go with griffin; allowed: \['prompt'\]",
         ),
-        (["conditions", 0, "methods"], ["relu"], r"sparsities_pct \[30, 50, 70\] do not go with relu; \[0\] would fit"),
+        (["conditions", 0, "methods"], ["relu"], r"sparsities_pct: \[30, 50, 70\] .* relu; allowed: \[0\]"),
         (
             ["conditions", 2, "methods"],
             ["threshold"],
-            r"policies \['global'\] do not go with threshold; \['per_layer'\]",
+            r"policies: \['global'\] do not go with threshold; allowed: \['per_layer'\]",
         ),
         (
             ["conditions", 3, "methods"],
             ["threshold"],
-            r"units \['both'\] do not go with threshold; \['neurons'\] would",
+            r"units: \['both'\] do not go with threshold; allowed: \['neurons'\]",
         ),
         (
             ["conditions", 0, "models"],
@@ -71,9 +72,9 @@ def test_shipped_configurations_are_valid(path):
         (["conditions", 1, "predictors"], ["small@1"], "`traces.on_policy` is missing"),
         (["conditions", 1, "predictors"], ["small@tuned"], "`tuning` is missing"),
         (["conditions", 1, "predictors"], ["small@tuned@1"], "unknown 'small@tuned@1'; Known: small"),
-        (["conditions", 1, "predictors"], ["small@seed1"], "has a seed in its name; `seeds: .1.` would fit"),
-        (["conditions", 0, "seeds"], [0, 1], r"seeds: nothing of \['random'\] is trained"),
-        (["conditions", 1, "seeds"], [-1], r"greater than or equal to 0 \(found -1\)"),
+        (["conditions", 1, "predictors"], ["small@seed1"], "has a seed in its name; use `seeds: .1.`"),
+        (["conditions", 0, "seeds"], [0, 1], r"conditions\[0\].seeds: .*shadow.*\['random'\]"),
+        (["conditions", 1, "seeds"], [-1], r"conditions\[1\].seeds\[0\]: must be 0 or more \(found -1\)"),
         (["conditions", 1, "predictors"], ["small@0"], "unknown 'small@0'; did you mean 'small'"),
         (
             ["traces", "on_policy"],
@@ -81,29 +82,29 @@ def test_shipped_configurations_are_valid(path):
             "60 is above highest_pct 30",
         ),
         (["predictors", "small"], {"recipe": "publishd"}, "recipe: unknown 'publishd'; did you mean 'published'"),
-        (["predictors", "small", "bits"], 4, r"bits: Input should be 16 or 8 \(found 4\)"),
+        (["predictors", "small", "bits"], 4, r"predictors.small.bits: must be 16 or 8 \(found 4\)"),
         (["predictors", "small", "scaling"], "minmax", "unknown 'minmax'; did you mean 'min_max'"),
         (["conditions", 1, "predictors"], ["smal"], "unknown 'smal'; did you mean 'small'"),
         (["conditions", 1, "predictors"], [], "need `predictors`"),
         (["conditions", 1, "criteria"], ["snip"], "have no token form"),
-        (["conditions", 0, "sparsities_pct"], [100], r"conditions.0.sparsities_pct.0: .*less than 100 \(found 100\)"),
-        (["conditions", 0, "sparsities_pct"], [-1], r"greater than or equal to 0 \(found -1\)"),
-        (["conditions", 0, "sparsities_pct"], [0.5], r"valid integer \(found 0.5\)"),
+        (["conditions", 0, "sparsities_pct"], [100], r"conditions\[0\].sparsities_pct\[0\]: 100 .*integer percent"),
+        (["conditions", 0, "sparsities_pct"], [-1], "-1 .*integer percent"),
+        (["conditions", 0, "sparsities_pct"], [0.5], "0.5 is not an integer percent .* such as 50"),
         (["evaluation", "tasks"], ["piqua"], "unknown 'piqua'; did you mean 'piqa'"),
         (["evaluation", "texts"], ["wikipdia"], "did you mean 'wikipedia'"),
         (["models", "smollm2-135m", "source"], {"packge": "x"}, "unknown 'packge'; did you mean 'package'"),
         (["models", "smollm2-135m", "source"], {"folder": {"pth": "x"}}, "unknown key 'pth'; did you mean 'path'"),
         (["models", "smollm2-135m", "dtype"], "float31", "unknown 'float31'; did you mean 'float32'"),
-        (["models"], {"../up": QUICK["models"]["smollm2-135m"]}, "models.../up"),
-        (["models"], {}, "models: .*at least 1 item"),
-        (["evaluation", "texts"], [], "evaluation.texts: .*at least 1 item"),
+        (["models"], {"../up": QUICK["models"]["smollm2-135m"]}, "models: '../up' is not a name"),
+        (["models"], {}, "models: must have 1 or more"),
+        (["evaluation", "texts"], [], "evaluation.texts: must have 1 or more"),
         (
             ["texts", "wikipedia", "true_continuation"],
             None,
             "texts.wikipedia: true_continuation is missing, which evaluation.tasks asks for",
         ),
-        (["traces", "tokens_per_window"], 128, "fewer than window_tokens are needed"),
-        (["traces", "window_tokens"], 70, "traces.window_tokens: 70 found; jacov needs 73 or more"),
+        (["traces", "tokens_per_window"], 128, "traces.tokens_per_window: 128 is too large; .*window_tokens .128."),
+        (["traces", "window_tokens"], 70, "traces.window_tokens: 70 is too small; jacov needs 73 or more"),
         (["traces", "criteria"], ["plainact"], r"traces.criteria: \['l2_norm'\] are used"),
     ],
 )
@@ -205,7 +206,7 @@ def test_a_grid_may_be_for_some_models_only():
 def test_a_file_that_is_not_yaml_is_named(tmp_path):
     path = tmp_path / "broken.yaml"
     path.write_text("study: [")
-    with pytest.raises(ConfigError, match="broken.yaml: not YAML"):
+    with pytest.raises(ConfigError, match="broken.yaml: not YAML, line 1"):
         load_study(path)
     with pytest.raises(ConfigError, match="absent.yaml: cannot be read"):
         load_study(tmp_path / "absent.yaml")
@@ -232,6 +233,155 @@ def test_the_size_of_a_batch_makes_nothing_stale():
     after, key = Jobs(parse_study(study, "config")), next(iter(before.conditions))
     assert before.trace(key[0], "train", "0") == after.trace(key[0], "train", "0")
     assert before.evaluate("evaluate", key) == after.evaluate("evaluate", key)
+
+
+@pytest.mark.parametrize("value", ["no", "off", "yes", "on", "None", "null", "", "0", 0, 1, None, 0.5, ["a"]])
+def test_offline_is_true_false_or_a_folder(value):
+    with pytest.raises(ConfigError, match="config: offline: .* true, false, or the folder"):
+        parse_study(changed(["offline"], value), "config")
+
+
+@pytest.mark.parametrize(("value", "meant"), [("true", True), ("True", True), ("false", False), (True, True)])
+def test_run_anyway_arrives_as_text_and_changes_no_page(value, meant):
+    study = parse_study(changed(["run_anyway"], value), "config")
+    assert study.run_anyway is meant and Jobs(study).write_page() == Jobs(parse_study(QUICK, "config")).write_page()
+    with pytest.raises(ConfigError, match="run_anyway: 'yes' .* true or false"):
+        parse_study(changed(["run_anyway"], "yes"), "config")
+
+
+REQUIRED = [
+    ([], "trace", "traces"), ([], "sede", "seed"), ([], "model", "models"),
+    (["traces"], "window_token", "window_tokens"), (["traces"], "shard", "shards"),
+    (["predictors", "small"], "epoch", "epochs"), (["evaluation"], "task", "tasks"),
+    (["conditions", 0], "method", "methods"), (["conditions", 1], "sparsity_pct", "sparsities_pct"),
+    (["texts", "wikipedia"], "held_out_fraction", "heldout_fraction"),
+    (["texts", "wikipedia", "true_continuation"], "document", "documents"),
+    (["latency"], "criterium", "criterion"), (["models", "smollm2-135m"], "sourse", "source"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("place", "typed", "meant"), REQUIRED)
+def test_a_misspelt_required_key_is_paired_with_the_missing_one(place, typed, meant):
+    data = copy.deepcopy(QUICK)
+    here = data
+    for key in place:
+        here = here[key]
+    here[typed] = here.pop(meant)
+    with pytest.raises(ConfigError) as refused:
+        parse_study(data, "config")
+    assert f"unknown key '{typed}'; did you mean '{meant}'" in str(refused.value)
+
+
+def test_a_missing_key_and_one_that_is_like_none_are_both_named():
+    data = copy.deepcopy(QUICK)
+    data["traces"]["pizza"] = data["traces"].pop("shards")
+    with pytest.raises(ConfigError, match="traces: unknown key 'pizza'.*Missing: shards"):
+        parse_study(data, "config")
+    del data["traces"]["pizza"]
+    with pytest.raises(ConfigError, match="traces.shards: missing"):
+        parse_study(data, "config")
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "names"),
+    [
+        # a section that is null, or of another kind
+        *(([name], None, [f"config: {name}: must be a mapping"]) for name in ("models", "traces", "evaluation")),
+        (["conditions"], None, ["conditions: must be a list"]),
+        (["conditions", 0], None, ["conditions[0]: must be a mapping"]),
+        (["texts", "wikipedia"], None, ["texts.wikipedia: must be a mapping"]),
+        (["models", "smollm2-135m", "source"], None, ["models.smollm2-135m.source: one source"]),
+        (["models", "smollm2-135m", "source"], {"folder": None}, ["source.folder: a mapping", "path"]),
+        (["models", "smollm2-135m", "source"], {"folder": "/tmp"}, ["source.folder: a mapping", "path"]),
+        (["models", "smollm2-135m", "source"], {"hub": {"repo": "a/b"}}, ["source.hub: missing key 'revision'"]),
+        (["models", "smollm2-135m", "source"], {"folder": {"path": 3}}, ["smollm2-135m.source.folder.path: 3"]),
+        (["evaluation", "tasks"], "piqa", ["evaluation.tasks: must be a list", "'piqa'"]),
+        # empty grids, and values listed twice
+        (["conditions", 0, "methods"], [], ["conditions[0].methods: must have 1 or more"]),
+        (["conditions", 0, "sparsities_pct"], [], ["conditions[0].sparsities_pct: must have 1 or more"]),
+        (["conditions", 1, "policies"], [], ["conditions[1].policies: must have 1 or more"]),
+        (["conditions", 1, "protocols"], [], ["conditions[1].protocols: must have 1 or more"]),
+        (["conditions", 1, "units"], [], ["conditions[1].units: must have 1 or more"]),
+        (["latency", "methods"], [], ["latency.methods: must have 1 or more"]),
+        (["latency", "sparsities_pct"], [], ["latency.sparsities_pct: must have 1 or more"]),
+        (["calibration"], ["wikipedia", "wikipedia"], ["calibration: 'wikipedia' is listed twice"]),
+        (["conditions", 0, "sparsities_pct"], [0, 50, 0], ["sparsities_pct: 0 is listed twice"]),
+        (["traces", "criteria"], ["plainact", "l2_norm", "l2_norm"], ["traces.criteria: 'l2_norm' is listed twice"]),
+        # sizes
+        *(([part, key], value, [f"{part}.{key}: must be 1 or more", str(value)]) for value in (0, -3)
+          for part, keys in {"traces": ("windows", "shards", "batch"), "evaluation": ("windows", "request_batch"),
+                             "latency": ("new_tokens", "repeats")}.items() for key in keys),
+        (["predictors", "small", "rank_heads"], -1, ["predictors.small.rank_heads: must be 1 or more"]),
+        (["predictors", "small", "epochs"], 0, ["predictors.small.epochs: must be 1 or more"]),
+        (["predictors", "small", "learning_rate"], -0.1, ["predictors.small.learning_rate: must be greater than 0"]),
+        (["evaluation", "limit"], {"piqa": -1}, ["evaluation.limit.piqa: must be 1 or more"]),
+        (["evaluation", "limit"], {"piqa": 5}, ["evaluation.limit.piqa:", "evaluation.tasks"]),
+        (["evaluation", "fewshot"], [-1], ["evaluation.fewshot[0]: must be 0 or more"]),
+        (["latency", "warmup"], -1, ["latency.warmup: must be 0 or more"]),
+        (["seed"], -1, ["seed: must be 0 or more"]),
+        (["seed"], 2**70, ["seed: must be less than"]),
+        (["traces", "windows"], 64.0, ["traces.windows: must be a whole number", "64.0"]),
+        (["traces", "windows"], True, ["traces.windows: must be a whole number"]),
+        (["traces", "shards"], 65, ["traces.shards: 65 is too large", "64 windows"]),
+        (["traces", "heldout_tokens_per_window"], 128, ["traces.heldout_tokens_per_window: 128", "window_tokens"]),
+        (["predictors", "small", "batch"], 4097, ["predictors.small.batch: 4097 is too large", "4096 tokens"]),
+        (["evaluation", "window_tokens"], 1, ["evaluation.window_tokens: must be 2 or more"]),
+        (["latency", "prompt_tokens"], 1, ["latency.prompt_tokens: must be 2 or more"]),
+        # fractions
+        (["texts", "wikipedia", "heldout_fraction"], 0.7, ["texts.wikipedia.heldout_fraction: 0.7", "less than 1"]),
+        (["texts", "wikipedia", "heldout_fraction"], 1, ["texts.wikipedia.heldout_fraction: must be less than 1"]),
+        (["texts", "wikipedia", "evaluation_fraction"], 0, ["evaluation_fraction: must be greater than 0"]),
+        (["texts", "wikipedia", "evaluation_fraction"], "a third", ["evaluation_fraction: must be a number"]),
+        # names, and what they may not have
+        (["study"], "my study", ["study: 'my study' is not a name"]),
+        (["study"], "../up", ["study: '../up' is not a name"]),
+        (["predictors"], {"a@1": QUICK["predictors"]["small"]}, ["predictors: 'a@1' is not a name"]),
+    ],
+)  # fmt: skip
+def test_a_sentence_names_the_key_what_was_found_and_what_is_allowed(path, value, names):
+    with pytest.raises(ConfigError) as refused:
+        parse_study(changed(path, value), "config")
+    words = str(refused.value)
+    assert all(name in words for name in names) and "\n" not in words, words
+    assert not any(code in words for code in ("[A-Z", "valid dictionary", "Field required", "Input should"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "names"),
+    [
+        ({"models": []}, ["latency_random.models: must have 1 or more"]),
+        ({"models": ["opt-66"]}, ["latency_random.models[0]: unknown 'opt-66'; did you mean 'opt-66b'"]),
+        ({"sparsities_pct": [0.5]}, ["latency_random.sparsities_pct[0]: 0.5", "such as 50"]),
+        ({"prompt_tokens": 0}, ["latency_random.prompt_tokens: must be 2 or more"]),
+        ({"new_tokens": -4}, ["latency_random.new_tokens: must be 1 or more"]),
+        ({"short_tokens": 4}, ["latency_random.short_tokens: 4 is too large", "new_tokens is 4"]),
+        ({"also": [{"new_tokens": 2}]}, ["latency_random.short_tokens: 2 is too large"]),
+        ({"also": [{"batch": 17}]}, ["latency_random.also[0].batch: must be 16 or less", "17"]),
+        ({"also": [{"batch": 2}, {"batch": 2}]}, ["latency_random.also", "twice"]),
+        ({"active": 1.5}, ["latency_random.active: must be less than 1"]),
+        ({"designs": [{"method": "shadow", "rank_heads": 0, "rank_neurons": 4}]}, ["designs[0].rank_heads: must be 1"]),
+        ({"desing": []}, ["latency_random: unknown key 'desing'; did you mean 'designs'"]),
+    ],
+)
+def test_what_is_timed_with_random_weights_is_checked_as_the_rest(changes, names):
+    data = copy.deepcopy(QUICK) | {"latency_random": {
+        "models": ["opt-tiny"], "dtype": "float32", "units": "both", "sparsities_pct": [50], "designs": [],
+        "baselines": [], "active": 0.1, "prompt_tokens": 4, "short_tokens": 2, "new_tokens": 4, "repeats": 1,
+        "warmup": 0,
+    } | changes}  # fmt: skip
+    with pytest.raises(ConfigError) as refused:
+        parse_study(data, "config")
+    assert all(name in str(refused.value) for name in names), refused.value
+
+
+def test_examples_need_a_training_split_or_a_task_without_them():
+    study = changed(["evaluation", "tasks"], ["true_continuation", "lambada_openai"])
+    parse_study(study, "config")
+    study["evaluation"]["fewshot"] = [0, 3]
+    parse_study(study, "config")
+    study["evaluation"]["fewshot"] = [3]
+    with pytest.raises(ConfigError, match="evaluation.fewshot: .*lambada_openai"):
+        parse_study(study, "config")
 
 
 def test_offline_arrives_as_text_from_the_command_line():

@@ -219,7 +219,7 @@ def test_releasing_the_model(tokens):
                 intermediate_size=48,
                 rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0},
             ),
-            "rope_type is 'dynamic'",
+            "rope_type 'dynamic'",
         ),
     ],
 )

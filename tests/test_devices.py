@@ -1,5 +1,7 @@
 """One job per GPU, on pretend devices: no two jobs that want one alone ever meet on it, and nobody waits for ever."""
 
+import contextlib
+import fcntl
 import os
 import subprocess
 import sys
@@ -94,3 +96,16 @@ def test_the_job_sees_its_devices_and_what_was_set_comes_back(machine, monkeypat
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     with devices.reserved(1) as found:
         assert found == []
+
+
+def test_the_lock_of_one_user_can_be_opened_by_another(tmp_path, monkeypatch):
+    monkeypatch.setattr(devices, "LOCKS", tmp_path)
+    before = os.umask(0o077)
+    try:
+        with contextlib.ExitStack() as held:
+            assert devices._lock(held, "GPU-0", fcntl.LOCK_EX | fcntl.LOCK_NB)
+            assert not devices._lock(held, "GPU-0", fcntl.LOCK_EX | fcntl.LOCK_NB)
+    finally:
+        os.umask(before)
+    (lock,) = tmp_path.iterdir()
+    assert lock.stat().st_mode & 0o777 == 0o644

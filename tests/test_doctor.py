@@ -57,6 +57,29 @@ def test_it_runs_where_nothing_is_installed(tmp_path):
     assert f"torch {doctor.pins()['torch']} is pinned and not installed\n         fix: pip install" in said.stdout
 
 
+def test_a_configuration_that_cannot_be_read_without_packages_is_one_finding(tmp_path):
+    said = subprocess.run(
+        [sys.executable, "-S", "-m", "shadowcore", "doctor", str(ROOT / "config" / "quick.yaml")], cwd=tmp_path,
+        capture_output=True, text=True, env={"PYTHONPATH": str(ROOT), "PATH": os.environ["PATH"]},
+    )  # fmt: skip
+    assert said.returncode == 1 and said.stderr == ""
+    first = said.stdout.splitlines()[0]
+    assert first.startswith("BROKEN") and "quick.yaml" in first and "not installed" in first
+    assert "torch" in said.stdout and "pydantic" in said.stdout
+
+
+def test_a_package_that_only_a_check_needs_is_a_finding_too(monkeypatch):
+    from shadowcore import preflight
+    from shadowcore.jobs import Jobs
+
+    def missing(jobs):
+        raise ImportError("No module named 'transformers'", name="transformers")
+
+    monkeypatch.setattr(preflight, "problems", missing)
+    ((state, what),) = told(doctor.configuration(Jobs(load_study(ROOT / "config" / "quick.yaml"))))
+    assert state == "broken" and "transformers" in what and "not installed" in what
+
+
 def test_disk_that_is_small_or_closed_is_told(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
     usage = namedtuple("usage", "total used free")

@@ -115,7 +115,7 @@ def test_what_is_there_is_kept_and_what_changed_is_fetched_again(study, tmp_path
 @pytest.mark.parametrize(
     ("local", "message"),
     [
-        ({}, "offline: models.tiny comes over the network; the folder that `shadowcore fetch` makes"),
+        ({}, "offline: models.tiny comes over the network"),
         ({"models": {"tiny": {"source": {"folder": {"path": "m"}}}}}, None),
         ({"evaluation": {"tasks": ["piqa"]}, "models": {"tiny": {"source": {"folder": {"path": "m"}}}}}, "tasks: piqa"),
         ({"offline": "true"}, "offline: models.tiny comes"),
@@ -133,5 +133,15 @@ def test_offline_refuses_what_is_not_local(study, local, message):
 
 
 def test_nothing_is_fetched_offline(study, tmp_path):
-    with pytest.raises(ConfigError, match="offline: set, so nothing can be fetched"):
+    with pytest.raises(ConfigError, match="offline: .*remove the key"):
         fetch(parse_study(study | {"offline": str(tmp_path)}, "config"), tmp_path / "fetched")
+
+
+@pytest.mark.parametrize("place", ["file", "file/below", "file/far/below"])
+def test_what_is_fetched_goes_into_a_folder(study, tmp_path, capsys, place):
+    (tmp_path / "file").write_text("kept")
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(study))
+    assert cli.main(["fetch", str(tmp_path / "mine.yaml"), "--to", str(tmp_path / place)]) == 2
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("shadowcore")]
+    assert len(said) == 1 and "--to" in said[0] and str(tmp_path / "file") in said[0]
+    assert (tmp_path / "file").read_text() == "kept"

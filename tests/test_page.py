@@ -46,10 +46,10 @@ def study(tmp_path_factory):
     return root
 
 
-def write(root, page):
+def write(root, page, **more):
     captions = [CAPTIONS / f"{name}.rst" for name in (*DRAWN, "workflow")]
     return cli.main([
-        "write-page", "--spec", json.dumps({"configuration": CONFIGURATION}),
+        "write-page", "--spec", json.dumps({"configuration": CONFIGURATION} | more),
         "--tables", *map(str, sorted(root.glob("tables/*.parquet"))),
         "--figures", *(str(root / f"figures/{name}.png") for name in DRAWN),
         "--captions", *map(str, captions), "--page", str(page),
@@ -117,6 +117,50 @@ def test_the_page_says_where_it_is_from_and_repeats_to_the_byte(study, tmp_path)
 def test_figures_are_inside_byte_for_byte(study):
     size = sum((study / f"figures/{name}.png").stat().st_size for name in DRAWN if name != "fewshot")
     assert 4 / 3 * size < (study / "index.html").stat().st_size < 4 / 3 * size + 300_000
+
+
+MISSING = [{"job": "fetch_model/large", "reason": HOSTILE}, {"job": "12 jobs of evaluate", "reason": "not run"}]
+
+
+def test_a_page_of_a_part_of_the_study_says_first_what_is_missing_and_why(study, tmp_path):
+    assert write(study, tmp_path / "part.html", missing=MISSING) == 0
+    text = Read((tmp_path / "part.html").read_text()).text
+    for one in MISSING:
+        assert text.index(one["job"]) < text.index(one["reason"]) < text.index("Summary")
+    assert "<script" not in (tmp_path / "part.html").read_text()
+    assert artifacts.missing(tmp_path / "part.html") == MISSING
+    whole = study / "index.html"
+    assert "INCOMPLETE" not in whole.read_text() and artifacts.missing(whole) == []
+
+
+def test_a_page_without_any_table_is_a_page_that_says_so(study, tmp_path, capsys):
+    shutil.copytree(study / "figures", tmp_path / "figures")
+    assert write(tmp_path, tmp_path / "none.html", missing=MISSING) == 0
+    assert MISSING[0]["job"] in Read((tmp_path / "none.html").read_text()).text
+
+
+def refused_in(root):
+    """Give a study's folder one refused decoding mode."""
+    table = FINAL_TABLES["refused"]
+    row = {"model": MODEL, "device": "Processor", "variant": "layerwise 50 %", "reason": "its logits differ [by 3.0]"}
+    artifacts.write_table(root / "tables/refused.parquet", table.schema, table.build([row]), {})
+    return row
+
+
+def test_a_refused_mode_is_named_first_on_the_page_and_in_the_terminal(study, tmp_path, capsys):
+    folder = shutil.copytree(study, tmp_path / "study")
+    row = refused_in(folder)
+    assert write(folder, folder / "index.html", missing=MISSING) == 0
+    text = Read((folder / "index.html").read_text()).text
+    assert text.index(row["variant"]) < text.index(row["reason"]) < text.index("Summary")
+    for options in ([], ["--brief"]):
+        assert cli.main(["show", str(folder), *options]) == 0
+        said = capsys.readouterr().out
+        assert said.index(MISSING[1]["job"]) < said.index(row["variant"]) < said.index("dense")
+        assert row["reason"] in said
+    assert cli.main(["show", str(study)]) == 0
+    said = capsys.readouterr().out
+    assert "REFUSED" not in said and "INCOMPLETE" not in said
 
 
 def test_captions_keep_their_words():

@@ -148,7 +148,7 @@ def final_tables(documents):
     rows = {
         "accuracy": tables.accuracy(documents), "perplexity": tables.perplexity(documents),
         "comparisons": tables.comparisons(documents), "quality": quality_rows(), "predictors": predictor_rows(),
-        "criteria": criteria_rows(), "latency": latency_rows(), "latency_repeats": [],
+        "criteria": criteria_rows(), "latency": latency_rows(), "latency_repeats": [], "refused": [],
     }  # fmt: skip
     measured = {name: FINAL_TABLES[name].build(values) for name, values in rows.items()}
     judged = claims.judge({name: tables.frame(table) for name, table in measured.items()})

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, GPT2Config
 
 from shadowcore import packages
 from shadowcore.errors import ArtifactError, ConfigError, SourceError
-from shadowcore.models import folders, sources
+from shadowcore.models import contents, folders, sources
 from shadowcore.models.sources import FolderModel, HubModel, PackagedModel, RandomModel
 from shadowcore.packages import Wheel, extract
 from shadowcore.provenance import file_sha256
@@ -174,7 +174,7 @@ def test_folder_and_hub_give_the_same_model_as_links(folder, tmp_path, monkeypat
         assert (ready / "model.safetensors").is_symlink() and card["licence"] == "mit"
         assert card["source"]["kind"] == source.KIND and "README.md" not in card["files"]
         assert torch.equal(logits(ready), logits(folder))
-        folders.check_files(ready, card)
+        contents.check_files(ready, card)
 
 
 def test_pickled_checkpoint_becomes_the_same_safetensors_and_the_source_stays(folder, tmp_path):
@@ -227,10 +227,10 @@ def change_json(path, **changes):
 
 
 def test_truncated_weights_are_named(folder, tmp_path):
-    card = {"files": {path.name: {"bytes": path.stat().st_size} for path in folder.iterdir()}}
+    card = {"files": contents.hash_files(folder)}
     os.truncate(folder / "model.safetensors", 5000)
     with pytest.raises(ArtifactError, match="model.safetensors: 5000 bytes where"):
-        folders.check_files(folder, card)
+        contents.check_files(folder, card)
     with pytest.raises(ArtifactError, match="model.safetensors: damaged"):
         folders.load_model(folder)
     with pytest.raises(SourceError, match="model.safetensors: damaged"):
@@ -238,19 +238,20 @@ def test_truncated_weights_are_named(folder, tmp_path):
 
 
 def test_missing_and_surplus_files_are_named(folder):
-    card = {"files": {path.name: {"bytes": path.stat().st_size} for path in folder.iterdir()}}
+    card = {"files": contents.hash_files(folder)}
     (folder / "surplus.json").write_text("{}")
     with pytest.raises(ArtifactError, match="surplus.json: 2 bytes where the model's card has no file"):
-        folders.check_files(folder, card)
+        contents.check_files(folder, card)
     (folder / "surplus.json").unlink()
     (folder / "tokenizer.json").unlink()
     with pytest.raises(ArtifactError, match="tokenizer.json: no file where"):
-        folders.check_files(folder, card)
+        contents.check_files(folder, card)
 
 
 def test_missing_shard_is_named(folder):
     index = {"weight_map": {"lm_head.weight": "model-00002-of-00002.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / "model.safetensors").unlink()
     with pytest.raises(ArtifactError, match="model-00002-of-00002.safetensors: no such file"):
         folders.load_model(folder)
 
@@ -299,15 +300,16 @@ def test_killed_fetch_leaves_nothing_that_is_trusted(folder, tmp_path, monkeypat
     for folder_left in (left, other):
         folder_left.mkdir()
         (folder_left / "model.safetensors").write_bytes(b"half")
-    os.utime(left, (1e9, 1e9))  # of a run that was killed long ago; the other one may still run
+    for path in (left / "model.safetensors", left):  # of a run that was killed long ago; the other one may still run
+        os.utime(path, (1e9, 1e9))
     card = sources.fetch(FolderModel(str(folder)), ready)
-    folders.check_files(ready, card)
+    contents.check_files(ready, card)
     assert not left.exists() and other.exists()
 
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sources, "load_tokenizer", interrupted)
+    monkeypatch.setattr(sources, "hash_files", interrupted)
     with pytest.raises(KeyboardInterrupt):
         sources.fetch(FolderModel(str(folder)), tmp_path / "other")
     assert not (tmp_path / "other").exists()

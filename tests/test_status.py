@@ -1,4 +1,4 @@
-"""The state of a study from its logs and times alone: every state, the time that is left, and nothing touched."""
+"""The state of a study from its files and logs: every state, the time that is left, and nothing touched."""
 
 import io
 import os
@@ -9,9 +9,11 @@ import pytest
 from rich.console import Console
 
 from shadowcore import cli, logs, plan
-from shadowcore.commands.status import print_status, status
+from shadowcore.commands.status import print_status
 from shadowcore.config import load_study
 from shadowcore.jobs import Jobs
+from shadowcore.states import outputs
+from shadowcore.states import states as status
 
 QUICK = Path(__file__).parent.parent / "config" / "quick.yaml"
 NOW = 1.7e9
@@ -39,6 +41,13 @@ def write_times(jobs, rule, seconds):
     path.write_text(f"s\th:m:s\n{seconds}\t0:00:10\n")
 
 
+def write_files(jobs, rule):
+    job = one_of(jobs, rule)
+    for path in outputs(jobs.root, rule, job.name):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("")
+
+
 def states(jobs):
     return {job.work.rule: job for job in reversed(status(jobs, NOW)) if job.log.is_file()}
 
@@ -53,6 +62,7 @@ def test_before_anything_ran_every_job_waits(jobs):
 def test_every_state_is_told_from_its_log(jobs):
     write_log(jobs, "prepare_text", logs.ending(NOW - 100))
     write_times(jobs, "prepare_text", 42.0)
+    write_files(jobs, "prepare_text")
     write_log(jobs, "trace", "[trace] 2/8 after 25 s, about 75 s left", written=NOW - 15)
     write_log(jobs, "average", "shadowcore average: trace.safetensors: damaged")
     another = os.getpid()
@@ -62,28 +72,55 @@ def test_every_state_is_told_from_its_log(jobs):
     assert (found["prepare_text"].state, found["prepare_text"].seconds, found["prepare_text"].left) == ("done", 42, 0)
     assert (found["trace"].state, found["trace"].seconds, found["trace"].left) == ("running", 100, 60)
     assert (found["average"].state, found["average"].said.error) == ("failed", "trace.safetensors: damaged")
-    assert found["train_predictor"].state == "failed" and found["train_predictor"].left > 0
+    assert found["train_predictor"].state == "interrupted" and found["train_predictor"].left > 0
     assert found["evaluate"].state == "running"
     console = Console(file=io.StringIO(), width=120)
     print_status(status(jobs, NOW), NOW, console)
     said = console.file.getvalue()
     done = f"1 of {len(plan.work(jobs))} jobs done"
     for words in (done, "with 2 at a time", "100 s, step 2 of 8, about 60 s left", "silent for 60 min",
-                  "trace.safetensors: damaged (", "its process ended without a word"):  # fmt: skip
+                  "trace.safetensors: damaged (", "process ended without an error message"):  # fmt: skip
         assert words in said
 
 
-def test_logs_without_a_heading_are_done_where_times_are_there(jobs):
-    write_log(jobs, "average", "[average] 1/1 after 5 s, about 0 s left", head=lambda head: "")
-    assert states(jobs)["average"].state == "running"
-    write_times(jobs, "average", 5.0)
+def said(jobs):
+    console = Console(file=io.StringIO(), width=150)
+    print_status(status(jobs, NOW), NOW, console)
+    return console.file.getvalue()
+
+
+def test_a_job_without_its_files_is_not_done_and_one_with_them_needs_no_log(jobs):
+    write_log(jobs, "average", logs.ending(NOW - 100))
+    assert states(jobs)["average"].state == "waiting" and states(jobs)["average"].deleted
+    assert "1 finished job" in said(jobs) and one_of(jobs, "average").place in said(jobs)
+    write_files(jobs, "average")
     assert states(jobs)["average"].state == "done"
+    (jobs.root / "logs" / f"{one_of(jobs, 'average').place}.log").unlink()
+    assert "1 of" in said(jobs) and next(job for job in status(jobs, NOW) if job.work.rule == "average").state == "done"
+    outputs(jobs.root, "average", one_of(jobs, "average").name)[0].unlink()
+    write_times(jobs, "average", 5.0)  # as Snakemake left them
+    assert "0 of" in said(jobs)
+
+
+def test_a_log_without_a_heading_is_of_a_job_that_starts_or_never_did(jobs):
+    write_log(jobs, "average", "bash: python: command not found", head=lambda head: "")
+    assert states(jobs)["average"].state == "running"
+    write_log(jobs, "average", "bash: python: command not found", head=lambda head: "", written=NOW - 3600)
+    assert states(jobs)["average"].state == "interrupted"
+
+
+def test_where_nothing_runs_no_time_of_an_end_is_given(jobs):
+    clock = re.compile(r"\d\d:\d\d")
+    assert not clock.search(said(jobs)) and "no job runs now" in said(jobs)
+    write_log(jobs, "average", "[average] 1/2 after 5 s, about 5 s left")
+    assert clock.search(said(jobs)) and "no job runs now" not in said(jobs)
 
 
 def test_what_is_left_is_told_by_what_was_measured(jobs):
     before = {job.work: job.left for job in status(jobs, NOW)}
     slow = 10 * one_of(jobs, "trace").seconds({"trace": 1e11})
     write_times(jobs, "trace", slow)
+    write_files(jobs, "trace")
     for job in status(jobs, NOW):
         if job.work == one_of(jobs, "trace"):
             assert job.state == "done" and job.left == 0
@@ -96,6 +133,6 @@ def test_what_is_left_is_told_by_what_was_measured(jobs):
 def test_it_is_a_command_and_bad_input_is_one_sentence(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert cli.main(["status", str(QUICK)]) == 0
-    assert re.search(r"^0 of \d+ jobs done; one at a time", capsys.readouterr().out, re.MULTILINE)
+    assert re.search(r"^0 of \d+ jobs done; no job runs now; one at a time", capsys.readouterr().out, re.MULTILINE)
     assert cli.main(["status", "nowhere.yaml"]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1

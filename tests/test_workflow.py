@@ -22,6 +22,7 @@ from shadowcore.measure.activation_masks import BASELINES
 from shadowcore.method.criteria import CRITERIA
 
 ROOT = Path(__file__).parent.parent
+LEFT = ("logs", "benchmarks", "study.txt")  # in a results folder beside what jobs write
 PARTS = ("Snakefile", "workflow", "shadowcore", "profiles", "config", "environment.yml")
 
 
@@ -128,12 +129,32 @@ def test_it_makes_every_table_and_figure(house):
     from shadowcore.schemas import FINAL_TABLES
 
     for name in FINAL_TABLES:
-        assert pq.read_table(results(house) / "tables" / f"{name}.parquet").num_rows > 0
+        rows = pq.read_table(results(house) / "tables" / f"{name}.parquet").num_rows
+        assert rows == 0 if name == "refused" else rows > 0
     for model in ("tiny-llama", "tiny-opt"):
         for name in FIGURES:
             assert (results(house) / "figures" / model / f"{name}.png").stat().st_size > 1000
     assert (results(house) / "index.html").stat().st_size > 100_000
     assert not [*results(house).rglob("*.partial"), *results(house).rglob(".*.checkpoint.*")]
+
+
+def test_every_file_is_an_output_that_some_job_is_known_for_and_others_may_read_it(house):
+    from shadowcore.config import load_study
+    from shadowcore.jobs import Jobs
+    from shadowcore.plan import work
+    from shadowcore.states import outputs
+
+    root = results(house)
+    known = {path for one in work(Jobs(load_study(house / "config" / "tiny.yaml"), house / "results"))
+             for path in outputs(root, one.rule, one.name)}  # fmt: skip
+    files = {path for path in root.rglob("*") if path.is_file() and path.relative_to(root).parts[0] not in LEFT}
+    files = {next((parent for parent in path.parents if parent.name == "weights"), path) for path in files}
+    assert files == known
+    umask = os.umask(0o022)
+    os.umask(umask)
+    for path in root.rglob("*"):
+        wanted = (0o777 if path.is_dir() else 0o666) & ~umask
+        assert path.is_symlink() or path.stat().st_mode & 0o777 == wanted, path
 
 
 def test_the_plan_has_these_jobs_and_bytes(house):
@@ -153,12 +174,12 @@ def test_the_plan_has_these_jobs_and_bytes(house):
 
 def test_every_job_is_done_and_leads_from_its_files_to_its_command(house, monkeypatch):
     from shadowcore.commands.explain import explain
-    from shadowcore.commands.status import status
     from shadowcore.config import load_study
     from shadowcore.jobs import Jobs
+    from shadowcore.states import states
 
     monkeypatch.chdir(house)
-    found = status(Jobs(load_study(house / "config" / "tiny.yaml")), time.time())
+    found = states(Jobs(load_study(house / "config" / "tiny.yaml")), time.time())
     assert {job.state for job in found} == {"done"} and all(job.said.command and job.seconds for job in found)
     root = Path("results/tiny")
     kinds = ("parquet", "safetensors", "json", "png", "pdf", "html")

@@ -14,6 +14,7 @@ from rich.table import Table
 from shadowcore.commands import console
 from shadowcore.report import changes
 from shadowcore.report.blocks import number
+from shadowcore.report.show import missing
 
 LISTED = 30  # lines of one kind that are printed
 
@@ -24,6 +25,9 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(parsed: argparse.Namespace) -> None:
+    for name, folder in (("old", parsed.old), ("new", parsed.new)):
+        if missing(folder):
+            print(f"The {name} run is incomplete: some of its jobs failed; `shadowcore show {folder}` names them.")
     compared = list(changes.compare(parsed.old, parsed.new))
     print_changes(compared, changes.verdicts(parsed.old, parsed.new), console())
 

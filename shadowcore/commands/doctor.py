@@ -11,22 +11,23 @@ import os
 import platform
 import re
 import shutil
-import subprocess
 import tomllib
 from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from shadowcore import provenance
+from shadowcore import machine, provenance
+from shadowcore.errors import ShadowcoreError
+from shadowcore.machine import ask
 
 if TYPE_CHECKING:
     from shadowcore.config import Study
+    from shadowcore.jobs import Jobs
 
 LEAST_PYTHON = (3, 11)
 LEAST_FREE = 5e9  # bytes of disk for the quick study and its caches, with room
 LEAST_MEMORY = 6e9  # bytes of memory for one of its jobs, and the system
-SECONDS = 10  # that a command of the system may take
 SLURM = ("sbatch", "squeue", "scancel", "sinfo")
 PLUGIN = "snakemake-executor-plugin-slurm"
 OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
@@ -46,12 +47,16 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(parsed: argparse.Namespace) -> int:
-    study = None
+    jobs, findings = None, []
     if parsed.config:
-        from shadowcore.config import load_study
-
-        study = load_study(parsed.config)
-    findings = list(examine(study))
+        try:
+            from shadowcore.config import load_study
+            from shadowcore.jobs import Jobs
+        except ImportError as error:
+            findings.append(unchecked(str(parsed.config), error))
+        else:
+            jobs = Jobs(load_study(parsed.config))
+    findings += examine(jobs)
     for one in findings:
         print(f"{MARKS[one.state]}  {one.what}")
         if one.fix:
@@ -59,15 +64,23 @@ def run(parsed: argparse.Namespace) -> int:
     return int(any(one.state == "broken" for one in findings))
 
 
-def examine(study: Study | None = None) -> Iterator[Finding]:
-    """Everything that is looked at; with a study, what it needs beside."""
+def unchecked(what: str, error: ImportError) -> Finding:
+    """A package is missing that the check itself needs."""
+    fix = "install the missing packages that are listed here, and ask again"
+    return Finding("broken", f"{what} was not checked: it takes {error.name or error}, which is not installed", fix)
+
+
+def examine(jobs: Jobs | None = None) -> Iterator[Finding]:
+    """Everything that is looked at; with a study's jobs, also what they need."""
+    study = jobs.study if jobs else None
     yield python()
     yield from packages(pins(), installed())
     yield from byte_code()
     yield commit()
     yield from gpu()
     yield memory()
-    yield from disk(Path("results"), planned(study) if study else 0)
+    yield from configuration(jobs) if jobs else ()
+    yield from disk(Path("results"), planned(jobs) if jobs else 0)
     yield from hub(study)
     yield from snakemake(Path(".snakemake"))
     yield from slurm()
@@ -84,7 +97,7 @@ def pins() -> dict[str, str]:
     """Versions this tree asks for, by package: from its pyproject.toml, or from what pip recorded of it."""
     project = provenance.PACKAGE.parent / "pyproject.toml"
     if project.is_file():
-        wanted = tomllib.loads(project.read_text())["project"]["dependencies"]
+        wanted = tomllib.loads(project.read_text(encoding="utf-8"))["project"]["dependencies"]
     else:
         wanted = [one for one in metadata.requires("shadowcore") or [] if "extra ==" not in one]
     found = (re.match(r"([\w.-]+)(?:\[.*?\])?==([^;\s]+)", one) for one in wanted)
@@ -129,7 +142,7 @@ def gpu() -> Iterator[Finding]:
         import torch
     except ImportError:  # told among the packages
         return
-    said = _ask("nvidia-smi", "--query-gpu=name,driver_version,memory.free", "--format=csv,noheader")
+    said = ask("nvidia-smi", "--query-gpu=name,driver_version,memory.free", "--format=csv,noheader")
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
             free, whole = torch.cuda.mem_get_info(index)
@@ -162,19 +175,40 @@ def byte_code() -> Iterator[Finding]:
 
 
 def memory() -> Finding:
-    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    words = f"{whole / 1e9:.0f} GB of memory, {len(os.sched_getaffinity(0))} processors for this process"
+    whole = machine.memory()
+    words = f"{whole / 1e9:.0f} GB of memory, {machine.processors()} processors for this process"
     if whole < LEAST_MEMORY:
         return Finding("warning", words, "snakemake --resources mem_mb=... runs only as many jobs as fit together")
     return Finding("fine", words)
 
 
-def planned(study: Study) -> float:
-    """Bytes that a study will leave behind."""
-    from shadowcore import plan
-    from shadowcore.jobs import Jobs
+def configuration(jobs: Jobs) -> Iterator[Finding]:
+    """What would stop the study's jobs: its sources and sizes, as `plan` checks them, and what this machine lacks."""
+    from shadowcore import preflight
 
-    return sum(one.written for one in plan.work(Jobs(study)))
+    try:
+        wrong = preflight.problems(jobs)
+    except ImportError as error:
+        yield unchecked(f"configuration '{jobs.study.study}'", error)
+        return
+    for problem in wrong:
+        yield Finding("broken", problem, "change the configuration, or what it names")
+    if wrong:  # jobs of sources that are not there cannot be counted
+        return
+    yield Finding("fine", f"configuration '{jobs.study.study}': its sources are there, and its sizes go together")
+    if shortage := preflight.shortage(jobs):
+        state = "warning" if jobs.study.run_anyway else "broken"
+        yield Finding(state, shortage, preflight.ANYWAY)
+
+
+def planned(jobs: Jobs) -> float:
+    """Bytes that a study will leave behind; 0 where that cannot be known, because a source is not there."""
+    from shadowcore import plan
+
+    try:
+        return sum(one.written for one in plan.work(jobs))
+    except (ShadowcoreError, ImportError):
+        return 0
 
 
 def disk(results: Path, needed: float) -> Iterator[Finding]:
@@ -245,21 +279,12 @@ def slurm() -> Iterator[Finding]:
     if missing := [name for name in SLURM if name not in there]:
         yield Finding("warning", f"SLURM lacks {', '.join(missing)}", "put the cluster's SLURM commands on the PATH")
         return
-    if _ask("sinfo", "--noheader", "--format=%P") is None:
+    if ask("sinfo", "--noheader", "--format=%P") is None:
         yield Finding("warning", "SLURM: sinfo fails, no controller answers", "run this on a login node of the cluster")
         return
     yield Finding("fine", "SLURM answers")
     if PLUGIN not in installed():
         yield Finding("warning", f"{PLUGIN} is not installed", f"pip install {PLUGIN}, and docs/cluster.md")
-    if _ask("sacct", "--noheader", "--allocations", "--starttime=now") is None:
+    if ask("sacct", "--noheader", "--allocations", "--starttime=now") is None:
         fix = "snakemake --slurm-status-command squeue"
         yield Finding("warning", "SLURM keeps no accounts here: Snakemake would wait for ever for a job's end", fix)
-
-
-def _ask(*command: str) -> str | None:
-    """What a command of the system says, None where it is missing or fails."""
-    try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return answer.stdout.strip()

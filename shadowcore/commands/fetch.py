@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from shadowcore import preflight
 from shadowcore.config import load_study
 from shadowcore.fetch import fetch
+from shadowcore.jobs import Jobs
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -15,4 +17,6 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(parsed: argparse.Namespace) -> None:
-    fetch(load_study(parsed.config), parsed.to)
+    study = load_study(parsed.config)
+    preflight.check(Jobs(study))  # before gigabytes are downloaded
+    fetch(study, parsed.to)

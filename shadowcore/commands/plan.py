@@ -12,7 +12,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from shadowcore import plan
+from shadowcore import plan, preflight
 from shadowcore.commands import console
 from shadowcore.config import load_study
 from shadowcore.errors import ConfigError
@@ -29,9 +29,12 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 def run(parsed: argparse.Namespace) -> None:
     jobs, ran = (Jobs(load_study(path)) for path in (parsed.config, parsed.measured or parsed.config))
+    preflight.check(jobs)
     rates = plan.measured_rates(ran)
     planned = totals(plan.work(jobs, strict=True), rates)
     print_totals(planned, rates, console())
+    if shortage := preflight.shortage(jobs):
+        console().print(f"{shortage[0].upper()}{shortage[1:]}.", highlight=False, markup=False, soft_wrap=True)
     check_budget(planned, parsed.budget_hours, parsed.budget_gb)
 
 
@@ -69,8 +72,8 @@ def check_budget(planned: Mapping[str, Total], hours: float | None, gb: float | 
             field = "hours" if unit == "hours" else "disk"
             most = max((rule for rule in planned if rule != "all"), key=lambda rule: getattr(planned[rule], field))
             raise ConfigError(
-                f"--{name} {limit:g}: the study takes about {found:,.4g} {unit}, most of it in {most}; less to do "
-                f"there, or a budget of {math.ceil(found):,}, would fit"
+                f"--{name} {limit:g}: the study takes about {found:,.4g} {unit}, most of it in {most}; make that "
+                f"stage smaller, or allow {math.ceil(found):,}"
             )
 
 

@@ -21,7 +21,6 @@ from shadowcore.errors import ConfigError
 from shadowcore.models.families import KINDS, Dimensions, Family, Kind, dimensions_of, family_of, layers_of
 
 OPT_POSITION_OFFSET = 2  # OPT's table of positions starts with two rows that are never read
-FIXED_ROPE = ("default", "linear", "llama3", "yarn")  # frequencies that do not depend on the length
 
 
 @dataclass(frozen=True)
@@ -182,9 +181,6 @@ def check_variant(config) -> None:
         }
     else:
         wanted = {"hidden_act": "silu"}
-        rope = config.rope_parameters["rope_type"]
-        if rope not in FIXED_ROPE:
-            wrong.append(f"rope_type is '{rope}', the decoder needs one of {', '.join(FIXED_ROPE)}")
     wrong += [
         f"{key} is {getattr(config, key)!r}, the decoder needs {value!r}"
         for key, value in wanted.items()

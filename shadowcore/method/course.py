@@ -139,3 +139,4 @@ class Checkpoint:
     def remove(self) -> None:
         """What the training was for is written."""
         self.path.unlink(missing_ok=True)
+        artifacts.remove_abandoned(self.path)

@@ -6,14 +6,16 @@ projection's input, a neuron is one number of the FFN down projection's input.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from shadowcore.errors import ConfigError, near_miss
 
 Kind = Literal["heads", "neurons"]
 KINDS: tuple[Kind, ...] = ("heads", "neurons")
 KINDS_OF: dict[str, tuple[Kind, ...]] = {"neurons": ("neurons",), "heads": ("heads",), "both": KINDS}
+FIXED_ROPE = ("default", "linear", "llama3", "yarn")  # frequencies that do not depend on the length of a batch
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ class Family:
     final_norm: str  # from the causal model
     neurons_key: str  # configuration key of F
     activation_key: str  # ... and of the FFN's activation function
+    grouped: bool  # it reads num_key_value_heads and head_dim; OPT ignores them
 
 
 OPT = Family(
@@ -67,6 +70,7 @@ OPT = Family(
     final_norm="model.decoder.final_layer_norm",
     neurons_key="ffn_dim",
     activation_key="activation_function",
+    grouped=False,
 )
 
 LLAMA = Family(
@@ -81,6 +85,7 @@ LLAMA = Family(
     final_norm="model.norm",
     neurons_key="intermediate_size",
     activation_key="hidden_act",
+    grouped=True,
 )
 
 FAMILIES: dict[str, Family] = {"opt": OPT, "llama": LLAMA}
@@ -89,28 +94,52 @@ FAMILIES: dict[str, Family] = {"opt": OPT, "llama": LLAMA}
 def family_of(config) -> Family:
     """The family of a Hugging Face configuration, by its `model_type`.
 
-    Raises ConfigError for a model type that has no row in FAMILIES.
+    Raises ConfigError for a model type that has no row in FAMILIES, and for rotary positions that depend on the
+    longest row of a batch: the same text would have another likelihood in another batch.
     """
     model_type = getattr(config, "model_type", None)
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise ConfigError(f"model type '{model_type}' is not supported; {near_miss(str(model_type), FAMILIES)}")
-    return FAMILIES[model_type]
+    family = FAMILIES[model_type]
+    if family.grouped and (rope := _rope_type(config)) not in FIXED_ROPE:
+        raise ConfigError(
+            f"model type '{model_type}': rope_type '{rope}' is not supported; it must be one of "
+            f"{', '.join(FIXED_ROPE)}, whose frequencies do not depend on the longest row of a batch"
+        )
+    return family
+
+
+def _rope_type(config) -> Any:
+    """The kind of rotary positions, under the key of this transformers version or of older ones."""
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None)
+    return rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, Mapping) else "default"
 
 
 def dimensions_of(config) -> Dimensions:
     """Sizes of the model a Hugging Face configuration describes."""
     family = family_of(config)
     heads = config.num_attention_heads
+    own = config if family.grouped else None  # where its class does not read a key, that key says nothing
     return Dimensions(
         layers=config.num_hidden_layers,
         width=config.hidden_size,
         heads=heads,
-        kv_heads=getattr(config, "num_key_value_heads", None) or heads,
-        head_width=getattr(config, "head_dim", None) or config.hidden_size // heads,
+        kv_heads=getattr(own, "num_key_value_heads", None) or heads,
+        head_width=getattr(own, "head_dim", None) or config.hidden_size // heads,
         neurons=getattr(config, family.neurons_key),
         vocabulary=config.vocab_size,
         positions=config.max_position_embeddings,
     )
+
+
+def require_positions(positions: int, tokens: int, key: str, model: str) -> None:
+    """Raise ConfigError, naming `key`, if a row of `tokens` tokens is longer than the model's usable positions.
+
+    `positions` is Dimensions.positions. Both families use `max_position_embeddings` of them: OPT's table has two more
+    rows, which no token reads, and Llama computes any position but was not trained on those beyond.
+    """
+    if tokens > positions:
+        raise ConfigError(f"{key}: {tokens} is too large; it must be at most {positions}, the positions of {model}")
 
 
 def ffn_activation(config) -> str:

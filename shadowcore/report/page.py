@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from shadowcore import artifacts
-from shadowcore.report.blocks import Block, claimed, measured, summaries
+from shadowcore.report.blocks import Block, claimed, lacking, measured, refused, summaries
 from shadowcore.report.style import PNG_DPI
 from shadowcore.report.tables import Tables
 
@@ -44,6 +44,8 @@ figure { margin: 1.5rem 0; } figcaption { max-width: 46rem; color: var(--faint);
 figure img { display: block; height: auto; max-width: 100%; background: #fff; border: 1px solid var(--line);
   border-radius: 4px; }
 @media (max-width: 40rem) { figure img { max-width: none; width: 44rem; } }
+.warning { padding: .1rem 1rem 1rem; border: 2px solid #b3261e; border-radius: 4px; margin: 1rem 0; }
+.warning td { white-space: normal; }
 details { margin: .75rem 0; } summary { cursor: pointer; font-weight: 600; }
 pre { overflow-x: auto; padding: .75rem; background: var(--band); font-size: .8rem; }
 dt { font-weight: 600; } dd { margin: 0 0 .25rem 1.5rem; color: var(--faint); }
@@ -107,9 +109,15 @@ def page(
         f"<title>{html.escape(name)}: contextual sparsity</title><style>{STYLE}</style></head>\n"
         f"<body><header><h1>Study {html.escape(name)}</h1>{prose(captions['workflow'])}"
         f"<p>Commit {html.escape(run['commit'])}; models: {html.escape(', '.join(configuration['models']))}; "
-        f"seed {html.escape(str(configuration['seed']))}.</p><nav>{links}</nav></header>\n"
+        f"seed {html.escape(str(configuration['seed']))}.</p>{_warnings(found, header)}<nav>{links}</nav></header>\n"
         f"<main>{body}</main></body></html>\n"
     )
+
+
+def _warnings(found: Tables, header: Mapping[str, Any]) -> str:
+    """What is missing on this page, and what was not timed; nothing for a complete study."""
+    blocks = list(filter(None, (lacking(header.get("spec", {}).get("missing", [])), refused(found))))
+    return "".join(f'<div class="warning">{_titled(block)}</div>' for block in blocks)
 
 
 def prose(text: str) -> str:

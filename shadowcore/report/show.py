@@ -2,35 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from shadowcore.report.blocks import Block, claimed, measured, summaries
-from shadowcore.report.tables import of_study
-from shadowcore.schemas import FINAL_TABLES
+from shadowcore import artifacts
+from shadowcore.report.blocks import Block, claimed, lacking, measured, refused, summaries
+from shadowcore.report.tables import Tables, of_study
 
 
 def show(results: Path, console: Console) -> None:
     """Print all final tables of a results folder, such as results/quick, and say where the figures are."""
     found = of_study(results)
-    _print(results, console, chain(measured(found), claimed(found)))
+    _print(results, console, chain(_warnings(results, found), measured(found), claimed(found)))
 
 
 def summary(results: Path, console: Console) -> None:
     """Print a line per method: perplexity, accuracy and time under the main units, criterion and policy."""
-    _print(results, console, summaries(of_study(results)))
+    found = of_study(results)
+    _print(results, console, chain(_warnings(results, found), summaries(found)))
+
+
+def _warnings(results: Path, found: Tables) -> Iterator[Block]:
+    """What the tables lack, where they are made of a part of the study, and what was not timed."""
+    yield from filter(None, (lacking(missing(results)), refused(found)))
+
+
+def missing(results: Path) -> list[dict[str, str]]:
+    """What tables and page of a results folder lack of their study: jobs, and why; empty where they have everything."""
+    files = [*Path(results).glob("tables/*.parquet"), Path(results) / "index.html"]
+    return max((artifacts.missing(path) for path in files if path.is_file()), key=len, default=[])
 
 
 def _print(results: Path, console: Console, parts: Iterable[Block]) -> None:
     for part in parts:
         _table(console, part)
     figures = len(list(Path(results).glob("figures/**/*.png")))
-    words = f"{figures} figures in {results}/figures, {len(FINAL_TABLES)} tables in {results}/tables"
+    tables = len(list(Path(results).glob("tables/*.parquet")))
+    words = f"{figures} figures in {results}/figures, {tables} tables in {results}/tables"
     if (Path(results) / "index.html").is_file():
         words += f", all on one page: {results}/index.html"
     console.print(f"\n{words}", highlight=False, soft_wrap=True)
@@ -44,10 +58,10 @@ def _table(console: Console, part: Block) -> None:
     for number in part.numbers:
         table.add_column(number, justify="right", no_wrap=True)
     for row in part.rows:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))
     console.print()
     for words in filter(None, (part.title, part.told)):
-        console.print(words, style="bold", highlight=False, soft_wrap=True)
+        console.print(Text(words, "bold"), soft_wrap=True)
     width = console.width
     console.width = max(width, console.measure(table, options=console.options.update(width=10_000)).maximum)
     console.print(table)

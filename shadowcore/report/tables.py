@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -199,7 +199,7 @@ def check(tables: Mapping[str, pa.Table | pd.DataFrame]) -> list[str]:
     """
     warnings = []
     for name, column in VALUE.items():
-        if name not in tables:
+        if name not in tables or len(tables[name]) == 0:
             continue
         rows = frame(tables[name])
         value = rows[column].astype(float)
@@ -236,10 +236,15 @@ def _place(name: str, rows: pd.DataFrame, index: int) -> str:
 
 def read(directory: Path) -> dict[str, pd.DataFrame]:
     """The final tables in a directory, by name; one that was not written is empty."""
+    return read_files(Path(directory).glob("*.parquet"))
+
+
+def read_files(paths: Iterable[Path]) -> dict[str, pd.DataFrame]:
+    """The final tables by name, those among `paths` from their files; the others are empty."""
+    files = {path.stem: path for path in paths if path.is_file()}
     return {
-        name: frame(table.read(path) if path.is_file() else table.build([]))
+        name: frame(table.read(files[name]) if name in files else table.build([]))
         for name, table in FINAL_TABLES.items()
-        for path in [Path(directory) / f"{name}.parquet"]
     }
 
 

@@ -22,14 +22,17 @@ from shadowcore.schemas import (
     PREDICTORS,
     QUALITY,
     REFUSED,
+    TIMED_TABLES,
     Table,
 )  # fmt: skip
-from shadowcore.stages.base import Progress, Stage, header
+from shadowcore.stages.base import Missing, Progress, Stage, header
 
 
 @dataclass(frozen=True)
 class Spec:
-    """Nothing to choose."""
+    """missing: what the tables lack, where they are made of a part of the study."""
+
+    missing: tuple[Missing, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -71,11 +74,11 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
         "latency_repeats": joined(inputs.repeats, LATENCY_REPEATS),
         "refused": joined(inputs.refusals, REFUSED),
     }
-    # a table names what it was made from: measured times differ from run to run, the rest does not
+    # a table names what it was made from: what timing finds differs from run to run, the rest does not
     timed = header("aggregate", spec, inputs)
-    untimed = header("aggregate", spec, replace(inputs, latencies=(), repeats=()))
+    untimed = header("aggregate", spec, replace(inputs, latencies=(), repeats=(), refusals=()))
     for name, table in final.items():
-        made = timed if name.startswith("latency") else untimed
+        made = timed if name in TIMED_TABLES else untimed
         artifacts.write_table(getattr(outputs, name), FINAL_TABLES[name].schema, table, made)
     progress(1, 1)
 

@@ -19,6 +19,14 @@ from shadowcore.models.families import Dimensions
 CARD_SCHEMA = "model_card/1"
 
 
+@dataclasses.dataclass(frozen=True)
+class CardFile:
+    """What a model card says of one file."""
+
+    bytes: int
+    sha256: str
+
+
 def how() -> Any:
     """A specification's field that says how to work and not what to make, such as the size of a batch.
 
@@ -107,6 +115,14 @@ class Progress:
 
 
 @dataclasses.dataclass(frozen=True)
+class Missing:
+    """What was not measured, in tables, figures and a page that are made of a part of a study: jobs, and why."""
+
+    job: str
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Stage:
     """A step of the study as a command: a specification and named files in, named files out."""
 
@@ -121,7 +137,7 @@ def read_card(path: Path) -> dict[str, Any]:
     card = artifacts.read_record(path, CARD_SCHEMA)
     try:
         parse_spec(Dimensions, card.get("dimensions"), "dimensions")
-        parse_spec(dict[str, dict], card.get("files"), "files")
+        parse_spec(dict[str, CardFile], card.get("files"), "files")
     except ConfigError as error:
         raise ArtifactError(f"{path}: {error}; delete the file and run the study again") from None
     return card

@@ -43,8 +43,10 @@ class Outputs:
 def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     progress = Progress("calibrate-thresholds")
     tokenizer = reading.read_tokenizer(inputs.card, inputs.weights)
-    windows = reading.windows_of(inputs.documents, "train", tokenizer, spec.window_tokens, spec.windows, spec.seed)
-    model = reading.read_model(inputs.weights, spec.dtype)
+    windows = reading.windows_of(
+        inputs.card, inputs.documents, "train", tokenizer, spec.window_tokens, spec.windows, spec.seed
+    )
+    model = reading.read_model(inputs.card, inputs.weights, spec.dtype)
     found = neuron_magnitudes(model, torch.tensor([window.ids for window in windows]), spec.batch, progress)
     rows = [
         {"model": spec.model, "calibration": spec.calibration, "layer": layer, "sparsity_pct": pct}

@@ -8,15 +8,17 @@ from pathlib import Path
 from shadowcore import artifacts
 from shadowcore.errors import ArtifactError
 from shadowcore.report import tables
-from shadowcore.schemas import FINAL_TABLES
-from shadowcore.stages.base import Progress, Stage, header
+from shadowcore.schemas import FINAL_TABLES, TIMED_TABLES
+from shadowcore.stages.base import Missing, Progress, Stage, header
 
 SCHEMA = "checked/1"
 
 
 @dataclass(frozen=True)
 class Spec:
-    """Nothing to choose."""
+    """missing: what the tables lack, where they are made of a part of the study."""
+
+    missing: tuple[Missing, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     for warning in warnings:
         progress.say(f"warning: {warning}")
     # times differ from run to run, and with them the hash of their table: it stays out of the header
-    untimed = Inputs(tuple(path for path in inputs.tables if not path.stem.startswith("latency")))
+    untimed = Inputs(tuple(path for path in inputs.tables if path.stem not in TIMED_TABLES))
     record = {"rows": rows, "warnings": warnings}
     artifacts.write_record(outputs.record, SCHEMA, record, header("check-tables", spec, untimed))
     progress(1, 1)

@@ -78,7 +78,7 @@ def measure(stage: str, spec: Spec, inputs: Any, outputs: Outputs, masks: Callab
     condition = spec.condition
     progress = Progress(f"{stage} {condition.method} {condition.criterion or ''} {condition.sparsity_pct} %")
     tokenizer = reading.read_tokenizer(inputs.card, inputs.weights)
-    model = reading.read_model(inputs.weights, spec.dtype)
+    model = reading.read_model(inputs.card, inputs.weights, spec.dtype)
     sparse = SparseModel(model, masks(model), PROTOCOLS[condition.protocol or "token"])
     rows = []
     for found in _runs(spec, inputs, sparse, tokenizer, progress):
@@ -116,7 +116,7 @@ def _windows(spec: Spec, inputs: Any, sparse: SparseModel, tokenizer, progress: 
     """
     condition = spec.condition
     windows = reading.windows_of(
-        inputs.documents, "evaluation", tokenizer, spec.window_tokens, spec.windows, spec.text_seed
+        inputs.card, inputs.documents, "evaluation", tokenizer, spec.window_tokens, spec.windows, spec.text_seed
     )
     ids = torch.tensor([window.ids for window in windows])
     articles: dict[str, list[int]] = {}

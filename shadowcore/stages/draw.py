@@ -9,14 +9,15 @@ from shadowcore.errors import one_of
 from shadowcore.report import tables
 from shadowcore.report.figures import FIGURES, TIMED_FIGURES, save
 from shadowcore.report.style import NOTHING
-from shadowcore.stages.base import Progress, Stage, header
+from shadowcore.stages.base import Missing, Progress, Stage, header
 
 
 @dataclass(frozen=True)
 class Spec:
-    """model: whose rows."""
+    """model: whose rows; missing: what the tables lack, where they are made of a part of the study."""
 
     model: str
+    missing: tuple[Missing, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Outputs:
 
 def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     progress = Progress(f"draw {spec.model}")
-    found = tables.read(inputs.tables[0].parent)
+    found = tables.read_files(inputs.tables)
     made = header("draw", spec, inputs)
     hashes = dict(zip((path.stem for path in inputs.tables if path.is_file()), made["inputs"]["tables"], strict=True))
     stems = list(dict.fromkeys(path.with_suffix("") for path in outputs.figures))

@@ -11,7 +11,8 @@ from shadowcore import artifacts
 from shadowcore.errors import ArtifactError
 from shadowcore.method.predictors import FIRST_SPARSE_LAYER, PREDICTOR_SCHEMA, Predictor
 from shadowcore.method.small import restored
-from shadowcore.models import folders
+from shadowcore.models import families, folders
+from shadowcore.models.contents import check_files
 from shadowcore.models.families import Dimensions, Kind
 from shadowcore.schemas import CRITERIA, THRESHOLDS
 from shadowcore.stages.base import read_card
@@ -26,28 +27,42 @@ def device() -> torch.device:
 
 def read_tokenizer(card: Path, weights: Path):
     """The tokenizer of a model folder, whose files are checked against the card first."""
-    folders.check_files(weights, read_card(card))
-    return folders.load_tokenizer(weights)
+    made = read_card(card)
+    check_files(weights, made)
+    return folders.fit_tokenizer(folders.load_tokenizer(weights), made["dimensions"]["vocabulary"], str(weights))
 
 
-def read_model(weights: Path, dtype: str):
-    """The untouched Hugging Face model of a folder, on the device."""
+def read_model(card: Path, weights: Path, dtype: str):
+    """The untouched Hugging Face model of a folder, on the device; its files are checked against the card first."""
     # cuDNN's attention is planned anew for every shape of a batch, and an evaluation has hundreds of them
     torch.backends.cuda.enable_cudnn_sdp(False)
-    return folders.load_model(weights, dtype, device())
+    return read_model_on_cpu(card, weights, dtype).to(device())
+
+
+def read_model_on_cpu(card: Path, weights: Path, dtype: str):
+    """As `read_model`, in main memory: for who asks first whether it fits on the device."""
+    check_files(weights, read_card(card))
+    return folders.load_model(weights, dtype)
+
+
+def require_positions(card: Path, tokens: int, key: str) -> None:
+    """Raise ConfigError, naming a key of the specification, if the model has fewer positions than `tokens`."""
+    families.require_positions(read_card(card)["dimensions"]["positions"], tokens, key, "the model")
 
 
 WINDOWS_KEYS = {"train": "traces.windows", "heldout": "traces.heldout_windows", "evaluation": "evaluation.windows"}
 
 
 def windows_of(
-    path: Path, split: str, tokenizer, length: int, count: int, seed: int, key: str | None = None
+    card: Path, documents: Path, split: str, tokenizer, length: int, count: int, seed: int, key: str | None = None
 ) -> list[Window]:
     """`count` windows of `length` token ids from a split (train, heldout or evaluation) of a documents file.
 
-    key: of the configuration, which asks for so many; that of the split (WINDOWS_KEYS) unless given.
+    key: of the configuration, which asks for so many; that of the split (WINDOWS_KEYS) unless given. Raises
+    ConfigError if the card's model has fewer positions than a window has tokens.
     """
-    table = DOCUMENTS.read(path)
+    require_positions(card, length, "window_tokens")
+    table = DOCUMENTS.read(documents)
     rows = table.filter(pc.equal(table["split"], split)).drop_columns("split")
     return cutting.windows(
         documents_from_table(rows), tokenizer, length, count, seed, f"{key or WINDOWS_KEYS[split]} ({split} split)"

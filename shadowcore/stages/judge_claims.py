@@ -8,12 +8,14 @@ from pathlib import Path
 from shadowcore import artifacts
 from shadowcore.report import claims, tables
 from shadowcore.schemas import CLAIMS
-from shadowcore.stages.base import Progress, Stage, header
+from shadowcore.stages.base import Missing, Progress, Stage, header
 
 
 @dataclass(frozen=True)
 class Spec:
-    """Nothing to choose."""
+    """missing: what the tables lack, where they are made of a part of the study."""
+
+    missing: tuple[Missing, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Outputs:
 
 def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     progress = Progress("judge-claims")
-    rows = claims.judge(tables.read(inputs.tables[0].parent), inputs.published)
+    rows = claims.judge(tables.read_files(inputs.tables), inputs.published)
     artifacts.write_table(outputs.claims, CLAIMS.schema, CLAIMS.build(rows), header("judge-claims", spec, inputs))
     progress(1, 1)
 

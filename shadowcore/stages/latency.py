@@ -26,11 +26,17 @@ from shadowcore.measure.sparsity import PredictedMasks
 from shadowcore.method.policies import POLICIES
 from shadowcore.method.predictors import FIRST_SPARSE_LAYER, Predictor
 from shadowcore.method.thresholds import neuron_magnitudes
-from shadowcore.models import folders
 from shadowcore.models.families import KINDS_OF, Kind, dimensions_of
 from shadowcore.schemas import LATENCY, LATENCY_REPEATS, REFUSED
 from shadowcore.stages.base import Progress, Stage, header
-from shadowcore.stages.inputs import read_mean_scores, read_predictor, read_tokenizer, windows_of
+from shadowcore.stages.inputs import (
+    read_mean_scores,
+    read_model_on_cpu,
+    read_predictor,
+    read_tokenizer,
+    require_positions,
+    windows_of,
+)
 
 POLICY = "per_layer"
 CHECKED = {"cuda": 200, "cpu": 24}  # tokens that each variant generates for its check
@@ -90,17 +96,18 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     progress = Progress(f"latency {spec.model}")
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     tokenizer = read_tokenizer(inputs.card, inputs.weights)
-    key = "latency.prompt_tokens"
-    prompt = windows_of(inputs.documents, "evaluation", tokenizer, spec.prompt_tokens, 1, spec.seed, key)[0]
+    require_positions(inputs.card, spec.prompt_tokens + spec.new_tokens, "prompt_tokens + new_tokens")
+    card, documents, key = inputs.card, inputs.documents, "latency.prompt_tokens"
+    prompt = windows_of(card, documents, "evaluation", tokenizer, spec.prompt_tokens, 1, spec.seed, key)[0]
     ids = torch.tensor([prompt.ids], device=device)
     ceiling = speed.read_ceiling(device) if device.type == "cuda" else None
-    model = folders.load_model(inputs.weights, spec.dtype)
+    model = read_model_on_cpu(inputs.card, inputs.weights, spec.dtype)
     require_bytes(2 * sum(parameter.nbytes for parameter in model.parameters()), device)  # the model, and our layout
     model = model.to(device)
     sizes = dimensions_of(model.config)
     checked = min(CHECKED[device.type], sizes.positions - spec.prompt_tokens)
     room = spec.prompt_tokens + max(spec.new_tokens, checked)
-    windows = windows_of(inputs.documents, "train", tokenizer, spec.prompt_tokens, THRESHOLD_WINDOWS, spec.seed, key)
+    windows = windows_of(card, documents, "train", tokenizer, spec.prompt_tokens, THRESHOLD_WINDOWS, spec.seed, key)
     choosers = Choosers(
         means=read_mean_scores(inputs.scores, spec.criterion, KINDS_OF[spec.units], sizes),
         predictors=[read_predictor(path, sizes).to(device, model.dtype) for path in inputs.predictors],

@@ -78,10 +78,10 @@ def write(
             "because every shard needs a window"
         )
     tokenizer = reading.read_tokenizer(inputs.card, inputs.weights)
-    windows = reading.windows_of(inputs.documents, spec.split, tokenizer, spec.window_tokens, spec.windows, spec.seed)[
-        spec.shard :: spec.shards
-    ]
-    model = reading.read_model(inputs.weights, spec.dtype)
+    windows = reading.windows_of(
+        inputs.card, inputs.documents, spec.split, tokenizer, spec.window_tokens, spec.windows, spec.seed
+    )[spec.shard :: spec.shards]
+    model = reading.read_model(inputs.card, inputs.weights, spec.dtype)
     layers = dimensions_of(model.config).layers
     sites = sorted({group.site for one in spec.designs for group in groups_of(one.method, layers, one.segments)})
     plan = TracePlan(spec.criteria, spec.token_criteria, spec.token_bits, spec.tokens_per_window, sites, seed)

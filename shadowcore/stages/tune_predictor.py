@@ -49,11 +49,12 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     length, seed = spec.window_tokens, spec.text_seed
     windows, heldout = (
         torch.tensor([
-            window.ids for window in reading.windows_of(inputs.documents, split, tokenizer, length, count, seed)
+            window.ids
+            for window in reading.windows_of(inputs.card, inputs.documents, split, tokenizer, length, count, seed)
         ])
         for split, count in (("train", spec.windows), ("heldout", spec.heldout_windows))
     )  # fmt: skip
-    model = reading.read_model(inputs.weights, spec.dtype)
+    model = reading.read_model(inputs.card, inputs.weights, spec.dtype)
     sizes = dimensions_of(model.config)
     predictor = reading.read_predictor(inputs.trained, sizes).to(model.device)
     kinds = KINDS_OF[spec.units]

@@ -9,14 +9,15 @@ from typing import Any
 from shadowcore import artifacts
 from shadowcore.report import tables
 from shadowcore.report.page import Drawn, page
-from shadowcore.stages.base import Progress, Stage, header
+from shadowcore.stages.base import Missing, Progress, Stage, header
 
 
 @dataclass(frozen=True)
 class Spec:
-    """configuration: the study's, as it was written."""
+    """configuration: the study's, as it was written; missing: what the page lacks, where a part of it was measured."""
 
     configuration: dict[str, Any]
+    missing: tuple[Missing, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Outputs:
 
 def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     progress = Progress("write-page")
-    found = tables.read(inputs.tables[0].parent)
+    found = tables.read_files(inputs.tables)
     captions = {path.stem: path.read_text(encoding="utf-8") for path in inputs.captions}
     figures = []
     for path in inputs.figures:

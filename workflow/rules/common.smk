@@ -1,15 +1,30 @@
 import gc
+import shutil
+import signal
+import sys
 from functools import cache
 from inspect import signature
+from pathlib import Path
 
 from snakemake.common import overwrite_function_params
 from snakemake.resources import Resource
 
+from shadowcore import incomplete
+from shadowcore.errors import ShadowcoreError
 from shadowcore.plan import Work, work
 from shadowcore.provenance import fingerprint
+from shadowcore.states import REPORT
 
 # Snakemake's jobs live as long as it does: to look for garbage among ten thousand of them takes a fifth of its time.
 gc.set_threshold(500_000)
+
+
+# Snakemake looks for wildcards in paths, and a clone may stand in a folder with braces in its name.
+def escaped(path):
+    return str(path).replace("{", "{{").replace("}", "}}")
+
+
+ENVIRONMENT = escaped(f"{workflow.basedir}/environment.yml")
 
 
 # Snakemake asks every function for its parameters, several times for every job: they are found once, here.
@@ -23,7 +38,10 @@ signed(Resource.evaluate)
 
 @cache
 def works():
-    return {(one.rule, one.name): one for one in work(jobs)}
+    try:
+        return {(one.rule, one.name): one for one in work(jobs)}
+    except ShadowcoreError as error:  # one sentence, without the frames of a function that a rule asks
+        raise WorkflowError(str(error))
 
 
 # What rules ask the study about their wildcards: memory, GPUs and time of a job, by the size of its model and by how
@@ -124,3 +142,50 @@ def thresholds_of(wildcards):
 def predictor_of(wildcards):
     stem = jobs.predictor_of(jobs.conditions[condition_key(wildcards)])
     return [f"{stem}.safetensors"] if stem else []
+
+
+# ---- how a run ends
+
+interruptions = []
+
+
+def notice_interruption():
+    """Remember Ctrl-C, which Snakemake does not tell from a failure when it calls `onerror`."""
+
+    def remember(number, frame):
+        interruptions.append(number)
+        signal.default_int_handler(number, frame)
+
+    signal.signal(signal.SIGINT, remember)
+
+
+def interrupted():
+    return bool(interruptions or workflow.scheduler._user_kill)
+
+
+def require_queue():
+    """Without SLURM's commands, its executor would wait for ever."""
+    if workflow.executor_plugin.name.startswith("slurm") and not shutil.which("sbatch"):
+        raise WorkflowError(
+            "this machine has no SLURM (there is no command `sbatch`); start on a login node of the cluster, or "
+            "without `--workflow-profile` to run on this machine alone"
+        )
+
+
+def place_of(job):
+    """What `Work.place` is: a job by its log."""
+    return str(Path(job.log[0]).relative_to(jobs.root / "logs").with_suffix(""))
+
+
+def report_what_there_is():
+    """After a failure: make tables and page of what there is, and end with each failed job's own sentence."""
+    single = [one for job in workflow.scheduler.failed for one in getattr(job, "jobs", [job])]
+    unfinished = [job for job in workflow.dag.needrun_jobs() if job.log]
+    failed = {place_of(job) for job in single if job in set(unfinished)}
+    ended = incomplete.Ended(jobs, failed, {place_of(job) for job in unfinished})
+    if not workflow.storage_settings.default_storage_provider:  # else what there is is not on this machine
+        for job in unfinished:
+            if job.rule.name in REPORT and place_of(job) not in failed:
+                workflow.persistence.started(job)  # so that the next run makes it again, whatever its inputs say
+        incomplete.report(ended, Path(workflow.basedir, "workflow", "report"))
+    print("", *incomplete.end_of_run(ended), sep="\n", file=sys.stderr)

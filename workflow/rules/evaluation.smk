@@ -19,7 +19,7 @@ rule evaluate:
     wildcard_constraints:
         setup=r"(?!oracle\+).*",
     conda:
-        "../../environment.yml"
+        ENVIRONMENT
     threads: 1
     resources:
         **asked("evaluate", "{model}/{data}/{setup}/{pct}"),
@@ -52,7 +52,7 @@ rule evaluate_oracle:
     wildcard_constraints:
         setup=r"oracle\+.*",
     conda:
-        "../../environment.yml"
+        ENVIRONMENT
     threads: 1
     resources:
         **asked("evaluate_oracle", "{model}/{data}/{setup}/{pct}"),

@@ -13,7 +13,7 @@ rule trace:
         f"{root}/benchmarks/trace/{{model}}/{{calibration}}/{{split}}-{{shard}}.tsv"
     priority: 1
     conda:
-        "../../environment.yml"
+        ENVIRONMENT
     threads: 1
     resources:
         **asked("trace", "{model}/{calibration}/{split}-{shard}"),
@@ -45,7 +45,7 @@ rule trace_on_policy:
         f"{root}/benchmarks/trace_on_policy/{{model}}/{{calibration}}/{{method}}+{{criterion}}+{{predictor}}/{{split}}-{{shard}}.tsv"
     priority: 1
     conda:
-        "../../environment.yml"
+        ENVIRONMENT
     threads: 1
     resources:
         **asked("trace_on_policy", "{model}/{calibration}/{method}+{criterion}+{predictor}/{split}-{shard}"),
@@ -70,7 +70,7 @@ rule average:
     benchmark:
         f"{root}/benchmarks/average/{{model}}/{{calibration}}.tsv"
     conda:
-        "../../environment.yml"
+        ENVIRONMENT
     threads: 1
     resources:
         **asked("average", "{model}/{calibration}"),
@@ -94,7 +94,7 @@ rule calibrate_thresholds:
     benchmark:
         f"{root}/benchmarks/calibrate_thresholds/{{model}}/{{calibration}}.tsv"
     conda:
-        "../../environment.yml"
+        ENVIRONMENT
     threads: 1
     resources:
         **asked("calibrate_thresholds", "{model}/{calibration}"),

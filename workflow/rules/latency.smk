@@ -16,7 +16,7 @@ rule latency:
     benchmark:
         f"{root}/benchmarks/latency/{{model}}.tsv"
     conda:
-        "../../environment.yml"
+        ENVIRONMENT
     threads: workflow.cores
     resources:
         **asked("latency", "{model}"),
@@ -41,7 +41,7 @@ rule latency_random:
     benchmark:
         f"{root}/benchmarks/latency_random/{{published}}/{{lengths}}.tsv"
     conda:
-        "../../environment.yml"
+        ENVIRONMENT
     threads: workflow.cores
     resources:
         **asked("latency_random", "{published}/{lengths}"),

@@ -15,7 +15,7 @@ rule train_predictor:
         f"{root}/benchmarks/train_predictor/{{model}}/{{calibration}}/{{method}}+{{criterion}}+{{predictor}}.tsv"
     priority: 1
     conda:
-        "../../environment.yml"
+        ENVIRONMENT
     threads: 1
     resources:
         **asked("train_predictor", "{model}/{calibration}/{method}+{criterion}+{predictor}"),
@@ -49,7 +49,7 @@ rule tune_predictor:
         f"{root}/benchmarks/tune_predictor/{{model}}/{{calibration}}/{{method}}+{{criterion}}+{{predictor}}.tsv"
     priority: 1
     conda:
-        "../../environment.yml"
+        ENVIRONMENT
     threads: 1
     resources:
         **asked("tune_predictor", "{model}/{calibration}/{method}+{criterion}+{predictor}"),

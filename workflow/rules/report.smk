@@ -24,7 +24,7 @@ rule aggregate:
     benchmark:
         f"{root}/benchmarks/aggregate.tsv"
     conda:
-        "../../environment.yml"
+        ENVIRONMENT
     threads: 1
     resources:
         **asked("aggregate", "aggregate"),
@@ -49,7 +49,7 @@ rule check_tables:
     benchmark:
         f"{root}/benchmarks/check_tables.tsv"
     conda:
-        "../../environment.yml"
+        ENVIRONMENT
     threads: 1
     resources:
         **asked("check_tables", "check_tables"),
@@ -63,7 +63,7 @@ rule judge_claims:
     input:
         tables=jobs.measured_tables(),
         checked=rules.check_tables.output.record,
-        published=local(relpath(PUBLISHED)),  # is in this tree, and never in an object store
+        published=local(escaped(relpath(PUBLISHED))),  # is in this tree, and never in an object store
     output:
         claims=report(f"{root}/tables/claims.parquet", category="Tables", caption="../report/tables.rst"),
     log:
@@ -71,7 +71,7 @@ rule judge_claims:
     benchmark:
         f"{root}/benchmarks/judge_claims.tsv"
     conda:
-        "../../environment.yml"
+        ENVIRONMENT
     threads: 1
     resources:
         **asked("judge_claims", "judge_claims"),
@@ -103,7 +103,7 @@ rule draw:
     benchmark:
         f"{root}/benchmarks/draw/{{model}}.tsv"
     conda:
-        "../../environment.yml"
+        ENVIRONMENT
     threads: 1
     resources:
         **asked("draw", "{model}"),
@@ -119,7 +119,10 @@ rule write_page:
     input:
         tables=jobs.tables(),
         figures=[f"{stem}.png" for stem in jobs.figures()],
-        captions=[local(relpath(f"{workflow.basedir}/workflow/report/{name}.rst")) for name in (*FIGURES, "workflow")],
+        captions=[
+            local(escaped(relpath(f"{workflow.basedir}/workflow/report/{name}.rst")))
+            for name in (*FIGURES, "workflow")
+        ],
     output:
         page=report(
             f"{root}/index.html",
@@ -132,7 +135,7 @@ rule write_page:
     benchmark:
         f"{root}/benchmarks/write_page.tsv"
     conda:
-        "../../environment.yml"
+        ENVIRONMENT
     threads: 1
     resources:
         **asked("write_page", "write_page"),

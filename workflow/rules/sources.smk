@@ -7,7 +7,7 @@ rule fetch_model:
     benchmark:
         f"{root}/benchmarks/fetch_model/{{model}}.tsv"
     conda:
-        "../../environment.yml"
+        ENVIRONMENT
     threads: 1
     resources:
         **asked("fetch_model", "{model}"),
@@ -28,7 +28,7 @@ rule prepare_text:
     benchmark:
         f"{root}/benchmarks/prepare_text/{{text}}.tsv"
     conda:
-        "../../environment.yml"
+        ENVIRONMENT
     threads: 1
     resources:
         **asked("prepare_text", "{text}"),
@@ -48,7 +48,7 @@ rule prepare_benchmark:
     benchmark:
         f"{root}/benchmarks/prepare_benchmark/{{task}}.tsv"
     conda:
-        "../../environment.yml"
+        ENVIRONMENT
     threads: 1
     resources:
         **asked("prepare_benchmark", "{task}"),
@@ -71,7 +71,7 @@ rule gather_benchmarks:
     benchmark:
         f"{root}/benchmarks/gather_benchmarks.tsv"
     conda:
-        "../../environment.yml"
+        ENVIRONMENT
     threads: 1
     resources:
         **asked("gather_benchmarks", "gather_benchmarks"),
@@ -94,7 +94,7 @@ rule check_disjoint:
     benchmark:
         f"{root}/benchmarks/check_disjoint/{{calibration}}+{{text}}.tsv"
     conda:
-        "../../environment.yml"
+        ENVIRONMENT
     threads: 1
     resources:
         **asked("check_disjoint", "{calibration}+{text}"),

@@ -1,0 +1,101 @@
+"""Sentences about what is wrong in a configuration: the key, what was found there, what is allowed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from difflib import get_close_matches
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from shadowcore.errors import near_miss
+
+LONGEST = 60  # letters of a value that a sentence repeats
+# by pydantic's type of error; braces are its context
+PLAIN = {
+    "missing": "missing; this key is required",
+    "int_type": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "int_parsing": "must be a whole number",
+    "float_type": "must be a number",
+    "finite_number": "must be a finite number",
+    "string_type": "must be text",
+    "list_type": "must be a list, such as [a, b]",
+    "dict_type": "must be a mapping, `key: value`",
+    "model_type": "must be a mapping, `key: value`",
+    "too_short": "must have {min_length} or more entries, and has {actual_length}",
+    "greater_than_equal": "must be {ge} or more",
+    "greater_than": "must be greater than {gt}",
+    "less_than_equal": "must be {le} or less",
+    "less_than": "must be less than {lt}",
+    "literal_error": "must be {expected}",
+    "invalid_key": "a key must be text; put it in quotes",
+    "recursion_loop": "must not hold itself",
+}
+
+
+class Within(ValueError):
+    """A mistake in a part of a value; `key` is the path of that part below the value."""
+
+    def __init__(self, key: str, sentence: str):
+        super().__init__(sentence)
+        self.key = key
+
+
+def sentence(error: ValidationError, root: type[BaseModel]) -> str:
+    """The first mistake that pydantic found in a `root`, on one line."""
+    mistakes = error.errors()
+    first = mistakes[0]
+    around = [one for one in mistakes if one["loc"][:-1] == first["loc"][:-1]]
+    if first["type"] == "missing":  # a misspelt key is unknown as well: that mistake says what was typed
+        first = next((one for one in around if one["type"] == "extra_forbidden"), first)
+    if first["type"] == "extra_forbidden":
+        *parents, key = first["loc"]
+        missing = [one["loc"][-1] for one in around if one["type"] == "missing"]
+        words, place = _unknown(str(key), missing, _fields_at(root, parents)), _path(parents)
+    else:
+        words, place = _words(first), _path(first["loc"])
+        inner = first.get("ctx", {}).get("error")
+        place += f".{inner.key}" if isinstance(inner, Within) else ""
+    return " ".join((f"{place}: {words}" if place else words).splitlines())
+
+
+def _unknown(key: str, missing: Sequence[str], known: Sequence[str]) -> str:
+    if likely := get_close_matches(key, missing, n=1):
+        return f"unknown key '{key}'; did you mean '{likely[0]}'?"
+    needed = f". Missing: {', '.join(missing)}" if missing else ""
+    return f"unknown key '{key}'; {near_miss(key, known)}{needed}"
+
+
+def _words(mistake: dict[str, Any]) -> str:
+    if mistake["type"] == "value_error":
+        return str(mistake["ctx"]["error"])
+    plain = PLAIN.get(mistake["type"])
+    words = plain.format(**mistake.get("ctx", {})) if plain else mistake["msg"]
+    found = mistake.get("input")
+    if mistake["type"] in ("missing", "too_short"):
+        return words
+    if isinstance(found, (dict, list)):
+        return f"{words} (found a {'mapping' if isinstance(found, dict) else 'list'})"
+    shown = "nothing" if found is None else repr(found)
+    return f"{words} (found {shown if len(shown) <= LONGEST else shown[:LONGEST] + '...'})"
+
+
+def _path(location: Sequence[str | int]) -> str:
+    """A place as one would write it, "conditions[0].methods"; a mapping's key stands for its place."""
+    if location and location[-1] == "[key]":
+        location = location[:-2]
+    parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in location)
+    return "".join(parts).removeprefix(".")
+
+
+def _fields_at(root: type[BaseModel], location: Sequence[str | int]) -> list[str]:
+    """Keys that a place in the configuration may have."""
+    here: Any = root
+    for part in location:
+        field = getattr(here, "model_fields", {}).get(part)
+        if field is not None:
+            here = field.annotation
+        inner = [a for a in getattr(here, "__args__", ()) if isinstance(a, type) and issubclass(a, BaseModel)]
+        here = inner[0] if inner else here
+    return list(getattr(here, "model_fields", {}))

