@@ -123,12 +123,12 @@ def _measurements(ended: Ended, there: Callable[..., tuple[Path, ...]]) -> aggre
         trainings=there(*(f"{stem}.training.parquet" for stem in predictors)),
         latencies=there(*(f"{stem}.parquet" for stem in latencies)),
         repeats=there(*(f"{stem}.repeats.parquet" for stem in latencies)),
-        refused=there(*(f"{stem}.refused.parquet" for stem in latencies)),
+        refusals=there(*(f"{stem}.refused.parquet" for stem in latencies)),
     )
 
 
 def _of_failed(ended: Ended) -> Iterator[Path]:
-    """The lists of those conditions that an evaluation measured before it failed, if they are what it was to measure."""
+    """Lists of the conditions that failed evaluations measured before they failed, as they were to measure them."""
     jobs = ended.jobs
     for (model, data, part), conditions in jobs.evaluations.items():
         path = manifests.unfinished(jobs.root / "outcomes" / model / data / f"{part}.json")

@@ -94,7 +94,7 @@ class Lineage:
 
 
 def _own(paths: list[Path], hashes: list[str]) -> list[Path]:
-    """Of the files that a job read, those that one of its files stands on: an outcome stands on one predictor of many."""
+    """Of the files that a job read, those with these hashes: an outcome stands on one predictor of many."""
     if len(paths) <= len(hashes):
         return paths
     same = {path for path in paths if path.is_file() and artifacts.digest(path) in hashes}

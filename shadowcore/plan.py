@@ -329,7 +329,7 @@ class Costs:
         for part in found:
             dense = [conditions[setup] for setup in part if _dense_prompt(conditions[setup])]
             flops += 2 * measured.prompts if dense else 0
-            # the oracle scores every token, forward and backward, before it masks it; griffin's prompts run densely, too
+            # the oracle scores tokens, forward and backward, before it masks them; griffin runs rows densely first
             flops += (6 if oracle else 2) * measured.continued * len(dense)
             for one in (conditions[setup] for setup in part if not _dense_prompt(conditions[setup])):
                 flops += {"oracle": 6, "griffin": 4}.get(one.method, 2) * measured.whole
@@ -348,7 +348,10 @@ class Costs:
         found = [Measured(plan.windows, 0, windows, windows)]
         if "true_continuation" in plan.tasks:
             asked = self.study.texts[data].true_continuation
-            prompts, choices = asked.documents * asked.context_words, asked.documents * CHOICES * asked.continuation_words
+            prompts, choices = (
+                asked.documents * asked.context_words,
+                asked.documents * CHOICES * asked.continuation_words,
+            )
             tokens = (TOKENS_A_WORD * words for words in (prompts, choices, CHOICES * prompts + choices))
             found.append(Measured(asked.documents, *tokens))
         if "second_half" in plan.tasks:

@@ -155,13 +155,13 @@ class SparseLM(HFLM):
                 questions.setdefault(tuple(self._fitted(request)[0]), []).append(i)
         shared = [chosen for context, chosen in questions.items() if len(context) > 1]
         answers: dict[str, list[Any]] = {name: [None] * len(requests) for name in group.alive}
-        for part, continuing in (
+        for part, prompted in (
             (group.where(lambda sparse: sparse.prompts_may_run_first), shared),
             (group.where(lambda sparse: not sparse.prompts_may_run_first), []),
         ):
-            beginning = [[i] for i in sorted(set(range(len(requests))) - set(chain.from_iterable(continuing + windows)))]
+            beginning = [[i] for i in sorted(set(range(len(requests))) - set(chain.from_iterable(prompted + windows)))]
             for groups, score in (
-                (continuing, self._score_continuations), (beginning, self._score), (windows, self._score_windows)
+                (prompted, self._score_continuations), (beginning, self._score), (windows, self._score_windows)
             ):  # fmt: skip
                 for chosen in self._batches(groups, lambda i: sum(map(len, self._fitted(requests[i])))):
                     if not part.alive:
@@ -278,7 +278,7 @@ class Questions:
         self.lm.turn = name
         for request in self.requests:
             request.resps, request.filtered_resps = [], {}
-        # not simple_evaluate: it can cache answers, asks the hub about the model, and reports on the machine for seconds
+        # not simple_evaluate: it can cache answers, asks the hub about the model, and describes the machine for seconds
         results = evaluate(
             self.lm, {"tasks": {task.config.task: task for task in self.tasks}}, log_samples=True, bootstrap_iters=0
         )

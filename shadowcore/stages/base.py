@@ -81,9 +81,7 @@ def parse_spec(kind: type, data: Any, where: str = "--spec") -> Any:
     return data
 
 
-def header(
-    stage: str, spec: Any, inputs: Any, digest: Callable[[Path], str] = artifacts.digest
-) -> dict[str, Any]:
+def header(stage: str, spec: Any, inputs: Any, digest: Callable[[Path], str] = artifacts.digest) -> dict[str, Any]:
     """What made a file: stage, specification, input hashes (`digest` of a file), code fingerprint, commit, versions."""
     files = {}
     for field in dataclasses.fields(inputs):

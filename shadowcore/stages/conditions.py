@@ -250,9 +250,7 @@ def _runs(spec: Spec, inputs: Any, model: torch.nn.Module, tokenizer) -> list[Ru
 
 def _by_task(asked: Any, group: Group, tick: Callable[[float], None]) -> dict[str, list[dict[str, Any]]]:
     """Outcomes of benchmarks, whose name is what they were measured on."""
-    return {
-        setup: [row | {"data": row["task"]} for row in rows] for setup, rows in asked.outcomes(group, tick).items()
-    }
+    return {setup: [row | {"data": row["task"]} for row in rows] for setup, rows in asked.outcomes(group, tick).items()}
 
 
 def _windows(spec: Spec, inputs: Any, tokenizer) -> list[Run]:
@@ -283,9 +281,7 @@ def _windows(spec: Spec, inputs: Any, tokenizer) -> list[Run]:
             for setup, found in losses.items()
         }
 
-    return [
-        Run(task, len(ids), prompt > 1, partial(outcomes, task, prompt, data)) for task, prompt, data in asked
-    ]
+    return [Run(task, len(ids), prompt > 1, partial(outcomes, task, prompt, data)) for task, prompt, data in asked]
 
 
 def _together(spec: Spec, prepared: dict[str, list[dict[str, Any]]]) -> Iterator[tuple[int, int | None, list]]:
