@@ -97,6 +97,6 @@ onsuccess:
 
 onerror:
     if interrupted():
-        print(f"The run was interrupted. The same command goes on; `shadowcore status` says where it stands.")
+        print("The run was interrupted. The same command goes on; `shadowcore status` says where it stands.")
     else:
         report_what_there_is()

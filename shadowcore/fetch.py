@@ -92,7 +92,7 @@ def _model(source: model_sources.ModelSource, place: Path) -> dict[str, Any]:
     partial = place.with_name(f".{place.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
-    for path in linked.iterdir():
+    for path in linked.glob("[!.]*"):  # the hidden record of hashes is of this folder alone
         try:
             os.link(path.resolve(), partial / path.name)
         except OSError:

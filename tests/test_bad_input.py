@@ -70,6 +70,10 @@ class House:
         """A model is fetched, and read for the first time."""
         return self.fetch_model() or self.trace()
 
+    def evaluated(self):
+        """... or measured, without a trace."""
+        return self.fetch_model() or self.evaluate("random")
+
     def prepare_text(self):
         params = self.jobs.prepare_text("wikipedia")
         return self.run("prepare-text", params, documents="documents.parquet", tasks="tasks.parquet")
@@ -298,6 +302,7 @@ MISTAKES = [
     ("model", WEIGHTS, tensors(lambda t: dict(list(t.items())[1:])), "disagree"),
     ("model", WEIGHTS, tensors(lambda t: {n: v[:1] for n, v in t.items()}), "disagree"),
     ("model", WEIGHTS, tensors(poisoned), "not finite"),
+    ("evaluated", WEIGHTS, tensors(poisoned), "not finite"),
     ("model", WEIGHTS, code_in_pickle, "more than tensors, or is damaged"),
     ("model", WEIGHTS, half_pickle, "more than tensors, or is damaged"),
     ("model", WEIGHTS, index_outside, "model.safetensors.index.json"),
@@ -394,6 +399,7 @@ def test_a_damaged_file_is_one_sentence_that_names_it(house, capsys, stage, path
         "model": [TRACE], "prepare_text": ["documents.parquet"], "prepare_benchmark": ["tasks/piqa.parquet"],
         "gather": [GATHERED], "trace": [TRACE], "average": ["scores.parquet"], "train": [PREDICTOR],
         "evaluate": [OUTCOME, MANIFEST], "static": [OUTCOME, MANIFEST], "aggregate": ["tables/accuracy.parquet"],
+        "evaluated": [OUTCOME, MANIFEST],
     }[stage]  # fmt: skip
     damage(house.folder / path)
     outputs = [house.folder / name for name in made if house.folder / name != house.folder / path]

@@ -258,7 +258,7 @@ def test_reading_a_folder_touches_no_network(folder, monkeypatch):
     assert all(len(task.eval_docs) == 8 for task in tasks)
 
 
-@pytest.mark.slow
+@pytest.mark.packaged
 @pytest.mark.skipif(not OFFLINE.is_dir(), reason="real evaluation data are not here")
 def test_every_benchmark_and_smollm2_are_what_lm_eval_measures(tmp_path, cache):
     from shadowcore.models.sources import PackagedModel, fetch

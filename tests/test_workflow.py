@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from conftest import write_benchmarks, write_words
+from fork_server import forking
 
 from shadowcore.measure.activation_masks import BASELINES
 from shadowcore.method.criteria import CRITERIA
@@ -70,8 +71,10 @@ def tiny_study(folder):
 
 @pytest.fixture(scope="module")
 def house(tmp_path_factory):
-    """A copy of the project with a tiny study, run once."""
-    return run_in(prepared(tmp_path_factory.mktemp("house")))
+    """A copy of the project with a tiny study, run once; its commands are forks of one interpreter."""
+    folder = prepared(tmp_path_factory.mktemp("house"))
+    with forking(folder / ".bin"):
+        yield run_in(folder)
 
 
 def prepared(folder):
@@ -85,12 +88,12 @@ def prepared(folder):
 
 
 def command(*arguments):
-    return [sys.executable, "-m", "snakemake", "--configfile", "config/tiny.yaml", "--show-failed-logs", *arguments]
+    return ["python", "-m", "snakemake", "--configfile", "config/tiny.yaml", "--show-failed-logs", *arguments]
 
 
 def environment(folder):
-    paths = {"PYTHONPATH": str(folder), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    return os.environ | paths
+    path = f"{folder / '.bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    return os.environ | {"PYTHONPATH": str(folder), "PATH": path}
 
 
 def snakemake(folder, *arguments):
@@ -120,7 +123,7 @@ def results(folder):
 def tables(folder):
     """Parquet files and predictors that hold no times."""
     paths = [*results(folder).rglob("*.parquet"), *results(folder).rglob("*.safetensors")]
-    untimed = [path for path in sorted(paths) if "latency" not in str(path) and path.stem != "claims"]
+    untimed = [path for path in sorted(paths) if "latency" not in str(path) and path.stem not in ("claims", "refused")]
     return {str(path.relative_to(folder)): path.read_bytes() for path in untimed}
 
 
@@ -167,7 +170,7 @@ def test_every_file_is_an_output_that_some_job_is_known_for_and_others_may_read_
 def test_the_plan_has_these_jobs_and_bytes(house):
     from shadowcore.config import load_study
     from shadowcore.jobs import Jobs
-    from shadowcore.plan import measured_rates, work
+    from shadowcore.plan import measured_seconds, work
 
     planned = work(Jobs(load_study(house / "config" / "tiny.yaml"), house / "results"), strict=True)
     assert Counter(one.rule for one in planned) == waiting(house, "--forceall")
@@ -175,8 +178,7 @@ def test_the_plan_has_these_jobs_and_bytes(house):
         if one.rule.startswith("trace"):
             content = (results(house) / "traces" / f"{one.name}.safetensors").read_bytes()
             assert one.written == len(content) - 8 - int.from_bytes(content[:8], "little")  # without the header
-    rated = measured_rates(Jobs(load_study(house / "config" / "tiny.yaml"), house / "results"))
-    assert set(rated) == {one.rule for one in planned if one.flops}  # every name leads to a file of times
+    assert all(measured_seconds(results(house), one) for one in planned)  # every name leads to a file of times
 
 
 def test_every_job_is_done_and_leads_from_its_files_to_its_command(house, monkeypatch):
@@ -198,7 +200,7 @@ def test_every_job_is_done_and_leads_from_its_files_to_its_command(house, monkey
         written = path if path.parts[2:3] != ("outcomes",) else Path("results/tiny/outcomes")  # by its job's manifest
         assert str(written) in said["command"] and "as in this tree" in said["code"] and "took" in said
         read = [line for word, line in facts if word == "from"]
-        assert all("latency" in line or not line.endswith(")") for line in read)
+        assert all("latency" in line or "refused" in line or not line.endswith(")") for line in read)
         assert read or any(f"the stage {name}" in said["kind"] for name in ("fetch", "prepare"))
     assert len(files) > 12
     behind = [line for word, line in explain(root / "index.html") if word == "behind it"]
@@ -388,6 +390,18 @@ def test_a_damaged_file_is_one_sentence_in_the_log(house, tmp_path):
     assert "Traceback" not in said.stderr and not (tmp_path / "s.parquet").exists()
 
 
+@pytest.mark.parametrize("words", [["--version"], ["nonsense"], ["trace", "--no-such-option"]], ids=" ".join)
+def test_a_fork_answers_as_a_fresh_interpreter_does(house, words):
+    forked, fresh = (
+        subprocess.run(
+            [python, "-m", "shadowcore", *words], cwd=house, env=environment(house), capture_output=True, text=True
+        )
+        for python in ("python", sys.executable)
+    )
+    assert (forked.returncode, forked.stdout, forked.stderr) == (fresh.returncode, fresh.stdout, fresh.stderr)
+    assert fresh.stdout or fresh.stderr
+
+
 @pytest.mark.slow
 def test_the_report_has_figures_first_and_a_switch_between_two_models(house, tmp_path):
     said = snakemake(house, "--report", str(tmp_path / "report.zip"))
@@ -413,15 +427,18 @@ def test_a_killed_run_ends_in_the_same_bytes(house, tmp_path):
     folder = prepared(tmp_path / "killed")
     # the text's folder is in the specification, so both runs must name the same one
     (folder / "config" / "tiny.yaml").write_text((house / "config" / "tiny.yaml").read_text())
-    process = subprocess.Popen(
-        command(), cwd=folder, env=environment(folder), start_new_session=True,
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    deadline = time.monotonic() + 120
-    while not list(results(folder).rglob("train-0.safetensors")) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    snakemake(folder, "--unlock")
-    run_in(folder)
+    with forking(folder / ".bin") as forks:
+        process = subprocess.Popen(
+            command(), cwd=folder, env=environment(folder), start_new_session=True,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        deadline = time.monotonic() + 120
+        while not list(results(folder).rglob("train-0.safetensors")) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        for group in {process.pid, forks or process.pid}:
+            os.killpg(group, signal.SIGKILL)
+        process.wait()
+    with forking(folder / ".bin"):
+        snakemake(folder, "--unlock")
+        run_in(folder)
     assert tables(folder) == tables(house)

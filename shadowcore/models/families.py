@@ -55,7 +55,7 @@ class Family:
     final_norm: str  # from the causal model
     neurons_key: str  # configuration key of F
     activation_key: str  # ... and of the FFN's activation function
-    grouped: bool  # it reads num_key_value_heads and head_dim; OPT ignores them
+    rotary: bool = True  # rotary positions, and it reads num_key_value_heads and head_dim; OPT ignores all three
 
 
 OPT = Family(
@@ -70,7 +70,7 @@ OPT = Family(
     final_norm="model.decoder.final_layer_norm",
     neurons_key="ffn_dim",
     activation_key="activation_function",
-    grouped=False,
+    rotary=False,
 )
 
 LLAMA = Family(
@@ -85,7 +85,6 @@ LLAMA = Family(
     final_norm="model.norm",
     neurons_key="intermediate_size",
     activation_key="hidden_act",
-    grouped=True,
 )
 
 FAMILIES: dict[str, Family] = {"opt": OPT, "llama": LLAMA}
@@ -101,7 +100,7 @@ def family_of(config) -> Family:
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise ConfigError(f"model type '{model_type}' is not supported; {near_miss(str(model_type), FAMILIES)}")
     family = FAMILIES[model_type]
-    if family.grouped and (rope := _rope_type(config)) not in FIXED_ROPE:
+    if family.rotary and (rope := _rope_type(config)) not in FIXED_ROPE:
         raise ConfigError(
             f"model type '{model_type}': rope_type '{rope}' is not supported; it must be one of "
             f"{', '.join(FIXED_ROPE)}, whose frequencies do not depend on the longest row of a batch"
@@ -119,7 +118,7 @@ def dimensions_of(config) -> Dimensions:
     """Sizes of the model a Hugging Face configuration describes."""
     family = family_of(config)
     heads = config.num_attention_heads
-    own = config if family.grouped else None  # where its class does not read a key, that key says nothing
+    own = config if family.rotary else None  # where its class does not read a key, that key says nothing
     return Dimensions(
         layers=config.num_hidden_layers,
         width=config.hidden_size,

@@ -12,7 +12,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from shadowcore.errors import ArtifactError, ConfigError, SourceError, one_of
-from shadowcore.models.families import FAMILIES, dimensions_of, family_of, ffn_activation
+from shadowcore.models.families import dimensions_of, family_of, ffn_activation
+from shadowcore.models.recording import visiting
 from shadowcore.models.weights import has_safetensors, reason_of, require_all_loaded, require_pickled, require_weights
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -41,17 +42,36 @@ def read_config(folder: Path):
         raise ArtifactError(f"{path}: cannot be read ({error.strerror})") from None
     if not isinstance(content, dict):
         raise ArtifactError(f"{path}: {type(content).__name__} where an object of configuration keys is needed")
-    try:
-        family_of(SimpleNamespace(**content))  # before transformers meets a type that it may not know either
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
+    _require_family(path, SimpleNamespace(**content))  # before transformers meets a type that it may not know either
     _require_plain(Path(folder), content)
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(
+            folder, attn_implementation="sdpa", local_files_only=True, trust_remote_code=False
+        )
     except (ValueError, TypeError, ArithmeticError, LookupError, AttributeError, StrictDataclassError) as error:
         raise ArtifactError(f"{path}: does not describe a model ({reason_of(error.__cause__ or error)})") from None
+    _require_family(path, config)
     _require_sizes(path, config)
     return config
+
+
+def _require_family(path: Path, config) -> None:
+    """Raise ConfigError, naming the file, for a model of no family of ours."""
+    try:
+        family_of(config)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def _require_generation_keys(folder: Path) -> None:
+    """Raise ArtifactError for another file of settings, which transformers reads as well, that holds no keys."""
+    path = folder / "generation_config.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{path}: damaged JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise ArtifactError(f"{path}: {type(content).__name__} found; an object of keys is needed")
 
 
 def _require_no_adapter(folder: Path) -> None:
@@ -66,7 +86,8 @@ def _require_no_adapter(folder: Path) -> None:
 def _require_plain(folder: Path, content: dict[str, Any]) -> None:
     """Raise ArtifactError unless config.json describes a plain causal model of the family's own code."""
     _require_no_adapter(folder)
-    path, family = folder / "config.json", FAMILIES[content["model_type"]]
+    _require_generation_keys(folder)
+    path = folder / "config.json"
     for key in QUANTIZED_KEYS:
         if content.get(key):
             method = content[key].get("quant_method", "") if isinstance(content[key], dict) else ""
@@ -82,11 +103,24 @@ def _require_plain(folder: Path, content: dict[str, Any]) -> None:
             f"{path}: auto_map: the model has code of its own, which is never run; if transformers' own code computes "
             "the same, remove the key in a copy of the folder"
         )
-    window, positions = content.get("sliding_window"), content.get("max_position_embeddings")
-    if family.grouped and type(window) is int and type(positions) is int and window < positions:
+    if content["model_type"] == "llama":
+        _require_read_keys(path, content)
+
+
+def _require_read_keys(path: Path, content: dict[str, Any]) -> None:
+    """Raise ArtifactError for keys by which other models are meant, and which transformers' Llama does not read."""
+    rope = content.get("rope_parameters")
+    turned = (rope if isinstance(rope, dict) else content).get("partial_rotary_factor", 1)
+    if turned != 1:
         raise ArtifactError(
-            f"{path}: sliding_window: {window} is not supported, because this model type attends to "
-            f"all positions; it must be null or at least max_position_embeddings ({positions})"
+            f"{path}: partial_rotary_factor: {turned!r} is not supported, because this model type turns all of a head; "
+            "it must be 1 or left out"
+        )
+    window, positions = content.get("sliding_window"), content.get("max_position_embeddings")
+    if type(window) is int and type(positions) is int and window < positions:
+        raise ArtifactError(
+            f"{path}: sliding_window: {window} is not supported, because this model type attends to all positions; it "
+            f"must be null or at least max_position_embeddings ({positions})"
         )
 
 
@@ -103,7 +137,7 @@ def _require_sizes(path: Path, config) -> None:
             f"{path}: {sizes.layers} layers, {sizes.heads} heads over {sizes.kv_heads} key-value heads; at least 2 "
             "layers (the first is always dense) and a divisor of the heads would fit"
         )
-    if not family.grouped and sizes.width % sizes.heads:
+    if not family.rotary and sizes.width % sizes.heads:
         raise ArtifactError(f"{path}: hidden_size: {sizes.width} is no multiple of num_attention_heads ({sizes.heads})")
     one_of(ffn_activation(config), ACT2FN, f"{path}: activation function", ArtifactError)
 
@@ -135,19 +169,19 @@ def require_runnable(folder: Path) -> None:
     with the configuration's, and two tokens pass through all layers, in little time and memory.
     """
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
-    from shadowcore.models.recording import visiting
-
-    require_weights(Path(folder))
+    config = read_config(folder)
+    shapes = require_weights(folder) if has_safetensors(folder) else require_pickled(folder)
+    weights = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
     try:
         with _quiet():
-            model, report = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=torch.float32, attn_implementation="sdpa", use_safetensors=True, device_map="meta",
-                local_files_only=True, trust_remote_code=False, output_loading_info=True, ignore_mismatched_sizes=True,
+            model, report = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(
+                None, config=config, state_dict=weights, dtype=torch.float32, attn_implementation="sdpa",
+                device_map="meta", output_loading_info=True, ignore_mismatched_sizes=True,
             )  # fmt: skip
         with torch.no_grad(), visiting(model, lambda site, units: None):
-            logits = model(torch.zeros((1, 2), dtype=torch.int64, device="meta")).logits
+            logits = model(torch.zeros((1, 2), dtype=torch.int64, device="meta"), use_cache=True).logits
     except Exception as error:  # whatever a configuration makes transformers stumble over
         raise ArtifactError(f"{folder}: transformers cannot run this model ({reason_of(error)})") from None
     require_all_loaded(folder, report)
@@ -177,10 +211,7 @@ def require_usable(folder: Path) -> None:
     What is compared are configuration, names and shapes of weights, and the tokenizer; no weights are read.
     """
     config = read_config(folder)
-    if has_safetensors(folder):
-        require_runnable(folder)
-    else:
-        require_pickled(folder)
+    require_runnable(folder)
     fit_tokenizer(load_tokenizer(folder), config.vocab_size, str(folder))
 
 

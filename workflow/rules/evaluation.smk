@@ -1,8 +1,9 @@
-# A job's outcome files, one a condition, are beside its manifest. Snakemake does not know them, so that it never deletes
-# one that is measured; where one is gone, the job runs again.
-if workflow.is_main_process:
-    gone = {path for path in jobs.manifests() if Path(path).is_file() and manifests.absent(Path(path))}
-    workflow.dag_settings.forcerun = {*workflow.dag_settings.forcerun, *gone}
+# A job's outcome files, one a condition, are beside its manifest. Snakemake does not know them, so it never deletes what
+# was measured. It also would not miss one that is gone, but the manifest that lists it: its job then runs again.
+for path in map(Path, jobs.manifests() if workflow.is_main_process else ()):
+    if path.is_file() and manifests.absent(path):
+        with suppress(OSError):  # a folder that somebody may only look at
+            path.unlink()
 
 
 rule evaluate:
