@@ -335,7 +335,9 @@ def test_a_deleted_outcome_file_is_made_again_the_same_and_nothing_else_is_measu
     lost = next(path for path in outcomes if "random" in str(path))
     content, before = lost.read_bytes(), {path: path.stat().st_mtime_ns for path in outcomes}
     lost.unlink()
-    (results(house) / "tables" / "accuracy.parquet").unlink()  # which needs it: Snakemake makes nothing for its own sake
+    (
+        results(house) / "tables" / "accuracy.parquet"
+    ).unlink()  # which needs it: Snakemake makes nothing for its own sake
     due = waiting(house)
     assert due["evaluate"] == 1 and "evaluate_oracle" not in due and "trace" not in due
     jobs = Jobs(load_study(house / "config" / "tiny.yaml"), house / "results")
