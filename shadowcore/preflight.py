@@ -18,7 +18,7 @@ import torch
 from shadowcore import artifacts, benchmarks, machine, plan, states
 from shadowcore.benchmarks import BENCHMARKS
 from shadowcore.errors import ArtifactError, ConfigError, ShadowcoreError
-from shadowcore.jobs import Jobs
+from shadowcore.jobs import Evaluation, Jobs
 from shadowcore.method.predictors import FIRST_SPARSE_LAYER
 from shadowcore.models.families import Dimensions, require_positions
 from shadowcore.models.published import PUBLISHED
@@ -29,6 +29,7 @@ from shadowcore.sections import Text
 from shadowcore.stages.base import parse_spec
 from shadowcore.texts.sources import SUFFIXES, TEXT_SOURCES
 
+COMMAND_BYTES = 120_000  # Linux allows 128 KiB; the rest of the command is short
 ANYWAY = "run the study on another machine, or start it all the same with `--config run_anyway=true`"
 
 
@@ -141,13 +142,28 @@ def _check_benchmark(jobs: Jobs, name: str) -> None:
 
 
 def sizes(jobs: Jobs) -> Iterator[str]:
-    """What the models are too small for, as far as their dimensions are known."""
+    """What the models are too small for, as far as their dimensions are known, and jobs that are too large to start."""
     for name in jobs.study.models:
         if size := plan.size_of(jobs, name):
             yield from refusal(_check_positions, jobs, f"models.{name}", size.dimensions)
             yield from refusal(_check_predictors, jobs, name, size.dimensions)
     for (name, _), spec in jobs.timed_dimensions.items():
         yield from refusal(_check_timed, name, spec)
+    for key in jobs.evaluations:
+        yield from refusal(_check_command, jobs, key)
+
+
+def _check_command(jobs: Jobs, key: Evaluation) -> None:
+    """Raise ConfigError for an evaluation job whose conditions and files a shell's command cannot hold."""
+    conditions = jobs.evaluations[key]
+    files = [*jobs.scores_of(key), *jobs.thresholds_of(key), *jobs.predictors_of(key)]
+    size = len(jobs.evaluate(conditions)["spec"]) + sum(len(f"'{file}.safetensors' ") for file in files)
+    if size > COMMAND_BYTES:
+        model, _, part = key
+        raise ConfigError(
+            f"conditions: {len(conditions)} conditions of model {model} at one sparsity ({part} %) are too many for "
+            f"one job; there must be at most about {len(conditions) * COMMAND_BYTES // size}; split the study in parts"
+        )
 
 
 def _check_positions(jobs: Jobs, model: str, one: Dimensions) -> None:

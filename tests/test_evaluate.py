@@ -10,7 +10,7 @@ from conftest import write_benchmarks, write_words
 from test_calibration import job
 from test_workflow import tiny_study
 
-from shadowcore import artifacts, cli, manifests
+from shadowcore import artifacts, cli, manifests, preflight
 from shadowcore.config import parse_study
 from shadowcore.errors import ConfigError, OutOfMemory, ShadowcoreError
 from shadowcore.jobs import Jobs
@@ -285,6 +285,16 @@ def test_few_predictors_are_held_at_once():
     assert list(conditions.parts(needed)) == [["a", "b"], ["c", "d"], ["e"], ["f"]]
     many = dict.fromkeys(map(str, range(40)), {1: large})
     assert [len(part) for part in conditions.parts(many)] == [16, 16, 8]
+
+
+def test_more_conditions_than_a_command_can_name_are_refused_before_any_job(study):
+    data = study.jobs.study.model_dump(mode="json", exclude_unset=True)
+    grid = {"methods": ["shadow"], "criteria": ["plainact"], "predictors": ["small"], "sparsities_pct": [50]}
+    many, few = (
+        list(preflight.sizes(Jobs(parse_study(data | {"conditions": [grid | {"seeds": list(range(count))}]}, "study"))))
+        for count in (1000, 100)
+    )
+    assert len(many) == 1 and f"1000 conditions of model {MODEL} at one sparsity (50 %)" in many[0] and few == []
 
 
 def test_a_group_leaves_out_who_failed(tiny):

@@ -24,7 +24,7 @@ def small(folder):
     path = house / "config" / "tiny.yaml"
     study = yaml.safe_load(path.read_text())
     study["models"] = {"tiny-llama": study["models"]["tiny-llama"]}
-    study["evaluation"]["tasks"] = ["true_continuation"]
+    study["evaluation"] |= {"tasks": ["true_continuation"], "limit": {}}
     study["conditions"] = [
         {"methods": ["static", "shadow"], "criteria": ["plainact"], "predictors": ["small"], "sparsities_pct": [50]}
     ]

@@ -131,7 +131,7 @@ def failing(folder, *words):
     house = prepared(folder)
     path = house / "config" / "tiny.yaml"
     study = yaml.safe_load(path.read_text())
-    study["evaluation"]["tasks"] = ["true_continuation"]
+    study["evaluation"] |= {"tasks": ["true_continuation"], "limit": {}}
     study["traces"].pop("on_policy")
     study["conditions"] = [
         {"methods": ["static", "shadow"], "criteria": ["plainact"], "predictors": ["small"], "sparsities_pct": [50]}
