@@ -21,7 +21,7 @@ from shadowcore.measure.sparsity import ConstantMasks, SparseModel
 from shadowcore.method.predictors import PREDICTOR_SCHEMA
 from shadowcore.models.prefixes import continuing
 from shadowcore.schemas import OUTCOMES
-from shadowcore.stages import conditions
+from shadowcore.stages import conditions, measurement
 from shadowcore.stages.base import how_fields, parse_spec
 
 MODEL = "tiny-opt"
@@ -177,7 +177,7 @@ def test_what_is_there_is_not_measured_again_and_a_grown_grid_measures_what_is_n
     assert before.keys() == few.keys()
     (tmp_path / "job.json").unlink()  # as Snakemake does before it runs the job again
     with monkeypatch.context() as patched:
-        patched.setattr(conditions.reading, "read_model", None)  # would fail if it were called
+        patched.setattr(measurement.reading, "read_model", None)  # would fail if it were called
         study.evaluate(few, tmp_path)
     study.evaluate(study.conditions, tmp_path)
     after = study.written(tmp_path, study.conditions)

@@ -21,7 +21,7 @@ from shadowcore.models.families import KINDS, dimensions_of
 from shadowcore.models.losses import token_losses
 from shadowcore.models.masking import masked
 from shadowcore.models.recording import Site, visiting
-from shadowcore.stages import conditions
+from shadowcore.stages import measurement
 from shadowcore.texts.documents import Window
 
 
@@ -309,15 +309,15 @@ def test_the_windows_of_an_article_are_one_document(monkeypatch):
     windows = [
         Window(name, start, tuple(range(start + 1, start + 9))) for name, start in (("a", 0), ("b", 0), ("a", 8))
     ]
-    monkeypatch.setattr(conditions.reading, "windows_of", lambda *asked: windows)
-    monkeypatch.setattr(conditions, "window_losses", lambda group, ids, *more: {"": ids.sum(1).double()})
+    monkeypatch.setattr(measurement.reading, "windows_of", lambda *asked: windows)
+    monkeypatch.setattr(measurement, "window_losses", lambda group, ids, *more: {"": ids.sum(1).double()})
     spec = SimpleNamespace(
         window_tokens=8, windows=3, text_seed=0, window_batch=2, tasks=["second_half"],
         conditions={"": SimpleNamespace(data="words")},
     )  # fmt: skip
     whole, half = (
         run.outcomes(None, None)[""]
-        for run in conditions._windows(spec, SimpleNamespace(card=None, documents=None), None)
+        for run in measurement._windows(spec, SimpleNamespace(card=None, documents=None), None)
     )
     assert [(row["document"], row["value"], row["weight"]) for row in whole] == [("a", 136.0, 14), ("b", 36.0, 7)]
     assert [(row["document"], row["value"], row["weight"]) for row in half] == [("a", 136.0, 8), ("b", 36.0, 4)]

@@ -14,8 +14,9 @@ from shadowcore.measure.sparsity import ConstantMasks, Masks, PredictedMasks, ra
 from shadowcore.method.predictors import PREDICTORS, Predictor
 from shadowcore.models.families import dimensions_of
 from shadowcore.stages.base import Stage
-from shadowcore.stages.conditions import Condition, Outputs, Source, Spec, measure
+from shadowcore.stages.conditions import Condition, Outputs, Spec
 from shadowcore.stages.inputs import read_mean_scores, read_predictor, read_thresholds
+from shadowcore.stages.measurement import Source, measure
 
 # the field of Inputs that has a file for a condition of this method
 NEEDED = {"static": "scores", "threshold": "thresholds"} | dict.fromkeys(PREDICTORS, "predictors")

@@ -9,7 +9,8 @@ import torch
 
 from shadowcore.measure.oracle import OracleMasks
 from shadowcore.stages.base import Stage
-from shadowcore.stages.conditions import Outputs, Source, Spec, measure
+from shadowcore.stages.conditions import Outputs, Spec
+from shadowcore.stages.measurement import Source, measure
 
 
 @dataclass(frozen=True)

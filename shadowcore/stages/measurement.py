@@ -1,0 +1,238 @@
+"""The measurement of many conditions on one model with one load, and their outcome files."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, replace
+from functools import cache, partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import torch
+
+from shadowcore import artifacts, benchmarks, manifests, provenance
+from shadowcore.benchmarks import BENCHMARKS
+from shadowcore.errors import ArtifactError, ConfigError, ShadowcoreError
+from shadowcore.measure import harness
+from shadowcore.measure.group import Group, attempt
+from shadowcore.measure.perplexity import window_losses
+from shadowcore.measure.protocols import PROTOCOLS
+from shadowcore.measure.sparsity import Masks, SparseModel
+from shadowcore.schemas import OUTCOMES
+from shadowcore.stages import inputs as reading
+from shadowcore.stages.base import Progress, header
+from shadowcore.stages.conditions import NEEDS_PROMPTS, OWN_TASKS, Condition, Outputs, Spec, parts
+from shadowcore.texts.documents import TASKS
+
+Source = Callable[[Condition, Any], Masks | None]  # the keep masks of a condition, from its own inputs
+
+
+def measure(
+    stage: str, spec: Spec, inputs: Any, outputs: Outputs, own: Mapping[str, Any],
+    sources: Callable[[torch.nn.Module], Source],
+) -> None:  # fmt: skip
+    """Measure every condition that has no outcome file of the same specification, code and inputs yet.
+
+    own: of every condition, by setup, the inputs that it alone needs. Its file is the one that a job of this condition
+    alone would write. sources: made anew for every part of the conditions, so it may keep what they share.
+    Raises ShadowcoreError, naming each condition that failed, after all others are written.
+    """
+    unfinished = manifests.unfinished(outputs.manifest)
+    unfinished.unlink(missing_ok=True)
+    progress, digest = Progress(stage), cache(artifacts.digest)
+    whole = header(stage, spec, inputs, digest)
+    alone = {
+        setup: header(stage, replace(spec, conditions={setup: condition}), own[setup], digest)
+        for setup, condition in spec.conditions.items()
+    }
+    files = {
+        setup: manifests.outcome(outputs.manifest, setup, condition.sparsity_pct)
+        for setup, condition in spec.conditions.items()
+    }
+    there = {setup: path for setup, path in files.items() if _is_there(path, alone[setup])}
+    left = {setup: condition for setup, condition in spec.conditions.items() if setup not in there}
+    progress.say(f"{len(left)} conditions to measure, {len(there)} are measured already")
+    failed: dict[str, Exception] = {}
+    for part, tables in _measured(spec, inputs, own, sources, left, failed, progress) if left else ():
+        for setup in part:
+            if setup in tables:
+                now = {"run": provenance.run_information()}  # the device is known since the model is on it
+                artifacts.write_table(files[setup], OUTCOMES.schema, tables[setup], alone[setup] | now)
+                there[setup] = files[setup]
+            progress.say(f"{setup}: " + ("measured" if setup in tables else f"failed: {_sentence(failed[setup])}"))
+        manifests.write(unfinished, there, whole)
+    if failed:
+        raise ShadowcoreError(_failures(failed, len(spec.conditions)))
+    manifests.write(outputs.manifest, dict(sorted(there.items())), whole | {"run": provenance.run_information()})
+    unfinished.unlink(missing_ok=True)
+
+
+def _is_there(path: Path, wanted: Mapping[str, Any]) -> bool:
+    """Whether an outcome file was made as it would be made now; on which machine and by which commit does not count."""
+    try:
+        OUTCOMES.read(path)
+        made = artifacts.read_header(path)
+    except ArtifactError:
+        return False
+    return all(made.get(key) == value for key, value in wanted.items() if key != "run")
+
+
+def _sentence(error: Exception) -> str:
+    text = str(error).partition("\n")[0]
+    return text if isinstance(error, ShadowcoreError) else f"{type(error).__name__}: {text}"
+
+
+def _failures(failed: Mapping[str, Exception], count: int) -> str:
+    """One sentence that names every failed condition; those that failed alike are named together."""
+    alike: dict[str, list[str]] = {}
+    for setup, error in failed.items():
+        alike.setdefault(_sentence(error), []).append(setup)
+    reasons = "; ".join(f"{', '.join(setups)}: {sentence}" for sentence, setups in alike.items())
+    return f"{len(failed)} of {count} conditions failed, and the others are measured: {reasons}"
+
+
+class Run(NamedTuple):
+    """One kind of outcome: its rows by condition, as `outcomes(group, tick)` gives them.
+
+    size: documents, to tell progress; prompted: whether there are prompts, which the protocol `prompt` needs.
+    """
+
+    name: str
+    size: int
+    prompted: bool
+    outcomes: Callable[[Group, Callable[[float], None]], dict[str, list[dict[str, Any]]]]
+
+
+def _measured(
+    spec: Spec, inputs: Any, own: Mapping[str, Any], sources: Callable[[torch.nn.Module], Source],
+    conditions: Mapping[str, Condition], failed: dict[str, Exception], progress: Progress,
+) -> Iterator[tuple[dict[str, Condition], dict[str, pa.Table]]]:  # fmt: skip
+    """Part after part the conditions that are measured side by side, and the outcomes of those that did not fail."""
+    tokenizer = reading.read_tokenizer(inputs.card, inputs.weights)
+    model = reading.read_model(inputs.card, inputs.weights, spec.dtype)
+    runs = _runs(spec, inputs, model, tokenizer)
+    tell = _percent(progress, len(conditions) * sum(run.size for run in runs))
+    files = {setup: getattr(own[setup], "predictors", ()) for setup in conditions}
+    bytes_of = {path: path.stat().st_size for paths in files.values() for path in paths if path.is_file()}
+    for part in parts({setup: {path: bytes_of.get(path, 0) for path in paths} for setup, paths in files.items()}):
+        chosen, masks = {setup: conditions[setup] for setup in part}, sources(model)
+
+        def put_on(setup: str, condition: Condition, masks: Source = masks) -> SparseModel:
+            return SparseModel(model, masks(condition, own[setup]), PROTOCOLS[condition.protocol or "token"])
+
+        group = Group(attempt(put_on, chosen, failed), failed)
+        yield chosen, _side_by_side(group, chosen, runs, tell)
+        del group, masks, put_on  # and with them the predictors, before others are read
+
+
+def _side_by_side(
+    group: Group, conditions: Mapping[str, Condition], runs: list[Run], tell: Callable[[float], None]
+) -> dict[str, pa.Table]:
+    """The outcomes of every condition that does not fail."""
+    tables: dict[str, list[pa.Table]] = {setup: [OUTCOMES.build([])] for setup in conditions}
+
+    def table(setup: str, rows: list[dict[str, Any]]) -> pa.Table:
+        if not all(math.isfinite(row["value"]) for row in rows):
+            raise ArtifactError(
+                f"the model's {rows[0]['task']} is not finite on this text; use other weights, or dtype float32"
+            )
+        sparse, condition = group.members[setup], conditions[setup]
+        measured = asdict(condition) | sparse.measured_sparsity(condition.kinds)
+        sparse.count_anew()
+        return OUTCOMES.build(measured | row for row in rows)
+
+    for run in runs:
+        fit = group.where(lambda sparse, run=run: run.prompted or sparse.protocol is not PROTOCOLS[NEEDS_PROMPTS])
+        found = run.outcomes(fit, lambda share, run=run: tell(run.size * share))
+        for setup, part in attempt(table, found, group.failed).items():
+            tables[setup].append(part)
+    return {setup: pa.concat_tables(tables[setup]).combine_chunks() for setup in group.alive}
+
+
+def _percent(progress: Progress, total: float) -> Callable[[float], None]:
+    """Tells progress, a line for each per cent, as it is called with what was done meanwhile."""
+    done, told = 0.0, 0
+
+    def tell(amount: float) -> None:
+        nonlocal done, told
+        done += amount
+        if (percent := int(100 * done / total)) > told:
+            told = percent
+            progress(percent, 100)
+
+    return tell
+
+
+def _runs(spec: Spec, inputs: Any, model: torch.nn.Module, tokenizer) -> list[Run]:
+    """What is measured of every condition, prepared once: windows, our own questions, benchmarks."""
+    runs = _windows(spec, inputs, tokenizer)
+    longest = model.config.max_position_embeddings
+    if "true_continuation" in spec.tasks:
+        task = harness.true_continuation(TASKS.read(inputs.tasks).to_pylist())
+        asked = harness.Questions(model, tokenizer, [task], spec.request_batch, longest)
+        runs.append(Run("true_continuation", len(asked), True, asked.outcomes))
+    prepared = {name: rows for path in inputs.benchmarks for name, rows in benchmarks.gathered(path).items()}
+    if missing := set(spec.tasks) - {*OWN_TASKS, *prepared}:
+        raise ConfigError(f"--benchmarks: no {sorted(missing)} in it; a file of gather-benchmarks with them would fit")
+    for batch, window, tasks in _together(spec, prepared):
+        asked = harness.Questions(model, tokenizer, tasks, batch, min(window or longest, longest))
+        name = ", ".join(f"{task.config.task} ({task.config.num_fewshot}-shot)" for task in tasks)
+        runs.append(Run(name, len(asked), window is None, partial(_by_task, asked)))
+    return runs
+
+
+def _by_task(asked: Any, group: Group, tick: Callable[[float], None]) -> dict[str, list[dict[str, Any]]]:
+    """Outcomes of benchmarks, whose name is what they were measured on."""
+    return {setup: [row | {"data": row["task"]} for row in rows] for setup, rows in asked.outcomes(group, tick).items()}
+
+
+def _windows(spec: Spec, inputs: Any, tokenizer) -> list[Run]:
+    """Perplexities of windows: of the whole, which has no prompt, and of the half after a prompt.
+
+    A row is an article, its windows summed: they are no independent witnesses of how a model does.
+    """
+    windows = reading.windows_of(
+        inputs.card, inputs.documents, "evaluation", tokenizer, spec.window_tokens, spec.windows, spec.text_seed
+    )
+    ids = torch.tensor([window.ids for window in windows])
+    articles: dict[str, list[int]] = {}
+    for place, window in enumerate(windows):
+        articles.setdefault(window.document_id, []).append(place)
+    data = next(iter(spec.conditions.values())).data
+    asked = [("perplexity", 1, data)]
+    if "second_half" in spec.tasks:
+        asked.append(("second_half", spec.window_tokens // 2, f"{data} (second half)"))
+
+    def outcomes(task: str, prompt: int, data: str, group: Group, tick: Callable) -> dict[str, list[dict[str, Any]]]:
+        losses = window_losses(group, ids, spec.window_batch, tick, prompt)
+        measured, tokens = {"task": task, "data": data, "metric": "nll"}, spec.window_tokens - prompt
+        return {
+            setup: [
+                measured | {"document": name, "value": found[places].sum().item(), "weight": tokens * len(places)}
+                for name, places in articles.items()
+            ]
+            for setup, found in losses.items()
+        }
+
+    return [Run(task, len(ids), prompt > 1, partial(outcomes, task, prompt, data)) for task, prompt, data in asked]
+
+
+def _together(spec: Spec, prepared: dict[str, list[dict[str, Any]]]) -> Iterator[tuple[int, int | None, list]]:
+    """Batch size, longest window (None: the model's) and tasks of every run of lm-eval: as few as can be."""
+
+    def task(name: str, shots: int):
+        parts = {"evaluation": [], "examples": []}
+        for row in prepared[name]:
+            parts[row[benchmarks.SPLIT]].append({column: row[column] for column in BENCHMARKS[name].columns})
+        return benchmarks.task(name, parts["evaluation"], parts["examples"] if shots else [], shots)
+
+    names = [name for name in spec.tasks if name in BENCHMARKS]
+    prompted = [name for name in names if not BENCHMARKS[name].rolling]
+    for shots in spec.fewshot if prompted else ():
+        shown = [name for name in prompted if not shots or BENCHMARKS[name].train]
+        yield spec.request_batch, None, [task(name, shots) for name in shown]
+    rolling = [task(name, 0) for name in names if BENCHMARKS[name].rolling]
+    if rolling:
+        yield spec.window_batch, spec.rolling_tokens, rolling
