@@ -21,7 +21,7 @@ from pathlib import Path
 
 from shadowcore import __version__, logs
 from shadowcore.devices import reserved
-from shadowcore.errors import ConfigError, OutOfMemory, ShadowcoreError, one_of
+from shadowcore.errors import ConfigError, OutOfMemory, ShadowcoreError, one_of, out_of_memory
 from shadowcore.terminal import tolerant
 
 STAGES = {
@@ -36,8 +36,8 @@ STAGES = {
     "calibrate-thresholds": "magnitudes below which shares of every layer's neurons lie",
     "train-predictor": "train a predictor and report its ranking quality",
     "tune-predictor": "tune a predictor on the sparse model that its masks make",
-    "evaluate": "accuracy and perplexity of one condition",
-    "evaluate-oracle": "accuracy and perplexity with the example's own scores",
+    "evaluate": "accuracy and perplexity of conditions of one sparsity",
+    "evaluate-oracle": "accuracy and perplexity with each example's own scores",
     "latency": "time per token of our decoder, dense and skipping",
     "latency-random": "time per token of a published model's dimensions with random weights",
     "aggregate": "final tables from every job's measurements",
@@ -161,10 +161,9 @@ def enough_memory() -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        message = (str(error).splitlines() or [""])[0]
-        named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-        if not named and "can't allocate memory" not in message:
+        if not out_of_memory(error):
             raise
+        message = str(error).partition("\n")[0]
         raise OutOfMemory(
             f"out of memory ({message or 'Python gave no reason'}); use smaller batches, as `snakemake --retries 3` "
             "does, or a machine with more memory"

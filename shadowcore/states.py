@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from shadowcore import artifacts, logs, plan
+from shadowcore import artifacts, logs, manifests, plan
 from shadowcore.jobs import Jobs
 from shadowcore.report.figures import FIGURES
 from shadowcore.schemas import MEASURED_TABLES
@@ -28,8 +28,8 @@ OUTPUTS = {
     "calibrate_thresholds": ("thresholds/{name}.parquet",),
     "train_predictor": tuple(f"predictors/{{name}}.{kind}" for kind in PREDICTOR),
     "tune_predictor": tuple(f"predictors/{{name}}@tuned.{kind}" for kind in PREDICTOR),
-    "evaluate": ("outcomes/{name}.parquet",),
-    "evaluate_oracle": ("outcomes/{name}.parquet",),
+    "evaluate": ("outcomes/{name}.json",),
+    "evaluate_oracle": ("outcomes/{name}.json",),
     "latency": tuple(f"latency/{{name}}{kind}.parquet" for kind in TIMED),
     "latency_random": tuple(f"latency/random/{{name}}{kind}.parquet" for kind in TIMED),
     "aggregate": tuple(f"tables/{name}.parquet" for name in MEASURED_TABLES),
@@ -39,6 +39,7 @@ OUTPUTS = {
     "write_page": ("index.html",),
 }
 SILENT = 600.0  # seconds after which a job that has not even written its log's heading no longer runs
+EVALUATIONS = ("evaluate", "evaluate_oracle")
 REPORT = ("aggregate", "check_tables", "judge_claims", "draw", "write_page")  # rules that join what others measured
 
 
@@ -62,9 +63,13 @@ def outputs(root: Path, rule: str, name: str) -> list[Path]:
 
 
 def done(root: Path, rule: str, name: str) -> bool:
-    """Whether all files of a job are there, and none was made of a part of the study only."""
+    """Whether all files of a job are there, those that its manifest lists, too, and none is of a part of the study."""
     files = outputs(root, rule, name)
-    return all(map(Path.exists, files)) and not (rule in REPORT and artifacts.missing(files[0]))
+    if not all(map(Path.exists, files)):
+        return False
+    if rule in EVALUATIONS:
+        return not manifests.absent(files[0])
+    return not (rule in REPORT and artifacts.missing(files[0]))
 
 
 def states(jobs: Jobs, now: float) -> list[Job]:

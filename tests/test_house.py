@@ -20,8 +20,8 @@ MODULES = sorted(
 # from the ground up; a room may import from its own floor and those below
 FLOORS = [
     ["errors", "provenance", "processes", "terminal"], ["devices", "artifacts", "logs"],
-    ["machine", "schemas", "packages", "tabular", "paragraphs", "lineage"], ["stock_tasks"], ["benchmarks"],
-    ["texts", "models", "dictionary"], ["method"], ["decode"], ["measure"], ["report"], ["stages"],
+    ["machine", "manifests", "schemas", "packages", "tabular", "paragraphs", "lineage"], ["stock_tasks"],
+    ["benchmarks"], ["texts", "models", "dictionary"], ["method"], ["decode"], ["measure"], ["report"], ["stages"],
     ["fields", "config_file", "config_errors"], ["recipes"], ["sections"], ["config"], ["jobs", "ownership"],
     ["fetch", "plan"], ["states", "incomplete"], ["preflight"], ["commands"], ["cli"], ["__main__"],
 ]  # fmt: skip

@@ -5,12 +5,13 @@ import shutil
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 import yaml
 from test_workflow import ROOT, command, environment, prepared, results, snakemake, tables
 
-from shadowcore import artifacts, cli, logs, plan
+from shadowcore import artifacts, cli, logs, manifests, plan
 from shadowcore.config import load_study
 from shadowcore.incomplete import Ended, end_of_run, report
 from shadowcore.jobs import Jobs
@@ -74,11 +75,10 @@ def test_when_the_tables_themselves_fail_no_older_one_is_shown(jobs):
 
 def test_what_an_unfinished_job_would_write_anew_is_in_no_table(jobs):
     """Its file is of another configuration or code: a number from it would be a wrong one."""
-    (outcome,) = [path for path in jobs.outcomes() if "/dense/" in path]
-    write_damaged = jobs.root.parent / outcome if not outcome.startswith("/") else outcome
-    os.makedirs(os.path.dirname(write_damaged), exist_ok=True)
-    with open(write_damaged, "w") as handle:
-        handle.write("an old one")
+    manifest = Path(jobs.manifests()[0])
+    for path in (manifest, manifests.unfinished(manifest)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("an old one")
     report(of_all(jobs, "prepare_text/wikipedia"), CAPTIONS)  # would be damaged, if it were read
     assert len(artifacts.missing(jobs.root / "tables" / "accuracy.parquet")) > 1
 
@@ -162,7 +162,7 @@ def test_tables_of_a_part_are_made_again_even_where_nothing_else_is_to_be_done(t
     ran_well(house)
     whole = tables(house)
     path.write_text(yaml.safe_dump(study | {"conditions": [{"methods": ["random"], "sparsities_pct": [50, 60]}]}))
-    (house / "broken").write_text("shadowcore outcomes/tiny-opt/words/random+per_layer+neurons/60.parquet")
+    (house / "broken").write_text("shadowcore outcomes/tiny-opt/words/60.json")
     assert snakemake(house).returncode != 0
     assert artifacts.missing(results(house) / "tables" / "accuracy.parquet")
     path.write_text(yaml.safe_dump(study))
