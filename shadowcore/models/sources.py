@@ -31,7 +31,9 @@ from shadowcore.models.folders import (
 )
 from shadowcore.models.weights import has_safetensors, reason_of
 from shadowcore.packages import PackagedFile, Wheel, extract, require_pinned
+from shadowcore.provenance import device_name
 
+SHARD_BYTES = 2 * 10**9  # of a file of random weights: one is copied to be written, and several are hashed at once
 PICKLED_FILES = "pytorch_model*.bin"
 
 
@@ -153,8 +155,9 @@ class FolderModel:
 class RandomModel:
     """Random weights of given dimensions: for tests and for measuring speed, which weights do not change.
 
-    Drawn as the family initialises itself and stored in 16 bits, as published checkpoints are. `tokenizer`
-    is a folder to take the tokenizer from; without one, text is read byte by byte.
+    Drawn as the family initialises itself and stored in 16 bits, as published checkpoints are: on the GPU where there
+    is one, in seconds. A seed gives the same weights on devices of one kind, which the card names; a GPU's are not a
+    CPU's. `tokenizer` is a folder to take the tokenizer from; without one, text is read byte by byte.
     """
 
     KIND: ClassVar[str] = "random"
@@ -203,12 +206,19 @@ class RandomModel:
             self.family, **self._sizes(), bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
             pad_token_id=None,
         )  # fmt: skip
-        with torch.random.fork_rng(devices=[]):
+        device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+        with torch.random.fork_rng(devices=[0] if device.type == "cuda" else []), device:
             torch.manual_seed(self.seed)
-            model = AutoModelForCausalLM.from_config(config, dtype=torch.float16)
-        model.save_pretrained(folder)
+            try:
+                model = AutoModelForCausalLM.from_config(config, dtype=torch.float16)
+            except torch.OutOfMemoryError:
+                raise SourceError(
+                    f"source: the random weights do not fit into the free memory of {device_name()}; free it, or set "
+                    "CUDA_VISIBLE_DEVICES to nothing, so that they are drawn on the CPU (they are others then)"
+                ) from None
+        model.save_pretrained(folder, max_shard_size=SHARD_BYTES)
         tokenizer.save_pretrained(folder)
-        return None, f"random weights, seed {self.seed}"
+        return None, f"random weights, seed {self.seed}, drawn on {device_name() if device.type == 'cuda' else 'a CPU'}"
 
     def _tokenizer(self, where: str):
         """The borrowed tokenizer, or the one of bytes; ConfigError if it has more tokens than the vocabulary."""
