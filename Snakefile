@@ -87,15 +87,18 @@ onstart:
         raise WorkflowError(f"{place} cannot be written (Read-only file system, or not yours); results go there")
     require_queue()
     notice_interruption()
+    show_progress()
     ownership.claim(jobs, workflow.configfiles)
 
 
 onsuccess:
+    end_progress()
     if (jobs.root / "tables").is_dir():
         shell("python -m shadowcore show --brief {root} || true")
 
 
 onerror:
+    end_progress()
     if interrupted():
         print("The run was interrupted. The same command goes on; `shadowcore status` says where it stands.")
     else:

@@ -8,6 +8,7 @@ A stage is called with a JSON specification and one option per file:
 from __future__ import annotations
 
 import argparse
+import ctypes
 import dataclasses
 import gc
 import json
@@ -24,6 +25,7 @@ from shadowcore.devices import reserved
 from shadowcore.errors import ConfigError, OutOfMemory, ShadowcoreError, one_of, out_of_memory
 from shadowcore.terminal import tolerant
 
+TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # names of glibc's malloc.h
 STAGES = {
     "fetch-model": "get a model from its source, checked, as safetensors",
     "prepare-text": "get a text, split it by document, write its multiple-choice task",
@@ -128,6 +130,7 @@ def run_stage(name: str, arguments: Sequence[str]) -> None:
         raise ConfigError(f"--spec: not JSON ({error}); it must be an object with the keys {keys}") from None
     chosen = {name: value for name in how_fields(stage.spec) if (value := getattr(parsed, name)) is not None}
     spec = parse_spec(stage.spec, data | chosen if isinstance(data, dict) else data)
+    keep_freed_memory()
     if parsed.threads:
         import torch
 
@@ -145,6 +148,18 @@ def run_stage(name: str, arguments: Sequence[str]) -> None:
         stage.run(spec, *files)
         empty_gpu()
         print(logs.ending(started), file=sys.stderr, flush=True)
+
+
+def keep_freed_memory() -> None:
+    """Have the C library keep what a step of work frees, up to 2 GiB, for the next step.
+
+    glibc returns it to the system, which hands it out again in pages that it first sets to zero: a tenth of a trace's
+    time on a CPU, a fifth of a training's. Other C libraries have no such switch.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(TRIM_THRESHOLD, 2**31 - 1)
+        mallopt(MMAP_THRESHOLD, 2**30)
 
 
 def empty_gpu() -> None:

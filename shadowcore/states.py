@@ -112,3 +112,26 @@ def _job(root: Path, work: plan.Work, expected: float, now: float) -> Job:
         return Job(work, "interrupted", ran, expected, log, said)
     left = max(expected - ran, 0) if said.left is None else max(said.left - (now - written), 0)
     return Job(work, "running", ran, left, log, said, now - written)
+
+
+def counted(jobs: Sequence[Job]) -> dict[str, int]:
+    """Jobs in each state."""
+    return {state: sum(job.state == state for job in jobs) for state in STATES}
+
+
+def summary(jobs: Sequence[Job]) -> str:
+    """One line: how many jobs are done, and about how long the others take."""
+    count, total, left = counted(jobs), len(jobs), sum(job.left for job in jobs)
+    words = f"{count['done']} of {total} jobs done"
+    if count["running"]:
+        return f"{words}; with {count['running']} at a time, as now, about {duration(left / count['running'])} left"
+    return (
+        words if count["done"] == total else f"{words}; no job runs now; one at a time, about {duration(left)} of work"
+    )
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words: "90 s", "12 min", "3.4 h"."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

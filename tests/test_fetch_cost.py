@@ -1,6 +1,7 @@
 """Fetching a large model: files are hashed at once, and random weights are drawn where it is fastest."""
 
 import threading
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -64,15 +65,23 @@ def test_a_cpu_draws_what_the_family_draws_itself(source, tmp_path, monkeypatch)
 
 
 def test_weights_are_drawn_on_one_device_in_16_bits(tmp_path, monkeypatch):
-    """Never in 32 bits, and never on one device to be moved to another: that would take twice or thrice the memory."""
-    drawn = []
+    """Never in 32 bits, never on one device to be moved to another, and on none that a job has for itself."""
+    drawn, shared = [], []
+
+    @contextmanager
+    def reserved(count):
+        shared.append(count)
+        yield []
+        shared.pop()
 
     def see(config, **more):
         drawn.append((more["dtype"], torch.get_default_device()))
+        assert shared == [0]
         return original(config, **more)
 
     original = transformers.AutoModelForCausalLM.from_config
     monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_config", see)
+    monkeypatch.setattr(sources, "reserved", reserved)
     sources.fetch(OPT, tmp_path / "weights")
     kind = "cuda" if torch.cuda.is_available() else "cpu"
     assert [(dtype, device.type) for dtype, device in drawn] == [(torch.float16, kind)]

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from shadowcore.artifacts import neighbour, readable, writable
+from shadowcore.devices import reserved
 from shadowcore.errors import ArtifactError, ConfigError, ShadowcoreError, SourceError, one_of
 from shadowcore.models.contents import hash_files
 from shadowcore.models.conversion import OTHER_FILES, adopt, expand_gguf, licence_of, readable_by_umask
@@ -198,14 +199,23 @@ class RandomModel:
         self._tokenizer(where)
 
     def put_into(self, folder: Path) -> tuple[str | None, str]:
-        import torch
-        from transformers import AutoConfig, AutoModelForCausalLM
+        from transformers import AutoConfig
 
         tokenizer = self._tokenizer("source")
         config = AutoConfig.for_model(
             self.family, **self._sizes(), bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
             pad_token_id=None,
         )  # fmt: skip
+        with reserved(0):  # a GPU that no job has for itself
+            where = self._draw(config, folder)
+        tokenizer.save_pretrained(folder)
+        return None, f"random weights, seed {self.seed}, drawn on {where}"
+
+    def _draw(self, config, folder: Path) -> str:
+        """Write the weights, drawn in the memory of the device that is returned, in the numbers they are stored in."""
+        import torch
+        from transformers import AutoModelForCausalLM
+
         device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
         with torch.random.fork_rng(devices=[0] if device.type == "cuda" else []), device:
             torch.manual_seed(self.seed)
@@ -217,8 +227,7 @@ class RandomModel:
                     "CUDA_VISIBLE_DEVICES to nothing, so that they are drawn on the CPU (they are others then)"
                 ) from None
         model.save_pretrained(folder, max_shard_size=SHARD_BYTES)
-        tokenizer.save_pretrained(folder)
-        return None, f"random weights, seed {self.seed}, drawn on {device_name() if device.type == 'cuda' else 'a CPU'}"
+        return device_name() if device.type == "cuda" else "a CPU"
 
     def _tokenizer(self, where: str):
         """The borrowed tokenizer, or the one of bytes; ConfigError if it has more tokens than the vocabulary."""

@@ -8,9 +8,10 @@ from inspect import signature
 from pathlib import Path
 
 from snakemake.common import overwrite_function_params
+from snakemake.logging import logger
 from snakemake.resources import Resource
 
-from shadowcore import incomplete, manifests
+from shadowcore import incomplete, manifests, progress_line
 from shadowcore.errors import ShadowcoreError
 from shadowcore.plan import Work, work
 from shadowcore.provenance import fingerprint
@@ -160,6 +161,19 @@ def notice_interruption():
 
 def interrupted():
     return bool(interruptions or workflow.scheduler._user_kill)
+
+
+progress_lines = []
+
+
+def show_progress():
+    """One line of progress; the default profile leaves Snakemake's own lines to its log file."""
+    progress_lines.append(progress_line.install(logger, jobs))
+
+
+def end_progress():
+    for line in progress_lines:
+        line.close()
 
 
 def require_queue():
