@@ -5,11 +5,12 @@
     python benchmarks/chain.py benchmarks/chain.yaml --show
 
 Jobs get the specifications that the rules give them, and their logs and times are where Snakemake puts them, so
-`shadowcore status` and `shadowcore plan --measured` read them. A job that fails stops neither its model's other jobs
-nor the next model. The same command again goes on: it runs what has not ended well. A model's weights, traces and
-predictors are deleted when all its jobs have ended well, unless `--keep`.
+`shadowcore status` and `shadowcore plan --measured` read them. A job is a fork of a process that has imported torch and
+lm-eval, so that its seconds are those of its work; where a fork cannot use the GPU, it is a process of its own.
 
-RESULTS/chain/measured/<model>.parquet has a row for every job: see COLUMNS.
+A job that fails stops neither its model's other jobs nor the next model. The same command again goes on: it runs what
+has not ended well. A model's weights, traces and predictors are deleted when all its jobs have ended well, unless
+`--keep`. RESULTS/<study>/measured/<model>.parquet has a row for every job: see COLUMNS.
 """
 
 from __future__ import annotations
@@ -18,12 +19,17 @@ import argparse
 import dataclasses
 import itertools
 import json
+import os
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +37,15 @@ import pandas as pd
 
 from shadowcore import cli, plan, provenance, states
 from shadowcore.config import load_study
-from shadowcore.jobs import Jobs
+from shadowcore.jobs import Evaluation, Jobs
 from shadowcore.plan import Work
 
 COLUMNS = {
     "model": "name of the model; empty for jobs that all models share",
     "stage": "the command",
     "job": "which of the stage's jobs, as its log is called",
-    "seconds": "from the start of its process to its end",
+    "seconds": "what it took, without the imports",
+    "start_seconds": "what the imports of torch and lm-eval took, which every job of a study does",
     "gpu_bytes": "most memory that torch had allocated on the GPU at once; 0 without one",
     "host_bytes": "most resident memory of its process, pages of mapped files included",
     "written_bytes": "size of the files that it left behind",
@@ -48,10 +55,17 @@ COLUMNS = {
     "weights_bytes": "size of the model's weights",
     "device": "the GPU, or the processor",
     "commit": "of the code",
+    "attempts": "how often it was started; one that was killed is started again, and an evaluation goes on then",
     "error": "the last line of its log, where it failed",
 }
-ALONE = "alone"  # folder of the conditions that are measured once more in a job of their own
+ALONE = "alone"  # folder of the manifests and outcomes of conditions that are measured once more, each in its own job
 LARGE = ("models", "traces", "predictors")  # folders of a study that hold a model's large files
+# what jobs import of other projects
+HEAVY = """
+accelerate datasets lm_eval.evaluator lm_eval.models.huggingface lm_eval.tasks pandas pyarrow.parquet safetensors.torch
+torch transformers.models.auto.modeling_auto transformers.models.auto.tokenization_auto
+transformers.models.opt.modeling_opt
+"""
 SKIPPED = ("latency", "latency_random", *states.REPORT)
 
 
@@ -84,21 +98,36 @@ class Chain:
 
     def __init__(self, jobs: Jobs):
         self.jobs, self.study, self.root = jobs, jobs.study, jobs.root
-        self.measured_on = plan.Costs(jobs).measured_on
-
-    def shared(self) -> Iterator[Job]:
-        """The jobs of no model: texts and benchmarks."""
-        yield from self.of("")
+        self.costs = plan.Costs(jobs)
 
     def of(self, model: str) -> Iterator[Job]:
-        """A model's jobs, by the names of rules and by what their wildcards make of a job's name."""
+        """A model's jobs; for the empty name those of no model, texts and benchmarks."""
         order = list(plan.MEMORY)
-        for work in sorted(plan.work(self.jobs), key=lambda one: order.index(one.rule)):
-            parts = work.name.split("/")
-            owner = parts[0] if parts[0] in self.study.models else ""
-            if owner == model and work.rule not in SKIPPED:
-                made = getattr(self, work.rule)(*parts)
-                yield Job(work, model, made.pop("options"), states.outputs(self.root, work.rule, work.name), **made)
+
+        def place(work: Work) -> tuple[int, float]:
+            return order.index(work.rule.removesuffix("_oracle")), work.flops  # of evaluations the longest last
+
+        for work in sorted(plan.work(self.jobs), key=place):
+            owner = work.name.split("/")[0]
+            if model == (owner if owner in self.study.models else "") and work.rule not in SKIPPED:
+                yield self.job(work, model)
+
+    def alone(self, model: str, count: int) -> Iterator[Job]:
+        """Some of a model's conditions, each in a job of its own: what one job for many saves."""
+        jobs = Jobs(self.study, self.root.parent)
+        several = {key: found for key, found in jobs.evaluations.items() if key[0] == model and len(found) > 1}
+        each = [(data, setup, one) for (_, data, _), found in several.items() for setup, one in found.items()]
+        jobs.evaluations = {
+            (model, data, f"{ALONE}/{setup}/{one.sparsity_pct}"): {setup: one} for data, setup, one in each[:count]
+        }
+        chain = Chain(jobs)
+        for key in jobs.evaluations:
+            yield chain.job(chain.costs.evaluated(key), model)
+
+    def job(self, work: Work, model: str) -> Job:
+        """The job that a rule makes of what its wildcards make of a job's name."""
+        made = getattr(self, work.rule)(*work.name.split("/"))
+        return Job(work, model, made.pop("options"), states.outputs(self.root, work.rule, work.name), **made)
 
     # ---- what the rules say, one method each
 
@@ -164,36 +193,29 @@ class Chain:
         plan = self.study.traces
         return {"options": options, "tokens": plan.windows * plan.tokens_per_window}
 
-    def evaluate(self, model: str, data: str, setup: str, pct: str) -> dict[str, Any]:
-        key = model, data, setup, int(pct)
-        return self.evaluation("evaluate", key, f"{self.root}/outcomes/{'/'.join(map(str, key))}.parquet")
+    def evaluate(self, model: str, data: str, *part: str) -> dict[str, Any]:
+        key = model, data, "/".join(part)
+        own = {
+            "scores": self.jobs.scores_of(key),
+            "thresholds": self.jobs.thresholds_of(key),
+            "predictors": [f"{stem}.safetensors" for stem in self.jobs.predictors_of(key)],
+        }
+        return self.evaluation(key, own)
 
-    def evaluate_oracle(self, model: str, data: str, setup: str, pct: str) -> dict[str, Any]:
-        key = model, data, setup, int(pct)
-        return self.evaluation("evaluate-oracle", key, f"{self.root}/outcomes/{'/'.join(map(str, key))}.parquet")
+    def evaluate_oracle(self, model: str, data: str, part: str) -> dict[str, Any]:
+        return self.evaluation((model, data, part), {})
 
-    def evaluation(self, stage: str, key: tuple[str, str, str, int], outcomes: str) -> dict[str, Any]:
-        model, data = key[:2]
-        one, sizes = self.jobs.conditions[key], self.study.evaluation
-        stem = self.jobs.predictor_of(one)
-        scores = [f"{self.root}/scores/{model}/{one.calibration}.parquet"] if one.method == "static" else []
-        own = {"scores": scores, "predictor": [f"{stem}.safetensors"] if stem else []}
+    def evaluation(self, key: Evaluation, own: dict[str, list[str]]) -> dict[str, Any]:
+        model, data, _ = key
+        sizes, conditions, measured = self.study.evaluation, self.jobs.evaluations[key], self.costs.measured[data]
         options = {
-            **self.spec(self.jobs.evaluate(stage, key)),
+            **self.spec(self.jobs.evaluate(conditions)),
             "window_batch": sizes.window_batch, "request_batch": sizes.request_batch, **self.model(model),
-            **self.text(data, "documents", "tasks"), "benchmarks": self.jobs.gathered(data),
-            **(own if stage == "evaluate" else {}), "outcomes": outcomes,
+            **self.text(data, "documents", "tasks"), "benchmarks": self.jobs.gathered(data), **own,
+            "manifest": f"{self.root}/outcomes/{'/'.join(key)}.json",
         }  # fmt: skip
-        return {"options": options, "conditions": 1, "tokens": self.measured_on[data][1]}
-
-    def alone(self, model: str, count: int) -> Iterator[Job]:
-        """Some of a model's sparse conditions, each in a job of its own: what a job with many saves."""
-        sparse = [key for key, one in self.jobs.conditions.items() if key[0] == model and one.sparsity_pct]
-        for key in [key for key in sparse if self.jobs.conditions[key].method != "oracle"][:count]:
-            work = plan.Costs(self.jobs).evaluated(key)
-            outcomes = self.root / ALONE / f"{work.name}.parquet"
-            made = self.evaluation("evaluate", key, str(outcomes))
-            yield Job(dataclasses.replace(work, name=f"{ALONE}/{work.name}"), model, made.pop("options"), [outcomes], **made)
+        tokens = measured.prompts + len(conditions) * measured.continued
+        return {"options": options, "conditions": len(conditions), "tokens": tokens}
 
     # ---- options that several stages have
 
@@ -201,7 +223,9 @@ class Chain:
         return {"spec": params["spec"]}
 
     def model(self, model: str) -> dict[str, str]:
-        return {name: f"{self.root}/models/{model}/{file}" for name, file in (("card", "card.json"), ("weights", "weights"))}
+        return {
+            name: f"{self.root}/models/{model}/{file}" for name, file in (("card", "card.json"), ("weights", "weights"))
+        }
 
     def text(self, text: str, *names: str) -> dict[str, str]:
         files = {"documents": "documents", "tasks": "true_continuation"}
@@ -211,49 +235,112 @@ class Chain:
 # ---- running them
 
 
-def run(root: Path, name: str, jobs: Iterable[Job], deadline: float) -> bool:
+def run(root: Path, name: str, jobs: Iterable[Job], deadline: float, start: Callable[..., int]) -> bool:
     """Run those of some jobs that have not ended well, until `deadline` (time.monotonic); whether all have.
 
-    Their rows are in `measured/<name>.parquet`, which is written anew after every job.
+    Their rows are in `measured/<name>.parquet`, which is written anew at the start and the end of every job.
     """
     table, whole = root / "measured" / f"{name}.parquet", True
+    table.parent.mkdir(parents=True, exist_ok=True)
     rows = {row["job"]: row for row in (pd.read_parquet(table).to_dict("records") if table.is_file() else ())}
     for job in jobs:
         if all(path.exists() for path in job.outputs):
             continue
         if time.monotonic() > deadline:
             return False
-        row = measured(root, job, table.with_suffix(".json"))
-        rows[row["job"]] = row
-        pd.DataFrame(list(rows.values()), columns=list(COLUMNS)).to_parquet(table)
+        attempts = rows.get(job.work.place, {}).get("attempts", 0) + 1
+        for row in (planned(job, attempts), planned(job, attempts) | measured(root, job, table, start)):
+            rows[row["job"]] = row
+            pd.DataFrame(list(rows.values()), columns=list(COLUMNS)).to_parquet(table)
         print(said(row), flush=True)
         whole = whole and not row["error"]
     return whole
 
 
-def measured(root: Path, job: Job, record: Path) -> dict[str, Any]:
-    """Run a job in a process of its own, which writes down its memory in `record`; its row of the table."""
-    log, times = (root / folder / f"{job.work.place}.{kind}" for folder, kind in (("logs", "log"), ("benchmarks", "tsv")))
-    for path in (log, times, record, *job.outputs):
+def planned(job: Job, attempts: int) -> dict[str, Any]:
+    """A job's row before it has run."""
+    return {
+        "model": job.model, "stage": job.stage, "job": job.work.place, "conditions": job.conditions,
+        "tokens": float(job.tokens), "multiplications": float(job.work.flops), "weights_bytes": float(job.work.weights),
+        "attempts": attempts, "error": "killed",
+    }  # fmt: skip
+
+
+def measured(root: Path, job: Job, table: Path, start: Callable[..., int]) -> dict[str, Any]:
+    """Run a job; what its row says of it then."""
+    log, times = (
+        root / folder / f"{job.work.place}.{kind}" for folder, kind in (("logs", "log"), ("benchmarks", "tsv"))
+    )
+    record = table.with_suffix(".json")
+    for path in (log, times, *job.outputs):
         path.parent.mkdir(parents=True, exist_ok=True)
     record.unlink(missing_ok=True)
     started = time.perf_counter()
-    with log.open("w") as handle:
-        command = [sys.executable, __file__, "--job", str(record), *job.arguments]
-        code = subprocess.run(command, stdout=handle, stderr=subprocess.STDOUT, check=False).returncode
+    code = start(record, log, job.arguments)
     seconds = time.perf_counter() - started
     if code == 0:
-        times.write_text(f"s\n{seconds}\n")
+        times.write_text(f"s\n{seconds + imports_seconds()}\n")
     lines = log.read_text(errors="replace").splitlines()
     used = json.loads(record.read_text()) if record.is_file() else {}
-    return {
-        "model": job.model, "stage": job.stage, "job": job.work.place, "seconds": seconds,
-        "gpu_bytes": used.get("gpu_bytes"), "host_bytes": used.get("host_bytes"),
-        "written_bytes": sum(map(size, job.outputs)), "conditions": job.conditions, "tokens": float(job.tokens),
-        "multiplications": float(job.work.flops), "weights_bytes": float(job.work.weights),
-        "device": used.get("device"), "commit": used.get("commit"),
+    return used | {
+        "seconds": seconds, "start_seconds": imports_seconds(), "written_bytes": sum(map(size, job.outputs)),
         "error": "" if code == 0 else (lines[-1:] or [f"exit code {code}"])[0],
     }  # fmt: skip
+
+
+@cache
+def imports_seconds() -> float:
+    """Import what jobs import of other projects; how long that took."""
+    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # to ask whether there is a GPU does not use it
+    started = time.perf_counter()
+    for name in HEAVY.split():
+        import_module(name)
+    return time.perf_counter() - started
+
+
+def fork(record: Path, log: Path, arguments: list[str]) -> int:
+    """Run a job in a fork of this process; its exit code."""
+    if (child := os.fork()) == 0:
+        code = 1
+        with log.open("w") as handle:
+            for number in (1, 2):
+                os.dup2(handle.fileno(), number)
+            try:
+                code = run_job(record, arguments)
+            except BaseException:
+                traceback.print_exc()
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+    try:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    except BaseException:  # interrupted, or killed by a time limit
+        os.kill(child, signal.SIGKILL)
+        raise
+
+
+def process(record: Path, log: Path, arguments: list[str]) -> int:
+    """Run a job in a process of its own, which imports everything itself; its exit code."""
+    with log.open("w") as handle:
+        command = [sys.executable, __file__, "--job", str(record), *arguments]
+        return subprocess.run(command, stdout=handle, stderr=subprocess.STDOUT, check=False).returncode
+
+
+def forks_work() -> bool:
+    """Whether a fork can use the GPU, if there is one."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return True
+    if (child := os.fork()) == 0:
+        code = 1
+        try:
+            torch.zeros(1, device="cuda").item()
+            code = 0
+        except RuntimeError:
+            traceback.print_exc()
+        os._exit(code)
+    return os.waitpid(child, 0)[1] == 0
 
 
 def size(path: Path) -> int:
@@ -278,7 +365,7 @@ def run_job(record: Path, arguments: list[str]) -> int:
 def said(row: dict[str, Any]) -> str:
     """A row as a line."""
     sizes = "".join(
-        f" {(row[name] or 0) / 1e9:8.2f} GB {what}"
+        f" {row.get(name, 0) / 1e9:8.2f} GB {what}"
         for name, what in (("gpu_bytes", "GPU"), ("host_bytes", "host"), ("written_bytes", "written"))
     )
     return f"{row['seconds']:8.1f} s{sizes}  {row['job']} {row['error']}".rstrip()
@@ -309,10 +396,14 @@ def main() -> int:
         show(chain)
         return 0
     deadline = time.monotonic() + parsed.stop_after
-    whole = [run(chain.root, "shared", chain.shared(), deadline)]
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    imports_seconds()
+    start = fork if forks_work() else process
+    print(f"imports took {imports_seconds():.1f} s; a job is a {start.__name__}", flush=True)
+    whole = [run(chain.root, "shared", chain.of(""), deadline, start)]
     for model in () if parsed.prepare else parsed.models or chain.study.models:
         jobs = itertools.chain(chain.of(model), chain.alone(model, parsed.alone))
-        whole.append(run(chain.root, model, jobs, deadline))
+        whole.append(run(chain.root, model, jobs, deadline, start))
         for folder in LARGE if whole[-1] and not parsed.keep else ():
             shutil.rmtree(chain.root / folder / model, ignore_errors=True)
     return 0 if all(whole) else 1
