@@ -31,7 +31,7 @@ PROFILES: dict[str, dict[str, str]] = {
 }
 TESTS = [f"tests/test_{name}.py" for name in ("decoder", "equivalence", "latency", "sparsity", "small")]
 TIES = re.compile(r"logits within (\S+), (\d+) near ties of units, (\d+) of tokens")
-EVALUATED = ("dense/0", "shadow+*+plainact+*+per_layer+neurons/50")
+EVALUATED = ("0", "50")  # sparsities, percent, of the evaluations
 
 
 def run(words: Sequence[str], profile: Mapping[str, str], outputs: Mapping[str, Path]) -> str:
@@ -61,14 +61,13 @@ def tried(study: Path, name: str) -> tuple[dict[str, object], pd.Series, list[st
         env=os.environ | {"OMP_NUM_THREADS": "1"} | profile, capture_output=True, text=True,
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as temporary:
-        files = {one: Path(temporary) / f"{one}.parquet" for one in ("summary", "repeats", "refused", "outcomes")}
+        files = {one: Path(temporary) / f"{one}.parquet" for one in ("summary", "repeats", "refused")}
         (latency,) = commands(study, "latency", "*.log")
         passed = TIES.findall(run(latency, profile, {one: files[one] for one in ("summary", "repeats", "refused")}))
         refused = pd.read_parquet(files["refused"])
-        parts = []
         for command in commands(study, "evaluate", *(f"*/*/{pattern}.log" for pattern in EVALUATED)):
-            run(command, profile, {"outcomes": files["outcomes"]})
-            parts.append(pd.read_parquet(files["outcomes"])["value"])
+            run(command, profile, {"manifest": Path(temporary) / "evaluation.json"})
+        parts = [pd.read_parquet(path)["value"] for path in sorted(Path(temporary).glob("*/*.parquet"))]
     row = {
         "profile": name,
         "tests": "failed" if tests.returncode else "passed",

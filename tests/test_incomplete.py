@@ -1,5 +1,6 @@
 """A failed job costs what needs it and no more: tables and page of the rest, which say what is missing and why."""
 
+import json
 import os
 import shutil
 import signal
@@ -15,7 +16,7 @@ from shadowcore import artifacts, cli, logs, manifests, plan
 from shadowcore.config import load_study
 from shadowcore.incomplete import Ended, end_of_run, report
 from shadowcore.jobs import Jobs
-from shadowcore.schemas import MEASURED_TABLES
+from shadowcore.schemas import MEASURED, MEASURED_TABLES, OUTCOMES
 from shadowcore.states import REPORT, done
 
 CAPTIONS = ROOT / "workflow" / "report"
@@ -81,6 +82,25 @@ def test_what_an_unfinished_job_would_write_anew_is_in_no_table(jobs):
         path.write_text("an old one")
     report(of_all(jobs, "prepare_text/wikipedia"), CAPTIONS)  # would be damaged, if it were read
     assert len(artifacts.missing(jobs.root / "tables" / "accuracy.parquet")) > 1
+
+
+def test_what_a_failed_evaluation_measured_is_in_the_tables(jobs):
+    """As far as it is what the job was to measure: conditions of another configuration or code are left out."""
+    (key, conditions), *_ = ((key, found) for key, found in jobs.evaluations.items() if len(found) > 2)
+    manifest = jobs.root / "outcomes" / key[0] / key[1] / f"{key[2]}.json"
+    setup, condition = next(iter(conditions.items()))
+    path = manifests.outcome(manifest, setup, condition.sparsity_pct)
+    keys = vars(condition) | dict.fromkeys(MEASURED, 0.3) | {"task": "piqa", "metric": "acc", "fewshot": 0, "weight": 1}
+    rows = [keys | {"document": str(number), "value": float(number % 2)} for number in range(8)]
+    artifacts.write_table(path, OUTCOMES.schema, OUTCOMES.build(rows), {"spec": {}})
+    place, wanted = f"evaluate/{'/'.join(key)}", jobs.evaluate(conditions)
+    made = {"stage": "evaluate", "spec": json.loads(wanted["spec"]), "code": wanted["code"], "inputs": {}}
+    for header, expected in ((made, 1), (made | {"code": "another"}, 0), (made | {"spec": {}}, 0)):
+        manifests.write(manifests.unfinished(manifest), {setup: path}, header)
+        report(of_all(jobs, place), CAPTIONS)
+        assert MEASURED_TABLES["accuracy"].read(jobs.root / "tables" / "accuracy.parquet").num_rows == expected
+    report(of_all(jobs, "prepare_text/wikipedia"), CAPTIONS)  # the job did not run at all
+    assert not MEASURED_TABLES["accuracy"].read(jobs.root / "tables" / "accuracy.parquet").num_rows
 
 
 def test_a_step_of_the_report_that_fails_is_named_and_the_page_is_made(jobs, monkeypatch):

@@ -1,5 +1,7 @@
 """Groups of one shape train together: each ends where it ends alone, in fewer calls."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -11,6 +13,7 @@ from shadowcore.method.predictors import Predictor
 from shadowcore.method.tokens import TokenTraces
 from shadowcore.method.tracing import SCHEMA, codes_name, feature_name, top_name
 from shadowcore.models.families import KINDS, Dimensions
+from shadowcore.stages.train_predictor import judged, order_of
 
 SIZES = Dimensions(
     layers=7, width=8, heads=5, kv_heads=5, head_width=2, neurons=12, vocabulary=10, positions=16
@@ -185,3 +188,15 @@ def test_codes_are_looked_up_as_the_ladder_has_them(bits, units):
     single = codes if bits == 8 else torch.stack((codes & 15, codes >> 4), -1).flatten(-2)[..., :units]
     expected = torch.tensor([ladder[code].item() for code in single.flatten().tolist()]).view(scores.shape) * top
     assert torch.equal(decode(codes, top, bits, units), expected)
+
+
+def test_one_order_for_all_tokens_is_judged_as_one_for_each():
+    """The constant predictor's, made once."""
+    spec = SimpleNamespace(policies=("per_layer", "global", "floored"), sparsities_pct=(30, 50))
+    generator = torch.Generator().manual_seed(0)
+    constant, true = (torch.rand(tokens, 3, 40, generator=generator) for tokens in (1, 9))
+    once = judged(order_of(constant, spec), order_of(true, spec))
+    each = judged(order_of(constant.expand_as(true), spec), order_of(true, spec))
+    assert len(once) == 13 and once.keys() == each.keys()
+    for keys, values in each.items():
+        torch.testing.assert_close(once[keys], values)

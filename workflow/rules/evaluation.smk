@@ -1,5 +1,5 @@
 # A job's outcome files, one a condition, are beside its manifest. Snakemake does not know them, so it never deletes what
-# was measured. It also would not miss one that is gone, but the manifest that lists it: its job then runs again.
+# was measured. It also would not notice that one is gone, but that their manifest is: its job then runs again.
 for path in map(Path, jobs.manifests() if workflow.is_main_process else ()):
     if path.is_file() and manifests.absent(path):
         with suppress(OSError):  # a folder that somebody may only look at
