@@ -2,7 +2,7 @@
 
     python benchmarks/chain.py benchmarks/chain.yaml opt-30b --results /dev/shm
     python benchmarks/chain.py benchmarks/chain.yaml opt-6.7b --alone 3 --stop-after 500
-    python benchmarks/chain.py benchmarks/chain.yaml --show
+    python benchmarks/chain.py benchmarks/chain.yaml --table
 
 Jobs get the specifications that the rules give them, and their logs and times are where Snakemake puts them, so
 `shadowcore status` and `shadowcore plan --measured` read them. A job is a fork of a process that has imported torch and
@@ -16,6 +16,7 @@ has not ended well. A model's weights, traces and predictors are deleted when al
 from __future__ import annotations
 
 import argparse
+import csv
 import dataclasses
 import itertools
 import json
@@ -35,7 +36,7 @@ from typing import Any
 
 import pandas as pd
 
-from shadowcore import cli, plan, provenance, states
+from shadowcore import cli, plan, provenance, rates, states
 from shadowcore.config import load_study
 from shadowcore.jobs import Evaluation, Jobs
 from shadowcore.plan import Work
@@ -371,11 +372,52 @@ def said(row: dict[str, Any]) -> str:
     return f"{row['seconds']:8.1f} s{sizes}  {row['job']} {row['error']}".rstrip()
 
 
-def show(chain: Chain) -> None:
-    """The rows of all models, and the rates that they make, as rows of shadowcore/rates.csv."""
-    rows = pd.concat([pd.read_parquet(path) for path in sorted((chain.root / "measured").glob("*.parquet"))])
-    for row in rows.to_dict("records"):
+def print_lines(rows: list[dict[str, Any]]) -> None:
+    """Print a line a job."""
+    for row in rows:
         print(said(row))
+
+
+def read(folder: Path) -> list[dict[str, Any]]:
+    """The rows of all models of a study's folder, or of a folder of their tables."""
+    tables = sorted((folder / "measured").glob("*.parquet")) or sorted(folder.glob("*.parquet"))
+    return [row for path in tables for row in pd.read_parquet(path).to_dict("records")]
+
+
+def print_rates(rows: list[dict[str, Any]]) -> None:
+    """Print shadowcore/rates.csv from jobs that ended well at their first attempt."""
+    good = [row for row in rows if not row["error"] and row["attempts"] == 1]
+    commits = ", ".join(sorted({row["commit"] for row in good}))
+    writer = csv.DictWriter(sys.stdout, rates.COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rates.rows(good, f"benchmarks/chain.py at commit {commits}"))
+
+
+def print_table(rows: list[dict[str, Any]]) -> None:
+    """Print docs' table of stages: a row a model and stage, its jobs together."""
+    print("| model | stage | jobs | seconds | GPU memory, GB | host memory, GB | written, GB |")
+    print("|---|---|---|---|---|---|---|")
+    found = pd.DataFrame([row for row in rows if row["model"] and f"/{ALONE}/" not in row["job"]])
+    for (model, stage), jobs in found.groupby(["model", "stage"], sort=False):
+        peaks = " | ".join(f"{jobs[name].max() / 1e9:.1f}" for name in ("gpu_bytes", "host_bytes"))
+        failed = f" ({(jobs['error'] != '').sum()} failed)" if jobs["error"].any() else ""
+        written = jobs["written_bytes"].sum() / 1e9
+        print(f"| {model} | {stage}{failed} | {len(jobs)} | {jobs['seconds'].sum():.0f} | {peaks} | {written:.1f} |")
+    print_conditions(rows)
+
+
+def print_conditions(rows: list[dict[str, Any]]) -> None:
+    """Print conditions per GPU-hour of jobs with one condition and of the job with all of them, starts included."""
+    for model in dict.fromkeys(row["model"] for row in rows if f"/{ALONE}/" in row["job"]):
+        jobs = [row for row in rows if row["model"] == model and row["stage"] == "evaluate" and not row["error"]]
+        for name, part in (
+            ("a job each", [row for row in jobs if f"/{ALONE}/" in row["job"]]),
+            ("one job", [row for row in jobs if row["conditions"] > 1]),
+        ):
+            count = sum(row["conditions"] for row in part)
+            seconds = sum(row["seconds"] + row["start_seconds"] for row in part)
+            if count:
+                print(f"{model}: {name}: {count} conditions in {seconds:.0f} s, {3600 * count / seconds:.1f} an hour")
 
 
 def main() -> int:
@@ -389,11 +431,15 @@ def main() -> int:
     parser.add_argument("--alone", type=int, default=0, metavar="N", help="conditions to measure once more, a job each")
     parser.add_argument("--stop-after", type=float, default=float("inf"), metavar="SECONDS", help="start no job later")
     parser.add_argument("--keep", action="store_true", help="keep weights, traces and predictors")
-    parser.add_argument("--show", action="store_true", help="print what was measured, and run nothing")
+    shown = parser.add_mutually_exclusive_group()
+    shown.add_argument("--show", action="store_true", help="run nothing; print what was measured, a line a job")
+    shown.add_argument("--table", action="store_true", help="run nothing; print it as the table of docs/cluster.md")
+    shown.add_argument("--rates", action="store_true", help="run nothing; print it as shadowcore/rates.csv")
     parsed = parser.parse_args()
     chain = Chain(Jobs(load_study(parsed.config), parsed.results))
-    if parsed.show:
-        show(chain)
+    if parsed.show or parsed.table or parsed.rates:
+        rows = read(chain.root if (chain.root / "measured").is_dir() else parsed.results)
+        (print_table if parsed.table else print_rates if parsed.rates else print_lines)(rows)
         return 0
     deadline = time.monotonic() + parsed.stop_after
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))

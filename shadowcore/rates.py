@@ -32,10 +32,17 @@ def read(path: Path = FILE) -> list[Rate]:
     """The rates of the file's first device."""
     with path.open(encoding="utf-8", newline="") as lines:
         rows = [
-            Rate(row["device"], row["stage"], float(row["weights_gb"]) * 1e9, float(row["tflops"]) * 1e12, row["source"])
+            Rate(
+                row["device"], row["stage"], float(row["weights_gb"]) * 1e9, float(row["tflops"]) * 1e12, row["source"]
+            )
             for row in csv.DictReader(lines)
         ]
     return [row for row in rows if row.device == rows[0].device]
+
+
+def _rate(row: Mapping[str, str]) -> Rate:
+    weights, per_second = float(row["weights_gb"]) * 1e9, float(row["tflops"]) * 1e12
+    return Rate(row["device"], row["stage"], weights, per_second, row["source"])
 
 
 def of(stage: str, weights: float, rates: Iterable[Rate]) -> Mapping[str, float]:

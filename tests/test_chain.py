@@ -11,7 +11,7 @@ import pytest
 import yaml
 from conftest import write_benchmarks, write_words
 
-from shadowcore import manifests, plan
+from shadowcore import manifests, plan, rates
 from shadowcore.config import load_study, parse_study
 from shadowcore.jobs import Jobs
 from shadowcore.models.published import PUBLISHED
@@ -124,6 +124,18 @@ def test_a_job_that_fails_stops_no_other(study, tmp_path):
 def test_nothing_starts_after_the_deadline(study):
     jobs, _ = study
     assert not chain.run(jobs.root, "two", chain.Chain(jobs).of("two"), 0.0, here)
+
+
+def test_what_was_measured_is_printed_as_table_and_rates(study, capsys):
+    jobs, rows = study
+    chain.print_table(chain.read(jobs.root))
+    printed = capsys.readouterr().out
+    assert "| one | train-predictor | 4 |" in printed and "one: a job each: 2 conditions in" in printed
+    chain.print_rates([row | {"device": "some GPU"} for row in rows.to_dict("records")])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == ",".join(rates.COLUMNS)
+    stages = [line.split(",")[1] for line in lines[1:]]
+    assert stages == ["evaluate", "evaluate_oracle", "trace", "train_predictor"]
 
 
 @pytest.mark.slow
