@@ -35,8 +35,9 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import psutil
 
-from shadowcore import cli, plan, provenance, rates, states
+from shadowcore import cli, manifests, plan, provenance, rates, states
 from shadowcore.config import load_study
 from shadowcore.jobs import Evaluation, Jobs
 from shadowcore.plan import Work
@@ -46,7 +47,7 @@ COLUMNS = {
     "stage": "the command",
     "job": "which of the stage's jobs, as its log is called",
     "seconds": "what it took, without the imports",
-    "start_seconds": "what the imports of torch and lm-eval took, which every job of a study does",
+    "start_seconds": "what starting Python and importing torch and lm-eval took, as every job of a study does",
     "gpu_bytes": "most memory that torch had allocated on the GPU at once; 0 without one",
     "host_bytes": "most resident memory of its process, pages of mapped files included",
     "written_bytes": "size of the files that it left behind",
@@ -284,19 +285,18 @@ def measured(root: Path, job: Job, table: Path, start: Callable[..., int]) -> di
     lines = log.read_text(errors="replace").splitlines()
     used = json.loads(record.read_text()) if record.is_file() else {}
     return used | {
-        "seconds": seconds, "start_seconds": imports_seconds(), "written_bytes": sum(map(size, job.outputs)),
+        "seconds": seconds, "start_seconds": imports_seconds(), "written_bytes": sum(map(size, written(job))),
         "error": "" if code == 0 else (lines[-1:] or [f"exit code {code}"])[0],
     }  # fmt: skip
 
 
 @cache
 def imports_seconds() -> float:
-    """Import what jobs import of other projects; how long that took."""
+    """Import what jobs import of other projects; seconds since this process started."""
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # to ask whether there is a GPU does not use it
-    started = time.perf_counter()
     for name in HEAVY.split():
         import_module(name)
-    return time.perf_counter() - started
+    return time.time() - psutil.Process().create_time()
 
 
 def fork(record: Path, log: Path, arguments: list[str]) -> int:
@@ -342,6 +342,12 @@ def forks_work() -> bool:
             traceback.print_exc()
         os._exit(code)
     return os.waitpid(child, 0)[1] == 0
+
+
+def written(job: Job) -> list[Path]:
+    """Files and folders that a job left behind, the outcome files that its manifest lists included."""
+    listing = [path for path in job.outputs if job.work.rule in states.EVALUATIONS and path.is_file()]
+    return [path for path in (*job.outputs, *manifests.outcomes(listing)) if path.exists()]
 
 
 def size(path: Path) -> int:
@@ -445,7 +451,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     imports_seconds()
     start = fork if forks_work() else process
-    print(f"imports took {imports_seconds():.1f} s; a job is a {start.__name__}", flush=True)
+    print(f"a start takes {imports_seconds():.1f} s; a job is a {start.__name__}", flush=True)
     whole = [run(chain.root, "shared", chain.of(""), deadline, start)]
     for model in () if parsed.prepare else parsed.models or chain.study.models:
         jobs = itertools.chain(chain.of(model), chain.alone(model, parsed.alone))

@@ -86,6 +86,8 @@ def test_every_job_has_a_row_with_its_costs(study):
     assert measured.loc["evaluate/one/wikipedia/50", "conditions"] == 5
     assert measured.loc["evaluate/one/wikipedia/oracle-50", "conditions"] == 1
     assert measured.loc["trace/one/wikipedia/train-0", "tokens"] == 4 * 80
+    files = manifests.outcomes([jobs.root / "outcomes" / "one" / "wikipedia" / "50.json"])
+    assert measured.loc["evaluate/one/wikipedia/50", "written_bytes"] > sum(path.stat().st_size for path in files)
 
 
 def test_a_condition_alone_has_the_outcomes_that_it_has_among_others(study):
