@@ -11,16 +11,23 @@ from shadowcore.jobs import Jobs
 from shadowcore.states import states, summary
 
 PAUSE = 10.0  # seconds between two lines where lines cannot be written over, as in a file
-NOISE = ("Select jobs to execute", "Execute ")  # lines of Snakemake that no setting turns off
+# what Snakemake says of single jobs: events of its logger, and lines that are no events
+EVENTS = {"job_info", "group_info", "job_started", "job_finished", "shellcmd", "resources_info", "progress"}
+LINES = ("Select jobs to execute", "Execute ")
 
 
 def install(logger: logging.Logger, jobs: Jobs) -> ProgressLine:
-    """Add the line to Snakemake's logger, and take NOISE from its terminal; its log file keeps all lines."""
+    """Add the line to Snakemake's logger, and take single jobs from its terminal; its log file keeps them."""
     for handler in logger.handlers:
         if not isinstance(handler, logging.FileHandler):
-            handler.addFilter(lambda record: not record.getMessage().startswith(NOISE))
+            handler.addFilter(_is_of_the_run)
     logger.addHandler(line := ProgressLine(jobs))
     return line
+
+
+def _is_of_the_run(record: logging.LogRecord) -> bool:
+    event = getattr(record, "event", None)
+    return event not in EVENTS if event else not record.getMessage().startswith(LINES)
 
 
 class ProgressLine(logging.Handler):

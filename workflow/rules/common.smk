@@ -167,8 +167,9 @@ progress_lines = []
 
 
 def show_progress():
-    """One line of progress; the default profile leaves Snakemake's own lines to its log file."""
-    progress_lines.append(progress_line.install(logger, jobs))
+    """One line of progress instead of pages on single jobs, unless `--verbose` asks for them."""
+    if not workflow.output_settings.verbose:
+        progress_lines.append(progress_line.install(logger, jobs))
 
 
 def end_progress():
