@@ -21,7 +21,7 @@ MODULES = sorted(
 FLOORS = [
     ["errors", "provenance", "processes", "terminal"], ["devices", "artifacts", "logs"],
     ["machine", "schemas", "packages", "tabular", "paragraphs", "lineage"], ["stock_tasks"], ["benchmarks"],
-    ["texts", "models", "dictionary"], ["method"], ["decode"], ["measure"], ["report"], ["stages"],
+    ["texts", "models", "dictionary"], ["method"], ["decode"], ["measure"], ["report"], ["library"], ["stages"],
     ["fields", "config_file", "config_errors"], ["recipes"], ["sections"], ["config"], ["jobs", "ownership"],
     ["fetch", "plan"], ["states", "incomplete"], ["preflight"], ["commands"], ["cli"], ["__main__"],
 ]  # fmt: skip
