@@ -14,6 +14,7 @@ from shadowcore.models.families import KINDS_OF
 from shadowcore.models.folders import DTYPES
 
 SUFFIX = ".safetensors"
+PREFERRED = {"criterion": "plainact"}  # of several, as in the library
 
 
 class Trained(NamedTuple):
@@ -33,7 +34,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--method", default="shadow", help="design of the predictor (default: shadow)")
     parser.add_argument("--sparsity", type=int, default=50, metavar="PERCENT", help="units to skip (default: 50)")
     for name in ("model", "calibration", "criterion", "predictor"):
-        parser.add_argument(f"--{name}", metavar="NAME", help="where the study has several")
+        parser.add_argument(f"--{name}", metavar="NAME", help="needed where the study has several")
     parser.add_argument("--units", default="neurons", choices=list(KINDS_OF), help="what to skip (default: neurons)")
     parser.add_argument("--max-new-tokens", type=int, default=48, metavar="N", help="default: 48")
     parser.add_argument("--dtype", choices=DTYPES, help="number format (default: float32, bfloat16 on a GPU)")
@@ -66,7 +67,11 @@ def run(parsed: argparse.Namespace) -> None:
         read.append(bytes_per_step(one))
         print(f"{name}: {len(new) / seconds:.1f} tokens per second")
         print(f"{parsed.prompt}{tokenizer.decode(new, skip_special_tokens=True)}\n")
-    print(f"share of weights read: {read[1] / read[0]:.0%}")
+    print(
+        f"{trained.method} skips {parsed.sparsity} % of the {parsed.units} of {trained.model} by {trained.criterion} "
+        f"(predictor {trained.predictor}, calibrated on {trained.calibration}) and reads {read[1] / read[0]:.0%} of the "
+        "weights that the dense model reads"
+    )
 
 
 def predictors_in(results: Path) -> list[Trained]:
@@ -88,6 +93,8 @@ def chosen(found: Sequence[Trained], parsed: argparse.Namespace) -> Trained:
     for name in ("model", "calibration", "method", "criterion", "predictor"):
         known = sorted({getattr(one, name) for one in found})
         wanted = getattr(parsed, name)
+        if wanted is None and PREFERRED.get(name) in known:
+            wanted = PREFERRED[name]
         if wanted is None and len(known) > 1:
             raise ConfigError(f"--{name}: the study has several: {', '.join(known)}; name one of them")
         if wanted is not None:
