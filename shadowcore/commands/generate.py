@@ -69,7 +69,7 @@ def run(parsed: argparse.Namespace) -> None:
         print(f"{parsed.prompt}{tokenizer.decode(new, skip_special_tokens=True)}\n")
     print(
         f"{trained.method} skips {parsed.sparsity} % of the {parsed.units} of {trained.model} by {trained.criterion} "
-        f"(predictor {trained.predictor}, calibrated on {trained.calibration}) and reads {read[1] / read[0]:.0%} of the "
+        f"(predictor {trained.predictor}, trained on {trained.calibration}); it reads {read[1] / read[0]:.0%} of the "
         "weights that the dense model reads"
     )
 

@@ -87,7 +87,7 @@ class Predictor(predictors.Predictor):
         with replacing(folder / WEIGHTS) as partial:
             save_file(tensors, partial, metadata={"format": "pt"})
         config = dataclasses.asdict(self._config(licence, file_sha256(folder / WEIGHTS)))
-        for name, text in ((CARD, card(config)), (CONFIG, json.dumps(config, indent=1, sort_keys=True) + "\n")):
+        for name, text in ((CARD, card(config)), (CONFIG, json.dumps(config, indent=1) + "\n")):
             with replacing(folder / name) as partial:
                 partial.write_text(text, encoding="utf-8")
 

@@ -28,7 +28,8 @@ def benchmark(
     Returns device, backend, dtype; ms_per_token and dense_ms_per_token (medians), speedup (their ratio);
     bytes_per_token and dense_bytes_per_token (weights that a step reads, the predictor's included), and
     share_of_dense_bytes (their ratio); limit_ms_per_token: the shortest time in which the device can read these bytes
-    and the cache (None on a CPU, where it is not known). Raises Disagreement if the decoder does not compute what the masked transformers model computes.
+    and the cache (None on a CPU, where it is not known). Raises Disagreement if the decoder does not compute what the
+    masked transformers model computes.
     """
     if not isinstance(decoder, SparseDecoder):
         raise ConfigError(f"decoder: {type(decoder).__name__} found; it must be what shadowcore.decoder returns")
