@@ -11,10 +11,11 @@ import pandas as pd
 import pytest
 import torch
 from conftest import TINY, write_benchmarks, write_words
+from transformers import GenerationConfig
 
 import shadowcore as sc
 from shadowcore import artifacts, benchmarks, cli
-from shadowcore.errors import ArtifactError, ConfigError
+from shadowcore.errors import ArtifactError, ConfigError, SourceError
 from shadowcore.library import decoding
 from shadowcore.measure.harness import outcomes
 from shadowcore.measure.perplexity import window_losses
@@ -153,10 +154,11 @@ def expected_logits(model, predictor, ids, prompt, policy="per_layer"):
 
 
 GREEDY = {"do_sample": False, "max_new_tokens": 6, "min_new_tokens": 6, "pad_token_id": 0}
+HOW = [{}, {"use_cache": False}, {"prefill_chunk_size": 3}, {"cache_implementation": "static"}]
 WITH_LOGITS = GREEDY | {"output_logits": True, "return_dict_in_generate": True}
 
 
-@pytest.mark.parametrize("options", [{}, {"use_cache": False}, {"prefill_chunk_size": 3}], ids=str)
+@pytest.mark.parametrize("options", HOW, ids=str)
 @pytest.mark.parametrize("design", ["shadow", "layerwise"])
 def test_generation_is_the_evaluations(tiny, tokens, design, options):
     predictor = random_predictor(tiny, design)
@@ -166,6 +168,16 @@ def test_generation_is_the_evaluations(tiny, tokens, design, options):
     same(found.logits, wanted)
     dense = tiny.generate(tokens, **WITH_LOGITS)
     assert not torch.allclose(torch.stack(dense.logits, 1), wanted.float(), atol=1e-2)
+
+
+def test_assisted_and_configured_generation_says_the_same(tiny, tokens):
+    predictor, ids = random_predictor(tiny), tokens[:1].repeat(1, 2)
+    with sc.sparsify(tiny, predictor, 0.5) as sparse:
+        plain = sparse.generate(ids, **GREEDY)
+        config = GenerationConfig(**GREEDY)
+        assert torch.equal(sparse.generate(ids, prompt_lookup_num_tokens=2, **GREEDY), plain)
+        assert torch.equal(sparse.generate(inputs=ids, generation_config=config), plain)
+    assert config.disable_compile is None  # the caller's
 
 
 def test_a_row_of_a_batch_padded_on_the_left_is_the_row_alone(tiny, tokens):
@@ -434,8 +446,13 @@ def test_a_model_or_a_predictor_that_does_not_fit_is_one_sentence(loaded, texts,
         (lambda: sc.evaluate(model, tokenizer, "piqa"), ["tasks", "list"]),
         (lambda: sc.evaluate(model, tokenizer, ["pika"]), ["tasks", "piqa"]),
         (lambda: sc.evaluate(model, tokenizer, ["piqa"], limit=0), ["limit"]),
+        (lambda: sc.evaluate(model, tokenizer, ["piqa", "wikitext"], fewshot=2), ["fewshot", "2", "wikitext"]),
+        (lambda: sc.evaluate(model, tokenizer, ["lambada_openai"], fewshot=1), ["fewshot", "lambada_openai"]),
+        (lambda: sc.evaluate(model, "gpt2", ["piqa"]), ["tokenizer", "str"]),
+        (lambda: sc.perplexity(other, tokenizer, texts), ["tokenizer", "96"]),
+        (lambda: sc.train_predictor(other, tokenizer, texts), ["tokenizer", "96"]),
     ):
-        with pytest.raises(ConfigError) as caught:
+        with pytest.raises((ConfigError, SourceError)) as caught:
             use()
         _names(caught, names)
 

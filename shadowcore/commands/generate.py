@@ -9,9 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from shadowcore.errors import ConfigError, one_of
-from shadowcore.method.predictors import PREDICTORS
 from shadowcore.models.families import KINDS_OF
-from shadowcore.models.folders import DTYPES
 
 SUFFIX = ".safetensors"
 PREFERRED = {"criterion": "plainact"}  # of several, as in the library
@@ -37,13 +35,12 @@ def options(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(f"--{name}", metavar="NAME", help="needed where the study has several")
     parser.add_argument("--units", default="neurons", choices=list(KINDS_OF), help="what to skip (default: neurons)")
     parser.add_argument("--max-new-tokens", type=int, default=48, metavar="N", help="default: 48")
-    parser.add_argument("--dtype", choices=DTYPES, help="number format (default: float32, bfloat16 on a GPU)")
+    parser.add_argument("--dtype", help="float32, bfloat16 or float16 (default: float32, bfloat16 on a GPU)")
 
 
 def run(parsed: argparse.Namespace) -> None:
     if not 0 <= parsed.sparsity < 100:
         raise ConfigError(f"--sparsity: {parsed.sparsity} is not allowed; it must be a percentage from 0 to 99")
-    one_of(parsed.method, PREDICTORS, "--method")
     trained = chosen(predictors_in(parsed.results), parsed)
     # not above: `--help` stays fast
     from shadowcore.library.decoding import decoder

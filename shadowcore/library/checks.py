@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from numbers import Real
 
@@ -13,6 +13,7 @@ from shadowcore.errors import ConfigError, one_of
 from shadowcore.method.policies import POLICIES, WHOLE_MODEL_POLICIES
 from shadowcore.method.predictors import Predictor
 from shadowcore.models.families import KINDS_OF, Dimensions, Kind, dimensions_of, require_positions
+from shadowcore.models.folders import fit_tokenizer
 from shadowcore.texts.documents import Document
 
 WINDOW_TOKENS = 128
@@ -99,15 +100,27 @@ def placed(predictor: Predictor, device: torch.device, dtype: torch.dtype) -> Pr
     return copy.deepcopy(predictor).to(device, dtype)
 
 
-def documents_of(texts: Sequence[str]) -> list[Document]:
+def fitted(tokenizer, sizes: Dimensions):
+    """A copy of the tokenizer, all of whose tokens the model has; a padding token beyond them is left out."""
+    if not hasattr(tokenizer, "get_vocab"):
+        raise ConfigError(
+            f"tokenizer: {type(tokenizer).__name__} found; it must be a tokenizer of transformers, such as "
+            "AutoTokenizer.from_pretrained returns"
+        )
+    return fit_tokenizer(copy.deepcopy(tokenizer), sizes.vocabulary, "tokenizer")
+
+
+def documents_of(texts: Iterable[str]) -> list[Document]:
     """Texts as documents; equal texts count once."""
-    if isinstance(texts, str) or not isinstance(texts, Sequence):
+    if isinstance(texts, (str, bytes, Mapping)) or not isinstance(texts, Iterable):
         raise ConfigError(f"texts: {type(texts).__name__} found; it must be a list of texts")
+    documents: dict[str, Document] = {}
     for place, text in enumerate(texts):
         if not isinstance(text, str):
             raise ConfigError(f"texts[{place}]: {type(text).__name__} found; every text must be a str")
-    documents = [Document.of(f"texts[{place}]", text) for place, text in enumerate(texts)]
-    return list({one.id: one for one in documents}.values())
+        document = Document.of(f"texts[{place}]", text)
+        documents.setdefault(document.id, document)
+    return list(documents.values())
 
 
 def window_length(sizes: Dimensions, window_tokens: int | None) -> int:

@@ -5,7 +5,7 @@ The numbers are those of a study's `evaluate` stage under protocol `token`, on o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ import torch
 
 from shadowcore import benchmarks
 from shadowcore.errors import ConfigError, one_of
-from shadowcore.library.checks import documents_of, positive, require_model, window_length, windows_in
+from shadowcore.library.checks import documents_of, fitted, positive, require_model, window_length, windows_in
 from shadowcore.library.sparse import SparseCausalLM
 from shadowcore.measure import statistics
 from shadowcore.measure.perplexity import window_losses
@@ -30,7 +30,7 @@ SEED = 0  # of the order of windows and of a benchmark's subset
 def perplexity(
     model: torch.nn.Module | SparseCausalLM,
     tokenizer,
-    texts: Sequence[str],
+    texts: Iterable[str],
     window_tokens: int | None = None,
     batch: int = 4,
 ) -> Result:
@@ -45,7 +45,7 @@ def perplexity(
     """
     sparse = _harness_model(model)
     positive(batch=batch)
-    length = window_length(sparse.sizes, window_tokens)
+    length, tokenizer = window_length(sparse.sizes, window_tokens), fitted(tokenizer, sparse.sizes)
     documents = documents_of(texts)
     count = sum(windows_in(one, tokenizer, length) for one in documents)
     if not count:
@@ -87,8 +87,10 @@ def evaluate(
     if isinstance(fewshot, bool) or not isinstance(fewshot, int) or fewshot < 0:
         raise ConfigError(f"fewshot: {fewshot!r} is not allowed; it must be a whole number of at least 0")
     for name in tasks:
-        one_of(name, BENCHMARKS, "tasks")
-    found = {}
+        one = BENCHMARKS[one_of(name, BENCHMARKS, "tasks")]
+        if fewshot and (one.rolling or one.train is None):
+            raise ConfigError(f"fewshot: {fewshot} is not allowed for {name}, which has no examples; it must be 0")
+    tokenizer, found = fitted(tokenizer, sparse.sizes), {}
     for name in dict.fromkeys(tasks):
         task, positions = _task(name, fewshot, limit, offline_dir), sparse.sizes.positions
         longest = min(ROLLING_TOKENS, positions) if BENCHMARKS[name].rolling else positions
@@ -99,11 +101,10 @@ def evaluate(
 def _task(name: str, fewshot: int, limit: int | None, offline_dir: str | None):
     """lm-eval's task over the documents of a benchmark."""
     one = BENCHMARKS[name]
-    shots = 0 if one.rolling or one.train is None else fewshot
     documents = benchmarks.read(name, one.split, offline_dir, "offline_dir")[0]
     chosen = benchmarks.subset(name, documents, None if limit is None else min(limit, len(documents)), SEED)
-    pool = benchmarks.read(name, one.train, offline_dir, "offline_dir")[0] if shots else []
-    return benchmarks.task(name, list(chosen.values()), pool, shots)
+    pool = benchmarks.read(name, one.train, offline_dir, "offline_dir")[0] if fewshot else []
+    return benchmarks.task(name, list(chosen.values()), pool, fewshot)
 
 
 def _outcomes(sparse: SparseModel, tokenizer, task, batch: int, longest: int) -> list[Mapping[str, Any]]:

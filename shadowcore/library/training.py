@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ import torch
 
 from shadowcore import artifacts
 from shadowcore.errors import ConfigError, one_of
-from shadowcore.library.checks import documents_of, positive, require_model, window_length, windows_in
+from shadowcore.library.checks import documents_of, fitted, positive, require_model, window_length, windows_in
 from shadowcore.library.predictor import Predictor
 from shadowcore.method import tracing
 from shadowcore.method.criteria import CRITERIA
@@ -41,7 +41,7 @@ SPLITS = {"train": Split(64, 4), "heldout": Split(32, 8)}  # as in config/quick.
 def train_predictor(
     model: torch.nn.Module,
     tokenizer,
-    texts: Sequence[str],
+    texts: Iterable[str],
     design: str = "shadow",
     criterion: str = "plainact",
     rank: int = 128,
@@ -78,7 +78,7 @@ def train_predictor(
         raise ConfigError(f"learning_rate: {learning_rate!r} is not allowed; it must be above 0")
     kinds = KINDS_OF[one_of(units, KINDS_OF, "units")]
     length = window_length(sizes, window_tokens)
-    parts = _windows(documents_of(texts), tokenizer, length, windows, seed)
+    parts = _windows(documents_of(texts), fitted(tokenizer, sizes), length, windows, seed)
     with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they are
         torch.default_generator.manual_seed(seed)
         predictor = Predictor(
