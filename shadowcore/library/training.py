@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from tqdm.auto import tqdm
 
 from shadowcore import artifacts
 from shadowcore.errors import ConfigError, one_of
@@ -95,7 +96,8 @@ def train_predictor(
             rank=predictor.ranks, segments=segments, target="sqrt", epochs=dict.fromkeys(kinds, epochs),
             batch=min(64, tokens), learning_rate=learning_rate, weight_decay=0.01,
         )  # fmt: skip
-        fits = sum(fit(predictor, traces["train"], traces["heldout"], recipe, seed).values(), [])
+        with Bar("epochs") as bar:
+            fits = sum(fit(predictor, traces["train"], traces["heldout"], recipe, seed, bar).values(), [])
     predictor.trained = {
         "windows": len(parts["train"]), "window_tokens": length, "tokens": tokens, "epochs": epochs,
         "learning_rate": float(learning_rate), "seed": seed,
@@ -103,6 +105,23 @@ def train_predictor(
         "heldout_loss_of_mean_scores": sum(one.loss_constant for one in fits) / len(fits),
     }  # fmt: skip
     return predictor.cpu().eval()
+
+
+class Bar:
+    """A progress bar on standard error for what reports how much of a total is done."""
+
+    def __init__(self, what: str):
+        self._bar = tqdm(desc=what)
+
+    def __enter__(self) -> Bar:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.close()
+
+    def __call__(self, done: int, total: int) -> None:
+        self._bar.total = total
+        self._bar.update(done - self._bar.n)
 
 
 def _windows(documents: Sequence[Document], tokenizer, length: int, windows: int, seed: int) -> dict[str, torch.Tensor]:
@@ -130,7 +149,8 @@ def _traces(
     sizes, sites = SPLITS[split], [group.site for group in predictor.groups]
     sampled = min(sizes.tokens_per_window, ids.shape[1] - 1)
     plan = tracing.TracePlan((), (predictor.criterion,), sizes.bits, sampled, sites, seed)
-    tensors = tracing.trace(model, ids, plan, batch)
+    with Bar(f"tracing {split} windows") as bar:
+        tensors = tracing.trace(model, ids, plan, batch, bar)
     if not tensors["loss"].isfinite().all():
         raise ConfigError("model: its loss on the texts is not finite; load it in float32, or use other weights")
     path = folder / f"{split}.safetensors"
