@@ -278,6 +278,26 @@ def test_the_triton_backend_can_be_asked_for(tiny):
     assert isinstance(decoder.sparse, GraphDecoder) and isinstance(decoder.dense, GraphDecoder)
 
 
+def test_a_tokenizer_that_leaves_out_a_first_space_loses_none(loaded, predictor):
+    class Stripping:
+        """As SentencePiece's: a space at the beginning of what is decoded is no part of it."""
+
+        def __init__(self, tokenizer):
+            self.tokenizer, self.eos_token_id = tokenizer, None
+
+        def __call__(self, text):
+            return self.tokenizer(text)
+
+        def decode(self, ids, **more):
+            return "".join(" " if one % 2 else "x" for one in ids).removeprefix(" ")
+
+    model, tokenizer = loaded
+    decoder = sc.decoder(model, predictor, 0.5)
+    new = decoder.generate(tokenizer("bc")["input_ids"], max_new_tokens=9, eos_token_id=-1).tolist()
+    text = decoder.generate("bc", Stripping(tokenizer), 9, eos_token_id=-1)
+    assert text == "".join(" " if one % 2 else "x" for one in new)
+
+
 # ---- training, saving and measuring
 
 

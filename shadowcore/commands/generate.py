@@ -63,7 +63,7 @@ def run(parsed: argparse.Namespace) -> None:
         seconds = time.perf_counter() - started
         read.append(bytes_per_step(one))
         print(f"{name}: {len(new) / seconds:.1f} tokens per second")
-        print(f"{parsed.prompt}{tokenizer.decode(new, skip_special_tokens=True)}\n")
+        print(f"{tokenizer.decode([*ids, *new.tolist()], skip_special_tokens=True)}\n")
     print(
         f"{trained.method} skips {parsed.sparsity} % of the {parsed.units} of {trained.model} by {trained.criterion} "
         f"(predictor {trained.predictor}, trained on {trained.calibration}); it reads {read[1] / read[0]:.0%} of the "

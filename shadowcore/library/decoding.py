@@ -44,7 +44,7 @@ class SparseDecoder:
         which generation ends; they are not part of the returned text. eos_token_id: tokens at which it ends; by default
         those of the model's generation configuration and of the tokenizer. dense: skip nothing.
         """
-        stops = [stop] if isinstance(stop, str) else list(stop)
+        stops = [stop] if isinstance(stop, str) else list(stop or ())
         if tokenizer is None and (isinstance(prompt, str) or stops):
             raise ConfigError("tokenizer: it is missing; a text as prompt, and `stop`, need one")
         if not all(isinstance(one, str) and one for one in stops):
@@ -61,7 +61,7 @@ class SparseDecoder:
         new = self._continued(self.dense if dense else self.sparse, ids, max_new_tokens, ends, stops, tokenizer)
         if not isinstance(prompt, str):
             return torch.tensor(new, dtype=torch.int64, device=self.model.device)
-        text = tokenizer.decode(new, skip_special_tokens=True)
+        text = _text(tokenizer, ids, new)
         return text[: min((text.index(one) for one in stops if one in text), default=len(text))]
 
     def _continued(
@@ -80,7 +80,7 @@ class SparseDecoder:
             last = chunk[:, -1]
             for token in chunk[0].tolist():
                 new.append(token)
-                text = tokenizer.decode(new, skip_special_tokens=True) if stops else ""
+                text = _text(tokenizer, ids, new) if stops else ""
                 if token in ends or any(one in text for one in stops):
                     return new
         return new
@@ -149,6 +149,12 @@ def _triton(*arguments: Any) -> Decoder:
     except ImportError as error:
         raise ConfigError(f"backend: 'triton' cannot be used ({error}); use backend='torch'") from None
     return GraphDecoder(*arguments)
+
+
+def _text(tokenizer, ids: list[int], new: list[int]) -> str:
+    """What new tokens add to the text of a prompt; decoded alone, some tokenizers leave out their first space."""
+    before, whole = (tokenizer.decode(some, skip_special_tokens=True) for some in (ids, ids + new))
+    return whole.removeprefix(before) if whole.startswith(before) else tokenizer.decode(new, skip_special_tokens=True)
 
 
 def _numbers(ids: int | Sequence[int] | None) -> set[int]:
