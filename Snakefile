@@ -82,20 +82,28 @@ onstart:
             preflight.check_machine(jobs)
         except ShadowcoreError as error:
             raise WorkflowError(str(error))
+    if workflow.storage_settings.default_storage_provider:
+        raise WorkflowError(
+            "an object store cannot hold a study: evaluations write outcome files that Snakemake does not know, so it "
+            "would not store them; use a shared disk, without `--default-storage-provider`"
+        )
     place = next(path for path in (jobs.root, *jobs.root.parents) if path.exists())
     if not os.access(place, os.W_OK):
         raise WorkflowError(f"{place} cannot be written (Read-only file system, or not yours); results go there")
     require_queue()
     notice_interruption()
+    show_progress()
     ownership.claim(jobs, workflow.configfiles)
 
 
 onsuccess:
+    end_progress()
     if (jobs.root / "tables").is_dir():
         shell("python -m shadowcore show --brief {root} || true")
 
 
 onerror:
+    end_progress()
     if interrupted():
         print("The run was interrupted. The same command goes on; `shadowcore status` says where it stands.")
     else:

@@ -30,6 +30,12 @@ class OutOfMemory(ShadowcoreError):
     code = 3
 
 
+def out_of_memory(error: Exception) -> bool:
+    """Whether an exception is what Python, or torch on either device, raises when memory is short."""
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return named or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error).partition("\n")[0])
+
+
 def near_miss(name: str, choices: Iterable[str]) -> str:
     """What would fit in place of `name`: the closest choice first when there is one.
 

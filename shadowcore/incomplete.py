@@ -11,14 +11,14 @@ import json
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import redirect_stderr
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from shadowcore import logs, plan
+from shadowcore import artifacts, logs, manifests, plan
 from shadowcore.errors import ShadowcoreError
 from shadowcore.jobs import Jobs
 from shadowcore.report.claims import PUBLISHED
@@ -85,7 +85,7 @@ def report(ended: Ended, captions: Path) -> None:
 
     tables = [Path(path) for path in jobs.measured_tables()]
     _step(
-        ended, "aggregate", aggregate, aggregate.Spec(tuple(ended.missing)), _measurements(jobs, there),
+        ended, "aggregate", aggregate, aggregate.Spec(tuple(ended.missing)), _measurements(ended, there),
         aggregate.Outputs(**{path.stem: path for path in tables}),
     )  # fmt: skip
     measured, record = tuple(filter(Path.exists, tables)), jobs.root / "checks" / "tables.json"
@@ -112,11 +112,12 @@ def report(ended: Ended, captions: Path) -> None:
     )  # fmt: skip
 
 
-def _measurements(jobs: Jobs, there: Callable[..., tuple[Path, ...]]) -> aggregate.Inputs:
+def _measurements(ended: Ended, there: Callable[..., tuple[Path, ...]]) -> aggregate.Inputs:
     """What `aggregate` reads, as far as it is there."""
+    jobs = ended.jobs
     predictors, latencies = jobs.predictors(), jobs.latencies()
     return aggregate.Inputs(
-        outcomes=there(*jobs.outcomes()),
+        evaluations=there(*jobs.manifests()) + tuple(_of_failed(ended)),
         scores=there(*jobs.scores()),
         qualities=there(*(f"{stem}.quality.parquet" for stem in predictors)),
         trainings=there(*(f"{stem}.training.parquet" for stem in predictors)),
@@ -124,6 +125,17 @@ def _measurements(jobs: Jobs, there: Callable[..., tuple[Path, ...]]) -> aggrega
         repeats=there(*(f"{stem}.repeats.parquet" for stem in latencies)),
         refusals=there(*(f"{stem}.refused.parquet" for stem in latencies)),
     )
+
+
+def _of_failed(ended: Ended) -> Iterator[Path]:
+    """Lists of the conditions that failed evaluations measured before they failed, as they were to measure them."""
+    jobs = ended.jobs
+    for (model, data, part), conditions in jobs.evaluations.items():
+        path = manifests.unfinished(jobs.root / "outcomes" / model / data / f"{part}.json")
+        if f"evaluate/{model}/{data}/{part}" in ended.failed and path.is_file():
+            made, wanted = artifacts.read_header(path), jobs.evaluate(conditions)
+            if (made["code"], made["spec"]) == (wanted["code"], json.loads(wanted["spec"])):
+                yield path
 
 
 def _draw(ended: Ended, measured: tuple[Path, ...]) -> tuple[Path, ...]:

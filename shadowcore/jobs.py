@@ -5,13 +5,14 @@ The rules ask here and nowhere else what their wildcards mean.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import cached_property
 from itertools import product
 from pathlib import Path
 from typing import Any
 
+from shadowcore import manifests
 from shadowcore.benchmarks import BENCHMARKS
 from shadowcore.config import Study
 from shadowcore.measure.activation_masks import BASELINES
@@ -22,6 +23,8 @@ from shadowcore.report.figures import FIGURES
 from shadowcore.schemas import FINAL_TABLES, MEASURED_TABLES
 from shadowcore.stages.base import parse_spec, to_json
 from shadowcore.stages.conditions import Condition
+
+Evaluation = tuple[str, str, str]  # an evaluation job: model, text, and what its manifest is called (`manifests.part`)
 
 
 class Jobs:
@@ -122,10 +125,35 @@ class Jobs:
         """The file that holds those benchmarks, if there are any."""
         return [f"{self.root}/tasks/benchmarks.parquet"] if self.benchmarks(data) else []
 
-    def disjoint(self, key: tuple[str, str, str, int]) -> list[str]:
-        """The record that a condition's calibration and evaluation documents are disjoint."""
-        one = self.conditions[key]
-        return [f"{self.root}/checks/disjoint/{one.calibration}+{one.data}.json"] if one.calibration else []
+    @cached_property
+    def evaluations(self) -> dict[Evaluation, dict[str, Condition]]:
+        """The conditions of every evaluation job, by setup and in its order."""
+        found: dict[Evaluation, dict[str, Condition]] = {}
+        for (model, data, setup, pct), one in sorted(self.conditions.items()):
+            found.setdefault((model, data, manifests.part(one.method, pct)), {})[setup] = one
+        return found
+
+    def disjoint(self, key: Evaluation) -> list[str]:
+        """The records that the calibration and evaluation documents of a job's conditions are disjoint."""
+        pairs = {(one.calibration, one.data) for one in self.evaluations[key].values() if one.calibration}
+        return [f"{self.root}/checks/disjoint/{calibration}+{data}.json" for calibration, data in sorted(pairs)]
+
+    def scores_of(self, key: Evaluation) -> list[str]:
+        """The tables of mean scores that a job reads: one for each static condition."""
+        return self._tables_of("scores", "static", key)
+
+    def thresholds_of(self, key: Evaluation) -> list[str]:
+        """The tables of thresholds that a job reads: one for each threshold condition."""
+        return self._tables_of("thresholds", "threshold", key)
+
+    def _tables_of(self, folder: str, method: str, key: Evaluation) -> list[str]:
+        of = [one for one in self.evaluations[key].values() if one.method == method]
+        return [f"{self.root}/{folder}/{one.model}/{one.calibration}.parquet" for one in of]
+
+    def predictors_of(self, key: Evaluation) -> list[str]:
+        """Path stems of the predictors that a job reads: one for each condition that has one."""
+        stems = map(self.predictor_of, self.evaluations[key].values())
+        return [stem for stem in stems if stem]
 
     @cached_property
     def _used(self) -> set[tuple[str, str]]:
@@ -242,18 +270,19 @@ class Jobs:
             "traced_under": under,
         }  # fmt: skip
 
-    def evaluate(self, stage: str, key: tuple[str, str, str, int]) -> dict[str, str]:
+    def evaluate(self, conditions: Mapping[str, Condition]) -> dict[str, str]:
+        """conditions: of one model and text, by setup, all of them of the oracle or none."""
         from shadowcore.stages.conditions import Spec
 
-        sizes, condition = self.study.evaluation, self.conditions[key]
+        sizes, one = self.study.evaluation, next(iter(conditions.values()))
         spec = Spec(
-            condition=condition, windows=sizes.windows, window_tokens=sizes.window_tokens,
+            conditions=dict(conditions), windows=sizes.windows, window_tokens=sizes.window_tokens,
             window_batch=sizes.window_batch, request_batch=sizes.request_batch,
-            dtype=self.study.models[condition.model].dtype,
-            tasks=tuple(name for name in sizes.tasks if name not in BENCHMARKS or condition.data == sizes.texts[0]),
+            dtype=self.study.models[one.model].dtype,
+            tasks=tuple(name for name in sizes.tasks if name not in BENCHMARKS or one.data == sizes.texts[0]),
             fewshot=tuple(sizes.fewshot), rolling_tokens=sizes.rolling_tokens, text_seed=self.study.seed,
         )  # fmt: skip
-        return self.params(stage, spec)
+        return self.params("evaluate-oracle" if one.method == "oracle" else "evaluate", spec)
 
     def latency(self, model: str) -> dict[str, str]:
         from shadowcore.stages.latency import Spec
@@ -308,9 +337,9 @@ class Jobs:
         """Tables of mean scores."""
         return [f"{self.root}/scores/{m}/{c}.parquet" for m, c in product(self.study.models, self.study.calibration)]
 
-    def outcomes(self) -> list[str]:
-        """Every condition's outcomes."""
-        return [f"{self.root}/outcomes/{m}/{d}/{s}/{pct}.parquet" for m, d, s, pct in self.conditions]
+    def manifests(self) -> list[str]:
+        """Every evaluation job's list of the outcome files that it has written."""
+        return [f"{self.root}/outcomes/{model}/{data}/{part}.json" for model, data, part in self.evaluations]
 
     def latencies(self) -> list[str]:
         """Path stems of latency measurements."""

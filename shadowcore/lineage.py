@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from shadowcore import artifacts, logs
+from shadowcore import artifacts, logs, manifests
 from shadowcore.errors import ArtifactError
 
 Named = dict[str, list[str]]
@@ -52,7 +52,12 @@ class Lineage:
         return path.resolve().relative_to(self.root.resolve())
 
     def job(self, path: Path, header: Mapping[str, Any]) -> Job | None:
-        """The job that wrote a file of this header: one of its stage whose command names it, not as an input."""
+        """The job that wrote a file of this header: one of its stage whose command names it, not as an input.
+
+        The command of an evaluation names its manifest, which lists the files that it wrote.
+        """
+        if header["stage"].startswith("evaluate") and path.suffix == ".parquet":
+            path = manifests.of_outcome(path, header["stage"])
         inside = str(self.inside(path))
         for log, said, option, word in self._named.get(inside, ()):
             if said.command[:1] == [header["stage"]] and option not in header["inputs"]:
@@ -60,11 +65,12 @@ class Lineage:
         return None
 
     def inputs(self, header: Mapping[str, Any], job: Job) -> dict[str, list[Path]]:
-        """The files that a job read, by the names its header has for them."""
+        """The files that a job read, by the names that a header has for them."""
         named = files_of(job.said)
         for words in list(named.values()):  # a figure names the tables it looked at, of all that there were
             named = {Path(word).stem: [word] for word in words if word.endswith(".parquet")} | named
-        return {name: [self._here(word, job) for word in named.get(name, ())] for name in header["inputs"]}
+        files = {name: [self._here(word, job) for word in named.get(name, ())] for name in header["inputs"]}
+        return {name: _own(paths, header["inputs"][name]) for name, paths in files.items()}
 
     def behind(self, path: Path) -> Iterator[tuple[Path, Mapping[str, Any], Job | None]]:
         """Every file of the study that a file stands on, itself first, with its header and its job, each once."""
@@ -78,11 +84,21 @@ class Lineage:
             job = self.job(one, header) if "stage" in header else None
             yield one, header, job
             found = [path for paths in self.inputs(header, job).values() for path in paths] if job else []
+            if one.suffix == ".json" and header.get("stage", "").startswith("evaluate"):
+                found += manifests.listed(one)
             waiting += [path for path in found if path not in seen and path.is_file()]
             seen.update(found)
 
     def _here(self, word: str, job: Job) -> Path:
         return self.root / word.removeprefix(job.called) if word.startswith(job.called) else Path(word)
+
+
+def _own(paths: list[Path], hashes: list[str]) -> list[Path]:
+    """Of the files that a job read, those with these hashes: an outcome stands on one predictor of many."""
+    if len(paths) <= len(hashes):
+        return paths
+    same = {path for path in paths if path.is_file() and artifacts.digest(path) in hashes}
+    return [path for path in dict.fromkeys(paths) if path in same or not same and hashes]
 
 
 def files_of(said: logs.Log) -> Named:

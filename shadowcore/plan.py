@@ -13,27 +13,32 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from shadowcore import logs
+from shadowcore import logs, manifests
 from shadowcore.benchmarks import BENCHMARKS
 from shadowcore.errors import ConfigError
-from shadowcore.jobs import Jobs
+from shadowcore.jobs import Evaluation, Jobs
+from shadowcore.measure.protocols import PROTOCOLS
 from shadowcore.method.criteria import CRITERIA
 from shadowcore.method.predictors import groups_of
-from shadowcore.models.families import KINDS, Dimensions, dimensions_of
+from shadowcore.models.families import KINDS, Dimensions, Kind, dimensions_of
 from shadowcore.models.folders import read_config
 from shadowcore.models.published import PUBLISHED, Size
 from shadowcore.models.sources import RandomModel
 from shadowcore.recipes import Trained
 from shadowcore.stages.base import read_card
+from shadowcore.stages.conditions import Condition, parts
 from shadowcore.texts.cutting import CHOICES
 
-# documents and letters of the evaluated splits, every choice with its prompt (lm-eval 0.4.13)
+# of the evaluated splits (lm-eval 0.4.13) the documents, and letters of every choice with its prompt, of the different
+# prompts alone, and of the choices alone
 LETTERS = {
-    "piqa": (1838, 563_535), "copa": (100, 14_524), "openbookqa": (500, 145_471), "winogrande": (1267, 267_787),
-    "rte": (277, 192_227), "hellaswag": (10_042, 14_569_529), "arc_easy": (2376, 1_474_422),
-    "wikitext": (62, 1_238_432), "lambada_openai": (5153, 1_669_012), "boolq": (3270, 4_251_082),
+    "piqa": (1838, 563_535, 98_533, 364_735), "copa": (100, 14_524, 4_197, 6_130),
+    "openbookqa": (500, 145_471, 27_451, 35_567), "winogrande": (1267, 267_787, 167_254, 62_884),
+    "rte": (277, 192_227, 94_590, 3_047), "hellaswag": (10_042, 14_569_529, 2_266_398, 5_477_737),
+    "arc_easy": (2376, 1_474_422, 312_299, 224_058), "wikitext": (62, 1_238_432, 0, 1_238_432),
+    "lambada_openai": (5153, 1_669_012, 1_628_723, 34_377), "boolq": (3270, 4_251_082, 2_114_096, 22_890),
 }  # fmt: skip
 LETTERS_A_TOKEN = 4
 TOKENS_A_WORD = 4 / 3
@@ -145,7 +150,7 @@ def work(jobs: Jobs, strict: bool = False) -> list[Work]:
         found.append(Work("draw", model))
     for model, calibration, method, criterion, predictor in sorted(costs.trained()):
         found += costs.training(model, calibration, method, criterion, predictor)
-    found += [costs.evaluated(key) for key in jobs.conditions]
+    found += [costs.evaluated(key) for key in jobs.evaluations]
     found += [costs.timed_dimensions(*key) for key in jobs.timed_dimensions]
     return found + [Work(rule, rule) for rule in ("aggregate", "check_tables", "judge_claims", "write_page")]
 
@@ -183,13 +188,31 @@ def trace_bytes(spec: Mapping[str, Any], sizes: Dimensions) -> int:
     return moments + tokens * sizes.layers * codes * len(spec["token_criteria"]) + features + 4 * windows
 
 
+class Measured(NamedTuple):
+    """What is measured of a condition: documents, and tokens that pass through the model.
+
+    prompts: of dense prompts that several conditions share; continued: of what follows them under one condition;
+    whole: of one whose prompts are not dense, or in which every choice has its own.
+    """
+
+    documents: float
+    prompts: float
+    continued: float
+    whole: float
+
+
+def _dense_prompt(condition: Condition) -> bool:
+    """Whether a condition's prompts run once, for all such conditions."""
+    return condition.method != "griffin" and PROTOCOLS[condition.protocol or "token"].dense_prompt
+
+
 class Costs:
     """What single jobs of a study take."""
 
     def __init__(self, jobs: Jobs):
         self.jobs, self.study = jobs, jobs.study
         self.sizes = {model: size_of(jobs, model) for model in jobs.study.models}
-        self.measured_on = {data: self._measured_on(data) for data in jobs.study.evaluation.texts}
+        self.measured = {data: self._measured_on(data) for data in jobs.study.evaluation.texts}
 
     def of_model(self, rule: str, name: str, model: str, tokens: float, flops: int, batch: int, **more) -> Work:
         """A job that passes `tokens` through a model, `flops` for every weight and token, `batch` tokens at once."""
@@ -254,14 +277,8 @@ class Costs:
     def training(self, model: str, calibration: str, method: str, criterion: str, name: str) -> list[Work]:
         """A predictor's training, after the traces of its round; or its tuning."""
         plan, size, called = self.study.traces, self.sizes[model], Trained.named(name)
-        recipe = self.study.predictors[called.preset].steps()
+        recipe, weights = self.study.predictors[called.preset].steps(), self._weights(model, method, name)
         stem = f"{model}/{calibration}/{method}+{criterion}+"
-        weights = dict.fromkeys(KINDS, 0)
-        if size is not None:
-            one = size.dimensions
-            units = {"heads": one.heads, "neurons": one.neurons // recipe.block}
-            for group, kind in product(groups_of(method, one.layers, recipe.segments), KINDS):
-                weights[kind] += recipe.rank[kind] * (one.width + len(group.layers) * units[kind])
         written = sum(weights.values()) * recipe.bits / 8
         if called.tuned:
             windows = self.study.tuning.epochs * plan.windows
@@ -274,6 +291,7 @@ class Costs:
         tokens = plan.windows * plan.tokens_per_window
         read = 0
         if size is not None:
+            one = size.dimensions
             read = tokens * one.layers * sum(one.units(kind) for kind in KINDS) * plan.bits / 8
         flops = 6 * tokens * sum(weights[kind] * recipe.epochs[kind] for kind in KINDS)
         found = [Work("train_predictor", stem + name, flops, written=written, read=read)]
@@ -284,35 +302,72 @@ class Costs:
             )
         return found
 
-    def evaluated(self, key: tuple[str, str, str, int]) -> Work:
-        """A condition's evaluation; the oracle scores every token, forward and backward, before it masks it."""
-        plan, oracle = self.study.evaluation, self.jobs.conditions[key].method == "oracle"
-        documents, tokens = self.measured_on[key[1]]
+    def _weights(self, model: str, method: str, name: str) -> dict[Kind, int]:
+        """Weights of a predictor by kind of unit; none where the model's size is unknown."""
+        recipe, size, weights = self.study.predictors[Trained.named(name).preset].steps(), self.sizes[model], {}
+        for kind in KINDS:
+            weights[kind] = 0
+            for group in groups_of(method, size.dimensions.layers, recipe.segments) if size else ():
+                units = {"heads": size.dimensions.heads, "neurons": size.dimensions.neurons // recipe.block}[kind]
+                weights[kind] += recipe.rank[kind] * (size.dimensions.width + len(group.layers) * units)
+        return weights
+
+    def evaluated(self, key: Evaluation) -> Work:
+        """The evaluation of all conditions of a model, text and sparsity.
+
+        Dense prompts run once for the conditions that are measured side by side, and what follows them under each.
+        """
+        plan, conditions, measured = self.study.evaluation, self.jobs.evaluations[key], self.measured[key[1]]
+        oracle = key[2].startswith(manifests.ORACLE)
+        predictors = {
+            setup: {self.jobs.predictor_of(one): 2 * sum(self._weights(key[0], one.method, one.predictor).values())}
+            if one.predictor
+            else {}
+            for setup, one in conditions.items()
+        }
+        found, flops = list(parts(predictors)), 0
+        for part in found:
+            dense = [conditions[setup] for setup in part if _dense_prompt(conditions[setup])]
+            flops += 2 * measured.prompts if dense else 0
+            # the oracle scores tokens, forward and backward, before it masks them; griffin runs rows densely first
+            flops += (6 if oracle else 2) * measured.continued * len(dense)
+            for one in (conditions[setup] for setup in part if not _dense_prompt(conditions[setup])):
+                flops += {"oracle": 6, "griffin": 4}.get(one.method, 2) * measured.whole
+        held = max(sum({path: n for setup in part for path, n in predictors[setup].items()}.values()) for part in found)
+        passes = 6 if oracle else 2
         return self.of_model(
-            "evaluate_oracle" if oracle else "evaluate", "/".join(map(str, key)), key[0], tokens, 6 if oracle else 2,
-            plan.window_batch * plan.window_tokens, written=9e3 + 30 * documents,
+            "evaluate_oracle" if oracle else "evaluate", "/".join(key), key[0], flops / passes, passes,
+            plan.window_batch * plan.window_tokens, written=len(conditions) * (9e3 + 30 * measured.documents),
+            read=2 * held,
         )  # fmt: skip
 
-    def _measured_on(self, data: str) -> tuple[int, float]:
-        """Documents, and tokens that pass through the model, of a text's windows, questions and benchmarks."""
+    def _measured_on(self, data: str) -> Measured:
+        """Documents of a text's windows, questions and benchmarks, and tokens that pass through the model."""
         plan = self.study.evaluation
-        documents, tokens = plan.windows, plan.windows * plan.window_tokens
+        windows = plan.windows * plan.window_tokens
+        found = [Measured(plan.windows, 0, windows, windows)]
         if "true_continuation" in plan.tasks:
             asked = self.study.texts[data].true_continuation
-            documents += asked.documents
-            tokens += asked.documents * CHOICES * (asked.context_words + asked.continuation_words) * TOKENS_A_WORD
+            prompts, choices = (
+                asked.documents * asked.context_words,
+                asked.documents * CHOICES * asked.continuation_words,
+            )
+            tokens = (TOKENS_A_WORD * words for words in (prompts, choices, CHOICES * prompts + choices))
+            found.append(Measured(asked.documents, *tokens))
         if "second_half" in plan.tasks:
-            documents, tokens = documents + plan.windows, tokens + plan.windows * plan.window_tokens
-        if data == plan.texts[0]:
-            for name in (name for name in plan.tasks if name in BENCHMARKS):
-                whole, letters = LETTERS[name]
-                count = plan.limit.get(name, whole)
+            found.append(Measured(plan.windows, windows / 2, windows / 2, windows))
+        for name in plan.tasks if data == plan.texts[0] else ():
+            if name not in BENCHMARKS:
+                continue
+            everything, *letters = LETTERS[name]
+            count = plan.limit.get(name, everything)
+            whole, prompts, choices = (count / everything * part / LETTERS_A_TOKEN for part in letters)
+            rolling = BENCHMARKS[name].rolling
+            for shots in [0] if rolling else [shots for shots in plan.fewshot if not shots or BENCHMARKS[name].train]:
                 # an example in the prompt is about as long as what is asked
-                shown = BENCHMARKS[name].train and not BENCHMARKS[name].rolling
-                times = sum(shots + 1 for shots in plan.fewshot) if shown else 1
-                documents += count * (len(plan.fewshot) if shown else 1)
-                tokens += times * letters / LETTERS_A_TOKEN * count / whole
-        return documents, tokens
+                longer = 0 if rolling else shots * whole * prompts / (whole - choices)
+                found.append(Measured(count, prompts + longer, choices, (shots + 1) * whole))
+        return Measured(*map(sum, zip(*found, strict=True)))
 
     def timed(self, model: str) -> Work:
         """Decoding: every mode at every sparsity, prompt and new tokens."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from shadowcore import artifacts, logs, plan
+from shadowcore import artifacts, logs, manifests, plan
 from shadowcore.jobs import Jobs
 from shadowcore.report.figures import FIGURES
 from shadowcore.schemas import MEASURED_TABLES
@@ -28,8 +28,8 @@ OUTPUTS = {
     "calibrate_thresholds": ("thresholds/{name}.parquet",),
     "train_predictor": tuple(f"predictors/{{name}}.{kind}" for kind in PREDICTOR),
     "tune_predictor": tuple(f"predictors/{{name}}@tuned.{kind}" for kind in PREDICTOR),
-    "evaluate": ("outcomes/{name}.parquet",),
-    "evaluate_oracle": ("outcomes/{name}.parquet",),
+    "evaluate": ("outcomes/{name}.json",),
+    "evaluate_oracle": ("outcomes/{name}.json",),
     "latency": tuple(f"latency/{{name}}{kind}.parquet" for kind in TIMED),
     "latency_random": tuple(f"latency/random/{{name}}{kind}.parquet" for kind in TIMED),
     "aggregate": tuple(f"tables/{name}.parquet" for name in MEASURED_TABLES),
@@ -39,6 +39,7 @@ OUTPUTS = {
     "write_page": ("index.html",),
 }
 SILENT = 600.0  # seconds after which a job that has not even written its log's heading no longer runs
+EVALUATIONS = ("evaluate", "evaluate_oracle")
 REPORT = ("aggregate", "check_tables", "judge_claims", "draw", "write_page")  # rules that join what others measured
 
 
@@ -62,9 +63,13 @@ def outputs(root: Path, rule: str, name: str) -> list[Path]:
 
 
 def done(root: Path, rule: str, name: str) -> bool:
-    """Whether all files of a job are there, and none was made of a part of the study only."""
+    """Whether all files of a job are there, those that its manifest lists, too, and none is of a part of the study."""
     files = outputs(root, rule, name)
-    return all(map(Path.exists, files)) and not (rule in REPORT and artifacts.missing(files[0]))
+    if not all(map(Path.exists, files)):
+        return False
+    if rule in EVALUATIONS:
+        return not manifests.absent(files[0])
+    return not (rule in REPORT and artifacts.missing(files[0]))
 
 
 def states(jobs: Jobs, now: float) -> list[Job]:
@@ -107,3 +112,26 @@ def _job(root: Path, work: plan.Work, expected: float, now: float) -> Job:
         return Job(work, "interrupted", ran, expected, log, said)
     left = max(expected - ran, 0) if said.left is None else max(said.left - (now - written), 0)
     return Job(work, "running", ran, left, log, said, now - written)
+
+
+def counted(jobs: Sequence[Job]) -> dict[str, int]:
+    """Jobs in each state."""
+    return {state: sum(job.state == state for job in jobs) for state in STATES}
+
+
+def summary(jobs: Sequence[Job]) -> str:
+    """One line: how many jobs are done, and about how long the others take."""
+    count, total, left = counted(jobs), len(jobs), sum(job.left for job in jobs)
+    words = f"{count['done']} of {total} jobs done"
+    if count["running"]:
+        return f"{words}; with {count['running']} at a time, as now, about {duration(left / count['running'])} left"
+    return (
+        words if count["done"] == total else f"{words}; no job runs now; one at a time, about {duration(left)} of work"
+    )
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words: "90 s", "12 min", "3.4 h"."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

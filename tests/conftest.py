@@ -1,6 +1,5 @@
 """Tiny random models of both families, built from a configuration in memory."""
 
-import inspect
 import os
 import random
 
@@ -22,28 +21,6 @@ LONG = ("test_workflow.py", "test_graph.py", "test_report.py", "test_kernels.py"
 def pytest_collection_modifyitems(items):
     """The files that take longest first: what is left at the end is short, and no core waits for another."""
     items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
-
-
-def remember_builtins():
-    """Let Triton's interpreter look for its built-in functions once, not at each of thousands of launches."""
-    try:
-        from triton.language import core, math
-        from triton.runtime import interpreter
-    except ImportError:
-        return
-    places = (interpreter.tl, core, core.tensor, math, core.tensor_descriptor_base)
-    known = {place: [pair for pair in inspect.getmembers(place) if core.is_builtin(pair[1])] for place in places}
-
-    def patch_builtin(place, builder, scope):
-        for name, member in known[place]:
-            if getattr(place, name) == member:  # not yet replaced, by the kernel that calls this function
-                interpreter._patch_attr(place, name, member, builder, scope)
-
-    interpreter._patch_builtin = patch_builtin
-
-
-if not torch.cuda.is_available():
-    remember_builtins()
 
 
 TINY = {

@@ -20,13 +20,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from shadowcore import cli, plan, preflight
+from shadowcore import artifacts, cli, plan, preflight
 from shadowcore.config import load_study, parse_study
 from shadowcore.errors import ConfigError
 from shadowcore.jobs import Jobs
 
 ROOT = Path(__file__).parent.parent
 QUICK = yaml.safe_load((ROOT / "config" / "quick.yaml").read_text())
+MANIFEST, OUTCOME = "manifest.json", "outcomes/30.parquet"
 SIZES = {"layers": 3, "width": 16, "heads": 2, "neurons": 24, "positions": 128}
 
 
@@ -101,20 +102,20 @@ class House:
         )  # fmt: skip
 
     def evaluate(self, method="shadow"):
-        key = next(key for key, one in self.jobs.conditions.items() if one.method == method)
+        condition = next(one for one in self.jobs.conditions.values() if one.method == method)
         return self.run(
-            "evaluate", self.jobs.evaluate("evaluate", key), card="card.json", weights="weights",
-            documents="documents.parquet", tasks="tasks.parquet", outcomes="outcomes.parquet",
+            "evaluate", self.jobs.evaluate({"outcomes": condition}), card="card.json", weights="weights",
+            documents="documents.parquet", tasks="tasks.parquet", manifest=MANIFEST,
             benchmarks=(GATHERED,),
             scores=("scores.parquet",) if method == "static" else (),
-            predictor=("predictor.safetensors",) if method == "shadow" else (),
+            predictors=("predictor.safetensors",) if method == "shadow" else (),
         )  # fmt: skip
 
     def aggregate(self):
         from shadowcore.schemas import MEASURED_TABLES
 
         outputs = {name: f"tables/{name}.parquet" for name in MEASURED_TABLES}
-        return self.run("aggregate", {"spec": "{}"}, outcomes=("outcomes.parquet",), **outputs)
+        return self.run("aggregate", {"spec": "{}"}, evaluations=(MANIFEST,), **outputs)
 
 
 @pytest.fixture(scope="module")
@@ -193,6 +194,17 @@ def rows(change):
             except (pa.ArrowInvalid, pa.ArrowTypeError):  # a column of another kind now
                 columns[name] = pa.array(frame[name])
         pq.write_table(pa.table(columns).replace_schema_metadata(metadata), path)
+
+    return changed
+
+
+def listed(change):
+    """Change an outcome file, and the checksum in its manifest."""
+
+    def changed(path):
+        change(path)
+        checksum = {"outcomes": {"outcomes": "outcomes/30.parquet", "sha256": artifacts.digest(path)}}
+        record(lambda one: one.update(checksum))(path.parents[1] / MANIFEST)
 
     return changed
 
@@ -366,12 +378,16 @@ MISTAKES = [
     ("static", "scores.parquet", rows(lambda f: f[f["criterion"] == "none"]), "scores.parquet"),
     ("static", "scores.parquet", rows(lambda f: f[f["unit"] != 1]), "scores.parquet"),
     ("static", "scores.parquet", rows(lambda f: f.assign(mean=float("nan"))), "scores.parquet"),
-    ("aggregate", "outcomes.parquet", cut, "outcomes.parquet: damaged Parquet"),
-    ("aggregate", "outcomes.parquet", rows(without("weight")), "outcomes.parquet: column 'weight'"),
-    ("aggregate", "outcomes.parquet", rows(lambda f: f.assign(value=0.5)), "0 or 1"),
-    ("aggregate", "outcomes.parquet", rows(lambda f: f.assign(value=float("inf"))), "finite|0 or 1"),
-    ("aggregate", "outcomes.parquet", rows(lambda f: f.assign(weight=0)), "token"),
-    ("aggregate", "outcomes.parquet", rows(first("document", None)), "name"),
+    ("aggregate", OUTCOME, cut, "30.parquet: its SHA-256 is not the one in .*manifest.json"),
+    ("aggregate", OUTCOME, remove, "30.parquet: no such file, and .*manifest.json lists it"),
+    ("aggregate", MANIFEST, say("{"), "manifest.json: damaged JSON"),
+    ("aggregate", MANIFEST, record(lambda one: one.update(outcomes={})), "manifest.json: damaged record"),
+    ("aggregate", OUTCOME, listed(cut), "30.parquet: damaged Parquet"),
+    ("aggregate", OUTCOME, listed(rows(without("weight"))), "30.parquet: column 'weight'"),
+    ("aggregate", OUTCOME, listed(rows(lambda f: f.assign(value=0.5))), "0 or 1"),
+    ("aggregate", OUTCOME, listed(rows(lambda f: f.assign(value=float("inf")))), "finite|0 or 1"),
+    ("aggregate", OUTCOME, listed(rows(lambda f: f.assign(weight=0))), "token"),
+    ("aggregate", OUTCOME, listed(rows(first("document", None))), "name"),
 ]
 
 
@@ -382,8 +398,8 @@ def test_a_damaged_file_is_one_sentence_that_names_it(house, capsys, stage, path
     made = {
         "model": [TRACE], "prepare_text": ["documents.parquet"], "prepare_benchmark": ["tasks/piqa.parquet"],
         "gather": [GATHERED], "trace": [TRACE], "average": ["scores.parquet"], "train": [PREDICTOR],
-        "evaluate": ["outcomes.parquet"], "static": ["outcomes.parquet"], "aggregate": ["tables/accuracy.parquet"],
-        "evaluated": ["outcomes.parquet"],
+        "evaluate": [OUTCOME, MANIFEST], "static": [OUTCOME, MANIFEST], "aggregate": ["tables/accuracy.parquet"],
+        "evaluated": [OUTCOME, MANIFEST],
     }[stage]  # fmt: skip
     damage(house.folder / path)
     outputs = [house.folder / name for name in made if house.folder / name != house.folder / path]
@@ -458,7 +474,7 @@ def judged(data):
         jobs = Jobs(study)
         for job in plan.work(jobs):
             assert job.resources()["mem_mb"] > 0
-        assert jobs.outcomes()
+        assert jobs.manifests()
         assert not any("\n" in problem for problem in preflight.problems(jobs))
     except ConfigError as error:
         assert "\n" not in str(error)
@@ -488,7 +504,7 @@ def test_any_other_file_is_one_sentence(tmp_path_factory, text):
 
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(where=st.floats(0, 1), what=st.binary(min_size=1, max_size=8))
-@pytest.mark.parametrize("name", ["model/model.safetensors", "predictor.safetensors", "outcomes.parquet", "card.json"])
+@pytest.mark.parametrize("name", ["model/model.safetensors", "predictor.safetensors", OUTCOME, "card.json"])
 def test_any_other_bytes_are_read_as_before_or_refused(whole, tmp_path_factory, name, where, what):
     from shadowcore.errors import ArtifactError
     from shadowcore.models import folders
@@ -501,6 +517,7 @@ def test_any_other_bytes_are_read_as_before_or_refused(whole, tmp_path_factory, 
     if name.startswith("model/"):
         shutil.copytree(whole.folder / "model", folder / "model")
     path = folder / name
+    path.parent.mkdir(exist_ok=True)
     content = (whole.folder / name).read_bytes()
     at = int(where * len(content))
     path.write_bytes(content[:at] + what + content[at + len(what) :])

@@ -22,6 +22,7 @@ from shadowcore import benchmarks
 from shadowcore.benchmarks import BENCHMARKS, BenchmarkText
 from shadowcore.errors import ConfigError, ShadowcoreError, SourceError
 from shadowcore.measure import harness
+from shadowcore.measure.group import Group
 from shadowcore.measure.sparsity import PredictedMasks, SparseModel
 from shadowcore.method.predictors import Predictor
 from shadowcore.models.families import dimensions_of
@@ -99,7 +100,8 @@ def test_dense_is_what_lm_eval_measures(model, folder, cache, name):
     tokenizer = byte_tokenizer()
     theirs = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1, max_length=LONGEST)
     expected = evaluate(theirs, {"tasks": {name: stock(name, folder)}}, bootstrap_iters=0)["results"][name]
-    rows = pd.DataFrame(harness.outcomes(SparseModel(model, None), tokenizer, [ours(name, folder)], 1, LONGEST))
+    questions = harness.Questions(model, tokenizer, [ours(name, folder)], 1, LONGEST)
+    rows = pd.DataFrame(questions.outcomes(Group({"": SparseModel(model, None)}))[""])
     found = {metric: part for metric, part in rows.groupby("metric")}
     for metric in INVENTED[name]:
         assert found[metric]["value"].mean() == expected[f"{metric},none"]
@@ -122,14 +124,20 @@ def sparse_of(model):
 
 def likelihoods(sparse, tasks, batch):
     """Log-likelihood of every request, by the texts of the request."""
-    lm = harness.SparseLM(sparse, byte_tokenizer(), batch, LONGEST)
-    answers = {}
     for task in tasks:
         task.build_all_requests()
     requests = [one for task in tasks for one in task.instances]
-    for one, answer in zip(requests, getattr(lm, requests[0].request_type)(requests), strict=True):
-        answers[one.args] = answer if isinstance(answer, float) else answer[0]
-    return answers
+    found = answers(sparse, requests, batch)
+    return {
+        one.args: answer if isinstance(answer, float) else answer[0]
+        for one, answer in zip(requests, found, strict=True)
+    }
+
+
+def answers(sparse, requests, batch):
+    lm = harness.SparseLM(sparse.model, byte_tokenizer(), batch, LONGEST)
+    lm.answer(Group({"": sparse}), requests)
+    return getattr(lm, requests[0].request_type)(requests)
 
 
 @pytest.mark.parametrize("name", INVENTED)
@@ -155,8 +163,8 @@ def test_a_row_depends_on_its_document_alone(model, folder, name):
 def test_a_window_of_a_document_is_masked_all_over(model):
     """Also where it repeats the window before, which lm-eval calls its context."""
     sparse, text = sparse_of(model), "What is read again counts once. " * 5
-    lm = harness.SparseLM(sparse, byte_tokenizer(), 2, LONGEST)
-    (found,) = lm.loglikelihood_rolling([Instance("loglikelihood_rolling", {}, (text,), 0)])
+    lm = harness.SparseLM(model, byte_tokenizer(), 2, LONGEST)
+    (found,) = answers(sparse, [Instance("loglikelihood_rolling", {}, (text,), 0)], 2)
     windows = get_rolling_token_windows(lm.tok_encode(text), lm.prefix_token_id, LONGEST, 1)
     expected, repeated = 0.0, 0
     for context, continuation in map(make_disjoint_window, windows):
@@ -169,7 +177,7 @@ def test_a_window_of_a_document_is_masked_all_over(model):
 
 
 def test_answers_are_never_cached(model, folder, tmp_path):
-    lm = harness.SparseLM(SparseModel(model, None), byte_tokenizer(), 1, LONGEST)
+    lm = harness.SparseLM(model, byte_tokenizer(), 1, LONGEST)
     with pytest.raises(ConfigError, match="use_cache: .*ignores the weights"):
         simple_evaluate(
             lm, tasks=[ours("piqa", folder)], use_cache=str(tmp_path / "answers"),

@@ -82,20 +82,20 @@ def measured(study):
             card=model["card"], traces=(traces["train"],), heldout=(traces["heldout"],),
         )  # fmt: skip
         made[name] = scores | trained
-    outcomes = []
-    for number, (key, one) in enumerate(study.conditions.items()):
-        from_text = made.get(one.calibration, {})
-        outcomes.append(
+    evaluations = []
+    for key, conditions in study.evaluations.items():
+        of = {method: [made[one.calibration] for one in conditions.values() if one.method == method]
+              for method in METHODS}  # fmt: skip
+        evaluations.append(
             job(
-                study.evaluate("evaluate", key), "evaluate", {"outcomes": root / f"{number}.parquet"}, **model,
-                **texts["words"], benchmarks=(asked,),
-                scores=(from_text["scores"],) if one.method == "static" else (),
-                predictor=(from_text["predictor"],) if one.method == "shadow" else (),
-            )["outcomes"]
+                study.evaluate(conditions), "evaluate", {"manifest": root / f"{key[2]}.json"}, **model,
+                **texts["words"], benchmarks=(asked,), scores=tuple(one["scores"] for one in of["static"]),
+                predictors=tuple(one["predictor"] for one in of["shadow"]),
+            )["manifest"]
         )  # fmt: skip
     names = [f"{name}.parquet" for name in import_module("shadowcore.stages.aggregate").Outputs.__dataclass_fields__]
     tables = {Path(name).stem: root / "tables" / name for name in names}
-    job({"spec": "{}"}, "aggregate", tables, outcomes=outcomes, scores=[one["scores"] for one in made.values()],
+    job({"spec": "{}"}, "aggregate", tables, evaluations=evaluations, scores=[one["scores"] for one in made.values()],
         qualities=[one["quality"] for one in made.values()],
         trainings=[one["training"] for one in made.values()])  # fmt: skip
     return {name: pq.read_table(path).to_pandas() for name, path in tables.items()}

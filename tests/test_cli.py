@@ -79,3 +79,10 @@ def test_arguments_can_come_from_a_file(capsys, tmp_path):
     spec = '{"model": "m", "calibration": "c", "criteria": ["plainact"]}'
     code, printed = run(capsys, "average", "--spec", spec, "--traces", f"@{tmp_path}/paths", "--scores", tmp_path / "s")
     assert code == 2 and "a b.safetensors: no such file" in printed.err
+
+
+def test_show_and_status_know_the_quick_study_as_their_default(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["show"]) == cli.main(["status"]) == 2
+    said = capsys.readouterr().err
+    assert "results/quick" in said and "config/quick.yaml" in said

@@ -35,7 +35,7 @@ def changed(path, value):
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_shipped_configurations_are_valid(path):
-    assert Jobs(load_study(path)).outcomes()
+    assert Jobs(load_study(path)).manifests()
 
 
 @pytest.mark.parametrize(
@@ -141,11 +141,11 @@ def test_seeds_repeat_what_is_trained_and_leave_the_other_paths_alone():
     repeated = [one for one in repeated if one.units == "neurons"]
     assert sorted(map(str, more.values())) == sorted(str(replace(one, seed=3)) for one in repeated)
     assert all("+small@seed3+" in setup for _, _, setup, _ in more)
-    assert len(set(again.outcomes())) == len(again.conditions)
+    assert sum(map(len, again.evaluations.values())) == len(again.conditions)
     # the windows that are read stay those of the study
     key, one = next(iter(more.items()))
-    spec = json.loads(again.evaluate("evaluate", key)["spec"])
-    assert spec["condition"]["seed"] == 3 and spec["text_seed"] == 0
+    spec = json.loads(again.evaluate({key[2]: one})["spec"])
+    assert spec["conditions"][key[2]]["seed"] == 3 and spec["text_seed"] == 0
     trained = again.train_predictor("smollm2-135m", "wikipedia", one.method, "plainact", "small@seed3")
     assert {"seed": 3, "text_seed": 0, "predictor": "small"}.items() <= json.loads(trained["spec"]).items()
 
@@ -214,7 +214,9 @@ def test_a_file_that_is_not_yaml_is_named(tmp_path):
 
 def test_conditions_are_distinct_and_have_a_dense_row():
     jobs = Jobs(parse_study(QUICK, "config"))
-    assert len(set(jobs.outcomes())) == len(jobs.conditions) == len(set(jobs.conditions.values()))
+    assert len(jobs.conditions) == len(set(jobs.conditions.values()))
+    assert sorted(one for job in jobs.evaluations.values() for one in job) == sorted(key[2] for key in jobs.conditions)
+    assert len(set(jobs.manifests())) == len(jobs.evaluations)
     assert [one for one in jobs.conditions.values() if one.method == "dense"][0].sparsity_pct == 0
 
 
@@ -223,7 +225,7 @@ def test_specifications_change_only_where_the_configuration_does():
     after = Jobs(parse_study(changed(["evaluation", "windows"], 4), "config"))
     key = next(iter(before.conditions))
     assert before.trace(key[0], "train", "0") == after.trace(key[0], "train", "0")
-    assert before.evaluate("evaluate", key) != after.evaluate("evaluate", key)
+    assert before.evaluate({"": before.conditions[key]}) != after.evaluate({"": before.conditions[key]})
 
 
 def test_the_size_of_a_batch_makes_nothing_stale():
@@ -232,7 +234,7 @@ def test_the_size_of_a_batch_makes_nothing_stale():
     study["evaluation"] |= {"window_batch": 1, "request_batch": 1}
     after, key = Jobs(parse_study(study, "config")), next(iter(before.conditions))
     assert before.trace(key[0], "train", "0") == after.trace(key[0], "train", "0")
-    assert before.evaluate("evaluate", key) == after.evaluate("evaluate", key)
+    assert before.evaluate({"": before.conditions[key]}) == after.evaluate({"": before.conditions[key]})
 
 
 @pytest.mark.parametrize("value", ["no", "off", "yes", "on", "None", "null", "", "0", 0, 1, None, 0.5, ["a"]])

@@ -20,10 +20,11 @@ MODULES = sorted(
 # from the ground up; a room may import from its own floor and those below
 FLOORS = [
     ["errors", "provenance", "processes", "terminal"], ["devices", "artifacts", "logs"],
-    ["machine", "schemas", "packages", "tabular", "paragraphs", "lineage"], ["stock_tasks"], ["benchmarks"],
-    ["texts", "models", "dictionary"], ["method"], ["decode"], ["measure"], ["report"], ["library"], ["stages"],
+    ["machine", "manifests", "schemas", "packages", "tabular", "paragraphs", "lineage"], ["stock_tasks"],
+    ["benchmarks"], ["texts", "models", "dictionary"], ["method"], ["decode"], ["measure"], ["report"], ["library"],
+    ["stages"],
     ["fields", "config_file", "config_errors"], ["recipes"], ["sections"], ["config"], ["jobs", "ownership"],
-    ["fetch", "plan"], ["states", "incomplete"], ["preflight"], ["commands"], ["cli"], ["__main__"],
+    ["fetch", "plan"], ["states", "incomplete", "progress_line"], ["preflight"], ["commands"], ["cli"], ["__main__"],
 ]  # fmt: skip
 
 

@@ -1,20 +1,22 @@
 """A failed job costs what needs it and no more: tables and page of the rest, which say what is missing and why."""
 
+import json
 import os
 import shutil
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 import yaml
 from test_workflow import ROOT, command, environment, prepared, results, snakemake, tables
 
-from shadowcore import artifacts, cli, logs, plan
+from shadowcore import artifacts, cli, logs, manifests, plan
 from shadowcore.config import load_study
 from shadowcore.incomplete import Ended, end_of_run, report
 from shadowcore.jobs import Jobs
-from shadowcore.schemas import MEASURED_TABLES
+from shadowcore.schemas import MEASURED, MEASURED_TABLES, OUTCOMES
 from shadowcore.states import REPORT, done
 
 CAPTIONS = ROOT / "workflow" / "report"
@@ -74,13 +76,31 @@ def test_when_the_tables_themselves_fail_no_older_one_is_shown(jobs):
 
 def test_what_an_unfinished_job_would_write_anew_is_in_no_table(jobs):
     """Its file is of another configuration or code: a number from it would be a wrong one."""
-    (outcome,) = [path for path in jobs.outcomes() if "/dense/" in path]
-    write_damaged = jobs.root.parent / outcome if not outcome.startswith("/") else outcome
-    os.makedirs(os.path.dirname(write_damaged), exist_ok=True)
-    with open(write_damaged, "w") as handle:
-        handle.write("an old one")
+    manifest = Path(jobs.manifests()[0])
+    for path in (manifest, manifests.unfinished(manifest)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("an old one")
     report(of_all(jobs, "prepare_text/wikipedia"), CAPTIONS)  # would be damaged, if it were read
     assert len(artifacts.missing(jobs.root / "tables" / "accuracy.parquet")) > 1
+
+
+def test_what_a_failed_evaluation_measured_is_in_the_tables(jobs):
+    """As far as it is what the job was to measure: conditions of another configuration or code are left out."""
+    (key, conditions), *_ = ((key, found) for key, found in jobs.evaluations.items() if len(found) > 2)
+    manifest = jobs.root / "outcomes" / key[0] / key[1] / f"{key[2]}.json"
+    setup, condition = next(iter(conditions.items()))
+    path = manifests.outcome(manifest, setup, condition.sparsity_pct)
+    keys = vars(condition) | dict.fromkeys(MEASURED, 0.3) | {"task": "piqa", "metric": "acc", "fewshot": 0, "weight": 1}
+    rows = [keys | {"document": str(number), "value": float(number % 2)} for number in range(8)]
+    artifacts.write_table(path, OUTCOMES.schema, OUTCOMES.build(rows), {"spec": {}})
+    place, wanted = f"evaluate/{'/'.join(key)}", jobs.evaluate(conditions)
+    made = {"stage": "evaluate", "spec": json.loads(wanted["spec"]), "code": wanted["code"], "inputs": {}}
+    for header, expected in ((made, 1), (made | {"code": "another"}, 0), (made | {"spec": {}}, 0)):
+        manifests.write(manifests.unfinished(manifest), {setup: path}, header)
+        report(of_all(jobs, place), CAPTIONS)
+        assert MEASURED_TABLES["accuracy"].read(jobs.root / "tables" / "accuracy.parquet").num_rows == expected
+    report(of_all(jobs, "prepare_text/wikipedia"), CAPTIONS)  # the job did not run at all
+    assert not MEASURED_TABLES["accuracy"].read(jobs.root / "tables" / "accuracy.parquet").num_rows
 
 
 def test_a_step_of_the_report_that_fails_is_named_and_the_page_is_made(jobs, monkeypatch):
@@ -162,7 +182,7 @@ def test_tables_of_a_part_are_made_again_even_where_nothing_else_is_to_be_done(t
     ran_well(house)
     whole = tables(house)
     path.write_text(yaml.safe_dump(study | {"conditions": [{"methods": ["random"], "sparsities_pct": [50, 60]}]}))
-    (house / "broken").write_text("shadowcore outcomes/tiny-opt/words/random+per_layer+neurons/60.parquet")
+    (house / "broken").write_text("shadowcore outcomes/tiny-opt/words/60.json")
     assert snakemake(house).returncode != 0
     assert artifacts.missing(results(house) / "tables" / "accuracy.parquet")
     path.write_text(yaml.safe_dump(study))

@@ -17,7 +17,8 @@ import shadowcore as sc
 from shadowcore import artifacts, benchmarks, cli
 from shadowcore.errors import ArtifactError, ConfigError, SourceError
 from shadowcore.library import decoding
-from shadowcore.measure.harness import outcomes
+from shadowcore.measure.group import Group
+from shadowcore.measure.harness import Questions
 from shadowcore.measure.perplexity import window_losses
 from shadowcore.measure.sparsity import PredictedMasks, SparseModel
 from shadowcore.method.predictors import PREDICTOR_SCHEMA
@@ -346,7 +347,7 @@ def test_perplexity_is_that_of_the_evaluation(loaded, texts, predictor):
         (model, None),
         (sc.sparsify(model, predictor, 0.5), PredictedMasks(predictor, ("neurons",), "per_layer", 50)),
     ):
-        losses = window_losses(SparseModel(model, masks), ids, 4)
+        losses = window_losses(Group({"one": SparseModel(model, masks)}), ids, 4)["one"]
         if masks is None:
             found = sc.perplexity(one, tokenizer, texts[:3], window_tokens=32)
         else:
@@ -364,7 +365,8 @@ def test_benchmarks_are_those_of_the_evaluation(loaded, predictor, tmp_path):
     documents = benchmarks.read("piqa", "validation", folder)[0]
     task = benchmarks.task("piqa", list(benchmarks.subset("piqa", documents, 5, 0).values()))
     sparse = SparseModel(model, PredictedMasks(predictor, ("neurons",), "per_layer", 50))
-    rows = [row["value"] for row in outcomes(sparse, tokenizer, [task], 16, 64) if row["metric"] == "acc"]
+    rows = Questions(model, tokenizer, [task], 16, 64).outcomes(Group({"one": sparse}))["one"]
+    rows = [row["value"] for row in rows if row["metric"] == "acc"]
     assert found["piqa"]["acc"]["value"] == np.mean(rows) and found["piqa"]["acc"]["n"] == 5
     assert set(found["wikitext"]) == {"word_perplexity", "byte_perplexity", "token_perplexity"}
     dense = sc.evaluate(model, tokenizer, ["piqa"], offline_dir=folder, fewshot=1, limit=99)

@@ -15,6 +15,7 @@ from shadowcore.method.course import Checkpoint
 from shadowcore.method.policies import POLICIES, floored, kept_units, top_units
 from shadowcore.method.predictors import PREDICTORS, Group, Predictor, groups_of
 from shadowcore.method.small import eight_bits, power_of_two, restored, stored
+from shadowcore.method.stacks import stacks_of
 from shadowcore.method.thresholds import Magnitudes, neuron_magnitudes
 from shadowcore.method.tokens import TokenTraces
 from shadowcore.method.tracing import codes_name, feature_name, top_name
@@ -107,7 +108,7 @@ def test_spearman_equals_scipys_with_ties():
     generator = torch.Generator().manual_seed(0)
     predicted, true = torch.randint(0, 6, (2, 5, 20), generator=generator).double()
     want = [stats.spearmanr(p, t).statistic for p, t in zip(predicted, true, strict=True)]
-    torch.testing.assert_close(ranking.spearman(predicted, true), torch.tensor(want))
+    torch.testing.assert_close(ranking.correlation(ranking.ranks(predicted), ranking.ranks(true)), torch.tensor(want))
 
 
 def test_recall_of_the_truth_is_one_and_of_its_opposite_none():
@@ -290,11 +291,15 @@ def test_training_on_noise_never_ends_worse_than_the_constant_predictor(traces):
     assert fit.loss <= fit.loss_constant
 
 
+def scaled(predictor, train, recipe):
+    training._scale(predictor, {kind: stacks_of(predictor, kind, recipe.batch) for kind in train.kinds}, train, recipe)
+
+
 def test_scalings_are_the_means_and_deviations_of_all_tokens(traces):
     features, scores = learnable(100, 1)
     predictor = Predictor("shadow", SIZES, {"neurons": 4})
     train = traces((features[:70], scores[:70]), (features[70:], scores[70:]))
-    training._scale(predictor, train, RECIPE)
+    scaled(predictor, train, RECIPE)
     (scorer,) = predictor.scorers["neurons"]
     kept = codes.decode(*codes.encode(scores, 8), 8, 10)[:, 1:]
     torch.testing.assert_close(scorer.feature_mean, features.float().mean(0))
@@ -329,7 +334,7 @@ def test_published_scaling_is_from_the_least_to_the_most(traces):
     features, scores = learnable(100, 1)
     predictor = Predictor("shadow", SIZES, {"neurons": 4})
     train = traces((features[:70], scores[:70]), (features[70:], scores[70:]))
-    training._scale(predictor, train, replace(RECIPE, scaling="min_max"))
+    scaled(predictor, train, replace(RECIPE, scaling="min_max"))
     (scorer,), features = predictor.scorers["neurons"], features.float()
     kept = codes.decode(*codes.encode(scores, 8), 8, 10)[:, 1:]
     (low, high), (least, most) = features.aminmax(dim=0), kept.transpose(0, 1).flatten(1).aminmax(dim=1)
@@ -369,7 +374,7 @@ def test_kinds_of_unit_learn_for_epochs_of_their_own(tmp_path):
 def test_a_block_is_learned_by_the_mean_of_its_units_and_kept_as_one(traces):
     features, scores = learnable(100, 1)
     predictor = Predictor("shadow", SIZES, {"neurons": 4}, block=5)
-    training._scale(predictor, traces((features, scores)), replace(RECIPE, block=5))
+    scaled(predictor, traces((features, scores)), replace(RECIPE, block=5))
     (scorer,) = predictor.scorers["neurons"]
     kept = codes.decode(*codes.encode(scores, 8), 8, 10)[:, 1:]
     torch.testing.assert_close(scorer.score_mean, kept.unflatten(-1, (2, 5)).mean(-1).mean(0))

@@ -82,8 +82,21 @@ def test_more_of_everything_costs_more(tmp_path):
     assert total(evaluation__windows=11)[0] > flops
     tasks = ["true_continuation", "piqa"]
     assert total(evaluation__tasks=tasks)[0] > flops
-    shown = total(evaluation__tasks=tasks, evaluation__fewshot=[0, 3])[0] - flops
-    assert shown == pytest.approx(5 * (total(evaluation__tasks=tasks)[0] - flops))
+    asked, shown = (total(evaluation__tasks=tasks, evaluation__fewshot=shots)[0] - flops for shots in ([0], [0, 3]))
+    assert 2 * asked < shown < 5 * asked  # prompts are five times as long, and choices are scored twice
+
+
+def test_prompts_cost_once_for_conditions_that_are_measured_side_by_side(tmp_path):
+    def cost(**grid):
+        data = copy.deepcopy(QUICK)
+        data["evaluation"]["tasks"] = ["true_continuation", "boolq"]  # whose prompts are a hundred times its choices
+        data["conditions"] = [{"methods": ["random"], "sparsities_pct": [50]} | grid]
+        (job,) = (one for one in plan.work(jobs_of(data, tmp_path)) if one.name.endswith("/50"))
+        return job.flops
+
+    one, three = cost(), cost(units=["heads", "neurons", "both"])
+    assert one < three < 1.5 * one
+    assert cost(protocols=["lookahead"]) > 1.5 * one  # every choice runs with its own prompt
 
 
 def test_rates_are_those_of_an_earlier_run(tmp_path):

@@ -11,6 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from shadowcore import benchmarks
 from shadowcore.errors import SourceError
 from shadowcore.measure import harness
+from shadowcore.measure.group import Group
 from shadowcore.measure.sparsity import SparseModel
 from shadowcore.models.folders import byte_tokenizer
 
@@ -39,8 +40,19 @@ def model():
     return LlamaForCausalLM(config).eval()
 
 
-def lm_of(model, tokenizer):
-    return harness.SparseLM(SparseModel(model, None), tokenizer, 3, LONGEST)
+def dense(model):
+    return Group({"": SparseModel(model, None)})
+
+
+def answers(model, tokenizer, requests):
+    """Of the dense model, by our harness."""
+    lm = harness.SparseLM(model, tokenizer, 3, LONGEST)
+    lm.answer(dense(model), requests)
+    return getattr(lm, requests[0].request_type)(requests)
+
+
+def rows_of(model, tokenizer, task):
+    return harness.Questions(model, tokenizer, [task], 2, LONGEST).outcomes(dense(model))[""]
 
 
 def instances(kind, texts):
@@ -64,7 +76,7 @@ def by_hand(model, tokenizer, context, continuation):
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_a_continuation_is_scored_as_its_own_tokens(model, template):
     tokenizer = tokenizer_of(template)
-    found = lm_of(model, tokenizer).loglikelihood(instances("loglikelihood", PAIRS))
+    found = answers(model, tokenizer, instances("loglikelihood", PAIRS))
     for (context, continuation), (likelihood, _) in zip(PAIRS, found, strict=True):
         assert likelihood == pytest.approx(by_hand(model, tokenizer, context, continuation), rel=1e-5)
 
@@ -73,11 +85,11 @@ def test_a_continuation_is_scored_as_its_own_tokens(model, template):
 def test_a_page_is_scored_as_its_own_tokens_after_one_bos(model, template):
     pages, tokenizer = [{"page": page} for page in PAGES], tokenizer_of(template)
     task = benchmarks.task("wikitext", pages)
-    rows = harness.outcomes(SparseModel(model, None), tokenizer, [task], 2, LONGEST)
+    rows = rows_of(model, tokenizer, task)
     found = [row for row in rows if row["metric"] == "nll"]
     assert [row["weight"] for row in found] == [len(page) for page in PAGES]  # a byte, a token
     assert found[0]["value"] == pytest.approx(-by_hand(model, tokenizer, "", PAGES[0]), rel=1e-5)
-    plain = harness.outcomes(SparseModel(model, None), tokenizer_of("nothing"), [task], 2, LONGEST)
+    plain = rows_of(model, tokenizer_of("nothing"), task)
     assert [row["value"] for row in found] == [row["value"] for row in plain if row["metric"] == "nll"]
 
 
@@ -85,14 +97,13 @@ def test_a_page_is_scored_as_its_own_tokens_after_one_bos(model, template):
 def test_a_tokenizer_without_surprises_gives_the_values_of_lm_eval(model, template):
     tokenizer = tokenizer_of(template)
     stock = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1, max_length=LONGEST)
-    ours = lm_of(model, tokenizer)
     longest = [("q", "x" * LONGEST), ("<s>begins with BOS", " itself"), ("", "<s>and so"), ("b" * 63, "d" * 63)]
     asked = instances("loglikelihood", [pair for pair in [*PAIRS, *longest] if template == "bos" or pair[0] != "  "])
-    for found, expected in zip(ours.loglikelihood(asked), stock.loglikelihood(asked), strict=True):
+    for found, expected in zip(answers(model, tokenizer, asked), stock.loglikelihood(asked), strict=True):
         assert found[0] == pytest.approx(expected[0], rel=1e-5) and found[1] == expected[1]
     if template == "nothing":  # with "bos" lm-eval predicts BOS after BOS
         asked = instances("loglikelihood_rolling", [(page,) for page in PAGES])
-        assert ours.loglikelihood_rolling(asked) == pytest.approx(stock.loglikelihood_rolling(asked), rel=1e-5)
+        assert answers(model, tokenizer, asked) == pytest.approx(stock.loglikelihood_rolling(asked), rel=1e-5)
 
 
 @pytest.mark.parametrize("template", ["nothing", "both"])
@@ -109,7 +120,7 @@ def test_a_continuation_of_no_tokens_or_too_many_is_refused_by_task_and_document
     tokenizer = tokenizer_of(template)
     tokenizer._tokenizer.normalizer = normalizers.Replace("\u200b", "")  # as many tokenizers do
     with pytest.raises(SourceError, match=f"piqa, document 1: .*{message}"):
-        lm_of(model, tokenizer).loglikelihood(instances("loglikelihood", [PAIRS[0], pair]))
+        answers(model, tokenizer, instances("loglikelihood", [PAIRS[0], pair]))
 
 
 def test_a_page_without_tokens_is_refused_by_task_and_document(model):
@@ -117,10 +128,10 @@ def test_a_page_without_tokens_is_refused_by_task_and_document(model):
     tokenizer._tokenizer.normalizer = normalizers.Replace("\u00b7", "")
     for page in ("", "\u00b7"):
         with pytest.raises(SourceError, match="piqa, document 1: the text has no tokens"):
-            lm_of(model, tokenizer).loglikelihood_rolling(instances("loglikelihood_rolling", [("a",), (page,)]))
+            answers(model, tokenizer, instances("loglikelihood_rolling", [("a",), (page,)]))
 
 
 def test_a_choice_of_our_own_task_longer_than_the_model_is_refused(model):
     rows = [{"context": "one two", "choices": ["a", "b", "c", "d" * 70], "label": 0}]
     with pytest.raises(SourceError, match="true_continuation, document 0: .*too long"):
-        harness.outcomes(SparseModel(model, None), byte_tokenizer(), [harness.true_continuation(rows)], 2, LONGEST)
+        rows_of(model, byte_tokenizer(), harness.true_continuation(rows))

@@ -62,7 +62,7 @@ def written(folder, models):
     conditions = [one for one in jobs.conditions.values() if one.model == "opt-1.3b"][::33]
     for number, condition in enumerate([replace(one, model=f"m{i}") for i in range(models) for one in conditions]):
         parts = []
-        for task, (documents, _) in LETTERS.items():
+        for task, (documents, *_) in LETTERS.items():
             rolling = task == "wikitext"
             for metric in ("nll", "word_nll", "byte_nll") if rolling else ("acc", "acc_norm"):
                 value = random.normal(700, 60, documents) if rolling else random.integers(0, 2, documents)

@@ -8,6 +8,7 @@ import torch
 
 from shadowcore.errors import ConfigError
 from shadowcore.measure.activation_masks import PromptMasks, ThresholdMasks, nonzero_masks
+from shadowcore.measure.group import Group
 from shadowcore.measure.harness import SparseLM
 from shadowcore.measure.oracle import OracleMasks
 from shadowcore.measure.perplexity import window_losses
@@ -207,11 +208,15 @@ def test_skipping_zeros_loses_nothing(tiny, tokens):
 def likelihoods(model, source, requests, batch, order, max_length=64, protocol="token"):
     """Log-likelihoods of token-id requests (context, continuation) asked in an order, in the requests' own order."""
     lm = SparseLM.__new__(SparseLM)  # without a tokenizer: requests are already token ids
-    lm.sparse = SparseModel(model, source, PROTOCOLS[protocol])
-    lm.batch_size_per_gpu, lm._max_length, lm._device = batch, max_length, "cpu"
-    answers = lm._loglikelihood_tokens([(("", ""), *requests[i]) for i in order])
+    lm._model, lm.batch_size_per_gpu, lm._max_length, lm._device = model, batch, max_length, "cpu"
+    group = Group({"": SparseModel(model, source, PROTOCOLS[protocol])})
+    answers = lm._likelihoods(group, [(("", ""), *requests[i]) for i in order])[""]
     by_request = dict(zip(order, answers, strict=True))
     return torch.tensor([by_request[i][0] for i in range(len(requests))])
+
+
+def losses_of(sparse, windows, batch, prompt=1):
+    return window_losses(Group({"": sparse}), windows, batch, prompt=prompt)[""]
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -264,7 +269,7 @@ def test_measured_sparsity_counts_what_was_removed(tiny, tokens, protocol):
 
 
 def test_dense_window_losses_are_the_models(tiny, tokens):
-    losses = window_losses(SparseModel(tiny, None), tokens, batch=1)
+    losses = losses_of(SparseModel(tiny, None), tokens, batch=1)
     with torch.no_grad():
         want = token_losses(tiny(tokens).logits[:, :-1], tokens).sum(1).double()
     torch.testing.assert_close(losses, want, rtol=1e-5, atol=0)  # float32 sums in another order
@@ -274,21 +279,21 @@ def test_losses_after_a_prompt_are_the_likelihood_of_what_follows_it(tiny, token
     requests = [(row[:5], row[5:]) for row in tokens.tolist()]
     for protocol in PROTOCOLS:
         source = PredictedMasks(predictor_of(tiny), KINDS, "per_layer", 50)
-        losses = window_losses(SparseModel(tiny, source, PROTOCOLS[protocol]), tokens, 2, prompt=5)
+        losses = losses_of(SparseModel(tiny, source, PROTOCOLS[protocol]), tokens, 2, prompt=5)
         want = -likelihoods(tiny, source, requests, 1, [0, 1], protocol=protocol)
         torch.testing.assert_close(losses.float(), want, rtol=1e-5, atol=1e-4)
 
 
 def test_keeping_by_true_scores_beats_keeping_the_least_important(tiny, tokens):
     """On average over units the criterion points the right way: higher = more important."""
-    dense = window_losses(SparseModel(tiny, None), tokens, 2)
+    dense = losses_of(SparseModel(tiny, None), tokens, 2)
 
     def damage(flip):
         source = OracleMasks(tiny, "output_norm", ("neurons",), "per_layer", 30)
         if flip:
             policy = source.policy
             source.policy = lambda scores, pct: policy(-scores, pct)
-        return (window_losses(SparseModel(tiny, source), tokens, 2) - dense).abs().sum()
+        return (losses_of(SparseModel(tiny, source), tokens, 2) - dense).abs().sum()
 
     assert damage(flip=False) < damage(flip=True)
 
@@ -305,11 +310,14 @@ def test_the_windows_of_an_article_are_one_document(monkeypatch):
         Window(name, start, tuple(range(start + 1, start + 9))) for name, start in (("a", 0), ("b", 0), ("a", 8))
     ]
     monkeypatch.setattr(conditions.reading, "windows_of", lambda *asked: windows)
-    monkeypatch.setattr(conditions, "window_losses", lambda sparse, ids, *more: ids.sum(1).double())
+    monkeypatch.setattr(conditions, "window_losses", lambda group, ids, *more: {"": ids.sum(1).double()})
     spec = SimpleNamespace(
         window_tokens=8, windows=3, text_seed=0, window_batch=2, tasks=["second_half"],
-        condition=SimpleNamespace(protocol="token", data="words"),
+        conditions={"": SimpleNamespace(data="words")},
     )  # fmt: skip
-    whole, half = conditions._windows(spec, SimpleNamespace(documents=None), None, None, None)
+    whole, half = (
+        run.outcomes(None, None)[""]
+        for run in conditions._windows(spec, SimpleNamespace(card=None, documents=None), None)
+    )
     assert [(row["document"], row["value"], row["weight"]) for row in whole] == [("a", 136.0, 14), ("b", 36.0, 7)]
     assert [(row["document"], row["value"], row["weight"]) for row in half] == [("a", 136.0, 8), ("b", 36.0, 4)]

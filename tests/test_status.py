@@ -1,6 +1,7 @@
 """The state of a study from its files and logs: every state, the time that is left, and nothing touched."""
 
 import io
+import logging
 import os
 import re
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from shadowcore import cli, logs, plan
+from shadowcore import cli, logs, plan, progress_line
 from shadowcore.commands.status import print_status
 from shadowcore.config import load_study
 from shadowcore.jobs import Jobs
@@ -136,3 +137,20 @@ def test_it_is_a_command_and_bad_input_is_one_sentence(capsys, tmp_path, monkeyp
     assert re.search(r"^0 of \d+ jobs done; no job runs now; one at a time", capsys.readouterr().out, re.MULTILINE)
     assert cli.main(["status", "nowhere.yaml"]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize(("out", "written"), [(io.StringIO, r"\d\d:\d\d:\d\d  {}\n"), (Terminal, r"\r{}\x1b\[K\n")])
+def test_a_run_shows_one_line_of_progress(monkeypatch, out, written):
+    monkeypatch.setattr(progress_line, "states", lambda jobs, now: [])
+    logger, stream = logging.Logger("snakemake"), out()
+    logger.addHandler(line := progress_line.ProgressLine(None, stream))
+    logger.info("Select jobs to execute...")
+    for _ in range(3):  # in quick succession: the first is written
+        logger.info("", extra={"event": "progress", "done": 1, "total": 2})
+    line.close()
+    assert re.fullmatch(written.format("0 of 0 jobs done"), stream.getvalue())

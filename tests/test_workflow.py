@@ -142,6 +142,7 @@ def test_it_makes_every_table_and_figure(house):
 
 
 def test_every_file_is_an_output_that_some_job_is_known_for_and_others_may_read_it(house):
+    from shadowcore import manifests
     from shadowcore.config import load_study
     from shadowcore.jobs import Jobs
     from shadowcore.plan import work
@@ -151,8 +152,14 @@ def test_every_file_is_an_output_that_some_job_is_known_for_and_others_may_read_
     known = {path for one in work(Jobs(load_study(house / "config" / "tiny.yaml"), house / "results"))
              for path in outputs(root, one.rule, one.name)}  # fmt: skip
     files = {path for path in root.rglob("*") if path.is_file() and path.relative_to(root).parts[0] not in LEFT}
+    jobs = Jobs(load_study(house / "config" / "tiny.yaml"), house / "results")
+    outcomes = {
+        manifests.outcome(Path(manifest), setup, one.sparsity_pct)
+        for manifest, conditions in zip(jobs.manifests(), jobs.evaluations.values(), strict=True)
+        for setup, one in conditions.items()
+    }
     files = {next((parent for parent in path.parents if parent.name == "weights"), path) for path in files}
-    assert files == known
+    assert len(outcomes) == len(jobs.conditions) and files == known | outcomes
     umask = os.umask(0o022)
     os.umask(umask)
     for path in root.rglob("*"):
@@ -190,7 +197,8 @@ def test_every_job_is_done_and_leads_from_its_files_to_its_command(house, monkey
     for path in files:
         facts = explain(path)
         said = dict(facts)
-        assert str(path) in said["command"] and "as in this tree" in said["code"] and "took" in said
+        written = path if path.parts[2:3] != ("outcomes",) else Path("results/tiny/outcomes")  # by its job's manifest
+        assert str(written) in said["command"] and "as in this tree" in said["code"] and "took" in said
         read = [line for word, line in facts if word == "from"]
         assert all("latency" in line or "refused" in line or not line.endswith(")") for line in read)
         assert read or any(f"the stage {name}" in said["kind"] for name in ("fetch", "prepare"))
@@ -318,6 +326,29 @@ def test_a_copy_with_new_time_stamps_is_finished_too(house, tmp_path):
     assert waiting(copy) == {}
 
 
+def test_a_deleted_outcome_file_is_made_again_the_same_and_nothing_else_is_measured(house):
+    from shadowcore.config import load_study
+    from shadowcore.jobs import Jobs
+    from shadowcore.states import states
+
+    outcomes = sorted((results(house) / "outcomes" / "tiny-opt").rglob("50.parquet"))
+    lost = next(path for path in outcomes if "random" in str(path))
+    content, before = lost.read_bytes(), {path: path.stat().st_mtime_ns for path in outcomes}
+    lost.unlink()
+    (
+        results(house) / "tables" / "accuracy.parquet"
+    ).unlink()  # which needs it: Snakemake makes nothing for its own sake
+    due = waiting(house)
+    assert due["evaluate"] == 1 and "evaluate_oracle" not in due and "trace" not in due
+    jobs = Jobs(load_study(house / "config" / "tiny.yaml"), house / "results")
+    again = {job.work.rule: job for job in states(jobs, time.time()) if job.state != "done"}
+    assert again.keys() == {"evaluate", "aggregate"} and again["evaluate"].work.name == "tiny-opt/words/50"
+    assert again["evaluate"].deleted
+    assert snakemake(house).returncode == 0 and waiting(house) == {}
+    assert lost.read_bytes() == content
+    assert {path for path in outcomes if path.stat().st_mtime_ns != before[path]} == {lost}
+
+
 def test_editing_a_criterion_reruns_exactly_what_stands_on_it(house):
     criteria = house / "shadowcore" / "method" / "criteria.py"
     text = criteria.read_text()
@@ -327,8 +358,8 @@ def test_editing_a_criterion_reruns_exactly_what_stands_on_it(house):
     criteria.write_text(text)
     assert {"trace", "average", "train_predictor", "evaluate_oracle", "latency", "aggregate"} <= set(due)
     assert not {"fetch_model", "prepare_text"} & set(due)
-    # of each model's evaluations dense, random and baselines do not stand on criteria
-    assert due["evaluate"] == 2 * 4 + 2 and due["evaluate_oracle"] == 2
+    # of each model's evaluations those of no sparsity, dense and relu, do not stand on criteria
+    assert due["evaluate"] == 2 and due["evaluate_oracle"] == 2
 
 
 def test_editing_a_figure_draws_figures_again_and_nothing_else(house):

@@ -10,7 +10,8 @@ from shadowcore.report import show
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("results", type=Path, help="a study's results folder, such as results/quick")
+    default = Path("results/quick")
+    parser.add_argument("results", type=Path, nargs="?", default=default, help=f"a study's results folder ({default})")
     parser.add_argument("--brief", action="store_true", help="a summary only")
 
 

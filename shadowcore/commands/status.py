@@ -19,13 +19,14 @@ from shadowcore import logs
 from shadowcore.commands import console
 from shadowcore.config import load_study
 from shadowcore.jobs import Jobs
-from shadowcore.states import STATES, Job, states
+from shadowcore.states import STATES, Job, counted, duration, states, summary
 
 SILENT = 600.0  # seconds after which a running job that says nothing is told
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", type=Path, help="the configuration that runs, such as config/quick.yaml")
+    default = Path("config/quick.yaml")
+    parser.add_argument("config", type=Path, nargs="?", default=default, help=f"the study's configuration ({default})")
 
 
 def run(parsed: argparse.Namespace) -> None:
@@ -35,7 +36,7 @@ def run(parsed: argparse.Namespace) -> None:
 
 def print_status(jobs: Sequence[Job], now: float, out: Console) -> None:
     """A line per stage with its estimated end, what runs, and what failed with its error and its log."""
-    count = {state: sum(job.state == state for job in jobs) for state in STATES}
+    count = counted(jobs)
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     table.add_column("stage")
     for name in ("jobs", *STATES, "took", "left", "ends about"):
@@ -49,18 +50,11 @@ def print_status(jobs: Sequence[Job], now: float, out: Console) -> None:
         unfinished = numbers[0] < len(part)
         ends = _clock(now + left / count["running"], now) if unfinished and count["running"] else ""
         took = sum(job.seconds for job in part if job.state == "done")
-        cells = [*(str(one or "") for one in numbers), _time(took), _time(waits) if unfinished else "", ends]
+        cells = [*(str(one or "") for one in numbers), duration(took), duration(waits) if unfinished else "", ends]
         table.add_row(rule, str(len(part)), *cells)
     out.print(table)
-    for line in (_summary(count, len(jobs), left), *_lines(jobs)):
+    for line in (summary(jobs), *_lines(jobs)):
         out.print(line, highlight=False, markup=False, soft_wrap=True)
-
-
-def _summary(count: dict[str, int], total: int, left: float) -> str:
-    words = f"{count['done']} of {total} jobs done"
-    if count["running"]:
-        return f"{words}; with {count['running']} at a time, as now, about {_time(left / count['running'])} left"
-    return words if count["done"] == total else f"{words}; no job runs now; one at a time, about {_time(left)} of work"
 
 
 def _lines(jobs: Sequence[Job]) -> Iterator[str]:
@@ -69,8 +63,8 @@ def _lines(jobs: Sequence[Job]) -> Iterator[str]:
         name = job.work.place
         if job.state == "running":
             steps = f", step {job.said.done} of {job.said.total}" if job.said.total else ""
-            silent = f", silent for {_time(job.silent)}" if job.silent > SILENT else ""
-            yield f"running  {name}: {_time(job.seconds)}{steps}, about {_time(job.left)} left{silent}"
+            silent = f", silent for {duration(job.silent)}" if job.silent > SILENT else ""
+            yield f"running  {name}: {duration(job.seconds)}{steps}, about {duration(job.left)} left{silent}"
         if job.state == "failed":
             yield f"failed   {name}: {job.said.error} ({job.log})"
         if job.state == "interrupted":
@@ -82,12 +76,6 @@ def _lines(jobs: Sequence[Job]) -> Iterator[str]:
 
 def _some(names: Sequence[str], most: int = 5) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
-
-
-def _time(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def _clock(then: float, now: float) -> str:

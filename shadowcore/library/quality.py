@@ -5,7 +5,7 @@ The numbers are those of a study's `evaluate` stage under protocol `token`, on o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from shadowcore.errors import ConfigError, one_of
 from shadowcore.library.checks import documents_of, fitted, positive, require_model, window_length, windows_in
 from shadowcore.library.sparse import SparseCausalLM
 from shadowcore.measure import statistics
+from shadowcore.measure.group import Group
 from shadowcore.measure.perplexity import window_losses
 from shadowcore.measure.sparsity import SparseModel
 from shadowcore.report.outcomes import ACCURACY_METRICS, PERPLEXITIES
@@ -54,7 +55,8 @@ def perplexity(
             "window_tokens"
         )
     windows = cutting.windows(documents, tokenizer, length, count, SEED)
-    losses = window_losses(sparse, torch.tensor([one.ids for one in windows]), batch)
+    ids = torch.tensor([one.ids for one in windows])
+    losses = _alone(sparse, lambda group: window_losses(group, ids, batch))
     names = sorted({one.document_id for one in windows})
     of_text = [[place for place, one in enumerate(windows) if one.document_id == name] for name in names]
     totals = np.array([losses[places].sum().item() for places in of_text])
@@ -109,9 +111,19 @@ def _task(name: str, fewshot: int, limit: int | None, offline_dir: str | None):
 
 def _outcomes(sparse: SparseModel, tokenizer, task, batch: int, longest: int) -> list[Mapping[str, Any]]:
     """Every document's outcome, as the study's evaluation makes it."""
-    from shadowcore.measure import harness  # not above: lm-eval takes seconds to import
+    from shadowcore.measure.harness import Questions  # not above: lm-eval takes seconds to import
 
-    return harness.outcomes(sparse, tokenizer, [task], batch, longest)
+    questions = Questions(sparse.model, tokenizer, [task], batch, longest)
+    return _alone(sparse, questions.outcomes)
+
+
+def _alone(sparse: SparseModel, measure: Callable[[Group], dict[str, Any]]) -> Any:
+    """What a measurement of several conditions finds for one; its error is raised."""
+    group = Group({"": sparse})
+    found = measure(group)
+    for error in group.failed.values():
+        raise error
+    return found[""]
 
 
 def _estimates(rows: Sequence[Mapping[str, Any]]) -> dict[str, Result]:

@@ -1,12 +1,12 @@
 """Sparsity without a predictor: masks of neurons from what the model itself computes on the way.
 
-    threshold   at every token, neurons whose magnitude exceeds their layer's threshold (CATS, TEAL)
+    threshold   at every token, neurons whose magnitude |act(gate) * up| exceeds their layer's threshold
     griffin     for a whole continuation, the neurons that were large over its prompt (GRIFFIN)
     relu        at every token, the neurons that are not zero: nothing is lost, where the FFN's activation is ReLU
 
-CATS (arXiv 2404.08763) thresholds a gated FFN's gate, TEAL (2408.14690) every matrix's input; here it is the down
-projection's input, a neuron for both families. GRIFFIN is arXiv 2404.01365.
-threshold and relu know a neuron when it is computed: they spare its row of the down projection, not what is before.
+threshold is neither CATS (arXiv 2404.08763), which thresholds the activated gate and spares the up projection, too, nor
+TEAL (2408.14690), which thresholds the input of every matrix. GRIFFIN is arXiv 2404.01365.
+threshold and relu know a neuron's size only when it is computed, so they spare its row of the down projection alone.
 """
 
 from __future__ import annotations

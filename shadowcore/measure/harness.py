@@ -1,4 +1,4 @@
-"""Everything that touches lm-eval: a sparse model as an lm-eval model, and tasks on our own data."""
+"""Everything that touches lm-eval: sparse models as an lm-eval model, and tasks on our own data."""
 
 from __future__ import annotations
 
@@ -20,11 +20,14 @@ from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
 from shadowcore.errors import ConfigError, SourceError
+from shadowcore.measure.group import Group
 from shadowcore.measure.sparsity import Context, SparseModel, no_context
-from shadowcore.models.prefixes import Prefixes
+from shadowcore.models.prefixes import continuing
 
 Request = tuple[tuple[str, str], list[int], list[int]]  # (texts, context ids, continuation ids)
 Row = tuple[list[int], list[int]]  # context and continuation ids
+Answer = tuple[float, bool]
+Tick = Callable[[float], None]
 SHOWN = 40  # characters of a text in a message
 
 datasets.disable_progress_bars()
@@ -34,11 +37,13 @@ lm_eval.utils.env.from_string = cache(lm_eval.utils.env.from_string)
 
 
 class SparseLM(HFLM):
-    """A `SparseModel` behind lm-eval's interface: our own batches, and HFLM's tokens where those are a text's own.
+    """A model under a group of conditions behind lm-eval's interface: `answer` asks all of them, `turn` says whose
+    answers lm-eval gets.
 
-    HFLM encodes with the special tokens that a tokenizer adds: an EOS at the end of a context shifts where the
-    continuation begins, and the BOS of a whole document is predicted after another one. Here texts are encoded
-    without special tokens, and BOS goes in front, once, if the tokenizer adds it or nothing else is there.
+    Our own batches, and HFLM's tokens where those are a text's own. HFLM encodes with the special tokens that a
+    tokenizer adds: an EOS at the end of a context shifts where the continuation begins, and the BOS of a whole document
+    is predicted after another one. Here texts are encoded without special tokens, and BOS goes in front, once, if the
+    tokenizer adds it or nothing else is there.
 
     HFLM pads on the right and passes no lengths on, so "the last token" of a row may be padding; here
     every row's context and continuation are known, and masks apply where continuation tokens are
@@ -46,9 +51,10 @@ class SparseLM(HFLM):
     prompt: what they repeat of the window before, which lm-eval calls their context, is masked like the rest.
     """
 
-    def __init__(self, sparse: SparseModel, tokenizer, batch: int, max_length: int):
-        super().__init__(pretrained=sparse.model, tokenizer=tokenizer, batch_size=batch, max_length=max_length)
-        self.sparse = sparse
+    def __init__(self, model: torch.nn.Module, tokenizer, batch: int, max_length: int):
+        super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=batch, max_length=max_length)
+        self.answers: dict[str, dict[int, Any]] = {}  # by condition and id() of the request
+        self.turn = ""
 
     def set_cache_hook(self, cache_hook: Any) -> None:
         """Refused: lm-eval's `use_cache` looks answers up by prompt, and gives one model's answers for another's."""
@@ -70,12 +76,30 @@ class SparseLM(HFLM):
         """What the first token of a text is predicted from: the BOS that is added, or else BOS, or else EOS."""
         return self.added_bos or [self.prefix_token_id]
 
-    def loglikelihood(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """(log-likelihood in nats, is it what greedy decoding says) of each request's continuation of its context.
+    def answer(self, group: Group, requests: Sequence[Instance], tick: Tick = lambda share: None) -> None:
+        """Answer requests under every condition of a group, batch by batch.
 
-        Raises SourceError, naming task and document, for a continuation without tokens or longer than the model.
+        Raises SourceError, naming task and document, for a continuation or a text without tokens, or for a continuation
+        longer than the model. tick: called after each batch with its share, 1 for all requests under one condition.
         """
-        return self._loglikelihood_tokens([(request.args, *self._row(request)) for request in requests])
+        self.answers = {name: {} for name in group.alive}
+        for kind, likelihoods in (("loglikelihood", self._choices), ("loglikelihood_rolling", self._texts)):
+            asked = [request for request in requests if request.request_type == kind]
+            share = len(asked) / max(1, len(requests))
+            found = likelihoods(group, asked, lambda part, share=share: tick(share * part)) if asked else {}
+            for name, answers in found.items():
+                self.answers[name] |= {id(request): one for request, one in zip(asked, answers, strict=True)}
+
+    def loglikelihood(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """(log-likelihood in nats, is it what greedy decoding says) of each request's continuation of its context."""
+        return [self.answers[self.turn][id(request)] for request in requests]
+
+    def loglikelihood_rolling(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[float]:
+        """Log-likelihood in nats of each request's text: every token once, in windows as long as the model allows."""
+        return [self.answers[self.turn][id(request)] for request in requests]
+
+    def _choices(self, group: Group, requests: Sequence[Instance], tick: Tick) -> dict[str, list[Answer]]:
+        return self._likelihoods(group, [(request.args, *self._row(request)) for request in requests], tick)
 
     def _row(self, request: Instance) -> Row:
         """Tokens of context and continuation, split as lm-eval does: spaces between them go with the continuation."""
@@ -97,11 +121,7 @@ class SparseLM(HFLM):
             )
         return before, own
 
-    def loglikelihood_rolling(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[float]:
-        """Log-likelihood in nats of each request's text: every token once, in windows as long as the model allows.
-
-        Raises SourceError, naming task and document, for a text without tokens.
-        """
+    def _texts(self, group: Group, requests: Sequence[Instance], tick: Tick) -> dict[str, list[float]]:
         windows, owners = [], []
         for number, request in enumerate(requests):
             ids = self.tok_encode(request.args[0])
@@ -111,15 +131,20 @@ class SparseLM(HFLM):
             new = [(None, *make_disjoint_window(pair)) for pair in pairs]
             windows += new
             owners += [number] * len(new)
-        totals = [0.0] * len(requests)
-        for number, (likelihood, _) in zip(owners, self._loglikelihood_tokens(windows), strict=True):
-            totals[number] += likelihood
+        totals = {}
+        for name, answers in self._likelihoods(group, windows, tick).items():
+            totals[name] = [0.0] * len(requests)
+            for number, (likelihood, _) in zip(owners, answers, strict=True):
+                totals[name][number] += likelihood
         return totals
 
-    def _loglikelihood_tokens(self, requests: Sequence[Request], **kwargs) -> list[tuple[float, bool]]:
-        """(log-likelihood in nats, is it what greedy decoding says) of each request's continuation.
+    def _likelihoods(
+        self, group: Group, requests: Sequence[Request], tick: Tick = lambda share: None
+    ) -> dict[str, list[Answer]]:
+        """(log-likelihood in nats, is it what greedy decoding says) of each request, by condition.
 
-        Contexts run first where they may, densely; requests with one context, as a question's choices are, run it once.
+        Contexts run first where they may, densely, once for all conditions; requests with one context, as a question's
+        choices are, run it once. A condition's batches are the same whichever others are in the group.
         """
         windows: list[list[int]] = []
         questions: dict[tuple[int, ...], list[int]] = {}
@@ -128,18 +153,25 @@ class SparseLM(HFLM):
                 windows.append([i])
             else:
                 questions.setdefault(tuple(self._fitted(request)[0]), []).append(i)
-        prompted = questions.items() if self.sparse.prompts_may_run_first else ()
-        continuing = [chosen for context, chosen in prompted if len(context) > 1]
-        beginning = [[i] for i in sorted(set(range(len(requests))) - set(chain.from_iterable(continuing + windows)))]
-        answers: list[Any] = [None] * len(requests)
-        for groups, score in (
-            (continuing, self._score_continuations), (beginning, self._score), (windows, self._score_windows)
-        ):  # fmt: skip
-            for chosen in self._batches(groups, lambda i: sum(map(len, self._fitted(requests[i])))):
-                rows = [self._fitted(requests[i]) for i in chosen]
-                for i, answer in zip(chosen, score(rows), strict=True):
-                    answers[i] = answer
-        return answers
+        shared = [chosen for context, chosen in questions.items() if len(context) > 1]
+        answers: dict[str, list[Any]] = {name: [None] * len(requests) for name in group.alive}
+        for part, prompted in (
+            (group.where(lambda sparse: sparse.prompts_may_run_first), shared),
+            (group.where(lambda sparse: not sparse.prompts_may_run_first), []),
+        ):
+            beginning = [[i] for i in sorted(set(range(len(requests))) - set(chain.from_iterable(prompted + windows)))]
+            for groups, score in (
+                (prompted, self._score_continuations), (beginning, self._score), (windows, self._score_windows)
+            ):  # fmt: skip
+                for chosen in self._batches(groups, lambda i: sum(map(len, self._fitted(requests[i])))):
+                    if not part.alive:
+                        break
+                    found = score(part, [self._fitted(requests[i]) for i in chosen])
+                    for name, likelihoods in found.items():
+                        for i, answer in zip(chosen, likelihoods, strict=True):
+                            answers[name][i] = answer
+                    tick(len(found) * len(chosen) / len(requests))
+        return {name: answers[name] for name in group.alive}
 
     def _fitted(self, request: Request) -> Row:
         """Context and continuation as long as the model allows; what goes is the context's beginning."""
@@ -158,22 +190,21 @@ class SparseLM(HFLM):
         if batch:
             yield batch
 
-    def _score_continuations(self, rows: Sequence[Row]) -> list[tuple[float, bool]]:
+    def _score_continuations(self, group: Group, rows: Sequence[Row]) -> dict[str, list[Answer]]:
         """As `_score`, every different context run once. Masks apply from its last token on, so that stays a row's."""
         contexts = sorted({tuple(context) for context, _ in rows})
-        prefixes = Prefixes(self.sparse.model, [context[:-1] for context in contexts])
         place = {context: index for index, context in enumerate(contexts)}
         which = torch.tensor([place[tuple(context)] for context, _ in rows], device=self.device)
-        tails = [(context[-1:], continuation) for context, continuation in rows]
         length = max(len(continuation) for _, continuation in rows)
-        return self._score(tails, lambda: prefixes.continued(which, length))
+        context = continuing(self.model, [context[:-1] for context in contexts], which, length)
+        return self._score(group, [(context[-1:], continuation) for context, continuation in rows], context)
 
-    def _score_windows(self, rows: Sequence[Row]) -> list[tuple[float, bool]]:
-        return self._score(rows, prompted=False)
+    def _score_windows(self, group: Group, rows: Sequence[Row]) -> dict[str, list[Answer]]:
+        return self._score(group, rows, prompted=False)
 
     def _score(
-        self, rows: Sequence[Row], context: Context = no_context, prompted: bool = True
-    ) -> list[tuple[float, bool]]:
+        self, group: Group, rows: Sequence[Row], context: Context = no_context, prompted: bool = True
+    ) -> dict[str, list[Answer]]:
         firsts = torch.tensor([len(before) for before, _ in rows])[:, None]
         ends = torch.tensor([len(before) + len(continuation) for before, continuation in rows])[:, None]
         ids = pad_sequence([torch.tensor(before + continuation) for before, continuation in rows], batch_first=True)
@@ -181,12 +212,16 @@ class SparseLM(HFLM):
         scored = ((positions >= firsts) & (positions < ends)).to(self.device)
         masked = scored if prompted else ((positions > 0) & (positions < ends)).to(self.device)
         ids, earliest = ids.to(self.device), int(firsts.min())
-        logits = self.sparse.logits(ids, masked, earliest - 1, context)  # that predict the tokens from `earliest` on
         targets, wanted = ids[:, earliest:], scored[:, earliest:]
-        predictions = functional.log_softmax(logits.float(), -1)
-        likelihoods = predictions.gather(-1, targets[..., None]).squeeze(-1).double().where(wanted, 0).sum(-1)
-        greedy = ((predictions.argmax(-1) == targets) | ~wanted).all(-1)
-        return list(zip(likelihoods.tolist(), greedy.tolist(), strict=True))
+
+        def answers(name: str, sparse: SparseModel) -> list[Answer]:
+            logits = sparse.logits(ids, masked, earliest - 1, context)  # that predict the tokens from `earliest` on
+            predictions = functional.log_softmax(logits.float(), -1)
+            likelihoods = predictions.gather(-1, targets[..., None]).squeeze(-1).double().where(wanted, 0).sum(-1)
+            greedy = ((predictions.argmax(-1) == targets) | ~wanted).all(-1)
+            return list(zip(likelihoods.tolist(), greedy.tolist(), strict=True))
+
+        return group.run(answers)
 
 
 def _place(request: Instance) -> str:
@@ -216,33 +251,55 @@ def true_continuation(documents: Sequence[dict]) -> ConfigurableTask:
     )
 
 
-def outcomes(
-    sparse: SparseModel, tokenizer, tasks: Sequence[ConfigurableTask], batch: int, max_length: int
-) -> list[dict[str, Any]]:
-    """One row per document and metric of each task: task, fewshot, document (hash), metric, value, weight."""
-    model = SparseLM(sparse, tokenizer, batch, max_length)
-    # not simple_evaluate: it can cache answers, asks the hub about the model, and reports on the machine for seconds
-    results = evaluate(
-        model, {"tasks": {task.config.task: task for task in tasks}}, log_samples=True, bootstrap_iters=0
-    )
-    shots = {task.config.task: task.config.num_fewshot or 0 for task in tasks}
-    return [
-        {"task": name, "fewshot": shots[name], "document": sample["doc_hash"]}
-        | {"metric": metric, "value": value, "weight": weight}
-        for name, samples in results["samples"].items()
-        for sample in samples
-        for metric, value, weight in _values(model, sample)
-    ]
+class Questions:
+    """Tasks of lm-eval that are asked together, with their requests made once for all conditions."""
+
+    def __init__(self, model, tokenizer, tasks: Sequence[ConfigurableTask], batch: int, max_length: int):
+        self.lm, self.tasks = SparseLM(model, tokenizer, batch, max_length), tasks
+        for task in tasks:
+            task.build_all_requests()
+            # `evaluate` would build them anew, prompt by prompt, for every condition
+            task.build_all_requests = lambda **_: None
+        self.requests = [request for task in tasks for request in task.instances]
+
+    def __len__(self) -> int:
+        return len(self.requests)
+
+    def outcomes(self, group: Group, tick: Tick = lambda share: None) -> dict[str, list[dict[str, Any]]]:
+        """Rows of every condition by its name, one per document and metric of each task, see `_rows`."""
+        self.lm.answer(group, self.requests, tick)
+        tokens = cache(lambda text: len(self.lm.tok_encode(text)))
+        found = group.run(lambda name, sparse: self._rows(name, tokens))
+        self.lm.answers.clear()
+        return found
+
+    def _rows(self, name: str, tokens: Callable[[str], int]) -> list[dict[str, Any]]:
+        """Task, fewshot, document (hash), metric, value and weight, as lm-eval makes them of a condition's answers."""
+        self.lm.turn = name
+        for request in self.requests:
+            request.resps, request.filtered_resps = [], {}
+        # not simple_evaluate: it can cache answers, asks the hub about the model, and describes the machine for seconds
+        results = evaluate(
+            self.lm, {"tasks": {task.config.task: task for task in self.tasks}}, log_samples=True, bootstrap_iters=0
+        )
+        shots = {task.config.task: task.config.num_fewshot or 0 for task in self.tasks}
+        return [
+            {"task": name, "fewshot": shots[name], "document": sample["doc_hash"]}
+            | {"metric": metric, "value": value, "weight": weight}
+            for name, samples in results["samples"].items()
+            for sample in samples
+            for metric, value, weight in _values(sample, tokens)
+        ]
 
 
-def _values(model: SparseLM, sample: dict[str, Any]) -> Iterator[tuple[str, float, int]]:
+def _values(sample: dict[str, Any], tokens: Callable[[str], int]) -> Iterator[tuple[str, float, int]]:
     """Metric, value and weight of one document; a perplexity is kept as what it is made of, nats and a count."""
     for metric in sample["metrics"]:
         value = sample[metric]
         if metric in ("word_perplexity", "byte_perplexity"):
             yield metric.replace("perplexity", "nll"), -value[0], value[1]
         elif metric == "bits_per_byte":  # byte perplexity on another scale; its likelihood is every rolling metric's
-            yield "nll", -value[0], len(model.tok_encode(sample["target"]))
+            yield "nll", -value[0], tokens(sample["target"])
         elif metric == "perplexity":  # of one last word
             yield "word_nll", -value, 1
         else:

@@ -1,26 +1,52 @@
-"""Negative log-likelihood of held-out text windows under a sparse model."""
+"""Negative log-likelihood of held-out text windows under sparse models."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
+
 import torch
 
+from shadowcore.measure.group import Group
 from shadowcore.measure.sparsity import SparseModel
 from shadowcore.models.losses import token_losses
+from shadowcore.models.prefixes import continuing
 
 
 def window_losses(
-    sparse: SparseModel, windows: torch.Tensor, batch: int, progress=lambda done, total: None, prompt: int = 1
-) -> torch.Tensor:
+    group: Group, windows: torch.Tensor, batch: int, tick: Callable[[float], None] = lambda share: None, prompt: int = 1
+) -> dict[str, torch.Tensor]:
     """Summed negative log-likelihood in nats (N,) of what follows the first `prompt` tokens of each window (N, T).
 
-    With a prompt of one token masks apply at every position. Perplexity is exp(sum / (N (T - prompt))).
+    Of every condition in the group, by name. With a prompt of one token masks apply at every position. A longer one
+    runs once for all conditions under which it is dense. Perplexity is exp(sum / (N (T - prompt))).
+    tick: called after each batch with its share of the work, 1 for all windows under one condition.
     """
-    losses = []
-    for start in range(0, len(windows), batch):
-        ids = windows[start : start + batch].to(sparse.model.device)
-        scored = torch.ones_like(ids, dtype=torch.bool)
-        scored[:, :prompt] = False
-        logits = sparse.logits(ids, scored, first_kept=prompt - 1)
-        losses.append(token_losses(logits, ids[:, prompt - 1 :]).double().sum(1).cpu())
-        progress(min(start + batch, len(windows)), len(windows))
-    return torch.cat(losses)
+    losses: dict[str, list[torch.Tensor]] = {name: [] for name in group.alive}
+    for ids in windows.split(batch):
+        found = group.run(_losses(ids, prompt))
+        for name, part in found.items():
+            losses[name].append(part)
+        tick(len(found) * len(ids) / len(windows))
+    return {name: torch.cat(losses[name]) for name in group.alive}
+
+
+def _losses(ids: torch.Tensor, prompt: int) -> Callable[[str, SparseModel], torch.Tensor]:
+    """Losses (B,) of a batch of windows (B, T) under a condition, as a function of the condition."""
+    scored = torch.ones_like(ids, dtype=torch.bool)
+    scored[:, :prompt] = False
+
+    @cache
+    def after_prompt(model: torch.nn.Module):
+        before, rows = ids[:, : prompt - 1].tolist(), torch.arange(len(ids), device=model.device)
+        return continuing(model, before, rows, ids.shape[1] - prompt)
+
+    def losses(name: str, sparse: SparseModel) -> torch.Tensor:
+        device, rest = sparse.model.device, ids[:, prompt - 1 :].to(sparse.model.device)
+        if prompt > 1 and sparse.prompts_may_run_first:
+            logits = sparse.logits(rest, scored[:, prompt - 1 :].to(device), context=after_prompt(sparse.model))
+        else:
+            logits = sparse.logits(ids.to(device), scored.to(device), first_kept=prompt - 1)
+        return token_losses(logits, rest).double().sum(1).cpu()
+
+    return losses

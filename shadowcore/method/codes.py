@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 
 import torch
-from torch.nn import functional
 
 DECADES = {4: 4.0, 8: 8.0}  # what the ladder spans, per width in bits
 
@@ -42,6 +41,9 @@ def decode(codes: torch.Tensor, top: torch.Tensor, bits: int, units: int) -> tor
     """Scores float32 (..., U) from what `encode` returned."""
     ladder = step_ratio(bits) ** (torch.arange(2**bits, device=codes.device, dtype=torch.float32) - (2**bits - 1))
     ladder[0] = 0
-    # what each byte stands for, one score or two: looked up a byte at a time
-    table = ladder[:, None] if bits == 8 else torch.stack((ladder.repeat(16), ladder.repeat_interleave(16)), 1)
-    return functional.embedding(codes.int(), table).flatten(-2)[..., :units] * top
+    if bits == 8:
+        return ladder.index_select(0, codes.flatten().int()).view(codes.shape)[..., :units] * top
+    # what each byte stands for: two scores, looked up as one number of 64 bits
+    table = torch.stack((ladder.repeat(16), ladder.repeat_interleave(16)), 1).view(torch.int64).flatten()
+    pairs = table.index_select(0, codes.flatten().int()).view(codes.shape)
+    return pairs.view(torch.float32)[..., :units] * top

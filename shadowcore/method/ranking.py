@@ -5,12 +5,11 @@ from __future__ import annotations
 import torch
 
 
-def spearman(predicted: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
-    """Rank correlation along the last dimension of two score tensors (..., U): (...)."""
-    ranks = torch.stack([_ranks(predicted), _ranks(true)])
-    centred = ranks - ranks.mean(-1, keepdim=True)
-    covariance = (centred[0] * centred[1]).sum(-1)
-    return covariance / centred.square().sum(-1).prod(0).sqrt().clamp(min=1e-12)
+def correlation(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """Pearson correlation (...) along the last dimension of two tensors (..., U): of ranks, it is Spearman's."""
+    one, other = (values - values.mean(-1, keepdim=True) for values in (one, other))
+    sizes = one.square().sum(-1) * other.square().sum(-1)
+    return (one * other).sum(-1) / sizes.sqrt().clamp(min=1e-12)
 
 
 def recall(kept: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
@@ -22,7 +21,7 @@ def recall(kept: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
     return torch.where(most > 0, found / most.clamp(min=1), 1.0)
 
 
-def _ranks(scores: torch.Tensor) -> torch.Tensor:
+def ranks(scores: torch.Tensor) -> torch.Tensor:
     """Ranks from 0 along the last dimension; equal scores share their mean rank."""
     ordered, order = scores.sort(-1)
     position = torch.arange(scores.shape[-1], device=scores.device, dtype=torch.float64).expand_as(scores)

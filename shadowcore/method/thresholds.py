@@ -1,6 +1,6 @@
 """Magnitude thresholds: what a share of a layer's neurons does not exceed, over the tokens of a text.
 
-As in CATS (arXiv 2404.08763) and TEAL (arXiv 2408.14690): from the dense model's activations, layer by layer.
+Calibrated as in CATS (arXiv 2404.08763) and TEAL (2408.14690): from the dense model's activations, layer by layer.
 """
 
 from __future__ import annotations

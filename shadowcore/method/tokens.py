@@ -17,13 +17,17 @@ from shadowcore.models.families import Dimensions, Kind
 from shadowcore.models.recording import Site
 
 CHUNK_BYTES = 2**29
+KEPT_SHARE = 10  # one part in so many of a GPU's free memory, for each split: the optimiser's moments come later
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Some tokens of a trace on the device: what predictors read (m, D), and scores as codes (m, L, bytes) and tops."""
+    """Some tokens of a trace on the device: what predictors read of each site (S, m, D), and scores as codes
+    (m, L, bytes) and tops.
+    """
 
-    features: Mapping[Site, torch.Tensor]
+    sites: Sequence[Site]
+    features: torch.Tensor
     packed: Mapping[Kind, tuple[torch.Tensor, torch.Tensor]]
     bits: int
     sizes: Dimensions
@@ -33,12 +37,18 @@ class Chunk:
 
     def feature(self, site: Site, index: torch.Tensor) -> torch.Tensor:
         """float32 (n, D) of tokens `index` (n,)."""
-        return self.features[site][index].float()
+        return self.features_of([site], index)[0]
+
+    def features_of(self, sites: Sequence[Site], index: torch.Tensor) -> torch.Tensor:
+        """float32 (sites, n, D) of tokens `index` (n,)."""
+        firsts = torch.tensor([self.sites.index(site) * len(self) for site in sites], device=index.device)
+        rows = self.features.flatten(0, 1).index_select(0, (firsts[:, None] + index).flatten())
+        return rows.unflatten(0, (len(sites), -1)).float()
 
     def scores(self, kind: Kind, index: torch.Tensor) -> torch.Tensor:
         """Scores of all layers, float32 (n, L, U), of tokens `index` (n,)."""
         codes, top = self.packed[kind]
-        return decode(codes[index], top[index], self.bits, self.sizes.units(kind))
+        return decode(codes.index_select(0, index), top.index_select(0, index), self.bits, self.sizes.units(kind))
 
 
 class TokenTraces:
@@ -59,6 +69,8 @@ class TokenTraces:
         self.packed = {kind: (codes_name(criterion, kind), top_name(criterion, kind)) for kind in kinds}
         packed = sum(sizes.layers * (sizes.units(kind) * bits // 8 + 4) for kind in kinds)
         rows = max(1, CHUNK_BYTES // (packed + len(sites) * sizes.width * 2))
+        self.kept: dict[tuple, torch.Tensor] = {}  # what was read, as long as there is room for it on the device
+        self.room = _room(device)
         self.places = []  # (trace, first token, token after the last) of every chunk
         expected = {name: ([feature_width(sizes, site)], "BF16") for site, name in self.features.items()}
         for kind, (codes, top) in self.packed.items():
@@ -108,15 +120,23 @@ class TokenTraces:
     def _read(self, place: tuple[Any, int, int]) -> Chunk:
         trace, start, stop = place
 
-        def read(name: str) -> torch.Tensor:
-            return trace.get_slice(name)[start:stop].to(self.device)
+        def read(*names: str) -> torch.Tensor:
+            key = (trace.path, start, *names)
+            if key in self.kept:
+                return self.kept[key]
+            value = torch.stack([trace.get_slice(name)[start:stop].to(self.device) for name in names])
+            if sum(one.nbytes for one in self.kept.values()) + value.nbytes <= self.room:
+                self.kept[key] = value
+            return value
 
-        for _, top in self.packed.values():
-            if not read(top).isfinite().all():
-                raise ArtifactError(f"{trace.path}: tensor '{top}' is not finite; delete the file and run again")
-        return Chunk(
-            {site: read(name) for site, name in self.features.items()},
-            {kind: (read(codes), read(top)) for kind, (codes, top) in self.packed.items()},
-            self.bits,
-            self.sizes,
-        )
+        packed = {kind: (read(codes)[0], read(top)[0]) for kind, (codes, top) in self.packed.items()}
+        for kind, (_, top) in packed.items():
+            if not top.isfinite().all():
+                name = self.packed[kind][1]
+                raise ArtifactError(f"{trace.path}: tensor '{name}' is not finite; delete the file and run again")
+        return Chunk(list(self.features), read(*self.features.values()), packed, self.bits, self.sizes)
+
+
+def _room(device: torch.device) -> int:
+    """Bytes of traces that stay on a GPU, so that an epoch need not read them from the disk again."""
+    return torch.cuda.mem_get_info(device)[0] // KEPT_SHARE if device.type == "cuda" else 0

@@ -7,15 +7,16 @@ was learned. ShadowLLM's recipe is `scaling: min_max` with `target: score`, and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 
 from shadowcore.errors import ConfigError
 from shadowcore.method.course import Checkpoint, Course, Descent, Fit
-from shadowcore.method.predictors import Group, Predictor, UnitScorer
+from shadowcore.method.predictors import Predictor, UnitScorer
 from shadowcore.method.small import power_of_two, restored, stored
+from shadowcore.method.stacks import Stack, stacks_of
 from shadowcore.method.tokens import Chunk, TokenTraces
 from shadowcore.models.families import Kind
 
@@ -51,7 +52,7 @@ class Recipe:
 # between 0 and 1 (published)
 SCALINGS = ("standard", "min_max")
 
-Transform = Callable[[torch.Tensor], torch.Tensor]
+Stacks = Mapping[Kind, list[Stack]]
 
 
 def fit(
@@ -66,33 +67,35 @@ def fit(
     """Train every scorer of a predictor in place; of each the epoch that is best on held-out tokens is kept."""
     if len(train) < recipe.batch:
         raise ConfigError(f"predictors.batch: {recipe.batch} tokens, but the traces hold only {len(train)}")
-    _scale(predictor, train, recipe)
-    transform, generator = TARGETS[recipe.target], torch.Generator().manual_seed(seed)
+    stacks = {kind: stacks_of(predictor, kind, recipe.batch) for kind in predictor.kinds}
+    _scale(predictor, stacks, train, recipe)
+    generator = torch.Generator().manual_seed(seed)
     batches, epochs = train.batches(recipe.batch), max(recipe.epochs[kind] for kind in predictor.kinds)
     descents = {
         kind: Descent(
-            predictor.scorers[kind].parameters(), recipe.learning_rate, recipe.weight_decay,
-            recipe.epochs[kind] * batches,
+            [weight for stack in stacks[kind] for weight in stack.parameters.values()],
+            recipe.learning_rate, recipe.weight_decay, recipe.epochs[kind] * batches,
         )
         for kind in predictor.kinds
     }  # fmt: skip
-    course = Course(predictor, _scorers(predictor), descents, generator, held_out_losses(predictor, held, recipe))
+    begin = held_out_losses(predictor, stacks, held, recipe)
+    course = Course(predictor, _scorers(predictor), descents, generator, begin)
     if checkpoint:
         checkpoint.resume(course)
     for epoch in range(course.epoch + 1, epochs + 1):
         learning = tuple(kind for kind in predictor.kinds if epoch <= recipe.epochs[kind])
         for chunk, index in train.of(learning).shuffled(recipe.batch, generator):
-            loss = sum(error.square().mean() for error in _errors(predictor, chunk, index, transform))
-            loss.backward()
+            for stack, scores in _targets(predictor, stacks, chunk, index, recipe):
+                stack.loss(chunk, index, scores).backward()
             for kind in learning:
                 descents[kind].step()
-        course.finish(epoch, held_out_losses(predictor, held.of(learning), recipe))
+        course.finish(epoch, held_out_losses(predictor, stacks, held.of(learning), recipe))
         if checkpoint:
             checkpoint.save(course)
         progress(epoch, epochs)
     for name, scorer in course.parts.items():
-        # what a reader of the file will have, so that quality is measured of that
-        scorer.load_state_dict(restored(stored(course.kept[name], recipe.bits)))
+        # what a reader of the file will have, so that quality is measured of that; in memory of its own again
+        scorer.load_state_dict(restored(stored(course.kept[name], recipe.bits)), assign=True)
     return {kind: [course.best[name] for name in _scorers(predictor, [kind])] for kind in predictor.kinds}
 
 
@@ -103,16 +106,19 @@ def _scorers(predictor: Predictor, kinds: Iterable[Kind] | None = None) -> dict[
 
 
 @torch.no_grad()
-def held_out_losses(predictor: Predictor, held: TokenTraces, recipe: Recipe) -> dict[str, float]:
+def held_out_losses(predictor: Predictor, stacks: Stacks, held: TokenTraces, recipe: Recipe) -> dict[str, float]:
     """Mean squared error of the scaled scores over held-out tokens, of every scorer of the traces' kinds."""
-    totals, counts = [], []
+    totals = 0
     for chunk in held.chunks():
         for index in torch.arange(len(chunk), device=held.device).split(recipe.batch):
-            errors = list(_errors(predictor, chunk, index, TARGETS[recipe.target]))
-            totals.append(torch.stack([error.square().sum(dtype=torch.float64) for error in errors]))
-            counts.append([error.numel() for error in errors])
-    means = (torch.stack(totals).sum(0).cpu() / torch.tensor(counts).sum(0)).tolist()
-    return dict(zip(_scorers(predictor, held.kinds), means, strict=True))
+            found = [
+                stack.squared_errors(chunk, index, scores)
+                for stack, scores in _targets(predictor, stacks, chunk, index, recipe)
+            ]
+            totals = totals + torch.cat(found)
+    scorers = _scorers(predictor, held.kinds)
+    counts = [len(held) * scorer.layers * scorer.units for scorer in scorers.values()]
+    return dict(zip(scorers, (totals.cpu() / torch.tensor(counts)).tolist(), strict=True))
 
 
 def mean_scores(traces: TokenTraces, kind: Kind, batch: int) -> torch.Tensor:
@@ -124,34 +130,27 @@ def mean_scores(traces: TokenTraces, kind: Kind, batch: int) -> torch.Tensor:
     return (total / len(traces)).float()
 
 
-def _errors(predictor: Predictor, chunk: Chunk, index: torch.Tensor, transform: Transform) -> Iterator[torch.Tensor]:
-    """What every scorer's scaled deviations (n, layers, U) miss, kind by kind."""
-    for group, scorer, scores in _targets(predictor, chunk, index, transform):
-        wanted = (scores - scorer.score_mean) / scorer.score_scale
-        yield scorer.deviation(chunk.feature(group.site, index)) - wanted
-
-
 def _targets(
-    predictor: Predictor, chunk: Chunk, index: torch.Tensor, transform: Transform
-) -> Iterator[tuple[Group, UnitScorer, torch.Tensor]]:
-    """Every scorer with the transformed scores (n, layers, U) of its layers; a block's is the mean of its units'."""
+    predictor: Predictor, stacks: Stacks, chunk: Chunk, index: torch.Tensor, recipe: Recipe
+) -> Iterator[tuple[Stack, torch.Tensor]]:
+    """Every stack with the transformed scores (n, layers, U) of its layers; a block's is the mean of its units'."""
     for kind in chunk.packed:
-        scores = transform(predictor.gathered(chunk.scores(kind, index), kind) / predictor.blocks[kind])
-        for group, scorer in zip(predictor.groups, predictor.scorers[kind], strict=True):
-            yield group, scorer, scores[:, group.layers[0] : group.layers[-1] + 1]
+        scores, block = chunk.scores(kind, index), predictor.blocks[kind]
+        scores = TARGETS[recipe.target](scores if block == 1 else predictor.gathered(scores, kind) / block)
+        for stack in stacks[kind]:
+            yield stack, scores[:, stack.layers]
 
 
 @torch.no_grad()
-def _scale(predictor: Predictor, train: TokenTraces, recipe: Recipe) -> None:
+def _scale(predictor: Predictor, stacks: Stacks, train: TokenTraces, recipe: Recipe) -> None:
     """Set the scorers' scaling from training tokens: per number for features, per layer for scores."""
-    found: dict[tuple[UnitScorer, str], Spread] = {}
+    found: dict[tuple[Stack, str], Spread] = {}
     for chunk in train.chunks():
         for index in torch.arange(len(chunk), device=train.device).split(recipe.batch):
-            for group, scorer, scores in _targets(predictor, chunk, index, TARGETS[recipe.target]):
-                found.setdefault((scorer, "feature"), Spread()).add(chunk.feature(group.site, index))
-                found.setdefault((scorer, "score"), Spread()).add(scores)
-    for (scorer, what), spread in found.items():
-        mean, scale = getattr(scorer, f"{what}_mean"), getattr(scorer, f"{what}_scale")
+            for stack, scores in _targets(predictor, stacks, chunk, index, recipe):
+                found.setdefault((stack, "feature"), Spread()).add(stack.features(chunk, index).transpose(0, 1))
+                found.setdefault((stack, "score"), Spread()).add(scores)
+    for (stack, what), spread in found.items():
         # squared gradients of a token are small numbers, and what tells units apart is smaller
         least, of_layer = (1e-18, True) if what == "score" else (1e-6, False)
         if recipe.scaling == "standard":
@@ -162,10 +161,13 @@ def _scale(predictor: Predictor, train: TokenTraces, recipe: Recipe) -> None:
             if of_layer:
                 begin, end = begin.amin(-1, keepdim=True), end.amax(-1, keepdim=True)
             size = (end - begin).clamp(min=least)
+        values = {part: stack.values[f"{what}_{part}"] for part in ("mean", "scale")}
+        mean, scale = (value.flatten(0, 1) if of_layer else value for value in values.values())
         scale.copy_(power_of_two(size) if recipe.bits == 8 else size)
         mean.copy_(begin.expand_as(mean))
         if of_layer and recipe.scaling != "standard":  # training starts at the mean, not where the scale begins
-            scorer.outer.bias.copy_(((spread.mean - mean) / scale).flatten())
+            bias = stack.values["outer.bias"]
+            bias.copy_(((spread.mean - mean) / scale).view_as(bias))
 
 
 class Spread:

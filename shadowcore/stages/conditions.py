@@ -1,18 +1,21 @@
-"""One condition (a method, criterion, predictor, policy, units, sparsity) and its measurement on a model."""
+"""Conditions (a method, criterion, predictor, policy, units, sparsity) and their measurement on one model."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import pyarrow as pa
 import torch
 
-from shadowcore import artifacts, benchmarks
+from shadowcore import artifacts, benchmarks, manifests, provenance
 from shadowcore.benchmarks import BENCHMARKS
-from shadowcore.errors import ArtifactError, ConfigError
+from shadowcore.errors import ArtifactError, ConfigError, ShadowcoreError
+from shadowcore.measure.group import Group, attempt
 from shadowcore.measure.perplexity import window_losses
 from shadowcore.measure.protocols import PROTOCOLS
 from shadowcore.measure.sparsity import Masks, SparseModel
@@ -25,6 +28,10 @@ from shadowcore.texts.documents import TASKS
 # true_continuation: a question; second_half: the perplexity of every window's second half, the first being its prompt
 OWN_TASKS = ("true_continuation", "second_half")
 NEEDS_PROMPTS = "prompt"  # the protocol that has nothing to say of a text without one: it goes unmeasured there
+# conditions that are measured side by side, and bytes of the files of their predictors, which have twice that in
+# memory: a job that is killed loses no more than these
+AT_ONCE = 16
+AT_ONCE_BYTES = 4e9
 
 
 @dataclass(frozen=True)
@@ -51,13 +58,14 @@ class Condition:
 
 @dataclass(frozen=True)
 class Spec:
-    """A condition and the size of its measurement; sizes of batches in windows and in lm-eval requests.
+    """Conditions of one model and text, and the size of their measurement; batches in windows and lm-eval requests.
 
-    tasks: what is asked beside the perplexity of whole windows, our own and benchmarks; fewshot: numbers of
-    examples in a benchmark's prompts; rolling_tokens: longest window of a rolling benchmark; text_seed: of windows.
+    conditions: by setup, the folder of a condition's outcome file; tasks: what is asked besides the perplexity of whole
+    windows, our own and benchmarks; fewshot: numbers of examples in a benchmark's prompts; rolling_tokens: longest
+    window of a rolling benchmark; text_seed: of windows.
     """
 
-    condition: Condition
+    conditions: dict[str, Condition]
     windows: int
     window_tokens: int
     window_batch: int = how()
@@ -71,56 +79,195 @@ class Spec:
 
 @dataclass(frozen=True)
 class Outputs:
-    outcomes: Path
+    """manifest: lists the outcome files, which are written beside it."""
+
+    manifest: Path
 
 
-def measure(stage: str, spec: Spec, inputs: Any, outputs: Outputs, masks: Callable[[torch.nn.Module], Masks | None]):
-    """Load the model once, run every task on it under `masks(model)`, and write its documents' outcomes."""
-    condition = spec.condition
-    progress = Progress(f"{stage} {condition.method} {condition.criterion or ''} {condition.sparsity_pct} %")
+Source = Callable[[Condition, Any], Masks | None]  # the keep masks of a condition, from its own inputs
+
+
+def measure(
+    stage: str, spec: Spec, inputs: Any, outputs: Outputs, own: Mapping[str, Any],
+    sources: Callable[[torch.nn.Module], Source],
+) -> None:  # fmt: skip
+    """Measure every condition that has no outcome file of the same specification, code and inputs yet.
+
+    own: of every condition, by setup, the inputs that it alone needs. Its file is the one that a job of this condition
+    alone would write. sources: made anew for every part of the conditions, so it may keep what they share.
+    Raises ShadowcoreError, naming each condition that failed, after all others are written.
+    """
+    unfinished = manifests.unfinished(outputs.manifest)
+    unfinished.unlink(missing_ok=True)
+    progress, digest = Progress(stage), cache(artifacts.digest)
+    whole = header(stage, spec, inputs, digest)
+    alone = {
+        setup: header(stage, replace(spec, conditions={setup: condition}), own[setup], digest)
+        for setup, condition in spec.conditions.items()
+    }
+    files = {
+        setup: manifests.outcome(outputs.manifest, setup, condition.sparsity_pct)
+        for setup, condition in spec.conditions.items()
+    }
+    there = {setup: path for setup, path in files.items() if _is_there(path, alone[setup])}
+    left = {setup: condition for setup, condition in spec.conditions.items() if setup not in there}
+    progress.say(f"{len(left)} conditions to measure, {len(there)} are measured already")
+    failed: dict[str, Exception] = {}
+    for part, tables in _measured(spec, inputs, own, sources, left, failed, progress) if left else ():
+        for setup in part:
+            if setup in tables:
+                now = {"run": provenance.run_information()}  # the device is known since the model is on it
+                artifacts.write_table(files[setup], OUTCOMES.schema, tables[setup], alone[setup] | now)
+                there[setup] = files[setup]
+            progress.say(f"{setup}: " + ("measured" if setup in tables else f"failed: {_sentence(failed[setup])}"))
+        manifests.write(unfinished, there, whole)
+    if failed:
+        raise ShadowcoreError(_failures(failed, len(spec.conditions)))
+    manifests.write(outputs.manifest, dict(sorted(there.items())), whole | {"run": provenance.run_information()})
+    unfinished.unlink(missing_ok=True)
+
+
+def _is_there(path: Path, wanted: Mapping[str, Any]) -> bool:
+    """Whether an outcome file was made as it would be made now; on which machine and by which commit does not count."""
+    try:
+        OUTCOMES.read(path)
+        made = artifacts.read_header(path)
+    except ArtifactError:
+        return False
+    return all(made.get(key) == value for key, value in wanted.items() if key != "run")
+
+
+def _sentence(error: Exception) -> str:
+    text = str(error).partition("\n")[0]
+    return text if isinstance(error, ShadowcoreError) else f"{type(error).__name__}: {text}"
+
+
+def _failures(failed: Mapping[str, Exception], count: int) -> str:
+    """One sentence that names every failed condition; those that failed alike are named together."""
+    alike: dict[str, list[str]] = {}
+    for setup, error in failed.items():
+        alike.setdefault(_sentence(error), []).append(setup)
+    reasons = "; ".join(f"{', '.join(setups)}: {sentence}" for sentence, setups in alike.items())
+    return f"{len(failed)} of {count} conditions failed, and the others are measured: {reasons}"
+
+
+class Run(NamedTuple):
+    """One kind of outcome: its rows by condition, as `outcomes(group, tick)` gives them.
+
+    size: documents, to tell progress; prompted: whether there are prompts, which the protocol `prompt` needs.
+    """
+
+    name: str
+    size: int
+    prompted: bool
+    outcomes: Callable[[Group, Callable[[float], None]], dict[str, list[dict[str, Any]]]]
+
+
+def _measured(
+    spec: Spec, inputs: Any, own: Mapping[str, Any], sources: Callable[[torch.nn.Module], Source],
+    conditions: Mapping[str, Condition], failed: dict[str, Exception], progress: Progress,
+) -> Iterator[tuple[dict[str, Condition], dict[str, pa.Table]]]:  # fmt: skip
+    """Part after part the conditions that are measured side by side, and the outcomes of those that did not fail."""
     tokenizer = reading.read_tokenizer(inputs.card, inputs.weights)
     model = reading.read_model(inputs.card, inputs.weights, spec.dtype)
-    sparse = SparseModel(model, masks(model), PROTOCOLS[condition.protocol or "token"])
-    rows = []
-    for found in _runs(spec, inputs, sparse, tokenizer, progress):
-        if not all(math.isfinite(row["value"]) for row in found):
+    runs = _runs(spec, inputs, model, tokenizer)
+    tell = _percent(progress, len(conditions) * sum(run.size for run in runs))
+    files = {setup: getattr(own[setup], "predictors", ()) for setup in conditions}
+    bytes_of = {path: path.stat().st_size for paths in files.values() for path in paths if path.is_file()}
+    for part in parts({setup: {path: bytes_of.get(path, 0) for path in paths} for setup, paths in files.items()}):
+        chosen, masks = {setup: conditions[setup] for setup in part}, sources(model)
+
+        def put_on(setup: str, condition: Condition, masks: Source = masks) -> SparseModel:
+            return SparseModel(model, masks(condition, own[setup]), PROTOCOLS[condition.protocol or "token"])
+
+        group = Group(attempt(put_on, chosen, failed), failed)
+        yield chosen, _side_by_side(group, chosen, runs, tell)
+        del group, masks, put_on  # and with them the predictors, before others are read
+
+
+def parts(predictors: Mapping[str, Mapping[Any, float]]) -> Iterator[list[str]]:
+    """The conditions that are measured side by side; predictors: of each condition, those it needs with their bytes."""
+    part: list[str] = []
+    held: dict[Any, float] = {}
+    for setup, needed in predictors.items():
+        if part and (len(part) == AT_ONCE or sum((held | needed).values()) > AT_ONCE_BYTES):
+            yield part
+            part, held = [], {}
+        part.append(setup)
+        held |= needed
+    if part:
+        yield part
+
+
+def _side_by_side(
+    group: Group, conditions: Mapping[str, Condition], runs: list[Run], tell: Callable[[float], None]
+) -> dict[str, pa.Table]:
+    """The outcomes of every condition that does not fail."""
+    tables: dict[str, list[pa.Table]] = {setup: [OUTCOMES.build([])] for setup in conditions}
+
+    def table(setup: str, rows: list[dict[str, Any]]) -> pa.Table:
+        if not all(math.isfinite(row["value"]) for row in rows):
             raise ArtifactError(
-                f"{inputs.weights}: the model's {found[0]['task']} is not finite on this text; use other weights, or "
-                f"dtype float32 instead of {spec.dtype}"
+                f"the model's {rows[0]['task']} is not finite on this text; use other weights, or dtype float32"
             )
+        sparse, condition = group.members[setup], conditions[setup]
         measured = asdict(condition) | sparse.measured_sparsity(condition.kinds)
-        rows += [measured | row for row in found]
         sparse.count_anew()
-    progress.say("measured")
-    artifacts.write_table(outputs.outcomes, OUTCOMES.schema, OUTCOMES.build(rows), header(stage, spec, inputs))
+        return OUTCOMES.build(measured | row for row in rows)
+
+    for run in runs:
+        fit = group.where(lambda sparse, run=run: run.prompted or sparse.protocol is not PROTOCOLS[NEEDS_PROMPTS])
+        found = run.outcomes(fit, lambda share, run=run: tell(run.size * share))
+        for setup, part in attempt(table, found, group.failed).items():
+            tables[setup].append(part)
+    return {setup: pa.concat_tables(tables[setup]).combine_chunks() for setup in group.alive}
 
 
-def _runs(spec: Spec, inputs: Any, sparse: SparseModel, tokenizer, progress: Progress) -> Iterator[list[dict]]:
-    """What every document came to, run by run: of windows, of our own task, of benchmarks."""
+def _percent(progress: Progress, total: float) -> Callable[[float], None]:
+    """Tells progress, a line for each per cent, as it is called with what was done meanwhile."""
+    done, told = 0.0, 0
+
+    def tell(amount: float) -> None:
+        nonlocal done, told
+        done += amount
+        if (percent := int(100 * done / total)) > told:
+            told = percent
+            progress(percent, 100)
+
+    return tell
+
+
+def _runs(spec: Spec, inputs: Any, model: torch.nn.Module, tokenizer) -> list[Run]:
+    """What is measured of every condition, prepared once: windows, our own questions, benchmarks."""
     # not above: lm-eval takes seconds, and every Snakemake that starts reads this file to know what a condition is
     from shadowcore.measure import harness
 
-    yield from _windows(spec, inputs, sparse, tokenizer, progress)
-    longest = sparse.sizes.positions
+    runs = _windows(spec, inputs, tokenizer)
+    longest = model.config.max_position_embeddings
     if "true_continuation" in spec.tasks:
-        questions = TASKS.read(inputs.tasks).to_pylist()
-        task = harness.true_continuation(questions)
-        yield harness.outcomes(sparse, tokenizer, [task], spec.request_batch, longest)
+        task = harness.true_continuation(TASKS.read(inputs.tasks).to_pylist())
+        asked = harness.Questions(model, tokenizer, [task], spec.request_batch, longest)
+        runs.append(Run("true_continuation", len(asked), True, asked.outcomes))
     prepared = {name: rows for path in inputs.benchmarks for name, rows in benchmarks.gathered(path).items()}
     if missing := set(spec.tasks) - {*OWN_TASKS, *prepared}:
         raise ConfigError(f"--benchmarks: no {sorted(missing)} in it; a file of gather-benchmarks with them would fit")
     for batch, window, tasks in _together(spec, prepared):
-        progress.say(", ".join(f"{task.config.task} ({task.config.num_fewshot}-shot)" for task in tasks))
-        found = harness.outcomes(sparse, tokenizer, tasks, batch, min(window or longest, longest))
-        yield [row | {"data": row["task"]} for row in found]
+        asked = harness.Questions(model, tokenizer, tasks, batch, min(window or longest, longest))
+        name = ", ".join(f"{task.config.task} ({task.config.num_fewshot}-shot)" for task in tasks)
+        runs.append(Run(name, len(asked), window is None, partial(_by_task, asked)))
+    return runs
 
 
-def _windows(spec: Spec, inputs: Any, sparse: SparseModel, tokenizer, progress: Progress) -> Iterator[list[dict]]:
+def _by_task(asked: Any, group: Group, tick: Callable[[float], None]) -> dict[str, list[dict[str, Any]]]:
+    """Outcomes of benchmarks, whose name is what they were measured on."""
+    return {setup: [row | {"data": row["task"]} for row in rows] for setup, rows in asked.outcomes(group, tick).items()}
+
+
+def _windows(spec: Spec, inputs: Any, tokenizer) -> list[Run]:
     """Perplexities of windows: of the whole, which has no prompt, and of the half after a prompt.
 
     A row is an article, its windows summed: they are no independent witnesses of how a model does.
     """
-    condition = spec.condition
     windows = reading.windows_of(
         inputs.card, inputs.documents, "evaluation", tokenizer, spec.window_tokens, spec.windows, spec.text_seed
     )
@@ -128,16 +275,23 @@ def _windows(spec: Spec, inputs: Any, sparse: SparseModel, tokenizer, progress: 
     articles: dict[str, list[int]] = {}
     for place, window in enumerate(windows):
         articles.setdefault(window.document_id, []).append(place)
-    asked = [] if condition.protocol == NEEDS_PROMPTS else [("perplexity", 1, condition.data)]
+    data = next(iter(spec.conditions.values())).data
+    asked = [("perplexity", 1, data)]
     if "second_half" in spec.tasks:
-        asked.append(("second_half", spec.window_tokens // 2, f"{condition.data} (second half)"))
-    for task, prompt, data in asked:
-        losses = window_losses(sparse, ids, spec.window_batch, progress, prompt)
+        asked.append(("second_half", spec.window_tokens // 2, f"{data} (second half)"))
+
+    def outcomes(task: str, prompt: int, data: str, group: Group, tick: Callable) -> dict[str, list[dict[str, Any]]]:
+        losses = window_losses(group, ids, spec.window_batch, tick, prompt)
         measured, tokens = {"task": task, "data": data, "metric": "nll"}, spec.window_tokens - prompt
-        yield [
-            measured | {"document": name, "value": losses[places].sum().item(), "weight": tokens * len(places)}
-            for name, places in articles.items()
-        ]
+        return {
+            setup: [
+                measured | {"document": name, "value": found[places].sum().item(), "weight": tokens * len(places)}
+                for name, places in articles.items()
+            ]
+            for setup, found in losses.items()
+        }
+
+    return [Run(task, len(ids), prompt > 1, partial(outcomes, task, prompt, data)) for task, prompt, data in asked]
 
 
 def _together(spec: Spec, prepared: dict[str, list[dict[str, Any]]]) -> Iterator[tuple[int, int | None, list]]:
@@ -155,5 +309,5 @@ def _together(spec: Spec, prepared: dict[str, list[dict[str, Any]]]) -> Iterator
         shown = [name for name in prompted if not shots or BENCHMARKS[name].train]
         yield spec.request_batch, None, [task(name, shots) for name in shown]
     rolling = [task(name, 0) for name in names if BENCHMARKS[name].rolling]
-    if rolling and spec.condition.protocol != NEEDS_PROMPTS:
+    if rolling:
         yield spec.window_batch, spec.rolling_tokens, rolling

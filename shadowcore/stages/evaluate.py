@@ -1,24 +1,30 @@
-"""Measure one condition that a deployed model could run: dense, random, static, with a predictor, or a baseline."""
+"""Measure conditions that a deployed model could run: dense, random, static, with a predictor, or a baseline."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import torch
 
+from shadowcore.errors import ConfigError
 from shadowcore.measure.activation_masks import PromptMasks, ThresholdMasks, nonzero_masks
 from shadowcore.measure.sparsity import ConstantMasks, Masks, PredictedMasks, random_scores
+from shadowcore.method.predictors import PREDICTORS, Predictor
 from shadowcore.models.families import dimensions_of
 from shadowcore.stages.base import Stage
-from shadowcore.stages.conditions import Condition, Outputs, Spec, measure
+from shadowcore.stages.conditions import Condition, Outputs, Source, Spec, measure
 from shadowcore.stages.inputs import read_mean_scores, read_predictor, read_thresholds
+
+# the field of Inputs that has a file for a condition of this method
+NEEDED = {"static": "scores", "threshold": "thresholds"} | dict.fromkeys(PREDICTORS, "predictors")
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """scores: the table of mean scores, for static; thresholds: of calibrated magnitudes, for threshold;
-    predictor: the trained one; each empty otherwise.
+    """scores: the table of mean scores for each condition of the method static, in the order of the conditions;
+    thresholds: of calibrated magnitudes, for each of threshold; predictors: the one of each that has one.
     """
 
     card: Path
@@ -28,32 +34,55 @@ class Inputs:
     benchmarks: tuple[Path, ...]
     scores: tuple[Path, ...]
     thresholds: tuple[Path, ...]
-    predictor: tuple[Path, ...]
+    predictors: tuple[Path, ...]
 
 
 def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
-    measure("evaluate", spec, inputs, outputs, lambda model: masks(spec.condition, inputs, model))
+    measure("evaluate", spec, inputs, outputs, own(spec, inputs), sources)
 
 
-def masks(condition: Condition, inputs: Inputs, model: torch.nn.Module) -> Masks | None:
-    """Where the condition's keep masks come from; None for dense."""
+def own(spec: Spec, inputs: Inputs) -> dict[str, Inputs]:
+    """Of every condition, by setup, the inputs that it alone needs; ConfigError if there are more or fewer."""
+    left = {field: list(getattr(inputs, field)) for field in dict.fromkeys(NEEDED.values())}
+    for field, files in left.items():
+        if len(files) != (needed := sum(NEEDED.get(one.method) == field for one in spec.conditions.values())):
+            raise ConfigError(f"--{field}: {len(files)} files; there must be {needed}, one for each condition with one")
+    return {
+        setup: replace(inputs, **{
+            field: (files.pop(0),) if NEEDED.get(one.method) == field else () for field, files in left.items()
+        })
+        for setup, one in spec.conditions.items()
+    }  # fmt: skip
+
+
+def sources(model: torch.nn.Module) -> Source:
+    """Where conditions' keep masks come from; a predictor that several of them use is read once."""
     sizes = dimensions_of(model.config)
-    if condition.method == "dense":
-        return None
-    if condition.method == "random":
-        scores = random_scores(sizes, condition.kinds, condition.seed)
-        return ConstantMasks(scores, condition.policy, condition.sparsity_pct)
-    if condition.method == "static":
-        scores = read_mean_scores(inputs.scores[0], condition.criterion, condition.kinds, sizes)
-        return ConstantMasks(scores, condition.policy, condition.sparsity_pct)
-    if condition.method == "threshold":
-        return ThresholdMasks(read_thresholds(inputs.thresholds[0], condition.sparsity_pct))
-    if condition.method == "griffin":
-        return PromptMasks(model, condition.policy, condition.sparsity_pct)
-    if condition.method == "relu":
-        return nonzero_masks(model)
-    predictor = read_predictor(inputs.predictor[0], sizes).to(model.device)
-    return PredictedMasks(predictor, condition.kinds, condition.policy, condition.sparsity_pct)
+
+    @cache
+    def predictor(path: Path) -> Predictor:
+        return read_predictor(path, sizes).to(model.device)
+
+    def masks(condition: Condition, inputs: Inputs) -> Masks | None:
+        if condition.method == "dense":
+            return None
+        if condition.method == "random":
+            scores = random_scores(sizes, condition.kinds, condition.seed)
+            return ConstantMasks(scores, condition.policy, condition.sparsity_pct)
+        if condition.method == "static":
+            scores = read_mean_scores(inputs.scores[0], condition.criterion, condition.kinds, sizes)
+            return ConstantMasks(scores, condition.policy, condition.sparsity_pct)
+        if condition.method == "threshold":
+            return ThresholdMasks(read_thresholds(inputs.thresholds[0], condition.sparsity_pct))
+        if condition.method == "griffin":
+            return PromptMasks(model, condition.policy, condition.sparsity_pct)
+        if condition.method == "relu":
+            return nonzero_masks(model)
+        return PredictedMasks(
+            predictor(inputs.predictors[0]), condition.kinds, condition.policy, condition.sparsity_pct
+        )
+
+    return masks
 
 
 STAGE = Stage(Spec, Inputs, Outputs, run)

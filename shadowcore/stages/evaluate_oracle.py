@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from shadowcore.measure.oracle import OracleMasks
 from shadowcore.stages.base import Stage
-from shadowcore.stages.conditions import Outputs, Spec, measure
+from shadowcore.stages.conditions import Outputs, Source, Spec, measure
 
 
 @dataclass(frozen=True)
@@ -20,11 +22,12 @@ class Inputs:
 
 
 def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
-    one = spec.condition
-    measure(
-        "evaluate-oracle", spec, inputs, outputs,
-        lambda model: OracleMasks(model, one.criterion, one.kinds, one.policy, one.sparsity_pct),
-    )  # fmt: skip
+    measure("evaluate-oracle", spec, inputs, outputs, dict.fromkeys(spec.conditions, inputs), sources)
+
+
+def sources(model: torch.nn.Module) -> Source:
+    """Where conditions' keep masks come from."""
+    return lambda one, inputs: OracleMasks(model, one.criterion, one.kinds, one.policy, one.sparsity_pct)
 
 
 STAGE = Stage(Spec, Inputs, Outputs, run)

@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -14,7 +15,7 @@ from shadowcore.method import tracing
 from shadowcore.method.course import Checkpoint
 from shadowcore.method.policies import POLICIES
 from shadowcore.method.predictors import FIRST_SPARSE_LAYER, PREDICTOR_SCHEMA, Predictor
-from shadowcore.method.ranking import recall, spearman
+from shadowcore.method.ranking import correlation, ranks, recall
 from shadowcore.method.small import stored
 from shadowcore.method.tokens import TokenTraces
 from shadowcore.method.training import Recipe, fit, mean_scores
@@ -100,21 +101,19 @@ def rank_quality(spec: Spec, predictor: Predictor, train: TokenTraces, held: Tok
     """Rows of QUALITY: the predictor's on held-out tokens, and under `static` the constant predictor's."""
     found: dict[tuple, list[torch.Tensor]] = {}  # kind, method, metric, policy, sparsity -> values (n, L - 1)
     for kind in predictor.kinds:
-        constant = mean_scores(train, kind, spec.recipe.batch)[FIRST_SPARSE_LAYER:]
+        constant = mean_scores(train, kind, spec.recipe.batch)[None, FIRST_SPARSE_LAYER:]
+        static = order_of(constant, spec)
         for chunk in held.of([kind]).chunks():
             for index in torch.arange(len(chunk), device=held.device).split(JUDGED_AT_ONCE):
-                true = chunk.scores(kind, index)[:, FIRST_SPARSE_LAYER:]
-                predicted = torch.cat([
+                true = order_of(chunk.scores(kind, index)[:, FIRST_SPARSE_LAYER:], spec)
+                scores = torch.cat([
                     scorer(chunk.feature(group.site, index))
                     for group, scorer in zip(predictor.groups, predictor.scorers[kind], strict=True)
                 ], 1)  # fmt: skip
-                for (method, *keys), values in {
-                    **_judged(
-                        spec.method, predicted, true, spec, lambda values, kind=kind: predictor.spread(values, kind)
-                    ),
-                    **_judged("static", constant.expand_as(true), true, spec),
-                }.items():
-                    found.setdefault((kind, method, *keys), []).append(values.double())
+                predicted = order_of(scores, spec, lambda values, kind=kind: predictor.spread(values, kind))
+                for method, order in ((spec.method, predicted), ("static", static)):
+                    for keys, values in judged(order, true).items():
+                        found.setdefault((kind, method, *keys), []).append(values.double())
     rows = []
     for (kind, method, metric, policy, pct), parts in found.items():
         values, static = torch.cat(parts), method == "static"
@@ -133,13 +132,25 @@ def rank_quality(spec: Spec, predictor: Predictor, train: TokenTraces, held: Tok
     return rows
 
 
-def _judged(method: str, scores: torch.Tensor, true: torch.Tensor, spec: Spec, spread=lambda values: values) -> dict:
-    """Every measure (n, layers) of some scores; `spread`: makes those of blocks, and their masks, those of units."""
-    found = {(method, "spearman", None, None): spearman(spread(scores), true)}
-    for policy, pct in product(spec.policies, spec.sparsities_pct):
-        kept, wanted = spread(POLICIES[policy](scores, pct)), POLICIES[policy](true, pct)
-        found[method, "recall", policy, pct] = recall(kept, wanted)
-        found[method, "precision", policy, pct] = recall(wanted, kept)
+class Order(NamedTuple):
+    """How scores order the units (n, layers, U): ranks, and by policy and sparsity the masks of what is kept."""
+
+    ranks: torch.Tensor
+    kept: dict[tuple[str, int], torch.Tensor]
+
+
+def order_of(scores: torch.Tensor, spec: Spec, spread=lambda values: values) -> Order:
+    """The order of some scores; `spread`: makes those of blocks, and their masks, those of units."""
+    pairs = product(spec.policies, spec.sparsities_pct)
+    return Order(ranks(spread(scores)), {(policy, pct): spread(POLICIES[policy](scores, pct)) for policy, pct in pairs})
+
+
+def judged(order: Order, true: Order) -> dict[tuple, torch.Tensor]:
+    """Every measure (n, layers) of an order, which may be one (1, layers, U) for all tokens."""
+    found = {("spearman", None, None): correlation(order.ranks, true.ranks)}
+    for pair, kept in order.kept.items():
+        found["recall", *pair] = recall(kept, true.kept[pair])
+        found["precision", *pair] = recall(true.kept[pair], kept)
     return found
 
 

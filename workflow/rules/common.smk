@@ -2,14 +2,16 @@ import gc
 import shutil
 import signal
 import sys
+from contextlib import suppress
 from functools import cache
 from inspect import signature
 from pathlib import Path
 
 from snakemake.common import overwrite_function_params
+from snakemake.logging import logger
 from snakemake.resources import Resource
 
-from shadowcore import incomplete
+from shadowcore import incomplete, manifests, progress_line
 from shadowcore.errors import ShadowcoreError
 from shadowcore.plan import Work, work
 from shadowcore.provenance import fingerprint
@@ -112,8 +114,9 @@ def seals(*files):
     return signed(lambda wildcards: [f"{path}.sha256" for of in files for path in of(wildcards)])
 
 
-def condition_key(wildcards):
-    return wildcards.model, wildcards.data, wildcards.setup, int(wildcards.pct)
+# An evaluation job, by its rule: the oracle's is another one.
+def evaluation(wildcards, prefix=""):
+    return wildcards.model, wildcards.data, f"{prefix}{wildcards.pct}"
 
 
 @signed
@@ -124,24 +127,21 @@ def benchmarks_of(wildcards):
 # read by no one: nothing is measured before this check has passed
 @signed
 def disjoint_of(wildcards):
-    return jobs.disjoint(condition_key(wildcards))
+    return jobs.disjoint(evaluation(wildcards))
 
 
 @signed
 def scores_of(wildcards):
-    one = jobs.conditions[condition_key(wildcards)]
-    return [f"{root}/scores/{one.model}/{one.calibration}.parquet"] if one.method == "static" else []
+    return jobs.scores_of(evaluation(wildcards))
 
 
 @signed
 def thresholds_of(wildcards):
-    one = jobs.conditions[condition_key(wildcards)]
-    return [f"{root}/thresholds/{one.model}/{one.calibration}.parquet"] if one.method == "threshold" else []
+    return jobs.thresholds_of(evaluation(wildcards))
 
 
-def predictor_of(wildcards):
-    stem = jobs.predictor_of(jobs.conditions[condition_key(wildcards)])
-    return [f"{stem}.safetensors"] if stem else []
+def predictors_of(wildcards):
+    return [f"{stem}.safetensors" for stem in jobs.predictors_of(evaluation(wildcards))]
 
 
 # ---- how a run ends
@@ -161,6 +161,20 @@ def notice_interruption():
 
 def interrupted():
     return bool(interruptions or workflow.scheduler._user_kill)
+
+
+progress_lines = []
+
+
+def show_progress():
+    """One line of progress instead of pages on single jobs, unless `--verbose` asks for them."""
+    if not workflow.output_settings.verbose:
+        progress_lines.append(progress_line.install(logger, jobs))
+
+
+def end_progress():
+    for line in progress_lines:
+        line.close()
 
 
 def require_queue():

@@ -1,3 +1,11 @@
+# A job's outcome files, one a condition, are beside its manifest. Snakemake does not know them, so it never deletes what
+# was measured. It also would not notice that one is gone, but that their manifest is: its job then runs again.
+for path in map(Path, jobs.manifests() if workflow.is_main_process else ()):
+    if path.is_file() and manifests.absent(path):
+        with suppress(OSError):  # a folder that somebody may only look at
+            path.unlink()
+
+
 rule evaluate:
     input:
         card=rules.fetch_model.output.card,
@@ -8,32 +16,30 @@ rule evaluate:
         disjoint=disjoint_of,
         scores=scores_of,
         thresholds=thresholds_of,
-        predictor=large(predictor_of),
-        seal=seals(predictor_of),
+        predictors=large(predictors_of),
+        seals=seals(predictors_of),
     output:
-        outcomes=f"{root}/outcomes/{{model}}/{{data}}/{{setup}}/{{pct}}.parquet",
+        manifest=f"{root}/outcomes/{{model}}/{{data}}/{{pct}}.json",
     log:
-        f"{root}/logs/evaluate/{{model}}/{{data}}/{{setup}}/{{pct}}.log",
+        f"{root}/logs/evaluate/{{model}}/{{data}}/{{pct}}.log",
     benchmark:
-        f"{root}/benchmarks/evaluate/{{model}}/{{data}}/{{setup}}/{{pct}}.tsv"
-    wildcard_constraints:
-        setup=r"(?!oracle\+).*",
+        f"{root}/benchmarks/evaluate/{{model}}/{{data}}/{{pct}}.tsv"
     conda:
         ENVIRONMENT
     threads: 1
     resources:
-        **asked("evaluate", "{model}/{data}/{setup}/{pct}"),
+        **asked("evaluate", "{model}/{data}/{pct}"),
         window_batch=halving(study.evaluation.window_batch),
         request_batch=halving(study.evaluation.request_batch),
     params:
-        spec=lambda wildcards: jobs.evaluate("evaluate", condition_key(wildcards))["spec"],
+        spec=lambda wildcards: jobs.evaluate(jobs.evaluations[evaluation(wildcards)])["spec"],
         code=fingerprint("shadowcore.stages.evaluate"),
     shell:
         "python -m shadowcore evaluate --spec {params.spec:q} --threads {threads} --devices {resources.devices}"
         " --window-batch {resources.window_batch} --request-batch {resources.request_batch} --card {input.card:q}"
         " --weights {input.weights:q} --documents {input.documents:q} --tasks {input.tasks:q}"
         " --benchmarks {input.benchmarks:q} --scores {input.scores:q} --thresholds {input.thresholds:q}"
-        " --predictor {input.predictor:q} --outcomes {output.outcomes:q} &> {log:q}"
+        " --predictors {input.predictors:q} --manifest {output.manifest:q} &> {log:q}"
 
 
 rule evaluate_oracle:
@@ -44,25 +50,23 @@ rule evaluate_oracle:
         tasks=f"{root}/texts/{{data}}/true_continuation.parquet",
         benchmarks=benchmarks_of,
     output:
-        outcomes=f"{root}/outcomes/{{model}}/{{data}}/{{setup}}/{{pct}}.parquet",
+        manifest=f"{root}/outcomes/{{model}}/{{data}}/{manifests.ORACLE}{{pct}}.json",
     log:
-        f"{root}/logs/evaluate/{{model}}/{{data}}/{{setup}}/{{pct}}.log",
+        f"{root}/logs/evaluate/{{model}}/{{data}}/{manifests.ORACLE}{{pct}}.log",
     benchmark:
-        f"{root}/benchmarks/evaluate/{{model}}/{{data}}/{{setup}}/{{pct}}.tsv"
-    wildcard_constraints:
-        setup=r"oracle\+.*",
+        f"{root}/benchmarks/evaluate/{{model}}/{{data}}/{manifests.ORACLE}{{pct}}.tsv"
     conda:
         ENVIRONMENT
     threads: 1
     resources:
-        **asked("evaluate_oracle", "{model}/{data}/{setup}/{pct}"),
+        **asked("evaluate_oracle", f"{{model}}/{{data}}/{manifests.ORACLE}{{pct}}"),
         window_batch=halving(study.evaluation.window_batch),
         request_batch=halving(study.evaluation.request_batch),
     params:
-        spec=lambda wildcards: jobs.evaluate("evaluate-oracle", condition_key(wildcards))["spec"],
+        spec=lambda wildcards: jobs.evaluate(jobs.evaluations[evaluation(wildcards, manifests.ORACLE)])["spec"],
         code=fingerprint("shadowcore.stages.evaluate_oracle"),
     shell:
         "python -m shadowcore evaluate-oracle --spec {params.spec:q} --threads {threads} --devices {resources.devices}"
         " --window-batch {resources.window_batch} --request-batch {resources.request_batch} --card {input.card:q}"
         " --weights {input.weights:q} --documents {input.documents:q} --tasks {input.tasks:q}"
-        " --benchmarks {input.benchmarks:q} --outcomes {output.outcomes:q} &> {log:q}"
+        " --benchmarks {input.benchmarks:q} --manifest {output.manifest:q} &> {log:q}"

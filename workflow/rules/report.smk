@@ -7,7 +7,7 @@ from shadowcore.schemas import MEASURED_TABLES
 
 rule aggregate:
     input:
-        outcomes=jobs.outcomes(),
+        evaluations=jobs.manifests(),
         scores=jobs.scores(),
         qualities=[f"{stem}.quality.parquet" for stem in jobs.predictors()],
         trainings=[f"{stem}.training.parquet" for stem in jobs.predictors()],
@@ -33,8 +33,8 @@ rule aggregate:
         outputs=lambda wildcards, output: " ".join(
             f"--{name.replace('_', '-')} {path}" for name, path in output.items()
         ),
-    shell:  # the outcomes are many: more than fit on a command line
-        "python -m shadowcore aggregate --outcomes @<(printf '%s\\n' {input.outcomes:q}) --scores {input.scores:q}"
+    shell:
+        "python -m shadowcore aggregate --evaluations {input.evaluations:q} --scores {input.scores:q}"
         " --qualities {input.qualities:q} --trainings {input.trainings:q} --latencies {input.latencies:q}"
         " --repeats {input.repeats:q} --refusals {input.refusals:q} {params.outputs} &> {log:q}"
 

@@ -1,0 +1,55 @@
+"""What a terminal shows while Snakemake runs a study: one line with the jobs that are done and the time left."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from typing import TextIO
+
+from shadowcore.jobs import Jobs
+from shadowcore.states import states, summary
+
+PAUSE = 10.0  # seconds between two lines where lines cannot be written over, as in a file
+# what Snakemake says of single jobs: events of its logger, and lines that are no events
+EVENTS = {"job_info", "group_info", "job_started", "job_finished", "shellcmd", "resources_info", "progress"}
+LINES = ("Select jobs to execute", "Execute ")
+
+
+def install(logger: logging.Logger, jobs: Jobs) -> ProgressLine:
+    """Add the line to Snakemake's logger, and take single jobs from its terminal; its log file keeps them."""
+    for handler in logger.handlers:
+        if not isinstance(handler, logging.FileHandler):
+            handler.addFilter(_is_of_the_run)
+    logger.addHandler(line := ProgressLine(jobs))
+    return line
+
+
+def _is_of_the_run(record: logging.LogRecord) -> bool:
+    event = getattr(record, "event", None)
+    return event not in EVENTS if event else not record.getMessage().startswith(LINES)
+
+
+class ProgressLine(logging.Handler):
+    """A handler for Snakemake's logger; every event of progress may write the line anew."""
+
+    def __init__(self, jobs: Jobs, out: TextIO = sys.stderr):
+        super().__init__()
+        self.jobs, self.out, self.written = jobs, out, 0.0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write the line, at most once a second on a terminal and every PAUSE seconds elsewhere."""
+        now, terminal = time.time(), self.out.isatty()
+        if getattr(record, "event", None) != "progress" or now - self.written < (1 if terminal else PAUSE):
+            return
+        self.written = now
+        line = summary(states(self.jobs, now))
+        self.out.write(f"\r{line}\033[K" if terminal else f"{time.strftime('%H:%M:%S')}  {line}\n")
+        self.out.flush()
+
+    def close(self) -> None:
+        """Leave the line that was written over."""
+        if self.written and self.out.isatty():
+            self.out.write("\n")
+        self.written = 0.0
+        super().close()
