@@ -357,6 +357,18 @@ def test_perplexity_is_that_of_the_evaluation(loaded, texts, predictor):
         assert found["low"] <= found["value"] <= found["high"] and found["stderr"] > 0
 
 
+def test_an_error_on_the_way_is_raised(loaded, texts):
+    class Broken:
+        reads_prompt = False
+
+        def begin(self, *arguments):
+            raise ConfigError("masks: broken")
+
+    model, tokenizer = loaded
+    with pytest.raises(ConfigError, match="masks: broken"):
+        sc.perplexity(sc.SparseCausalLM(model, Broken()), tokenizer, texts)
+
+
 def test_benchmarks_are_those_of_the_evaluation(loaded, predictor, tmp_path):
     model, tokenizer = loaded
     folder = str(write_benchmarks(tmp_path / "benchmarks"))
