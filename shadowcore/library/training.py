@@ -85,7 +85,15 @@ def train_predictor(
         predictor = Predictor(
             design, sizes, dict.fromkeys(kinds, rank), segments, criterion=criterion, model=_name_of(model)
         )
-    predictor.to(model.device)
+    _learn(predictor.to(model.device), model, parts, segments, epochs, float(learning_rate), batch, seed)
+    return predictor.cpu().eval()
+
+
+def _learn(
+    predictor: Predictor, model: torch.nn.Module, parts: dict[str, torch.Tensor], segments: int, epochs: int,
+    learning_rate: float, batch: int, seed: int,
+) -> None:  # fmt: skip
+    """Trace the model on the windows of both splits, train the predictor in place, and note how."""
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         traces = {
             split: _traces(stack, Path(folder), split, model, ids, predictor, batch, seed)
@@ -93,18 +101,17 @@ def train_predictor(
         }
         tokens = len(traces["train"])
         recipe = Recipe(
-            rank=predictor.ranks, segments=segments, target="sqrt", epochs=dict.fromkeys(kinds, epochs),
+            rank=predictor.ranks, segments=segments, target="sqrt", epochs=dict.fromkeys(predictor.kinds, epochs),
             batch=min(64, tokens), learning_rate=learning_rate, weight_decay=0.01,
         )  # fmt: skip
         with Bar("epochs") as bar:
             fits = sum(fit(predictor, traces["train"], traces["heldout"], recipe, seed, bar).values(), [])
+    windows, length = parts["train"].shape
     predictor.trained = {
-        "windows": len(parts["train"]), "window_tokens": length, "tokens": tokens, "epochs": epochs,
-        "learning_rate": float(learning_rate), "seed": seed,
-        "heldout_loss": sum(one.loss for one in fits) / len(fits),
+        "windows": windows, "window_tokens": length, "tokens": tokens, "epochs": epochs,
+        "learning_rate": learning_rate, "seed": seed, "heldout_loss": sum(one.loss for one in fits) / len(fits),
         "heldout_loss_of_mean_scores": sum(one.loss_constant for one in fits) / len(fits),
     }  # fmt: skip
-    return predictor.cpu().eval()
 
 
 class Bar:
