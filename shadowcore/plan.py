@@ -1,8 +1,9 @@
 """What a study will take, before anything starts: jobs, hours, disk and memory of every stage.
 
 Counted: the jobs, from the configuration; the multiplications of each, from the models' dimensions and the tokens
-that pass through them; the bytes of its traces, predictors and weights. Assumed, where no earlier run says better:
-how many multiplications a job makes in a second. A benchmark's size is that of its stock prompts, at 4 letters a token.
+that pass through them; the bytes of its traces, predictors and weights. Assumed, where neither an earlier run nor
+`shadowcore.rates` says better: how many multiplications a job makes in a second. A benchmark's size is that of its
+stock prompts, at 4 letters a token.
 """
 
 from __future__ import annotations

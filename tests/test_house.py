@@ -19,7 +19,7 @@ MODULES = sorted(
 )
 # from the ground up; a room may import from its own floor and those below
 FLOORS = [
-    ["errors", "provenance", "processes", "terminal"], ["devices", "artifacts", "logs"],
+    ["errors", "provenance", "processes", "rates", "terminal"], ["devices", "artifacts", "logs"],
     ["machine", "manifests", "schemas", "packages", "tabular", "paragraphs", "lineage"], ["stock_tasks"],
     ["benchmarks"], ["texts", "models", "dictionary"], ["method"], ["decode"], ["measure"], ["report"], ["library"],
     ["stages"],

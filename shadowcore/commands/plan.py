@@ -12,12 +12,13 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from shadowcore import plan, preflight
+from shadowcore import plan, preflight, rates
 from shadowcore.commands import console
 from shadowcore.config import load_study
 from shadowcore.errors import ConfigError
 from shadowcore.jobs import Jobs
 from shadowcore.plan import DECODING, MEMORY, TFLOPS, Work
+from shadowcore.rates import Rate
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -30,9 +31,9 @@ def options(parser: argparse.ArgumentParser) -> None:
 def run(parsed: argparse.Namespace) -> None:
     jobs, ran = (Jobs(load_study(path)) for path in (parsed.config, parsed.measured or parsed.config))
     preflight.check(jobs)
-    rates = plan.measured_rates(ran)
-    planned = totals(plan.work(jobs, strict=True), rates)
-    print_totals(planned, rates, console())
+    here, known = plan.measured_rates(ran), rates.read()
+    planned = totals(plan.work(jobs, strict=True), here, known)
+    print_totals(planned, here, console(), known)
     if shortage := preflight.shortage(jobs):
         console().print(f"{shortage[0].upper()}{shortage[1:]}.", highlight=False, markup=False, soft_wrap=True)
     check_budget(planned, parsed.budget_hours, parsed.budget_gb)
@@ -49,11 +50,19 @@ class Total(NamedTuple):
     gpus: int
 
 
-def totals(found: Sequence[Work], rates: Mapping[str, float]) -> dict[str, Total]:
-    """Totals by rule, in the order of MEMORY, and of all under "all"."""
+def totals(found: Sequence[Work], here: Mapping[str, float], known: Sequence[Rate] = ()) -> dict[str, Total]:
+    """Totals by rule, in the order of MEMORY, and of all under "all".
+
+    here: rates that were measured on this machine; known: of a device, for jobs that would have one for themselves, and
+    for those that hold no model.
+    """
+
+    def hours_of(one: Work) -> float:
+        on_device = rates.of(one.rule, one.weights, known) if one.gpus or not one.weights else {}
+        return one.seconds({**on_device, **here}) / 3600
 
     def total(part: Sequence[Work]) -> Total:
-        hours = [one.seconds(rates) / 3600 for one in part]
+        hours = [hours_of(one) for one in part]
         on_gpu = sum(one.gpus * time for one, time in zip(part, hours, strict=True))
         disk, memory = sum(one.written for one in part), max(one.memory for one in part)
         return Total(len(part), sum(hours), on_gpu, disk, memory, max(one.gpus for one in part))
@@ -77,18 +86,32 @@ def check_budget(planned: Mapping[str, Total], hours: float | None, gb: float | 
             )
 
 
-def print_totals(planned: Mapping[str, Total], rates: Mapping[str, float], console: Console) -> None:
-    """A line per rule, and what the hours rest on."""
+def print_totals(
+    planned: Mapping[str, Total], here: Mapping[str, float], console: Console, known: Sequence[Rate] = ()
+) -> None:
+    """A line per rule, and what the hours rest on: rates measured on this machine, or `known` of a device."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     table.add_column("stage")
     for name in ("jobs", "hours", "GPU-hours", "disk, GB", "memory of a job, GB", "GPUs of a job", "TFLOP/s"):
         table.add_column(name, justify="right")
     for rule, one in planned.items():
-        rate = f"{rates[rule] / 1e12:.3g} measured" if rule in rates else ""
+        rate = f"{here[rule] / 1e12:.3g} measured" if rule in here else span(rule, known)
         numbers = [f"{one.jobs:,}", f"{one.hours:,.2f}", f"{one.gpu_hours:,.1f}", f"{one.disk / 1e9:,.2f}"]
         table.add_row(rule, *numbers, f"{one.memory / 1e9:.1f}", str(one.gpus), rate)
     console.print(table)
     traces = sum(one.disk for rule, one in planned.items() if rule.startswith("trace"))
-    words = f"Traces: {traces / 1e9:,.1f} GB. Stages with no measured rate are taken to make {TFLOPS:g} TFLOP/s a job, "
+    words = f"Traces: {traces / 1e9:,.1f} GB. "
+    if known:
+        words += (
+            f"Rates in brackets were measured on one {known[0].device} (shadowcore/rates.csv), and are those of jobs "
+        )
+        words += "that have a GPU for themselves. "
+    words += f"Stages with no measured rate are taken to make {TFLOPS:g} TFLOP/s a job, "
     words += f"{DECODING['latency']:g} where tokens are decoded one by one; "
     console.print(f"{words}`--measured CONFIG` takes the times of a study that ran.", highlight=False)
+
+
+def span(rule: str, known: Sequence[Rate]) -> str:
+    """The known rates of a rule, from the slowest to the fastest model."""
+    found = sorted(rate.per_second / 1e12 for rate in known if rate.stage == rule)
+    return f"[{' to '.join(dict.fromkeys(f'{one:.3g}' for one in (found[0], found[-1])))}]" if found else ""

@@ -1,0 +1,465 @@
+"""The stages of a study one after the other, without Snakemake, each timed and its memory measured.
+
+    python benchmarks/chain.py benchmarks/chain.yaml opt-30b --results /dev/shm
+    python benchmarks/chain.py benchmarks/chain.yaml opt-6.7b --alone 3 --stop-after 500
+    python benchmarks/chain.py benchmarks/chain.yaml --table
+
+Jobs get the specifications that the rules give them, and their logs and times are where Snakemake puts them, so
+`shadowcore status` and `shadowcore plan --measured` read them. A job is a fork of a process that has imported torch and
+lm-eval, so that its seconds are those of its work; where a fork cannot use the GPU, it is a process of its own.
+
+A job that fails stops neither its model's other jobs nor the next model. The same command again goes on: it runs what
+has not ended well. A model's weights, traces and predictors are deleted when all its jobs have ended well, unless
+`--keep`. RESULTS/<study>/measured/<model>.parquet has a row for every job: see COLUMNS.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import dataclasses
+import itertools
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import psutil
+
+from shadowcore import cli, manifests, plan, provenance, rates, states
+from shadowcore.config import load_study
+from shadowcore.jobs import Evaluation, Jobs
+from shadowcore.plan import Work
+
+COLUMNS = {
+    "model": "name of the model; empty for jobs that all models share",
+    "stage": "the command",
+    "job": "which of the stage's jobs, as its log is called",
+    "seconds": "what it took, without the imports",
+    "start_seconds": "what starting Python and importing torch and lm-eval took, as every job of a study does",
+    "gpu_bytes": "most memory that torch had allocated on the GPU at once; 0 without one",
+    "host_bytes": "most resident memory of its process, pages of mapped files included",
+    "written_bytes": "size of the files that it left behind",
+    "conditions": "conditions that it measured",
+    "tokens": "tokens of windows, questions and prompts, or of traces, that it read",
+    "multiplications": "as `shadowcore plan` counts them",
+    "weights_bytes": "size of the model's weights",
+    "device": "the GPU, or the processor",
+    "commit": "of the code",
+    "attempts": "how often it was started; one that was killed is started again, and an evaluation goes on then",
+    "error": "the last line of its log, where it failed",
+}
+ALONE = "alone"  # folder of the manifests and outcomes of conditions that are measured once more, each in its own job
+LARGE = ("models", "traces", "predictors")  # folders of a study that hold a model's large files
+# what jobs import of other projects
+HEAVY = """
+accelerate datasets lm_eval.evaluator lm_eval.models.huggingface lm_eval.tasks pandas pyarrow.parquet safetensors.torch
+torch transformers.models.auto.modeling_auto transformers.models.auto.tokenization_auto
+transformers.models.opt.modeling_opt
+"""
+SKIPPED = ("latency", "latency_random", *states.REPORT)
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A stage's command: its options, and what `plan` knows of it; `outputs`: files and folders it leaves behind."""
+
+    work: Work
+    model: str
+    options: dict[str, Any]
+    outputs: list[Path]
+    conditions: int = 0
+    tokens: float = 0
+
+    @property
+    def stage(self) -> str:
+        return self.work.rule.replace("_", "-")
+
+    @property
+    def arguments(self) -> list[str]:
+        """Words after `shadowcore`."""
+        words = [self.stage]
+        for name, value in self.options.items():
+            words += [f"--{name.replace('_', '-')}", *map(str, value if isinstance(value, list) else [value])]
+        return words
+
+
+class Chain:
+    """The jobs of a study, in an order in which each finds its inputs."""
+
+    def __init__(self, jobs: Jobs):
+        self.jobs, self.study, self.root = jobs, jobs.study, jobs.root
+        self.costs = plan.Costs(jobs)
+
+    def of(self, model: str) -> Iterator[Job]:
+        """A model's jobs; for the empty name those of no model, texts and benchmarks."""
+        order = list(plan.MEMORY)
+
+        def place(work: Work) -> tuple[int, float]:
+            return order.index(work.rule.removesuffix("_oracle")), work.flops  # of evaluations the longest last
+
+        for work in sorted(plan.work(self.jobs), key=place):
+            owner = work.name.split("/")[0]
+            if model == (owner if owner in self.study.models else "") and work.rule not in SKIPPED:
+                yield self.job(work, model)
+
+    def alone(self, model: str, count: int) -> Iterator[Job]:
+        """Some of a model's conditions, each in a job of its own: what one job for many saves."""
+        jobs = Jobs(self.study, self.root.parent)
+        several = {key: found for key, found in jobs.evaluations.items() if key[0] == model and len(found) > 1}
+        each = [(data, setup, one) for (_, data, _), found in several.items() for setup, one in found.items()]
+        jobs.evaluations = {
+            (model, data, f"{ALONE}/{setup}/{one.sparsity_pct}"): {setup: one} for data, setup, one in each[:count]
+        }
+        chain = Chain(jobs)
+        for key in jobs.evaluations:
+            yield chain.job(chain.costs.evaluated(key), model)
+
+    def job(self, work: Work, model: str) -> Job:
+        """The job that a rule makes of what its wildcards make of a job's name."""
+        made = getattr(self, work.rule)(*work.name.split("/"))
+        return Job(work, model, made.pop("options"), states.outputs(self.root, work.rule, work.name), **made)
+
+    # ---- what the rules say, one method each
+
+    def fetch_model(self, model: str) -> dict[str, Any]:
+        return {"options": {**self.spec(self.jobs.fetch_model(model)), **self.model(model)}}
+
+    def prepare_text(self, text: str) -> dict[str, Any]:
+        return {"options": {**self.spec(self.jobs.prepare_text(text)), **self.text(text, "documents", "tasks")}}
+
+    def prepare_benchmark(self, task: str) -> dict[str, Any]:
+        spec = self.spec(self.jobs.prepare_benchmark(task))
+        return {"options": {**spec, "documents": f"{self.root}/tasks/{task}.parquet"}}
+
+    def gather_benchmarks(self, name: str) -> dict[str, Any]:
+        text = self.study.evaluation.texts[0]
+        return {
+            "options": {"prepared": self.jobs.benchmarks(text), "benchmarks": f"{self.root}/tasks/benchmarks.parquet"}
+        }
+
+    def check_disjoint(self, pair: str) -> dict[str, Any]:
+        calibration, text = pair.split("+")
+        options = {
+            **self.spec(self.jobs.check_disjoint(calibration, text)),
+            "calibrated": f"{self.root}/texts/{calibration}/documents.parquet",
+            "evaluated": f"{self.root}/texts/{text}/documents.parquet",
+            "benchmarks": self.jobs.benchmarks(text),
+            "record": f"{self.root}/checks/disjoint/{pair}.json",
+        }
+        return {"options": options}
+
+    def trace(self, model: str, calibration: str, part: str) -> dict[str, Any]:
+        params = self.jobs.trace(model, *part.split("-"))
+        spec = json.loads(params["spec"])
+        options = {
+            **self.spec(params), "batch": self.study.traces.batch, **self.model(model),
+            **self.text(calibration, "documents"),
+            "trace": f"{self.root}/traces/{model}/{calibration}/{part}.safetensors",
+        }  # fmt: skip
+        windows = len(range(spec["shard"], spec["windows"], spec["shards"]))
+        return {"options": options, "tokens": windows * spec["window_tokens"]}
+
+    def average(self, model: str, calibration: str) -> dict[str, Any]:
+        options = {
+            **self.spec(self.jobs.average(model, calibration)),
+            "traces": self.jobs.dense_traces(model, calibration),
+            "scores": f"{self.root}/scores/{model}/{calibration}.parquet",
+        }
+        return {"options": options}
+
+    def train_predictor(self, model: str, calibration: str, name: str) -> dict[str, Any]:
+        method, criterion, predictor = name.split("+")
+        stem = self.jobs.predictor(model, calibration, method, criterion, predictor)
+        design = f"{method}+{criterion}"
+        options = {
+            **self.spec(self.jobs.train_predictor(model, calibration, method, criterion, predictor)),
+            "card": self.model(model)["card"],
+            "traces": self.jobs.traces(model, calibration, design, predictor, "train"),
+            "heldout": self.jobs.traces(model, calibration, design, predictor, "heldout"),
+            "predictor": f"{stem}.safetensors",
+            "quality": f"{stem}.quality.parquet",
+            "training": f"{stem}.training.parquet",
+        }
+        plan = self.study.traces
+        return {"options": options, "tokens": plan.windows * plan.tokens_per_window}
+
+    def evaluate(self, model: str, data: str, *part: str) -> dict[str, Any]:
+        key = model, data, "/".join(part)
+        own = {
+            "scores": self.jobs.scores_of(key),
+            "thresholds": self.jobs.thresholds_of(key),
+            "predictors": [f"{stem}.safetensors" for stem in self.jobs.predictors_of(key)],
+        }
+        return self.evaluation(key, own)
+
+    def evaluate_oracle(self, model: str, data: str, part: str) -> dict[str, Any]:
+        return self.evaluation((model, data, part), {})
+
+    def evaluation(self, key: Evaluation, own: dict[str, list[str]]) -> dict[str, Any]:
+        model, data, _ = key
+        sizes, conditions, measured = self.study.evaluation, self.jobs.evaluations[key], self.costs.measured[data]
+        options = {
+            **self.spec(self.jobs.evaluate(conditions)),
+            "window_batch": sizes.window_batch, "request_batch": sizes.request_batch, **self.model(model),
+            **self.text(data, "documents", "tasks"), "benchmarks": self.jobs.gathered(data), **own,
+            "manifest": f"{self.root}/outcomes/{'/'.join(key)}.json",
+        }  # fmt: skip
+        tokens = measured.prompts + len(conditions) * measured.continued
+        return {"options": options, "conditions": len(conditions), "tokens": tokens}
+
+    # ---- options that several stages have
+
+    def spec(self, params: dict[str, str]) -> dict[str, str]:
+        return {"spec": params["spec"]}
+
+    def model(self, model: str) -> dict[str, str]:
+        return {
+            name: f"{self.root}/models/{model}/{file}" for name, file in (("card", "card.json"), ("weights", "weights"))
+        }
+
+    def text(self, text: str, *names: str) -> dict[str, str]:
+        files = {"documents": "documents", "tasks": "true_continuation"}
+        return {name: f"{self.root}/texts/{text}/{files[name]}.parquet" for name in names}
+
+
+# ---- running them
+
+
+def run(root: Path, name: str, jobs: Iterable[Job], deadline: float, start: Callable[..., int]) -> bool:
+    """Run those of some jobs that have not ended well, until `deadline` (time.monotonic); whether all have.
+
+    Their rows are in `measured/<name>.parquet`, which is written anew at the start and the end of every job.
+    """
+    table, whole = root / "measured" / f"{name}.parquet", True
+    table.parent.mkdir(parents=True, exist_ok=True)
+    rows = {row["job"]: row for row in (pd.read_parquet(table).to_dict("records") if table.is_file() else ())}
+    for job in jobs:
+        if all(path.exists() for path in job.outputs):
+            continue
+        if time.monotonic() > deadline:
+            return False
+        attempts = rows.get(job.work.place, {}).get("attempts", 0) + 1
+        for row in (planned(job, attempts), planned(job, attempts) | measured(root, job, table, start)):
+            rows[row["job"]] = row
+            pd.DataFrame(list(rows.values()), columns=list(COLUMNS)).to_parquet(table)
+        print(said(row), flush=True)
+        whole = whole and not row["error"]
+    return whole
+
+
+def planned(job: Job, attempts: int) -> dict[str, Any]:
+    """A job's row before it has run."""
+    return {
+        "model": job.model, "stage": job.stage, "job": job.work.place, "conditions": job.conditions,
+        "tokens": float(job.tokens), "multiplications": float(job.work.flops), "weights_bytes": float(job.work.weights),
+        "attempts": attempts, "error": "killed",
+    }  # fmt: skip
+
+
+def measured(root: Path, job: Job, table: Path, start: Callable[..., int]) -> dict[str, Any]:
+    """Run a job; what its row says of it then."""
+    log, times = (
+        root / folder / f"{job.work.place}.{kind}" for folder, kind in (("logs", "log"), ("benchmarks", "tsv"))
+    )
+    record = table.with_suffix(".json")
+    for path in (log, times, *job.outputs):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    record.unlink(missing_ok=True)
+    started = time.perf_counter()
+    code = start(record, log, job.arguments)
+    seconds = time.perf_counter() - started
+    if code == 0:
+        times.write_text(f"s\n{seconds + imports_seconds()}\n")
+    lines = log.read_text(errors="replace").splitlines()
+    used = json.loads(record.read_text()) if record.is_file() else {}
+    return used | {
+        "seconds": seconds, "start_seconds": imports_seconds(), "written_bytes": sum(map(size, written(job))),
+        "error": "" if code == 0 else (lines[-1:] or [f"exit code {code}"])[0],
+    }  # fmt: skip
+
+
+@cache
+def imports_seconds() -> float:
+    """Import what jobs import of other projects; seconds since this process started."""
+    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # to ask whether there is a GPU does not use it
+    for name in HEAVY.split():
+        import_module(name)
+    return time.time() - psutil.Process().create_time()
+
+
+def fork(record: Path, log: Path, arguments: list[str]) -> int:
+    """Run a job in a fork of this process; its exit code."""
+    if (child := os.fork()) == 0:
+        code = 1
+        with log.open("w") as handle:
+            for number in (1, 2):
+                os.dup2(handle.fileno(), number)
+            try:
+                code = run_job(record, arguments)
+            except BaseException:
+                traceback.print_exc()
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+    try:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    except BaseException:  # interrupted, or killed by a time limit
+        os.kill(child, signal.SIGKILL)
+        raise
+
+
+def process(record: Path, log: Path, arguments: list[str]) -> int:
+    """Run a job in a process of its own, which imports everything itself; its exit code."""
+    with log.open("w") as handle:
+        command = [sys.executable, __file__, "--job", str(record), *arguments]
+        return subprocess.run(command, stdout=handle, stderr=subprocess.STDOUT, check=False).returncode
+
+
+def forks_work() -> bool:
+    """Whether a fork can use the GPU, if there is one."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return True
+    if (child := os.fork()) == 0:
+        code = 1
+        try:
+            torch.zeros(1, device="cuda").item()
+            code = 0
+        except RuntimeError:
+            traceback.print_exc()
+        os._exit(code)
+    return os.waitpid(child, 0)[1] == 0
+
+
+def written(job: Job) -> list[Path]:
+    """Files and folders that a job left behind, the outcome files that its manifest lists included."""
+    listing = [path for path in job.outputs if job.work.rule in states.EVALUATIONS and path.is_file()]
+    return [path for path in (*job.outputs, *manifests.outcomes(listing)) if path.exists()]
+
+
+def size(path: Path) -> int:
+    """Bytes of a file or of a folder's files."""
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def run_job(record: Path, arguments: list[str]) -> int:
+    """Run a stage in this process, and write down the memory it took; its exit code."""
+    try:
+        return cli.main(arguments)
+    finally:
+        torch = sys.modules.get("torch")
+        gpu = torch.cuda.max_memory_allocated() if torch is not None and torch.cuda.is_initialized() else 0
+        host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts it in KiB
+        run = provenance.run_information()
+        used = {"gpu_bytes": gpu, "host_bytes": host, "device": run["device"], "commit": run["commit"]}
+        record.write_text(json.dumps(used))
+
+
+def said(row: dict[str, Any]) -> str:
+    """A row as a line."""
+    sizes = "".join(
+        f" {row.get(name, 0) / 1e9:8.2f} GB {what}"
+        for name, what in (("gpu_bytes", "GPU"), ("host_bytes", "host"), ("written_bytes", "written"))
+    )
+    return f"{row['seconds']:8.1f} s{sizes}  {row['job']} {row['error']}".rstrip()
+
+
+def print_lines(rows: list[dict[str, Any]]) -> None:
+    """Print a line a job."""
+    for row in rows:
+        print(said(row))
+
+
+def read(folder: Path) -> list[dict[str, Any]]:
+    """The rows of all models of a study's folder, or of a folder of their tables."""
+    tables = sorted((folder / "measured").glob("*.parquet")) or sorted(folder.glob("*.parquet"))
+    return [row for path in tables for row in pd.read_parquet(path).to_dict("records")]
+
+
+def print_rates(rows: list[dict[str, Any]]) -> None:
+    """Print shadowcore/rates.csv from jobs that ended well at their first attempt."""
+    good = [row for row in rows if not row["error"] and row["attempts"] == 1]
+    commits = ", ".join(sorted({row["commit"] for row in good}))
+    writer = csv.DictWriter(sys.stdout, rates.COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rates.rows(good, f"benchmarks/chain.py at commit {commits}"))
+
+
+def print_table(rows: list[dict[str, Any]]) -> None:
+    """Print docs' table of stages: a row a model and stage, its jobs together."""
+    print("| model | stage | jobs | seconds | GPU memory, GB | host memory, GB | written, GB |")
+    print("|---|---|---|---|---|---|---|")
+    found = pd.DataFrame([row for row in rows if row["model"] and f"/{ALONE}/" not in row["job"]])
+    for (model, stage), jobs in found.groupby(["model", "stage"], sort=False):
+        peaks = " | ".join(f"{jobs[name].max() / 1e9:.1f}" for name in ("gpu_bytes", "host_bytes"))
+        failed = f" ({(jobs['error'] != '').sum()} failed)" if jobs["error"].any() else ""
+        written = jobs["written_bytes"].sum() / 1e9
+        print(f"| {model} | {stage}{failed} | {len(jobs)} | {jobs['seconds'].sum():.0f} | {peaks} | {written:.1f} |")
+    print_conditions(rows)
+
+
+def print_conditions(rows: list[dict[str, Any]]) -> None:
+    """Print conditions per GPU-hour of jobs with one condition and of the job with all of them, starts included."""
+    for model in dict.fromkeys(row["model"] for row in rows if f"/{ALONE}/" in row["job"]):
+        jobs = [row for row in rows if row["model"] == model and row["stage"] == "evaluate" and not row["error"]]
+        for name, part in (
+            ("a job each", [row for row in jobs if f"/{ALONE}/" in row["job"]]),
+            ("one job", [row for row in jobs if row["conditions"] > 1]),
+        ):
+            count = sum(row["conditions"] for row in part)
+            seconds = sum(row["seconds"] + row["start_seconds"] for row in part)
+            if count:
+                print(f"{model}: {name}: {count} conditions in {seconds:.0f} s, {3600 * count / seconds:.1f} an hour")
+
+
+def main() -> int:
+    if sys.argv[1:2] == ["--job"]:
+        return run_job(Path(sys.argv[2]), sys.argv[3:])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", type=Path)
+    parser.add_argument("models", nargs="*", help="which, one after the other; all unless given")
+    parser.add_argument("--results", type=Path, default=Path("results"))
+    parser.add_argument("--prepare", action="store_true", help="only texts and benchmarks, which all models share")
+    parser.add_argument("--alone", type=int, default=0, metavar="N", help="conditions to measure once more, a job each")
+    parser.add_argument("--stop-after", type=float, default=float("inf"), metavar="SECONDS", help="start no job later")
+    parser.add_argument("--keep", action="store_true", help="keep weights, traces and predictors")
+    shown = parser.add_mutually_exclusive_group()
+    shown.add_argument("--show", action="store_true", help="run nothing; print what was measured, a line a job")
+    shown.add_argument("--table", action="store_true", help="run nothing; print it as the table of docs/cluster.md")
+    shown.add_argument("--rates", action="store_true", help="run nothing; print it as shadowcore/rates.csv")
+    parsed = parser.parse_args()
+    chain = Chain(Jobs(load_study(parsed.config), parsed.results))
+    if parsed.show or parsed.table or parsed.rates:
+        rows = read(chain.root if (chain.root / "measured").is_dir() else parsed.results)
+        (print_table if parsed.table else print_rates if parsed.rates else print_lines)(rows)
+        return 0
+    deadline = time.monotonic() + parsed.stop_after
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    imports_seconds()
+    start = fork if forks_work() else process
+    print(f"a start takes {imports_seconds():.1f} s; a job is a {start.__name__}", flush=True)
+    whole = [run(chain.root, "shared", chain.of(""), deadline, start)]
+    for model in () if parsed.prepare else parsed.models or chain.study.models:
+        jobs = itertools.chain(chain.of(model), chain.alone(model, parsed.alone))
+        whole.append(run(chain.root, model, jobs, deadline, start))
+        for folder in LARGE if whole[-1] and not parsed.keep else ():
+            shutil.rmtree(chain.root / folder / model, ignore_errors=True)
+    return 0 if all(whole) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

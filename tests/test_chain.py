@@ -1,0 +1,154 @@
+"""benchmarks/chain.py: every stage in turn without Snakemake, on tiny dimensions, and what it writes down of each."""
+
+import importlib.util
+import subprocess
+import sys
+from contextlib import redirect_stderr
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+from conftest import write_benchmarks, write_words
+
+from shadowcore import manifests, plan, rates
+from shadowcore.config import load_study, parse_study
+from shadowcore.jobs import Jobs
+from shadowcore.models.published import PUBLISHED
+
+ROOT = Path(__file__).parent.parent
+SCRIPT = ROOT / "benchmarks" / "chain.py"
+STUDY = yaml.safe_load((ROOT / "benchmarks" / "chain.yaml").read_text())
+SPEC = importlib.util.spec_from_file_location("chain", SCRIPT)
+chain = importlib.util.module_from_spec(SPEC)
+sys.modules["chain"] = chain
+SPEC.loader.exec_module(chain)
+
+
+def tiny(folder):
+    """The chain's study with tiny dimensions, texts and benchmarks."""
+    dimensions = {"family": "opt", "layers": 3, "width": 16, "heads": 4, "neurons": 32}
+    recipe = {"recipe": "best", "rank_heads": 4, "rank_neurons": 4, "epochs": 1, "batch": 16}
+    return STUDY | {
+        "models": {"one": {"source": {"random": dimensions}}, "two": {"source": {"random": dimensions | {"seed": 1}}}},
+        "texts": {
+            "wikipedia": STUDY["texts"]["wikipedia"]
+            | {
+                "source": {"folder": {"path": str(write_words(folder / "words"))}}, "heldout_fraction": 0.2,
+                "true_continuation": {"documents": 4, "context_words": 6, "continuation_words": 3},
+            }
+        },
+        "traces": STUDY["traces"]
+        | {"window_tokens": 80, "windows": 4, "tokens_per_window": 8}
+        | {"heldout_windows": 2, "heldout_tokens_per_window": 8},
+        "predictors": {"published": recipe, "small": recipe | {"rank_neurons": 2}},
+        "evaluation": STUDY["evaluation"]
+        | {
+            "tasks": ["true_continuation", "piqa"], "limit": {"piqa": 4}, "fewshot": [0, 1],
+            "offline_dir": str(write_benchmarks(folder / "benchmarks")), "windows": 2, "window_tokens": 64,
+        },
+    }  # fmt: skip
+
+
+def here(record, log, arguments):
+    """Run a job in this process."""
+    with log.open("w") as handle, redirect_stderr(handle):
+        return chain.run_job(record, arguments)
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """The jobs of the tiny study, and the rows of its first model after they have run."""
+    folder = tmp_path_factory.mktemp("chain")
+    jobs = Jobs(parse_study(tiny(folder), "tiny"), folder / "results")
+    made = chain.Chain(jobs)
+    assert chain.run(jobs.root, "shared", made.of(""), float("inf"), here)
+    assert chain.run(jobs.root, "one", [*made.of("one"), *made.alone("one", 2)], float("inf"), here)
+    return jobs, pd.read_parquet(jobs.root / "measured" / "one.parquet")
+
+
+def test_the_configuration_has_the_published_dimensions():
+    jobs = Jobs(load_study(ROOT / "benchmarks" / "chain.yaml"), Path("nowhere"))
+    sizes = {model: plan.size_of(jobs, model) for model in jobs.study.models}
+    assert sizes == {model: PUBLISHED[model] for model in ("opt-1.3b", "opt-6.7b", "opt-13b", "opt-30b")}
+
+
+def test_every_job_has_a_row_with_its_costs(study):
+    jobs, rows = study
+    assert list(rows) == list(chain.COLUMNS) and not rows["error"].any() and (rows["attempts"] == 1).all()
+    planned = {one.place: one for one in plan.work(jobs) if one.name.split("/")[0] == "one" and one.rule != "draw"}
+    assert set(planned) == set(rows["job"]) - {row for row in rows["job"] if chain.ALONE in row}
+    for row in rows.to_dict("records"):
+        assert row["seconds"] > 0 and row["host_bytes"] > 1e8 and row["written_bytes"] > 0
+        if row["job"] in planned:
+            assert row["multiplications"] == planned[row["job"]].flops
+    measured = rows.set_index("job")
+    assert measured.loc["evaluate/one/wikipedia/50", "conditions"] == 5
+    assert measured.loc["evaluate/one/wikipedia/oracle-50", "conditions"] == 1
+    assert measured.loc["trace/one/wikipedia/train-0", "tokens"] == 4 * 80
+    files = manifests.outcomes([jobs.root / "outcomes" / "one" / "wikipedia" / "50.json"])
+    assert measured.loc["evaluate/one/wikipedia/50", "written_bytes"] > sum(path.stat().st_size for path in files)
+
+
+def test_a_condition_alone_has_the_outcomes_that_it_has_among_others(study):
+    jobs, rows = study
+    folder = jobs.root / "outcomes"
+    together = {path.parent.name: path for path in manifests.outcomes([folder / "one" / "wikipedia" / "50.json"])}
+    alone = [row.removeprefix("evaluate/") for row in rows["job"] if chain.ALONE in row]
+    assert len(alone) == 2
+    for path in manifests.outcomes(folder / f"{name}.json" for name in alone):
+        assert path != together[path.parent.name]
+        pd.testing.assert_frame_equal(pd.read_parquet(path), pd.read_parquet(together[path.parent.name]))
+
+
+def test_what_has_ended_well_is_not_run_again(study):
+    jobs, _ = study
+
+    def never(*_):
+        raise AssertionError("a job ran again")
+
+    assert chain.run(jobs.root, "one", chain.Chain(jobs).of("one"), float("inf"), never)
+
+
+def test_a_job_that_fails_stops_no_other(study, tmp_path):
+    jobs, _ = study
+
+    def failing(record, log, arguments):
+        log.write_text("shadowcore trace: no memory\n")
+        return 2
+
+    whole = chain.run(jobs.root, "two", chain.Chain(jobs).of("two"), float("inf"), failing)
+    rows = pd.read_parquet(jobs.root / "measured" / "two.parquet")
+    assert not whole and set(rows["error"]) == {"shadowcore trace: no memory"}
+    assert {"fetch-model", "evaluate", "evaluate-oracle"} <= set(rows["stage"])
+
+
+def test_nothing_starts_after_the_deadline(study):
+    jobs, _ = study
+    assert not chain.run(jobs.root, "two", chain.Chain(jobs).of("two"), 0.0, here)
+
+
+def test_what_was_measured_is_printed_as_table_and_rates(study, capsys):
+    jobs, rows = study
+    chain.print_table(chain.read(jobs.root))
+    printed = capsys.readouterr().out
+    assert "| one | train-predictor | 4 |" in printed and "one: a job each: 2 conditions in" in printed
+    chain.print_rates([row | {"device": "some GPU"} for row in rows.to_dict("records")])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == ",".join(rates.COLUMNS)
+    stages = [line.split(",")[1] for line in lines[1:]]
+    assert stages == ["evaluate", "evaluate_oracle", "trace", "train_predictor"]
+
+
+@pytest.mark.slow
+def test_the_command_runs_jobs_as_forks_and_goes_on(tmp_path):
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tiny(tmp_path)))
+    command = [sys.executable, SCRIPT, tmp_path / "tiny.yaml", "one", "--results", tmp_path]
+    stopped = subprocess.run([*command, "--stop-after", "0"], capture_output=True, text=True, check=False)
+    assert stopped.returncode == 1 and "a job is a fork" in stopped.stdout
+    subprocess.run(command, check=True)
+    rows = pd.read_parquet(tmp_path / "chain" / "measured" / "one.parquet")
+    assert not rows["error"].any() and (rows["start_seconds"] > 0).all()
+    assert not (tmp_path / "chain" / "traces" / "one").exists()  # large files are gone
+    shown = subprocess.run([*command, "--show"], capture_output=True, text=True, check=True)
+    assert len(shown.stdout.splitlines()) == len(rows) + 4
