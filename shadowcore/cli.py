@@ -54,6 +54,7 @@ COMMANDS = {
     "plan": "what a study will take: jobs, hours, disk and memory of every stage",
     "status": "which jobs of a study are done, run, failed or wait, and when the rest may end",
     "show": "print a study's final tables",
+    "generate": "continue a prompt with a study's model, dense and sparse, with the speed of each",
     "diff": "which numbers of a study moved beyond noise between two runs",
     "explain": "by which command a file was made, from which files, by which code, on which device",
 }

@@ -21,7 +21,8 @@ MODULES = sorted(
 FLOORS = [
     ["errors", "provenance", "processes", "rates", "terminal"], ["devices", "artifacts", "logs"],
     ["machine", "manifests", "schemas", "packages", "tabular", "paragraphs", "lineage"], ["stock_tasks"],
-    ["benchmarks"], ["texts", "models", "dictionary"], ["method"], ["decode"], ["measure"], ["report"], ["stages"],
+    ["benchmarks"], ["texts", "models", "dictionary"], ["method"], ["decode"], ["measure"], ["report"], ["library"],
+    ["stages"],
     ["fields", "config_file", "config_errors"], ["recipes"], ["sections"], ["config"], ["jobs", "ownership"],
     ["fetch", "plan"], ["states", "incomplete", "progress_line"], ["preflight"], ["commands"], ["cli"], ["__main__"],
 ]  # fmt: skip

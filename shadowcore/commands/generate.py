@@ -1,0 +1,100 @@
+"""`shadowcore generate`: a prompt continued by a study's model, dense and sparse, with speed and share of weights."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from shadowcore.errors import ConfigError, one_of
+from shadowcore.models.families import KINDS_OF
+
+SUFFIX = ".safetensors"
+PREFERRED = {"criterion": "plainact"}  # of several, as in the library
+
+
+class Trained(NamedTuple):
+    """A predictor of a study, as its path names it."""
+
+    model: str
+    calibration: str
+    method: str
+    criterion: str
+    predictor: str
+    path: Path
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("results", type=Path, help="a study's results folder, such as results/quick")
+    parser.add_argument("prompt", help="the text to continue")
+    parser.add_argument("--method", default="shadow", help="design of the predictor (default: shadow)")
+    parser.add_argument("--sparsity", type=int, default=50, metavar="PERCENT", help="units to skip (default: 50)")
+    for name in ("model", "calibration", "criterion", "predictor"):
+        parser.add_argument(f"--{name}", metavar="NAME", help="needed where the study has several")
+    parser.add_argument("--units", default="neurons", choices=list(KINDS_OF), help="what to skip (default: neurons)")
+    parser.add_argument("--max-new-tokens", type=int, default=48, metavar="N", help="default: 48")
+    parser.add_argument("--dtype", help="float32, bfloat16 or float16 (default: float32, bfloat16 on a GPU)")
+
+
+def run(parsed: argparse.Namespace) -> None:
+    if not 0 <= parsed.sparsity < 100:
+        raise ConfigError(f"--sparsity: {parsed.sparsity} is not allowed; it must be a percentage from 0 to 99")
+    trained = chosen(predictors_in(parsed.results), parsed)
+    # not above: `--help` stays fast
+    from shadowcore.library.decoding import decoder
+    from shadowcore.measure.latency import bytes_per_step
+    from shadowcore.models.families import dimensions_of
+    from shadowcore.stages import inputs
+
+    folder = parsed.results / "models" / trained.model
+    card, weights, device = folder / "card.json", folder / "weights", inputs.device()
+    tokenizer = inputs.read_tokenizer(card, weights)
+    dtype = parsed.dtype or ("bfloat16" if device.type == "cuda" else "float32")
+    model = inputs.read_model(card, weights, dtype)
+    predictor = inputs.read_predictor(trained.path, dimensions_of(model.config))
+    made = decoder(model, predictor, parsed.sparsity / 100, parsed.units)
+    ids, read = tokenizer(parsed.prompt)["input_ids"], []
+    for name, dense, one in (("dense", True, made.dense), (trained.method, False, made.sparse)):
+        made.generate(ids, tokenizer, 2, dense=dense)  # the first call compiles kernels and allocates memory
+        started = time.perf_counter()
+        new = made.generate(ids, tokenizer, parsed.max_new_tokens, dense=dense)
+        seconds = time.perf_counter() - started
+        read.append(bytes_per_step(one))
+        print(f"{name}: {len(new) / seconds:.1f} tokens per second")
+        print(f"{tokenizer.decode([*ids, *new.tolist()], skip_special_tokens=True)}\n")
+    print(
+        f"{trained.method} skips {parsed.sparsity} % of the {parsed.units} of {trained.model} by {trained.criterion} "
+        f"(predictor {trained.predictor}, trained on {trained.calibration}); it reads {read[1] / read[0]:.0%} of the "
+        "weights that the dense model reads"
+    )
+
+
+def predictors_in(results: Path) -> list[Trained]:
+    """All predictors of a study's results folder."""
+    if not results.is_dir():
+        raise ConfigError(f"{results}: no such folder; name a study's results, such as results/quick")
+    found = []
+    for path in sorted((results / "predictors").glob(f"*/*/*{SUFFIX}")):
+        parts = path.name.removesuffix(SUFFIX).split("+", 2)
+        if not path.name.startswith(".") and len(parts) == 3:
+            found.append(Trained(path.parts[-3], path.parts[-2], *parts, path))
+    if not found:
+        raise ConfigError(f"{results}: it has no trained predictors; run a study that trains one, such as `make study`")
+    return found
+
+
+def chosen(found: Sequence[Trained], parsed: argparse.Namespace) -> Trained:
+    """The one predictor that the options name; ConfigError lists the choices where several are left."""
+    for name in ("model", "calibration", "method", "criterion", "predictor"):
+        known = sorted({getattr(one, name) for one in found})
+        wanted = getattr(parsed, name)
+        if wanted is None and PREFERRED.get(name) in known:
+            wanted = PREFERRED[name]
+        if wanted is None and len(known) > 1:
+            raise ConfigError(f"--{name}: the study has several: {', '.join(known)}; name one of them")
+        if wanted is not None:
+            one_of(wanted, known, f"--{name}")
+            found = [one for one in found if getattr(one, name) == wanted]
+    return found[0]

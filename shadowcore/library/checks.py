@@ -1,0 +1,138 @@
+"""Checks of what a user hands to the library; each failed one is one sentence."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from numbers import Real
+
+import torch
+
+from shadowcore.errors import ConfigError, one_of
+from shadowcore.method.policies import POLICIES, WHOLE_MODEL_POLICIES
+from shadowcore.method.predictors import Predictor
+from shadowcore.models.families import KINDS_OF, Dimensions, Kind, dimensions_of, require_positions
+from shadowcore.models.folders import fit_tokenizer
+from shadowcore.texts.documents import Document
+
+WINDOW_TOKENS = 128
+NOT_COMPARED = ("kv_heads", "vocabulary", "positions")  # sizes that no predictor depends on
+
+
+def percent(sparsity: float) -> int:
+    """The whole percentage of units to skip, 0 to 99, of a sparsity given as a fraction."""
+    if isinstance(sparsity, bool) or not isinstance(sparsity, Real) or not 0 <= sparsity < 1:
+        raise ConfigError(
+            f"sparsity: {sparsity!r} is not allowed; it must be a fraction from 0 to below 1, such as 0.5 for half of "
+            "the units"
+        )
+    whole = round(100 * sparsity)
+    if abs(100 * sparsity - whole) > 1e-6 or whole == 100:
+        raise ConfigError(f"sparsity: {sparsity!r} is not a whole number of percent; use two decimals, such as 0.55")
+    return whole
+
+
+def positive(**numbers: int) -> None:
+    """Raise ConfigError, naming the argument, unless every number is a whole number above 0."""
+    for name, number in numbers.items():
+        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+            raise ConfigError(f"{name}: {number!r} is not allowed; it must be a whole number above 0")
+
+
+def require_model(model: torch.nn.Module) -> Dimensions:
+    """The dimensions of a causal model of a supported family that is in evaluation mode."""
+    if not isinstance(model, torch.nn.Module) or not hasattr(model, "config"):
+        raise ConfigError(
+            f"model: {type(model).__name__} found; it must be a causal model of transformers, such as "
+            "AutoModelForCausalLM.from_pretrained returns"
+        )
+    sizes = dimensions_of(model.config)
+    if model.training:
+        raise ConfigError("model: it is in training mode, where dropout changes its numbers; call model.eval() first")
+    return sizes
+
+
+def require_fit(predictor: Predictor, model: torch.nn.Module) -> Dimensions:
+    """The dimensions of a model, if a predictor was trained for these."""
+    if not isinstance(predictor, Predictor):
+        raise ConfigError(
+            f"predictor: {type(predictor).__name__} found; it must be what train_predictor or "
+            "Predictor.from_pretrained returns"
+        )
+    sizes = require_model(model)
+    trained, here = asdict(predictor.sizes), asdict(sizes)
+    if differ := [name for name in trained if name not in NOT_COMPARED and trained[name] != here[name]]:
+        found = ", ".join(f"{name.replace('_', ' ')} {trained[name]}" for name in differ)
+        needed = ", ".join(f"{name.replace('_', ' ')} {here[name]}" for name in differ)
+        raise ConfigError(f"predictor: it was trained for a model of {found}; this model has {needed}")
+    return sizes
+
+
+def kinds_of(predictor: Predictor, units: str | None) -> tuple[Kind, ...]:
+    """The kinds of unit to skip: those that `units` names, or all that the predictor scores."""
+    if units is None:
+        return predictor.kinds
+    kinds = KINDS_OF[one_of(units, KINDS_OF, "units")]
+    if missing := [kind for kind in kinds if kind not in predictor.kinds]:
+        raise ConfigError(
+            f"units: '{units}' needs scores of {missing[0]}; this predictor scores {' and '.join(predictor.kinds)} only"
+        )
+    return kinds
+
+
+def require_policy(policy: str, predictor: Predictor) -> str:
+    """The policy, if the predictor has the scores that it needs, when it needs them."""
+    one_of(policy, POLICIES, "policy")
+    if policy in WHOLE_MODEL_POLICIES and len(predictor.groups) > 1:
+        raise ConfigError(
+            f"policy: '{policy}' needs the scores of all layers at once; a {predictor.design} predictor scores them "
+            "one after the other; use 'per_layer'"
+        )
+    return policy
+
+
+def placed(predictor: Predictor, device: torch.device, dtype: torch.dtype) -> Predictor:
+    """The predictor on a device in a number format: itself where it already is, else a copy."""
+    weight = next(predictor.parameters())
+    if weight.device == device and weight.dtype == dtype:
+        return predictor
+    return copy.deepcopy(predictor).to(device, dtype)
+
+
+def fitted(tokenizer, sizes: Dimensions):
+    """A copy of the tokenizer, all of whose tokens the model has; a padding token beyond them is left out."""
+    if not hasattr(tokenizer, "get_vocab"):
+        raise ConfigError(
+            f"tokenizer: {type(tokenizer).__name__} found; it must be a tokenizer of transformers, such as "
+            "AutoTokenizer.from_pretrained returns"
+        )
+    return fit_tokenizer(copy.deepcopy(tokenizer), sizes.vocabulary, "tokenizer")
+
+
+def documents_of(texts: Iterable[str]) -> list[Document]:
+    """Texts as documents; equal texts count once."""
+    if isinstance(texts, (str, bytes, Mapping)) or not isinstance(texts, Iterable):
+        raise ConfigError(f"texts: {type(texts).__name__} found; it must be a list of texts")
+    documents: dict[str, Document] = {}
+    for place, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise ConfigError(f"texts[{place}]: {type(text).__name__} found; every text must be a str")
+        document = Document.of(f"texts[{place}]", text)
+        documents.setdefault(document.id, document)
+    return list(documents.values())
+
+
+def window_length(sizes: Dimensions, window_tokens: int | None) -> int:
+    """Tokens a window: as asked for, or WINDOW_TOKENS, or all positions of a model that has fewer."""
+    if window_tokens is None:
+        return min(WINDOW_TOKENS, sizes.positions)
+    if isinstance(window_tokens, bool) or not isinstance(window_tokens, int) or window_tokens < 2:
+        raise ConfigError(f"window_tokens: {window_tokens!r} is not allowed; it must be a whole number above 1")
+    require_positions(sizes.positions, window_tokens, "window_tokens", "the model")
+    return window_tokens
+
+
+def windows_in(document: Document, tokenizer, length: int) -> int:
+    """How many windows of `length` tokens a document holds."""
+    return len(tokenizer(document.text, add_special_tokens=False, verbose=False)["input_ids"]) // length

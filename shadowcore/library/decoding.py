@@ -1,0 +1,162 @@
+"""Our decoder for a transformers model and a predictor: it does not read the weights of units that it skips."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from shadowcore.decode.decoder import Decoder
+from shadowcore.decode.layout import from_model
+from shadowcore.decode.skipping import KeepPredicted
+from shadowcore.errors import ConfigError, one_of
+from shadowcore.library.checks import kinds_of, percent, placed, positive, require_fit, require_policy
+from shadowcore.measure.sparsity import PredictedMasks
+from shadowcore.method.predictors import Predictor
+
+BACKENDS = ("torch", "triton")
+MOST_POSITIONS = 2048  # of the cache, unless asked for more: it is allocated at once
+STEPS_BETWEEN_CHECKS = {"torch": 1, "triton": 16}  # tokens that are decoded before the end of the text is looked for
+
+
+class SparseDecoder:
+    """A model's weights laid out by unit, decoded sparse; `dense` decodes the same weights without skipping.
+
+    masks: what the evaluation keeps, for the check against the transformers model.
+    """
+
+    def __init__(self, model: torch.nn.Module, sparse: Decoder, dense: Decoder, masks: PredictedMasks, backend: str):
+        self.model, self.sparse, self.dense, self.masks, self.backend = model, sparse, dense, masks, backend
+
+    def generate(
+        self,
+        prompt: str | Sequence[int] | torch.Tensor,
+        tokenizer=None,
+        max_new_tokens: int = 64,
+        stop: str | Sequence[str] = (),
+        eos_token_id: int | Sequence[int] | None = None,
+        dense: bool = False,
+    ) -> str | torch.Tensor:
+        """The greedy continuation of one prompt: a text for a text, token ids (N,) for token ids.
+
+        tokenizer: needed for a text and for `stop`. max_new_tokens: most tokens that are generated. stop: texts at
+        which generation ends; they are not part of the returned text. eos_token_id: tokens at which it ends; by default
+        those of the model's generation configuration and of the tokenizer. dense: skip nothing.
+        """
+        stops = [stop] if isinstance(stop, str) else list(stop or ())
+        if tokenizer is None and (isinstance(prompt, str) or stops):
+            raise ConfigError("tokenizer: it is missing; a text as prompt, and `stop`, need one")
+        if not all(isinstance(one, str) and one for one in stops):
+            raise ConfigError(f"stop: {stop!r} is not allowed; it must be texts that are not empty")
+        positive(max_new_tokens=max_new_tokens)
+        ids = self._ids(prompt, tokenizer)
+        room = self.sparse.max_positions - len(ids) + 1  # every step writes its input, not its output, into the cache
+        if max_new_tokens > room:
+            raise ConfigError(
+                f"max_new_tokens: {max_new_tokens} is too large after a prompt of {len(ids)} tokens; it must be at "
+                f"most {max(room, 0)}, because the cache has {self.sparse.max_positions} positions (`max_positions`)"
+            )
+        ends = self._ends(tokenizer) if eos_token_id is None else _numbers(eos_token_id)
+        new = self._continued(self.dense if dense else self.sparse, ids, max_new_tokens, ends, stops, tokenizer)
+        if not isinstance(prompt, str):
+            return torch.tensor(new, dtype=torch.int64, device=self.model.device)
+        text = _text(tokenizer, ids, new)
+        return text[: min((text.index(one) for one in stops if one in text), default=len(text))]
+
+    def _continued(
+        self, decoder: Decoder, ids: list[int], most: int, ends: set[int], stops: list[str], tokenizer
+    ) -> list[int]:
+        """New tokens up to the first that ends the text, that one included."""
+        prompt = torch.tensor([ids], device=self.model.device)
+        if len(ids) > 1:
+            decoder.prefill(prompt[:, :-1])
+        else:
+            decoder.reset(1)
+        new: list[int] = []
+        last = prompt[:, -1]
+        while len(new) < most:
+            chunk = decoder.continued(last, min(STEPS_BETWEEN_CHECKS[self.backend], most - len(new)))
+            last = chunk[:, -1]
+            for token in chunk[0].tolist():
+                new.append(token)
+                text = _text(tokenizer, ids, new) if stops else ""
+                if token in ends or any(one in text for one in stops):
+                    return new
+        return new
+
+    def _ids(self, prompt: str | Sequence[int] | torch.Tensor, tokenizer) -> list[int]:
+        """The token ids of one prompt."""
+        if isinstance(prompt, str):
+            ids = tokenizer(prompt)["input_ids"]
+        else:
+            ids = prompt.tolist() if isinstance(prompt, torch.Tensor) else list(prompt)
+            if len(ids) == 1 and isinstance(ids[0], list):
+                ids = ids[0]
+        vocabulary = self.sparse.layout.sizes.vocabulary
+        if not ids:
+            raise ConfigError("prompt: it has no tokens; at least one is needed")
+        for one in ids:
+            if isinstance(one, bool) or not isinstance(one, int) or not 0 <= one < vocabulary:
+                raise ConfigError(
+                    f"prompt: {one!r} is not a token of the model; one prompt is needed, of whole numbers from 0 to "
+                    f"{vocabulary - 1}"
+                )
+        return ids
+
+    def _ends(self, tokenizer) -> set[int]:
+        """Tokens that end a text by the model's generation configuration or by the tokenizer."""
+        of_model = getattr(getattr(self.model, "generation_config", None), "eos_token_id", None)
+        return _numbers(of_model) | _numbers(getattr(tokenizer, "eos_token_id", None))
+
+
+def decoder(
+    model: torch.nn.Module,
+    predictor: Predictor,
+    sparsity: float = 0.5,
+    units: str | None = None,
+    policy: str = "per_layer",
+    max_positions: int | None = None,
+    backend: str | None = None,
+) -> SparseDecoder:
+    """A decoder that skips units: Triton kernels on a GPU, torch on a CPU.
+
+    model, predictor, sparsity, units, policy: as `sparsify` takes them; the Triton backend has per_layer only. The
+    decoder holds a copy of the layers' weights beside the model's. max_positions: tokens of prompt and continuation
+    together, at most the model's; 2048 by default, or the model's where it has fewer. backend: torch or triton, to have
+    the other one.
+    """
+    sizes = require_fit(predictor, model)
+    kinds, pct = kinds_of(predictor, units), percent(sparsity)
+    require_policy(policy, predictor)
+    if max_positions is not None:
+        positive(max_positions=max_positions)
+    room = min(MOST_POSITIONS, sizes.positions) if max_positions is None else max_positions
+    chosen = ("triton" if model.device.type == "cuda" else "torch") if backend is None else backend
+    make: Any = _triton if one_of(chosen, BACKENDS, "backend") == "triton" else Decoder
+    scorer = placed(predictor, model.device, model.dtype)
+    layout = from_model(model)
+    sparse = make(layout, room, KeepPredicted(scorer, policy, dict.fromkeys(kinds, pct)))
+    dense = make(layout, room)
+    dense.share_cache(sparse)  # one of them decodes at a time
+    return SparseDecoder(model, sparse, dense, PredictedMasks(scorer, kinds, policy, pct), chosen)
+
+
+def _triton(*arguments: Any) -> Decoder:
+    """The Triton decoder, imported only where it is used: there may be no Triton."""
+    try:
+        from shadowcore.decode.graph import GraphDecoder
+    except ImportError as error:
+        raise ConfigError(f"backend: 'triton' cannot be used ({error}); use backend='torch'") from None
+    return GraphDecoder(*arguments)
+
+
+def _text(tokenizer, ids: list[int], new: list[int]) -> str:
+    """What new tokens add to the text of a prompt; decoded alone, some tokenizers leave out their first space."""
+    before, whole = (tokenizer.decode(some, skip_special_tokens=True) for some in (ids, ids + new))
+    return whole.removeprefix(before) if whole.startswith(before) else tokenizer.decode(new, skip_special_tokens=True)
+
+
+def _numbers(ids: int | Sequence[int] | None) -> set[int]:
+    """One number, several or none, as a set."""
+    return set() if ids is None else {ids} if isinstance(ids, int) else set(ids)

@@ -1,0 +1,149 @@
+"""Quality of a model or of its sparse view: perplexity of texts, and benchmarks through lm-eval.
+
+The numbers are those of a study's `evaluate` stage under protocol `token`, on other texts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from shadowcore import benchmarks
+from shadowcore.errors import ConfigError, one_of
+from shadowcore.library.checks import documents_of, fitted, positive, require_model, window_length, windows_in
+from shadowcore.library.sparse import SparseCausalLM
+from shadowcore.measure import statistics
+from shadowcore.measure.group import Group
+from shadowcore.measure.perplexity import window_losses
+from shadowcore.measure.sparsity import SparseModel
+from shadowcore.report.outcomes import ACCURACY_METRICS, PERPLEXITIES
+from shadowcore.stock_tasks import BENCHMARKS
+from shadowcore.texts import cutting
+
+Result = dict[str, Any]  # value, stderr, low, high, n
+ROLLING_TOKENS = 2048  # longest window of a task that is the perplexity of whole documents
+SEED = 0  # of the order of windows and of a benchmark's subset
+
+
+def perplexity(
+    model: torch.nn.Module | SparseCausalLM,
+    tokenizer,
+    texts: Iterable[str],
+    window_tokens: int | None = None,
+    batch: int = 4,
+) -> Result:
+    """Perplexity of texts under a transformers model (dense) or its sparse view.
+
+    Each text is cut into windows of `window_tokens` tokens (128 by default, or the model's positions where it has
+    fewer); what is left over at its end does not count. A window's first token is not predicted. batch: windows in one
+    pass.
+
+    Returns value, stderr, the 95 % interval (low, high; over texts), and n, the number of texts that hold a window.
+    stderr, low and high are None for one text. Raises ConfigError where no text holds a window.
+    """
+    sparse = _harness_model(model)
+    positive(batch=batch)
+    length, tokenizer = window_length(sparse.sizes, window_tokens), fitted(tokenizer, sparse.sizes)
+    documents = documents_of(texts)
+    count = sum(windows_in(one, tokenizer, length) for one in documents)
+    if not count:
+        raise ConfigError(
+            f"texts: none of {len(documents)} texts has window_tokens ({length}) tokens; use longer texts, or fewer "
+            "window_tokens"
+        )
+    windows = cutting.windows(documents, tokenizer, length, count, SEED)
+    ids = torch.tensor([one.ids for one in windows])
+    losses = _alone(sparse, lambda group: window_losses(group, ids, batch))
+    names = sorted({one.document_id for one in windows})
+    of_text = [[place for place, one in enumerate(windows) if one.document_id == name] for name in names]
+    totals = np.array([losses[places].sum().item() for places in of_text])
+    tokens = np.array([(length - 1) * len(places) for places in of_text])
+    return statistics.perplexity(totals, tokens)._asdict()
+
+
+def evaluate(
+    model: torch.nn.Module | SparseCausalLM,
+    tokenizer,
+    tasks: Sequence[str],
+    fewshot: int = 0,
+    limit: int | None = None,
+    offline_dir: str | None = None,
+    batch: int = 16,
+) -> dict[str, dict[str, Result]]:
+    """Benchmarks of a transformers model (dense) or its sparse view, through lm-eval's stock tasks.
+
+    tasks: names from `shadowcore.stock_tasks.BENCHMARKS`, such as ["piqa", "wikitext"]. fewshot: examples in a prompt.
+    limit: most documents of each task, a seeded subset; all by default. offline_dir: a folder with
+    <task>/<split>.parquet, as `shadowcore fetch` makes; without it the Hugging Face hub is asked. batch: requests in
+    one pass.
+
+    Returns, for each task and metric, value, stderr, the 95 % interval (low, high) and n, the number of documents.
+    """
+    sparse = _harness_model(model)
+    positive(batch=batch, **({} if limit is None else {"limit": limit}))
+    if isinstance(tasks, str) or not tasks:
+        raise ConfigError(f'tasks: {tasks!r} is not allowed; it must be a list of names, such as ["piqa"]')
+    if isinstance(fewshot, bool) or not isinstance(fewshot, int) or fewshot < 0:
+        raise ConfigError(f"fewshot: {fewshot!r} is not allowed; it must be a whole number of at least 0")
+    for name in tasks:
+        one = BENCHMARKS[one_of(name, BENCHMARKS, "tasks")]
+        if fewshot and (one.rolling or one.train is None):
+            raise ConfigError(f"fewshot: {fewshot} is not allowed for {name}, which has no examples; it must be 0")
+    tokenizer, found = fitted(tokenizer, sparse.sizes), {}
+    for name in dict.fromkeys(tasks):
+        task, positions = _task(name, fewshot, limit, offline_dir), sparse.sizes.positions
+        longest = min(ROLLING_TOKENS, positions) if BENCHMARKS[name].rolling else positions
+        found[name] = _estimates(_outcomes(sparse, tokenizer, task, batch, longest))
+    return found
+
+
+def _task(name: str, fewshot: int, limit: int | None, offline_dir: str | None):
+    """lm-eval's task over the documents of a benchmark."""
+    one = BENCHMARKS[name]
+    documents = benchmarks.read(name, one.split, offline_dir, "offline_dir")[0]
+    chosen = benchmarks.subset(name, documents, None if limit is None else min(limit, len(documents)), SEED)
+    pool = benchmarks.read(name, one.train, offline_dir, "offline_dir")[0] if fewshot else []
+    return benchmarks.task(name, list(chosen.values()), pool, fewshot)
+
+
+def _outcomes(sparse: SparseModel, tokenizer, task, batch: int, longest: int) -> list[Mapping[str, Any]]:
+    """Every document's outcome, as the study's evaluation makes it."""
+    from shadowcore.measure.harness import Questions  # not above: lm-eval takes seconds to import
+
+    questions = Questions(sparse.model, tokenizer, [task], batch, longest)
+    return _alone(sparse, questions.outcomes)
+
+
+def _alone(sparse: SparseModel, measure: Callable[[Group], dict[str, Any]]) -> Any:
+    """What a measurement of several conditions finds for one; its error is raised."""
+    group = Group({"": sparse})
+    found = measure(group)
+    for error in group.failed.values():
+        raise error
+    return found[""]
+
+
+def _estimates(rows: Sequence[Mapping[str, Any]]) -> dict[str, Result]:
+    """Metric by metric, the estimate over documents."""
+    found = {}
+    for metric in dict.fromkeys(row["metric"] for row in rows):
+        some = [row for row in rows if row["metric"] == metric]
+        values, weights = (np.array([row[key] for row in some], float) for key in ("value", "weight"))
+        if metric in ACCURACY_METRICS:
+            found[metric] = statistics.accuracy(values)._asdict()
+        elif metric in PERPLEXITIES:
+            found[PERPLEXITIES[metric]] = statistics.perplexity(values, weights)._asdict()
+    return found
+
+
+def _harness_model(model: torch.nn.Module | SparseCausalLM) -> SparseModel:
+    """A model as the evaluation harness runs it: masked under protocol `token`, or dense."""
+    if not isinstance(model, SparseCausalLM):
+        require_model(model)
+        return SparseModel(model, None)
+    if model.closed:
+        raise ConfigError("sparsify: its block has ended; use the sparse model inside the `with` block")
+    return SparseModel(model.model, model.masks)

@@ -1,0 +1,128 @@
+"""A transformers model made sparse for the length of a block: masks through hooks, prompt dense, one mask a token.
+
+What is computed is protocol `token` (measure.protocols): each position has its own mask, and a prompt is dense except
+for its last position, which predicts the first new token.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from shadowcore.errors import ConfigError
+from shadowcore.library.checks import kinds_of, percent, placed, require_fit, require_policy
+from shadowcore.measure.sparsity import PredictedMasks, no_context
+from shadowcore.method.predictors import Predictor
+from shadowcore.models.recording import Choose, Site, visiting
+
+
+class SparseCausalLM:
+    """A causal model whose units are skipped by a predictor whenever it is run through this object.
+
+    Hooks are on the model only during a call, so `model(...)` itself stays dense.
+    """
+
+    def __init__(self, model: torch.nn.Module, masks: PredictedMasks):
+        self.model, self.masks, self.closed = model, masks, False
+
+    @property
+    def config(self):
+        """The model's configuration."""
+        return self.model.config
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.model.device
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """What the model returns for the same arguments; every position of the input gets a mask of its own."""
+        with self._masked(0):
+            return self.model(*args, **kwargs)
+
+    def generate(self, inputs: torch.Tensor | None = None, **kwargs: Any) -> Any:
+        """`generate` of transformers with all its arguments: the prompt is dense, then each new token gets a mask.
+
+        Prompts of a batch must be padded on the left, as transformers wants them.
+        """
+        prompts = (inputs, kwargs.get("input_ids"), kwargs.get("inputs_embeds"))
+        prompt = next((prompt for prompt in prompts if prompt is not None), None)
+        # a compiled step would keep the masks of the first one
+        if kwargs.get("generation_config") is not None:
+            kwargs["generation_config"] = copy.deepcopy(kwargs["generation_config"])
+            kwargs["generation_config"].disable_compile = True
+        else:
+            kwargs["disable_compile"] = True
+        with self._masked(0 if prompt is None else prompt.shape[1] - 1):
+            return self.model.generate(inputs, **kwargs)
+
+    @contextmanager
+    def _masked(self, first: int) -> Iterator[None]:
+        """While the block runs, masks apply in every pass from position `first` of the rows on."""
+        if self.closed:
+            raise ConfigError("sparsify: its block has ended; use the sparse model inside the `with` block")
+        names = inspect.signature(self.model.forward)
+        choose: Choose | None = None
+        dense = 0  # positions at the beginning of the pass under way that have no masks
+
+        def begin(module, args, kwargs):
+            nonlocal choose, dense
+            given = names.bind_partial(*args, **kwargs).arguments
+            tokens = given.get("input_ids") if given.get("inputs_embeds") is None else given["inputs_embeds"]
+            cache = given.get("past_key_values")
+            rows, length = tokens.shape[:2]
+            past = 0 if cache is None else int(cache.get_seq_length())
+            dense = min(max(first - past, 0), length)
+            every = torch.ones(rows, length - dense + 1, dtype=torch.bool, device=tokens.device)
+            choose = self.masks.begin(every.long(), every, no_context)
+
+        def visit(site: Site, x: torch.Tensor) -> torch.Tensor | None:
+            if dense == x.shape[1]:
+                return None
+            with torch.no_grad():
+                keep = choose(site, x[:, dense:])
+            if keep is None:
+                return None
+            return torch.cat((x[:, :dense], x[:, dense:] * keep[..., None]), 1)
+
+        handle = self.model.register_forward_pre_hook(begin, with_kwargs=True)
+        try:
+            with visiting(self.model, visit):
+                yield
+        finally:
+            handle.remove()
+
+
+@contextmanager
+def sparsify(
+    model: torch.nn.Module,
+    predictor: Predictor,
+    sparsity: float = 0.5,
+    units: str | None = None,
+    policy: str = "per_layer",
+) -> Iterator[SparseCausalLM]:
+    """A sparse view of a model: `with sparsify(model, predictor, sparsity=0.5) as sparse: sparse.generate(...)`.
+
+    model: a causal model of transformers, in evaluation mode; it is left as it is.
+    predictor: trained for a model of the same dimensions.
+    sparsity: the fraction of units to skip in every layer but the first, from 0 to below 1, in whole percents.
+    units: neurons, heads or both; by default all that the predictor scores.
+    policy: per_layer, global or floored (docs/method.md).
+
+    The object can be called like the model and has its `generate`; `perplexity` and `evaluate` take it. It can be used
+    until the block ends. Raises ConfigError for arguments that are not allowed or do not fit each other.
+    """
+    require_fit(predictor, model)
+    kinds, pct = kinds_of(predictor, units), percent(sparsity)
+    # as in the evaluation: a predictor of a model in 16 bits computes in 32
+    scorer = placed(predictor, model.device, torch.promote_types(model.dtype, torch.float32))
+    sparse = SparseCausalLM(model, PredictedMasks(scorer, kinds, require_policy(policy, predictor), pct))
+    try:
+        yield sparse
+    finally:
+        sparse.closed = True

@@ -1,0 +1,172 @@
+"""Train a predictor for a model on texts, with the functions that the study's stages call."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tqdm.auto import tqdm
+
+from shadowcore import artifacts
+from shadowcore.errors import ConfigError, one_of
+from shadowcore.library.checks import documents_of, fitted, positive, require_model, window_length, windows_in
+from shadowcore.library.predictor import Predictor
+from shadowcore.method import tracing
+from shadowcore.method.criteria import CRITERIA
+from shadowcore.method.predictors import PREDICTORS
+from shadowcore.method.tokens import TokenTraces
+from shadowcore.method.training import Recipe, fit
+from shadowcore.models.families import KINDS_OF
+from shadowcore.texts import cutting
+from shadowcore.texts.documents import Document
+
+HELD_OUT = 0.1  # of the texts: on them the best epoch is chosen
+WINDOWS_TO_HELD_OUT = 8  # training windows for each held-out window
+
+
+@dataclass(frozen=True)
+class Split:
+    """Sizes of a split: tokens sampled from a window, and bits of a token's scores."""
+
+    tokens_per_window: int
+    bits: int
+
+
+SPLITS = {"train": Split(64, 4), "heldout": Split(32, 8)}  # as in config/quick.yaml
+
+
+def train_predictor(
+    model: torch.nn.Module,
+    tokenizer,
+    texts: Iterable[str],
+    design: str = "shadow",
+    criterion: str = "plainact",
+    rank: int = 128,
+    *,
+    units: str = "neurons",
+    segments: int = 1,
+    windows: int = 64,
+    window_tokens: int | None = None,
+    epochs: int = 3,
+    learning_rate: float = 0.003,
+    batch: int = 4,
+    seed: int = 0,
+) -> Predictor:
+    """Train a predictor that scores a model's units for each token; the model is left as it is.
+
+    model: a causal model of transformers, in evaluation mode. texts: at least two, each of `window_tokens` tokens or
+    more; a tenth is held out to choose the best epoch.
+    design: shadow, layerwise, layerwise_own or segments (with so many `segments`).
+    criterion: what the scores mean (docs/method.md); it must have a token form.
+    rank: hidden width of the predictor. units: neurons, heads or both.
+    windows: most pieces of text to learn from; fewer where the texts hold fewer. window_tokens: length of each, 128 by
+    default, or the model's positions where it has fewer. batch: windows in one pass; more need more memory.
+    epochs, learning_rate: of AdamW. seed: the same seed, texts and machine give the same predictor.
+
+    Returns the predictor on the CPU. Raises ConfigError for an argument that is not allowed, and for too little text.
+    """
+    sizes = require_model(model)
+    one_of(design, PREDICTORS, "design")
+    positive(rank=rank, segments=segments, windows=windows, epochs=epochs, batch=batch)
+    if not CRITERIA[one_of(criterion, CRITERIA, "criterion")].has_token_form:
+        known = ", ".join(name for name, one in CRITERIA.items() if one.has_token_form)
+        raise ConfigError(f"criterion: '{criterion}' has no score of a single token; it must be one of {known}")
+    if not learning_rate > 0:
+        raise ConfigError(f"learning_rate: {learning_rate!r} is not allowed; it must be above 0")
+    kinds = KINDS_OF[one_of(units, KINDS_OF, "units")]
+    length = window_length(sizes, window_tokens)
+    parts = _windows(documents_of(texts), fitted(tokenizer, sizes), length, windows, seed)
+    with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they are
+        torch.default_generator.manual_seed(seed)
+        predictor = Predictor(
+            design, sizes, dict.fromkeys(kinds, rank), segments, criterion=criterion, model=_name_of(model)
+        )
+    _learn(predictor.to(model.device), model, parts, segments, epochs, float(learning_rate), batch, seed)
+    return predictor.cpu().eval()
+
+
+def _learn(
+    predictor: Predictor, model: torch.nn.Module, parts: dict[str, torch.Tensor], segments: int, epochs: int,
+    learning_rate: float, batch: int, seed: int,
+) -> None:  # fmt: skip
+    """Trace the model on the windows of both splits, train the predictor in place, and note how."""
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        traces = {
+            split: _traces(stack, Path(folder), split, model, ids, predictor, batch, seed)
+            for split, ids in parts.items()
+        }
+        tokens = len(traces["train"])
+        recipe = Recipe(
+            rank=predictor.ranks, segments=segments, target="sqrt", epochs=dict.fromkeys(predictor.kinds, epochs),
+            batch=min(64, tokens), learning_rate=learning_rate, weight_decay=0.01,
+        )  # fmt: skip
+        with Bar("epochs") as bar:
+            fits = sum(fit(predictor, traces["train"], traces["heldout"], recipe, seed, bar).values(), [])
+    windows, length = parts["train"].shape
+    predictor.trained = {
+        "windows": windows, "window_tokens": length, "tokens": tokens, "epochs": epochs,
+        "learning_rate": learning_rate, "seed": seed, "heldout_loss": sum(one.loss for one in fits) / len(fits),
+        "heldout_loss_of_mean_scores": sum(one.loss_constant for one in fits) / len(fits),
+    }  # fmt: skip
+
+
+class Bar:
+    """A progress bar on standard error for what reports how much of a total is done."""
+
+    def __init__(self, what: str):
+        self._bar = tqdm(desc=what)
+
+    def __enter__(self) -> Bar:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.close()
+
+    def __call__(self, done: int, total: int) -> None:
+        self._bar.total = total
+        self._bar.update(done - self._bar.n)
+
+
+def _windows(documents: Sequence[Document], tokenizer, length: int, windows: int, seed: int) -> dict[str, torch.Tensor]:
+    """Token windows (N, length) to train on, and held-out ones of other texts."""
+    held = {one.id: windows_in(one, tokenizer, length) for one in documents}
+    long = [one for one in documents if held[one.id]]
+    if len(long) < 2:
+        raise ConfigError(
+            f"texts: {len(long)} of {len(documents)} different texts have window_tokens ({length}) tokens or more; at "
+            "least 2 are needed, one to train on and one held out"
+        )
+    train, heldout = cutting.split(long, max(HELD_OUT, 1 / len(long)), seed)
+    found = {}
+    for split, part, most in (("train", train, windows), ("heldout", heldout, -(-windows // WINDOWS_TO_HELD_OUT))):
+        count = min(most, sum(held[one.id] for one in part))
+        found[split] = torch.tensor([one.ids for one in cutting.windows(part, tokenizer, length, count, seed)])
+    return found
+
+
+def _traces(
+    stack: ExitStack, folder: Path, split: str, model: torch.nn.Module, ids: torch.Tensor, predictor: Predictor,
+    batch: int, seed: int,
+) -> TokenTraces:  # fmt: skip
+    """The traces of one split, in a file that is open as long as the stack is."""
+    sizes, sites = SPLITS[split], [group.site for group in predictor.groups]
+    sampled = min(sizes.tokens_per_window, ids.shape[1] - 1)
+    plan = tracing.TracePlan((), (predictor.criterion,), sizes.bits, sampled, sites, seed)
+    with Bar(f"tracing {split} windows") as bar:
+        tensors = tracing.trace(model, ids, plan, batch, bar)
+    if not tensors["loss"].isfinite().all():
+        raise ConfigError("model: its loss on the texts is not finite; load it in float32, or use other weights")
+    path = folder / f"{split}.safetensors"
+    artifacts.write_tensors(path, tracing.SCHEMA, tensors, {})
+    opened = stack.enter_context(artifacts.open_tensors(path, tracing.SCHEMA))
+    return TokenTraces([opened], predictor.criterion, sizes.bits, predictor.sizes, predictor.kinds, sites, model.device)
+
+
+def _name_of(model: torch.nn.Module) -> str:
+    """The name that a model was loaded by; of a folder, its last part, because paths are private."""
+    name = getattr(model.config, "_name_or_path", "") or ""
+    return Path(name).expanduser().resolve().name if name and Path(name).expanduser().exists() else name

@@ -1,0 +1,603 @@
+"""The library as a user meets it: the page's code runs, sparse is what is evaluated, bad input is one sentence."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import TINY, write_benchmarks, write_words
+from transformers import GenerationConfig
+
+import shadowcore as sc
+from shadowcore import artifacts, benchmarks, cli
+from shadowcore.errors import ArtifactError, ConfigError, SourceError
+from shadowcore.library import decoding
+from shadowcore.measure.group import Group
+from shadowcore.measure.harness import Questions
+from shadowcore.measure.perplexity import window_losses
+from shadowcore.measure.sparsity import PredictedMasks, SparseModel
+from shadowcore.method.predictors import PREDICTOR_SCHEMA
+from shadowcore.method.small import stored
+from shadowcore.models.families import KINDS, dimensions_of
+from shadowcore.models.folders import byte_tokenizer, load_model
+from shadowcore.stages import fetch_model
+from shadowcore.texts import cutting
+from shadowcore.texts.documents import Document, documents_to_table
+
+ROOT = Path(__file__).parent.parent
+PAGE = (ROOT / "docs" / "library.md").read_text()
+TRAIN = {"window_tokens": 32, "windows": 8, "rank": 4}
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    return pd.read_parquet(write_words(tmp_path_factory.mktemp("words") / "words")).text.tolist()
+
+
+@pytest.fixture(scope="module", params=["llama", "opt"])
+def quick(request, tmp_path_factory, texts):
+    """A folder in which results/quick has a tiny model of each family in turn, and documents."""
+    place = tmp_path_factory.mktemp(request.param)
+    root = place / "results" / "quick"
+    source = {"family": request.param, "layers": 3, "width": 32, "heads": 4, "neurons": 48, "positions": 64}
+    model = root / "models" / "smollm2-135m"
+    fetch_model.run(
+        fetch_model.Spec("random", source), fetch_model.Inputs(),
+        fetch_model.Outputs(model / "card.json", model / "weights"),
+    )  # fmt: skip
+    table = documents_to_table([Document.of(str(i), text) for i, text in enumerate(texts)]).to_pandas()
+    table["split"] = ["train"] * 12 + ["heldout"] * 2 + ["evaluation"] * 6
+    (root / "texts" / "wikipedia").mkdir(parents=True)
+    table.to_parquet(root / "texts" / "wikipedia" / "documents.parquet")
+    return place
+
+
+@pytest.fixture(scope="module")
+def loaded(quick):
+    """The model and its tokenizer."""
+    weights = quick / "results" / "quick" / "models" / "smollm2-135m" / "weights"
+    return load_model(weights), byte_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def predictor(loaded, texts):
+    return sc.train_predictor(*loaded, texts, **TRAIN)
+
+
+@pytest.fixture
+def offline(monkeypatch, tmp_path):
+    """PIQA from a folder instead of the hub."""
+    folder = write_benchmarks(tmp_path / "benchmarks")
+    read = benchmarks.read
+    monkeypatch.setattr(benchmarks, "read", lambda name, split, place, key: read(name, split, place or folder, key))
+    return str(folder)
+
+
+# ---- pages
+
+
+def test_the_code_of_the_page_runs_as_it_stands(quick, offline, monkeypatch, capsys):
+    monkeypatch.chdir(quick)
+    names = {}
+    for code in re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL):
+        exec(code, names)
+    said = capsys.readouterr().out
+    assert "The capital of" in said and "'acc'" in said and "'share_of_dense_bytes'" in said
+    assert isinstance(names["predictor"], sc.Predictor)
+
+
+def test_the_cells_of_the_notebook_run(quick, monkeypatch):
+    import matplotlib
+
+    matplotlib.use("agg")
+    notebook = json.loads((ROOT / "examples" / "library.ipynb").read_text())
+    monkeypatch.chdir(quick)
+    names = {}
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            assert not cell["outputs"] and cell["execution_count"] is None
+            exec("".join(cell["source"]), names)
+    assert (names["table"].value > 1).all() and len(names["table"]) == 8
+
+
+def test_importing_the_package_imports_no_torch():
+    code = "import sys, shadowcore; assert not {'torch', 'lm_eval', 'transformers'} & set(sys.modules), 'slow'"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_every_name_is_typed_and_documented():
+    typed = re.findall(r"import (\w+) as \1", (ROOT / "shadowcore" / "__init__.pyi").read_text())
+    assert sorted(typed) == sorted(set(sc.__all__) - {"__version__"})
+    for name in typed:
+        assert getattr(sc, name).__doc__, name
+    assert set(sc.__all__) <= set(dir(sc))
+    with pytest.raises(AttributeError, match="train_predictor"):
+        sc.train  # noqa: B018
+
+
+# ---- a sparse model is the one that is evaluated
+
+
+@pytest.fixture
+def tiny(tiny):
+    """In float64: these tests compute the same masks in two ways, and rounding must not decide which unit is kept."""
+    return tiny.double()
+
+
+def random_predictor(model, design="shadow"):
+    torch.manual_seed(5)
+    one = sc.Predictor(design, dimensions_of(model.config), {"heads": 6, "neurons": 6}, criterion="plainact")
+    for parameter in one.parameters():
+        torch.nn.init.normal_(parameter)
+    return one.to(model.dtype).eval()
+
+
+def close(ours, theirs):
+    torch.testing.assert_close(ours, theirs, atol=1e-9, rtol=1e-9)
+
+
+def same(generated, theirs):
+    """`generate` returns the logits of each step in float32, whatever the model computes in."""
+    torch.testing.assert_close(torch.stack(tuple(generated), 1), theirs.float(), atol=1e-5, rtol=1e-5)
+
+
+def expected_logits(model, predictor, ids, prompt, policy="per_layer"):
+    """Of the evaluation under protocol `token`, for what follows the first `prompt` tokens."""
+    scored = torch.ones_like(ids, dtype=torch.bool)
+    scored[:, :prompt] = False
+    sparse = SparseModel(model, PredictedMasks(predictor, KINDS, policy, 50))
+    return sparse.logits(ids, scored, first_kept=prompt - 1)
+
+
+GREEDY = {"do_sample": False, "max_new_tokens": 6, "min_new_tokens": 6, "pad_token_id": 0}
+HOW = [{}, {"use_cache": False}, {"prefill_chunk_size": 3}, {"cache_implementation": "static"}]
+WITH_LOGITS = GREEDY | {"output_logits": True, "return_dict_in_generate": True}
+
+
+@pytest.mark.parametrize("options", HOW, ids=str)
+@pytest.mark.parametrize("design", ["shadow", "layerwise"])
+def test_generation_is_the_evaluations(tiny, tokens, design, options):
+    predictor = random_predictor(tiny, design)
+    with sc.sparsify(tiny, predictor, 0.5) as sparse:
+        found = sparse.generate(tokens, **WITH_LOGITS, **options)
+    wanted = expected_logits(tiny, predictor, found.sequences, tokens.shape[1])
+    same(found.logits, wanted)
+    dense = tiny.generate(tokens, **WITH_LOGITS)
+    assert not torch.allclose(torch.stack(dense.logits, 1), wanted.float(), atol=1e-2)
+
+
+def test_assisted_and_configured_generation_says_the_same(tiny, tokens):
+    predictor, ids = random_predictor(tiny), tokens[:1].repeat(1, 2)
+    with sc.sparsify(tiny, predictor, 0.5) as sparse:
+        plain = sparse.generate(ids, **GREEDY)
+        config = GenerationConfig(**GREEDY)
+        assert torch.equal(sparse.generate(ids, prompt_lookup_num_tokens=2, **GREEDY), plain)
+        assert torch.equal(sparse.generate(inputs=ids, generation_config=config), plain)
+    assert config.disable_compile is None  # the caller's
+
+
+def test_a_row_of_a_batch_padded_on_the_left_is_the_row_alone(tiny, tokens):
+    predictor, short = random_predictor(tiny), tokens[1:, 5:]
+    padded = torch.cat((tokens[:1], torch.cat((torch.zeros_like(tokens[1:, :5]), short), 1)))
+    mask = torch.ones_like(padded)
+    mask[1, :5] = 0
+    with sc.sparsify(tiny, predictor, 0.5, policy="global") as sparse:
+        both = sparse.generate(padded, attention_mask=mask, **WITH_LOGITS)
+        for row, alone in enumerate((tokens[:1], short)):
+            one = sparse.generate(input_ids=alone, **WITH_LOGITS)
+            same([logits[row : row + 1] for logits in both.logits], torch.stack(one.logits, 1))
+
+
+def test_a_call_masks_every_position(tiny, tokens):
+    predictor = random_predictor(tiny)
+    with sc.sparsify(tiny, predictor, 0.5) as sparse:
+        close(sparse(tokens[:, :-1]).logits, expected_logits(tiny, predictor, tokens, 1))
+        by_embedding = sparse(inputs_embeds=tiny.get_input_embeddings()(tokens[:, :-1])).logits
+    close(by_embedding, expected_logits(tiny, predictor, tokens, 1))
+
+
+def test_sparsity_zero_is_the_dense_model_and_units_choose_what_is_skipped(tiny, tokens):
+    predictor = random_predictor(tiny)
+    with torch.no_grad():
+        dense = tiny(tokens).logits
+        with sc.sparsify(tiny, predictor, 0) as sparse:
+            close(sparse(tokens).logits, dense)
+        found = []
+        for units in (None, "both", "heads", "neurons"):
+            with sc.sparsify(tiny, predictor, 0.5, units=units) as sparse:
+                found.append(sparse(tokens).logits)
+    close(found[0], found[1])
+    assert not torch.allclose(found[2], found[3])
+
+
+def hooks_of(model):
+    return sum(len(one._forward_hooks) + len(one._forward_pre_hooks) for one in model.modules())
+
+
+def test_the_model_is_left_as_it_was_whatever_happens(tiny, tokens):
+    before, state = tiny(tokens).logits, {name: value.clone() for name, value in tiny.state_dict().items()}
+    with pytest.raises(ZeroDivisionError), sc.sparsify(tiny, random_predictor(tiny), 0.5) as sparse:
+        sparse(tokens)
+        assert torch.equal(tiny(tokens).logits, before)  # dense inside the block, too
+        with pytest.raises(IndexError):
+            sparse(tokens + 1000)
+        assert hooks_of(tiny) == 0
+        raise ZeroDivisionError
+    assert hooks_of(tiny) == 0 and torch.equal(tiny(tokens).logits, before)
+    assert all(torch.equal(value, state[name]) for name, value in tiny.state_dict().items())
+    for use in (lambda: sparse(tokens), lambda: sparse.generate(tokens), lambda: sc.perplexity(sparse, None, [])):
+        with pytest.raises(ConfigError, match="block has ended"):
+            use()
+
+
+def test_the_decoder_says_what_the_sparse_model_says(tiny, tokens):
+    predictor = random_predictor(tiny)
+    decoder, ids = sc.decoder(tiny, predictor, 0.5), tokens[:1]
+    with sc.sparsify(tiny, predictor, 0.5) as sparse:
+        sequence = sparse.generate(ids, **GREEDY)[0]
+    end = dict(eos_token_id=-1, max_new_tokens=6)
+    assert decoder.generate(ids, **end).tolist() == sequence[12:].tolist()
+    assert decoder.generate(ids[0], dense=True, **end).tolist() == tiny.generate(ids, **GREEDY)[0, 12:].tolist()
+    third = int(sequence[14])
+    assert decoder.generate(ids[0].tolist(), max_new_tokens=6, eos_token_id=[third]).tolist() == next(
+        sequence[12:end].tolist() for end in range(13, 19) if sequence[end - 1] == third
+    )
+
+
+def test_text_in_gives_text_out_up_to_a_stop(loaded, predictor):
+    model, tokenizer = loaded
+    decoder = sc.decoder(model, predictor, 0.5)
+    text = decoder.generate("abc", tokenizer, 12, eos_token_id=-1)
+    ids = decoder.generate(tokenizer("abc")["input_ids"], max_new_tokens=12, eos_token_id=-1)
+    assert len(ids) == 12 and text == tokenizer.decode(ids) and not text.startswith("abc")
+    stop = text[3]
+    assert decoder.generate("abc", tokenizer, 12, stop, eos_token_id=-1) == text[: text.index(stop)]
+
+
+def test_the_end_is_found_wherever_it_lies_in_the_steps_of_a_check(tiny, tokens, monkeypatch):
+    decoder = sc.decoder(tiny, random_predictor(tiny), 0.5)
+    new = decoder.generate(tokens[0], max_new_tokens=9, eos_token_id=-1).tolist()
+    monkeypatch.setitem(decoding.STEPS_BETWEEN_CHECKS, "torch", 4)
+    assert decoder.generate(tokens[0], max_new_tokens=9, eos_token_id=-1).tolist() == new
+    for end in new:
+        found = decoder.generate(tokens[0], max_new_tokens=9, eos_token_id=end).tolist()
+        assert found == new[: new.index(end) + 1]
+
+
+def test_the_triton_backend_can_be_asked_for(tiny):
+    pytest.importorskip("triton", reason="Triton is not installed")
+    from shadowcore.decode.graph import GraphDecoder
+
+    with pytest.raises(ConfigError, match="torch backend"):
+        sc.decoder(tiny, random_predictor(tiny), backend="triton")  # in float64
+    decoder = sc.decoder(tiny.float(), random_predictor(tiny), backend="triton")
+    assert isinstance(decoder.sparse, GraphDecoder) and isinstance(decoder.dense, GraphDecoder)
+
+
+def test_a_tokenizer_that_leaves_out_a_first_space_loses_none(loaded, predictor):
+    class Stripping:
+        """As SentencePiece's: a space at the beginning of what is decoded is no part of it."""
+
+        def __init__(self, tokenizer):
+            self.tokenizer, self.eos_token_id = tokenizer, None
+
+        def __call__(self, text):
+            return self.tokenizer(text)
+
+        def decode(self, ids, **more):
+            return "".join(" " if one % 2 else "x" for one in ids).removeprefix(" ")
+
+    model, tokenizer = loaded
+    decoder = sc.decoder(model, predictor, 0.5)
+    new = decoder.generate(tokenizer("bc")["input_ids"], max_new_tokens=9, eos_token_id=-1).tolist()
+    text = decoder.generate("bc", Stripping(tokenizer), 9, eos_token_id=-1)
+    assert text == "".join(" " if one % 2 else "x" for one in new)
+
+
+# ---- training, saving and measuring
+
+
+def test_training_is_seeded_and_changes_nothing_of_the_callers(loaded, texts, predictor):
+    model, tokenizer = loaded
+    assert hooks_of(model) == 0 and all(one.requires_grad and one.grad is None for one in model.parameters())
+    state = torch.get_rng_state()
+    again = sc.train_predictor(model, tokenizer, texts, **TRAIN)
+    assert torch.equal(torch.get_rng_state(), state)
+    for name, value in predictor.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name]), name
+    assert predictor.trained["windows"] == 8 and predictor.trained["tokens"] == 8 * 31
+    assert predictor.trained["heldout_loss"] <= predictor.trained["heldout_loss_of_mean_scores"]
+
+
+@pytest.mark.parametrize(
+    "options", [{"design": "segments", "segments": 2, "units": "both"}, {"design": "layerwise"}], ids=str
+)
+def test_a_saved_predictor_is_the_trained_one(loaded, texts, tmp_path, options):
+    model, tokenizer = loaded
+    predictor = sc.train_predictor(model, tokenizer, texts, criterion="l2_norm", **TRAIN, **options)
+    predictor.save_pretrained(tmp_path / "new" / "folder", licence="apache-2.0")
+    again = sc.Predictor.from_pretrained(tmp_path / "new" / "folder", model)
+    assert [str(name) for name in again.state_dict()] == [str(name) for name in predictor.state_dict()]
+    assert all(map(torch.equal, again.state_dict().values(), predictor.state_dict().values()))
+    for name in ("design", "criterion", "ranks", "groups", "sizes", "trained", "model_name"):
+        assert getattr(again, name) == getattr(predictor, name), name
+    assert not again.training
+    card = (tmp_path / "new" / "folder" / "README.md").read_text()
+    for fact in ("license: apache-2.0", options["design"], "l2_norm", "4 for neurons", "weights"):
+        assert fact in card, fact
+    first = {path.name: path.read_bytes() for path in (tmp_path / "new" / "folder").iterdir()}
+    again.save_pretrained(tmp_path / "new" / "folder", licence="apache-2.0")  # over itself
+    assert {path.name: path.read_bytes() for path in (tmp_path / "new" / "folder").iterdir()} == first
+    assert set(first) == {"config.json", "model.safetensors", "README.md"}
+    assert str(tmp_path) not in card + first["config.json"].decode()
+
+
+def test_perplexity_is_that_of_the_evaluation(loaded, texts, predictor):
+    model, tokenizer = loaded
+    documents = [Document.of(str(i), text) for i, text in enumerate(texts[:3])]
+    count = sum(len(tokenizer(text)["input_ids"]) // 32 for text in texts[:3])
+    windows = cutting.windows(documents, tokenizer, 32, count, 0)
+    ids = torch.tensor([one.ids for one in windows])
+    for one, masks in (
+        (model, None),
+        (sc.sparsify(model, predictor, 0.5), PredictedMasks(predictor, ("neurons",), "per_layer", 50)),
+    ):
+        losses = window_losses(Group({"one": SparseModel(model, masks)}), ids, 4)["one"]
+        if masks is None:
+            found = sc.perplexity(one, tokenizer, texts[:3], window_tokens=32)
+        else:
+            with one as sparse:
+                found = sc.perplexity(sparse, tokenizer, texts[:3], window_tokens=32)
+        assert np.isclose(found["value"], np.exp(losses.sum().item() / (31 * len(windows)))) and found["n"] == 3
+        assert found["low"] <= found["value"] <= found["high"] and found["stderr"] > 0
+
+
+def test_an_error_on_the_way_is_raised(loaded, texts):
+    class Broken:
+        reads_prompt = False
+
+        def begin(self, *arguments):
+            raise ConfigError("masks: broken")
+
+    model, tokenizer = loaded
+    with pytest.raises(ConfigError, match="masks: broken"):
+        sc.perplexity(sc.SparseCausalLM(model, Broken()), tokenizer, texts)
+
+
+def test_benchmarks_are_those_of_the_evaluation(loaded, predictor, tmp_path):
+    model, tokenizer = loaded
+    folder = str(write_benchmarks(tmp_path / "benchmarks"))
+    with sc.sparsify(model, predictor, 0.5) as sparse:
+        found = sc.evaluate(sparse, tokenizer, ["piqa", "wikitext"], offline_dir=folder, fewshot=0, limit=5)
+    documents = benchmarks.read("piqa", "validation", folder)[0]
+    task = benchmarks.task("piqa", list(benchmarks.subset("piqa", documents, 5, 0).values()))
+    sparse = SparseModel(model, PredictedMasks(predictor, ("neurons",), "per_layer", 50))
+    rows = Questions(model, tokenizer, [task], 16, 64).outcomes(Group({"one": sparse}))["one"]
+    rows = [row["value"] for row in rows if row["metric"] == "acc"]
+    assert found["piqa"]["acc"]["value"] == np.mean(rows) and found["piqa"]["acc"]["n"] == 5
+    assert set(found["wikitext"]) == {"word_perplexity", "byte_perplexity", "token_perplexity"}
+    dense = sc.evaluate(model, tokenizer, ["piqa"], offline_dir=folder, fewshot=1, limit=99)
+    assert dense["piqa"]["acc"]["n"] == 8
+
+
+def test_a_benchmark_counts_bytes_and_times_both(loaded, predictor):
+    model, _ = loaded
+    found = sc.benchmark(sc.decoder(model, predictor, 0.5), prompt_tokens=4, new_tokens=2, repeats=1)
+    dense = sc.benchmark(sc.decoder(model, predictor, 0), prompt_tokens=4, new_tokens=2, repeats=1)
+    sizes, matrices = dimensions_of(model.config), 3 if model.config.model_type == "llama" else 2
+    biases = 4 * (matrices == 2)  # fc1 has one a neuron
+    skipped = (sizes.layers - 1) * sizes.neurons // 2 * (matrices * sizes.width * 4 + biases)
+    assert dense["bytes_per_token"] - found["bytes_per_token"] == skipped
+    assert found["dense_bytes_per_token"] < dense["bytes_per_token"]  # that one has a predictor to read
+    assert found["share_of_dense_bytes"] == found["bytes_per_token"] / found["dense_bytes_per_token"]
+    assert found["speedup"] == found["dense_ms_per_token"] / found["ms_per_token"]
+    assert found["backend"] == "torch" and found["limit_ms_per_token"] is None
+
+
+# ---- bad input
+
+
+@pytest.fixture(scope="module")
+def other():
+    return TINY["opt"]().eval()
+
+
+@pytest.mark.parametrize("sparsity", [50, 1, 1.0, -0.1, "0.5", None, True, float("nan"), 0.123])
+def test_sparsity_is_a_fraction(loaded, predictor, sparsity):
+    for use in (sc.sparsify, sc.decoder):
+        with pytest.raises(ConfigError, match="^sparsity: "), _entered(use(loaded[0], predictor, sparsity)):
+            pass
+
+
+class _entered:
+    """Enters what has a block, and anything else not at all."""
+
+    def __init__(self, thing):
+        self.thing = thing
+
+    def __enter__(self):
+        return self.thing.__enter__() if hasattr(self.thing, "__enter__") else self.thing
+
+    def __exit__(self, *error):
+        return hasattr(self.thing, "__exit__") and self.thing.__exit__(*error)
+
+
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [
+        ({"design": "shadwo"}, ["design", "shadow"]),
+        ({"criterion": "snip"}, ["criterion", "snip", "plainact"]),
+        ({"criterion": "plainct"}, ["criterion", "plainact"]),
+        ({"units": "neuron"}, ["units", "neurons"]),
+        ({"rank": 0}, ["rank", "0"]),
+        ({"epochs": 1.5}, ["epochs", "1.5"]),
+        ({"learning_rate": 0}, ["learning_rate"]),
+        ({"window_tokens": 65}, ["window_tokens", "65", "64"]),
+        ({"window_tokens": 1}, ["window_tokens", "1"]),
+        ({"design": "segments", "segments": 9}, ["segments", "9"]),
+        ({"texts": "one text"}, ["texts", "list"]),
+        ({"texts": ["a" * 99, 3]}, ["texts[1]", "int"]),
+        ({"texts": ["a" * 99]}, ["texts", "1 of 1", "2"]),
+        ({"texts": ["a" * 99, "short"]}, ["texts", "1 of 2", "64"]),
+        ({"texts": []}, ["texts", "0 of 0"]),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_bad_training_is_one_sentence(loaded, texts, options, names):
+    arguments = {"texts": texts} | options
+    with pytest.raises(ConfigError) as caught:
+        sc.train_predictor(*loaded, **arguments)
+    _names(caught, names)
+
+
+def _names(caught, names):
+    message = str(caught.value)
+    assert "\n" not in message and all(name in message for name in names), message
+
+
+def test_a_model_or_a_predictor_that_does_not_fit_is_one_sentence(loaded, texts, predictor, other, tmp_path):
+    model, tokenizer = loaded
+    layerwise = random_predictor(model, "layerwise")
+    training = TINY["opt"]()
+    for use, names in (
+        (lambda: sc.decoder(other, predictor), ["predictor", "neurons", "48", "64"]),
+        (lambda: sc.decoder(training, predictor), ["model.eval()"]),
+        (lambda: sc.train_predictor("gpt2", tokenizer, texts), ["model", "str"]),
+        (lambda: sc.decoder(model, "smollm2-shadow"), ["predictor", "from_pretrained"]),
+        (lambda: sc.decoder(model, predictor, units="both"), ["units", "heads"]),
+        (lambda: sc.decoder(model, predictor, policy="globl"), ["policy", "global"]),
+        (lambda: sc.decoder(model, layerwise, policy="global"), ["policy", "layerwise", "per_layer"]),
+        (lambda: sc.decoder(model, predictor, backend="cuda"), ["backend", "triton"]),
+        (lambda: sc.decoder(model, predictor, max_positions=65), ["max_positions", "64"]),
+        (lambda: sc.benchmark(model), ["decoder", "shadowcore.decoder"]),
+        (lambda: sc.benchmark(sc.decoder(model, predictor), prompt_tokens=60), ["prompt_tokens", "84", "64"]),
+        (lambda: sc.perplexity(model, tokenizer, ["short"]), ["texts", "window_tokens"]),
+        (lambda: sc.evaluate(model, tokenizer, "piqa"), ["tasks", "list"]),
+        (lambda: sc.evaluate(model, tokenizer, ["pika"]), ["tasks", "piqa"]),
+        (lambda: sc.evaluate(model, tokenizer, ["piqa"], limit=0), ["limit"]),
+        (lambda: sc.evaluate(model, tokenizer, ["piqa", "wikitext"], fewshot=2), ["fewshot", "2", "wikitext"]),
+        (lambda: sc.evaluate(model, tokenizer, ["lambada_openai"], fewshot=1), ["fewshot", "lambada_openai"]),
+        (lambda: sc.evaluate(model, "gpt2", ["piqa"]), ["tokenizer", "str"]),
+        (lambda: sc.perplexity(other, tokenizer, texts), ["tokenizer", "96"]),
+        (lambda: sc.train_predictor(other, tokenizer, texts), ["tokenizer", "96"]),
+    ):
+        with pytest.raises((ConfigError, SourceError)) as caught:
+            use()
+        _names(caught, names)
+
+
+def test_a_bad_prompt_is_one_sentence(loaded, predictor):
+    model, tokenizer = loaded
+    decoder = sc.decoder(model, predictor)
+    for arguments, names in (
+        (("text",), ["tokenizer"]),
+        (([],), ["prompt", "no tokens"]),
+        (([1, 5000],), ["prompt", "5000"]),
+        (([[1, 2], [3, 4]],), ["one prompt"]),
+        (([1], None, 0), ["max_new_tokens", "0"]),
+        (([1] * 60, None, 6), ["max_new_tokens", "6", "5", "64"]),
+        (("text", tokenizer, 5, [""]), ["stop"]),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            decoder.generate(*arguments)
+        _names(caught, names)
+    assert len(decoder.generate([1] * 60, max_new_tokens=5, eos_token_id=-1)) == 5
+
+
+def test_a_damaged_folder_is_one_sentence(predictor, other, tmp_path):
+    folder = tmp_path / "saved"
+    predictor.save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    whole = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(ConfigError, match="neurons 48"):
+        sc.Predictor.from_pretrained(folder, other)
+    damaged = bytearray(whole["model.safetensors"])
+    damaged[-1] ^= 1
+    for name, content, names in (
+        ("model.safetensors", bytes(damaged), ["model.safetensors", "damaged"]),
+        ("config.json", b"{", ["config.json"]),
+        ("config.json", json.dumps(config | {"design": "shadwo"}).encode(), ["config.json", "shadow"]),
+        ("config.json", json.dumps(config | {"block": 0}).encode(), ["config.json", "block"]),
+        ("config.json", json.dumps(config | {"extra": 1}).encode(), ["config.json", "extra"]),
+        ("config.json", json.dumps({"model_type": "opt"}).encode(), ["config.json"]),
+        ("config.json", json.dumps(config | {"ranks": {"neurons": 5}}).encode(), ["model.safetensors", "config.json"]),
+    ):
+        (folder / name).write_bytes(content)
+        with pytest.raises(ArtifactError) as caught:
+            sc.Predictor.from_pretrained(folder)
+        _names(caught, names)
+        (folder / name).write_bytes(whole[name])
+    sc.Predictor.from_pretrained(folder)
+    (folder / "model.safetensors").unlink()
+    for place in (folder, tmp_path / "nowhere"):
+        with pytest.raises(ArtifactError, match="no such file"):
+            sc.Predictor.from_pretrained(place)
+
+
+def test_no_model_is_overwritten_by_a_predictor(quick, predictor, tmp_path):
+    weights = quick / "results" / "quick" / "models" / "smollm2-135m" / "weights"
+    before = (weights / "config.json").read_bytes()
+    with pytest.raises(ConfigError, match="config.json that is not a predictor's"):
+        predictor.save_pretrained(weights)
+    assert (weights / "config.json").read_bytes() == before
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="is a file"):
+        predictor.save_pretrained(tmp_path / "file")
+
+
+# ---- shadowcore generate
+
+
+@pytest.fixture
+def study(quick, predictor, tmp_path):
+    """The results of a study with one predictor; `add` makes another."""
+    root = tmp_path / "quick"
+    root.mkdir()
+    (root / "models").symlink_to(quick / "results" / "quick" / "models")
+
+    def add(name, method="shadow"):
+        path = root / "predictors" / "smollm2-135m" / "wikipedia" / f"{name}.safetensors"
+        recipe = {"rank": predictor.ranks, "segments": 1, "bits": 16, "block": 1}
+        made = {"spec": {"method": method, "recipe": recipe}}
+        artifacts.write_sealed(path, PREDICTOR_SCHEMA, stored(predictor.state_dict(), 16), made)
+
+    add("shadow+plainact+small")
+    return root, add
+
+
+def test_generate_prints_dense_and_sparse(study, capsys):
+    command = ["generate", str(study[0]), "--method", "shadow", "--sparsity", "50", "The capital of"]
+    assert cli.main([*command, "--max-new-tokens", "4"]) == 0
+    said = capsys.readouterr().out
+    assert said.index("dense: ") < said.index("shadow: ") and said.count("The capital of") == 2
+    assert said.count("tokens per second") == 2 and re.search(r"reads \d+% of the weights", said)
+    study[1]("shadow+l2_norm+small")  # the papers' criterion is taken of two
+    assert cli.main([*command, "--max-new-tokens", "1"]) == 0
+    assert "by plainact" in capsys.readouterr().out
+
+
+def test_generate_names_the_choices_and_what_is_missing(study, capsys, tmp_path):
+    root, add = study
+
+    def refused(*arguments):
+        assert cli.main(["generate", *arguments]) == 2
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1
+        return said
+
+    add("shadow+plainact+large")
+    assert "--predictor: the study has several: large, small" in refused(str(root), "x")
+    assert "'samll'" in refused(str(root), "x", "--predictor", "samll")
+    assert "--method" in refused(str(root), "x", "--method", "layerwise")
+    assert "--method" in refused(str(root), "x", "--method", "magic")
+    assert "--sparsity: 100" in refused(str(root), "x", "--sparsity", "100")
+    assert "no such folder" in refused(str(root / "none"), "x")
+    (tmp_path / "empty").mkdir()
+    assert "no trained predictors" in refused(str(tmp_path / "empty"), "x")
+    (root / "models").unlink()
+    assert "card.json: no such file" in refused(str(root), "x", "--predictor", "small")
