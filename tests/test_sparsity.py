@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from shadowcore.errors import ConfigError
+from shadowcore.measure import sparsity
 from shadowcore.measure.activation_masks import PromptMasks, ThresholdMasks, nonzero_masks
 from shadowcore.measure.group import Group
 from shadowcore.measure.harness import SparseLM
@@ -248,6 +249,14 @@ def test_a_context_run_once_equals_one_run_for_every_choice(tiny, max_length, pr
         for batch, order in ((1, list(range(10))), (6, [5, 2, 7, 0, 9, 1, 6, 4, 8, 3])):
             shared = likelihoods(tiny, source, requests, batch, order, max_length, protocol)
             torch.testing.assert_close(shared, alone, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("policy", ["per_layer", "global"])
+def test_scoring_some_positions_at_once_changes_nothing(tiny, tokens, policy, monkeypatch):
+    sparse = SparseModel(tiny, PredictedMasks(predictor_of(tiny), KINDS, policy, 50))
+    together = sparse.logits(tokens, all_scored(tokens))
+    monkeypatch.setattr(sparsity, "SCORES_AT_ONCE", 1)
+    torch.testing.assert_close(sparse.logits(tokens, all_scored(tokens)), together)
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)

@@ -11,7 +11,7 @@ from shadowcore.measure.protocols import TOKEN, Protocol
 from shadowcore.measure.sparsity import Context, Masks
 from shadowcore.method.criteria import CRITERIA, Signals
 from shadowcore.method.passes import ImportancePass
-from shadowcore.method.policies import POLICIES
+from shadowcore.method.policies import POLICIES, WHOLE_MODEL_POLICIES
 from shadowcore.method.predictors import FIRST_SPARSE_LAYER
 from shadowcore.models.families import Kind, dimensions_of
 from shadowcore.models.recording import Choose, Site
@@ -27,29 +27,31 @@ class OracleMasks(Masks):
         self.importance, self.criterion = ImportancePass(model), CRITERIA[criterion]
         self.layers = dimensions_of(model.config).layers
         self.kinds, self.policy, self.sparsity_pct = kinds, POLICIES[policy], sparsity_pct
+        self.layer_by_layer = policy not in WHOLE_MODEL_POLICIES
 
     def begin(self, ids: torch.Tensor, scored: torch.Tensor, context: Context, protocol: Protocol = TOKEN) -> Choose:
         each, applied = protocol.source(scored) is None, protocol.applied(scored)
         scores = {kind: [None] * self.layers for kind in self.kinds}
+        keep: dict[Site, torch.Tensor] = {}
 
         def see_units(site: Site, signals: Signals) -> None:
             if site.what in scores:
                 there = Signals(signals.a, signals.g, applied, signals.column_norm)
                 found = self.criterion.token(there) if each else self.criterion.sequence(there)[:, None]
-                scores[site.what][site.layer] = found  # (B, T or 1, U)
+                if self.layer_by_layer:  # a large model's scores take more memory than the model
+                    keep[site] = self.policy(found, self.sparsity_pct)
+                else:
+                    scores[site.what][site.layer] = found  # (B, T or 1, U)
 
         if self.criterion.order:
             self.importance(ids, scored, see_units, context=context())
         else:
             self.importance.forward_only(ids, scored, see_units, context=context())
-        keep = {
-            kind: self.policy(torch.stack(tables[FIRST_SPARSE_LAYER:], 2), self.sparsity_pct)  # (B, T or 1, L - 1, U)
-            for kind, tables in scores.items()
-        }
+        for kind, tables in scores.items() if not self.layer_by_layer else ():
+            masks = self.policy(torch.stack(tables[FIRST_SPARSE_LAYER:], 2), self.sparsity_pct)  # (B, T or 1, L - 1, U)
+            keep |= {Site(layer, kind): mask for layer, mask in enumerate(masks.unbind(2), FIRST_SPARSE_LAYER)}
 
         def choose(site: Site, x: torch.Tensor) -> torch.Tensor | None:
-            if site.what not in keep or site.layer < FIRST_SPARSE_LAYER:
-                return None
-            return keep[site.what][..., site.layer - FIRST_SPARSE_LAYER, :]
+            return keep.get(site) if site.layer >= FIRST_SPARSE_LAYER else None
 
         return choose

@@ -26,6 +26,9 @@ def no_context() -> dict[str, Any]:
     return {"use_cache": False}
 
 
+SCORES_AT_ONCE = 2e9  # bytes of predicted scores
+
+
 class Masks(Interface):
     """Where keep masks come from; `reads_prompt`: from a row's whole prompt, so it must be in the row."""
 
@@ -65,15 +68,25 @@ class PredictedMasks(Masks):
 
         def choose(site: Site, x: torch.Tensor) -> torch.Tensor | None:
             feature = x.flatten(2) if source is None else x.flatten(2)[rows, source][:, None]  # (B, T or 1, D)
-            for kind in self.kinds:
-                reading = self.predictor.read(site, feature, kind)
-                if reading is not None:
-                    layers, scores = reading
-                    chosen = self.predictor.spread(self.policy(scores, self.sparsity_pct), kind)
-                    keep.update({Site(layer, kind): chosen[..., i, :] for i, layer in enumerate(layers)})
+            for kind in self.kinds if site in self.predictor.group_at else ():
+                layers, chosen = self._chosen(site, feature, kind)
+                keep.update({Site(layer, kind): chosen[..., i, :] for i, layer in enumerate(layers)})
             return keep.pop(site, None)
 
         return choose
+
+    def _chosen(self, site: Site, feature: torch.Tensor, kind: Kind) -> tuple[tuple[int, ...], torch.Tensor]:
+        """The layers that are predicted from a site, and their keep masks (B, T, layers, U).
+
+        Scores of a large model's layers take more memory than the model, so only some positions are scored at once.
+        """
+        scorer = self.predictor.scorers[kind][self.predictor.group_at[site]]
+        position = len(feature) * scorer.layers * scorer.units * 4
+        masks = []
+        for part in feature.split(max(1, int(SCORES_AT_ONCE // position)), 1):
+            layers, scores = self.predictor.read(site, part, kind)
+            masks.append(self.policy(scores, self.sparsity_pct))
+        return layers, self.predictor.spread(torch.cat(masks, 1), kind)
 
 
 class SparseModel:
