@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from collections.abc import Sequence
 from typing import TextIO
 
 from shadowcore.jobs import Jobs
-from shadowcore.states import states, summary
+from shadowcore.states import Job, counted, duration, states
 
 PAUSE = 10.0  # seconds between two lines where lines cannot be written over, as in a file
 # what Snakemake says of single jobs: events of its logger, and lines that are no events
@@ -36,6 +37,7 @@ class ProgressLine(logging.Handler):
     def __init__(self, jobs: Jobs, out: TextIO = sys.stderr):
         super().__init__()
         self.jobs, self.out, self.written = jobs, out, 0.0
+        self.together = 1  # most jobs seen to run at once: when one ends, the next one has not begun yet
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write the line, at most once a second on a terminal and every PAUSE seconds elsewhere."""
@@ -43,9 +45,15 @@ class ProgressLine(logging.Handler):
         if getattr(record, "event", None) != "progress" or now - self.written < (1 if terminal else PAUSE):
             return
         self.written = now
-        line = summary(states(self.jobs, now))
+        line = self._line(states(self.jobs, now))
         self.out.write(f"\r{line}\033[K" if terminal else f"{time.strftime('%H:%M:%S')}  {line}\n")
         self.out.flush()
+
+    def _line(self, found: Sequence[Job]) -> str:
+        count, left = counted(found), sum(job.left for job in found)
+        self.together = max(self.together, count["running"])
+        words = f"{count['done']} of {len(found)} jobs done"
+        return f"{words}, about {duration(left / self.together)} left" if count["done"] < len(found) else words
 
     def close(self) -> None:
         """Leave the line that was written over."""
