@@ -15,7 +15,9 @@ SECONDS = 10  # that a command of the system may take
 
 def memory() -> int:
     """Bytes of main memory: the machine's, or fewer where a container may use fewer."""
-    limits = [text for path in LIMITS if path.is_file() and (text := path.read_text().strip()).isdigit()]
+    limits = [
+        text for path in LIMITS if path.is_file() and (text := path.read_text(encoding="ascii").strip()).isdigit()
+    ]
     return min([os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *map(int, limits)])
 
 

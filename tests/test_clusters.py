@@ -168,7 +168,7 @@ def test_a_second_attempt_has_half_the_batch(tmp_path):
          target], cwd=folder, env=environment(folder), capture_output=True, text=True,
     )  # fmt: skip
     assert said.returncode == 0, said.stderr[-3000:]
-    assert "out of memory (CUDA out of memory. Tried to allocate 2.00 GiB); smaller batches" in said.stderr
+    assert "out of memory (CUDA out of memory. Tried to allocate 2.00 GiB); use smaller batches" in said.stderr
     assert (folder / target).is_file()
     again = yaml.safe_load((folder / "config" / "tiny.yaml").read_text())
     again["traces"]["batch"] = 1  # how it is made does not make it another

@@ -15,6 +15,7 @@ from shadowcore import artifacts
 from shadowcore.decode.decoder import Decoder
 from shadowcore.decode.layout import check_variant, from_model
 from shadowcore.errors import ArtifactError, ConfigError, ShadowcoreError, SourceError
+from shadowcore.measure.group import Group
 from shadowcore.measure.harness import SparseLM
 from shadowcore.measure.sparsity import SparseModel
 from shadowcore.models import folders, sources
@@ -245,7 +246,9 @@ def test_a_likelihood_does_not_depend_on_the_rows_beside_it(rope):
     model = LlamaForCausalLM(LlamaConfig(**SIZES | LLAMA, rope_parameters=rope)).eval()
     asked = [(("a", "b"), [5, 6, 7, 8], [9, 10]), (("c", "d"), list(range(3, 58)), [11, 12, 13])]
     alone, together = (
-        SparseLM(SparseModel(model, None), folders.byte_tokenizer(), batch, 64)._loglikelihood_tokens(asked)[0][0]
+        SparseLM(model, folders.byte_tokenizer(), batch, 64)._likelihoods(Group({"": SparseModel(model, None)}), asked)[
+            ""
+        ][0][0]
         for batch in (1, 4)
     )
     with torch.no_grad():
@@ -515,8 +518,8 @@ TRACED = {
     "criteria": ["plainact"], "token_criteria": [], "token_bits": 4, "batch": 2, "dtype": "float32", "seed": 0,
 }  # fmt: skip
 EVALUATED = {
-    "condition": {"model": "tiny", "data": "text", "method": "dense", "seed": 0}, "windows": 2, "window_tokens": 65,
-    "window_batch": 2, "request_batch": 2, "dtype": "float32", "text_seed": 0, "tasks": ["second_half"],
+    "conditions": {"dense": {"model": "tiny", "data": "text", "method": "dense", "seed": 0}},
+    "windows": 2, "window_tokens": 65, "window_batch": 2, "request_batch": 2, "dtype": "float32", "text_seed": 0, "tasks": ["second_half"],
 }  # fmt: skip
 TIMED = {
     "model": "tiny", "weights": "random", "dtype": "float32", "criterion": "plainact", "units": "neurons",
@@ -543,7 +546,7 @@ TOO_LONG = [
 @pytest.mark.parametrize("stage, spec, named", TOO_LONG, ids=[stage.__name__.split(".")[-1] for stage, *_ in TOO_LONG])
 def test_stages_refuse_windows_longer_than_the_model(stage, spec, named, fetched, tmp_path):
     files = {
-        field.name: () if field.name in ("scores", "benchmarks", "thresholds", "predictor") else tmp_path / field.name
+        field.name: () if field.name in ("scores", "benchmarks", "thresholds", "predictors") else tmp_path / field.name
         for field in dataclasses.fields(stage.Inputs)
     }
     made = stage.Inputs(**files | {"card": fetched / "card.json", "weights": fetched / "weights"})

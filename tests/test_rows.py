@@ -13,6 +13,7 @@ from shadowcore.errors import ConfigError, ShadowcoreError, SourceError
 from shadowcore.models.folders import byte_tokenizer
 from shadowcore.paragraphs import mark, paragraphs, visible
 from shadowcore.stages import check_disjoint, inputs, prepare_benchmark, prepare_text, trace
+from shadowcore.stages.base import CARD_SCHEMA
 from shadowcore.texts import cutting, sources
 from shadowcore.texts.documents import Document
 from shadowcore.texts.sources import FolderText, HubText, PackagedText
@@ -306,10 +307,13 @@ def test_sizes_beyond_the_text_name_their_key_and_both_numbers(tmp_path):
         with pytest.raises(ConfigError, match="^heldout_fraction"):
             prepare_text.run(spec(heldout), prepare_text.Inputs(), outputs)
     prepare_text.run(spec(0.2), prepare_text.Inputs(), outputs)
+    sizes = dict.fromkeys(("layers", "width", "heads", "kv_heads", "head_width", "neurons", "vocabulary"), 2)
+    card = tmp_path / "card.json"
+    artifacts.write_record(card, CARD_SCHEMA, {"dimensions": sizes | {"positions": 64}, "files": {}}, {})
     for split, count, key in (("train", 12, "traces.windows"), ("heldout", 4, "traces.heldout_windows"),
                               ("evaluation", 4, "evaluation.windows")):  # fmt: skip
         with pytest.raises(ConfigError, match=rf"^{key} .*: 13 windows of 20 tokens .* {count} documents hold {count}"):
-            inputs.windows_of(outputs.documents, split, byte_tokenizer(), 20, 13, 0)
+            inputs.windows_of(card, outputs.documents, split, byte_tokenizer(), 20, 13, 0)
     many = trace.Spec("train", 0, 5, 4, 80, 8, (), ("plainact",), ("plainact",), 8, 2, "float32", 0)
     with pytest.raises(ConfigError, match=r"traces.shards: 5 .*traces.windows \(4\)"):
         trace.run(many, None, None)

@@ -30,6 +30,7 @@ class AllUnits:
     """Dense: nothing is skipped."""
 
     weight_bytes = 0
+    score_dtype: torch.dtype | None = None  # what scores are computed in, where it is not the layout's number format
 
     def sites(self) -> dict[Site, int]:
         """Where it wants to see what flows, and the first layer it chooses for from there."""
@@ -121,6 +122,8 @@ class PredictedUnits(AllUnits):
         groups = list(self._groups.values())
         device, layers = groups[0].inner.device, max(len(group.layers) for group in groups)
         self.batch = batch
+        # several sequences multiply 8-bit weights with features in 16 bits
+        self.score_dtype = torch.bfloat16 if batch > 1 and groups[0].inner.dtype == torch.int8 else None
         self._capacity = {kind: min(self._scored[kind], batch * count) for kind, count in self._kept.items()}
         self._hidden = torch.empty(batch, max(len(group.inner) for group in groups), device=device)
         self._starts, width = {}, 0  # of each kind's scores in a row, where wide loads may begin

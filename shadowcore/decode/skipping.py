@@ -29,6 +29,7 @@ class Selection(Protocol):
     """Decides, while a step runs, what its later layers skip; for that it reads `weight_bytes` of its own."""
 
     weight_bytes: int
+    score_dtype: torch.dtype | None  # what scores are computed in, where it is not the layout's number format
 
     def see(self, site: Site, feature: torch.Tensor) -> None:
         """Told by the decoder what flows at each residual and at each layer's heads, (B, D) or (B, H K)."""
@@ -43,7 +44,7 @@ class Selection(Protocol):
 class KeepAll:
     """Dense: nothing is skipped."""
 
-    weight_bytes = 0
+    weight_bytes, score_dtype = 0, None
 
     def see(self, site: Site, feature: torch.Tensor) -> None:
         pass
@@ -76,6 +77,8 @@ class KeepPredicted:
     an unknown policy, one that needs more layers at once than the predictor scores, or a kind of unit the
     predictor does not score.
     """
+
+    score_dtype = None
 
     def __init__(self, predictor: Predictor, policy: str, sparsity_pct: Mapping[Kind, int]):
         one_of(policy, POLICIES, "policy")

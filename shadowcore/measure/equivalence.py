@@ -249,7 +249,8 @@ def _selection_ties(name: str, decoder: Decoder, features: Mapping[Site, torch.T
             kept = torch.stack([_mask(decoder.selection.kept(layer, kind), batch, units) for layer in layers], 1)
             kept = _of_blocks(name, kept, units // scores.shape[-1])
             wanted = top_units(scores, int(kept[0, 0].sum()))
-            ties += near_ties(name, kind, scores, kept, wanted, decoder.layout.dtype)
+            dtype = decoder.selection.score_dtype or decoder.layout.dtype
+            ties += near_ties(name, kind, scores, kept, wanted, dtype)
     return ties
 
 

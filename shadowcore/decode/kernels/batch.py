@@ -117,7 +117,7 @@ def project(
         vectors, weight, read.gains, read.bias, scale, moments, units and units.index, units and units.count, bits, out,
         gathered, tail_shift, total, norm.eps, len(vectors), vectors.stride(0), out.stride(0),
         D=width, UNIT=unit_rows, PARTS=parts, ACTIVATION=ACTIVATIONS[activation], BATCH=PADDED, ROWS=ROWS,
-        COLUMNS=columns_together(weight), **norm_sizes(norm), TYPE=_multiplied(weight.dtype), num_stages=STAGES,
+        COLUMNS=columns_together(weight), **norm_sizes(norm), TYPE=_multiplied(weight), num_stages=STAGES,
         **options(weight.device, 4),
     )  # fmt: skip
 
@@ -128,9 +128,13 @@ def columns_together(weight: torch.Tensor) -> int:
     return min(COLUMNS, power_of_two_within(shared_memory(weight.device) // each))
 
 
-def _multiplied(dtype: torch.dtype) -> tl.dtype:
-    """Number format of a matrix product's factors."""
-    return {torch.float32: tl.float32, torch.float16: tl.float16}.get(dtype, tl.bfloat16)
+def _multiplied(weight: torch.Tensor) -> tl.dtype:
+    """Number format of a matrix product's factors.
+
+    On a CPU it is never bfloat16: Triton's interpreter multiplies the bits of such numbers as if they were integers.
+    """
+    narrow = tl.bfloat16 if weight.is_cuda else tl.float32
+    return {torch.float32: tl.float32, torch.float16: tl.float16}.get(weight.dtype, narrow)
 
 
 @triton.jit(do_not_specialize=["slots", "batch", "stride"])
@@ -172,5 +176,5 @@ def accumulate(partial: Partial, amount: torch.Tensor, weight: torch.Tensor, uni
         amount, weight, units and units.index, partial.count, partial.addends, partial.slots,
         len(amount), amount.stride(0),
         D=width, UNIT=partial.unit_rows, GROUP=partial.group, BATCH=PADDED, ROWS=SUM_ROWS, COLUMNS=SUM_COLUMNS,
-        TYPE=_multiplied(weight.dtype), num_stages=STAGES, **options(weight.device, 4),
+        TYPE=_multiplied(weight), num_stages=STAGES, **options(weight.device, 4),
     )  # fmt: skip
