@@ -519,7 +519,8 @@ TRACED = {
 }  # fmt: skip
 EVALUATED = {
     "conditions": {"dense": {"model": "tiny", "data": "text", "method": "dense", "seed": 0}},
-    "windows": 2, "window_tokens": 65, "window_batch": 2, "request_batch": 2, "dtype": "float32", "text_seed": 0, "tasks": ["second_half"],
+    "windows": 2, "window_tokens": 65, "window_batch": 2, "request_batch": 2,
+    "dtype": "float32", "text_seed": 0, "tasks": ["second_half"],
 }  # fmt: skip
 TIMED = {
     "model": "tiny", "weights": "random", "dtype": "float32", "criterion": "plainact", "units": "neurons",
