@@ -443,7 +443,7 @@ def main() -> int:
     parsed = parser.parse_args()
     study = load_study(parsed.config)
     if parsed.short:
-        traces = study.traces.model_copy(update={"criteria": ["plainact"], "windows": 8})
+        traces = study.traces.model_copy(update={"criteria": ["plainact"], "windows": 24})
         study = study.model_copy(update={"traces": traces})
     chain = Chain(Jobs(study, parsed.results))
     if parsed.show or parsed.table or parsed.rates:
