@@ -16,10 +16,10 @@ from shadowcore.config_errors import sentence
 from shadowcore.config_file import read_yaml
 from shadowcore.errors import ConfigError, near_miss
 from shadowcore.fields import Name, Seed, Strict, Switch, list_of
-from shadowcore.measure.activation_masks import BASELINES
+from shadowcore.measure.methods import SPARSE
 from shadowcore.method.criteria import CRITERIA
 from shadowcore.method.policies import WHOLE_MODEL_POLICIES
-from shadowcore.method.predictors import PREDICTORS
+from shadowcore.method.predictors import groups_of
 from shadowcore.recipes import Preset, Trained, Tuned
 from shadowcore.sections import Evaluation, Grid, Latency, LatencyRandom, Model, Text, Traces, needs_network
 from shadowcore.stages.conditions import NEEDS_PROMPTS
@@ -86,13 +86,12 @@ class Study(Strict):
     def grids_are_whole(self) -> Study:
         """A grid must name what its methods need, and what they can do."""
         for i, grid in enumerate(self.conditions):
-            trained = set(grid.methods) & set(PREDICTORS)
+            trained = [name for name in grid.methods if SPARSE[name].trained]
             if trained and not grid.predictors:
                 raise ValueError(f"conditions[{i}]: {sorted(trained)} need `predictors`, names of presets")
-            if set(grid.methods) - {"random", *BASELINES} and not grid.criteria:
-                raise ValueError(f"conditions[{i}]: {sorted(grid.methods)} need `criteria`")
-            parted = any(self.predictors[Trained.named(name).preset].segments > 1 for name in grid.predictors)
-            several = [m for m in grid.methods if m.startswith("layerwise") or (m == "segments" and parted)]
+            if not grid.criteria and (scored := [name for name in grid.methods if SPARSE[name].scores]):
+                raise ValueError(f"conditions[{i}]: {sorted(scored)} need `criteria`")
+            several = [name for name in trained if self._several_groups(name, grid.predictors)]
             if several and set(grid.policies) & WHOLE_MODEL_POLICIES:
                 raise ValueError(
                     f"conditions[{i}]: {several[0]} decides layer by layer, policy "
@@ -105,6 +104,11 @@ class Study(Strict):
                     "evaluation.tasks could have second_half"
                 )
         return self
+
+    def _several_groups(self, design: str, predictors: list[str]) -> bool:
+        """Whether a predictor of this design scores some layers later than others."""
+        counts = {self.predictors[Trained.named(name).preset].segments for name in predictors}
+        return any(len(groups_of(design, count + 2, count)) > 1 for count in counts)
 
     @model_validator(mode="after")
     def texts_and_traces_suffice(self) -> Study:
@@ -160,7 +164,8 @@ class Study(Strict):
     @property
     def used_presets(self) -> set[str]:
         """Presets of the predictors that are trained, for conditions or the latency."""
-        names = [name for grid in self.conditions if set(grid.methods) & set(PREDICTORS) for name in grid.predictors]
+        grids = [grid for grid in self.conditions if any(SPARSE[name].trained for name in grid.methods)]
+        names = [name for grid in grids for name in grid.predictors]
         return {Trained.named(name).preset for name in [*names, *([self.latency.predictor] if self.latency else [])]}
 
     @property
@@ -172,7 +177,7 @@ class Study(Strict):
     @property
     def token_criteria(self) -> tuple[str, ...]:
         """Criteria that a trained predictor or the oracle scores tokens by."""
-        grids = [grid for grid in self.conditions if set(grid.methods) & {*PREDICTORS, "oracle"}]
+        grids = [grid for grid in self.conditions if any(SPARSE[name].scores == "token" for name in grid.methods)]
         used = {name for grid in grids for name in grid.criteria}
         return tuple(sorted(used | ({self.latency.criterion} if self.latency else set())))
 

@@ -15,14 +15,13 @@ from typing import Any
 from shadowcore import manifests
 from shadowcore.benchmarks import BENCHMARKS
 from shadowcore.config import Study
-from shadowcore.measure.activation_masks import BASELINES
-from shadowcore.method.predictors import PREDICTORS
+from shadowcore.measure.conditions import Condition
+from shadowcore.measure.methods import METHODS
 from shadowcore.provenance import fingerprint
 from shadowcore.recipes import Preset, Trained
 from shadowcore.report.figures import FIGURES
 from shadowcore.schemas import FINAL_TABLES, MEASURED_TABLES
 from shadowcore.stages.base import parse_spec, to_json
-from shadowcore.stages.conditions import Condition
 
 Evaluation = tuple[str, str, str]  # an evaluation job: model, text, and what its manifest is called (`manifests.part`)
 
@@ -43,7 +42,7 @@ class Jobs:
         parts = (
             condition.method,
             condition.calibration,
-            None if condition.method == "random" else condition.criterion,
+            None if condition.criterion == condition.method else condition.criterion,
             self.called(condition),
             condition.policy,
             condition.units,
@@ -62,22 +61,20 @@ class Jobs:
         for grid in self.study.conditions:
             if grid.models and dense.model not in grid.models:
                 continue
-            for method, policy, protocol, units, pct in product(
+            for name, policy, protocol, units, pct in product(
                 grid.methods, grid.policies, grid.protocols, grid.units, grid.sparsities_pct
             ):
-                one = replace(dense, method=method, policy=policy, protocol=protocol, units=units, sparsity_pct=pct)
-                if method == "random":
-                    yield replace(one, criterion="random")
-                    continue
-                if method == "relu":
-                    one = replace(one, policy=None)  # what is zero is removed, however much it is
-                criteria = [None] if method in BASELINES else grid.criteria
-                trained = method in PREDICTORS
-                predictors = grid.predictors if trained else [None]
-                seeds = grid.seeds if trained and grid.seeds else [self.study.seed]
-                # these go by the evaluated example itself: they have no calibration text
-                calibrations = [None] if method in ("oracle", "griffin", "relu") else self.study.calibration
-                for criterion, predictor, calibration, seed in product(criteria, predictors, calibrations, seeds):
+                method = METHODS[name]
+                one = replace(
+                    dense, method=name, policy=policy if method.has_policy else None, protocol=protocol, units=units,
+                    sparsity_pct=pct,
+                )  # fmt: skip
+                for criterion, predictor, calibration, seed in product(
+                    grid.criteria if method.scores else [method.criterion],
+                    grid.predictors if method.trained else [None],
+                    self.study.calibration if method.reads else [None],
+                    grid.seeds if method.trained and grid.seeds else [self.study.seed],
+                ):
                     yield replace(one, criterion=criterion, predictor=predictor, calibration=calibration, seed=seed)
 
     def params(self, stage: str, spec: Any) -> dict[str, str]:
@@ -138,17 +135,10 @@ class Jobs:
         pairs = {(one.calibration, one.data) for one in self.evaluations[key].values() if one.calibration}
         return [f"{self.root}/checks/disjoint/{calibration}+{data}.json" for calibration, data in sorted(pairs)]
 
-    def scores_of(self, key: Evaluation) -> list[str]:
-        """The tables of mean scores that a job reads: one for each static condition."""
-        return self._tables_of("scores", "static", key)
-
-    def thresholds_of(self, key: Evaluation) -> list[str]:
-        """The tables of thresholds that a job reads: one for each threshold condition."""
-        return self._tables_of("thresholds", "threshold", key)
-
-    def _tables_of(self, folder: str, method: str, key: Evaluation) -> list[str]:
-        of = [one for one in self.evaluations[key].values() if one.method == method]
-        return [f"{self.root}/{folder}/{one.model}/{one.calibration}.parquet" for one in of]
+    def tables_of(self, reads: str, key: Evaluation) -> list[str]:
+        """The tables of mean scores, or of thresholds, that a job reads: one for each condition whose method does."""
+        of = [one for one in self.evaluations[key].values() if METHODS[one.method].reads == reads]
+        return [f"{self.root}/{reads}/{one.model}/{one.calibration}.parquet" for one in of]
 
     def predictors_of(self, key: Evaluation) -> list[str]:
         """Path stems of the predictors that a job reads: one for each condition that has one."""
@@ -220,7 +210,8 @@ class Jobs:
         from shadowcore.stages.calibrate_thresholds import Spec
 
         plan = self.study.traces
-        reached = {one.sparsity_pct for one in self.conditions.values() if one.method == "threshold"}
+        conditions = self.conditions.values()
+        reached = {one.sparsity_pct for one in conditions if METHODS[one.method].reads == "thresholds"}
         spec = Spec(
             model=model, calibration=calibration, windows=plan.windows, window_tokens=plan.window_tokens,
             batch=plan.batch, sparsities_pct=tuple(sorted(reached)), dtype=self.study.models[model].dtype,

@@ -20,6 +20,8 @@ from shadowcore import logs, manifests
 from shadowcore.benchmarks import BENCHMARKS
 from shadowcore.errors import ConfigError
 from shadowcore.jobs import Evaluation, Jobs
+from shadowcore.measure.conditions import Condition
+from shadowcore.measure.methods import METHODS
 from shadowcore.measure.protocols import PROTOCOLS
 from shadowcore.method.criteria import CRITERIA
 from shadowcore.method.predictors import groups_of
@@ -29,7 +31,7 @@ from shadowcore.models.published import PUBLISHED, Size
 from shadowcore.models.sources import RandomModel
 from shadowcore.recipes import Trained
 from shadowcore.stages.base import read_card
-from shadowcore.stages.conditions import Condition, parts
+from shadowcore.stages.conditions import parts
 from shadowcore.texts.cutting import CHOICES
 
 # of the evaluated splits (lm-eval 0.4.13) the documents, and letters of every choice with its prompt, of the different
@@ -138,7 +140,7 @@ def work(jobs: Jobs, strict: bool = False) -> list[Work]:
     found += [*prepared, Work("gather_benchmarks", "gather_benchmarks")] if prepared else []
     pairs = sorted({(one.calibration, one.data) for one in conditions if one.calibration})
     found += [Work("check_disjoint", f"{calibration}+{data}") for calibration, data in pairs]
-    calibrated = {(one.model, one.calibration) for one in conditions if one.method == "threshold"}
+    calibrated = {(one.model, one.calibration) for one in conditions if METHODS[one.method].reads == "thresholds"}
     for model in study.models:
         found.append(costs.fetched(model))
         for calibration in study.calibration:
@@ -204,7 +206,7 @@ class Measured(NamedTuple):
 
 def _dense_prompt(condition: Condition) -> bool:
     """Whether a condition's prompts run once, for all such conditions."""
-    return condition.method != "griffin" and PROTOCOLS[condition.protocol or "token"].dense_prompt
+    return not METHODS[condition.method].reads_prompt and PROTOCOLS[condition.protocol or "token"].dense_prompt
 
 
 class Costs:
@@ -333,7 +335,7 @@ class Costs:
             # the oracle scores tokens, forward and backward, before it masks them; griffin runs rows densely first
             flops += (6 if oracle else 2) * measured.continued * len(dense)
             for one in (conditions[setup] for setup in part if not _dense_prompt(conditions[setup])):
-                flops += {"oracle": 6, "griffin": 4}.get(one.method, 2) * measured.whole
+                flops += METHODS[one.method].flops * measured.whole
         held = max(sum({path: n for setup in part for path, n in predictors[setup].items()}.values()) for part in found)
         passes = 6 if oracle else 2
         return self.of_model(

@@ -156,7 +156,7 @@ def sizes(jobs: Jobs) -> Iterator[str]:
 def _check_command(jobs: Jobs, key: Evaluation) -> None:
     """Raise ConfigError for an evaluation job whose conditions and files a shell's command cannot hold."""
     conditions = jobs.evaluations[key]
-    files = [*jobs.scores_of(key), *jobs.thresholds_of(key), *jobs.predictors_of(key)]
+    files = [*jobs.tables_of("scores", key), *jobs.tables_of("thresholds", key), *jobs.predictors_of(key)]
     size = len(jobs.evaluate(conditions)["spec"]) + sum(len(f"'{file}.safetensors' ") for file in files)
     if size > COMMAND_BYTES:
         model, _, part = key

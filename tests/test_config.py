@@ -11,12 +11,13 @@ import yaml
 from shadowcore.config import load_study, parse_study
 from shadowcore.errors import ConfigError
 from shadowcore.jobs import Jobs
+from shadowcore.measure.methods import METHODS
 from shadowcore.measure.protocols import PROTOCOLS
 from shadowcore.method.criteria import CRITERIA
 from shadowcore.method.policies import POLICIES
 from shadowcore.method.training import SCALINGS, TARGETS
 from shadowcore.recipes import RECIPES, Preset, Trained
-from shadowcore.sections import METHODS, TASKS
+from shadowcore.sections import TASKS
 
 CONFIGS = sorted((Path(__file__).parent.parent / "config").glob("*.yaml"))
 QUICK = yaml.safe_load((Path(__file__).parent.parent / "config" / "quick.yaml").read_text())

@@ -19,7 +19,7 @@ import yaml
 from conftest import write_benchmarks, write_words
 from fork_server import forking
 
-from shadowcore.measure.activation_masks import BASELINES
+from shadowcore.measure.methods import METHODS
 from shadowcore.method.criteria import CRITERIA
 
 ROOT = Path(__file__).parent.parent
@@ -212,7 +212,7 @@ def test_benchmarks_are_rows_of_their_own(house):
     accuracy = pq.read_table(results(house) / "tables" / "accuracy.parquet").to_pandas()
     asked = accuracy[accuracy["task"] == "piqa"]
     assert set(zip(asked["data"], asked["fewshot"], asked["n"], strict=True)) == {("piqa", 0, 4), ("piqa", 1, 4)}
-    assert set(asked["method"]) == {"dense", "random", "static", "shadow", "segments", "oracle", *BASELINES}
+    assert set(asked["method"]) == set(METHODS) - {"layerwise", "layerwise_own"}
     perplexity = pq.read_table(results(house) / "tables" / "perplexity.parquet").to_pandas()
     rolled = perplexity[perplexity["task"] == "wikitext"]
     assert set(rolled["metric"]) == {"token_perplexity", "word_perplexity", "byte_perplexity"}

@@ -132,12 +132,12 @@ def disjoint_of(wildcards):
 
 @signed
 def scores_of(wildcards):
-    return jobs.scores_of(evaluation(wildcards))
+    return jobs.tables_of("scores", evaluation(wildcards))
 
 
 @signed
 def thresholds_of(wildcards):
-    return jobs.thresholds_of(evaluation(wildcards))
+    return jobs.tables_of("thresholds", evaluation(wildcards))
 
 
 def predictors_of(wildcards):
