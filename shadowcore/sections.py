@@ -25,7 +25,7 @@ from shadowcore.models.families import KINDS_OF
 from shadowcore.models.folders import DTYPES
 from shadowcore.models.published import PUBLISHED
 from shadowcore.models.sources import MODEL_SOURCES
-from shadowcore.recipes import Masked
+from shadowcore.recipes import MaskingConfig
 from shadowcore.stages.base import parse_spec
 from shadowcore.stages.conditions import OWN_TASKS
 from shadowcore.texts.sources import TEXT_SOURCES
@@ -106,7 +106,7 @@ class Traces(Strict):
     heldout_tokens_per_window: Positive
     criteria: list_of(among(CRITERIA))
     batch: Positive
-    on_policy: Masked | None = None
+    on_policy: MaskingConfig | None = None
 
     @model_validator(mode="after")
     def sizes_go_together(self) -> Traces:

@@ -42,6 +42,7 @@ def tiny_study(folder):
         "predictors": {
             "small": study["predictors"]["small"] | {"rank_neurons": 8, "rank_heads": 4, "batch": 16},
             "tiny": {"recipe": "published", "rank_neurons": 8, "rank_heads": 4, "batch": 16, "bits": 8, "block": 8},
+            "again": {"retrained_from": "small"}, "tuned": {"tuned_from": "small"},
         },
         "conditions": [
             {"methods": ["random"], "sparsities_pct": [50]},
@@ -54,7 +55,7 @@ def tiny_study(folder):
             {"methods": ["threshold"], "models": ["tiny-opt"], "sparsities_pct": [50]},
             {"methods": ["griffin"], "models": ["tiny-opt"], "protocols": ["prompt"], "sparsities_pct": [50]},
             {"methods": ["relu"], "models": ["tiny-opt"], "sparsities_pct": [0]},
-            {"methods": ["segments"], "criteria": ["plainact"], "predictors": ["small@1", "small@tuned"],
+            {"methods": ["segments"], "criteria": ["plainact"], "predictors": ["again", "tuned"],
              "sparsities_pct": [50]},
         ],
         "tuning": {"units": "neurons", "lowest_pct": 40, "highest_pct": 60, "epochs": 1, "batch": 4,
@@ -223,7 +224,7 @@ def test_benchmarks_are_rows_of_their_own(house):
 
 def test_another_seed_is_another_predictor_measured_on_the_same_documents(house):
     first, second = (next(results(house).rglob(f"tiny-opt/words/shadow+plainact+small{end}.safetensors"))
-                     for end in ("", "@seed1"))  # fmt: skip
+                     for end in ("", "+seed1"))  # fmt: skip
     assert first.read_bytes() != second.read_bytes()
     rows = pq.read_table(results(house) / "tables" / "comparisons.parquet").to_pandas()
     rows = rows[(rows["method"] == "shadow") & (rows["model"] == "tiny-opt") & (rows["metric"] == "log_perplexity")]
