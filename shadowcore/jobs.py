@@ -113,9 +113,8 @@ class Jobs:
     @cached_property
     def trained(self) -> dict[tuple[str, str, str], PredictorId]:
         """All predictors that are trained, those that others begin with included, by model, text and slug."""
-        every = {
-            replace(one, predictor=name) for one in self.used_predictors for name in self.study.chain(one.predictor)
-        }
+        chain = self.study.chain
+        every = {replace(one, predictor=name) for one in self.used_predictors for name in chain(one.predictor)}
         return {(one.model, one.calibration, one.slug(self.study.seed)): one for one in sorted(every)}
 
     def is_tuned(self, one: PredictorId) -> bool:
@@ -288,10 +287,8 @@ class Jobs:
 
     def latencies(self) -> list[str]:
         """Path stems of latency measurements."""
-        checkpoints = self.study.models if self.study.latency else []
-        return [f"{self.root}/latency/{model}" for model in checkpoints] + [
-            f"{self.root}/latency/random/{model}/{lengths}" for model, lengths in self.timed_dimensions
-        ]
+        random = [f"random/{model}/{lengths}" for model, lengths in self.timed_dimensions]
+        return [f"{self.root}/latency/{name}" for name in (*(self.study.models if self.study.latency else ()), *random)]
 
     def tables(self, names: Iterable[str] = FINAL_TABLES) -> list[str]:
         """The final tables."""

@@ -112,7 +112,8 @@ class DerivedConfig(Strict):
 
 
 def _kind(value: Any) -> str:
-    derived = isinstance(value, dict) and not {"retrained_from", "tuned_from"}.isdisjoint(value)
+    # by how the keys begin, so that a misspelt one is told from the keys of a recipe
+    derived = isinstance(value, dict) and any(str(key).startswith(("retrain", "tune")) for key in value)
     return "<DerivedConfig>" if derived or isinstance(value, DerivedConfig) else "<PredictorConfig>"
 
 
@@ -122,7 +123,7 @@ AnyPredictor = Annotated[
 ]
 
 
-OLD_NAME = re.compile(r"([^@]+)(?:@seed(\d+))?(?:@([1-9]\d*))?(@tuned)?")
+OLD_NAME = re.compile(r"([^@]+)(?:@seed(\d+))?(?:@([1-9]))?(@tuned)?")
 
 
 def replacement(name: str) -> str | None:
@@ -130,12 +131,11 @@ def replacement(name: str) -> str | None:
     old = OLD_NAME.fullmatch(name)
     if old is None or "@" not in name:
         return None
-    here, seed, rounds, tuned = old.groups()
-    entries = []
-    if rounds:
-        before = here if rounds == "1" else f"{here}_{int(rounds) - 1}"
-        here = f"{here}_{rounds}"
-        entries.append(f"`{here}: {{retrained_from: {before}}}`")
+    base, seed, rounds, tuned = old.groups()
+    here, entries = base, []
+    for number in range(1, int(rounds or 0) + 1):
+        entries.append(f"`{base}_{number}: {{retrained_from: {here}}}`")
+        here = f"{base}_{number}"
     if tuned:
         entries.append(f"`{here}_tuned: {{tuned_from: {here}}}`")
         here = f"{here}_tuned"
