@@ -6,6 +6,9 @@ so that editing one part of a configuration reruns only what reads that part.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,11 +19,12 @@ from shadowcore.config_errors import sentence
 from shadowcore.config_file import read_yaml
 from shadowcore.errors import ConfigError, near_miss
 from shadowcore.fields import Name, Seed, Strict, Switch, list_of
-from shadowcore.measure.activation_masks import BASELINES
+from shadowcore.measure.conditions import Condition
+from shadowcore.measure.methods import SPARSE
 from shadowcore.method.criteria import CRITERIA
 from shadowcore.method.policies import WHOLE_MODEL_POLICIES
-from shadowcore.method.predictors import PREDICTORS
-from shadowcore.recipes import Preset, Trained, Tuned
+from shadowcore.method.predictors import groups_of
+from shadowcore.recipes import AnyPredictor, PredictorConfig, TuningConfig, replacement
 from shadowcore.sections import Evaluation, Grid, Latency, LatencyRandom, Model, Text, Traces, needs_network
 from shadowcore.stages.conditions import NEEDS_PROMPTS
 
@@ -53,8 +57,8 @@ class Study(Strict):
     texts: Annotated[dict[Name, Text], Field(min_length=1)]
     calibration: list_of(str, least=1)
     traces: Traces
-    predictors: dict[Name, Preset]
-    tuning: Tuned | None = None
+    predictors: dict[Name, AnyPredictor]
+    tuning: TuningConfig | None = None
     conditions: list[Grid]
     evaluation: Evaluation
     latency: Latency | None = None
@@ -66,33 +70,44 @@ class Study(Strict):
         for where, names, known in (
             ("calibration", self.calibration, self.texts),
             ("evaluation.texts", self.evaluation.texts, self.texts),
+            *((f"predictors.{name}", [one.parent] if one.parent else [], self.predictors)
+              for name, one in self.predictors.items()),
             ("latency.predictor", [self.latency.predictor] if self.latency else [], self.predictors),
             *((f"conditions[{i}].predictors", g.predictors, self.predictors) for i, g in enumerate(self.conditions)),
             *((f"conditions[{i}].models", g.models, self.models) for i, g in enumerate(self.conditions)),
         ):  # fmt: skip
             for name in names:
-                one = Trained.named(name)
-                if one.preset not in known:
-                    raise ValueError(f"{where}: unknown '{name}'; {near_miss(name, known)}")
-                if one.seed is not None:
-                    raise ValueError(f"{where}: '{name}' has a seed in its name; use `seeds: [{one.seed}]`")
-                if one.round and not self.traces.on_policy:
-                    raise ValueError(f"{where}: '{name}' is trained on sparse traces; `traces.on_policy` is missing")
-                if one.tuned and not self.tuning:
-                    raise ValueError(f"{where}: '{name}' is tuned; `tuning` is missing")
+                if name not in known:
+                    words = replacement(name) if known is self.predictors else None
+                    words = words or f"unknown '{name}'; {near_miss(name, known)}"
+                    raise ValueError(f"{where}: {words}")
+        return self
+
+    @model_validator(mode="after")
+    def predictors_can_be_made(self) -> Study:
+        """A predictor must not begin with itself, and one that is used needs the section that says how it is made."""
+        for name in self.predictors:
+            seen = [name]
+            while parent := self.predictors[seen[-1]].parent:
+                if parent in seen:
+                    raise ValueError(f"predictors.{name}: begins with itself ({' from '.join([*seen, parent])})")
+                seen.append(parent)
+        for name in dict.fromkeys(name for used in self.used_predictors for name in self.chain(used)):
+            one = self.predictors[name]
+            if one.parent and not (self.tuning if one.tuned_from else self.traces.on_policy):
+                raise ValueError(f"predictors.{name}: needs `{'tuning' if one.tuned_from else 'traces.on_policy'}`")
         return self
 
     @model_validator(mode="after")
     def grids_are_whole(self) -> Study:
         """A grid must name what its methods need, and what they can do."""
         for i, grid in enumerate(self.conditions):
-            trained = set(grid.methods) & set(PREDICTORS)
+            trained = [name for name in grid.methods if SPARSE[name].trained]
             if trained and not grid.predictors:
-                raise ValueError(f"conditions[{i}]: {sorted(trained)} need `predictors`, names of presets")
-            if set(grid.methods) - {"random", *BASELINES} and not grid.criteria:
-                raise ValueError(f"conditions[{i}]: {sorted(grid.methods)} need `criteria`")
-            parted = any(self.predictors[Trained.named(name).preset].segments > 1 for name in grid.predictors)
-            several = [m for m in grid.methods if m.startswith("layerwise") or (m == "segments" and parted)]
+                raise ValueError(f"conditions[{i}]: {sorted(trained)} need `predictors`, names of entries there")
+            if not grid.criteria and (scored := [name for name in grid.methods if SPARSE[name].scores]):
+                raise ValueError(f"conditions[{i}]: {sorted(scored)} need `criteria`")
+            several = [name for name in trained if self._several_groups(name, grid.predictors)]
             if several and set(grid.policies) & WHOLE_MODEL_POLICIES:
                 raise ValueError(
                     f"conditions[{i}]: {several[0]} decides layer by layer, policy "
@@ -106,6 +121,11 @@ class Study(Strict):
                 )
         return self
 
+    def _several_groups(self, design: str, predictors: list[str]) -> bool:
+        """Whether a predictor of this design scores some layers later than others."""
+        counts = {self.recipe_of(name).segments for name in predictors}
+        return any(len(groups_of(design, count + 2, count)) > 1 for count in counts)
+
     @model_validator(mode="after")
     def texts_and_traces_suffice(self) -> Study:
         """Texts and traces must hold what is evaluated and trained on."""
@@ -113,7 +133,7 @@ class Study(Strict):
             if self.texts[name].true_continuation is None:
                 raise ValueError(f"texts.{name}: true_continuation is missing, which evaluation.tasks asks for")
         tokens = self.traces.windows * self.traces.tokens_per_window
-        for name in sorted(self.used_presets):
+        for name in sorted({self.chain(name)[0] for name in self.used_predictors}):
             if (batch := self.predictors[name].batch) > tokens:
                 raise ValueError(
                     f"predictors.{name}.batch: {batch} is too large; traces.windows x traces.tokens_per_window is "
@@ -157,11 +177,51 @@ class Study(Strict):
         evaluation = self.evaluation.model_copy(update={"offline_dir": f"{folder}/benchmarks"})
         return self.model_copy(update={"models": models, "texts": texts, "evaluation": evaluation})
 
+    def conditions_on(self, model: str, data: str) -> Iterator[Condition]:
+        """Every condition of a model that is measured on a text: dense, and what the grids name."""
+        dense = Condition(model=model, data=data, method="dense", seed=self.seed)
+        yield dense
+        for grid in self.conditions:
+            if grid.models and model not in grid.models:
+                continue
+            for name, policy, protocol, units, pct in product(
+                grid.methods, grid.policies, grid.protocols, grid.units, grid.sparsities_pct
+            ):
+                method = SPARSE[name]
+                one = replace(
+                    dense, method=name, policy=policy if method.has_policy else None, protocol=protocol, units=units,
+                    sparsity_pct=pct,
+                )  # fmt: skip
+                for criterion, predictor, calibration, seed in product(
+                    grid.criteria if method.scores else [method.criterion],
+                    grid.predictors if method.trained else [None],
+                    self.calibration if method.reads else [None],
+                    grid.seeds if method.trained and grid.seeds else [self.seed],
+                ):
+                    yield replace(one, criterion=criterion, predictor=predictor, calibration=calibration, seed=seed)
+
+    def chain(self, predictor: str) -> list[str]:
+        """The predictors that training one takes, in their order: first the one that learns from the dense model."""
+        parent = self.predictors[predictor].parent
+        return [*(self.chain(parent) if parent else []), predictor]
+
+    def recipe_of(self, predictor: str) -> PredictorConfig:
+        """Sizes and recipe of a predictor: those of the first of its chain."""
+        return self.predictors[self.chain(predictor)[0]]
+
     @property
-    def used_presets(self) -> set[str]:
-        """Presets of the predictors that are trained, for conditions or the latency."""
-        names = [name for grid in self.conditions if set(grid.methods) & set(PREDICTORS) for name in grid.predictors]
-        return {Trained.named(name).preset for name in [*names, *([self.latency.predictor] if self.latency else [])]}
+    def used_predictors(self) -> list[str]:
+        """Predictors that conditions or the latency name."""
+        grids = [grid for grid in self.conditions if any(SPARSE[name].trained for name in grid.methods)]
+        names = [name for grid in grids for name in grid.predictors]
+        return [*names, *([self.latency.predictor] if self.latency else [])]
+
+    @property
+    def timed_dimensions(self) -> dict[tuple[str, str], dict[str, Any]]:
+        """What is timed with random weights: by published model and lengths, "4x128+32"."""
+        plan = self.latency_random
+        every = {model: plan.timed(model) for model in plan.models} if plan else {}
+        return {(model, lengths): spec for model, specs in every.items() for lengths, spec in specs.items()}
 
     @property
     def used_criteria(self) -> set[str]:
@@ -172,7 +232,7 @@ class Study(Strict):
     @property
     def token_criteria(self) -> tuple[str, ...]:
         """Criteria that a trained predictor or the oracle scores tokens by."""
-        grids = [grid for grid in self.conditions if set(grid.methods) & {*PREDICTORS, "oracle"}]
+        grids = [grid for grid in self.conditions if any(SPARSE[name].scores == "token" for name in grid.methods)]
         used = {name for grid in grids for name in grid.criteria}
         return tuple(sorted(used | ({self.latency.criterion} if self.latency else set())))
 

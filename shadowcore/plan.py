@@ -11,15 +11,16 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from itertools import product
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from shadowcore import logs, manifests
+from shadowcore import manifests
 from shadowcore.benchmarks import BENCHMARKS
 from shadowcore.errors import ConfigError
 from shadowcore.jobs import Evaluation, Jobs
+from shadowcore.measure.conditions import Condition, PredictorId
+from shadowcore.measure.methods import METHODS
 from shadowcore.measure.protocols import PROTOCOLS
 from shadowcore.method.criteria import CRITERIA
 from shadowcore.method.predictors import groups_of
@@ -27,10 +28,10 @@ from shadowcore.models.families import KINDS, Dimensions, Kind, dimensions_of
 from shadowcore.models.folders import read_config
 from shadowcore.models.published import PUBLISHED, Size
 from shadowcore.models.sources import RandomModel
-from shadowcore.recipes import Trained
 from shadowcore.stages.base import read_card
-from shadowcore.stages.conditions import Condition, parts
+from shadowcore.stages.conditions import parts
 from shadowcore.texts.cutting import CHOICES
+from shadowcore.work import LOADED, START, Work
 
 # of the evaluated splits (lm-eval 0.4.13) the documents, and letters of every choice with its prompt, of the different
 # prompts alone, and of the choices alone
@@ -44,85 +45,6 @@ LETTERS = {
 LETTERS_A_TOKEN = 4
 TOKENS_A_WORD = 4 / 3
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-START = 8.0  # seconds until a job has imported what it needs
-LOADED = 1e9  # bytes of weights read in a second
-TFLOPS = 100.0  # assumed of one job where none was measured, 10^12 multiplications and additions a second, ...
-DECODING = {"latency": 2.0, "latency_random": 2.0}  # ... and of one that reads every weight for every token
-GPU_BYTES = 80e9
-OWN_GPU = 4e9  # bytes of weights, ...
-MUCH = 1e15  # ... and multiplications, from which a job has a GPU for itself
-# MB of memory beside the model's weights, and how many times the weights are held at once
-MEMORY = {
-    "fetch_model": (1800, 4), "prepare_text": (2000, 0), "prepare_benchmark": (2000, 0),
-    "gather_benchmarks": (1000, 0), "check_disjoint": (1000, 0),
-    "trace": (1400, 3), "trace_on_policy": (1400, 3), "average": (2000, 0), "calibrate_thresholds": (1400, 3),
-    "train_predictor": (2500, 0), "tune_predictor": (1800, 4), "evaluate": (1400, 2), "evaluate_oracle": (1400, 3),
-    "latency": (2800, 4), "latency_random": (5000, 0), "aggregate": (2000, 0), "check_tables": (1000, 0),
-    "judge_claims": (1000, 0), "draw": (1000, 0), "write_page": (1000, 0),
-}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Work:
-    """One job: its rule, what its wildcards make of its name, and what it takes.
-
-    flops: multiplications and additions; written, weights, read: bytes it leaves behind, of the model it holds, and
-    of what else it holds; activations: bytes that a batch's pass keeps; alone: nothing else may run on its GPU.
-    """
-
-    rule: str
-    name: str
-    flops: float = 0
-    written: float = 0
-    weights: float = 0
-    read: float = 0
-    activations: float = 0
-    alone: bool = False
-
-    @property
-    def place(self) -> str:
-        """Where its log and its times are, below `logs/` and `benchmarks/` and without their endings."""
-        return self.rule if self.name == self.rule else f"{self.rule.removesuffix('_oracle')}/{self.name}"
-
-    @property
-    def gpus(self) -> int:
-        """GPUs of 80 GB it needs for itself; 0 for what multiplies little, and shares one where there is one."""
-        if self.alone:
-            return 1
-        return max(1, math.ceil(self.gpu_bytes / GPU_BYTES)) if self.large else 0
-
-    @property
-    def large(self) -> bool:
-        """Whether it would take days without a GPU."""
-        return bool(self.flops) and (self.weights > OWN_GPU or self.flops > MUCH)
-
-    @property
-    def gpu_bytes(self) -> float:
-        """Memory it needs on GPUs."""
-        return self.weights + self.activations
-
-    @property
-    def memory(self) -> float:
-        """Bytes of main memory; large weights are only held once, and a little, on their way to a GPU or a disk."""
-        beside, times = MEMORY[self.rule]
-        return 1e6 * beside + self.weights * (min(times, 1.2) if self.weights > OWN_GPU else times) + self.read
-
-    def seconds(self, rates: Mapping[str, float]) -> float:
-        """Time on one machine; `rates`: multiplications a second by rule, assumed where there is none."""
-        assumed = 1e12 * DECODING.get(self.rule, TFLOPS)
-        return START + self.weights / LOADED + self.flops / rates.get(self.rule, assumed)
-
-    def resources(self, attempt: int = 1) -> dict[str, int | str]:
-        """As a rule asks for them; three times the assumed time, half an hour at least.
-
-        A job that ran out of memory or of time has twice, three times as much at its next attempts. The GPUs go by
-        two names of clusters, `gpu` (a number) and `gres` (text, empty for none), and one of ours, `devices`.
-        """
-        minutes = math.ceil(max(30, 3 * self.seconds({}) / 60))
-        return {
-            "mem_mb": math.ceil(self.memory / 1e6) * attempt, "runtime": minutes * attempt, "devices": self.gpus,
-            "gpu": self.gpus, "gres": f"gpu:{self.gpus}" if self.gpus else "",
-        }  # fmt: skip
 
 
 def work(jobs: Jobs, strict: bool = False) -> list[Work]:
@@ -138,19 +60,22 @@ def work(jobs: Jobs, strict: bool = False) -> list[Work]:
     found += [*prepared, Work("gather_benchmarks", "gather_benchmarks")] if prepared else []
     pairs = sorted({(one.calibration, one.data) for one in conditions if one.calibration})
     found += [Work("check_disjoint", f"{calibration}+{data}") for calibration, data in pairs]
-    calibrated = {(one.model, one.calibration) for one in conditions if one.method == "threshold"}
+    calibrated = {(one.model, one.calibration) for one in conditions if METHODS[one.method].reads == "thresholds"}
     for model in study.models:
         found.append(costs.fetched(model))
         for calibration in study.calibration:
-            found += costs.traced("trace", model, f"{model}/{calibration}", jobs.trace)
+            found += costs.traced("trace", model, f"{model}/{calibration}", partial(jobs.trace, model))
             found.append(Work("average", f"{model}/{calibration}"))
             if (model, calibration) in calibrated:
                 found.append(costs.thresholds(model, calibration))
         if study.latency:
             found.append(costs.timed(model))
         found.append(Work("draw", model))
-    for model, calibration, method, criterion, predictor in sorted(costs.trained()):
-        found += costs.training(model, calibration, method, criterion, predictor)
+    for place, predictor in jobs.trained.items():
+        found.append(costs.training("/".join(place), predictor))
+    for predictor in sorted({one for one in map(jobs.traced_under, jobs.trained.values()) if one}):
+        name = f"{predictor.model}/{predictor.calibration}/{predictor.slug(study.seed)}"
+        found += costs.traced("trace_on_policy", predictor.model, name, partial(jobs.trace_on_policy, predictor))
     found += [costs.evaluated(key) for key in jobs.evaluations]
     found += [costs.timed_dimensions(*key) for key in jobs.timed_dimensions]
     return found + [Work(rule, rule) for rule in ("aggregate", "check_tables", "judge_claims", "write_page")]
@@ -204,7 +129,7 @@ class Measured(NamedTuple):
 
 def _dense_prompt(condition: Condition) -> bool:
     """Whether a condition's prompts run once, for all such conditions."""
-    return condition.method != "griffin" and PROTOCOLS[condition.protocol or "token"].dense_prompt
+    return not METHODS[condition.method].reads_prompt and PROTOCOLS[condition.protocol or "token"].dense_prompt
 
 
 class Costs:
@@ -234,11 +159,11 @@ class Costs:
         written = 0 if size is None else size.parameters * (4 if kind == "package" else 2)
         return self.of_model("fetch_model", model, model, 0, 0, 0, written=written)
 
-    def traced(self, rule: str, model: str, place: str, params: Callable[..., dict[str, str]], *of: str) -> list[Work]:
-        """The traces of a text: its training shards, and the held-out windows."""
+    def traced(self, rule: str, model: str, place: str, params: Callable[[str, str], dict[str, str]]) -> list[Work]:
+        """The traces of a text: its training shards, and the held-out windows; params: of a split and shard."""
         found = []
         for split, shard in [*(("train", n) for n in range(self.study.traces.shards)), ("heldout", 0)]:
-            spec = json.loads(params(model, split, str(shard), *of)["spec"])
+            spec = json.loads(params(split, str(shard))["spec"])
             spec = spec.get("trace", spec)
             windows = len(range(spec["shard"], spec["windows"], spec["shards"]))
             twice = any(CRITERIA[name].order == 2 for name in spec["criteria"])
@@ -258,59 +183,31 @@ class Costs:
         batch = plan.batch * plan.window_tokens
         return self.of_model("calibrate_thresholds", f"{model}/{calibration}", model, tokens, 2, batch)
 
-    def trained(self) -> set[tuple[str, str, str, str, str]]:
-        """Model, calibration, method, criterion and name of every predictor, those of earlier rounds included."""
-        asked = {
-            (one.model, one.calibration, one.method, one.criterion, self.jobs.called(one))
-            for one in self.jobs.conditions.values()
-            if one.predictor
-        }
-        if timed := self.study.latency:
-            asked |= {
-                (model, self.study.calibration[0], method, timed.criterion, timed.predictor)
-                for model, method in product(self.study.models, timed.methods)
-            }
-        found = set()
-        for *keys, name in asked:
-            found |= {(*keys, str(one)) for one in Trained.named(name).rounds()}
-        return found
-
-    def training(self, model: str, calibration: str, method: str, criterion: str, name: str) -> list[Work]:
-        """A predictor's training, after the traces of its round; or its tuning."""
-        plan, size, called = self.study.traces, self.sizes[model], Trained.named(name)
-        recipe, weights = self.study.predictors[called.preset].steps(), self._weights(model, method, name)
-        stem = f"{model}/{calibration}/{method}+{criterion}+"
+    def training(self, name: str, one: PredictorId) -> Work:
+        """A predictor's training on traces, or its tuning."""
+        plan, size, recipe = self.study.traces, self.sizes[one.model], self.study.recipe_of(one.predictor)
+        weights = self._weights(one)
         written = sum(weights.values()) * recipe.bits / 8
-        if called.tuned:
-            windows = self.study.tuning.epochs * plan.windows
-            return [
-                self.of_model(
-                    "tune_predictor", stem + name.removesuffix("@tuned"), model, windows * plan.window_tokens, 4,
-                    self.study.tuning.batch * plan.window_tokens, written=written,
-                )
-            ]  # fmt: skip
-        tokens = plan.windows * plan.tokens_per_window
-        read = 0
+        if self.jobs.is_tuned(one):
+            tokens = self.study.tuning.epochs * plan.windows * plan.window_tokens
+            batch = self.study.tuning.batch * plan.window_tokens
+            return self.of_model("tune_predictor", name, one.model, tokens, 4, batch, written=written)
+        tokens, read = plan.windows * plan.tokens_per_window, 0
         if size is not None:
-            one = size.dimensions
-            read = tokens * one.layers * sum(one.units(kind) for kind in KINDS) * plan.bits / 8
-        flops = 6 * tokens * sum(weights[kind] * recipe.epochs[kind] for kind in KINDS)
-        found = [Work("train_predictor", stem + name, flops, written=written, read=read)]
-        if called.round:
-            before = str(called.rounds()[-2])
-            found += self.traced(
-                "trace_on_policy", model, stem + before, self.jobs.trace_on_policy, method, criterion, before
-            )
-        return found
+            units = sum(size.dimensions.units(kind) for kind in KINDS)
+            read = tokens * size.dimensions.layers * units * plan.bits / 8
+        epochs = recipe.training_recipe().epochs
+        flops = 6 * tokens * sum(weights[kind] * epochs[kind] for kind in KINDS)
+        return Work("train_predictor", name, flops, written=written, read=read)
 
-    def _weights(self, model: str, method: str, name: str) -> dict[Kind, int]:
+    def _weights(self, one: PredictorId) -> dict[Kind, int]:
         """Weights of a predictor by kind of unit; none where the model's size is unknown."""
-        recipe, size, weights = self.study.predictors[Trained.named(name).preset].steps(), self.sizes[model], {}
-        for kind in KINDS:
-            weights[kind] = 0
-            for group in groups_of(method, size.dimensions.layers, recipe.segments) if size else ():
-                units = {"heads": size.dimensions.heads, "neurons": size.dimensions.neurons // recipe.block}[kind]
-                weights[kind] += recipe.rank[kind] * (size.dimensions.width + len(group.layers) * units)
+        recipe, size = self.study.recipe_of(one.predictor).training_recipe(), self.sizes[one.model]
+        weights = dict.fromkeys(KINDS, 0)
+        for group in groups_of(one.method, size.dimensions.layers, recipe.segments) if size else ():
+            units = {"heads": size.dimensions.heads, "neurons": size.dimensions.neurons // recipe.block}
+            for kind in KINDS:
+                weights[kind] += recipe.rank[kind] * (size.dimensions.width + len(group.layers) * units[kind])
         return weights
 
     def evaluated(self, key: Evaluation) -> Work:
@@ -321,9 +218,7 @@ class Costs:
         plan, conditions, measured = self.study.evaluation, self.jobs.evaluations[key], self.measured[key[1]]
         oracle = key[2] == manifests.ORACLE
         predictors = {
-            setup: {self.jobs.predictor_of(one): 2 * sum(self._weights(key[0], one.method, one.predictor).values())}
-            if one.predictor
-            else {}
+            setup: {one.predictor_id: 2 * sum(self._weights(one.predictor_id).values())} if one.predictor_id else {}
             for setup, one in conditions.items()
         }
         found, flops = list(parts(predictors)), 0
@@ -332,9 +227,8 @@ class Costs:
             whole = [one for one in map(conditions.get, part) if not _dense_prompt(one)]
             flops += 2 * measured.prompts if dense else 0
             for several, tokens in ((dense, measured.continued), (whole, measured.whole)):
-                flops += 2 * tokens * len(several)
+                flops += tokens * sum(METHODS[one.method].flops for one in several)
                 flops += 4 * tokens if oracle and several else 0  # scored once for all, forward and backward
-            flops += 2 * measured.whole * sum(one.method == "griffin" for one in whole)  # run densely first
         held = max(sum({path: n for setup in part for path, n in predictors[setup].items()}.values()) for part in found)
         passes = 6 if oracle else 2
         return self.of_model(
@@ -350,11 +244,9 @@ class Costs:
         found = [Measured(plan.windows, 0, windows, windows)]
         if "true_continuation" in plan.tasks:
             asked = self.study.texts[data].true_continuation
-            prompts, choices = (
-                asked.documents * asked.context_words,
-                asked.documents * CHOICES * asked.continuation_words,
-            )
-            tokens = (TOKENS_A_WORD * words for words in (prompts, choices, CHOICES * prompts + choices))
+            prompts, choices = asked.context_words, CHOICES * asked.continuation_words  # of a document
+            words = (prompts, choices, CHOICES * prompts + choices)
+            tokens = (TOKENS_A_WORD * asked.documents * count for count in words)
             found.append(Measured(asked.documents, *tokens))
         if "second_half" in plan.tasks:
             found.append(Measured(plan.windows, windows / 2, windows / 2, windows))
@@ -398,15 +290,9 @@ def measured_rates(jobs: Jobs) -> dict[str, float]:
     """
     done: dict[str, list[tuple[float, float]]] = {}
     for one in work(jobs):
-        measured = measured_seconds(jobs.root, one)
+        measured = one.measured_seconds(jobs.root)
         if one.flops and measured is not None:
             before = START + one.weights / LOADED
             if (seconds := measured - before) > before:
                 done.setdefault(one.rule, []).append((one.flops, seconds))
     return {rule: sum(flops for flops, _ in found) / sum(s for _, s in found) for rule, found in done.items()}
-
-
-def measured_seconds(root: Path, job: Work) -> float | None:
-    """What a job took when it last ended well, by its `benchmark:` file; None where there is none."""
-    seconds = logs.times(root / "benchmarks" / f"{job.place}.tsv").get("s")
-    return None if seconds is None else float(seconds)

@@ -10,8 +10,8 @@ from shadowcore import plan, rates
 from shadowcore.commands.plan import print_totals, totals
 from shadowcore.config import load_study
 from shadowcore.jobs import Jobs
-from shadowcore.plan import START, Work
 from shadowcore.rates import Rate
+from shadowcore.work import START, Work
 
 KNOWN = [
     Rate("a GPU", "trace", 2e9, 1e13, "x"), Rate("a GPU", "trace", 60e9, 9e13, "x"),

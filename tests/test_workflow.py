@@ -19,7 +19,7 @@ import yaml
 from conftest import write_benchmarks, write_words
 from fork_server import forking
 
-from shadowcore.measure.activation_masks import BASELINES
+from shadowcore.measure.methods import METHODS
 from shadowcore.method.criteria import CRITERIA
 
 ROOT = Path(__file__).parent.parent
@@ -42,6 +42,7 @@ def tiny_study(folder):
         "predictors": {
             "small": study["predictors"]["small"] | {"rank_neurons": 8, "rank_heads": 4, "batch": 16},
             "tiny": {"recipe": "published", "rank_neurons": 8, "rank_heads": 4, "batch": 16, "bits": 8, "block": 8},
+            "again": {"retrained_from": "small"}, "tuned": {"tuned_from": "small"},
         },
         "conditions": [
             {"methods": ["random"], "sparsities_pct": [50]},
@@ -54,7 +55,7 @@ def tiny_study(folder):
             {"methods": ["threshold"], "models": ["tiny-opt"], "sparsities_pct": [50]},
             {"methods": ["griffin"], "models": ["tiny-opt"], "protocols": ["prompt"], "sparsities_pct": [50]},
             {"methods": ["relu"], "models": ["tiny-opt"], "sparsities_pct": [0]},
-            {"methods": ["segments"], "criteria": ["plainact"], "predictors": ["small@1", "small@tuned"],
+            {"methods": ["segments"], "criteria": ["plainact"], "predictors": ["again", "tuned"],
              "sparsities_pct": [50]},
         ],
         "tuning": {"units": "neurons", "lowest_pct": 40, "highest_pct": 60, "epochs": 1, "batch": 4,
@@ -170,7 +171,7 @@ def test_every_file_is_an_output_that_some_job_is_known_for_and_others_may_read_
 def test_the_plan_has_these_jobs_and_bytes(house):
     from shadowcore.config import load_study
     from shadowcore.jobs import Jobs
-    from shadowcore.plan import measured_seconds, work
+    from shadowcore.plan import work
 
     planned = work(Jobs(load_study(house / "config" / "tiny.yaml"), house / "results"), strict=True)
     assert Counter(one.rule for one in planned) == waiting(house, "--forceall")
@@ -178,7 +179,7 @@ def test_the_plan_has_these_jobs_and_bytes(house):
         if one.rule.startswith("trace"):
             content = (results(house) / "traces" / f"{one.name}.safetensors").read_bytes()
             assert one.written == len(content) - 8 - int.from_bytes(content[:8], "little")  # without the header
-    assert all(measured_seconds(results(house), one) for one in planned)  # every name leads to a file of times
+    assert all(one.measured_seconds(results(house)) for one in planned)  # every name leads to a file of times
 
 
 def test_every_job_is_done_and_leads_from_its_files_to_its_command(house, monkeypatch):
@@ -212,7 +213,7 @@ def test_benchmarks_are_rows_of_their_own(house):
     accuracy = pq.read_table(results(house) / "tables" / "accuracy.parquet").to_pandas()
     asked = accuracy[accuracy["task"] == "piqa"]
     assert set(zip(asked["data"], asked["fewshot"], asked["n"], strict=True)) == {("piqa", 0, 4), ("piqa", 1, 4)}
-    assert set(asked["method"]) == {"dense", "random", "static", "shadow", "segments", "oracle", *BASELINES}
+    assert set(asked["method"]) == set(METHODS) - {"layerwise", "layerwise_own"}
     perplexity = pq.read_table(results(house) / "tables" / "perplexity.parquet").to_pandas()
     rolled = perplexity[perplexity["task"] == "wikitext"]
     assert set(rolled["metric"]) == {"token_perplexity", "word_perplexity", "byte_perplexity"}
@@ -223,7 +224,7 @@ def test_benchmarks_are_rows_of_their_own(house):
 
 def test_another_seed_is_another_predictor_measured_on_the_same_documents(house):
     first, second = (next(results(house).rglob(f"tiny-opt/words/shadow+plainact+small{end}.safetensors"))
-                     for end in ("", "@seed1"))  # fmt: skip
+                     for end in ("", "+seed1"))  # fmt: skip
     assert first.read_bytes() != second.read_bytes()
     rows = pq.read_table(results(house) / "tables" / "comparisons.parquet").to_pandas()
     rows = rows[(rows["method"] == "shadow") & (rows["model"] == "tiny-opt") & (rows["metric"] == "log_perplexity")]

@@ -13,9 +13,10 @@ from snakemake.resources import Resource
 
 from shadowcore import incomplete, manifests, progress_line
 from shadowcore.errors import ShadowcoreError
-from shadowcore.plan import Work, work
+from shadowcore.plan import work
 from shadowcore.provenance import fingerprint
 from shadowcore.states import REPORT
+from shadowcore.work import Work
 
 # Snakemake's jobs live as long as it does: to look for garbage among ten thousand of them takes a fifth of its time.
 gc.set_threshold(500_000)
@@ -30,16 +31,16 @@ ENVIRONMENT = escaped(f"{workflow.basedir}/environment.yml")
 
 
 # Snakemake asks every function for its parameters, several times for every job: they are found once, here.
-def signed(function):
+def with_signature(function):
     overwrite_function_params(function, signature(function).parameters)
     return function
 
 
-signed(Resource.evaluate)
+with_signature(Resource.evaluate)
 
 
 @cache
-def works():
+def planned():
     try:
         return {(one.rule, one.name): one for one in work(jobs)}
     except ShadowcoreError as error:  # one sentence, without the frames of a function that a rule asks
@@ -52,40 +53,21 @@ def asked(rule, name):
     def asking(what):
         def answer(wildcards, attempt):
             key = rule, name.format(**wildcards)
-            return works().get(key, Work(*key)).resources(attempt)[what]
+            return planned().get(key, Work(*key)).resources(attempt)[what]
 
-        return signed(answer)
+        return with_signature(answer)
 
     counted = "gres" if "gres" in workflow.resource_scopes else "gpu"
     return {what: asking(what) for what in ("mem_mb", "runtime", "devices", counted)}
 
 
 def halving(batch):
-    return signed(lambda wildcards, attempt: max(1, batch // 2 ** (attempt - 1)))
+    return with_signature(lambda wildcards, attempt: max(1, batch // 2 ** (attempt - 1)))
 
 
-# ... and what is to be done.
-def trained(wildcards):
-    return jobs.train_predictor(
-        wildcards.model, wildcards.calibration, wildcards.method, wildcards.criterion, wildcards.predictor
-    )
-
-
-def tuned(wildcards):
-    return jobs.tune_predictor(
-        wildcards.model, wildcards.calibration, wildcards.method, wildcards.criterion, wildcards.predictor
-    )
-
-
-def traced_on_policy(wildcards):
-    return jobs.trace_on_policy(
-        wildcards.model,
-        wildcards.split,
-        wildcards.shard,
-        wildcards.method,
-        wildcards.criterion,
-        wildcards.predictor,
-    )
+# ... and what is to be done. `slug`: the wildcard that names a predictor of a model and text.
+def predictor(wildcards, slug):
+    return jobs.trained[wildcards.model, wildcards.calibration, wildcards[slug]]
 
 
 def traced(wildcards):
@@ -93,50 +75,50 @@ def traced(wildcards):
 
 
 def timed_predictors(wildcards):
-    return [f"{stem}.safetensors" for stem in jobs.latency_predictors(wildcards.model)]
+    return [f"{jobs.stem(one)}.safetensors" for one in jobs.latency_predictors(wildcards.model)]
 
 
-def trained_on(split):
-    def traces(wildcards):
-        design = f"{wildcards.method}+{wildcards.criterion}"
-        return jobs.traces(wildcards.model, wildcards.calibration, design, wildcards.predictor, split)
+def trained_on(split, slug):
+    return lambda wildcards: jobs.traces(predictor(wildcards, slug), split)
 
-    return traces
+
+def begun_with(wildcards):
+    return [f"{jobs.stem(jobs.parent(predictor(wildcards, 'tuned')))}.safetensors"]
 
 
 # Traces and predictors are too large to be read once more for what is in them. They are `ancient`, as the models'
-# weights are: their seals, small files with their checksums, say when they changed.
-def large(files):
-    return signed(lambda wildcards: [ancient(path) for path in files(wildcards)])
+# weights are: the small files with their checksums say when they changed.
+def unhashed(files):
+    return with_signature(lambda wildcards: [ancient(path) for path in files(wildcards)])
 
 
-def seals(*files):
-    return signed(lambda wildcards: [f"{path}.sha256" for of in files for path in of(wildcards)])
+def checksums_of(*files):
+    return with_signature(lambda wildcards: [f"{path}.sha256" for of in files for path in of(wildcards)])
 
 
 def evaluation(wildcards):
     return wildcards.model, wildcards.data, wildcards.pct
 
 
-@signed
+@with_signature
 def benchmarks_of(wildcards):
     return jobs.gathered(wildcards.data)
 
 
 # read by no one: nothing is measured before this check has passed
-@signed
+@with_signature
 def disjoint_of(wildcards):
     return jobs.disjoint(evaluation(wildcards))
 
 
-@signed
+@with_signature
 def scores_of(wildcards):
-    return jobs.scores_of(evaluation(wildcards))
+    return jobs.tables_of("scores", evaluation(wildcards))
 
 
-@signed
+@with_signature
 def thresholds_of(wildcards):
-    return jobs.thresholds_of(evaluation(wildcards))
+    return jobs.tables_of("thresholds", evaluation(wildcards))
 
 
 def predictors_of(wildcards):
