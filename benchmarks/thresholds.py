@@ -100,28 +100,32 @@ def widths(rows: pd.DataFrame) -> list[str]:
     """Time of layerwise over shadow at 50 % and three widths; published ratios with their number of GPUs."""
     gpus = pd.read_csv(PUBLISHED).query("quantity == 'latency'").groupby("model")["gpus"].first()
     theirs, ours = published_ratios(), {name: layerwise_over_shadow(rows, ranks) for name, ranks in WIDTHS.items()}
-    lines = ["| model | published, A100s | " + " | ".join(ours) + " |", "|---|" + (1 + len(ours)) * "---|"]
+    lines = ["| model | published | " + " | ".join(ours) + " |", "|---|" + (1 + len(ours)) * "---|"]
     for model in rows.groupby("model")["gb_per_token"].max().sort_values().index:
-        cells = [f"{theirs[model]:.3f}, {gpus[model]:.0f}" if model in theirs else ""]
+        cells = [f"{theirs[model]:.3f} ({gpus[model]:.0f} A100)" if model in theirs else ""]
         cells += [f"{found[model]:.3f}" if model in found else "" for found in ours.values()]
         lines.append(f"| {model} | {' | '.join(cells)} |")
     return lines
 
 
-def main(path: Path) -> None:
-    rows = timed({"latency": pd.read_parquet(path)}).query("main")
-    print(
-        f"{rows['device'].iloc[0]}, reads {rows['ceiling_gb_s'].max():.0f} GB/s at best\n", *times(rows), "", sep="\n"
-    )
-    print("Time of layerwise over shadow at 50 %, by the predictors' ranks:\n", *widths(rows), "", sep="\n")
-    print(f"| threshold (set for an H100) | wanted | {rows['device'].iloc[0]} | reached |\n|---|---|---|---|")
+def goals(rows: pd.DataFrame) -> list[str]:
+    """Each threshold with what was measured."""
+    lines = [f"| threshold (set for an H100) | wanted | {rows['device'].iloc[0]} | reached |", "|---|---|---|---|"]
     for what, (holds, sign), numbers, found in wanted(rows):
         values = " / ".join("not measured" if value is None else f"{value:.3g}" for value in found)
         goal = " / ".join(f"{number:g}" for number in dict.fromkeys(numbers))
         reached = ""
         if None not in found:
             reached = "yes" if all(map(holds, found, numbers)) else "**no**"
-        print(f"| {what} | {sign} {goal} | {values} | {reached} |")
+        lines.append(f"| {what} | {sign} {goal} | {values} | {reached} |")
+    return lines
+
+
+def main(path: Path) -> None:
+    rows = timed({"latency": pd.read_parquet(path)}).query("main")
+    print(f"{rows['device'].iloc[0]}, reads {rows['ceiling_gb_s'].max():.0f} GB/s at best\n")
+    print(*times(rows), "", "Time of layerwise over shadow at 50 %, by the predictors' ranks:\n", sep="\n")
+    print(*widths(rows), "", *goals(rows), sep="\n")
 
 
 if __name__ == "__main__":
