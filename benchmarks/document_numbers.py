@@ -28,9 +28,10 @@ ROOT = Path(__file__).parent.parent
 REGION = re.compile(r"(<!-- numbers: (.+?) -->)(.*?)(<!-- end -->)", re.DOTALL)
 
 
-def times(folder: str) -> pd.DataFrame:
-    """Times of random weights in the settings that all modes of a model were timed in."""
-    return timed({"latency": pd.read_parquet(REFERENCE / folder / "tables" / "latency.parquet")}).query("main")
+def times(folder: str, main: bool = True) -> pd.DataFrame:
+    """Times of random weights: in the setting of every model in which all modes were timed, or in the others."""
+    rows = timed({"latency": pd.read_parquet(REFERENCE / folder / "tables" / "latency.parquet")})
+    return rows[rows["main"] == main]
 
 
 def faster(width: str, *but: str) -> str:
@@ -94,8 +95,10 @@ NUMBERS = {
     "quick_dense": quick_dense,
     "quick_perplexity": quick_perplexity,
     "quick_times": quick_times,
+    "settings": lambda folder: thresholds.settings(times(folder, main=False)),
     "stages": lambda folder: chain.table(chain.read(REFERENCE / folder)),
     "times": lambda folder: thresholds.times(times(folder)),
+    "variants": lambda folder: thresholds.variants(times(folder)),
     "widths": lambda folder: thresholds.widths(times(folder)),
 }
 

@@ -1,4 +1,4 @@
-"""Three tables as Markdown: times per token, one predictor against one per layer at three widths, and thresholds.
+"""Tables of times as Markdown: per token, by variant and setting, one predictor against one per layer, and thresholds.
 
 python benchmarks/thresholds.py results/reference/gpu-h100/tables/latency.parquet
 """
@@ -93,6 +93,35 @@ def times(rows: pd.DataFrame) -> list[str]:
         values = [found.loc[found["mode"] == "dense", "ms_per_token"].iloc[0], others.min()]
         values += [shadow.get(50), shadow.get(70), shadow.get(90), layerwise.get(50)]
         lines.append(f"| {model} | " + " | ".join("" if pd.isna(value) else f"{value:.2f}" for value in values) + " |")
+    return lines
+
+
+def variants(rows: pd.DataFrame) -> list[str]:
+    """Milliseconds a token of every variant at 50 %, a column a model."""
+    half = rows[rows["sparsity_pct"] == 50].copy()
+    half["mode"] = half["mode"].replace({"oracle": "given units, nothing predicted", "static": "kept units cut out"})
+    ranks = half["predictor_rank_heads"].fillna(half["predictor_rank"]).map("{:.0f}".format)
+    ranks = (ranks + "/" + half["predictor_rank"].map("{:.0f}".format)).where(half["predictor_rank"].notna(), "")
+    bits = half["predictor_bits"].map({8: ", 8 bits"}).fillna("")
+    half["name"] = (half["mode"] + " " + ranks + bits).str.strip()
+    found = half.pivot_table(index="name", columns="model", values="ms_per_token", sort=False)
+    found = found[rows.groupby("model")["gb_per_token"].max().sort_values().index]
+    lines = [f"| variant, 50 % | {' | '.join(found.columns)} |", "|---" * (1 + len(found.columns)) + "|"]
+    return lines + [
+        f"| {name} | {' | '.join('' if pd.isna(value) else f'{value:.2f}' for value in row)} |"
+        for name, row in zip(found.index, found.to_numpy(), strict=True)
+    ]
+
+
+def settings(rows: pd.DataFrame) -> list[str]:
+    """Speed-ups of shadow over the fastest dense decoder with several sequences, other prompts and other lengths."""
+    head = "| model | sequences | tokens of the prompt | new tokens | dense, ms | 50 % | 70 % | 90 % |"
+    lines = [head, "|---" * 8 + "|"]
+    for keys, found in rows.groupby(["model", "batch", "prompt_tokens", "new_tokens"]):
+        dense = found.loc[found["mode"].isin(DENSE), "ms_per_token"].min()
+        gains = dense / alike(found, "shadow").set_index("sparsity_pct")["ms_per_token"]
+        cells = [f"{gains[pct]:.2f}" if pct in gains else "" for pct in (50, 70, 90)]
+        lines.append(f"| {' | '.join(map(str, keys))} | {dense:.2f} | {' | '.join(cells)} |")
     return lines
 
 
