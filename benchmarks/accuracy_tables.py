@@ -16,16 +16,16 @@ METHODS = {
     "static_l2_norm": ("the same, by l2_norm", "static", "l2_norm", None),
     "shadow": ("one predictor, published recipe (shadow)", "shadow", "plainact", "published"),
     "one": ("one predictor, our recipe", "segments", "plainact", "wide"),
-    "one_sparse": ("one predictor, trained on the sparse model", "segments", "plainact", "wide@1"),
-    "one_tuned": ("one predictor, trained on the sparse model and tuned", "segments", "plainact", "wide@1@tuned"),
+    "one_sparse": ("one predictor, trained on the sparse model", "segments", "plainact", "wide_1"),
+    "one_tuned": ("one predictor, trained on the sparse model and tuned", "segments", "plainact", "wide_1_tuned"),
     "six": ("six predictors, our recipe", "segments", "plainact", "six"),
-    "six_sparse": ("six predictors, trained on the sparse model", "segments", "plainact", "six@1"),
-    "six_tuned": ("six predictors, trained on the sparse model and tuned", "segments", "plainact", "six@1@tuned"),
+    "six_sparse": ("six predictors, trained on the sparse model", "segments", "plainact", "six_1"),
+    "six_tuned": ("six predictors, trained on the sparse model and tuned", "segments", "plainact", "six_1_tuned"),
     "layerwise": ("one predictor per layer, published recipe (layerwise)", "layerwise", "plainact", "published"),
     "each": ("one predictor per layer, our recipe", "layerwise", "plainact", "each"),
-    "each_sparse": ("one predictor per layer, trained on the sparse model", "layerwise", "plainact", "each@1"),
+    "each_sparse": ("one predictor per layer, trained on the sparse model", "layerwise", "plainact", "each_1"),
     "each_tuned": (
-        "one predictor per layer, trained on the sparse model and tuned", "layerwise", "plainact", "each@1@tuned"
+        "one predictor per layer, trained on the sparse model and tuned", "layerwise", "plainact", "each_1_tuned"
     ),
     "oracle": ("those with the highest true scores (oracle)", "oracle", "plainact", None),
     "oracle_l2_norm": ("the same, by l2_norm", "oracle", "l2_norm", None),
@@ -48,7 +48,10 @@ MAIN = ("static", "shadow", "one_tuned", "six_tuned", "each_tuned", "oracle")
 
 @cache
 def table(name: str) -> pd.DataFrame:
-    return pd.read_parquet(REFERENCE / "smollm2" / "tables" / f"{name}.parquet")
+    """A table of the study; predictors are named as in config/smollm2.yaml today, without the earlier `@`."""
+    found = pd.read_parquet(REFERENCE / "smollm2" / "tables" / f"{name}.parquet")
+    names = [column for column in found if column in ("predictor", "reference_predictor")]
+    return found.assign(**{column: found[column].str.replace("@", "_") for column in names})
 
 
 def rows(name: str, of: str, **keys: object) -> pd.DataFrame:

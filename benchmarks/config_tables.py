@@ -44,11 +44,13 @@ LONG = 6  # choices that are listed once; later the key where they are listed is
 
 
 def resolved(schema: dict[str, Any]) -> dict[str, Any]:
-    """A schema itself: behind its reference, and without the null that stands for a key that is left out."""
-    kinds = [one for one in schema.get("anyOf", ()) if one.get("type") != "null"]
-    if len(kinds) == 1:
-        return resolved(kinds[0])
-    return SCHEMA["$defs"][schema["$ref"].rpartition("/")[2]] if "$ref" in schema else schema
+    """A schema behind its reference, without the null of a key that is left out; of several sections the keys of all."""
+    if "$ref" in schema:
+        return SCHEMA["$defs"][schema["$ref"].rpartition("/")[2]]
+    kinds = [resolved(one) for one in schema.get("anyOf", schema.get("oneOf", ())) if one.get("type") != "null"]
+    if kinds and all("properties" in one for one in kinds):
+        return kinds[0] | {"properties": {key: one for kind in kinds for key, one in kind["properties"].items()}}
+    return kinds[0] if len(kinds) == 1 else schema
 
 
 def type_of(schema: dict[str, Any], key: str, listed: dict[str, str]) -> str:
