@@ -44,7 +44,7 @@ LONG = 6  # choices that are listed once; later the key where they are listed is
 
 
 def resolved(schema: dict[str, Any]) -> dict[str, Any]:
-    """A schema behind its reference, without the null of a key that is left out; of several sections the keys of all."""
+    """A schema behind its reference, without null; of several sections the keys of all."""
     if "$ref" in schema:
         return SCHEMA["$defs"][schema["$ref"].rpartition("/")[2]]
     kinds = [resolved(one) for one in schema.get("anyOf", schema.get("oneOf", ())) if one.get("type") != "null"]

@@ -57,10 +57,12 @@ def quick(of: str) -> pd.DataFrame:
     return found.fillna({"criterion": "", "policy": "", "units": "", "protocol": ""})
 
 
-def quick_perplexity() -> list[str]:
-    """Perplexities of the quick study, neurons removed in every layer alike; dense is in its own sentence."""
-    found = quick("perplexity").query("task == 'perplexity' and units == 'neurons' and policy == 'per_layer'")
-    lines = ["| method | criterion | 30 % | 50 % | 70 % |", "|---" * 5 + "|"]
+def quick_perplexity(policy: str, units: str) -> list[str]:
+    """Perplexities of the quick study under one policy, with some units removed."""
+    found = quick("perplexity").query("task == 'perplexity' and policy == @policy and units == @units")
+    sparsities = sorted(found["sparsity_pct"].unique())
+    lines = [f"| method | criterion | {' | '.join(f'{pct} %' for pct in sparsities)} |"]
+    lines.append("|---" * (2 + len(sparsities)) + "|")
     for (method, criterion), part in found.groupby(["method", "criterion"]):
         cells = part.sort_values("sparsity_pct").apply(accuracy.interval, axis=1)
         lines.append(f"| {method} | {criterion} | {' | '.join(cells)} |")
@@ -69,6 +71,21 @@ def quick_perplexity() -> list[str]:
 
 def quick_dense() -> str:
     return accuracy.interval(quick("perplexity").query("method == 'dense' and task == 'perplexity'").iloc[0])
+
+
+def quick_half() -> list[str]:
+    """At 50 %: accuracy of the quick study's questions, and recall of the kept neurons on held-out tokens."""
+    keys = ["criterion", "method"]
+    alike = "policy == 'per_layer' and sparsity_pct == 50"
+    right = quick("accuracy").query(f"metric == 'acc' and units == 'neurons' and {alike}").set_index(keys)
+    recall = (
+        quick("quality").query(f"metric == 'recall' and kind == 'neurons' and {alike}").groupby(keys)["value"].mean()
+    )
+    lines = ["| criterion | method | accuracy | recall |", "|---" * 4 + "|"]
+    for key, row in right.sort_index().iterrows():
+        found = f"{recall[key]:.3f}" if key in recall else ""
+        lines.append(f"| {' | '.join(key)} | {row['value']:.2f} ± {row['stderr']:.2f} | {found} |")
+    return lines
 
 
 def quick_times() -> list[str]:
@@ -92,9 +109,7 @@ NUMBERS = {
     "faster": faster,
     "goals": lambda folder: thresholds.goals(times(folder)),
     "grid": grid,
-    "quick_dense": quick_dense,
-    "quick_perplexity": quick_perplexity,
-    "quick_times": quick_times,
+    **{one.__name__: one for one in (quick_dense, quick_half, quick_perplexity, quick_times)},
     "settings": lambda folder: thresholds.settings(times(folder, main=False)),
     "stages": lambda folder: chain.table(chain.read(REFERENCE / folder)),
     "times": lambda folder: thresholds.times(times(folder)),
