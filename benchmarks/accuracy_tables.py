@@ -27,9 +27,9 @@ METHODS = {
     "each_tuned": (
         "one predictor per layer, trained on the sparse model and tuned", "layerwise", "plainact", "each_1_tuned"
     ),
-    "oracle": ("those with the highest true scores (oracle)", "oracle", "plainact", None),
+    "oracle": ("by their true scores (oracle)", "oracle", "plainact", None),
     "oracle_l2_norm": ("the same, by l2_norm", "oracle", "l2_norm", None),
-    "threshold": ("those with the largest input of the down projection (threshold)", "threshold", None, None),
+    "threshold": ("by their magnitude (threshold)", "threshold", None, None),
     "rank256": ("rank 256", "segments", "plainact", "rank256"),
     "rank256_8bit": ("rank 256, 8-bit weights", "segments", "plainact", "rank256_8bit"),
     "rank64": ("rank 64", "segments", "plainact", "rank64"),
@@ -90,7 +90,7 @@ def tasks(name: str) -> str:
 
 def main_accuracy() -> list[str]:
     """The README's table: perplexities without intervals."""
-    lines = ["| which neurons are kept | 30 % removed | 50 % | 70 % |", "|---|---|---|---|"]
+    lines = ["| how neurons are chosen | 30 % removed | 50 % | 70 % |", "|---|---|---|---|"]
     return lines + [
         f"| {METHODS[name][0]} | {' | '.join(perplexity(name, pct).split(' ')[0] for pct in SPARSITIES)} |"
         for name in MAIN
@@ -99,7 +99,7 @@ def main_accuracy() -> list[str]:
 
 def all_accuracy() -> list[str]:
     """Every method of the findings."""
-    lines = ["| which neurons are kept | 30 % removed | 50 % | 70 % | C4, 50 % | accuracy, 50 % |", "|---" * 6 + "|"]
+    lines = ["| how neurons are chosen | 30 % removed | 50 % | 70 % | C4, 50 % | accuracy, 50 % |", "|---" * 6 + "|"]
     for name in ALL:
         cells = [perplexity(name, pct) for pct in SPARSITIES]
         lines.append(f"| {METHODS[name][0]} | {' | '.join([*cells, perplexity(name, 50, 'c4'), tasks(name)])} |")
