@@ -8,8 +8,6 @@ from shadowcore.config import parse_study
 from shadowcore.config_file import read_yaml
 from shadowcore.errors import ShadowcoreError
 from shadowcore.jobs import Jobs
-from shadowcore.method.criteria import CRITERIA
-from shadowcore.method.predictors import PREDICTORS
 from shadowcore.terminal import tolerant
 
 tolerant()
@@ -35,19 +33,24 @@ if study.offline:  # what is missing is an error, not a download
     shell.prefix("export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1; ")
 
 
+def named(values):
+    """A pattern of these values and no others; of nothing where there are none."""
+    return "|".join(map(re.escape, dict.fromkeys(values))) or "(?!)"
+
+
 wildcard_constraints:
-    model="|".join(map(re.escape, study.models)),
-    text="|".join(map(re.escape, study.texts)),
-    calibration="|".join(map(re.escape, study.calibration)),
-    task="|".join(study.evaluation.tasks),
+    model=named(study.models),
+    text=named(study.texts),
+    calibration=named(study.calibration),
+    task=named(study.evaluation.tasks),
     split="train|heldout",
     shard=r"\d+",
     pct=r"\d+",
-    published="|".join(sorted({re.escape(model) for model, _ in jobs.timed_dimensions})),
+    published=named(model for model, _ in jobs.timed_dimensions),
     lengths=r"\d+x\d+\+\d+",
-    method="|".join(PREDICTORS),
-    criterion="|".join(CRITERIA),
-    predictor="(" + "|".join(map(re.escape, study.predictors)) + r")(@seed\d+)?(@[1-9]\d*)?",
+    trained=named(one.slug(study.seed) for one in jobs.trained.values() if not jobs.is_tuned(one)),
+    tuned=named(one.slug(study.seed) for one in jobs.trained.values() if jobs.is_tuned(one)),
+    masking=named(one.slug(study.seed) for one in jobs.trained.values()),
 
 
 report: "workflow/report/workflow.rst"

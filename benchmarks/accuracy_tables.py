@@ -48,10 +48,7 @@ MAIN = ("static", "shadow", "one_tuned", "six_tuned", "each_tuned", "oracle")
 
 @cache
 def table(name: str) -> pd.DataFrame:
-    """A table of the study; predictors are named as in config/smollm2.yaml today, without the earlier `@`."""
-    found = pd.read_parquet(REFERENCE / "smollm2" / "tables" / f"{name}.parquet")
-    names = [column for column in found if column in ("predictor", "reference_predictor")]
-    return found.assign(**{column: found[column].str.replace("@", "_") for column in names})
+    return pd.read_parquet(REFERENCE / "smollm2" / "tables" / f"{name}.parquet")
 
 
 def rows(name: str, of: str, **keys: object) -> pd.DataFrame:

@@ -180,14 +180,13 @@ class Chain:
         return {"options": options}
 
     def train_predictor(self, model: str, calibration: str, name: str) -> dict[str, Any]:
-        method, criterion, predictor = name.split("+")
-        stem = self.jobs.predictor(model, calibration, method, criterion, predictor)
-        design = f"{method}+{criterion}"
+        one = self.jobs.trained[model, calibration, name]
+        stem = self.jobs.stem(one)
         options = {
-            **self.spec(self.jobs.train_predictor(model, calibration, method, criterion, predictor)),
+            **self.spec(self.jobs.train_predictor(one)),
             "card": self.model(model)["card"],
-            "traces": self.jobs.traces(model, calibration, design, predictor, "train"),
-            "heldout": self.jobs.traces(model, calibration, design, predictor, "heldout"),
+            "traces": self.jobs.traces(one, "train"),
+            "heldout": self.jobs.traces(one, "heldout"),
             "predictor": f"{stem}.safetensors",
             "quality": f"{stem}.quality.parquet",
             "training": f"{stem}.training.parquet",
@@ -198,8 +197,8 @@ class Chain:
     def evaluate(self, model: str, data: str, *part: str) -> dict[str, Any]:
         key = model, data, "/".join(part)
         own = {
-            "scores": self.jobs.scores_of(key),
-            "thresholds": self.jobs.thresholds_of(key),
+            "scores": self.jobs.tables_of("scores", key),
+            "thresholds": self.jobs.tables_of("thresholds", key),
             "predictors": [f"{stem}.safetensors" for stem in self.jobs.predictors_of(key)],
         }
         return self.evaluation(key, own)

@@ -16,11 +16,11 @@ from shadowcore.config_errors import sentence
 from shadowcore.config_file import read_yaml
 from shadowcore.errors import ConfigError, near_miss
 from shadowcore.fields import Name, Seed, Strict, Switch, list_of
-from shadowcore.measure.activation_masks import BASELINES
+from shadowcore.measure.methods import SPARSE
 from shadowcore.method.criteria import CRITERIA
 from shadowcore.method.policies import WHOLE_MODEL_POLICIES
-from shadowcore.method.predictors import PREDICTORS
-from shadowcore.recipes import Preset, Trained, Tuned
+from shadowcore.method.predictors import groups_of
+from shadowcore.recipes import AnyPredictor, PredictorConfig, TuningConfig, replacement
 from shadowcore.sections import Evaluation, Grid, Latency, LatencyRandom, Model, Text, Traces, needs_network
 from shadowcore.stages.conditions import NEEDS_PROMPTS
 
@@ -53,8 +53,8 @@ class Study(Strict):
     texts: Annotated[dict[Name, Text], Field(min_length=1)]
     calibration: list_of(str, least=1)
     traces: Traces
-    predictors: dict[Name, Preset]
-    tuning: Tuned | None = None
+    predictors: dict[Name, AnyPredictor]
+    tuning: TuningConfig | None = None
     conditions: list[Grid]
     evaluation: Evaluation
     latency: Latency | None = None
@@ -66,33 +66,42 @@ class Study(Strict):
         for where, names, known in (
             ("calibration", self.calibration, self.texts),
             ("evaluation.texts", self.evaluation.texts, self.texts),
+            *((f"predictors.{name}", [one.parent] if one.parent else [], self.predictors)
+              for name, one in self.predictors.items()),
             ("latency.predictor", [self.latency.predictor] if self.latency else [], self.predictors),
             *((f"conditions[{i}].predictors", g.predictors, self.predictors) for i, g in enumerate(self.conditions)),
             *((f"conditions[{i}].models", g.models, self.models) for i, g in enumerate(self.conditions)),
         ):  # fmt: skip
             for name in names:
-                one = Trained.named(name)
-                if one.preset not in known:
-                    raise ValueError(f"{where}: unknown '{name}'; {near_miss(name, known)}")
-                if one.seed is not None:
-                    raise ValueError(f"{where}: '{name}' has a seed in its name; use `seeds: [{one.seed}]`")
-                if one.round and not self.traces.on_policy:
-                    raise ValueError(f"{where}: '{name}' is trained on sparse traces; `traces.on_policy` is missing")
-                if one.tuned and not self.tuning:
-                    raise ValueError(f"{where}: '{name}' is tuned; `tuning` is missing")
+                if name not in known:
+                    old = known is self.predictors and "@" in name
+                    words = replacement(name) if old else f"unknown '{name}'; {near_miss(name, known)}"
+                    raise ValueError(f"{where}: {words}")
+        return self
+
+    @model_validator(mode="after")
+    def predictors_can_be_made(self) -> Study:
+        """A predictor that begins with another needs the section on how, and must not begin with itself."""
+        for name, one in self.predictors.items():
+            if one.parent and not (self.tuning if one.tuned_from else self.traces.on_policy):
+                raise ValueError(f"predictors.{name}: needs `{'tuning' if one.tuned_from else 'traces.on_policy'}`")
+            seen = [name]
+            while parent := self.predictors[seen[-1]].parent:
+                if parent in seen:
+                    raise ValueError(f"predictors.{name}: begins with itself ({' from '.join([*seen, parent])})")
+                seen.append(parent)
         return self
 
     @model_validator(mode="after")
     def grids_are_whole(self) -> Study:
         """A grid must name what its methods need, and what they can do."""
         for i, grid in enumerate(self.conditions):
-            trained = set(grid.methods) & set(PREDICTORS)
+            trained = [name for name in grid.methods if SPARSE[name].trained]
             if trained and not grid.predictors:
-                raise ValueError(f"conditions[{i}]: {sorted(trained)} need `predictors`, names of presets")
-            if set(grid.methods) - {"random", *BASELINES} and not grid.criteria:
-                raise ValueError(f"conditions[{i}]: {sorted(grid.methods)} need `criteria`")
-            parted = any(self.predictors[Trained.named(name).preset].segments > 1 for name in grid.predictors)
-            several = [m for m in grid.methods if m.startswith("layerwise") or (m == "segments" and parted)]
+                raise ValueError(f"conditions[{i}]: {sorted(trained)} need `predictors`, names of entries there")
+            if not grid.criteria and (scored := [name for name in grid.methods if SPARSE[name].scores]):
+                raise ValueError(f"conditions[{i}]: {sorted(scored)} need `criteria`")
+            several = [name for name in trained if self._several_groups(name, grid.predictors)]
             if several and set(grid.policies) & WHOLE_MODEL_POLICIES:
                 raise ValueError(
                     f"conditions[{i}]: {several[0]} decides layer by layer, policy "
@@ -106,6 +115,11 @@ class Study(Strict):
                 )
         return self
 
+    def _several_groups(self, design: str, predictors: list[str]) -> bool:
+        """Whether a predictor of this design scores some layers later than others."""
+        counts = {self.recipe_of(name).segments for name in predictors}
+        return any(len(groups_of(design, count + 2, count)) > 1 for count in counts)
+
     @model_validator(mode="after")
     def texts_and_traces_suffice(self) -> Study:
         """Texts and traces must hold what is evaluated and trained on."""
@@ -113,7 +127,7 @@ class Study(Strict):
             if self.texts[name].true_continuation is None:
                 raise ValueError(f"texts.{name}: true_continuation is missing, which evaluation.tasks asks for")
         tokens = self.traces.windows * self.traces.tokens_per_window
-        for name in sorted(self.used_presets):
+        for name in sorted({self.chain(name)[0] for name in self.used_predictors}):
             if (batch := self.predictors[name].batch) > tokens:
                 raise ValueError(
                     f"predictors.{name}.batch: {batch} is too large; traces.windows x traces.tokens_per_window is "
@@ -157,11 +171,21 @@ class Study(Strict):
         evaluation = self.evaluation.model_copy(update={"offline_dir": f"{folder}/benchmarks"})
         return self.model_copy(update={"models": models, "texts": texts, "evaluation": evaluation})
 
+    def chain(self, predictor: str) -> list[str]:
+        """The predictors that training one takes, in their order: first the one that learns from the dense model."""
+        parent = self.predictors[predictor].parent
+        return [*(self.chain(parent) if parent else []), predictor]
+
+    def recipe_of(self, predictor: str) -> PredictorConfig:
+        """Sizes and recipe of a predictor: those of the first of its chain."""
+        return self.predictors[self.chain(predictor)[0]]
+
     @property
-    def used_presets(self) -> set[str]:
-        """Presets of the predictors that are trained, for conditions or the latency."""
-        names = [name for grid in self.conditions if set(grid.methods) & set(PREDICTORS) for name in grid.predictors]
-        return {Trained.named(name).preset for name in [*names, *([self.latency.predictor] if self.latency else [])]}
+    def used_predictors(self) -> list[str]:
+        """Predictors that conditions or the latency name."""
+        grids = [grid for grid in self.conditions if any(SPARSE[name].trained for name in grid.methods)]
+        names = [name for grid in grids for name in grid.predictors]
+        return [*names, *([self.latency.predictor] if self.latency else [])]
 
     @property
     def used_criteria(self) -> set[str]:
@@ -172,7 +196,7 @@ class Study(Strict):
     @property
     def token_criteria(self) -> tuple[str, ...]:
         """Criteria that a trained predictor or the oracle scores tokens by."""
-        grids = [grid for grid in self.conditions if set(grid.methods) & {*PREDICTORS, "oracle"}]
+        grids = [grid for grid in self.conditions if any(SPARSE[name].scores == "token" for name in grid.methods)]
         used = {name for grid in grids for name in grid.criteria}
         return tuple(sorted(used | ({self.latency.criterion} if self.latency else set())))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
@@ -85,17 +85,29 @@ def _path(location: Sequence[str | int]) -> str:
     """A place as one would write it, "conditions[0].methods"; a mapping's key stands for its place."""
     if location and location[-1] == "[key]":
         location = location[:-2]
-    parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in location)
+    written = [part for part in location if not _is_tag(part)]
+    parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in written)
     return "".join(parts).removeprefix(".")
+
+
+def _is_tag(part: str | int) -> bool:
+    """Whether a part of a place is no key, but says which of several models a mapping was read as: "<Model>"."""
+    return isinstance(part, str) and part.startswith("<")
 
 
 def _fields_at(root: type[BaseModel], location: Sequence[str | int]) -> list[str]:
     """Keys that a place in the configuration may have."""
-    here: Any = root
+    models = [root]
     for part in location:
-        field = getattr(here, "model_fields", {}).get(part)
-        if field is not None:
-            here = field.annotation
-        inner = [a for a in getattr(here, "__args__", ()) if isinstance(a, type) and issubclass(a, BaseModel)]
-        here = inner[0] if inner else here
-    return list(getattr(here, "model_fields", {}))
+        if _is_tag(part):
+            models = [one for one in models if one.__name__ == part[1:-1]]
+        elif part in models[0].model_fields:
+            models = _models(models[0].model_fields[part].annotation) or models
+    return list(models[0].model_fields)
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    """The models among the parts of a type."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in get_args(annotation) for model in _models(part)]

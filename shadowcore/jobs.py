@@ -6,7 +6,7 @@ The rules ask here and nowhere else what their wildcards mean.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cached_property
 from itertools import product
 from pathlib import Path
@@ -15,14 +15,12 @@ from typing import Any
 from shadowcore import manifests
 from shadowcore.benchmarks import BENCHMARKS
 from shadowcore.config import Study
-from shadowcore.measure.activation_masks import BASELINES
-from shadowcore.method.predictors import PREDICTORS
+from shadowcore.measure.conditions import Condition, PredictorId
+from shadowcore.measure.methods import METHODS
 from shadowcore.provenance import fingerprint
-from shadowcore.recipes import Preset, Trained
 from shadowcore.report.figures import FIGURES
 from shadowcore.schemas import FINAL_TABLES, MEASURED_TABLES
 from shadowcore.stages.base import parse_spec, to_json
-from shadowcore.stages.conditions import Condition
 
 Evaluation = tuple[str, str, str]  # an evaluation job: model, text, and what its manifest is called (`manifests.part`)
 
@@ -36,48 +34,26 @@ class Jobs:
         for model, data in product(study.models, study.evaluation.texts):
             dense = Condition(model=model, data=data, method="dense", seed=study.seed)
             for one in (dense, *self._sparse(dense)):
-                self.conditions[model, data, self.setup(one), one.sparsity_pct] = one
-
-    def setup(self, condition: Condition) -> str:
-        """How paths call a condition, but for its model, text and sparsity."""
-        parts = (
-            condition.method,
-            condition.calibration,
-            None if condition.method == "random" else condition.criterion,
-            self.called(condition),
-            condition.policy,
-            condition.units,
-            None if condition.protocol == "token" else condition.protocol,
-        )
-        return "+".join(part for part in parts if part)
-
-    def called(self, condition: Condition) -> str | None:
-        """How paths call a condition's predictor: with its seed, if that is not the study's."""
-        if condition.predictor is None:
-            return None
-        seed = None if condition.seed == self.study.seed else condition.seed
-        return str(Trained.named(condition.predictor)._replace(seed=seed))
+                self.conditions[model, data, one.slug(study.seed), one.sparsity_pct] = one
 
     def _sparse(self, dense: Condition):
         for grid in self.study.conditions:
             if grid.models and dense.model not in grid.models:
                 continue
-            for method, policy, protocol, units, pct in product(
+            for name, policy, protocol, units, pct in product(
                 grid.methods, grid.policies, grid.protocols, grid.units, grid.sparsities_pct
             ):
-                one = replace(dense, method=method, policy=policy, protocol=protocol, units=units, sparsity_pct=pct)
-                if method == "random":
-                    yield replace(one, criterion="random")
-                    continue
-                if method == "relu":
-                    one = replace(one, policy=None)  # what is zero is removed, however much it is
-                criteria = [None] if method in BASELINES else grid.criteria
-                trained = method in PREDICTORS
-                predictors = grid.predictors if trained else [None]
-                seeds = grid.seeds if trained and grid.seeds else [self.study.seed]
-                # these go by the evaluated example itself: they have no calibration text
-                calibrations = [None] if method in ("oracle", "griffin", "relu") else self.study.calibration
-                for criterion, predictor, calibration, seed in product(criteria, predictors, calibrations, seeds):
+                method = METHODS[name]
+                one = replace(
+                    dense, method=name, policy=policy if method.has_policy else None, protocol=protocol, units=units,
+                    sparsity_pct=pct,
+                )  # fmt: skip
+                for criterion, predictor, calibration, seed in product(
+                    grid.criteria if method.scores else [method.criterion],
+                    grid.predictors if method.trained else [None],
+                    self.study.calibration if method.reads else [None],
+                    grid.seeds if method.trained and grid.seeds else [self.study.seed],
+                ):
                     yield replace(one, criterion=criterion, predictor=predictor, calibration=calibration, seed=seed)
 
     def params(self, stage: str, spec: Any) -> dict[str, str]:
@@ -138,53 +114,81 @@ class Jobs:
         pairs = {(one.calibration, one.data) for one in self.evaluations[key].values() if one.calibration}
         return [f"{self.root}/checks/disjoint/{calibration}+{data}.json" for calibration, data in sorted(pairs)]
 
-    def scores_of(self, key: Evaluation) -> list[str]:
-        """The tables of mean scores that a job reads: one for each static condition."""
-        return self._tables_of("scores", "static", key)
-
-    def thresholds_of(self, key: Evaluation) -> list[str]:
-        """The tables of thresholds that a job reads: one for each threshold condition."""
-        return self._tables_of("thresholds", "threshold", key)
-
-    def _tables_of(self, folder: str, method: str, key: Evaluation) -> list[str]:
-        of = [one for one in self.evaluations[key].values() if one.method == method]
-        return [f"{self.root}/{folder}/{one.model}/{one.calibration}.parquet" for one in of]
+    def tables_of(self, reads: str, key: Evaluation) -> list[str]:
+        """The tables of mean scores, or of thresholds, that a job reads: one for each condition whose method does."""
+        of = [one for one in self.evaluations[key].values() if METHODS[one.method].reads == reads]
+        return [f"{self.root}/{reads}/{one.model}/{one.calibration}.parquet" for one in of]
 
     def predictors_of(self, key: Evaluation) -> list[str]:
         """Path stems of the predictors that a job reads: one for each condition that has one."""
-        stems = map(self.predictor_of, self.evaluations[key].values())
-        return [stem for stem in stems if stem]
+        return [self.stem(one.predictor_id) for one in self.evaluations[key].values() if one.predictor_id]
+
+    # ---- predictors
 
     @cached_property
-    def _used(self) -> set[tuple[str, str]]:
-        """Design and preset of every predictor of the study."""
-        used = {(one.method, one.predictor) for one in self.conditions.values() if one.predictor}
-        if self.study.latency:
-            used |= {(method, self.study.latency.predictor) for method in self.study.latency.methods}
-        return used
+    def used_predictors(self) -> set[PredictorId]:
+        """The predictors that conditions and the latency use."""
+        used = {one.predictor_id for one in self.conditions.values() if one.predictor_id}
+        return used.union(*map(self.latency_predictors, self.study.models if self.study.latency else ()))
+
+    @cached_property
+    def trained(self) -> dict[tuple[str, str, str], PredictorId]:
+        """All predictors that are trained, those that others begin with included, by model, text and slug."""
+        every = {
+            replace(one, predictor=name) for one in self.used_predictors for name in self.study.chain(one.predictor)
+        }
+        return {(one.model, one.calibration, one.slug(self.study.seed)): one for one in sorted(every)}
+
+    def is_tuned(self, one: PredictorId) -> bool:
+        """Whether a predictor is another one, tuned, rather than trained on traces."""
+        return self.study.predictors[one.predictor].tuned_from is not None
+
+    def parent(self, one: PredictorId) -> PredictorId | None:
+        """The predictor that one begins with; None where it learns from the dense model."""
+        name = self.study.predictors[one.predictor].parent
+        return name and replace(one, predictor=name)
+
+    def traced_under(self, one: PredictorId) -> PredictorId | None:
+        """The predictor whose masks act in the traces that one learns from or is judged by; None: the dense model's."""
+        parent = self.parent(one)
+        return self.traced_under(parent) if self.is_tuned(one) else parent
+
+    def stem(self, one: PredictorId) -> str:
+        """Path stem of a trained predictor."""
+        return f"{self.root}/predictors/{one.model}/{one.calibration}/{one.slug(self.study.seed)}"
+
+    def predictors(self) -> list[str]:
+        """Path stems of every predictor some condition or the latency uses, sorted."""
+        return sorted(map(self.stem, self.used_predictors))
+
+    def latency_predictors(self, model: str) -> list[PredictorId]:
+        """The predictors whose speed is measured."""
+        plan, text = self.study.latency, self.study.calibration[0]
+        return [
+            PredictorId(model, text, method, plan.criterion, plan.predictor, self.study.seed) for method in plan.methods
+        ]
 
     def trace(self, model: str, split: str, shard: str) -> dict[str, str]:
         criteria, scored = self.study.traces.criteria, self.study.token_criteria
-        return self.params("trace", self._trace(model, split, shard, criteria, scored, self._used))
+        return self.params("trace", self._trace(model, split, shard, criteria, scored, self.used_predictors))
 
-    def trace_on_policy(
-        self, model: str, split: str, shard: str, method: str, criterion: str, predictor: str
-    ) -> dict[str, str]:
+    def trace_on_policy(self, one: PredictorId, split: str, shard: str) -> dict[str, str]:
+        """one: the predictor whose masks act."""
         from shadowcore.stages.trace_on_policy import Spec
 
         masks = self.study.traces.on_policy
-        traced = self._trace(model, split, shard, [], [criterion], {(method, predictor)})
-        seed = self._seed(Trained.named(predictor))
-        return self.params("trace-on-policy", Spec(traced, masks.units, masks.lowest_pct, masks.highest_pct, seed))
+        traced = self._trace(one.model, split, shard, [], [one.criterion], {one})
+        return self.params("trace-on-policy", Spec(traced, masks.units, masks.lowest_pct, masks.highest_pct, one.seed))
 
     def _trace(
-        self, model: str, split: str, shard: str, criteria: Iterable[str], token_criteria: Iterable[str], used: set
-    ):
-        """Specification of one shard of a split, for predictors `used`: pairs of design and preset."""
+        self, model: str, split: str, shard: str, criteria: Iterable[str], token_criteria: Iterable[str],
+        readers: Iterable[PredictorId],
+    ):  # fmt: skip
+        """Specification of one shard of a split, with what the designs of `readers` read."""
         from shadowcore.stages.trace import Design, Spec
 
         plan, train = self.study.traces, split == "train"
-        designs = {Design(method, self._preset(predictor).segments) for method, predictor in used}
+        designs = {Design(one.method, self.study.recipe_of(one.predictor).segments) for one in readers}
         return Spec(
             split=split, shard=int(shard), shards=plan.shards if train else 1,
             windows=plan.windows if train else plan.heldout_windows, window_tokens=plan.window_tokens,
@@ -194,14 +198,11 @@ class Jobs:
             dtype=self.study.models[model].dtype, seed=self.study.seed,
         )  # fmt: skip
 
-    def traces(self, model: str, calibration: str, predictor: str, round_of: str, split: str) -> list[str]:
-        """Traces of a split that a predictor of a round learns from: the dense model's, or those under its last round.
-
-        predictor: the part of its path name before the preset; round_of: the rest of it, without `@tuned`.
-        """
-        rounds = Trained.named(round_of).rounds()
-        under = f"/{predictor}+{rounds[-2]}" if rounds[-1].round else ""
-        return self._shards(f"{model}/{calibration}{under}", split)
+    def traces(self, one: PredictorId, split: str) -> list[str]:
+        """Traces of a split that a predictor learns from."""
+        under = self.traced_under(one)
+        place = f"{one.model}/{one.calibration}"
+        return self._shards(f"{place}/{under.slug(self.study.seed)}" if under else place, split)
 
     def dense_traces(self, model: str, calibration: str) -> list[str]:
         """Traces of the dense model on the training windows."""
@@ -220,7 +221,8 @@ class Jobs:
         from shadowcore.stages.calibrate_thresholds import Spec
 
         plan = self.study.traces
-        reached = {one.sparsity_pct for one in self.conditions.values() if one.method == "threshold"}
+        conditions = self.conditions.values()
+        reached = {one.sparsity_pct for one in conditions if METHODS[one.method].reads == "thresholds"}
         spec = Spec(
             model=model, calibration=calibration, windows=plan.windows, window_tokens=plan.window_tokens,
             batch=plan.batch, sparsities_pct=tuple(sorted(reached)), dtype=self.study.models[model].dtype,
@@ -228,46 +230,34 @@ class Jobs:
         )  # fmt: skip
         return self.params("calibrate-thresholds", spec)
 
-    def train_predictor(self, model: str, calibration: str, method: str, criterion: str, predictor: str):
+    def train_predictor(self, one: PredictorId) -> dict[str, str]:
         from shadowcore.stages.train_predictor import Spec
 
-        return self.params("train-predictor", Spec(**self._trained(model, calibration, method, criterion, predictor)))
+        return self.params("train-predictor", Spec(**self._training(one)))
 
-    def tune_predictor(self, model: str, calibration: str, method: str, criterion: str, predictor: str):
-        """predictor: the one to tune, without `@tuned`."""
+    def tune_predictor(self, one: PredictorId) -> dict[str, str]:
         from shadowcore.stages.tune_predictor import Spec, Tuning
 
         tuning, plan = self.study.tuning.model_dump(), self.study.traces
         spec = Spec(
-            **self._trained(model, calibration, method, criterion, f"{predictor}@tuned"),
-            units=tuning.pop("units"), tuning=Tuning(**tuning), windows=plan.windows,
+            **self._training(one), units=tuning.pop("units"), tuning=Tuning(**tuning), windows=plan.windows,
             heldout_windows=plan.heldout_windows, window_tokens=plan.window_tokens,
-            dtype=self.study.models[model].dtype,
+            dtype=self.study.models[one.model].dtype,
         )  # fmt: skip
         return self.params("tune-predictor", spec)
 
-    def _preset(self, predictor: str) -> Preset:
-        """The preset of a predictor, by its name in the configuration or in paths."""
-        return self.study.predictors[Trained.named(predictor).preset]
-
-    def _seed(self, predictor: Trained) -> int:
-        """The seed of a predictor's training."""
-        return self.study.seed if predictor.seed is None else predictor.seed
-
-    def _trained(self, model: str, calibration: str, method: str, criterion: str, predictor: str) -> dict[str, Any]:
-        """What training and tuning are told alike."""
-        one = Trained.named(predictor)
-        under = f"{method} {one.rounds()[one.round - 1].configured}" if one.round else None
-        grids = self.study.conditions
+    def _training(self, one: PredictorId) -> dict[str, Any]:
+        """The fields that the specifications of training and tuning share."""
+        grids, chain, under = self.study.conditions, self.study.chain(one.predictor), self.traced_under(one)
         reported = sorted({pct for grid in grids for pct in grid.sparsities_pct})
-        policies = sorted({policy for grid in grids if method in grid.methods for policy in grid.policies})
-        return {
-            "model": model, "calibration": calibration, "method": method, "criterion": criterion,
-            "predictor": one.configured, "recipe": self._preset(predictor).steps(),
+        policies = sorted({policy for grid in grids if one.method in grid.methods for policy in grid.policies})
+        return asdict(one) | {
+            "recipe": self.study.recipe_of(one.predictor).training_recipe(),
             "sparsities_pct": tuple(reported), "policies": tuple(policies) or ("per_layer",),
-            "token_bits": self.study.traces.bits, "heldout_bits": 8,
-            "seed": self._seed(one), "text_seed": self.study.seed,
-            "traced_under": under,
+            "token_bits": self.study.traces.bits, "heldout_bits": 8, "text_seed": self.study.seed,
+            "traced_under": under and f"{under.method} {under.predictor}", "base": chain[0],
+            "rounds": sum(not self.study.predictors[name].tuned_from for name in chain[1:]),
+            "tuned": self.is_tuned(one),
         }  # fmt: skip
 
     def evaluate(self, conditions: Mapping[str, Condition]) -> dict[str, str]:
@@ -308,30 +298,6 @@ class Jobs:
 
         # as it was written, not with every default
         return self.params("write-page", Spec(self.study.model_dump(mode="json", exclude_unset=True)))
-
-    def predictor(self, model: str, calibration: str, method: str, criterion: str, predictor: str) -> str:
-        """Path stem of a trained predictor, called as paths call it."""
-        return f"{self.root}/predictors/{model}/{calibration}/{method}+{criterion}+{predictor}"
-
-    def predictor_of(self, one: Condition) -> str | None:
-        """Path stem of a condition's predictor; None where nothing was trained."""
-        called = self.called(one)
-        return called and self.predictor(one.model, one.calibration, one.method, one.criterion, called)
-
-    def latency_predictors(self, model: str) -> list[str]:
-        """Path stems of the predictors whose speed is measured."""
-        plan = self.study.latency
-        return [
-            self.predictor(model, self.study.calibration[0], method, plan.criterion, plan.predictor)
-            for method in plan.methods
-        ]
-
-    def predictors(self) -> list[str]:
-        """Path stems of every predictor some condition or the latency uses, sorted."""
-        used = {self.predictor_of(one) for one in self.conditions.values() if one.predictor}
-        if self.study.latency:
-            used |= {path for model in self.study.models for path in self.latency_predictors(model)}
-        return sorted(used)
 
     def scores(self) -> list[str]:
         """Tables of mean scores."""

@@ -12,7 +12,7 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from itertools import product
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +20,8 @@ from shadowcore import logs, manifests
 from shadowcore.benchmarks import BENCHMARKS
 from shadowcore.errors import ConfigError
 from shadowcore.jobs import Evaluation, Jobs
+from shadowcore.measure.conditions import Condition, PredictorId
+from shadowcore.measure.methods import METHODS
 from shadowcore.measure.protocols import PROTOCOLS
 from shadowcore.method.criteria import CRITERIA
 from shadowcore.method.predictors import groups_of
@@ -27,9 +29,8 @@ from shadowcore.models.families import KINDS, Dimensions, Kind, dimensions_of
 from shadowcore.models.folders import read_config
 from shadowcore.models.published import PUBLISHED, Size
 from shadowcore.models.sources import RandomModel
-from shadowcore.recipes import Trained
 from shadowcore.stages.base import read_card
-from shadowcore.stages.conditions import Condition, parts
+from shadowcore.stages.conditions import parts
 from shadowcore.texts.cutting import CHOICES
 
 # of the evaluated splits (lm-eval 0.4.13) the documents, and letters of every choice with its prompt, of the different
@@ -138,19 +139,22 @@ def work(jobs: Jobs, strict: bool = False) -> list[Work]:
     found += [*prepared, Work("gather_benchmarks", "gather_benchmarks")] if prepared else []
     pairs = sorted({(one.calibration, one.data) for one in conditions if one.calibration})
     found += [Work("check_disjoint", f"{calibration}+{data}") for calibration, data in pairs]
-    calibrated = {(one.model, one.calibration) for one in conditions if one.method == "threshold"}
+    calibrated = {(one.model, one.calibration) for one in conditions if METHODS[one.method].reads == "thresholds"}
     for model in study.models:
         found.append(costs.fetched(model))
         for calibration in study.calibration:
-            found += costs.traced("trace", model, f"{model}/{calibration}", jobs.trace)
+            found += costs.traced("trace", model, f"{model}/{calibration}", partial(jobs.trace, model))
             found.append(Work("average", f"{model}/{calibration}"))
             if (model, calibration) in calibrated:
                 found.append(costs.thresholds(model, calibration))
         if study.latency:
             found.append(costs.timed(model))
         found.append(Work("draw", model))
-    for model, calibration, method, criterion, predictor in sorted(costs.trained()):
-        found += costs.training(model, calibration, method, criterion, predictor)
+    for place, predictor in jobs.trained.items():
+        found.append(costs.training("/".join(place), predictor))
+    for predictor in sorted({one for one in map(jobs.traced_under, jobs.trained.values()) if one}):
+        name = f"{predictor.model}/{predictor.calibration}/{predictor.slug(study.seed)}"
+        found += costs.traced("trace_on_policy", predictor.model, name, partial(jobs.trace_on_policy, predictor))
     found += [costs.evaluated(key) for key in jobs.evaluations]
     found += [costs.timed_dimensions(*key) for key in jobs.timed_dimensions]
     return found + [Work(rule, rule) for rule in ("aggregate", "check_tables", "judge_claims", "write_page")]
@@ -204,7 +208,7 @@ class Measured(NamedTuple):
 
 def _dense_prompt(condition: Condition) -> bool:
     """Whether a condition's prompts run once, for all such conditions."""
-    return condition.method != "griffin" and PROTOCOLS[condition.protocol or "token"].dense_prompt
+    return not METHODS[condition.method].reads_prompt and PROTOCOLS[condition.protocol or "token"].dense_prompt
 
 
 class Costs:
@@ -234,11 +238,11 @@ class Costs:
         written = 0 if size is None else size.parameters * (4 if kind == "package" else 2)
         return self.of_model("fetch_model", model, model, 0, 0, 0, written=written)
 
-    def traced(self, rule: str, model: str, place: str, params: Callable[..., dict[str, str]], *of: str) -> list[Work]:
-        """The traces of a text: its training shards, and the held-out windows."""
+    def traced(self, rule: str, model: str, place: str, params: Callable[[str, str], dict[str, str]]) -> list[Work]:
+        """The traces of a text: its training shards, and the held-out windows; params: of a split and shard."""
         found = []
         for split, shard in [*(("train", n) for n in range(self.study.traces.shards)), ("heldout", 0)]:
-            spec = json.loads(params(model, split, str(shard), *of)["spec"])
+            spec = json.loads(params(split, str(shard))["spec"])
             spec = spec.get("trace", spec)
             windows = len(range(spec["shard"], spec["windows"], spec["shards"]))
             twice = any(CRITERIA[name].order == 2 for name in spec["criteria"])
@@ -258,59 +262,31 @@ class Costs:
         batch = plan.batch * plan.window_tokens
         return self.of_model("calibrate_thresholds", f"{model}/{calibration}", model, tokens, 2, batch)
 
-    def trained(self) -> set[tuple[str, str, str, str, str]]:
-        """Model, calibration, method, criterion and name of every predictor, those of earlier rounds included."""
-        asked = {
-            (one.model, one.calibration, one.method, one.criterion, self.jobs.called(one))
-            for one in self.jobs.conditions.values()
-            if one.predictor
-        }
-        if timed := self.study.latency:
-            asked |= {
-                (model, self.study.calibration[0], method, timed.criterion, timed.predictor)
-                for model, method in product(self.study.models, timed.methods)
-            }
-        found = set()
-        for *keys, name in asked:
-            found |= {(*keys, str(one)) for one in Trained.named(name).rounds()}
-        return found
-
-    def training(self, model: str, calibration: str, method: str, criterion: str, name: str) -> list[Work]:
-        """A predictor's training, after the traces of its round; or its tuning."""
-        plan, size, called = self.study.traces, self.sizes[model], Trained.named(name)
-        recipe, weights = self.study.predictors[called.preset].steps(), self._weights(model, method, name)
-        stem = f"{model}/{calibration}/{method}+{criterion}+"
+    def training(self, name: str, one: PredictorId) -> Work:
+        """A predictor's training on traces, or its tuning."""
+        plan, size, recipe = self.study.traces, self.sizes[one.model], self.study.recipe_of(one.predictor)
+        weights = self._weights(one)
         written = sum(weights.values()) * recipe.bits / 8
-        if called.tuned:
-            windows = self.study.tuning.epochs * plan.windows
-            return [
-                self.of_model(
-                    "tune_predictor", stem + name.removesuffix("@tuned"), model, windows * plan.window_tokens, 4,
-                    self.study.tuning.batch * plan.window_tokens, written=written,
-                )
-            ]  # fmt: skip
-        tokens = plan.windows * plan.tokens_per_window
-        read = 0
+        if self.jobs.is_tuned(one):
+            tokens = self.study.tuning.epochs * plan.windows * plan.window_tokens
+            batch = self.study.tuning.batch * plan.window_tokens
+            return self.of_model("tune_predictor", name, one.model, tokens, 4, batch, written=written)
+        tokens, read = plan.windows * plan.tokens_per_window, 0
         if size is not None:
-            one = size.dimensions
-            read = tokens * one.layers * sum(one.units(kind) for kind in KINDS) * plan.bits / 8
-        flops = 6 * tokens * sum(weights[kind] * recipe.epochs[kind] for kind in KINDS)
-        found = [Work("train_predictor", stem + name, flops, written=written, read=read)]
-        if called.round:
-            before = str(called.rounds()[-2])
-            found += self.traced(
-                "trace_on_policy", model, stem + before, self.jobs.trace_on_policy, method, criterion, before
-            )
-        return found
+            units = sum(size.dimensions.units(kind) for kind in KINDS)
+            read = tokens * size.dimensions.layers * units * plan.bits / 8
+        epochs = recipe.training_recipe().epochs
+        flops = 6 * tokens * sum(weights[kind] * epochs[kind] for kind in KINDS)
+        return Work("train_predictor", name, flops, written=written, read=read)
 
-    def _weights(self, model: str, method: str, name: str) -> dict[Kind, int]:
+    def _weights(self, one: PredictorId) -> dict[Kind, int]:
         """Weights of a predictor by kind of unit; none where the model's size is unknown."""
-        recipe, size, weights = self.study.predictors[Trained.named(name).preset].steps(), self.sizes[model], {}
-        for kind in KINDS:
-            weights[kind] = 0
-            for group in groups_of(method, size.dimensions.layers, recipe.segments) if size else ():
-                units = {"heads": size.dimensions.heads, "neurons": size.dimensions.neurons // recipe.block}[kind]
-                weights[kind] += recipe.rank[kind] * (size.dimensions.width + len(group.layers) * units)
+        recipe, size = self.study.recipe_of(one.predictor).training_recipe(), self.sizes[one.model]
+        weights = dict.fromkeys(KINDS, 0)
+        for group in groups_of(one.method, size.dimensions.layers, recipe.segments) if size else ():
+            units = {"heads": size.dimensions.heads, "neurons": size.dimensions.neurons // recipe.block}
+            for kind in KINDS:
+                weights[kind] += recipe.rank[kind] * (size.dimensions.width + len(group.layers) * units[kind])
         return weights
 
     def evaluated(self, key: Evaluation) -> Work:
@@ -321,9 +297,7 @@ class Costs:
         plan, conditions, measured = self.study.evaluation, self.jobs.evaluations[key], self.measured[key[1]]
         oracle = key[2].startswith(manifests.ORACLE)
         predictors = {
-            setup: {self.jobs.predictor_of(one): 2 * sum(self._weights(key[0], one.method, one.predictor).values())}
-            if one.predictor
-            else {}
+            setup: {one.predictor_id: 2 * sum(self._weights(one.predictor_id).values())} if one.predictor_id else {}
             for setup, one in conditions.items()
         }
         found, flops = list(parts(predictors)), 0
@@ -333,7 +307,7 @@ class Costs:
             # the oracle scores tokens, forward and backward, before it masks them; griffin runs rows densely first
             flops += (6 if oracle else 2) * measured.continued * len(dense)
             for one in (conditions[setup] for setup in part if not _dense_prompt(conditions[setup])):
-                flops += {"oracle": 6, "griffin": 4}.get(one.method, 2) * measured.whole
+                flops += METHODS[one.method].flops * measured.whole
         held = max(sum({path: n for setup in part for path, n in predictors[setup].items()}.values()) for part in found)
         passes = 6 if oracle else 2
         return self.of_model(

@@ -24,7 +24,6 @@ from shadowcore.models.families import Dimensions, require_positions
 from shadowcore.models.published import PUBLISHED
 from shadowcore.models.sources import MODEL_SOURCES
 from shadowcore.plan import Work
-from shadowcore.recipes import Trained
 from shadowcore.sections import Text
 from shadowcore.stages.base import parse_spec
 from shadowcore.texts.sources import SUFFIXES, TEXT_SOURCES
@@ -156,7 +155,7 @@ def sizes(jobs: Jobs) -> Iterator[str]:
 def _check_command(jobs: Jobs, key: Evaluation) -> None:
     """Raise ConfigError for an evaluation job whose conditions and files a shell's command cannot hold."""
     conditions = jobs.evaluations[key]
-    files = [*jobs.scores_of(key), *jobs.thresholds_of(key), *jobs.predictors_of(key)]
+    files = [*jobs.tables_of("scores", key), *jobs.tables_of("thresholds", key), *jobs.predictors_of(key)]
     size = len(jobs.evaluate(conditions)["spec"]) + sum(len(f"'{file}.safetensors' ") for file in files)
     if size > COMMAND_BYTES:
         model, _, part = key
@@ -177,17 +176,15 @@ def _check_positions(jobs: Jobs, model: str, one: Dimensions) -> None:
 
 def _check_predictors(jobs: Jobs, model: str, one: Dimensions) -> None:
     """Raise ConfigError for a predictor of more segments, or other blocks of neurons, than a model has."""
-    used = {(each.method, each.predictor) for each in jobs.conditions.values() if each.model == model}
-    if timed := jobs.study.latency:
-        used |= {(method, timed.predictor) for method in timed.methods}
-    for method, predictor in sorted((method, name) for method, name in used if name):
-        name = Trained.named(predictor).preset
-        preset = jobs.study.predictors[name]
-        if method == "segments":
-            _check_segments(f"predictors.{name}.segments", preset.segments, one, f"models.{model}")
-        if one.neurons % preset.block:
+    for used in sorted(jobs.used_predictors):
+        if used.model != model:
+            continue
+        recipe, where = jobs.study.recipe_of(used.predictor), f"predictors.{jobs.study.chain(used.predictor)[0]}"
+        if used.method == "segments":
+            _check_segments(f"{where}.segments", recipe.segments, one, f"models.{model}")
+        if one.neurons % recipe.block:
             raise ConfigError(
-                f"predictors.{name}.block: {preset.block} does not divide the {one.neurons} neurons of models.{model}"
+                f"{where}.block: {recipe.block} does not divide the {one.neurons} neurons of models.{model}"
             )
 
 

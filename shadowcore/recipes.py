@@ -1,56 +1,17 @@
-"""How a configuration describes predictors: what one is called, and how it is trained and tuned."""
+"""How a configuration describes predictors: their sizes and training, and which one begins with which other."""
 
 from __future__ import annotations
 
-import re
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from shadowcore.fields import AboveZero, Number, Percent, Positive, Strict, among
 from shadowcore.method.training import SCALINGS, TARGETS, Recipe
 from shadowcore.models.families import KINDS_OF
 
-NAME = re.compile(r"(?P<preset>[^@]+)(@seed(?P<seed>\d+))?(@(?P<round>[1-9]\d*))?(?P<tuned>@tuned)?")
 
-
-class Trained(NamedTuple):
-    """What a predictor is called: its preset, its round on the sparse model, and whether it was tuned there.
-
-    A configuration says preset[@N][@tuned]: trained on traces under the masks of round N - 1, and tuned under its own.
-    Paths say preset[@seedS][@N][@tuned] where the training's seed is not the study's.
-    """
-
-    preset: str
-    seed: int | None = None
-    round: int = 0
-    tuned: bool = False
-
-    @classmethod
-    def named(cls, name: str) -> Trained:
-        """The parts of a name; what is no such name is a preset that no configuration has."""
-        parts = NAME.fullmatch(name)
-        if parts is None:
-            return cls(name)
-        seed = None if parts["seed"] is None else int(parts["seed"])
-        return cls(parts["preset"], seed, int(parts["round"] or 0), bool(parts["tuned"]))
-
-    def __str__(self) -> str:
-        seed = "" if self.seed is None else f"@seed{self.seed}"
-        return self.preset + seed + (f"@{self.round}" if self.round else "") + ("@tuned" if self.tuned else "")
-
-    @property
-    def configured(self) -> str:
-        """The name in a configuration, whatever the seed."""
-        return str(self._replace(seed=None))
-
-    def rounds(self) -> list[Trained]:
-        """The predictors that training this one takes, in their order; itself the last."""
-        found = [self._replace(round=number, tuned=False) for number in range(self.round + 1)]
-        return [*found, self] if self.tuned else found
-
-
-class Masked(Strict):
+class MaskingConfig(Strict):
     """Masks that act while a predictor learns: units, and the range of sparsities, percent."""
 
     units: among(KINDS_OF)
@@ -58,15 +19,15 @@ class Masked(Strict):
     highest_pct: Percent
 
     @model_validator(mode="after")
-    def in_order(self) -> Masked:
+    def in_order(self) -> MaskingConfig:
         """The range must not be empty."""
         if self.lowest_pct > self.highest_pct:
             raise ValueError(f"lowest_pct {self.lowest_pct} is above highest_pct {self.highest_pct}")
         return self
 
 
-class Tuned(Masked):
-    """How predictors `preset@tuned` are tuned: see `shadowcore.method.tuning`."""
+class TuningConfig(MaskingConfig):
+    """How predictors with `tuned_from` are tuned: see `shadowcore.method.tuning`."""
 
     epochs: Positive
     batch: Positive
@@ -74,14 +35,14 @@ class Tuned(Masked):
     temperature: AboveZero
 
 
-# presets that a configuration names instead of writing numbers; what it writes beside the name goes before
+# recipes that a configuration names instead of writing numbers; the numbers that it does write replace theirs
 RECIPES: dict[str, dict[str, Any]] = {
     # ShadowLLM (arXiv 2406.16635): sizes, scaling, loss and optimiser of its accuracy results; the batch is ours
     "published": {
         "rank_heads": 2048, "rank_neurons": 1024, "target": "score", "scaling": "min_max",
         "epochs": 20, "epochs_heads": 100, "batch": 512, "learning_rate": 0.001, "weight_decay": 0.01,
     },
-    # ours, for many tokens; on the sparse model (`@1`, `@tuned`) it gains most
+    # ours, for many tokens; retrained and tuned on the sparse model it gains most
     "best": {
         "rank_heads": 256, "rank_neurons": 1024, "target": "sqrt", "scaling": "standard",
         "epochs": 6, "batch": 512, "learning_rate": 0.001, "weight_decay": 0.01,
@@ -89,12 +50,14 @@ RECIPES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-class Preset(Strict):
-    """A predictor recipe, see `shadowcore.method.training`; `recipe`: one of RECIPES, whose values hold unless given.
+class PredictorConfig(Strict):
+    """A predictor that learns from the dense model, see `shadowcore.method.training`.
 
-    epochs_heads: where heads are to have others than neurons.
+    recipe: one of RECIPES, whose values hold unless given. epochs_heads: of heads, if not those of neurons.
     """
 
+    parent: ClassVar[None] = None
+    tuned_from: ClassVar[None] = None
     recipe: among(RECIPES) | None = None
     rank_heads: Positive
     rank_neurons: Positive
@@ -116,9 +79,58 @@ class Preset(Strict):
         name = data.get("recipe") if isinstance(data, dict) else None
         return RECIPES[name] | data if isinstance(name, str) and name in RECIPES else data
 
-    def steps(self) -> Recipe:
+    def training_recipe(self) -> Recipe:
         """As the training stage reads it."""
         rank = {"heads": self.rank_heads, "neurons": self.rank_neurons}
         epochs = {"heads": self.epochs_heads or self.epochs, "neurons": self.epochs}
         alike = ("segments", "target", "scaling", "batch", "learning_rate", "weight_decay", "bits", "block")
         return Recipe(rank=rank, epochs=epochs, **{name: getattr(self, name) for name in alike})
+
+
+class DerivedConfig(Strict):
+    """A predictor that begins with another one and has its sizes and recipe.
+
+    retrained_from: it is trained on traces of the model under that one's masks (`traces.on_policy`).
+    tuned_from: it is that one, tuned on the model that its own masks make (`tuning`).
+    """
+
+    retrained_from: str | None = None
+    tuned_from: str | None = None
+
+    @model_validator(mode="after")
+    def of_one(self) -> DerivedConfig:
+        """It must begin with one predictor."""
+        if (self.retrained_from is None) == (self.tuned_from is None):
+            raise ValueError("must have either retrained_from or tuned_from, with the name of another predictor")
+        return self
+
+    @property
+    def parent(self) -> str:
+        """The predictor that it begins with."""
+        return self.retrained_from or self.tuned_from
+
+
+def _kind(value: Any) -> str:
+    derived = isinstance(value, dict) and not {"retrained_from", "tuned_from"}.isdisjoint(value)
+    return "<DerivedConfig>" if derived or isinstance(value, DerivedConfig) else "<PredictorConfig>"
+
+
+AnyPredictor = Annotated[
+    Annotated[PredictorConfig, Tag("<PredictorConfig>")] | Annotated[DerivedConfig, Tag("<DerivedConfig>")],
+    Discriminator(_kind),
+]
+
+
+def replacement(name: str) -> str:
+    """What to write in place of a name of earlier versions: `small@1` (retrained), `small@tuned`, `small@seed2`."""
+    known, *steps = name.split("@")
+    entries, seeds = [], ""
+    for step in steps:
+        if step.startswith("seed"):
+            seeds = f", with `seeds: [{step.removeprefix('seed')}]` in the grid"
+            continue
+        before = known if step in ("1", "tuned") or not step.isdecimal() else f"{known}_{int(step) - 1}"
+        known = f"{known}_{step}"
+        entries.append(f"`{known}: {{{'tuned_from' if step == 'tuned' else 'retrained_from'}: {before}}}`")
+    under = f"add {' and '.join(entries)} to `predictors` and " if entries else ""
+    return f"'{name}' is written otherwise now: {under}name {known} here{seeds}"

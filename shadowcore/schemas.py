@@ -16,7 +16,7 @@ import pyarrow as pa
 from shadowcore import artifacts
 from shadowcore.errors import ArtifactError
 
-TEXT, INTEGER, NUMBER = pa.string(), pa.int64(), pa.float64()
+TEXT, INTEGER, NUMBER, BOOLEAN = pa.string(), pa.int64(), pa.float64(), pa.bool_()
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ CONDITION = {
     "calibration": (TEXT, "name of the text that scores and predictors were made from; null for dense and random"),
     "method": (TEXT, "dense; random, static, a predictor's design, oracle; or threshold, griffin, relu without one"),
     "criterion": (TEXT, "importance criterion; null for dense, threshold, griffin and relu"),
-    "predictor": (TEXT, "predictor preset of the configuration; null without a trained predictor"),
+    "predictor": (TEXT, "name of the predictor in the configuration; null without a trained predictor"),
     "policy": (TEXT, "per_layer, global or floored; null for dense and relu"),
     "protocol": (TEXT, "positions of a mask: token, prompt, or lookahead (not causal); null for dense"),
     "units": (TEXT, "units removed: heads, neurons or both; null for dense"),
@@ -137,7 +137,7 @@ QUALITY = Table(
         "model": CONDITION["model"], "calibration": CONDITION["calibration"],
         "method": (TEXT, "static (the constant predictor), shadow or layerwise"),
         "criterion": CONDITION["criterion"],
-        "predictor": (TEXT, "predictor preset; of static: design and preset whose masks acted in traces, null: none"),
+        "predictor": (TEXT, "as elsewhere; of static: design and name of the one whose masks acted in traces, or null"),
         "seed": CONDITION["seed"],
         "kind": (TEXT, "heads or neurons"),
         "layer": (INTEGER, "layer, from 0"),
@@ -151,10 +151,13 @@ QUALITY = Table(
 )  # fmt: skip
 
 PREDICTORS = Table(
-    "predictors", 2, "one trained predictor's part for one kind of unit",
+    "predictors", 3, "one trained predictor's part for one kind of unit",
     {
         "model": CONDITION["model"], "calibration": CONDITION["calibration"], "method": QUALITY.columns["method"],
         "criterion": CONDITION["criterion"], "predictor": CONDITION["predictor"], "seed": CONDITION["seed"],
+        "base": (TEXT, "the predictor that it began with, which learned from the dense model; often itself"),
+        "rounds": (INTEGER, "how often it was retrained on traces under the masks of the one before"),
+        "tuned": (BOOLEAN, "whether it was then tuned on the sparse model"),
         "kind": (TEXT, "heads or neurons"),
         "rank": (INTEGER, "hidden width r of each MLP"),
         "groups": (INTEGER, "MLPs in the predictor: 1 for shadow, one per predicted layer for layerwise"),
@@ -287,8 +290,8 @@ CLAIMS = Table(
     | {name: LATENCY.columns[name] for name in CLAIMED_LATENCY}
     | {
         "metric": (TEXT, "what both values are"),
-        "side_winner": (TEXT, "the side said to be better: method, preset, and what else the claim names"),
-        "side_loser": (TEXT, "the side said to be worse; of several presets the best stands for a side"),
+        "side_winner": (TEXT, "the side said to be better: method, predictor, and what else the claim names"),
+        "side_loser": (TEXT, "the side said to be worse; of several predictors the best stands for a side"),
         "value_winner": (NUMBER, "our value of the winner"),
         "value_loser": (NUMBER, "our value of the loser"),
         "effect": (NUMBER, f"our effect; {_EFFECT}"),

@@ -6,6 +6,7 @@ Checks between sections are in `shadowcore.config`.
 from __future__ import annotations
 
 import dataclasses
+from itertools import product
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -14,7 +15,7 @@ from shadowcore.benchmarks import BENCHMARKS
 from shadowcore.config_errors import Within
 from shadowcore.errors import ConfigError, near_miss
 from shadowcore.fields import Fraction, Percent, Positive, Seed, Strict, among, list_of
-from shadowcore.measure.activation_masks import BASELINES
+from shadowcore.measure.methods import SPARSE
 from shadowcore.measure.modes import RIVALS
 from shadowcore.measure.protocols import PROTOCOLS
 from shadowcore.method.criteria import CRITERIA
@@ -24,14 +25,12 @@ from shadowcore.models.families import KINDS_OF
 from shadowcore.models.folders import DTYPES
 from shadowcore.models.published import PUBLISHED
 from shadowcore.models.sources import MODEL_SOURCES
-from shadowcore.recipes import Masked
+from shadowcore.recipes import MaskingConfig
 from shadowcore.stages.base import parse_spec
 from shadowcore.stages.conditions import OWN_TASKS
 from shadowcore.texts.sources import TEXT_SOURCES
 
 TASKS = (*OWN_TASKS, *BENCHMARKS)
-CONSTANT_METHODS = ("random", "static")
-METHODS = ("dense", *CONSTANT_METHODS, *BASELINES, *PREDICTORS, "oracle")
 
 
 def source_of(kinds: dict[str, type]) -> Any:
@@ -107,7 +106,7 @@ class Traces(Strict):
     heldout_tokens_per_window: Positive
     criteria: list_of(among(CRITERIA))
     batch: Positive
-    on_policy: Masked | None = None
+    on_policy: MaskingConfig | None = None
 
     @model_validator(mode="after")
     def sizes_go_together(self) -> Traces:
@@ -134,7 +133,7 @@ class Grid(Strict):
     """
 
     models: list_of(str) = []
-    methods: list_of(among([m for m in METHODS if m != "dense"]), least=1)
+    methods: list_of(among(SPARSE), least=1)
     criteria: list_of(among(CRITERIA)) = []
     predictors: list_of(str) = []
     policies: list_of(among(POLICIES), least=1) = ["per_layer"]
@@ -146,22 +145,19 @@ class Grid(Strict):
     @model_validator(mode="after")
     def seeds_are_of_predictors(self) -> Grid:
         """Seeds need something that is trained."""
-        if self.seeds and not set(self.methods) & set(PREDICTORS):
-            raise Within("seeds", f"needs a trained method ({', '.join(PREDICTORS)}); found {self.methods}")
+        if self.seeds and not any(SPARSE[method].trained for method in self.methods):
+            trained = ", ".join(name for name, method in SPARSE.items() if method.trained)
+            raise Within("seeds", f"needs a trained method ({trained}); found {self.methods}")
         return self
 
     @model_validator(mode="after")
-    def suits_baselines(self) -> Grid:
-        """Methods without a predictor know their protocol, and remove neurons."""
-        for method in sorted(set(self.methods) & set(BASELINES)):
-            one = BASELINES[method]
-            asked = {"protocols": self.protocols, "policies": self.policies, "units": self.units}
-            fitting = {"protocols": {one.protocol}, "policies": one.policies, "units": {"neurons"}}
-            if method == "relu":
-                asked["sparsities_pct"], fitting["sparsities_pct"] = self.sparsities_pct, {0}
-            for key, values in asked.items():
-                if unfit := [value for value in values if value not in fitting[key]]:
-                    raise Within(key, f"{unfit} do not go with {method}; allowed: {sorted(fitting[key])}")
+    def suits_methods(self) -> Grid:
+        """A method may allow some protocols, policies, units or sparsities only."""
+        for method, key in product(self.methods, ("protocols", "policies", "units", "sparsities_pct")):
+            allowed = getattr(SPARSE[method], key)
+            unfit = [value for value in getattr(self, key) if allowed is not None and value not in allowed]
+            if unfit:
+                raise Within(key, f"{unfit} do not go with {method}; allowed: {sorted(allowed)}")
         return self
 
 

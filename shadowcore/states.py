@@ -27,7 +27,7 @@ OUTPUTS = {
     "average": ("scores/{name}.parquet",),
     "calibrate_thresholds": ("thresholds/{name}.parquet",),
     "train_predictor": tuple(f"predictors/{{name}}.{kind}" for kind in PREDICTOR),
-    "tune_predictor": tuple(f"predictors/{{name}}@tuned.{kind}" for kind in PREDICTOR),
+    "tune_predictor": tuple(f"predictors/{{name}}.{kind}" for kind in PREDICTOR),
     "evaluate": ("outcomes/{name}.json",),
     "evaluate_oracle": ("outcomes/{name}.json",),
     "latency": tuple(f"latency/{{name}}{kind}.parquet" for kind in TIMED),

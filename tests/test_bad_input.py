@@ -94,7 +94,7 @@ class House:
         return self.run("average", params, traces=("train.safetensors",), scores="scores.parquet")
 
     def train(self):
-        params = self.jobs.train_predictor("tiny", "wikipedia", "shadow", "plainact", "small")
+        params = self.jobs.train_predictor(self.jobs.trained["tiny", "wikipedia", "shadow+plainact+small"])
         return self.run(
             "train-predictor", params, card="card.json", traces=("train.safetensors",),
             heldout=("heldout.safetensors",), predictor="predictor.safetensors", quality="quality.parquet",

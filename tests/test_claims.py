@@ -74,10 +74,18 @@ def test_ranking_is_judged_by_the_dense_models_scores():
     """Tuned or not; a later round's predictors are held against another model's scores."""
     keys = {"model": "opt-1.3b", "calibration": "c4", "method": "shadow", "criterion": "plainact", "seed": 0}
     keys |= {"kind": "neurons", "metric": "spearman", "layer": 1}
-    names = ("small", "small@tuned", "small@1", "small@1@tuned")
-    rows = [keys | {"predictor": name, "value": 0.5, "stderr": ERROR, "n": 9} for name in names]
-    quality = tables.frame(MEASURED_TABLES["quality"].build(rows))
-    assert set(claims._rank_correlations({"quality": quality})["predictor"]) == {"small", "small@tuned"}
+    made = {"small": (0, False), "tuned": (0, True), "again": (1, False), "again_tuned": (1, True)}
+    rows = [keys | {"predictor": name, "value": 0.5, "stderr": ERROR, "n": 9} for name in made]
+    predictors = [
+        {name: row[name] for name in ("model", "calibration", "method", "criterion", "predictor", "seed", "kind")}
+        | dict(zip(("rounds", "tuned"), made[row["predictor"]], strict=True))
+        for row in rows
+    ]
+    found = {
+        name: tables.frame(MEASURED_TABLES[name].build(part))
+        for name, part in (("quality", rows), ("predictors", predictors))
+    }
+    assert set(claims._rank_correlations(found)["predictor"]) == {"small", "tuned"}
 
 
 @pytest.mark.parametrize(

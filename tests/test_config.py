@@ -11,12 +11,13 @@ import yaml
 from shadowcore.config import load_study, parse_study
 from shadowcore.errors import ConfigError
 from shadowcore.jobs import Jobs
+from shadowcore.measure.methods import METHODS
 from shadowcore.measure.protocols import PROTOCOLS
 from shadowcore.method.criteria import CRITERIA
 from shadowcore.method.policies import POLICIES
 from shadowcore.method.training import SCALINGS, TARGETS
-from shadowcore.recipes import RECIPES, Preset, Trained
-from shadowcore.sections import METHODS, TASKS
+from shadowcore.recipes import RECIPES, PredictorConfig
+from shadowcore.sections import TASKS
 
 CONFIGS = sorted((Path(__file__).parent.parent / "config").glob("*.yaml"))
 QUICK = yaml.safe_load((Path(__file__).parent.parent / "config" / "quick.yaml").read_text())
@@ -69,13 +70,33 @@ def test_shipped_configurations_are_valid(path):
             ["smollm"],
             "conditions.0..models: unknown 'smollm'; did you mean 'smollm2-135m'",
         ),
-        (["conditions", 1, "predictors"], ["small@1"], "`traces.on_policy` is missing"),
-        (["conditions", 1, "predictors"], ["small@tuned"], "`tuning` is missing"),
-        (["conditions", 1, "predictors"], ["small@tuned@1"], "unknown 'small@tuned@1'; Known: small"),
-        (["conditions", 1, "predictors"], ["small@seed1"], "has a seed in its name; use `seeds: .1.`"),
+        (["predictors", "more"], {"retrained_from": "small"}, "predictors.more: needs `traces.on_policy`"),
+        (["predictors", "more"], {"tuned_from": "small"}, "predictors.more: needs `tuning`"),
+        (["predictors", "more"], {"tuned_from": "smal"}, "predictors.more: unknown 'smal'; did you mean 'small'"),
+        (
+            ["predictors", "more"],
+            {"tuned_from": "small", "retrained_from": "small"},
+            "predictors.more: must have either",
+        ),
+        (
+            ["predictors", "more"],
+            {"tuned_from": "small", "epoch": 1},
+            "predictors.more: unknown key 'epoch'; .*tuned_from",
+        ),
+        (["predictors", "small", "epoch"], 1, "predictors.small: unknown key 'epoch'; did you mean 'epochs'"),
+        (["predictors"], {"small": {"tuned_from": "small"}}, "predictors.small: needs `tuning`"),
         (["conditions", 0, "seeds"], [0, 1], r"conditions\[0\].seeds: .*shadow.*\['random'\]"),
         (["conditions", 1, "seeds"], [-1], r"conditions\[1\].seeds\[0\]: must be 0 or more \(found -1\)"),
-        (["conditions", 1, "predictors"], ["small@0"], "unknown 'small@0'; did you mean 'small'"),
+        # how versions before wrote predictors
+        (
+            ["conditions", 1, "predictors"],
+            ["small@1"],
+            "`small_1: {retrained_from: small}` to `predictors` and name small_1",
+        ),
+        (["conditions", 1, "predictors"], ["small@2"], "`small_2: {retrained_from: small_1}`"),
+        (["latency", "predictor"], "small@tuned", "`small_tuned: {tuned_from: small}`"),
+        (["conditions", 1, "predictors"], ["small@1@tuned"], "`small_1: .*and `small_1_tuned: {tuned_from: small_1}`"),
+        (["conditions", 1, "predictors"], ["small@seed1"], "name small here, with `seeds: .1.`"),
         (
             ["traces", "on_policy"],
             {"units": "neurons", "lowest_pct": 60, "highest_pct": 30},
@@ -140,51 +161,64 @@ def test_seeds_repeat_what_is_trained_and_leave_the_other_paths_alone():
     repeated = [one for one in once.conditions.values() if one.predictor and one.policy == "per_layer"]
     repeated = [one for one in repeated if one.units == "neurons"]
     assert sorted(map(str, more.values())) == sorted(str(replace(one, seed=3)) for one in repeated)
-    assert all("+small@seed3+" in setup for _, _, setup, _ in more)
+    assert all("+small+seed3+" in setup for _, _, setup, _ in more)
     assert sum(map(len, again.evaluations.values())) == len(again.conditions)
     # the windows that are read stay those of the study
     key, one = next(iter(more.items()))
     spec = json.loads(again.evaluate({key[2]: one})["spec"])
     assert spec["conditions"][key[2]]["seed"] == 3 and spec["text_seed"] == 0
-    trained = again.train_predictor("smollm2-135m", "wikipedia", one.method, "plainact", "small@seed3")
-    assert {"seed": 3, "text_seed": 0, "predictor": "small"}.items() <= json.loads(trained["spec"]).items()
+    trained = json.loads(again.train_predictor(one.predictor_id)["spec"])
+    assert {"seed": 3, "text_seed": 0, "predictor": "small"}.items() <= trained.items()
 
 
-@pytest.mark.parametrize("name", ["small", "small@2", "small@tuned", "small@seed3@1@tuned", "a.b-c_d@seed0"])
-def test_names_of_predictors_come_back(name):
-    assert str(Trained.named(name)) == name and "@seed" not in Trained.named(name).configured
-
-
-def test_a_later_round_stands_on_the_earlier_ones_of_its_seed():
-    rounds = [str(one) for one in Trained.named("six@seed3@2@tuned").rounds()]
-    assert rounds == ["six@seed3", "six@seed3@1", "six@seed3@2", "six@seed3@2@tuned"]
+def test_a_predictor_that_begins_with_another_shares_its_trainings_and_traces():
     data = changed(["traces", "on_policy"], {"units": "neurons", "lowest_pct": 30, "highest_pct": 60})
-    jobs = Jobs(parse_study(data, "config"))
-    assert jobs.traces("m", "c", "shadow+plainact", "small@seed3@1", "heldout") == [
-        "results/quick/traces/m/c/shadow+plainact+small@seed3/heldout-0.safetensors"
+    data["tuning"] = {"units": "neurons", "lowest_pct": 30, "highest_pct": 60, "epochs": 1, "batch": 1} | {
+        "learning_rate": 0.1, "temperature": 1
+    }  # fmt: skip
+    data["predictors"] |= {"once": {"retrained_from": "small"}, "twice": {"retrained_from": "once"}}
+    data["predictors"] |= {"tuned": {"tuned_from": "once"}}
+    data["conditions"] = [{"methods": ["shadow"], "criteria": ["plainact"], "predictors": ["twice", "tuned"],
+                           "seeds": [3], "sparsities_pct": [50]}]  # fmt: skip
+    jobs = Jobs(parse_study(data | {"latency": None}, "config"))
+    slugs = {name: f"shadow+plainact+{name}+seed3" for name in ("small", "once", "twice", "tuned")}
+    assert {key[2] for key in jobs.trained} == set(slugs.values())
+    ids = {one.predictor: one for one in jobs.trained.values()}
+    folder = "results/quick/traces/smollm2-135m/wikipedia"
+    assert jobs.traces(ids["small"], "heldout") == [f"{folder}/heldout-0.safetensors"]  # the dense model's, of no seed
+    assert jobs.traces(ids["once"], "heldout") == [f"{folder}/{slugs['small']}/heldout-0.safetensors"]
+    assert jobs.traces(ids["twice"], "heldout") == [f"{folder}/{slugs['once']}/heldout-0.safetensors"]
+    assert jobs.traces(ids["tuned"], "heldout") == jobs.traces(ids["once"], "heldout")
+    traced = [
+        json.loads(jobs.trace_on_policy(replace(ids["small"], seed=seed), "train", "0")["spec"]) for seed in (0, 3)
     ]
-    assert jobs.traces("m", "c", "shadow+plainact", "small@seed3", "heldout") == [
-        "results/quick/traces/m/c/heldout-0.safetensors"  # the dense model's are of no seed
-    ]
-    specs = [json.loads(jobs.trace_on_policy("smollm2-135m", "train", "0", "shadow", "plainact", name)["spec"])
-             for name in ("small", "small@seed3")]  # fmt: skip
-    assert [one["seed"] for one in specs] == [0, 3] and specs[0]["trace"] == specs[1]["trace"]
-    under = [json.loads(jobs.train_predictor("smollm2-135m", "wikipedia", "shadow", "plainact", name)["spec"])
-             ["traced_under"] for name in ("small", "small@1", "small@seed3@1", "small@2")]  # fmt: skip
-    assert under == [None, "shadow small", "shadow small", "shadow small@1"]
+    assert [one["seed"] for one in traced] == [0, 3] and traced[0]["trace"] == traced[1]["trace"]
+    specs = {name: json.loads(jobs.train_predictor(one)["spec"]) for name, one in ids.items() if name != "tuned"}
+    specs["tuned"] = json.loads(jobs.tune_predictor(ids["tuned"])["spec"])
+    made = {name: [spec[key] for key in ("base", "rounds", "tuned", "traced_under")] for name, spec in specs.items()}
+    assert made == {
+        "small": ["small", 0, False, None], "once": ["small", 1, False, "shadow small"],
+        "twice": ["small", 2, False, "shadow once"], "tuned": ["small", 1, True, "shadow small"],
+    }  # fmt: skip
+    assert len({str(spec["recipe"]) for spec in specs.values()}) == 1
+    data["predictors"]["once"] = {"retrained_from": "twice"}
+    with pytest.raises(ConfigError, match="predictors.once: begins with itself .once from twice from once."):
+        parse_study(data, "config")
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_is_named_and_may_be_bent(name):
-    known, bent = Preset(recipe=name).steps(), Preset(recipe=name, rank_neurons=64, bits=8).steps()
+    known = PredictorConfig(recipe=name).training_recipe()
+    bent = PredictorConfig(recipe=name, rank_neurons=64, bits=8).training_recipe()
     assert bent == replace(known, rank={**known.rank, "neurons": 64}, bits=8)
     data = changed(["predictors", "small"], {"recipe": name})
-    spec = Jobs(parse_study(data, "c")).train_predictor("smollm2-135m", "wikipedia", "shadow", "plainact", "small")
+    jobs = Jobs(parse_study(data, "c"))
+    spec = jobs.train_predictor(jobs.trained["smollm2-135m", "wikipedia", "shadow+plainact+small"])
     assert json.loads(spec["spec"])["recipe"] == asdict(known)
 
 
 def test_the_published_recipe_is_the_published_one():
-    one = Preset(recipe="published").steps()
+    one = PredictorConfig(recipe="published").training_recipe()
     assert one.rank == {"heads": 2048, "neurons": 1024} and one.epochs == {"heads": 100, "neurons": 20}
     assert (one.target, one.scaling, one.learning_rate) == ("score", "min_max", 1e-3)
 

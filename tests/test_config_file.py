@@ -91,7 +91,7 @@ def test_an_exponent_without_a_point_is_a_number(tmp_path, text, number):
     path.write_text(QUICK.replace("learning_rate: 0.003", f"learning_rate: {text}"))
     assert load_study(path).predictors["small"].learning_rate == number
     data = yaml.safe_load(path.read_text())  # as Snakemake reads the file
-    assert parse_study(data, "config").predictors["small"].steps().learning_rate == number
+    assert parse_study(data, "config").predictors["small"].training_recipe().learning_rate == number
 
 
 @pytest.mark.parametrize("text", ["1e999", "3e-3x", "0,003", ".nan", ".inf", "e-3"])

@@ -56,7 +56,7 @@ def extended(tmp_path_factory):
     folder = tmp_path_factory.mktemp("extended")
     shutil.copytree(ROOT / "shadowcore", folder / "shadowcore")
     found = [*blocks(EXTEND, "python", "shadowcore/")]
-    assert len(found) == 4
+    assert len(found) == 6
     for where, code in found:
         path, place = where.split(": ")
         insert(folder / "shadowcore" / path, place, code)
@@ -65,22 +65,24 @@ def extended(tmp_path_factory):
 
 def test_the_examples_of_adding_something_run_and_a_study_can_name_them(extended):
     tries = [code for _, code in blocks(EXTEND, "python", "try it")]
-    assert len(tries) == 3
+    assert len(tries) == 4
     checks = ["from pathlib import Path", "import yaml", "from shadowcore.config import parse_study"]
-    checks += ["from shadowcore.jobs import Jobs", "from shadowcore.plan import work"]
+    checks += ["from shadowcore.jobs import Jobs", "from shadowcore.plan import work", "named = set()"]
     for _, changes in blocks(EXTEND, "yaml", "config/mine.yaml"):
         study = yaml.safe_load((ROOT / "config" / "quick.yaml").read_text())
         for key, value in yaml.safe_load(changes).items():
             study[key] = study[key] | value if isinstance(value, dict) else value
         study.pop("latency")
-        checks.append(f"jobs = Jobs(parse_study({study!r}, 'mine'), Path({str(extended)!r}))\nassert work(jobs)")
-    script = "\n\n".join([*tries, *checks, "print('ran', *sorted({one[2].split('+')[0] for one in jobs.conditions}))"])
+        checks.append(f"jobs = Jobs(parse_study({study!r}, 'mine'), Path({str(extended)!r}))")
+        checks += ["assert work(jobs)", "named |= {one.method for one in jobs.conditions.values()}"]
+    checks.append("print('ran', *sorted(named))")
+    script = "\n\n".join([*tries, *checks])
     said = subprocess.run(
         [sys.executable, "-c", script], cwd=extended, capture_output=True, text=True,
         env=os.environ | {"PYTHONPATH": str(extended), "HF_HUB_OFFLINE": "1"},
     )  # fmt: skip
     assert said.returncode == 0, said.stderr[-3000:]
-    assert said.stdout.splitlines()[-1] == "ran dense halves shadow static"
+    assert said.stdout.splitlines()[-1] == "ran dense halves largest oracle shadow static"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)

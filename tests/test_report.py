@@ -137,7 +137,8 @@ def predictor_rows():
     for method, groups in (("shadow", 1), ("layerwise", LAYERS - 1)):
         yield {
             "model": MODEL, "calibration": CALIBRATION, "method": method, "criterion": "plainact", "seed": 0,
-            "predictor": "small", "kind": "neurons", "rank": 512, "groups": groups, "bits": 16, "block": 1,
+            "predictor": "small", "base": "small", "rounds": 0, "tuned": False, "kind": "neurons", "rank": 512,
+            "groups": groups, "bits": 16, "block": 1,
             "parameters": 23_000_000, "step_bytes": 46_000_000 + 10_000 * groups, "tokens": 100_000,
             "epochs": 10, "best_epoch": 7, "loss_constant": 1.02, "loss": 0.71,
         }  # fmt: skip
@@ -172,9 +173,11 @@ def frames(built):
     accuracy = frames["accuracy"]
     frames["accuracy"] = pd.concat([accuracy, accuracy.assign(fewshot=4)], ignore_index=True)
     for name in ("perplexity", "predictors"):
-        rows = frames[name]
-        rounds = [rows[rows["method"] == "shadow"].assign(predictor=f"small@{number}") for number in (1, "1@tuned")]
-        frames[name] = pd.concat([rows, *rounds], ignore_index=True)
+        rows, parts = frames[name], [frames[name]]
+        for predictor, tuned in (("small_1", False), ("small_1_tuned", True)):
+            row = {"predictor": predictor} | ({"rounds": 1, "tuned": tuned} if name == "predictors" else {})
+            parts.append(rows[rows["method"] == "shadow"].assign(**row))
+        frames[name] = pd.concat(parts, ignore_index=True)
     return frames
 
 
@@ -347,12 +350,22 @@ def designs(documents, *named):
     return pd.concat(parts, ignore_index=True)
 
 
-PRESETS = [
-    ("layerwise", "each"), ("layerwise", "each@1"), ("layerwise", "each@1@tuned"), ("layerwise", "each@3"),
-    ("layerwise", "plain"), ("segments", "wide"), ("segments", "wide@1"), ("segments", "wide@1@tuned"),
-    ("segments", "wide@2"), ("segments", "wide@tuned"), ("segments", "bare"), ("shadow", "wide"),
+ROUNDS = {"": (0, False), "_1": (1, False), "_1_tuned": (1, True), "_2": (2, False), "_3": (3, False)}
+ROUNDS["_tuned"] = (0, True)
+DESIGNS = [
+    ("layerwise", "each"), ("layerwise", "each_1"), ("layerwise", "each_1_tuned"), ("layerwise", "each_3"),
+    ("layerwise", "plain"), ("segments", "wide"), ("segments", "wide_1"), ("segments", "wide_1_tuned"),
+    ("segments", "wide_2"), ("segments", "wide_tuned"), ("segments", "bare"), ("shadow", "wide"),
 ]  # fmt: skip
 SIDES = ["method", "predictor", "reference", "reference_predictor"]
+
+
+def trainings(named, model=MODEL):
+    """Rows of PREDICTORS on what each of these began with."""
+    for method, predictor in named:
+        base, mark, more = predictor.partition("_")
+        rounds, tuned = ROUNDS[mark + more]
+        yield {"model": model, "method": method, "predictor": predictor, "base": base, "rounds": rounds, "tuned": tuned}
 
 
 def sides(rows):
@@ -360,23 +373,26 @@ def sides(rows):
     return sorted(tuple(row[name] for name in SIDES) for row in rows if row["reference"] != "dense")
 
 
-def test_presets_of_other_names_are_compared_where_they_were_trained_alike(documents):
-    windows = designs(documents, *PRESETS).query("metric == 'nll'")
-    alike = [("segments", f"wide{end}", "layerwise", f"each{end}") for end in ("", "@1", "@1@tuned")]
+def test_predictors_of_other_names_are_compared_where_they_were_trained_alike(documents):
+    windows = designs(documents, *DESIGNS).query("metric == 'nll'")
+    made = list(trainings(DESIGNS))
+    alike = [("segments", f"wide{end}", "layerwise", f"each{end}") for end in ("", "_1", "_1_tuned")]
     same = ("segments", "wide", "shadow", "wide")
-    assert sides(tables.comparisons(windows)) == sorted([*alike, same])
-    # without a round that both presets had, nothing says that these two are meant
-    apart = windows[~windows["predictor"].isin(["each@1", "wide@1@tuned"])]
-    assert sides(tables.comparisons(apart)) == [same]
+    assert sides(tables.comparisons(windows, made)) == sorted([*alike, same])
+    # without a round that predictors of both had, nothing says that these two are meant
+    apart = windows[~windows["predictor"].isin(["each_1", "wide_1_tuned"])]
+    assert sides(tables.comparisons(apart, made)) == [same]
     # nor does another model's
-    both = sides(tables.comparisons(pd.concat([apart, windows.assign(model="another")])))
+    both = sides(
+        tables.comparisons(pd.concat([apart, windows.assign(model="another")]), [*made, *trainings(DESIGNS, "another")])
+    )
     assert both == sorted([*alike, same, same])
 
 
-def test_presets_of_other_names_are_compared_document_by_document(documents):
-    rows = designs(documents, *PRESETS)
-    found = ordered(tables.comparisons(rows), *SIDES, "metric")
-    for end in ("", "@1", "@1@tuned"):
+def test_predictors_of_other_names_are_compared_document_by_document(documents):
+    rows = designs(documents, *DESIGNS)
+    found = ordered(tables.comparisons(rows, trainings(DESIGNS)), *SIDES, "metric")
+    for end in ("", "_1", "_1_tuned"):
         pair = [
             rows[(rows["method"] == method) & (rows["predictor"] == preset + end)].sort_values("document")
             for method, preset in (("segments", "wide"), ("layerwise", "each"))
@@ -393,11 +409,12 @@ def test_presets_of_other_names_are_compared_document_by_document(documents):
         assert (row["difference"], row["p_value"]) == (expected.value, p_value)
 
 
-def test_presets_of_other_names_are_compared_seed_by_seed_each_once(documents):
-    named = [("layerwise", "each@1"), ("layerwise", "also@1"), ("segments", "wide@1"), ("segments", "six@1")]
+def test_predictors_of_other_names_are_compared_seed_by_seed_each_once(documents):
+    named = [("layerwise", "each_1"), ("layerwise", "also_1"), ("segments", "wide_1"), ("segments", "six_1")]
     rows = designs(documents, *named)
     again = designs(documents, *named[::-1])
-    found = pd.DataFrame(tables.comparisons(pd.concat([rows, again[again["method"] != "dense"].assign(seed=7)])))
+    both = pd.concat([rows, again[again["method"] != "dense"].assign(seed=7)])
+    found = pd.DataFrame(tables.comparisons(both, trainings(named)))
     keys = [*CONDITION, *tables.ASKED, "reference", "reference_predictor"]
     assert not found.duplicated(keys).any()
     found = found[found["reference"] == "layerwise"]
@@ -405,7 +422,7 @@ def test_presets_of_other_names_are_compared_seed_by_seed_each_once(documents):
     for _, pair in found.groupby(["predictor", "reference_predictor", "metric"]):
         assert list(pair["seed"]) == [0, 7]
         assert pair["seed_deviation"].to_numpy() == pytest.approx(pair["difference"].std())
-    # p-values are corrected among all presets of the reference
+    # p-values are corrected among all predictors of the reference
     answers = found[(found["metric"] == "acc") & (found["seed"] == 0)]
     smallest = answers.loc[answers["p_value"].idxmin()]
     assert smallest["p_holm"] == min(1, 4 * smallest["p_value"])

@@ -19,7 +19,7 @@ import yaml
 from conftest import write_benchmarks, write_words
 from fork_server import forking
 
-from shadowcore.measure.activation_masks import BASELINES
+from shadowcore.measure.methods import METHODS
 from shadowcore.method.criteria import CRITERIA
 
 ROOT = Path(__file__).parent.parent
@@ -31,7 +31,6 @@ def tiny_study(folder):
     """The smoke study, and what it leaves out: two models, a text and benchmarks in a folder, every criterion."""
     study = yaml.safe_load((ROOT / "config" / "smoke.yaml").read_text())
     (model,) = study["models"].values()
-    small = study["predictors"]["small"]
     grid = {"methods": ["shadow"], "criteria": ["plainact"], "predictors": ["small"], "sparsities_pct": [50]}
     return study | {
         "study": "tiny",
@@ -41,7 +40,7 @@ def tiny_study(folder):
         "texts": {"words": study["texts"]["words"] | {"source": {"folder": {"path": str(folder / "words")}}}},
         "traces": study["traces"] | {"criteria": sorted(CRITERIA)},
         "predictors": {
-            "small": small,
+            **study["predictors"],
             "tiny": {"recipe": "published", "rank_neurons": 8, "rank_heads": 4, "batch": 16, "bits": 8, "block": 8},
         },
         "conditions": [
@@ -204,7 +203,7 @@ def test_benchmarks_are_rows_of_their_own(house):
     accuracy = pq.read_table(results(house) / "tables" / "accuracy.parquet").to_pandas()
     asked = accuracy[accuracy["task"] == "piqa"]
     assert set(zip(asked["data"], asked["fewshot"], asked["n"], strict=True)) == {("piqa", 0, 4), ("piqa", 1, 4)}
-    assert set(asked["method"]) == {"dense", "random", "static", "shadow", "segments", "oracle", *BASELINES}
+    assert set(asked["method"]) == set(METHODS) - {"layerwise", "layerwise_own"}
     perplexity = pq.read_table(results(house) / "tables" / "perplexity.parquet").to_pandas()
     rolled = perplexity[perplexity["task"] == "wikitext"]
     assert set(rolled["metric"]) == {"token_perplexity", "word_perplexity", "byte_perplexity"}
@@ -215,7 +214,7 @@ def test_benchmarks_are_rows_of_their_own(house):
 
 def test_another_seed_is_another_predictor_measured_on_the_same_documents(house):
     first, second = (next(results(house).rglob(f"tiny-opt/words/shadow+plainact+small{end}.safetensors"))
-                     for end in ("", "@seed1"))  # fmt: skip
+                     for end in ("", "+seed1"))  # fmt: skip
     assert first.read_bytes() != second.read_bytes()
     rows = pq.read_table(results(house) / "tables" / "comparisons.parquet").to_pandas()
     rows = rows[(rows["method"] == "shadow") & (rows["model"] == "tiny-opt") & (rows["metric"] == "log_perplexity")]

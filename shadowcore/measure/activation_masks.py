@@ -11,8 +11,6 @@ threshold and relu know a neuron's size only when it is computed, so they spare 
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 
 from shadowcore.errors import ConfigError
@@ -22,20 +20,6 @@ from shadowcore.method.policies import POLICIES
 from shadowcore.method.predictors import FIRST_SPARSE_LAYER
 from shadowcore.models.families import dimensions_of, ffn_activation
 from shadowcore.models.recording import Choose, Site, visiting
-
-
-class Baseline(NamedTuple):
-    """What a method without a predictor may be asked: the protocol it works under, and the policies."""
-
-    protocol: str
-    policies: frozenset[str]
-
-
-BASELINES = {
-    "threshold": Baseline("token", frozenset({"per_layer"})),
-    "griffin": Baseline("prompt", frozenset(POLICIES)),
-    "relu": Baseline("token", frozenset({"per_layer"})),
-}
 
 
 class ThresholdMasks(Masks):

@@ -120,10 +120,12 @@ def _accuracies(tables: Tables) -> pd.DataFrame:
 def _rank_correlations(tables: Tables) -> pd.DataFrame:
     """Spearman of held-out tokens, mean over layers; layers share tokens, so their errors are not independent.
 
-    Of the dense model's scores alone: predictors `preset@N` are held against those of a sparse model.
+    Of the dense model's scores alone: retrained predictors are held against those of a sparse model.
     """
     rows = tables["quality"].rename(columns={"kind": "units"}).query("metric == 'spearman' and method != 'static'")
-    rows = rows[~rows["predictor"].str.contains(r"@\d")]
+    identity = ["model", "calibration", "method", "criterion", "predictor"]
+    rounds = tables["predictors"][[*identity, "rounds"]].drop_duplicates()
+    rows = rows.merge(rounds, on=identity).query("rounds == 0").drop(columns="rounds")
     keys = [*(key for key in PLACE if key in rows), "method", "predictor", "seed"]
     return _over_seeds(rows.groupby(keys, dropna=False, as_index=False)[["value", "stderr"]].mean(), relative=False)
 

@@ -63,7 +63,7 @@ WORDS = {
     "layerwise_own": "a predictor for every layer, which reads what the layer's own heads put out",
     "segments": "a predictor for each group of layers, which reads what enters the group",
     "threshold, griffin, relu": "no predictor: neurons above a magnitude, large over the prompt, or not exactly zero",
-    "preset@1, @tuned": "a predictor trained on what the model does under its masks, or tuned there",
+    "retrained, tuned": "a predictor trained again on what the model does under its masks, or tuned there",
     "huggingface": "the model as Hugging Face's transformers runs it, beside our own decoder",
     "oracle": "the true scores of the input itself: the bound that no predictor passes",
 }

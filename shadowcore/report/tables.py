@@ -31,6 +31,7 @@ Outcomes = Sequence[Documents] | pa.Table | pd.DataFrame
 SAME_DOCUMENTS = ["model", "data", *ASKED]  # rows that agree here were measured on the same documents
 SAME_PLACE = ["policy", "protocol", "units", "sparsity_pct"]  # methods that agree here are compared,
 MADE_OF = ["calibration", "criterion", "predictor"]  # ... if they agree in those of these that both have
+TRAINED = ["model", "method", "predictor"]
 REFERENCE = ["reference", "reference_predictor"]  # what a row of COMPARISONS is compared with
 FAMILY = ("model", "seed", "metric", "reference")  # of comparisons whose p-values are corrected together
 # a method's are those before it
@@ -59,13 +60,13 @@ def perplexity(outcomes: Outcomes) -> list[Row]:
     return _estimates(outcomes, tuple(PERPLEXITIES), estimate)
 
 
-def comparisons(outcomes: Outcomes) -> list[Row]:
+def comparisons(outcomes: Outcomes, predictors: Iterable[Row] = ()) -> list[Row]:
     """Rows of COMPARISONS: every sparse condition against dense, and against other methods, on the same documents.
 
     Two methods are compared under equal policy, protocol, units and sparsity, and equal calibration, criterion and
     predictor where both have one; what the compared condition lacks of these the row takes from the reference.
-    Predictors of two presets are compared, too, if both were trained alike on the sparse model, in equal rounds and
-    both tuned or neither (`wide@1` with `each@1`), and so are these presets without rounds (`wide` with `each`).
+    Two predictors of other names are compared, too, if both were retrained equally often and both tuned or neither
+    (`predictors`, rows of PREDICTORS), and so are those that they began with.
     What is trained with several seeds is compared with what is not trained seed by seed. A model or text without
     a dense condition has no rows against it. Where dense was run under several seeds, those of several studies,
     conditions are compared with others of their own seed only. Raises ArtifactError if documents differ.
@@ -92,7 +93,7 @@ def comparisons(outcomes: Outcomes) -> list[Row]:
             raise ArtifactError(f"{_name(keys)}: its seed is {keys['seed']}, where dense was run with {sorted(seeds)}")
         reference = seeds[keys["seed"]] if len(seeds) > 1 else next(iter(seeds.values()))
         rows.append(_compared(keys | {"reference": "dense", "reference_predictor": None}, one, reference))
-    rounds = _rounds(groups)
+    training = _training(groups, predictors)
     for alike in placed.values():
         for one, other in product(alike, repeat=2):
             keys, others = one.keys, other.keys
@@ -100,7 +101,7 @@ def comparisons(outcomes: Outcomes) -> list[Row]:
             if (
                 _rank(others["method"]) < _rank(keys["method"])
                 and all(_agree(keys, others, name) for name in MADE_OF if name != "predictor")
-                and (_agree(keys, others, "predictor") or _counterparts(keys, others, rounds))
+                and (_agree(keys, others, "predictor") or _counterparts(keys, others, training))
                 and (keys["seed"] == others["seed"] or (_trained(keys) != _trained(others) and not several))
             ):
                 made_of = {name: _made_of(keys, name) or _made_of(others, name) for name in MADE_OF}
@@ -140,24 +141,30 @@ def _agree(keys: Row, other: Row, name: str) -> bool:
     return None in (_made_of(keys, name), _made_of(other, name)) or keys[name] == other[name]
 
 
-def _rounds(groups: Sequence[Documents]) -> dict[tuple, set[str]]:
-    """By model, method and preset: how it was trained on the sparse model, such as {"1", "1@tuned"}."""
-    found = {}
-    for keys in (one.keys for one in groups):
-        if _trained(keys):
-            preset, _, training = keys["predictor"].partition("@")
-            found.setdefault((keys["model"], keys["method"], preset), set()).update({training} - {""})
-    return found
+# how a predictor was trained on the sparse model: rounds, and whether it was tuned; (0, False): it was not
+Training = tuple[int, bool]
 
 
-def _counterparts(keys: Row, others: Row, rounds: Mapping[tuple, set[str]]) -> bool:
-    """Whether two predictors were trained alike, and their presets at least once so on the sparse model.
+def _training(groups: Sequence[Documents], predictors: Iterable[Row]) -> dict[tuple, tuple[Training, set[Training]]]:
+    """By model, method and name of each predictor measured: its training, and all those measured of its base."""
+    made = {_values(row, TRAINED): (row["base"], (row["rounds"], row["tuned"])) for row in predictors}
+    measured = {key: made[key] for one in groups if (key := _values(one.keys, TRAINED)) in made}
+    alike: dict[tuple, set[Training]] = {}
+    for (model, method, _), (base, training) in measured.items():
+        alike.setdefault((model, method, base), set()).add(training)
+    return {key: (training, alike[*key[:2], base]) for key, (base, training) in measured.items()}
 
-    Of presets that only learned from the dense model nothing says which are meant to be compared.
+
+def _counterparts(keys: Row, others: Row, training: Mapping[tuple, tuple[Training, set[Training]]]) -> bool:
+    """Whether two predictors were trained alike, and those of their bases at least once so on the sparse model.
+
+    Of predictors that only learned from the dense model nothing says which are meant to be compared.
     """
-    (preset, _, training), (other, _, like) = (row["predictor"].partition("@") for row in (keys, others))
-    shared = rounds[keys["model"], keys["method"], preset] & rounds[others["model"], others["method"], other]
-    return training == like and bool(shared)
+    pair = [training.get(_values(row, TRAINED)) for row in (keys, others)]
+    if None in pair:
+        return False
+    (mine, of_mine), (other, of_other) = pair
+    return mine == other and bool((of_mine & of_other) - {(0, False)})
 
 
 def _corrected(rows: list[Row]) -> list[Row]:

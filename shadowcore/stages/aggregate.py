@@ -64,14 +64,15 @@ class Outputs:
 def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     progress = Progress("aggregate")
     outcomes = grouped(OUTCOMES.read(path) for path in manifests.outcomes(inputs.evaluations))
+    predictors = joined(inputs.trainings, PREDICTORS)
     final = {
         "accuracy": ACCURACY.build(tables.accuracy(outcomes)),
         "perplexity": PERPLEXITY.build(tables.perplexity(outcomes)),
-        "comparisons": COMPARISONS.build(tables.comparisons(outcomes)),
+        "comparisons": COMPARISONS.build(tables.comparisons(outcomes, predictors.to_pylist())),
         "criteria": joined(inputs.scores, CRITERIA),
         # every predictor's job reports the same constant predictor
         "quality": distinct(joined(inputs.qualities, QUALITY)),
-        "predictors": joined(inputs.trainings, PREDICTORS),
+        "predictors": predictors,
         "latency": joined(inputs.latencies, LATENCY),
         "latency_repeats": joined(inputs.repeats, LATENCY_REPEATS),
         "refused": joined(inputs.refusals, REFUSED),

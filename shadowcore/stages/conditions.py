@@ -1,4 +1,4 @@
-"""Conditions: a method, criterion, predictor, policy, units and sparsity; and what a job is to measure of several."""
+"""What an evaluation job measures: several conditions of one model and text, and which of them side by side."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shadowcore.models.families import KINDS_OF, Kind
+from shadowcore.measure.conditions import Condition
 from shadowcore.stages.base import how
 
 # true_continuation: a question; second_half: the perplexity of every window's second half, the first being its prompt
@@ -17,28 +17,6 @@ NEEDS_PROMPTS = "prompt"  # the protocol that has nothing to say of a text witho
 # memory: a job that is killed loses no more than these
 AT_ONCE = 16
 AT_ONCE_BYTES = 4e9
-
-
-@dataclass(frozen=True)
-class Condition:
-    """What is put on the model: the key columns of every evaluation row (schemas.CONDITION)."""
-
-    model: str
-    data: str
-    method: str
-    seed: int
-    sparsity_pct: int = 0
-    calibration: str | None = None
-    criterion: str | None = None
-    predictor: str | None = None
-    policy: str | None = None
-    protocol: str | None = None
-    units: str | None = None
-
-    @property
-    def kinds(self) -> tuple[Kind, ...]:
-        """Kinds of unit removed."""
-        return KINDS_OF[self.units] if self.units else ()
 
 
 @dataclass(frozen=True)

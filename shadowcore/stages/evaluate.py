@@ -8,18 +8,18 @@ from pathlib import Path
 
 import torch
 
-from shadowcore.errors import ConfigError
-from shadowcore.measure.activation_masks import PromptMasks, ThresholdMasks, nonzero_masks
-from shadowcore.measure.sparsity import ConstantMasks, Masks, PredictedMasks, random_scores
-from shadowcore.method.predictors import PREDICTORS, Predictor
+from shadowcore.errors import ConfigError, near_miss
+from shadowcore.measure.conditions import Condition
+from shadowcore.measure.methods import METHODS
+from shadowcore.measure.sparsity import Masks
+from shadowcore.method.predictors import Predictor
 from shadowcore.models.families import dimensions_of
 from shadowcore.stages.base import Stage
-from shadowcore.stages.conditions import Condition, Outputs, Spec
+from shadowcore.stages.conditions import Outputs, Spec
 from shadowcore.stages.inputs import read_mean_scores, read_predictor, read_thresholds
 from shadowcore.stages.measurement import Source, measure
 
-# the field of Inputs that has a file for a condition of this method
-NEEDED = {"static": "scores", "threshold": "thresholds"} | dict.fromkeys(PREDICTORS, "predictors")
+READ = ("scores", "thresholds", "predictors")  # fields of Inputs with a file for each condition whose method reads it
 
 
 @dataclass(frozen=True)
@@ -44,16 +44,17 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
 
 def own(spec: Spec, inputs: Inputs) -> dict[str, Inputs]:
     """Of every condition, by setup, the inputs that it alone needs; ConfigError if there are more or fewer."""
-    left = {field: list(getattr(inputs, field)) for field in dict.fromkeys(NEEDED.values())}
+    if unknown := [one.method for one in spec.conditions.values() if one.method not in METHODS]:
+        raise ConfigError(f"--spec.conditions: unknown method '{unknown[0]}'; {near_miss(unknown[0], METHODS)}")
+    reads = {setup: METHODS[one.method].reads for setup, one in spec.conditions.items()}
+    left = {field: list(getattr(inputs, field)) for field in READ}
     for field, files in left.items():
-        if len(files) != (needed := sum(NEEDED.get(one.method) == field for one in spec.conditions.values())):
+        if len(files) != (needed := list(reads.values()).count(field)):
             raise ConfigError(f"--{field}: {len(files)} files; there must be {needed}, one for each condition with one")
     return {
-        setup: replace(inputs, **{
-            field: (files.pop(0),) if NEEDED.get(one.method) == field else () for field, files in left.items()
-        })
-        for setup, one in spec.conditions.items()
-    }  # fmt: skip
+        setup: replace(inputs, **{field: (files.pop(0),) if read == field else () for field, files in left.items()})
+        for setup, read in reads.items()
+    }
 
 
 def sources(model: torch.nn.Module) -> Source:
@@ -64,24 +65,16 @@ def sources(model: torch.nn.Module) -> Source:
     def predictor(path: Path) -> Predictor:
         return read_predictor(path, sizes).to(model.device)
 
+    readers = {
+        "scores": lambda path, one: read_mean_scores(path, one.criterion, one.kinds, sizes),
+        "thresholds": lambda path, one: read_thresholds(path, one.sparsity_pct),
+        "predictors": lambda path, one: predictor(path),
+    }
+
     def masks(condition: Condition, inputs: Inputs) -> Masks | None:
-        if condition.method == "dense":
-            return None
-        if condition.method == "random":
-            scores = random_scores(sizes, condition.kinds, condition.seed)
-            return ConstantMasks(scores, condition.policy, condition.sparsity_pct)
-        if condition.method == "static":
-            scores = read_mean_scores(inputs.scores[0], condition.criterion, condition.kinds, sizes)
-            return ConstantMasks(scores, condition.policy, condition.sparsity_pct)
-        if condition.method == "threshold":
-            return ThresholdMasks(read_thresholds(inputs.thresholds[0], condition.sparsity_pct))
-        if condition.method == "griffin":
-            return PromptMasks(model, condition.policy, condition.sparsity_pct)
-        if condition.method == "relu":
-            return nonzero_masks(model)
-        return PredictedMasks(
-            predictor(inputs.predictors[0]), condition.kinds, condition.policy, condition.sparsity_pct
-        )
+        method = METHODS[condition.method]
+        read = readers[method.reads](getattr(inputs, method.reads)[0], condition) if method.reads else None
+        return method.masks(model, condition, read)
 
     return masks
 

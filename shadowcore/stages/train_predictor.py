@@ -32,7 +32,8 @@ class Spec:
     """Names for the tables' rows, the recipe, and what recall and precision are reported of.
 
     seed: of the training; text_seed: of the windows whose traces it reads; traced_under: the predictor whose masks
-    acted while they were made, None for the dense model's.
+    acted while they were made, None for the dense model's. base: the first predictor of its chain; rounds: how often
+    it was retrained since; tuned: whether it was tuned in the end.
     """
 
     model: str
@@ -48,6 +49,9 @@ class Spec:
     seed: int
     text_seed: int
     traced_under: str | None
+    base: str
+    rounds: int
+    tuned: bool
 
 
 @dataclass(frozen=True)
@@ -158,7 +162,8 @@ def training_row(spec: Spec, predictor: Predictor, kind: Kind, fits: list, token
     """One row of PREDICTORS; losses and best epochs are means over groups."""
     return {
         "model": spec.model, "calibration": spec.calibration, "method": spec.method, "criterion": spec.criterion,
-        "predictor": spec.predictor, "seed": spec.seed, "kind": kind, "rank": spec.recipe.rank[kind],
+        "predictor": spec.predictor, "seed": spec.seed, "base": spec.base, "rounds": spec.rounds, "tuned": spec.tuned,
+        "kind": kind, "rank": spec.recipe.rank[kind],
         "groups": len(predictor.groups), "bits": predictor.bits, "block": predictor.blocks[kind],
         "parameters": sum(p.numel() for p in predictor.scorers[kind].parameters()),
         "step_bytes": predictor.step_bytes([kind]),

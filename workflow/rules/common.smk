@@ -64,28 +64,9 @@ def halving(batch):
     return signed(lambda wildcards, attempt: max(1, batch // 2 ** (attempt - 1)))
 
 
-# ... and what is to be done.
-def trained(wildcards):
-    return jobs.train_predictor(
-        wildcards.model, wildcards.calibration, wildcards.method, wildcards.criterion, wildcards.predictor
-    )
-
-
-def tuned(wildcards):
-    return jobs.tune_predictor(
-        wildcards.model, wildcards.calibration, wildcards.method, wildcards.criterion, wildcards.predictor
-    )
-
-
-def traced_on_policy(wildcards):
-    return jobs.trace_on_policy(
-        wildcards.model,
-        wildcards.split,
-        wildcards.shard,
-        wildcards.method,
-        wildcards.criterion,
-        wildcards.predictor,
-    )
+# ... and what is to be done. `slug`: the wildcard that names a predictor of a model and text.
+def predictor(wildcards, slug):
+    return jobs.trained[wildcards.model, wildcards.calibration, wildcards[slug]]
 
 
 def traced(wildcards):
@@ -93,15 +74,15 @@ def traced(wildcards):
 
 
 def timed_predictors(wildcards):
-    return [f"{stem}.safetensors" for stem in jobs.latency_predictors(wildcards.model)]
+    return [f"{jobs.stem(one)}.safetensors" for one in jobs.latency_predictors(wildcards.model)]
 
 
-def trained_on(split):
-    def traces(wildcards):
-        design = f"{wildcards.method}+{wildcards.criterion}"
-        return jobs.traces(wildcards.model, wildcards.calibration, design, wildcards.predictor, split)
+def trained_on(split, slug):
+    return lambda wildcards: jobs.traces(predictor(wildcards, slug), split)
 
-    return traces
+
+def begun_with(wildcards):
+    return [f"{jobs.stem(jobs.parent(predictor(wildcards, 'tuned')))}.safetensors"]
 
 
 # Traces and predictors are too large to be read once more for what is in them. They are `ancient`, as the models'
@@ -132,12 +113,12 @@ def disjoint_of(wildcards):
 
 @signed
 def scores_of(wildcards):
-    return jobs.scores_of(evaluation(wildcards))
+    return jobs.tables_of("scores", evaluation(wildcards))
 
 
 @signed
 def thresholds_of(wildcards):
-    return jobs.thresholds_of(evaluation(wildcards))
+    return jobs.tables_of("thresholds", evaluation(wildcards))
 
 
 def predictors_of(wildcards):

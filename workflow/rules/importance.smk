@@ -32,25 +32,25 @@ rule trace_on_policy:
         card=rules.fetch_model.output.card,
         weights=ancient(rules.fetch_model.output.weights),
         documents=f"{root}/texts/{{calibration}}/documents.parquet",
-        predictor=ancient(
-            f"{root}/predictors/{{model}}/{{calibration}}/{{method}}+{{criterion}}+{{predictor}}.safetensors"
-        ),
-        seal=f"{root}/predictors/{{model}}/{{calibration}}/{{method}}+{{criterion}}+{{predictor}}.safetensors.sha256",
+        predictor=ancient(f"{root}/predictors/{{model}}/{{calibration}}/{{masking}}.safetensors"),
+        seal=f"{root}/predictors/{{model}}/{{calibration}}/{{masking}}.safetensors.sha256",
     output:
-        trace=f"{root}/traces/{{model}}/{{calibration}}/{{method}}+{{criterion}}+{{predictor}}/{{split}}-{{shard}}.safetensors",
-        seal=f"{root}/traces/{{model}}/{{calibration}}/{{method}}+{{criterion}}+{{predictor}}/{{split}}-{{shard}}.safetensors.sha256",
+        trace=f"{root}/traces/{{model}}/{{calibration}}/{{masking}}/{{split}}-{{shard}}.safetensors",
+        seal=f"{root}/traces/{{model}}/{{calibration}}/{{masking}}/{{split}}-{{shard}}.safetensors.sha256",
     log:
-        f"{root}/logs/trace_on_policy/{{model}}/{{calibration}}/{{method}}+{{criterion}}+{{predictor}}/{{split}}-{{shard}}.log",
+        f"{root}/logs/trace_on_policy/{{model}}/{{calibration}}/{{masking}}/{{split}}-{{shard}}.log",
     benchmark:
-        f"{root}/benchmarks/trace_on_policy/{{model}}/{{calibration}}/{{method}}+{{criterion}}+{{predictor}}/{{split}}-{{shard}}.tsv"
+        f"{root}/benchmarks/trace_on_policy/{{model}}/{{calibration}}/{{masking}}/{{split}}-{{shard}}.tsv"
     priority: 1
     conda:
         ENVIRONMENT
     threads: 1
     resources:
-        **asked("trace_on_policy", "{model}/{calibration}/{method}+{criterion}+{predictor}/{split}-{shard}"),
+        **asked("trace_on_policy", "{model}/{calibration}/{masking}/{split}-{shard}"),
     params:
-        spec=lambda wildcards: traced_on_policy(wildcards)["spec"],
+        spec=lambda wildcards: jobs.trace_on_policy(predictor(wildcards, "masking"), wildcards.split, wildcards.shard)[
+            "spec"
+        ],
         code=fingerprint("shadowcore.stages.trace_on_policy"),
     shell:
         "python -m shadowcore trace-on-policy --spec {params.spec:q} --threads {threads}"

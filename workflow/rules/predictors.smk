@@ -1,26 +1,26 @@
 rule train_predictor:
     input:
         card=rules.fetch_model.output.card,
-        traces=large(trained_on("train")),
-        heldout=large(trained_on("heldout")),
-        seals=seals(trained_on("train"), trained_on("heldout")),
+        traces=large(trained_on("train", "trained")),
+        heldout=large(trained_on("heldout", "trained")),
+        seals=seals(trained_on("train", "trained"), trained_on("heldout", "trained")),
     output:
-        predictor=f"{root}/predictors/{{model}}/{{calibration}}/{{method}}+{{criterion}}+{{predictor}}.safetensors",
-        seal=f"{root}/predictors/{{model}}/{{calibration}}/{{method}}+{{criterion}}+{{predictor}}.safetensors.sha256",
-        quality=f"{root}/predictors/{{model}}/{{calibration}}/{{method}}+{{criterion}}+{{predictor}}.quality.parquet",
-        training=f"{root}/predictors/{{model}}/{{calibration}}/{{method}}+{{criterion}}+{{predictor}}.training.parquet",
+        predictor=f"{root}/predictors/{{model}}/{{calibration}}/{{trained}}.safetensors",
+        seal=f"{root}/predictors/{{model}}/{{calibration}}/{{trained}}.safetensors.sha256",
+        quality=f"{root}/predictors/{{model}}/{{calibration}}/{{trained}}.quality.parquet",
+        training=f"{root}/predictors/{{model}}/{{calibration}}/{{trained}}.training.parquet",
     log:
-        f"{root}/logs/train_predictor/{{model}}/{{calibration}}/{{method}}+{{criterion}}+{{predictor}}.log",
+        f"{root}/logs/train_predictor/{{model}}/{{calibration}}/{{trained}}.log",
     benchmark:
-        f"{root}/benchmarks/train_predictor/{{model}}/{{calibration}}/{{method}}+{{criterion}}+{{predictor}}.tsv"
+        f"{root}/benchmarks/train_predictor/{{model}}/{{calibration}}/{{trained}}.tsv"
     priority: 1
     conda:
         ENVIRONMENT
     threads: 1
     resources:
-        **asked("train_predictor", "{model}/{calibration}/{method}+{criterion}+{predictor}"),
+        **asked("train_predictor", "{model}/{calibration}/{trained}"),
     params:
-        spec=lambda wildcards: trained(wildcards)["spec"],
+        spec=lambda wildcards: jobs.train_predictor(predictor(wildcards, "trained"))["spec"],
         code=fingerprint("shadowcore.stages.train_predictor"),
     shell:
         "python -m shadowcore train-predictor --spec {params.spec:q} --threads {threads} --devices {resources.devices}"
@@ -33,28 +33,28 @@ rule tune_predictor:
         card=rules.fetch_model.output.card,
         weights=ancient(rules.fetch_model.output.weights),
         documents=f"{root}/texts/{{calibration}}/documents.parquet",
-        trained=ancient(rules.train_predictor.output.predictor),
-        trained_seal=rules.train_predictor.output.seal,
-        traces=large(trained_on("train")),
-        heldout=large(trained_on("heldout")),
-        seals=seals(trained_on("train"), trained_on("heldout")),
+        trained=large(begun_with),
+        trained_seal=seals(begun_with),
+        traces=large(trained_on("train", "tuned")),
+        heldout=large(trained_on("heldout", "tuned")),
+        seals=seals(trained_on("train", "tuned"), trained_on("heldout", "tuned")),
     output:
-        predictor=f"{root}/predictors/{{model}}/{{calibration}}/{{method}}+{{criterion}}+{{predictor}}@tuned.safetensors",
-        seal=f"{root}/predictors/{{model}}/{{calibration}}/{{method}}+{{criterion}}+{{predictor}}@tuned.safetensors.sha256",
-        quality=f"{root}/predictors/{{model}}/{{calibration}}/{{method}}+{{criterion}}+{{predictor}}@tuned.quality.parquet",
-        training=f"{root}/predictors/{{model}}/{{calibration}}/{{method}}+{{criterion}}+{{predictor}}@tuned.training.parquet",
+        predictor=f"{root}/predictors/{{model}}/{{calibration}}/{{tuned}}.safetensors",
+        seal=f"{root}/predictors/{{model}}/{{calibration}}/{{tuned}}.safetensors.sha256",
+        quality=f"{root}/predictors/{{model}}/{{calibration}}/{{tuned}}.quality.parquet",
+        training=f"{root}/predictors/{{model}}/{{calibration}}/{{tuned}}.training.parquet",
     log:
-        f"{root}/logs/tune_predictor/{{model}}/{{calibration}}/{{method}}+{{criterion}}+{{predictor}}.log",
+        f"{root}/logs/tune_predictor/{{model}}/{{calibration}}/{{tuned}}.log",
     benchmark:
-        f"{root}/benchmarks/tune_predictor/{{model}}/{{calibration}}/{{method}}+{{criterion}}+{{predictor}}.tsv"
+        f"{root}/benchmarks/tune_predictor/{{model}}/{{calibration}}/{{tuned}}.tsv"
     priority: 1
     conda:
         ENVIRONMENT
     threads: 1
     resources:
-        **asked("tune_predictor", "{model}/{calibration}/{method}+{criterion}+{predictor}"),
+        **asked("tune_predictor", "{model}/{calibration}/{tuned}"),
     params:
-        spec=lambda wildcards: tuned(wildcards)["spec"],
+        spec=lambda wildcards: jobs.tune_predictor(predictor(wildcards, "tuned"))["spec"],
         code=fingerprint("shadowcore.stages.tune_predictor"),
     shell:
         "python -m shadowcore tune-predictor --spec {params.spec:q} --threads {threads} --devices {resources.devices}"

@@ -22,6 +22,8 @@ from shadowcore.report.style import (
 )
 from shadowcore.report.tables import Tables
 
+IDENTITY = ["method", "criterion", "predictor"]
+TRAINING = ["rounds", "tuned"]
 BOUNDS = ("static", "oracle")
 
 
@@ -29,22 +31,23 @@ BOUNDS = ("static", "oracle")
 def designs(tables: Tables, model: str) -> Figure:
     """Perplexity, and recall of the kept units, against the number of predictors; a line per round of training."""
     chosen = ("calibration", "seed", "criterion")
-    sizes = of_model(tables, "predictors", model)[["method", "criterion", "predictor", "groups"]].drop_duplicates()
+    sizes = of_model(tables, "predictors", model)[[*IDENTITY, "groups", *TRAINING]]
+    sizes = sizes.drop_duplicates()
     rows = where(of_model(tables, "perplexity", model), metric="token_perplexity")
     rows = first_of(rows, "data", "protocol", "units", "policy", *chosen)
-    trained = rows.merge(sizes, on=["method", "criterion", "predictor"])
+    trained = rows.merge(sizes, on=IDENTITY)
     if trained.empty:
         return empty(f"{model}: no trained predictor was evaluated in the tables")
     kind = "heads" if trained["units"].iloc[0] == "heads" else "neurons"
     recall = first_of(ranked(tables, model, metric="recall", kind=kind), *chosen, "policy")
-    keys = ["method", "criterion", "predictor", "sparsity_pct"]
+    keys = [*IDENTITY, "sparsity_pct"]
     recall = recall.groupby(keys, dropna=False, as_index=False)["value"].mean()  # over layers
-    recall = recall.merge(trained[["method", "predictor", "groups"]].drop_duplicates(), how="left")
+    recall = recall.merge(trained[["method", "predictor", "groups", *TRAINING]].drop_duplicates(), how="left")
     sparsities = sorted(set(trained["sparsity_pct"]))
-    rounds = sorted(set(trained["predictor"].map(round_of)), key=_order)
-    colors = {name: ROUNDS[number % len(ROUNDS)] for number, name in enumerate(rounds)}
+    rounds = sorted(set(training_of(trained)))
+    colors = {training: ROUNDS[number % len(ROUNDS)] for number, training in enumerate(rounds)}
     figure, axes = panels(2 * len(sparsities), columns=len(sparsities), size=(3.1, 2.5), sharex=True, sharey="row")
-    handles = [key(_told(name), color) for name, color in colors.items()]
+    handles = [key(_told(*training), color) for training, color in colors.items()]
     for row, (name, found) in zip(
         np.reshape(axes, (2, -1)), (("token perplexity", rows), ("recall of kept units", recall)), strict=True
     ):
@@ -72,10 +75,10 @@ def designs(tables: Tables, model: str) -> Figure:
     return figure
 
 
-def _lines(axes: Axes, rows: pd.DataFrame, colors: dict[str, str], best) -> list[Line2D]:
+def _lines(axes: Axes, rows: pd.DataFrame, colors: dict[tuple[int, bool], str], best) -> list[Line2D]:
     """A point per predictor, the best ones of a round joined; returns the entries of its methods."""
-    for name, color in colors.items():
-        same = rows[rows["predictor"].map(round_of) == name]
+    for training, color in colors.items():
+        same = rows[[one == training for one in training_of(rows)]]
         line = same.groupby("groups")["value"].agg(best)
         axes.plot(line.index, line, color=color, linewidth=1)
         for _, row in same.iterrows():
@@ -83,17 +86,11 @@ def _lines(axes: Axes, rows: pd.DataFrame, colors: dict[str, str], best) -> list
     return [key(look(name).label, "#444444", look(name).marker, "") for name in sorted(set(rows["method"]))]
 
 
-def round_of(predictor: str) -> str:
-    """What follows the preset's name: "" for traces of the dense model, "1" for a first round on-policy, "tuned"."""
-    return predictor.partition("@")[2] if isinstance(predictor, str) else ""
+def training_of(rows: pd.DataFrame) -> list[tuple[int, bool]]:
+    """How the predictor of each row was trained on the sparse model: rounds, and whether it was tuned."""
+    return [(int(rounds), bool(tuned)) for rounds, tuned in zip(rows["rounds"], rows["tuned"], strict=True)]
 
 
-def _order(name: str) -> tuple[str, bool]:
-    number, _, tuned = name.partition("@")
-    return ("" if number == "tuned" else number), "tuned" in (number, tuned)
-
-
-def _told(name: str) -> str:
-    if not name:
-        return "traces of the dense model"
-    return " and ".join("tuned" if part == "tuned" else f"on-policy round {part}" for part in name.split("@"))
+def _told(rounds: int, tuned: bool) -> str:
+    parts = [f"on-policy round {rounds}"] if rounds else []
+    return " and ".join([*parts, *(["tuned"] if tuned else [])]) or "traces of the dense model"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from shadowcore.report.figures.designs import round_of
+from shadowcore.report.figures.designs import TRAINING, training_of
 from shadowcore.report.figures.series import first_of, of_model, ranked, where
 from shadowcore.report.style import (
     ROUNDS,
@@ -29,7 +29,7 @@ BOUNDS = ("static", "oracle")
 
 @styled
 def sizes(tables: Tables, model: str) -> Figure:
-    """Perplexity and recall of kept units against the bytes of its predictor that a token reads, a point a preset."""
+    """Perplexity and recall of kept units against the bytes of its predictor that a token reads, a point each."""
     chosen = ("calibration", "criterion", "policy")
     rows = where(of_model(tables, "perplexity", model), metric="token_perplexity")
     rows = first_of(rows, "data", "protocol", "units", *chosen)
@@ -39,7 +39,7 @@ def sizes(tables: Tables, model: str) -> Figure:
     shapes = shapes[shapes["kind"].isin(kinds)].merge(trained[PREDICTOR].drop_duplicates())
     # heads first: rank, bits and block shown are those of the last kind, the bytes of all
     shapes = shapes.sort_values("kind").groupby(PREDICTOR, as_index=False).agg(
-        {"rank": "last", "groups": "last", "bits": "last", "block": "last", "step_bytes": "sum"}
+        dict.fromkeys(("rank", "groups", "bits", "block", "rounds", "tuned"), "last") | {"step_bytes": "sum"}
     )  # fmt: skip
     shapes = _of_one_round(shapes)
     if len(shapes[[*SHAPE[1:], "rank"]].drop_duplicates()) < 2:
@@ -81,10 +81,9 @@ def sizes(tables: Tables, model: str) -> Figure:
 
 
 def _of_one_round(shapes: pd.DataFrame) -> pd.DataFrame:
-    """Predictors of the round, and tuned or not, that has most presets, of several the first."""
-    rounds = shapes["predictor"].map(round_of)
-    counts = shapes.groupby(rounds)["predictor"].nunique()
-    return shapes[rounds == counts.idxmax()] if len(counts) else shapes
+    """Predictors of the rounds, and tuned or not, that most names have, of several the first."""
+    counts = shapes.groupby(TRAINING)["predictor"].nunique()
+    return shapes[[one == counts.idxmax() for one in training_of(shapes)]] if len(counts) else shapes
 
 
 def _told(shape: dict) -> str:

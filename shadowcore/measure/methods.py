@@ -1,0 +1,88 @@
+"""Every method that chooses units: how its masks are made, and what a condition of it is made of.
+
+A new method is a row of METHODS and, if no class here makes its masks yet, a class of `Masks`. The configuration, the
+jobs, their costs and the evaluation read the row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from shadowcore.errors import ConfigError
+from shadowcore.measure.activation_masks import PromptMasks, ThresholdMasks, nonzero_masks
+from shadowcore.measure.conditions import Condition
+from shadowcore.measure.sparsity import ConstantMasks, Masks, PredictedMasks, random_scores
+from shadowcore.method.predictors import PREDICTORS
+from shadowcore.models.families import dimensions_of
+
+
+@dataclass(frozen=True)
+class Method:
+    """How a method makes masks, and what its conditions have and allow.
+
+    masks: from the model, the condition, and the content of the file that `reads` names; None leaves the model dense.
+    reads: the file, made from a calibration text: mean scores, thresholds or a predictor.
+    scores: how its criterion scores: the mean of many tokens, or single tokens; None where it has no criterion.
+    criterion: what its rows call their criterion if it has none. has_policy: whether a policy decides what is kept.
+    reads_prompt: whether it runs the prompt of every row, so that rows cannot share one.
+    flops: multiplications and additions for each weight and token of a row; a forward pass has 2, a backward one 4.
+    protocols, policies, units, sparsities_pct: those that a configuration may combine it with; None: all.
+    """
+
+    masks: Callable[[torch.nn.Module, Condition, Any], Masks | None]
+    reads: Literal["scores", "thresholds", "predictors"] | None = None
+    scores: Literal["mean", "token"] | None = None
+    criterion: str | None = None
+    has_policy: bool = True
+    reads_prompt: bool = False
+    flops: int = 2
+    protocols: Collection[str] | None = None
+    policies: Collection[str] | None = None
+    units: Collection[str] | None = None
+    sparsities_pct: Collection[int] | None = None
+
+    @property
+    def trained(self) -> bool:
+        """Whether it has a predictor, which is trained with a seed."""
+        return self.reads == "predictors"
+
+
+def _random(model: torch.nn.Module, one: Condition, read: None) -> Masks:
+    return ConstantMasks(random_scores(dimensions_of(model.config), one.kinds, one.seed), one.policy, one.sparsity_pct)
+
+
+def _own_stage(model: torch.nn.Module, one: Condition, read: None) -> Masks:
+    raise ConfigError(f"conditions: method {one.method} is measured by evaluate-oracle, and by no other stage")
+
+
+PREDICTED = Method(
+    lambda model, one, predictor: PredictedMasks(predictor, one.kinds, one.policy, one.sparsity_pct),
+    reads="predictors", scores="token",
+)  # fmt: skip
+METHODS: dict[str, Method] = {
+    "dense": Method(lambda model, one, read: None),
+    "random": Method(_random, criterion="random"),
+    "static": Method(
+        lambda model, one, scores: ConstantMasks(scores, one.policy, one.sparsity_pct), reads="scores", scores="mean"
+    ),
+    "threshold": Method(
+        lambda model, one, thresholds: ThresholdMasks(thresholds), reads="thresholds",
+        protocols=["token"], policies=["per_layer"], units=["neurons"],
+    ),
+    "griffin": Method(
+        lambda model, one, read: PromptMasks(model, one.policy, one.sparsity_pct),
+        reads_prompt=True, flops=4, protocols=["prompt"], units=["neurons"],
+    ),
+    # whatever is zero is removed, so that it has neither a policy nor a sparsity of its own
+    "relu": Method(
+        lambda model, one, read: nonzero_masks(model), has_policy=False,
+        protocols=["token"], policies=["per_layer"], units=["neurons"], sparsities_pct=[0],
+    ),
+    **dict.fromkeys(PREDICTORS, PREDICTED),
+    "oracle": Method(_own_stage, scores="token", flops=6),
+}  # fmt: skip
+SPARSE = {name: method for name, method in METHODS.items() if name != "dense"}
