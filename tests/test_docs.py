@@ -152,6 +152,4 @@ def test_the_code_of_the_page_about_results_runs(capsys):
     page = (ROOT / "docs" / "results.md").read_text().replace("results/quick", str(ROOT / "results/reference/smollm2"))
     for code in re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL):
         exec(code, {})
-    assert re.search(
-        r"threshold\s+dense\s+0\.\d+", capsys.readouterr().out
-    )  # the best method, and what it is compared with
+    assert "threshold" in capsys.readouterr().out  # the best method of this study
