@@ -40,7 +40,7 @@ import psutil
 from shadowcore import cli, manifests, plan, provenance, rates, states
 from shadowcore.config import load_study
 from shadowcore.jobs import Evaluation, Jobs
-from shadowcore.plan import Work
+from shadowcore.work import MEMORY, Work
 
 COLUMNS = {
     "model": "name of the model; empty for jobs that all models share",
@@ -104,7 +104,7 @@ class Chain:
 
     def of(self, model: str) -> Iterator[Job]:
         """A model's jobs; for the empty name those of no model, texts and benchmarks."""
-        order = list(plan.MEMORY)
+        order = list(MEMORY)
 
         def place(work: Work) -> tuple[int, float]:
             return order.index(work.rule.removesuffix("_oracle")), work.flops  # of evaluations the longest last

@@ -6,6 +6,9 @@ so that editing one part of a configuration reruns only what reads that part.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,6 +19,7 @@ from shadowcore.config_errors import sentence
 from shadowcore.config_file import read_yaml
 from shadowcore.errors import ConfigError, near_miss
 from shadowcore.fields import Name, Seed, Strict, Switch, list_of
+from shadowcore.measure.conditions import Condition
 from shadowcore.measure.methods import SPARSE
 from shadowcore.method.criteria import CRITERIA
 from shadowcore.method.policies import WHOLE_MODEL_POLICIES
@@ -74,8 +78,8 @@ class Study(Strict):
         ):  # fmt: skip
             for name in names:
                 if name not in known:
-                    old = known is self.predictors and "@" in name
-                    words = replacement(name) if old else f"unknown '{name}'; {near_miss(name, known)}"
+                    words = replacement(name) if known is self.predictors else None
+                    words = words or f"unknown '{name}'; {near_miss(name, known)}"
                     raise ValueError(f"{where}: {words}")
         return self
 
@@ -171,6 +175,29 @@ class Study(Strict):
         evaluation = self.evaluation.model_copy(update={"offline_dir": f"{folder}/benchmarks"})
         return self.model_copy(update={"models": models, "texts": texts, "evaluation": evaluation})
 
+    def conditions_on(self, model: str, data: str) -> Iterator[Condition]:
+        """Every condition of a model that is measured on a text: dense, and what the grids name."""
+        dense = Condition(model=model, data=data, method="dense", seed=self.seed)
+        yield dense
+        for grid in self.conditions:
+            if grid.models and model not in grid.models:
+                continue
+            for name, policy, protocol, units, pct in product(
+                grid.methods, grid.policies, grid.protocols, grid.units, grid.sparsities_pct
+            ):
+                method = SPARSE[name]
+                one = replace(
+                    dense, method=name, policy=policy if method.has_policy else None, protocol=protocol, units=units,
+                    sparsity_pct=pct,
+                )  # fmt: skip
+                for criterion, predictor, calibration, seed in product(
+                    grid.criteria if method.scores else [method.criterion],
+                    grid.predictors if method.trained else [None],
+                    self.calibration if method.reads else [None],
+                    grid.seeds if method.trained and grid.seeds else [self.seed],
+                ):
+                    yield replace(one, criterion=criterion, predictor=predictor, calibration=calibration, seed=seed)
+
     def chain(self, predictor: str) -> list[str]:
         """The predictors that training one takes, in their order: first the one that learns from the dense model."""
         parent = self.predictors[predictor].parent
@@ -186,6 +213,13 @@ class Study(Strict):
         grids = [grid for grid in self.conditions if any(SPARSE[name].trained for name in grid.methods)]
         names = [name for grid in grids for name in grid.predictors]
         return [*names, *([self.latency.predictor] if self.latency else [])]
+
+    @property
+    def timed_dimensions(self) -> dict[tuple[str, str], dict[str, Any]]:
+        """What is timed with random weights: by published model and lengths, "4x128+32"."""
+        plan = self.latency_random
+        every = {model: plan.timed(model) for model in plan.models} if plan else {}
+        return {(model, lengths): spec for model, specs in every.items() for lengths, spec in specs.items()}
 
     @property
     def used_criteria(self) -> set[str]:

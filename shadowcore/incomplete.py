@@ -24,6 +24,7 @@ from shadowcore.jobs import Jobs
 from shadowcore.report.claims import PUBLISHED
 from shadowcore.report.figures import FIGURES
 from shadowcore.report.tables import read_files
+from shadowcore.schemas import MEASURED_TABLES
 from shadowcore.stages import aggregate, check_tables, draw, judge_claims, write_page
 from shadowcore.stages.base import Missing, to_json
 from shadowcore.states import REPORT, outputs
@@ -36,7 +37,7 @@ NO_LOG = "it left no log; what Snakemake printed about it says more"
 class Ended:
     """How a run of Snakemake ended: the jobs that failed, and all jobs that it should have done and did not.
 
-    A job is named by its place, such as "evaluate/tiny/words/dense/0" (`plan.Work.place`).
+    A job is named by its place, such as "evaluate/tiny/words/dense/0" (`Work.place`).
     """
 
     jobs: Jobs
@@ -83,7 +84,7 @@ def report(ended: Ended, captions: Path) -> None:
         """Those files that exist and that no unfinished job would write anew."""
         return tuple(path for path in map(Path, paths) if path not in stale and path.exists())
 
-    tables = [Path(path) for path in jobs.measured_tables()]
+    tables = [Path(path) for path in jobs.tables(MEASURED_TABLES)]
     _step(
         ended, "aggregate", aggregate, aggregate.Spec(tuple(ended.missing)), _measurements(ended, there),
         aggregate.Outputs(**{path.stem: path for path in tables}),

@@ -19,7 +19,7 @@ from shadowcore.measure.conditions import Condition, PredictorId
 from shadowcore.measure.methods import METHODS
 from shadowcore.provenance import fingerprint
 from shadowcore.report.figures import FIGURES
-from shadowcore.schemas import FINAL_TABLES, MEASURED_TABLES
+from shadowcore.schemas import FINAL_TABLES
 from shadowcore.stages.base import parse_spec, to_json
 
 Evaluation = tuple[str, str, str]  # an evaluation job: model, text, and what its manifest is called (`manifests.part`)
@@ -30,31 +30,11 @@ class Jobs:
 
     def __init__(self, study: Study, results: Path = Path("results")):
         self.study, self.root = study, results / study.study
+        self.timed_dimensions = study.timed_dimensions
         self.conditions: dict[tuple[str, str, str, int], Condition] = {}
         for model, data in product(study.models, study.evaluation.texts):
-            dense = Condition(model=model, data=data, method="dense", seed=study.seed)
-            for one in (dense, *self._sparse(dense)):
+            for one in study.conditions_on(model, data):
                 self.conditions[model, data, one.slug(study.seed), one.sparsity_pct] = one
-
-    def _sparse(self, dense: Condition):
-        for grid in self.study.conditions:
-            if grid.models and dense.model not in grid.models:
-                continue
-            for name, policy, protocol, units, pct in product(
-                grid.methods, grid.policies, grid.protocols, grid.units, grid.sparsities_pct
-            ):
-                method = METHODS[name]
-                one = replace(
-                    dense, method=name, policy=policy if method.has_policy else None, protocol=protocol, units=units,
-                    sparsity_pct=pct,
-                )  # fmt: skip
-                for criterion, predictor, calibration, seed in product(
-                    grid.criteria if method.scores else [method.criterion],
-                    grid.predictors if method.trained else [None],
-                    self.study.calibration if method.reads else [None],
-                    grid.seeds if method.trained and grid.seeds else [self.study.seed],
-                ):
-                    yield replace(one, criterion=criterion, predictor=predictor, calibration=calibration, seed=seed)
 
     def params(self, stage: str, spec: Any) -> dict[str, str]:
         """A rule's parameters: the specification as JSON, and what its code does."""
@@ -72,18 +52,16 @@ class Jobs:
         one = self.study.texts[name]
         kind, source = next(iter(one.source.items()))
         task = Task(**one.true_continuation.model_dump()) if one.true_continuation else None
-        return self.params(
-            "prepare-text", Spec(kind, source, one.heldout_fraction, one.evaluation_fraction, task, self.study.seed)
-        )
+        spec = Spec(kind, source, one.heldout_fraction, one.evaluation_fraction, task, self.study.seed)
+        return self.params("prepare-text", spec)
 
     def prepare_benchmark(self, name: str) -> dict[str, str]:
         from shadowcore.stages.prepare_benchmark import Spec
 
         one = self.study.evaluation
         shots = max(one.fewshot) if BENCHMARKS[name].train and not BENCHMARKS[name].rolling else 0
-        return self.params(
-            "prepare-benchmark", Spec(name, one.offline_dir, one.limit.get(name), shots, self.study.seed)
-        )
+        spec = Spec(name, one.offline_dir, one.limit.get(name), shots, self.study.seed)
+        return self.params("prepare-benchmark", spec)
 
     def check_disjoint(self, calibration: str, data: str) -> dict[str, str]:
         from shadowcore.stages.check_disjoint import Spec
@@ -92,10 +70,8 @@ class Jobs:
 
     def benchmarks(self, data: str) -> list[str]:
         """Files of the benchmarks that a text's jobs measure too: the first text's do."""
-        evaluation = self.study.evaluation
-        if data != evaluation.texts[0]:
-            return []
-        return [f"{self.root}/tasks/{name}.parquet" for name in evaluation.tasks if name in BENCHMARKS]
+        tasks, texts = self.study.evaluation.tasks, self.study.evaluation.texts
+        return [f"{self.root}/tasks/{name}.parquet" for name in tasks if name in BENCHMARKS and data == texts[0]]
 
     def gathered(self, data: str) -> list[str]:
         """The file that holds those benchmarks, if there are any."""
@@ -314,23 +290,9 @@ class Jobs:
             f"{self.root}/latency/random/{model}/{lengths}" for model, lengths in self.timed_dimensions
         ]
 
-    @cached_property
-    def timed_dimensions(self) -> dict[tuple[str, str], dict[str, Any]]:
-        """What is timed with random weights: by published model and lengths, "4x128+32"."""
-        plan = self.study.latency_random
-        return {
-            (model, lengths): spec
-            for model in (plan.models if plan else ())
-            for lengths, spec in plan.timed(model).items()
-        }
-
     def tables(self, names: Iterable[str] = FINAL_TABLES) -> list[str]:
         """The final tables."""
         return [f"{self.root}/tables/{name}.parquet" for name in names]
-
-    def measured_tables(self) -> list[str]:
-        """The final tables that hold measurements: what is checked, judged and drawn."""
-        return self.tables(MEASURED_TABLES)
 
     def figures(self) -> list[str]:
         """Path stems of the figures."""

@@ -23,10 +23,10 @@ from shadowcore.method.predictors import FIRST_SPARSE_LAYER
 from shadowcore.models.families import Dimensions, require_positions
 from shadowcore.models.published import PUBLISHED
 from shadowcore.models.sources import MODEL_SOURCES
-from shadowcore.plan import Work
 from shadowcore.sections import Text
 from shadowcore.stages.base import parse_spec
 from shadowcore.texts.sources import SUFFIXES, TEXT_SOURCES
+from shadowcore.work import Work
 
 COMMAND_BYTES = 120_000  # Linux allows 128 KiB; the rest of the command is short
 ANYWAY = "run the study on another machine, or start it all the same with `--config run_anyway=true`"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
@@ -121,16 +122,23 @@ AnyPredictor = Annotated[
 ]
 
 
-def replacement(name: str) -> str:
-    """What to write in place of a name of earlier versions: `small@1` (retrained), `small@tuned`, `small@seed2`."""
-    known, *steps = name.split("@")
-    entries, seeds = [], ""
-    for step in steps:
-        if step.startswith("seed"):
-            seeds = f", with `seeds: [{step.removeprefix('seed')}]` in the grid"
-            continue
-        before = known if step in ("1", "tuned") or not step.isdecimal() else f"{known}_{int(step) - 1}"
-        known = f"{known}_{step}"
-        entries.append(f"`{known}: {{{'tuned_from' if step == 'tuned' else 'retrained_from'}: {before}}}`")
-    under = f"add {' and '.join(entries)} to `predictors` and " if entries else ""
-    return f"'{name}' is written otherwise now: {under}name {known} here{seeds}"
+OLD_NAME = re.compile(r"([^@]+)(?:@seed(\d+))?(?:@([1-9]\d*))?(@tuned)?")
+
+
+def replacement(name: str) -> str | None:
+    """What to write in place of a name of earlier versions, `small@1@tuned` or `small@seed2`; None for other names."""
+    old = OLD_NAME.fullmatch(name)
+    if old is None or "@" not in name:
+        return None
+    here, seed, rounds, tuned = old.groups()
+    entries = []
+    if rounds:
+        before = here if rounds == "1" else f"{here}_{int(rounds) - 1}"
+        here = f"{here}_{rounds}"
+        entries.append(f"`{here}: {{retrained_from: {before}}}`")
+    if tuned:
+        entries.append(f"`{here}_tuned: {{tuned_from: {here}}}`")
+        here = f"{here}_tuned"
+    added = f"add {' and '.join(entries)} to `predictors` and " if entries else ""
+    seeds = f", with `seeds: [{seed}]` in the grid" if seed else ""
+    return f"'{name}' is written otherwise now: {added}name {here} here{seeds}"

@@ -10,6 +10,7 @@ from shadowcore import artifacts, logs, manifests, plan
 from shadowcore.jobs import Jobs
 from shadowcore.report.figures import FIGURES
 from shadowcore.schemas import MEASURED_TABLES
+from shadowcore.work import MEMORY, Work
 
 STATES = ("done", "running", "failed", "interrupted", "waiting")
 PREDICTOR = ("safetensors", "safetensors.sha256", "quality.parquet", "training.parquet")
@@ -47,7 +48,7 @@ REPORT = ("aggregate", "check_tables", "judge_claims", "draw", "write_page")  # 
 class Job:
     """One job as it stands: seconds it took or has run so far, and those it may still need."""
 
-    work: plan.Work
+    work: Work
     state: str
     seconds: float
     left: float
@@ -75,16 +76,16 @@ def done(root: Path, rule: str, name: str) -> bool:
 def states(jobs: Jobs, now: float) -> list[Job]:
     """Every job of a study as it stands at `now`, seconds since 1970, in the order of the stages."""
     works = plan.work(jobs)
-    order = list(plan.MEMORY)
+    order = list(MEMORY)
     expected = expectations(jobs.root, works, plan.measured_rates(jobs))
     return [_job(jobs.root, one, expected[one], now) for one in sorted(works, key=lambda one: order.index(one.rule))]
 
 
-def expectations(root: Path, works: Sequence[plan.Work], rates: Mapping[str, float]) -> dict[plan.Work, float]:
+def expectations(root: Path, works: Sequence[Work], rates: Mapping[str, float]) -> dict[Work, float]:
     """Seconds of every job: as measured of its like, else at the rate of all that was measured, else as planned."""
     measured: dict[str, list[float]] = {}
     for one in works:
-        if (seconds := plan.measured_seconds(root, one)) is not None:
+        if (seconds := one.measured_seconds(root)) is not None:
             measured.setdefault(one.rule, []).append(seconds)
     if rates:
         slowest = min(rates.values())  # of what this machine is known to make
@@ -97,11 +98,11 @@ def expectations(root: Path, works: Sequence[plan.Work], rates: Mapping[str, flo
     }
 
 
-def _job(root: Path, work: plan.Work, expected: float, now: float) -> Job:
+def _job(root: Path, work: Work, expected: float, now: float) -> Job:
     log = root / "logs" / f"{work.place}.log"
     said = logs.read(log) if log.is_file() else logs.Log()
     if done(root, work.rule, work.name):
-        return Job(work, "done", plan.measured_seconds(root, work) or 0, 0, log, said)
+        return Job(work, "done", work.measured_seconds(root) or 0, 0, log, said)
     if said.finished or not log.is_file():
         return Job(work, "waiting", 0, expected, log, said, deleted=said.finished and work.rule not in REPORT)
     written = log.stat().st_mtime

@@ -96,6 +96,7 @@ def test_shipped_configurations_are_valid(path):
         (["conditions", 1, "predictors"], ["small@2"], "`small_2: {retrained_from: small_1}`"),
         (["latency", "predictor"], "small@tuned", "`small_tuned: {tuned_from: small}`"),
         (["conditions", 1, "predictors"], ["small@1@tuned"], "`small_1: .*and `small_1_tuned: {tuned_from: small_1}`"),
+        (["conditions", 1, "predictors"], ["small@tuned@1"], "unknown 'small@tuned@1'"),
         (["conditions", 1, "predictors"], ["small@seed1"], "name small here, with `seeds: .1.`"),
         (
             ["traces", "on_policy"],

@@ -14,8 +14,8 @@ import yaml
 
 from shadowcore import __version__, cli
 from shadowcore.config import Study
-from shadowcore.plan import MEMORY
 from shadowcore.report.figures import FIGURES
+from shadowcore.work import MEMORY
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*(ROOT / "docs").glob("*.md"), *(ROOT / f"{name}.md" for name in ("README", "CHANGELOG"))])

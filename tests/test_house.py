@@ -23,7 +23,7 @@ FLOORS = [
     ["machine", "manifests", "schemas", "packages", "tabular", "paragraphs", "lineage"], ["stock_tasks"],
     ["benchmarks"], ["texts", "models", "dictionary"], ["method"], ["decode"], ["measure"], ["report"], ["library"],
     ["stages"],
-    ["fields", "config_file", "config_errors"], ["recipes"], ["sections"], ["config"], ["jobs", "ownership"],
+    ["fields", "config_file", "config_errors"], ["recipes"], ["sections"], ["config"], ["jobs", "ownership", "work"],
     ["fetch", "plan"], ["states", "incomplete", "progress_line"], ["preflight"], ["commands"], ["cli"], ["__main__"],
 ]  # fmt: skip
 

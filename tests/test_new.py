@@ -9,7 +9,8 @@ import yaml
 from shadowcore import cli
 from shadowcore.config import load_study, parse_study
 from shadowcore.jobs import Jobs
-from shadowcore.plan import MEMORY, work
+from shadowcore.plan import work
+from shadowcore.work import MEMORY
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))

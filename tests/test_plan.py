@@ -18,8 +18,9 @@ from shadowcore.method.codes import encode
 from shadowcore.method.criteria import CRITERIA
 from shadowcore.models.families import KINDS, dimensions_of
 from shadowcore.models.published import PUBLISHED, Size
-from shadowcore.plan import START, TFLOPS, trace_bytes
+from shadowcore.plan import trace_bytes
 from shadowcore.schemas import LATENCY
+from shadowcore.work import START, TFLOPS
 
 CONFIG = Path(__file__).parent.parent / "config"
 QUICK = yaml.safe_load((CONFIG / "quick.yaml").read_text())

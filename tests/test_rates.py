@@ -7,8 +7,8 @@ from rich.console import Console
 
 from shadowcore import rates
 from shadowcore.commands.plan import print_totals, totals
-from shadowcore.plan import START, Work
 from shadowcore.rates import Rate
+from shadowcore.work import START, Work
 
 KNOWN = [
     Rate("a GPU", "trace", 2e9, 1e13, "x"), Rate("a GPU", "trace", 60e9, 9e13, "x"),

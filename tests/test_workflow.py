@@ -161,7 +161,7 @@ def test_every_file_is_an_output_that_some_job_is_known_for_and_others_may_read_
 def test_the_plan_has_these_jobs_and_bytes(house):
     from shadowcore.config import load_study
     from shadowcore.jobs import Jobs
-    from shadowcore.plan import measured_seconds, work
+    from shadowcore.plan import work
 
     planned = work(Jobs(load_study(house / "config" / "tiny.yaml"), house / "results"), strict=True)
     assert Counter(one.rule for one in planned) == waiting(house, "--forceall")
@@ -169,7 +169,7 @@ def test_the_plan_has_these_jobs_and_bytes(house):
         if one.rule.startswith("trace"):
             content = (results(house) / "traces" / f"{one.name}.safetensors").read_bytes()
             assert one.written == len(content) - 8 - int.from_bytes(content[:8], "little")  # without the header
-    assert all(measured_seconds(results(house), one) for one in planned)  # every name leads to a file of times
+    assert all(one.measured_seconds(results(house)) for one in planned)  # every name leads to a file of times
 
 
 def test_every_job_is_done_and_leads_from_its_files_to_its_command(house, monkeypatch):

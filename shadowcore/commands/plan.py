@@ -17,8 +17,8 @@ from shadowcore.commands import console
 from shadowcore.config import load_study
 from shadowcore.errors import ConfigError
 from shadowcore.jobs import Jobs
-from shadowcore.plan import DECODING, MEMORY, TFLOPS, Work
 from shadowcore.rates import Rate
+from shadowcore.work import DECODING, MEMORY, TFLOPS, Work
 
 
 def options(parser: argparse.ArgumentParser) -> None:

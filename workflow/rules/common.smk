@@ -13,9 +13,10 @@ from snakemake.resources import Resource
 
 from shadowcore import incomplete, manifests, progress_line
 from shadowcore.errors import ShadowcoreError
-from shadowcore.plan import Work, work
+from shadowcore.plan import work
 from shadowcore.provenance import fingerprint
 from shadowcore.states import REPORT
+from shadowcore.work import Work
 
 # Snakemake's jobs live as long as it does: to look for garbage among ten thousand of them takes a fifth of its time.
 gc.set_threshold(500_000)
