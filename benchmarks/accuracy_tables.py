@@ -29,7 +29,7 @@ METHODS = {
     ),
     "oracle": ("by their true scores (oracle)", "oracle", "plainact", None),
     "oracle_l2_norm": ("the same, by l2_norm", "oracle", "l2_norm", None),
-    "threshold": ("by their magnitude (threshold)", "threshold", None, None),
+    "threshold": ("by their activations (threshold)", "threshold", None, None),
     "rank256": ("rank 256", "segments", "plainact", "rank256"),
     "rank256_8bit": ("rank 256, 8-bit weights", "segments", "plainact", "rank256_8bit"),
     "rank64": ("rank 64", "segments", "plainact", "rank64"),
