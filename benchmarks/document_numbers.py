@@ -15,6 +15,7 @@ import accuracy_tables as accuracy
 import chain
 import config_tables
 import pandas as pd
+import quick_tables
 import thresholds
 from accuracy_tables import REFERENCE
 
@@ -51,55 +52,6 @@ def grid() -> list[str]:
     ]
 
 
-def quick(of: str) -> pd.DataFrame:
-    """A table of the quick study, its missing keys as empty text."""
-    found = pd.read_parquet(REFERENCE / "quick" / "tables" / f"{of}.parquet")
-    return found.fillna({"criterion": "", "policy": "", "units": "", "protocol": ""})
-
-
-def quick_perplexity(policy: str, units: str) -> list[str]:
-    """Perplexities of the quick study under one policy, with some units removed."""
-    found = quick("perplexity").query("task == 'perplexity' and policy == @policy and units == @units")
-    sparsities = sorted(found["sparsity_pct"].unique())
-    lines = [f"| method | criterion | {' | '.join(f'{pct} %' for pct in sparsities)} |"]
-    lines.append("|---" * (2 + len(sparsities)) + "|")
-    for (method, criterion), part in found.groupby(["method", "criterion"]):
-        cells = part.sort_values("sparsity_pct").apply(accuracy.interval, axis=1)
-        lines.append(f"| {method} | {criterion} | {' | '.join(cells)} |")
-    return lines
-
-
-def quick_dense() -> str:
-    return accuracy.interval(quick("perplexity").query("method == 'dense' and task == 'perplexity'").iloc[0])
-
-
-def quick_half() -> list[str]:
-    """At 50 %: accuracy of the quick study's questions, and recall of the kept neurons on held-out tokens."""
-    keys = ["criterion", "method"]
-    alike = "policy == 'per_layer' and sparsity_pct == 50"
-    right = quick("accuracy").query(f"metric == 'acc' and units == 'neurons' and {alike}").set_index(keys)
-    recall = (
-        quick("quality").query(f"metric == 'recall' and kind == 'neurons' and {alike}").groupby(keys)["value"].mean()
-    )
-    lines = ["| criterion | method | accuracy | recall |", "|---" * 4 + "|"]
-    for key, row in right.sort_index().iterrows():
-        found = f"{recall[key]:.3f}" if key in recall else ""
-        lines.append(f"| {' | '.join(key)} | {row['value']:.2f} ± {row['stderr']:.2f} | {found} |")
-    return lines
-
-
-def quick_times() -> list[str]:
-    """Median times of the quick study, 10th to 90th percentile in brackets."""
-    lines = ["| mode | dense | 30 % | 50 % | 70 % |", "|---" * 5 + "|"]
-    for mode, part in quick("latency").groupby("mode", sort=False):
-        cells = {
-            row["sparsity_pct"]: f"{row['ms_per_token']:.1f} ({row['ms_p10']:.1f} to {row['ms_p90']:.1f})"
-            for _, row in part.iterrows()
-        }
-        lines.append(f"| {mode} | {' | '.join(cells.get(pct, '') for pct in (0, 30, 50, 70))} |")
-    return lines
-
-
 OF_ACCURACY = ("perplexity", "main_accuracy", "all_accuracy", "worse", "difference", "seeds", "claims")
 NUMBERS = {
     **{name: getattr(accuracy, name) for name in OF_ACCURACY},
@@ -109,7 +61,7 @@ NUMBERS = {
     "faster": faster,
     "goals": lambda folder: thresholds.goals(times(folder)),
     "grid": grid,
-    **{one.__name__: one for one in (quick_dense, quick_half, quick_perplexity, quick_times)},
+    **{f"quick_{name}": getattr(quick_tables, name) for name in ("dense", "half", "perplexity", "times")},
     "settings": lambda folder: thresholds.settings(times(folder, main=False)),
     "stages": lambda folder: chain.table(chain.read(REFERENCE / folder)),
     "times": lambda folder: thresholds.times(times(folder)),
