@@ -104,7 +104,7 @@ def run_stage(name: str, arguments: Sequence[str]) -> None:
     """Parse a stage's options and run it."""
     stage = import_module(f"shadowcore.stages.{name.replace('-', '_')}").STAGE
     # after the import above: `--help` of shadowcore stays fast
-    from shadowcore.stages.base import how_fields, parse_spec
+    from shadowcore.stages.base import parse_spec, runtime_fields
 
     parser = argparse.ArgumentParser(
         prog=f"shadowcore {name}", description=STAGES[name], epilog=stage.spec.__doc__,
@@ -115,7 +115,7 @@ def run_stage(name: str, arguments: Sequence[str]) -> None:
     parser.add_argument("--threads", type=int, default=None, metavar="N", help="CPU threads (default: torch's own)")
     devices_help = "GPUs to have alone, 0 to share one (default: those that CUDA shows, used by others or not)"
     parser.add_argument("--devices", type=int, default=None, metavar="N", help=devices_help)
-    for name in how_fields(stage.spec):
+    for name in runtime_fields(stage.spec):
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, metavar="N", help="no result depends on it")
     for part, what in ((stage.inputs, "input"), (stage.outputs, "output")):
         hints = typing.get_type_hints(part)
@@ -130,7 +130,7 @@ def run_stage(name: str, arguments: Sequence[str]) -> None:
         data = json.loads(parsed.spec)
     except json.JSONDecodeError as error:
         raise ConfigError(f"--spec: not JSON ({error}); it must be an object with the keys {keys}") from None
-    chosen = {name: value for name in how_fields(stage.spec) if (value := getattr(parsed, name)) is not None}
+    chosen = {name: value for name in runtime_fields(stage.spec) if (value := getattr(parsed, name)) is not None}
     spec = parse_spec(stage.spec, data | chosen if isinstance(data, dict) else data)
     keep_freed_memory()
     if parsed.threads:

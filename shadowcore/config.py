@@ -85,15 +85,17 @@ class Study(Strict):
 
     @model_validator(mode="after")
     def predictors_can_be_made(self) -> Study:
-        """A predictor that begins with another needs the section on how, and must not begin with itself."""
-        for name, one in self.predictors.items():
-            if one.parent and not (self.tuning if one.tuned_from else self.traces.on_policy):
-                raise ValueError(f"predictors.{name}: needs `{'tuning' if one.tuned_from else 'traces.on_policy'}`")
+        """A predictor must not begin with itself, and one that is used needs the section that says how it is made."""
+        for name in self.predictors:
             seen = [name]
             while parent := self.predictors[seen[-1]].parent:
                 if parent in seen:
                     raise ValueError(f"predictors.{name}: begins with itself ({' from '.join([*seen, parent])})")
                 seen.append(parent)
+        for name in dict.fromkeys(name for used in self.used_predictors for name in self.chain(used)):
+            one = self.predictors[name]
+            if one.parent and not (self.tuning if one.tuned_from else self.traces.on_policy):
+                raise ValueError(f"predictors.{name}: needs `{'tuning' if one.tuned_from else 'traces.on_policy'}`")
         return self
 
     @model_validator(mode="after")

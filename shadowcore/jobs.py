@@ -1,6 +1,9 @@
 """What a study runs: its conditions by path name, the specification of every stage's jobs, and result paths.
 
-The rules ask here and nowhere else what their wildcards mean.
+The rules ask here and nowhere else what their wildcards mean. A line of YAML below `conditions` becomes a call in five
+steps: `sections.Grid` checks it; `Study.conditions_on` makes a `Condition` of each combination; `Jobs.evaluate` puts
+those of one job into a specification, which the rule hands to `shadowcore evaluate`; `stages.evaluate.sources` reads
+what a condition's method needs; and its row in `measure.methods.METHODS` makes the masks.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from test_workflow import tiny_study
 from shadowcore.config import parse_study
 from shadowcore.errors import ConfigError
 from shadowcore.jobs import Jobs
-from shadowcore.stages.base import how_fields, parse_spec
+from shadowcore.stages.base import parse_spec, runtime_fields
 
 MODEL, TEXTS, METHODS = "tiny-opt", ("words", "piqa-train"), ("static", "shadow")
 BATCH = 4
@@ -25,7 +25,7 @@ def job(params, stage, outputs, **inputs):
     given = {name: inputs.get(name, ()) for name in one.inputs.__dataclass_fields__}
     for path in outputs.values():
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-    spec = json.loads(params["spec"]) | dict.fromkeys(how_fields(one.spec), BATCH)
+    spec = json.loads(params["spec"]) | dict.fromkeys(runtime_fields(one.spec), BATCH)
     one.run(parse_spec(one.spec, spec), one.inputs(**given), one.outputs(**outputs))
     return outputs
 
@@ -77,7 +77,7 @@ def measured(study):
                      traces=(traces["train"],))  # fmt: skip
         stem = f"{name}-shadow"
         trained = job(
-            study.train_predictor(MODEL, name, "shadow", "plainact", "small"), "train_predictor",
+            study.train_predictor(study.trained[MODEL, name, "shadow+plainact+small"]), "train_predictor",
             {name: root / f"{stem}.{name}.safetensors" for name in ("predictor", "quality", "training")},
             card=model["card"], traces=(traces["train"],), heldout=(traces["heldout"],),
         )  # fmt: skip

@@ -22,6 +22,7 @@ from shadowcore.sections import TASKS
 CONFIGS = sorted((Path(__file__).parent.parent / "config").glob("*.yaml"))
 QUICK = yaml.safe_load((Path(__file__).parent.parent / "config" / "quick.yaml").read_text())
 QUICK["traces"]["criteria"].append("jacov")
+SMALL = QUICK["predictors"]["small"]
 
 
 def changed(path, value):
@@ -70,8 +71,8 @@ def test_shipped_configurations_are_valid(path):
             ["smollm"],
             "conditions.0..models: unknown 'smollm'; did you mean 'smollm2-135m'",
         ),
-        (["predictors", "more"], {"retrained_from": "small"}, "predictors.more: needs `traces.on_policy`"),
-        (["predictors", "more"], {"tuned_from": "small"}, "predictors.more: needs `tuning`"),
+        (["predictors"], {"first": SMALL, "small": {"retrained_from": "first"}}, "small: needs `traces.on_policy`"),
+        (["predictors"], {"first": SMALL, "small": {"tuned_from": "first"}}, "predictors.small: needs `tuning`"),
         (["predictors", "more"], {"tuned_from": "smal"}, "predictors.more: unknown 'smal'; did you mean 'small'"),
         (
             ["predictors", "more"],
@@ -84,7 +85,7 @@ def test_shipped_configurations_are_valid(path):
             "predictors.more: unknown key 'epoch'; .*tuned_from",
         ),
         (["predictors", "small", "epoch"], 1, "predictors.small: unknown key 'epoch'; did you mean 'epochs'"),
-        (["predictors"], {"small": {"tuned_from": "small"}}, "predictors.small: needs `tuning`"),
+        (["predictors"], {"small": {"tuned_from": "small"}}, "predictors.small: begins with itself .small from small."),
         (["conditions", 0, "seeds"], [0, 1], r"conditions\[0\].seeds: .*shadow.*\['random'\]"),
         (["conditions", 1, "seeds"], [-1], r"conditions\[1\].seeds\[0\]: must be 0 or more \(found -1\)"),
         # how versions before wrote predictors

@@ -22,7 +22,7 @@ from shadowcore.method.predictors import PREDICTOR_SCHEMA
 from shadowcore.models.prefixes import continuing
 from shadowcore.schemas import OUTCOMES
 from shadowcore.stages import conditions, measurement
-from shadowcore.stages.base import how_fields, parse_spec
+from shadowcore.stages.base import parse_spec, runtime_fields
 
 MODEL = "tiny-opt"
 DESIGNS = ("shadow", "layerwise")
@@ -71,7 +71,7 @@ class Study:
         self.files["threshold"] = made["thresholds"]
         for design in DESIGNS:
             made = job(
-                study.train_predictor(MODEL, "words", design, "plainact", "small"), "train_predictor",
+                study.train_predictor(study.trained[MODEL, "words", f"{design}+plainact+small"]), "train_predictor",
                 {name: root / f"{design}.{name}.safetensors" for name in ("predictor", "quality", "training")},
                 card=model["card"], traces=(traces["train"],), heldout=(traces["heldout"],),
             )  # fmt: skip
@@ -86,7 +86,7 @@ class Study:
         """Run the job of these conditions; the bytes of their outcome files."""
         oracle = chosen.keys() <= self.oracle.keys()
         one = import_module(f"shadowcore.stages.evaluate{'_oracle' if oracle else ''}").STAGE
-        spec = json.loads(self.jobs.evaluate(chosen)["spec"]) | dict.fromkeys(how_fields(one.spec), batch)
+        spec = json.loads(self.jobs.evaluate(chosen)["spec"]) | dict.fromkeys(runtime_fields(one.spec), batch)
         spec = parse_spec(
             one.spec, spec | {"conditions": {setup: vars(condition) for setup, condition in chosen.items()}}
         )

@@ -27,23 +27,18 @@ class CardFile:
     sha256: str
 
 
-def how() -> Any:
-    """A specification's field that says how to work and not what to make, such as the size of a batch.
+def runtime_only() -> Any:
+    """A specification's field that changes how a stage works and not what it makes, such as the size of a batch.
 
     Results do not depend on it, so it is neither in the JSON that decides what is stale nor in headers; on the
     command line it is an option of its own.
     """
-    return dataclasses.field(metadata={"how": True})
+    return dataclasses.field(metadata={"runtime_only": True})
 
 
-def how_fields(kind: type) -> list[str]:
-    """Names of the fields of a specification that say how."""
-    return [field.name for field in dataclasses.fields(kind) if "how" in field.metadata]
-
-
-def _what(spec: Any) -> dict[str, Any]:
-    """Fields of a specification that say what to make, nested specifications as they are."""
-    return {field.name: getattr(spec, field.name) for field in dataclasses.fields(spec) if "how" not in field.metadata}
+def runtime_fields(kind: type) -> list[str]:
+    """Names of the fields of a specification that are `runtime_only`."""
+    return [field.name for field in dataclasses.fields(kind) if "runtime_only" in field.metadata]
 
 
 def parse_spec(kind: type, data: Any, where: str = "--spec") -> Any:
@@ -144,5 +139,7 @@ def read_card(path: Path) -> dict[str, Any]:
 
 
 def to_json(spec: Any) -> str:
-    """What a specification makes, as the JSON that `parse_spec` reads beside the fields that say how."""
-    return json.dumps(_what(spec), sort_keys=True, default=vars)
+    """What a specification makes, as the JSON that `parse_spec` reads; its `runtime_only` fields are left out."""
+    left_out = runtime_fields(type(spec))
+    made = {field.name: getattr(spec, field.name) for field in dataclasses.fields(spec) if field.name not in left_out}
+    return json.dumps(made, sort_keys=True, default=vars)

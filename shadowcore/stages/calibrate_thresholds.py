@@ -11,7 +11,7 @@ from shadowcore import artifacts
 from shadowcore.method.thresholds import neuron_magnitudes
 from shadowcore.schemas import THRESHOLDS
 from shadowcore.stages import inputs as reading
-from shadowcore.stages.base import Progress, Stage, header, how
+from shadowcore.stages.base import Progress, Stage, header, runtime_only
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Spec:
     calibration: str
     windows: int
     window_tokens: int
-    batch: int = how()
+    batch: int = runtime_only()
     sparsities_pct: tuple[int, ...]
     dtype: str
     seed: int

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from shadowcore.measure.conditions import Condition
-from shadowcore.stages.base import how
+from shadowcore.stages.base import runtime_only
 
 # true_continuation: a question; second_half: the perplexity of every window's second half, the first being its prompt
 OWN_TASKS = ("true_continuation", "second_half")
@@ -31,8 +31,8 @@ class Spec:
     conditions: dict[str, Condition]
     windows: int
     window_tokens: int
-    window_batch: int = how()
-    request_batch: int = how()
+    window_batch: int = runtime_only()
+    request_batch: int = runtime_only()
     dtype: str
     text_seed: int
     tasks: tuple[str, ...] = ("true_continuation",)

@@ -15,7 +15,7 @@ from shadowcore.method.predictors import groups_of
 from shadowcore.method.tracing import SCHEMA, Masking, TracePlan, trace
 from shadowcore.models.families import dimensions_of
 from shadowcore.stages import inputs as reading
-from shadowcore.stages.base import Progress, Stage, header, how
+from shadowcore.stages.base import Progress, Stage, header, runtime_only
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Spec:
     criteria: tuple[str, ...]
     token_criteria: tuple[str, ...]
     token_bits: int
-    batch: int = how()
+    batch: int = runtime_only()
     dtype: str
     seed: int
 

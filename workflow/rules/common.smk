@@ -31,16 +31,16 @@ ENVIRONMENT = escaped(f"{workflow.basedir}/environment.yml")
 
 
 # Snakemake asks every function for its parameters, several times for every job: they are found once, here.
-def signed(function):
+def with_signature(function):
     overwrite_function_params(function, signature(function).parameters)
     return function
 
 
-signed(Resource.evaluate)
+with_signature(Resource.evaluate)
 
 
 @cache
-def works():
+def planned():
     try:
         return {(one.rule, one.name): one for one in work(jobs)}
     except ShadowcoreError as error:  # one sentence, without the frames of a function that a rule asks
@@ -53,16 +53,16 @@ def asked(rule, name):
     def asking(what):
         def answer(wildcards, attempt):
             key = rule, name.format(**wildcards)
-            return works().get(key, Work(*key)).resources(attempt)[what]
+            return planned().get(key, Work(*key)).resources(attempt)[what]
 
-        return signed(answer)
+        return with_signature(answer)
 
     counted = "gres" if "gres" in workflow.resource_scopes else "gpu"
     return {what: asking(what) for what in ("mem_mb", "runtime", "devices", counted)}
 
 
 def halving(batch):
-    return signed(lambda wildcards, attempt: max(1, batch // 2 ** (attempt - 1)))
+    return with_signature(lambda wildcards, attempt: max(1, batch // 2 ** (attempt - 1)))
 
 
 # ... and what is to be done. `slug`: the wildcard that names a predictor of a model and text.
@@ -87,13 +87,13 @@ def begun_with(wildcards):
 
 
 # Traces and predictors are too large to be read once more for what is in them. They are `ancient`, as the models'
-# weights are: their seals, small files with their checksums, say when they changed.
-def large(files):
-    return signed(lambda wildcards: [ancient(path) for path in files(wildcards)])
+# weights are: the small files with their checksums say when they changed.
+def unhashed(files):
+    return with_signature(lambda wildcards: [ancient(path) for path in files(wildcards)])
 
 
-def seals(*files):
-    return signed(lambda wildcards: [f"{path}.sha256" for of in files for path in of(wildcards)])
+def checksums_of(*files):
+    return with_signature(lambda wildcards: [f"{path}.sha256" for of in files for path in of(wildcards)])
 
 
 # An evaluation job, by its rule: the oracle's is another one.
@@ -101,23 +101,23 @@ def evaluation(wildcards, prefix=""):
     return wildcards.model, wildcards.data, f"{prefix}{wildcards.pct}"
 
 
-@signed
+@with_signature
 def benchmarks_of(wildcards):
     return jobs.gathered(wildcards.data)
 
 
 # read by no one: nothing is measured before this check has passed
-@signed
+@with_signature
 def disjoint_of(wildcards):
     return jobs.disjoint(evaluation(wildcards))
 
 
-@signed
+@with_signature
 def scores_of(wildcards):
     return jobs.tables_of("scores", evaluation(wildcards))
 
 
-@signed
+@with_signature
 def thresholds_of(wildcards):
     return jobs.tables_of("thresholds", evaluation(wildcards))
 

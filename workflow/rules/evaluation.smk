@@ -16,8 +16,8 @@ rule evaluate:
         disjoint=disjoint_of,
         scores=scores_of,
         thresholds=thresholds_of,
-        predictors=large(predictors_of),
-        seals=seals(predictors_of),
+        predictors=unhashed(predictors_of),
+        seals=checksums_of(predictors_of),
     output:
         manifest=f"{root}/outcomes/{{model}}/{{data}}/{{pct}}.json",
     log:

@@ -61,8 +61,8 @@ rule trace_on_policy:
 
 rule average:
     input:
-        traces=large(traced),
-        seals=seals(traced),
+        traces=unhashed(traced),
+        seals=checksums_of(traced),
     output:
         scores=f"{root}/scores/{{model}}/{{calibration}}.parquet",
     log:

@@ -5,8 +5,8 @@ rule latency:
         weights=ancient(rules.fetch_model.output.weights),
         documents=f"{root}/texts/{study.evaluation.texts[0]}/documents.parquet",
         scores=f"{root}/scores/{{model}}/{study.calibration[0]}.parquet",
-        predictors=large(timed_predictors),
-        seals=seals(timed_predictors),
+        predictors=unhashed(timed_predictors),
+        seals=checksums_of(timed_predictors),
     output:
         summary=f"{root}/latency/{{model}}.parquet",
         repeats=f"{root}/latency/{{model}}.repeats.parquet",

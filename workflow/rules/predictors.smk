@@ -1,9 +1,9 @@
 rule train_predictor:
     input:
         card=rules.fetch_model.output.card,
-        traces=large(trained_on("train", "trained")),
-        heldout=large(trained_on("heldout", "trained")),
-        seals=seals(trained_on("train", "trained"), trained_on("heldout", "trained")),
+        traces=unhashed(trained_on("train", "trained")),
+        heldout=unhashed(trained_on("heldout", "trained")),
+        seals=checksums_of(trained_on("train", "trained"), trained_on("heldout", "trained")),
     output:
         predictor=f"{root}/predictors/{{model}}/{{calibration}}/{{trained}}.safetensors",
         seal=f"{root}/predictors/{{model}}/{{calibration}}/{{trained}}.safetensors.sha256",
@@ -33,11 +33,11 @@ rule tune_predictor:
         card=rules.fetch_model.output.card,
         weights=ancient(rules.fetch_model.output.weights),
         documents=f"{root}/texts/{{calibration}}/documents.parquet",
-        trained=large(begun_with),
-        trained_seal=seals(begun_with),
-        traces=large(trained_on("train", "tuned")),
-        heldout=large(trained_on("heldout", "tuned")),
-        seals=seals(trained_on("train", "tuned"), trained_on("heldout", "tuned")),
+        trained=unhashed(begun_with),
+        trained_seal=checksums_of(begun_with),
+        traces=unhashed(trained_on("train", "tuned")),
+        heldout=unhashed(trained_on("heldout", "tuned")),
+        seals=checksums_of(trained_on("train", "tuned"), trained_on("heldout", "tuned")),
     output:
         predictor=f"{root}/predictors/{{model}}/{{calibration}}/{{tuned}}.safetensors",
         seal=f"{root}/predictors/{{model}}/{{calibration}}/{{tuned}}.safetensors.sha256",
