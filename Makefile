@@ -7,10 +7,13 @@ UV := uv==0.13.9
 # a hundred jobs that each compile what they import would take longer than the work they do
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: study test lint install-test constraints clean
+.PHONY: study smoke test lint docs install-test constraints clean
 
 study: $(VENV)/.installed
 	PATH="$(abspath $(BIN)):$$PATH" snakemake
+
+smoke: $(VENV)/.installed
+	PATH="$(abspath $(BIN)):$$PATH" snakemake --configfile config/smoke.yaml
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest
@@ -20,6 +23,10 @@ lint: $(VENV)/.installed-test
 	$(BIN)/ruff format --check .
 	PATH="$(abspath $(BIN)):$$PATH" snakefmt --check Snakefile workflow
 	PATH="$(abspath $(BIN)):$$PATH" snakemake --lint
+
+# the tables and numbers of README.md, docs/ and config/README.md anew, from the code and from results/reference
+docs: $(VENV)/.installed
+	$(BIN)/python benchmarks/document_numbers.py
 
 # uv installs in a third of pip's time, but it reads none of pip's settings: a folder of local wheels is passed on, and
 # where uv finds no package index, pip tries with all its settings

@@ -396,16 +396,22 @@ def print_rates(rows: list[dict[str, Any]]) -> None:
     writer.writerows(rates.rows(good, f"benchmarks/chain.py at commit {commits}"))
 
 
-def print_table(rows: list[dict[str, Any]]) -> None:
-    """Print docs' table of stages: a row a model and stage, its jobs together."""
-    print("| model | stage | jobs | seconds | GPU memory, GB | host memory, GB | written, GB |")
-    print("|---|---|---|---|---|---|---|")
+def table(rows: list[dict[str, Any]]) -> list[str]:
+    """Lines of the table of stages in docs/cluster.md: a row a model and stage, its jobs together."""
+    lines = ["| model | stage | jobs | seconds | GPU memory, GB | host memory, GB | written, GB |", "|---" * 7 + "|"]
     found = pd.DataFrame([row for row in rows if row["model"] and f"/{ALONE}/" not in row["job"]])
     for (model, stage), jobs in found.groupby(["model", "stage"], sort=False):
         peaks = " | ".join(f"{jobs[name].max() / 1e9:.1f}" for name in ("gpu_bytes", "host_bytes"))
         failed = f" ({(jobs['error'] != '').sum()} failed)" if jobs["error"].any() else ""
         written = jobs["written_bytes"].sum() / 1e9
-        print(f"| {model} | {stage}{failed} | {len(jobs)} | {jobs['seconds'].sum():.0f} | {peaks} | {written:.1f} |")
+        numbers = f"{len(jobs)} | {jobs['seconds'].sum():.0f} | {peaks} | {written:.1f}"
+        lines.append(f"| {model} | {stage}{failed} | {numbers} |")
+    return lines
+
+
+def print_table(rows: list[dict[str, Any]]) -> None:
+    """Print the table of stages, and conditions an hour."""
+    print(*table(rows), sep="\n")
     print_conditions(rows)
 
 

@@ -1,4 +1,4 @@
-"""Three tables as Markdown: times per token, one predictor against one per layer at three widths, and thresholds.
+"""Tables of times as Markdown: per token, by variant and setting, one predictor against one per layer, and thresholds.
 
 python benchmarks/thresholds.py results/reference/gpu-h100/tables/latency.parquet
 """
@@ -96,32 +96,65 @@ def times(rows: pd.DataFrame) -> list[str]:
     return lines
 
 
+def variants(rows: pd.DataFrame) -> list[str]:
+    """Milliseconds a token of every variant at 50 %, a column a model."""
+    half = rows[rows["sparsity_pct"] == 50].copy()
+    half["mode"] = half["mode"].replace({"oracle": "given units, nothing predicted", "static": "kept units cut out"})
+    ranks = half["predictor_rank_heads"].fillna(half["predictor_rank"]).map("{:.0f}".format)
+    ranks = (ranks + "/" + half["predictor_rank"].map("{:.0f}".format)).where(half["predictor_rank"].notna(), "")
+    bits = half["predictor_bits"].map({8: ", 8 bits"}).fillna("")
+    half["name"] = (half["mode"] + " " + ranks + bits).str.strip()
+    found = half.pivot_table(index="name", columns="model", values="ms_per_token", sort=False)
+    found = found[rows.groupby("model")["gb_per_token"].max().sort_values().index]
+    lines = [f"| variant, 50 % | {' | '.join(found.columns)} |", "|---" * (1 + len(found.columns)) + "|"]
+    return lines + [
+        f"| {name} | {' | '.join('' if pd.isna(value) else f'{value:.2f}' for value in row)} |"
+        for name, row in zip(found.index, found.to_numpy(), strict=True)
+    ]
+
+
+def settings(rows: pd.DataFrame) -> list[str]:
+    """Speed-ups of shadow over the fastest dense decoder with several sequences, other prompts and other lengths."""
+    head = "| model | sequences | tokens of the prompt | new tokens | dense, ms | 50 % | 70 % | 90 % |"
+    lines = [head, "|---" * 8 + "|"]
+    for keys, found in rows.groupby(["model", "batch", "prompt_tokens", "new_tokens"]):
+        dense = found.loc[found["mode"].isin(DENSE), "ms_per_token"].min()
+        gains = dense / alike(found, "shadow").set_index("sparsity_pct")["ms_per_token"]
+        cells = [f"{gains[pct]:.2f}" if pct in gains else "" for pct in (50, 70, 90)]
+        lines.append(f"| {' | '.join(map(str, keys))} | {dense:.2f} | {' | '.join(cells)} |")
+    return lines
+
+
 def widths(rows: pd.DataFrame) -> list[str]:
     """Time of layerwise over shadow at 50 % and three widths; published ratios with their number of GPUs."""
     gpus = pd.read_csv(PUBLISHED).query("quantity == 'latency'").groupby("model")["gpus"].first()
     theirs, ours = published_ratios(), {name: layerwise_over_shadow(rows, ranks) for name, ranks in WIDTHS.items()}
-    lines = ["| model | published, A100s | " + " | ".join(ours) + " |", "|---|" + (1 + len(ours)) * "---|"]
+    lines = ["| model | published | " + " | ".join(ours) + " |", "|---|" + (1 + len(ours)) * "---|"]
     for model in rows.groupby("model")["gb_per_token"].max().sort_values().index:
-        cells = [f"{theirs[model]:.3f}, {gpus[model]:.0f}" if model in theirs else ""]
+        cells = [f"{theirs[model]:.3f} ({gpus[model]:.0f} A100)" if model in theirs else ""]
         cells += [f"{found[model]:.3f}" if model in found else "" for found in ours.values()]
         lines.append(f"| {model} | {' | '.join(cells)} |")
     return lines
 
 
-def main(path: Path) -> None:
-    rows = timed({"latency": pd.read_parquet(path)}).query("main")
-    print(
-        f"{rows['device'].iloc[0]}, reads {rows['ceiling_gb_s'].max():.0f} GB/s at best\n", *times(rows), "", sep="\n"
-    )
-    print("Time of layerwise over shadow at 50 %, by the predictors' ranks:\n", *widths(rows), "", sep="\n")
-    print(f"| threshold (set for an H100) | wanted | {rows['device'].iloc[0]} | reached |\n|---|---|---|---|")
+def goals(rows: pd.DataFrame) -> list[str]:
+    """Each threshold with what was measured."""
+    lines = [f"| threshold (set for an H100) | wanted | {rows['device'].iloc[0]} | reached |", "|---|---|---|---|"]
     for what, (holds, sign), numbers, found in wanted(rows):
         values = " / ".join("not measured" if value is None else f"{value:.3g}" for value in found)
         goal = " / ".join(f"{number:g}" for number in dict.fromkeys(numbers))
         reached = ""
         if None not in found:
             reached = "yes" if all(map(holds, found, numbers)) else "**no**"
-        print(f"| {what} | {sign} {goal} | {values} | {reached} |")
+        lines.append(f"| {what} | {sign} {goal} | {values} | {reached} |")
+    return lines
+
+
+def main(path: Path) -> None:
+    rows = timed({"latency": pd.read_parquet(path)}).query("main")
+    print(f"{rows['device'].iloc[0]}, reads {rows['ceiling_gb_s'].max():.0f} GB/s at best\n")
+    print(*times(rows), "", "Time of layerwise over shadow at 50 %, by the predictors' ranks:\n", sep="\n")
+    print(*widths(rows), "", *goals(rows), sep="\n")
 
 
 if __name__ == "__main__":

@@ -49,6 +49,7 @@ STAGES = {
     "write-page": "write a study's page: its figures, tables and origin in one HTML file",
 }
 COMMANDS = {
+    "new": "write a commented configuration with defaults to config/NAME.yaml",
     "doctor": "what is wrong with this machine and environment, each with its fix",
     "fetch": "gather a study's models, texts and benchmarks for a machine without internet",
     "plan": "what a study will take: jobs, hours, disk and memory of every stage",

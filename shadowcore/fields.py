@@ -49,12 +49,12 @@ def _distinct(values: list) -> list:
 
 
 Name = Annotated[str, AfterValidator(_name)]
-Percent = Annotated[int, BeforeValidator(_percent)]
+Percent = Annotated[int, Field(ge=0, le=99), BeforeValidator(_percent)]
 Positive = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
-Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
-AboveZero = Annotated[Number, Field(gt=0)]
-Fraction = Annotated[Number, Field(gt=0, lt=1)]
+Number = Annotated[float, Field(allow_inf_nan=False), BeforeValidator(_number)]
+AboveZero = Annotated[float, Field(allow_inf_nan=False, gt=0), BeforeValidator(_number)]
+Fraction = Annotated[float, Field(allow_inf_nan=False, gt=0, lt=1), BeforeValidator(_number)]
 Switch = Annotated[bool, BeforeValidator(_switch)]
 
 
@@ -77,4 +77,4 @@ def among(choices) -> Any:
             raise ValueError(f"unknown '{value}'; {near_miss(str(value), choices)}")
         return value
 
-    return Annotated[str, BeforeValidator(check)]
+    return Annotated[str, BeforeValidator(check), Field(json_schema_extra={"enum": list(choices)})]

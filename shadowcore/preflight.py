@@ -95,11 +95,14 @@ def _check_model(jobs: Jobs, name: str) -> None:
 def _check_text(where: str, text: Text) -> None:
     kind, fields = next(iter(text.source.items()))
     try:
-        parse_spec(TEXT_SOURCES[kind], fields, "source").check()
+        source = parse_spec(TEXT_SOURCES[kind], fields, "source")
+        source.check()
     except ShadowcoreError as error:
         raise type(error)(f"{where}.{error}") from None
     if kind == "folder":
         _check_fractions(where, text, _documents(Path(fields["path"]).expanduser()))
+    elif kind == "random":
+        _check_fractions(where, text, source.documents)
 
 
 def _documents(path: Path) -> int | None:

@@ -15,6 +15,8 @@ import pandas as pd
 import pytest
 from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
 
+from shadowcore.texts.sources import RandomText
+
 LONG = ("test_workflow.py", "test_graph.py", "test_report.py", "test_kernels.py")
 
 
@@ -73,9 +75,7 @@ def tokens():
 def write_words(folder):
     """Twenty documents of invented words, as a folder of Parquet files."""
     folder.mkdir()
-    chooser = random.Random(0)
-    vocabulary = ["".join(chooser.choices("abcdefgh", k=chooser.randint(2, 6))) for _ in range(80)]
-    texts = [" ".join(chooser.choices(vocabulary, k=200)) for _ in range(20)]
+    texts = [text for _, text in RandomText().read()[0]]
     pd.DataFrame({"text": texts}).to_parquet(folder / "part.parquet")
     return folder
 

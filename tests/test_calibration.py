@@ -46,7 +46,7 @@ def study(tmp_path_factory):
         "methods": ["static", "shadow"], "criteria": ["plainact"], "predictors": ["small"], "sparsities_pct": [50],
     }]  # fmt: skip
     data["evaluation"] |= {"tasks": ["piqa"], "limit": {}, "fewshot": [0]}
-    del data["latency"], data["tuning"]
+    del data["latency"]
     return Jobs(parse_study(data, "study"), folder / "results")
 
 

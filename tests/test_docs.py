@@ -126,3 +126,30 @@ def test_the_citation_and_the_changes_are_of_this_version():
     assert f"## {__version__}" in (ROOT / "CHANGELOG.md").read_text()
     arxiv = [one["identifiers"][0]["value"] for one in cited["references"]]
     assert arxiv == ["arXiv:2406.16635", "arXiv:2310.17157"] and cited["license"] == "Apache-2.0"
+
+
+@pytest.fixture(scope="module")
+def numbers():
+    """The script that fills the pages."""
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    import document_numbers
+
+    return document_numbers
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "config" / "README.md"], ids=lambda path: path.parent.name + path.stem)
+def test_numbers_of_a_page_are_those_of_the_tables(page, numbers):
+    """Where they are not, `make docs` writes them."""
+    text = page.read_text()
+    emptied = numbers.REGION.sub(lambda one: one[1] + "\n" * one[3].startswith("\n") + one[4], text)
+    assert numbers.filled(emptied) == text
+    assert text.count("<!-- numbers") == text.count("<!-- end -->") == len(numbers.REGION.findall(text))
+    # Markdown would end the paragraph there
+    assert not re.search(r"^[ *]*<!-- numbers: [^>]*-->(?!\n)", text, re.MULTILINE)
+
+
+def test_the_code_of_the_page_about_results_runs(capsys):
+    page = (ROOT / "docs" / "results.md").read_text().replace("results/quick", str(ROOT / "results/reference/smollm2"))
+    for code in re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL):
+        exec(code, {})
+    assert "threshold" in capsys.readouterr().out  # the best method of this study

@@ -45,8 +45,7 @@ class Study:
         write_benchmarks(folder / "benchmarks")
         data = tiny_study(folder)
         data["models"] = {MODEL: data["models"][MODEL]}
-        data["traces"].pop("on_policy")
-        del data["latency"], data["tuning"]
+        del data["latency"]
         self.jobs = study = Jobs(parse_study(data | {"conditions": EVERYTHING}, "study"), folder / "results")
         root = study.root
         model = job(study.fetch_model(MODEL), "fetch_model", {"card": root / "card.json", "weights": root / "weights"})

@@ -91,6 +91,13 @@ def test_the_code_of_the_page_runs_as_it_stands(quick, offline, monkeypatch, cap
     assert isinstance(names["predictor"], sc.Predictor)
 
 
+def test_the_readme_has_lines_of_the_page():
+    """Comments may differ."""
+    (readme,) = re.findall(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    lines = [line.partition("  # ")[0] for line in readme.splitlines()]
+    assert set(lines) <= {line.partition("  # ")[0] for line in PAGE.splitlines()} and len(lines) < 15
+
+
 def test_the_cells_of_the_notebook_run(quick, monkeypatch):
     import matplotlib
 

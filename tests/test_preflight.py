@@ -365,3 +365,10 @@ def test_a_machine_that_only_submits_jobs_needs_no_gpu(monkeypatch):
     for arguments in (["--workflow-profile", "profiles/generic"], ["--config", "run_anyway=true"]):
         code, said = dry_run("config/gpu.yaml", *arguments)
         assert code == 0 and "latency_random" in said, said
+
+
+def test_a_random_text_that_leaves_a_part_empty_is_named(tmp_path):
+    study = yaml.safe_load((Path(__file__).parent.parent / "config" / "smoke.yaml").read_text())
+    study["texts"]["words"]["source"] = {"random": {"documents": 2}}
+    (found,) = preflight.problems(Jobs(parse_study(study, "smoke"), tmp_path))
+    assert found.startswith("texts.words.") and "2 documents" in found

@@ -145,7 +145,7 @@ def test_three_widths_have_three_answers():
     modes = [("shadow", 2048, 2048, 1.0), ("layerwise", 2048, 2048, 1.2), ("layerwise", 512, 1000, 1.02)]
     modes += [("shadow", 256, 256, 0.8), ("layerwise", 256, 256, 0.9)]
     lines = script("thresholds").widths(frame(times(*modes) + times(*modes, model="mine")))
-    assert lines[2:] == ["| mine |  | 1.200 | 1.020 | 1.125 |", "| opt-1.3b | 1.213, 1 | 1.200 | 1.020 | 1.125 |"]
+    assert lines[2:] == ["| mine |  | 1.200 | 1.020 | 1.125 |", "| opt-1.3b | 1.213 (1 A100) | 1.200 | 1.020 | 1.125 |"]
 
 
 def test_times_of_two_runs_are_no_ratio():

@@ -1,15 +1,12 @@
 """Rates of known devices: what a plan takes where nothing has run, and how they are made of measured jobs."""
 
 from io import StringIO
-from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from shadowcore import plan, rates
+from shadowcore import rates
 from shadowcore.commands.plan import print_totals, totals
-from shadowcore.config import load_study
-from shadowcore.jobs import Jobs
 from shadowcore.rates import Rate
 from shadowcore.work import START, Work
 
@@ -68,16 +65,3 @@ def test_where_jobs_are_alike_everything_that_they_do_is_in_the_rate():
 def test_the_committed_rates_can_be_read():
     for rate in rates.read():
         assert rate.per_second > 1e11 and rate.source
-
-
-def test_the_guides_table_of_the_papers_grid_is_what_plan_says(tmp_path):
-    """Where it is not, the message of this test is the table to write there."""
-    root = Path(__file__).parent.parent
-    works = plan.work(Jobs(load_study(root / "config" / "paper.yaml"), tmp_path), strict=True)
-    rows = [
-        f"| {rule} | {one.jobs} | {one.gpu_hours:.1f} | {one.disk / 1e9:.0f} |"
-        for rule, one in totals(works, {}, rates.read()).items()
-        if one.gpu_hours or one.disk > 1e9
-    ]
-    table = "\n".join(rows)
-    assert table in (root / "docs" / "cluster.md").read_text(), f"docs/cluster.md:\n{table}"

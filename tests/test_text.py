@@ -11,7 +11,7 @@ from shadowcore.errors import ConfigError, SourceError
 from shadowcore.models.folders import byte_tokenizer
 from shadowcore.texts import cutting, encyclopaedia, sources
 from shadowcore.texts.documents import Document, documents_from_table, documents_to_table, tasks_to_table
-from shadowcore.texts.sources import FolderText, HubText, PackagedText
+from shadowcore.texts.sources import FolderText, HubText, PackagedText, RandomText
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -92,6 +92,14 @@ def test_hub_layout_equals_the_folder(tmp_path, monkeypatch):
         sources.fetch(HubText(dataset=dataset, split="dev", revision=COMMIT))
     with pytest.raises(ConfigError, match="revision 'main'"):
         sources.fetch(HubText(dataset=dataset, split="train", revision="main"))
+
+
+def test_random_words_are_those_of_the_seed():
+    texts, again, other = (sources.fetch(RandomText(3, 5, seed))[0] for seed in (0, 0, 1))
+    assert texts == again and not {one.text for one in texts} & {one.text for one in other}
+    assert [len(one.text.split()) for one in texts] == [5, 5, 5]
+    with pytest.raises(ConfigError, match="source.words: 0 "):
+        RandomText(words=0).check()
 
 
 def test_unknown_packaged_text():

@@ -28,45 +28,35 @@ PARTS = ("Snakefile", "workflow", "shadowcore", "profiles", "config", "environme
 
 
 def tiny_study(folder):
-    """A configuration of everything the quick study has, on models and a text that take no time."""
-    study = yaml.safe_load((ROOT / "config" / "quick.yaml").read_text())
-    sizes = {"layers": 3, "width": 16, "heads": 2, "neurons": 24, "positions": 128}
+    """The smoke study, and what it leaves out: two models, a text and benchmarks in a folder, every criterion."""
+    study = yaml.safe_load((ROOT / "config" / "smoke.yaml").read_text())
+    (model,) = study["models"].values()
+    grid = {"methods": ["shadow"], "criteria": ["plainact"], "predictors": ["small"], "sparsities_pct": [50]}
     return study | {
         "study": "tiny",
-        "models": {f"tiny-{f}": {"source": {"random": {"family": f, **sizes}}} for f in ("llama", "opt")},
-        "texts": {"words": study["texts"]["wikipedia"] | {"source": {"folder": {"path": str(folder / "words")}}}},
-        "calibration": ["words"],
-        "traces": study["traces"] | {"windows": 8, "window_tokens": 80, "tokens_per_window": 16, "shards": 1,
-                                     "heldout_windows": 2, "heldout_tokens_per_window": 8, "criteria": sorted(CRITERIA),
-                                     "on_policy": {"units": "neurons", "lowest_pct": 30, "highest_pct": 60}},
+        "models": {
+            f"tiny-{f}": {"source": {"random": model["source"]["random"] | {"family": f}}} for f in ("llama", "opt")
+        },
+        "texts": {"words": study["texts"]["words"] | {"source": {"folder": {"path": str(folder / "words")}}}},
+        "traces": study["traces"] | {"criteria": sorted(CRITERIA)},
         "predictors": {
-            "small": study["predictors"]["small"] | {"rank_neurons": 8, "rank_heads": 4, "batch": 16},
+            **study["predictors"],
             "tiny": {"recipe": "published", "rank_neurons": 8, "rank_heads": 4, "batch": 16, "bits": 8, "block": 8},
-            "again": {"retrained_from": "small"}, "tuned": {"tuned_from": "small"},
         },
         "conditions": [
             {"methods": ["random"], "sparsities_pct": [50]},
-            {"methods": ["static", "shadow", "oracle"], "criteria": ["plainact"], "predictors": ["small"],
-             "units": ["both"], "sparsities_pct": [50]},
-            {"methods": ["shadow"], "criteria": ["plainact"], "predictors": ["small"], "models": ["tiny-opt"],
-             "units": ["both"], "sparsities_pct": [50], "seeds": [1]},
-            {"methods": ["shadow"], "criteria": ["plainact"], "predictors": ["tiny"], "models": ["tiny-llama"],
-             "policies": ["global"], "sparsities_pct": [50]},
+            grid | {"methods": ["static", "shadow", "oracle"], "units": ["both"]},
+            grid | {"models": ["tiny-opt"], "units": ["both"], "seeds": [1]},
+            grid | {"predictors": ["tiny"], "models": ["tiny-llama"], "policies": ["global"]},
             {"methods": ["threshold"], "models": ["tiny-opt"], "sparsities_pct": [50]},
             {"methods": ["griffin"], "models": ["tiny-opt"], "protocols": ["prompt"], "sparsities_pct": [50]},
             {"methods": ["relu"], "models": ["tiny-opt"], "sparsities_pct": [0]},
-            {"methods": ["segments"], "criteria": ["plainact"], "predictors": ["again", "tuned"],
-             "sparsities_pct": [50]},
+            study["conditions"][-1],
         ],
-        "tuning": {"units": "neurons", "lowest_pct": 40, "highest_pct": 60, "epochs": 1, "batch": 4,
-                   "learning_rate": 0.001, "temperature": 0.5},
         "evaluation": study["evaluation"] | {
-            "texts": ["words"], "windows": 2, "window_tokens": 32, "rolling_tokens": 48,
-            "tasks": ["true_continuation", "second_half", "piqa", "wikitext"],
+            "windows": 2, "rolling_tokens": 48, "tasks": [*study["evaluation"]["tasks"], "piqa", "wikitext"],
             "offline_dir": str(folder / "benchmarks"), "limit": {"piqa": 4}, "fewshot": [0, 1],
         },
-        "latency": study["latency"] | {"methods": ["shadow"], "sparsities_pct": [50], "prompt_tokens": 4,
-                                       "new_tokens": 2, "repeats": 2},
     }  # fmt: skip
 
 

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from random import Random
 from typing import Any, ClassVar
 
 from shadowcore import tabular
@@ -134,6 +135,29 @@ class FolderText:
                 yield f"{file.name}, row {number}", row[self.column]
 
 
+@dataclass(frozen=True)
+class RandomText:
+    """Documents of invented words, drawn by a seed: for tests, and to check an installation without internet."""
+
+    KIND: ClassVar[str] = "random"
+    documents: int = 20
+    words: int = 200
+    seed: int = 0
+
+    def check(self) -> None:
+        """Raise ConfigError unless there are words to draw."""
+        for name in ("documents", "words"):
+            if (found := getattr(self, name)) < 1:
+                raise ConfigError(f"source.{name}: {found} is too small; it must be at least 1")
+
+    def read(self) -> tuple[list[tuple[str, str]], str | None, str]:
+        self.check()
+        chooser = Random(self.seed)
+        vocabulary = ["".join(chooser.choices("abcdefgh", k=chooser.randint(2, 6))) for _ in range(80)]
+        texts = [(f"document {i}", " ".join(chooser.choices(vocabulary, k=self.words))) for i in range(self.documents)]
+        return texts, None, f"invented words, seed {self.seed}"
+
+
 SUFFIXES = (".parquet", ".jsonl", ".txt")  # the first that a folder has is read
 
 
@@ -145,8 +169,8 @@ def _plain_text(file: Path) -> str:
         raise SourceError(f"{file}: byte {error.start} is not UTF-8; allowed is text in UTF-8") from None
 
 
-TextSource = PackagedText | HubText | FolderText | BenchmarkText
-TEXT_SOURCES = {source.KIND: source for source in (PackagedText, HubText, FolderText, BenchmarkText)}
+TextSource = PackagedText | HubText | FolderText | BenchmarkText | RandomText
+TEXT_SOURCES = {source.KIND: source for source in (PackagedText, HubText, FolderText, BenchmarkText, RandomText)}
 
 
 def fetch(source: TextSource) -> tuple[list[Document], dict[str, Any]]:

@@ -1,0 +1,93 @@
+"""Fill the tables and numbers of README.md, docs/ and config/README.md from the code and from results/reference.
+
+    make docs    # python benchmarks/document_numbers.py
+
+A page marks what is filled: `<!-- numbers: NAME ARGUMENTS -->`, then the content, then `<!-- end -->`. NAME is a
+function of NUMBERS. Content that begins with a line break is a block; other content is a part of a sentence.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import accuracy_tables as accuracy
+import chain
+import config_tables
+import pandas as pd
+import quick_tables
+import thresholds
+from accuracy_tables import REFERENCE
+
+from shadowcore import plan, rates
+from shadowcore.commands.plan import totals
+from shadowcore.config import load_study
+from shadowcore.jobs import Jobs
+from shadowcore.report.figures.scaling import WIDTHS, layerwise_over_shadow, timed
+
+ROOT = Path(__file__).parent.parent
+REGION = re.compile(r"(<!-- numbers: (.+?) -->)(.*?)(<!-- end -->)", re.DOTALL)
+
+
+def times(folder: str, main: bool = True) -> pd.DataFrame:
+    """Times of random weights: in the setting of every model in which all modes were timed, or in the others."""
+    rows = timed({"latency": pd.read_parquet(REFERENCE / folder / "tables" / "latency.parquet")})
+    return rows[rows["main"] == main]
+
+
+def faster(width: str, *but: str) -> str:
+    """How many percent faster one predictor is than one per layer, of all models but some; width: "256" or "2048"."""
+    name = next(name for name in WIDTHS if name.startswith(f"{width} in both"))
+    ratios = layerwise_over_shadow(times("published-speed-h200"), WIDTHS[name]).drop(list(but))
+    return f"{(ratios.min() - 1) * 100:.0f} to {(ratios.max() - 1) * 100:.0f} %"
+
+
+def grid() -> list[str]:
+    """What the plan says of the paper's grid."""
+    works = plan.work(Jobs(load_study(ROOT / "config" / "paper.yaml"), ROOT / "results"), strict=True)
+    return ["| stage | jobs | GPU-hours | disk, GB |", "|---|---|---|---|"] + [
+        f"| {rule} | {one.jobs} | {one.gpu_hours:.1f} | {one.disk / 1e9:.0f} |"
+        for rule, one in totals(works, {}, rates.read()).items()
+        if one.gpu_hours or one.disk > 1e9
+    ]
+
+
+OF_ACCURACY = ("perplexity", "main_accuracy", "all_accuracy", "worse", "difference", "seeds", "claims")
+NUMBERS = {
+    **{name: getattr(accuracy, name) for name in OF_ACCURACY},
+    "criteria": lambda: accuracy.half("criterion of the mean scores", 2, *accuracy.CRITERIA),
+    "small_predictors": lambda: accuracy.half("predictor", 0, *accuracy.SMALL),
+    "config": config_tables.tables,
+    "faster": faster,
+    "goals": lambda folder: thresholds.goals(times(folder)),
+    "grid": grid,
+    **{f"quick_{name}": getattr(quick_tables, name) for name in ("dense", "half", "perplexity", "times")},
+    "settings": lambda folder: thresholds.settings(times(folder, main=False)),
+    "stages": lambda folder: chain.table(chain.read(REFERENCE / folder)),
+    "times": lambda folder: thresholds.times(times(folder)),
+    "variants": lambda folder: thresholds.variants(times(folder)),
+    "widths": lambda folder: thresholds.widths(times(folder)),
+}
+
+
+def filled(page: str) -> str:
+    """A page with every region made anew."""
+
+    def fill(region: re.Match) -> str:
+        name, *arguments = region[2].split()
+        content = NUMBERS[name](*arguments)
+        content = content if isinstance(content, str) else "\n".join(content)
+        return region[1] + (f"\n{content}\n" if region[3].startswith("\n") else content) + region[4]
+
+    return REGION.sub(fill, page)
+
+
+def pages() -> list[Path]:
+    """Every page with a region."""
+    found = [ROOT / "README.md", ROOT / "config" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    return [path for path in found if REGION.search(path.read_text())]
+
+
+if __name__ == "__main__":
+    for path in pages():
+        path.write_text(filled(path.read_text()))
