@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from shadowcore import logs, manifests
 from shadowcore.benchmarks import BENCHMARKS
+from shadowcore.config import Study
 from shadowcore.errors import ConfigError
 from shadowcore.jobs import Evaluation, Jobs
 from shadowcore.measure.protocols import PROTOCOLS
@@ -60,6 +61,7 @@ MEMORY = {
     "latency": (2800, 4), "latency_random": (5000, 0), "aggregate": (2000, 0), "check_tables": (1000, 0),
     "judge_claims": (1000, 0), "draw": (1000, 0), "write_page": (1000, 0),
 }  # fmt: skip
+DELETED = ("fetch_model", "trace", "trace_on_policy")  # whose large files `one_model_at_a_time` does not keep
 
 
 @dataclass(frozen=True)
@@ -154,6 +156,15 @@ def work(jobs: Jobs, strict: bool = False) -> list[Work]:
     found += [costs.evaluated(key) for key in jobs.evaluations]
     found += [costs.timed_dimensions(*key) for key in jobs.timed_dimensions]
     return found + [Work(rule, rule) for rule in ("aggregate", "check_tables", "judge_claims", "write_page")]
+
+
+def disk(study: Study, works: Sequence[Work]) -> float:
+    """Bytes that a study has on its disk when it has most of them: all that it writes, or what it does not delete."""
+    if not study.one_model_at_a_time:
+        return sum(one.written for one in works)
+    of = {model: [one for one in works if one.name.split("/")[0] == model] for model in study.models}
+    kept = [sum(one.written for one in part if one.rule not in DELETED) for part in of.values()]
+    return max(sum(kept[:i]) + sum(one.written for one in part) for i, part in enumerate(of.values()))
 
 
 def size_of(jobs: Jobs, model: str) -> Size | None:

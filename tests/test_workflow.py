@@ -406,6 +406,49 @@ def test_a_fork_answers_as_a_fresh_interpreter_does(house, words):
     assert fresh.stdout or fresh.stderr
 
 
+def test_one_model_at_a_time_deletes_weights_and_traces_and_gives_the_same_tables(house, tmp_path):
+    from shadowcore.config import load_study
+    from shadowcore.jobs import Jobs
+    from shadowcore.states import states
+
+    folder = prepared(tmp_path)
+    for part in ("words", "benchmarks"):  # the texts' folders are in specifications, so both studies name the same ones
+        shutil.rmtree(folder / part)
+    study = yaml.safe_load((house / "config" / "tiny.yaml").read_text()) | {"one_model_at_a_time": True}
+    config = folder / "config" / "tiny.yaml"
+
+    def run():
+        config.write_text(yaml.safe_dump(study, sort_keys=False))
+        run_in(folder)
+
+    def kept():
+        return {path: path.stat().st_mtime_ns for kind in ("predictors", "outcomes", "latency", "scores")
+                for path in (results(folder) / kind).rglob("*.*")}  # fmt: skip
+
+    with forking(folder / ".bin"):
+        run()
+        gone = [*results(folder).glob("models/*/weights"), *results(folder).glob("traces/**/*.safetensors")]
+        assert not gone and waiting(folder) == {}
+        assert {job.state for job in states(Jobs(load_study(config), folder / "results"), time.time())} == {"done"}
+        made = tables(folder)
+        assert made == {path: content for path, content in tables(house).items()
+                        if "/weights/" not in path and "/traces/" not in path}  # fmt: skip
+        first, second = (sorted((results(folder) / "logs").rglob(f"*/{model}*")) for model in study["models"])
+        assert 1  # placeholder
+
+        # a condition that needs another predictor: traces and weights are made again, the other predictors are not
+        study["conditions"].append({"methods": ["shadow"], "criteria": ["fisher"], "predictors": ["small"],
+                                    "models": ["tiny-opt"], "sparsities_pct": [50]})  # fmt: skip
+        before = kept()
+        config.write_text(yaml.safe_dump(study, sort_keys=False))
+        print(waiting(folder))
+        run()
+        print(waiting(folder))
+        after = kept()
+        print({str(p.relative_to(folder)) for p in after if before.get(p) != after[p]})
+        assert 0
+
+
 @pytest.mark.slow
 def test_the_report_has_figures_first_and_a_switch_between_two_models(house, tmp_path):
     said = snakemake(house, "--report", str(tmp_path / "report.zip"))

@@ -5,7 +5,7 @@ rule trace:
         weights=ancient(rules.fetch_model.output.weights),
         documents=f"{root}/texts/{{calibration}}/documents.parquet",
     output:
-        trace=f"{root}/traces/{{model}}/{{calibration}}/{{split}}-{{shard}}.safetensors",
+        trace=deletable(f"{root}/traces/{{model}}/{{calibration}}/{{split}}-{{shard}}.safetensors"),
         seal=f"{root}/traces/{{model}}/{{calibration}}/{{split}}-{{shard}}.safetensors.sha256",
     log:
         f"{root}/logs/trace/{{model}}/{{calibration}}/{{split}}-{{shard}}.log",
@@ -37,7 +37,9 @@ rule trace_on_policy:
         ),
         seal=f"{root}/predictors/{{model}}/{{calibration}}/{{method}}+{{criterion}}+{{predictor}}.safetensors.sha256",
     output:
-        trace=f"{root}/traces/{{model}}/{{calibration}}/{{method}}+{{criterion}}+{{predictor}}/{{split}}-{{shard}}.safetensors",
+        trace=deletable(
+            f"{root}/traces/{{model}}/{{calibration}}/{{method}}+{{criterion}}+{{predictor}}/{{split}}-{{shard}}.safetensors"
+        ),
         seal=f"{root}/traces/{{model}}/{{calibration}}/{{method}}+{{criterion}}+{{predictor}}/{{split}}-{{shard}}.safetensors.sha256",
     log:
         f"{root}/logs/trace_on_policy/{{model}}/{{calibration}}/{{method}}+{{criterion}}+{{predictor}}/{{split}}-{{shard}}.log",

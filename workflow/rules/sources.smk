@@ -1,7 +1,7 @@
 rule fetch_model:
     output:
         card=f"{root}/models/{{model}}/card.json",
-        weights=directory(f"{root}/models/{{model}}/weights"),
+        weights=deletable(directory(f"{root}/models/{{model}}/weights")),
     log:
         f"{root}/logs/fetch_model/{{model}}.log",
     benchmark:
