@@ -54,6 +54,8 @@ report: "workflow/report/workflow.rst"
 
 
 include: "workflow/rules/common.smk"
+
+
 if study.one_model_at_a_time:
 
     include: "workflow/rules/one_model.smk"
