@@ -73,10 +73,11 @@ def test_the_committed_rates_can_be_read():
 def test_the_guides_table_of_the_papers_grid_is_what_plan_says(tmp_path):
     """Where it is not, the message of this test is the table to write there."""
     root = Path(__file__).parent.parent
-    works = plan.work(Jobs(load_study(root / "config" / "paper.yaml"), tmp_path), strict=True)
+    study = load_study(root / "config" / "paper.yaml")
+    works = plan.work(Jobs(study, tmp_path), strict=True)
     rows = [
         f"| {rule} | {one.jobs} | {one.gpu_hours:.1f} | {one.disk / 1e9:.0f} |"
-        for rule, one in totals(works, {}, rates.read()).items()
+        for rule, one in totals(works, {}, rates.read(), plan.disk(study, works)).items()
         if one.gpu_hours or one.disk > 1e9
     ]
     table = "\n".join(rows)

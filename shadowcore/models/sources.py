@@ -37,7 +37,7 @@ from shadowcore.provenance import device_name
 
 SHARD_BYTES = 2 * 10**9  # of a file of random weights: one is copied to be written, and several are hashed at once
 PICKLED_FILES = "pytorch_model*.bin"
-OWN_DOWNLOADS = "SHADOWCORE_OWN_DOWNLOADS"  # 1: files of the hub are in the model's folder alone, not in the hub's cache
+OWN_DOWNLOADS = "SHADOWCORE_OWN_DOWNLOADS"  # 1: files of the hub are kept in the model's folder, not in the hub's cache
 
 
 PACKAGED_MODELS = {

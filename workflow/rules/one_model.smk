@@ -8,16 +8,20 @@ from snakemake.io import is_flagged
 
 
 def take_turns(scheduler):
-    """Let the scheduler choose only among jobs of no model and of the first model that has jobs."""
-    select, order = scheduler.job_selector, list(study.models)
+    """Let the scheduler choose only among jobs of no model and of one model, the first that has jobs."""
+    select, order, current = scheduler.job_selector, list(study.models), 0
 
     def turn(job):
         model = getattr(job, "wildcards_dict", {}).get("model")
         return None if model is None else order.index(model)
 
     def select_in_turn(ready):
-        first = min((turn(job) for job in {*ready, *scheduler.running} if turn(job) is not None), default=None)
-        chosen = {job for job in ready if turn(job) in (None, first)}
+        nonlocal current
+        turns = {turn(job) for job in {*ready, *scheduler.running}}
+        first = min(turns - {None}, default=current)
+        if first < current or None not in turns:  # else jobs of this model may be waiting for a text
+            current = first
+        chosen = {job for job in ready if turn(job) in (None, current)}
         return select(chosen) if chosen else []
 
     scheduler.job_selector = select_in_turn
