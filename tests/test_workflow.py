@@ -110,7 +110,7 @@ def run_in(folder):
 
 def waiting(folder, *arguments):
     """Rules that would run, and how many jobs of each."""
-    said = snakemake(folder, "--dry-run", "--quiet", "reason", *arguments)
+    said = snakemake(folder, *arguments, "--dry-run", "--quiet", "reason")
     assert said.returncode == 0, said.stderr
     counts = re.findall(r"^(\w+) +(\d+)$", said.stdout + said.stderr, re.MULTILINE)
     return {rule: int(count) for rule, count in counts if rule not in ("total", "all")}
