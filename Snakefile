@@ -57,6 +57,13 @@ report: "workflow/report/workflow.rst"
 
 
 include: "workflow/rules/common.smk"
+
+
+if study.one_model_at_a_time:
+
+    include: "workflow/rules/one_model.smk"
+
+
 include: "workflow/rules/sources.smk"
 include: "workflow/rules/importance.smk"
 include: "workflow/rules/predictors.smk"
@@ -96,6 +103,8 @@ onstart:
     require_queue()
     notice_interruption()
     show_progress()
+    if study.one_model_at_a_time:
+        take_turns(workflow.scheduler)
     ownership.claim(jobs, workflow.configfiles)
 
 

@@ -44,10 +44,11 @@ def faster(width: str, *but: str) -> str:
 
 def grid() -> list[str]:
     """What the plan says of the paper's grid."""
-    works = plan.work(Jobs(load_study(ROOT / "config" / "paper.yaml"), ROOT / "results"), strict=True)
+    study = load_study(ROOT / "config" / "paper.yaml")
+    works = plan.work(Jobs(study, ROOT / "results"), strict=True)
     return ["| stage | jobs | GPU-hours | disk, GB |", "|---|---|---|---|"] + [
         f"| {rule} | {one.jobs} | {one.gpu_hours:.1f} | {one.disk / 1e9:.0f} |"
-        for rule, one in totals(works, {}, rates.read()).items()
+        for rule, one in totals(works, {}, rates.read(), plan.disk(study, works)).items()
         if one.gpu_hours or one.disk > 1e9
     ]
 

@@ -47,12 +47,15 @@ class Study(Strict):
 
     offline: nothing touches a network; true where every source is local, or the folder `shadowcore fetch` made.
     run_anyway: on this machine, even if it has no GPU, or not the memory, that some job needs.
+    one_model_at_a_time: in the order of `models`; weights and traces are deleted when no job of the run needs them.
     """
 
     study: Name
     seed: Seed
     offline: Offline = False
-    run_anyway: Annotated[Switch, Field(exclude=True)] = False  # not a part of the page that the study writes
+    # neither is a part of the page that the study writes
+    run_anyway: Annotated[Switch, Field(exclude=True)] = False
+    one_model_at_a_time: Annotated[Switch, Field(exclude=True)] = False
     models: Annotated[dict[Name, Model], Field(min_length=1)]
     texts: Annotated[dict[Name, Text], Field(min_length=1)]
     calibration: list_of(str, least=1)

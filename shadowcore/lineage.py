@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from shadowcore import artifacts, logs, manifests
+from shadowcore import artifacts, logs, manifests, provenance
 from shadowcore.errors import ArtifactError
 
 Named = dict[str, list[str]]
@@ -23,6 +23,15 @@ class Job(NamedTuple):
     log: Path
     said: logs.Log
     called: str
+
+
+def run_of(header: Mapping[str, Any], job: Job | None) -> dict[str, str]:
+    """Commit, versions and device of the run that wrote a file: its header's, else its log's; empty if unknown."""
+    if "run" in header or job is None:
+        return dict(header.get("run", {}))
+    names = ("python", "machine", "commit", *provenance.RECORDED_PACKAGES)
+    run = {name: job.said.environment[name] for name in names if name in job.said.environment}
+    return run | ({"device": job.said.device} if job.said.device else {})
 
 
 class Lineage:

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from shadowcore import manifests
 from shadowcore.benchmarks import BENCHMARKS
+from shadowcore.config import Study
 from shadowcore.errors import ConfigError
 from shadowcore.jobs import Evaluation, Jobs
 from shadowcore.measure.conditions import Condition, PredictorId
@@ -45,6 +46,7 @@ LETTERS = {
 LETTERS_A_TOKEN = 4
 TOKENS_A_WORD = 4 / 3
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+DELETED = ("fetch_model", "trace", "trace_on_policy")  # whose large files `one_model_at_a_time` does not keep
 
 
 def work(jobs: Jobs, strict: bool = False) -> list[Work]:
@@ -79,6 +81,15 @@ def work(jobs: Jobs, strict: bool = False) -> list[Work]:
     found += [costs.evaluated(key) for key in jobs.evaluations]
     found += [costs.timed_dimensions(*key) for key in jobs.timed_dimensions]
     return found + [Work(rule, rule) for rule in ("aggregate", "check_tables", "judge_claims", "write_page")]
+
+
+def disk(study: Study, works: Sequence[Work]) -> float:
+    """Bytes that a study has on its disk when it has most of them: all that it writes, or what it does not delete."""
+    if not study.one_model_at_a_time:
+        return sum(one.written for one in works)
+    of = {model: [one for one in works if one.name.split("/")[0] == model] for model in study.models}
+    kept = [sum(one.written for one in part if one.rule not in DELETED) for part in of.values()]
+    return max(sum(kept[:i]) + sum(one.written for one in part) for i, part in enumerate(of.values()))
 
 
 def size_of(jobs: Jobs, model: str) -> Size | None:

@@ -211,7 +211,7 @@ def _check_timed(model: str, spec: dict[str, Any]) -> None:
 
 def shortage(jobs: Jobs) -> str | None:
     """Why this machine cannot run the jobs that are still to do; None if it can."""
-    todo = [one for one in plan.work(jobs) if not states.done(jobs.root, one.rule, one.name)]
+    todo = [one for one in plan.work(jobs) if not states.done(jobs, one.rule, one.name)]
     if lacking := _gpu_shortage([one for one in todo if one.large]) or _memory_shortage(todo):
         return f"this machine cannot run the study: {lacking}"
     return None

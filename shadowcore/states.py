@@ -63,9 +63,11 @@ def outputs(root: Path, rule: str, name: str) -> list[Path]:
     return [root / path.format(name=name) for path in OUTPUTS[rule]]
 
 
-def done(root: Path, rule: str, name: str) -> bool:
-    """Whether all files of a job are there, those that its manifest lists, too, and none is of a part of the study."""
-    files = outputs(root, rule, name)
+def done(jobs: Jobs, rule: str, name: str) -> bool:
+    """Whether all files that a job keeps are there, also those of its manifest, and none is of a part of the study."""
+    files = outputs(jobs.root, rule, name)
+    if jobs.study.one_model_at_a_time and rule in plan.DELETED:
+        files = [path for path in files if path.suffix in (".json", ".sha256")]  # of weights: the card
     if not all(map(Path.exists, files)):
         return False
     if rule in EVALUATIONS:
@@ -78,7 +80,7 @@ def states(jobs: Jobs, now: float) -> list[Job]:
     works = plan.work(jobs)
     order = list(MEMORY)
     expected = expectations(jobs.root, works, plan.measured_rates(jobs))
-    return [_job(jobs.root, one, expected[one], now) for one in sorted(works, key=lambda one: order.index(one.rule))]
+    return [_job(jobs, one, expected[one], now) for one in sorted(works, key=lambda one: order.index(one.rule))]
 
 
 def expectations(root: Path, works: Sequence[Work], rates: Mapping[str, float]) -> dict[Work, float]:
@@ -98,11 +100,11 @@ def expectations(root: Path, works: Sequence[Work], rates: Mapping[str, float]) 
     }
 
 
-def _job(root: Path, work: Work, expected: float, now: float) -> Job:
-    log = root / "logs" / f"{work.place}.log"
+def _job(jobs: Jobs, work: Work, expected: float, now: float) -> Job:
+    log = jobs.root / "logs" / f"{work.place}.log"
     said = logs.read(log) if log.is_file() else logs.Log()
-    if done(root, work.rule, work.name):
-        return Job(work, "done", work.measured_seconds(root) or 0, 0, log, said)
+    if done(jobs, work.rule, work.name):
+        return Job(work, "done", work.measured_seconds(jobs.root) or 0, 0, log, said)
     if said.finished or not log.is_file():
         return Job(work, "waiting", 0, expected, log, said, deleted=said.finished and work.rule not in REPORT)
     written = log.stat().st_mtime

@@ -99,7 +99,7 @@ def test_switches_that_forbid_what_a_study_needs_are_broken(tmp_path, monkeypatc
     assert {state for study in (paper, quick, None) for state, _ in told(doctor.hub(study))} == {"fine"}
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     first, second = told(doctor.hub(paper))
-    assert "0 of" in first[1] and second[0] == "broken" and "HF_HUB_OFFLINE set, and opt-1.3b, " in second[1]
+    assert "0 of" in first[1] and second[0] == "broken" and "HF_HUB_OFFLINE set, and opt-30b, " in second[1]
     fetched = paper.fetched("folder")
     assert {state for study in (quick, fetched, None) for state, _ in told(doctor.hub(study))} == {"fine"}
     source = paper.models["opt-1.3b"].source["hub"]

@@ -53,7 +53,7 @@ def test_a_study_of_which_nothing_succeeded_has_a_page_that_says_so(jobs, capsys
         path = jobs.root / "tables" / f"{name}.parquet"
         assert artifacts.missing(path) == missing and not MEASURED_TABLES[name].read(path).num_rows
     for rule in ("aggregate", "write_page"):
-        assert not done(jobs.root, rule, rule)  # nobody takes it for the study
+        assert not done(jobs, rule, rule)  # nobody takes it for the study
     said = "\n".join(end_of_run(ended))
     for words in ("2 jobs failed", "no such model", f"logs/fetch_model/{model}.log", "index.html"):
         assert words in said

@@ -146,7 +146,26 @@ def test_the_papers_grid_fits_a_cluster(tmp_path):
     assert by_rule["trace"].gpus == by_rule["evaluate"].gpus == 1  # OPT-30B in 16 bits on 80 GB
     assert by_rule["fetch_model"].gpus == by_rule["aggregate"].gpus == 0
     assert by_rule["trace"].disk < 700e9  # what was published
+    assert plan.disk(study, found) < 200e9 < by_rule["all"].disk
     assert {"opt-1.3b", "opt-30b", "llama-2-13b"} <= set(study.models)
+
+
+def test_one_model_at_a_time_needs_the_disk_of_its_largest_model_and_of_what_was_kept_before(tmp_path):
+    works = [
+        plan.Work("prepare_text", "words"),
+        *(plan.Work("fetch_model", name, written=weights) for name, weights in (("large", 50), ("small", 30))),
+        *(plan.Work("trace", f"{name}/words/train-0", written=20) for name in ("large", "small")),
+        *(plan.Work("train_predictor", f"{name}/words/p", written=4) for name in ("large", "small")),
+    ]
+
+    def disk(one_model_at_a_time, *names):
+        sources = {"models": {name: next(iter(QUICK["models"].values())) for name in names}}
+        key = {"one_model_at_a_time": one_model_at_a_time}
+        return plan.disk(parse_study(copy.deepcopy(QUICK) | sources | key, "config"), works)
+
+    assert disk(False, "large", "small") == 50 + 30 + 2 * (20 + 4)
+    assert disk(True, "large", "small") == 50 + 20 + 4
+    assert disk(True, "small", "large") == 4 + 50 + 20 + 4  # with the small one's predictor
 
 
 def test_a_small_model_asks_for_no_gpu(tmp_path):

@@ -165,6 +165,13 @@ def hub_cache(tmp_path, folder, monkeypatch):
     return snapshot
 
 
+def pickle_weights(folder):
+    from safetensors.torch import load_file
+
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+
+
 def test_folder_and_hub_give_the_same_model_as_links(folder, tmp_path, monkeypatch):
     (folder / "README.md").write_text("---\nlicense: mit\n---\n# tiny\n")
     hub_cache(tmp_path, folder, monkeypatch)
@@ -177,12 +184,31 @@ def test_folder_and_hub_give_the_same_model_as_links(folder, tmp_path, monkeypat
         contents.check_files(ready, card)
 
 
-def test_pickled_checkpoint_becomes_the_same_safetensors_and_the_source_stays(folder, tmp_path):
-    from safetensors.torch import load_file
+@pytest.mark.parametrize("pickled", [False, True])
+def test_own_downloads_are_in_the_models_folder_alone(folder, tmp_path, monkeypatch, pickled):
+    import huggingface_hub
 
     expected = logits(folder)
-    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
-    (folder / "model.safetensors").unlink()
+    if pickled:
+        pickle_weights(folder)
+
+    def download(repo, cache_dir, **_):
+        monkeypatch.undo()
+        snapshot = hub_cache(Path(cache_dir), folder, monkeypatch)
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: snapshot)
+        return snapshot
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    monkeypatch.setenv(sources.OWN_DOWNLOADS, "1")
+    card = sources.fetch(HubModel("someone/tiny", COMMIT), tmp_path / "ready")
+    assert not any(path.is_symlink() for path in (tmp_path / "ready").iterdir())
+    assert {path.name for path in (tmp_path / "ready").iterdir()} == {*card["files"], contents.HASHED}
+    assert torch.equal(logits(tmp_path / "ready"), expected)
+
+
+def test_pickled_checkpoint_becomes_the_same_safetensors_and_the_source_stays(folder, tmp_path):
+    expected = logits(folder)
+    pickle_weights(folder)
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     card = sources.fetch(FolderModel(str(folder)), tmp_path / "ready")
     assert torch.equal(logits(tmp_path / "ready"), expected) and "pytorch_model.bin" not in card["files"]

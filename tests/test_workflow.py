@@ -101,7 +101,7 @@ def run_in(folder):
 
 def waiting(folder, *arguments):
     """Rules that would run, and how many jobs of each."""
-    said = snakemake(folder, "--dry-run", "--quiet", "reason", *arguments)
+    said = snakemake(folder, *arguments, "--dry-run", "--quiet", "reason")
     assert said.returncode == 0, said.stderr
     counts = re.findall(r"^(\w+) +(\d+)$", said.stdout + said.stderr, re.MULTILINE)
     return {rule: int(count) for rule, count in counts if rule not in ("total", "all")}
@@ -395,6 +395,51 @@ def test_a_fork_answers_as_a_fresh_interpreter_does(house, words):
     )
     assert (forked.returncode, forked.stdout, forked.stderr) == (fresh.returncode, fresh.stdout, fresh.stderr)
     assert fresh.stdout or fresh.stderr
+
+
+def test_one_model_at_a_time_keeps_no_weights_and_no_traces_and_makes_the_same_tables(house, tmp_path):
+    from shadowcore.config import load_study
+    from shadowcore.jobs import Jobs
+    from shadowcore.states import states
+
+    folder, config = prepared(tmp_path), tmp_path / "config" / "tiny.yaml"
+    study = yaml.safe_load((house / "config" / "tiny.yaml").read_text())  # its folders are in specifications
+    study |= {"one_model_at_a_time": True, "latency": None}
+    config.write_text(yaml.safe_dump(study))
+    first, second = study["models"]
+    root, python = results(folder), folder / ".bin" / "python"
+
+    def large():
+        return {path.relative_to(root).parts[1] for place in ("models/*/weights", "traces/*/**/*.safetensors")
+                for path in root.glob(place)}  # fmt: skip
+
+    with forking(folder / ".bin"):
+        whole = python.rename(python.with_name("whole")) if python.exists() else sys.executable
+        python.write_text(f'#!/bin/sh\ncase "$*" in *evaluate-oracle*{first}*) exit 1;; esac\nexec {whole} "$@"\n')
+        python.chmod(0o755)
+        assert snakemake(folder, "tables").returncode == 1
+        assert large() == {first}  # whose failed jobs need them; the second model's jobs were not held up ...
+        before = [path.stat().st_mtime for path in (*root.glob(f"outcomes/{first}/**/*.json"),
+                                                    *root.glob(f"predictors/{first}/**/*.sha256"))]  # fmt: skip
+        assert before and max(before) < (root / "models" / second / "card.json").stat().st_mtime  # ... and came later
+        python.write_text(f'#!/bin/sh\nexec {whole} "$@"\n')
+        assert snakemake(folder, "tables").returncode == 0
+        assert large() == set() and waiting(folder, "tables") == {}
+        found = states(Jobs(load_study(config), folder / "results"), time.time())
+        assert {job.state for job in found if job.work.rule not in ("draw", "write_page")} == {"done"}
+        assert tables(folder) == {path: content for path, content in tables(house).items()
+                                  if "/weights/" not in path and "/traces/" not in path}  # fmt: skip
+
+        # another predictor of the second model: what it needs is made again, with the same bytes, and nothing else
+        seals = {path: path.read_bytes() for path in (*root.rglob("*.sha256"), *root.rglob("card.json"))}
+        grid = {"methods": ["shadow"], "criteria": ["plainact"], "predictors": ["small"], "sparsities_pct": [50],
+                "models": [second], "seeds": [2]}  # fmt: skip
+        config.write_text(yaml.safe_dump(study | {"conditions": [*study["conditions"], grid]}))
+        manifest = str((root / "outcomes" / second / "words" / "50.json").relative_to(folder))
+        due = {"fetch_model": 1, "trace": 2, "train_predictor": 1, "evaluate": 1}
+        assert waiting(folder, manifest) == due
+        assert snakemake(folder, manifest).returncode == 0 and waiting(folder, manifest) == {}
+        assert large() == set() and {path: path.read_bytes() for path in seals} == seals
 
 
 @pytest.mark.slow

@@ -202,11 +202,11 @@ def configuration(jobs: Jobs) -> Iterator[Finding]:
 
 
 def planned(jobs: Jobs) -> float:
-    """Bytes that a study will leave behind; 0 where that cannot be known, because a source is not there."""
+    """Bytes that a study will have on its disk; 0 where that cannot be known, because a source is not there."""
     from shadowcore import plan
 
     try:
-        return sum(one.written for one in plan.work(jobs))
+        return plan.disk(jobs.study, plan.work(jobs))
     except (ShadowcoreError, ImportError):
         return 0
 

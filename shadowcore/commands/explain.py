@@ -13,7 +13,7 @@ from typing import Any
 from shadowcore import artifacts, logs, provenance
 from shadowcore.commands import console
 from shadowcore.errors import ArtifactError
-from shadowcore.lineage import Lineage
+from shadowcore.lineage import Job, Lineage, run_of
 
 Facts = list[tuple[str, str]]
 LISTED = 12  # files read that are named one by one
@@ -49,8 +49,9 @@ def explain(path: Path) -> Facts:
     if "stage" not in header:  # joined by hand, as tables of several machines are
         parts = [("part", _part(one)) for one in header.get("parts", [])]
         return [*facts, ("kind", str(found["schema"])), ("made by", header.get("made by", "not recorded")), *parts]
-    facts += [("kind", f"{found['schema']}, made by the stage {header['stage']}"), *_origin(header)]
+    facts += [("kind", f"{found['schema']}, made by the stage {header['stage']}")]
     job = lineage.job(path, header) if lineage else None
+    facts += _origin(header, job)
     if job is None:
         words = shlex.join(["python", "-m", "shadowcore", header["stage"], "--spec", json.dumps(header["spec"])])
         return (
@@ -60,8 +61,8 @@ def explain(path: Path) -> Facts:
     return [*facts, *_times(lineage.root, job.log), ("command", _command(job.said))]
 
 
-def _origin(header: Mapping[str, Any]) -> Facts:
-    facts, run = [], dict(header["run"])
+def _origin(header: Mapping[str, Any], job: Job | None) -> Facts:
+    facts, run = [], run_of(header, job)
     module = f"shadowcore.stages.{header['stage'].replace('-', '_')}"
     if provenance.module_path(module):
         same = header["code"] == provenance.fingerprint(module)
@@ -118,10 +119,11 @@ def _states(paths: list[Path], were: list[str]) -> Iterable[str]:
 def _behind(lineage: Lineage, path: Path) -> Facts:
     """What else it stands on: files by stage, device and commit."""
     found = Counter()
-    for one, header, _ in lineage.behind(path):
+    for one, header, job in lineage.behind(path):
         if one != path and "stage" in header:
-            run = header["run"]
-            found[header["stage"], run.get("device", "a device not recorded"), run["commit"]] += 1
+            run = run_of(header, job)
+            commit = run.get("commit", "a commit not recorded")
+            found[header["stage"], run.get("device", "a device not recorded"), commit] += 1
     return [
         ("behind it", f"{stage}: {_files(count)}, on {device}, commit {commit}")
         for (stage, device, commit), count in found.items()

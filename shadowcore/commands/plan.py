@@ -32,7 +32,8 @@ def run(parsed: argparse.Namespace) -> None:
     jobs, ran = (Jobs(load_study(path)) for path in (parsed.config, parsed.measured or parsed.config))
     preflight.check(jobs)
     here, known = plan.measured_rates(ran), rates.read()
-    planned = totals(plan.work(jobs, strict=True), here, known)
+    works = plan.work(jobs, strict=True)
+    planned = totals(works, here, known, plan.disk(jobs.study, works))
     print_totals(planned, here, console(), known)
     if shortage := preflight.shortage(jobs):
         console().print(f"{shortage[0].upper()}{shortage[1:]}.", highlight=False, markup=False, soft_wrap=True)
@@ -50,8 +51,10 @@ class Total(NamedTuple):
     gpus: int
 
 
-def totals(found: Sequence[Work], here: Mapping[str, float], known: Sequence[Rate] = ()) -> dict[str, Total]:
-    """Totals by rule, in the order of MEMORY, and of all under "all".
+def totals(
+    found: Sequence[Work], here: Mapping[str, float], known: Sequence[Rate] = (), at_once: float = math.inf
+) -> dict[str, Total]:
+    """Totals by rule, in the order of MEMORY, and of all under "all", which has `at_once` bytes of disk at most.
 
     here: rates that were measured on this machine; known: of a device, for jobs that would have one for themselves, and
     for those that hold no model.
@@ -68,7 +71,9 @@ def totals(found: Sequence[Work], here: Mapping[str, float], known: Sequence[Rat
         return Total(len(part), sum(hours), on_gpu, disk, memory, max(one.gpus for one in part))
 
     by_rule = {rule: [one for one in found if one.rule == rule] for rule in MEMORY}
-    return {rule: total(part) for rule, part in by_rule.items() if part} | {"all": total(found)}
+    whole = total(found)
+    whole = whole._replace(disk=min(whole.disk, at_once))
+    return {rule: total(part) for rule, part in by_rule.items() if part} | {"all": whole}
 
 
 def check_budget(planned: Mapping[str, Total], hours: float | None, gb: float | None) -> None:
@@ -99,6 +104,8 @@ def print_totals(
         numbers = [f"{one.jobs:,}", f"{one.hours:,.2f}", f"{one.gpu_hours:,.1f}", f"{one.disk / 1e9:,.2f}"]
         table.add_row(rule, *numbers, f"{one.memory / 1e9:.1f}", str(one.gpus), rate)
     console.print(table)
+    if sum(one.disk for rule, one in planned.items() if rule != "all") > planned["all"].disk + 1:
+        console.print("Disk of `all` is the most at once: models run one at a time, and their large files are deleted.")
     traces = sum(one.disk for rule, one in planned.items() if rule.startswith("trace"))
     words = f"Traces: {traces / 1e9:,.1f} GB. "
     if known:

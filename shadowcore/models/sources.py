@@ -7,6 +7,7 @@ they are, without remote code, and pickled checkpoints only through torch's `wei
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -36,6 +37,7 @@ from shadowcore.provenance import device_name
 
 SHARD_BYTES = 2 * 10**9  # of a file of random weights: one is copied to be written, and several are hashed at once
 PICKLED_FILES = "pytorch_model*.bin"
+OWN_DOWNLOADS = "SHADOWCORE_OWN_DOWNLOADS"  # 1: files of the hub are kept in the model's folder, not in the hub's cache
 
 
 PACKAGED_MODELS = {
@@ -78,7 +80,10 @@ class PackagedModel:
 
 @dataclass(frozen=True)
 class HubModel:
-    """A repository of the Hugging Face hub at one commit, read through the hub's cache."""
+    """A repository of the Hugging Face hub at one commit, read through the hub's cache.
+
+    With SHADOWCORE_OWN_DOWNLOADS=1, and where downloads are allowed, nothing is left in that cache.
+    """
 
     KIND: ClassVar[str] = "hub"
     repo: str
@@ -95,12 +100,26 @@ class HubModel:
         require_pinned(f"{where}.revision of {self.repo}", self.revision)
 
     def put_into(self, folder: Path) -> tuple[str | None, str]:
-        snapshot = self._snapshot(*OTHER_FILES, "README.md")
+        from huggingface_hub import constants
+
+        if os.environ.get(OWN_DOWNLOADS, "0") in ("", "0") or constants.HF_HUB_OFFLINE:
+            return self._read(folder, None)
+        with tempfile.TemporaryDirectory(prefix=".", dir=folder) as cache:
+            found = self._read(folder, cache)
+            for path in [path for path in folder.iterdir() if path.is_symlink()]:
+                target = path.resolve()
+                path.unlink()
+                path.hardlink_to(target)  # stays when the cache goes
+        return found
+
+    def _read(self, folder: Path, cache: str | None) -> tuple[str | None, str]:
+        """Download into a cache, None for the hub's own, and link or convert its files."""
+        snapshot = self._snapshot(cache, *OTHER_FILES, "README.md")
         try:
             read_config(snapshot)  # before the weights are downloaded
-            self._snapshot("*.safetensors")
+            self._snapshot(cache, "*.safetensors")
             if not has_safetensors(snapshot):
-                self._snapshot(PICKLED_FILES)
+                self._snapshot(cache, PICKLED_FILES)
             require_usable(snapshot)
             adopt(snapshot, folder)
         except ShadowcoreError as error:  # nobody knows the cache's folder by its name
@@ -108,15 +127,16 @@ class HubModel:
             raise SourceError(str(error).replace(str(snapshot), name)) from None
         return licence_of(snapshot), f"Hugging Face hub, {self.repo} at {self.revision}"
 
-    def _snapshot(self, *patterns: str) -> Path:
+    def _snapshot(self, cache: str | None, *patterns: str) -> Path:
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
         try:
             # "*/*": only the files at the top; sub-folders hold other formats of the same weights
             found = snapshot_download(
-                self.repo, revision=self.revision, allow_patterns=list(patterns), ignore_patterns=["*/*"]
-            )
+                self.repo, revision=self.revision, cache_dir=cache, allow_patterns=list(patterns),
+                ignore_patterns=["*/*"],
+            )  # fmt: skip
         except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
             reason = str(error).strip().splitlines()[0]
             raise SourceError(

@@ -77,7 +77,16 @@ def parse_spec(kind: type, data: Any, where: str = "--spec") -> Any:
 
 
 def header(stage: str, spec: Any, inputs: Any, digest: Callable[[Path], str] = artifacts.digest) -> dict[str, Any]:
-    """What made a file: stage, specification, input hashes (`digest` of a file), code fingerprint, commit, versions."""
+    """What made a file: `origin`, and commit, versions and device."""
+    return origin(stage, spec, inputs, digest) | {"run": provenance.run_information()}
+
+
+def origin(stage: str, spec: Any, inputs: Any, digest: Callable[[Path], str] = artifacts.digest) -> dict[str, Any]:
+    """What determines a file's content: stage, specification, input hashes (`digest` of a file), code fingerprint.
+
+    The header of models' cards and of traces. A study may delete these files and make them again at another commit,
+    with the same bytes; their jobs' logs name the commit, the versions and the device.
+    """
     files = {}
     for field in dataclasses.fields(inputs):
         value = getattr(inputs, field.name)
@@ -88,7 +97,6 @@ def header(stage: str, spec: Any, inputs: Any, digest: Callable[[Path], str] = a
         "spec": json.loads(to_json(spec)),
         "inputs": files,
         "code": provenance.fingerprint(f"shadowcore.stages.{stage.replace('-', '_')}"),
-        "run": provenance.run_information(),
     }
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from shadowcore import artifacts
 from shadowcore.models import sources
-from shadowcore.stages.base import CARD_SCHEMA, Progress, Stage, header, parse_spec
+from shadowcore.stages.base import CARD_SCHEMA, Progress, Stage, origin, parse_spec
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     progress = Progress(f"fetch-model {spec.kind}")
     source = parse_spec(sources.MODEL_SOURCES[spec.kind], spec.source, f"models.{spec.kind}")
     card = sources.fetch(source, outputs.weights)
-    artifacts.write_record(outputs.card, CARD_SCHEMA, card, header("fetch-model", spec, inputs))
+    artifacts.write_record(outputs.card, CARD_SCHEMA, card, origin("fetch-model", spec, inputs))
     progress(1, 1)
 
 

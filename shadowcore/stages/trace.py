@@ -15,7 +15,7 @@ from shadowcore.method.predictors import groups_of
 from shadowcore.method.tracing import SCHEMA, Masking, TracePlan, trace
 from shadowcore.models.families import dimensions_of
 from shadowcore.stages import inputs as reading
-from shadowcore.stages.base import Progress, Stage, header, runtime_only
+from shadowcore.stages.base import Progress, Stage, origin, runtime_only
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def write(
             f"{inputs.weights}: the model's loss is not finite on this text; other weights, or dtype float32 where it "
             f"is {spec.dtype}, would fit"
         )
-    artifacts.write_sealed(outputs.trace, SCHEMA, tensors, header(stage, made_from, inputs))
+    artifacts.write_sealed(outputs.trace, SCHEMA, tensors, origin(stage, made_from, inputs))
 
 
 STAGE = Stage(Spec, Inputs, Outputs, run)

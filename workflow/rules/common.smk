@@ -39,6 +39,11 @@ def with_signature(function):
 with_signature(Resource.evaluate)
 
 
+# Weights and traces, which Snakemake deletes in a study of one model at a time when no job of the run needs them.
+def deletable(path):
+    return temp(path) if study.one_model_at_a_time else path
+
+
 @cache
 def planned():
     try:

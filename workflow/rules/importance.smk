@@ -5,7 +5,7 @@ rule trace:
         weights=ancient(rules.fetch_model.output.weights),
         documents=f"{root}/texts/{{calibration}}/documents.parquet",
     output:
-        trace=f"{root}/traces/{{model}}/{{calibration}}/{{split}}-{{shard}}.safetensors",
+        trace=deletable(f"{root}/traces/{{model}}/{{calibration}}/{{split}}-{{shard}}.safetensors"),
         seal=f"{root}/traces/{{model}}/{{calibration}}/{{split}}-{{shard}}.safetensors.sha256",
     log:
         f"{root}/logs/trace/{{model}}/{{calibration}}/{{split}}-{{shard}}.log",
@@ -35,7 +35,7 @@ rule trace_on_policy:
         predictor=ancient(f"{root}/predictors/{{model}}/{{calibration}}/{{masking}}.safetensors"),
         seal=f"{root}/predictors/{{model}}/{{calibration}}/{{masking}}.safetensors.sha256",
     output:
-        trace=f"{root}/traces/{{model}}/{{calibration}}/{{masking}}/{{split}}-{{shard}}.safetensors",
+        trace=deletable(f"{root}/traces/{{model}}/{{calibration}}/{{masking}}/{{split}}-{{shard}}.safetensors"),
         seal=f"{root}/traces/{{model}}/{{calibration}}/{{masking}}/{{split}}-{{shard}}.safetensors.sha256",
     log:
         f"{root}/logs/trace_on_policy/{{model}}/{{calibration}}/{{masking}}/{{split}}-{{shard}}.log",

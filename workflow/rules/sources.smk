@@ -1,7 +1,7 @@
 rule fetch_model:
     output:
         card=f"{root}/models/{{model}}/card.json",
-        weights=directory(f"{root}/models/{{model}}/weights"),
+        weights=deletable(directory(f"{root}/models/{{model}}/weights")),
     log:
         f"{root}/logs/fetch_model/{{model}}.log",
     benchmark:
@@ -15,7 +15,9 @@ rule fetch_model:
         spec=lambda wildcards: jobs.fetch_model(wildcards.model)["spec"],
         code=fingerprint("shadowcore.stages.fetch_model"),
     shell:
-        "python -m shadowcore fetch-model --spec {params.spec:q} --threads {threads}"
+        # a download goes with the model's weights, and is not kept in the hub's cache
+        ("export SHADOWCORE_OWN_DOWNLOADS=1; " if study.one_model_at_a_time else "")
+        + "python -m shadowcore fetch-model --spec {params.spec:q} --threads {threads}"
         " --card {output.card:q} --weights {output.weights:q} &> {log:q}"
 
 
