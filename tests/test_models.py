@@ -9,6 +9,11 @@ from shadowcore.models.masking import cut_out, masked
 from shadowcore.models.recording import frozen, visiting
 
 
+@pytest.fixture
+def tiny(of_family):
+    return of_family
+
+
 def random_keep(model, kinds=KINDS, share=0.5):
     sizes = dimensions_of(model.config)
     generator = torch.Generator().manual_seed(2)
@@ -73,8 +78,8 @@ def test_sites_come_in_order_with_their_shapes(tiny, tokens):
     assert len(layers_of(tiny)) == sizes.layers
 
 
-def test_an_unsupported_model_type_names_what_would_fit():
+def test_an_unsupported_model_type_names_what_is_supported():
     from transformers import GPT2Config
 
-    with pytest.raises(ConfigError, match="'gpt2' is not supported.*llama, opt"):
+    with pytest.raises(ConfigError, match="model_type: 'gpt2' is not supported.*llama, mistral.*docs/extend.md"):
         family_of(GPT2Config())

@@ -27,7 +27,10 @@ class Decoder:
 
     def __init__(self, layout: Layout, max_positions: int, selection: Selection | None = None):
         if max_positions > layout.sizes.positions:
-            raise ConfigError(f"max_positions: {max_positions} is more than the model's {layout.sizes.positions}")
+            raise ConfigError(
+                f"max_positions: {max_positions} is too large; it must be at most {layout.sizes.positions}, which are "
+                "the model's positions, or its sliding window: the decoder attends to all positions"
+            )
         self.layout, self.max_positions = layout, max_positions
         self.selection = KeepAll() if selection is None else selection
         self.position = 0

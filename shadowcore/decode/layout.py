@@ -21,6 +21,14 @@ from shadowcore.errors import ConfigError
 from shadowcore.models.families import KINDS, Dimensions, Family, Kind, dimensions_of, family_of, layers_of
 
 OPT_POSITION_OFFSET = 2  # OPT's table of positions starts with two rows that are never read
+# model types that the decoder computes, and what their configuration must say
+SILU = {"hidden_act": "silu"}
+DECODED: dict[str, dict[str, Any]] = {
+    "llama": SILU,
+    "mistral": SILU,
+    "opt": {"do_layer_norm_before": True, "_remove_final_layer_norm": False, "activation_function": "relu"},
+    "qwen2": SILU,
+}
 
 
 @dataclass(frozen=True)
@@ -105,8 +113,9 @@ def from_model(model: torch.nn.Module, release: bool = False) -> Layout:
     With `release` every layer of the model gives its memory back once it is copied, so that no more than one layer
     exists twice; the model cannot be run afterwards. Raises ConfigError for variants the decoder does not compute.
     """
-    config, family, sizes = model.config, family_of(model.config), dimensions_of(model.config)
+    config, family = model.config, family_of(model.config)
     check_variant(config)
+    sizes = replace(dimensions_of(config), positions=decoded_positions(config))
     opt = config.model_type == "opt"
     rotary = None if opt else model.model.rotary_emb
     layers = []
@@ -169,25 +178,33 @@ def weights_of(part: Layer | Norm) -> Iterator[torch.Tensor]:
             yield value
 
 
+def decoded_positions(config) -> int:
+    """Positions of a model in the decoder: it attends to all, so they are no more than a sliding window holds."""
+    window = config.sliding_window if "sliding_window" in family_of(config).own_keys else None
+    return min(config.max_position_embeddings, window or config.max_position_embeddings)
+
+
+def require_decoded(model_type: str) -> None:
+    """Raise ConfigError for a model type that the decoder does not compute."""
+    if model_type not in DECODED:
+        raise ConfigError(
+            f"model_type: '{model_type}' is not served by the decoder, which serves {', '.join(DECODED)}; evaluate the "
+            "model without timing it, or extend the decoder (docs/extend.md)"
+        )
+
+
 def check_variant(config) -> None:
     """Raise ConfigError if the decoder would not compute what this configuration describes."""
-    wrong = []
-    if config.model_type == "opt":
-        wanted = {
-            "do_layer_norm_before": True,
-            "_remove_final_layer_norm": False,
-            "word_embed_proj_dim": config.hidden_size,
-            "activation_function": "relu",
-        }
-    else:
-        wanted = {"hidden_act": "silu"}
-    wrong += [
+    require_decoded(model_type := config.model_type)
+    wanted = DECODED[model_type]
+    if model_type == "opt":
+        wanted = wanted | {"word_embed_proj_dim": config.hidden_size}
+    if wrong := [
         f"{key} is {getattr(config, key)!r}, the decoder needs {value!r}"
         for key, value in wanted.items()
         if getattr(config, key) != value
-    ]
-    if wrong:
-        raise ConfigError(f"model type '{config.model_type}': {'; '.join(wrong)}")
+    ]:
+        raise ConfigError(f"model type '{model_type}': {'; '.join(wrong)}")
 
 
 def _layer(module: torch.nn.Module, family: Family, sizes: Dimensions) -> Layer:

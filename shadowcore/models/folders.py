@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from shadowcore.errors import ArtifactError, ConfigError, SourceError, one_of
-from shadowcore.models.families import dimensions_of, family_of, ffn_activation
+from shadowcore.models.families import FAMILIES, dimensions_of, family_of, ffn_activation
 from shadowcore.models.recording import visiting
 from shadowcore.models.weights import has_safetensors, reason_of, require_all_loaded, require_pickled, require_weights
 
@@ -103,24 +103,37 @@ def _require_plain(folder: Path, content: dict[str, Any]) -> None:
             f"{path}: auto_map: the model has code of its own, which is never run; if transformers' own code computes "
             "the same, remove the key in a copy of the folder"
         )
-    if content["model_type"] == "llama":
-        _require_read_keys(path, content)
+    _require_read_keys(path, content)
 
 
 def _require_read_keys(path: Path, content: dict[str, Any]) -> None:
-    """Raise ArtifactError for keys by which other models are meant, and which transformers' Llama does not read."""
-    rope = content.get("rope_parameters")
+    """Raise ArtifactError for keys that mean another model, and that transformers' class of the family does not read.
+
+    Of all keys, these change what a model of weights of the same names and shapes computes.
+    """
+    family, rope = FAMILIES[content["model_type"]], content.get("rope_parameters")
     turned = (rope if isinstance(rope, dict) else content).get("partial_rotary_factor", 1)
-    if turned != 1:
+    window, positions = content.get("sliding_window"), content.get("max_position_embeddings")
+    layers = content.get("layer_types")
+    if content.get("use_bidirectional_attention"):
+        raise ArtifactError(f"{path}: use_bidirectional_attention: true is not supported; a causal model is needed")
+    if family.rotary == 1 and turned != 1:
         raise ArtifactError(
             f"{path}: partial_rotary_factor: {turned!r} is not supported, because this model type turns all of a head; "
             "it must be 1 or left out"
         )
-    window, positions = content.get("sliding_window"), content.get("max_position_embeddings")
-    if type(window) is int and type(positions) is int and window < positions:
+    if "sliding_window" not in family.own_keys:
+        if type(window) is int and type(positions) is int and window < positions:
+            raise ArtifactError(
+                f"{path}: sliding_window: {window} is not supported, because this model type attends to all positions; "
+                f"it must be null or at least max_position_embeddings ({positions})"
+            )
+        window = None
+    same = "full_attention" if window is None else "sliding_attention"
+    if "layer_types" not in family.own_keys and layers and layers != [same] * len(layers):
         raise ArtifactError(
-            f"{path}: sliding_window: {window} is not supported, because this model type attends to all positions; it "
-            f"must be null or at least max_position_embeddings ({positions})"
+            f"{path}: layer_types: {layers!r} is not supported, because all layers of this model type are alike; "
+            f"leave it out, or let all be '{same}'"
         )
 
 

@@ -16,7 +16,7 @@ import torch
 
 from shadowcore import artifacts, provenance
 from shadowcore.decode.decoder import Decoder
-from shadowcore.decode.layout import Layout, compacted, from_model
+from shadowcore.decode.layout import Layout, compacted, decoded_positions, from_model
 from shadowcore.decode.random import require_bytes
 from shadowcore.decode.skipping import KeepFixed, KeepPredicted
 from shadowcore.measure import latency, speed
@@ -26,6 +26,7 @@ from shadowcore.measure.sparsity import PredictedMasks
 from shadowcore.method.policies import POLICIES
 from shadowcore.method.predictors import FIRST_SPARSE_LAYER, Predictor
 from shadowcore.method.thresholds import neuron_magnitudes
+from shadowcore.models import families
 from shadowcore.models.families import KINDS_OF, Kind, dimensions_of
 from shadowcore.schemas import LATENCY, LATENCY_REPEATS, REFUSED
 from shadowcore.stages.base import Progress, Stage, header
@@ -104,8 +105,10 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     model = read_model_on_cpu(inputs.card, inputs.weights, spec.dtype)
     require_bytes(2 * sum(parameter.nbytes for parameter in model.parameters()), device)  # the model, and our layout
     model = model.to(device)
-    sizes = dimensions_of(model.config)
-    checked = min(CHECKED[device.type], sizes.positions - spec.prompt_tokens)
+    sizes, positions = dimensions_of(model.config), decoded_positions(model.config)
+    decoder = f"the decoder for {spec.model}, which has no sliding window"
+    families.require_positions(positions, spec.prompt_tokens + spec.new_tokens, "prompt_tokens + new_tokens", decoder)
+    checked = min(CHECKED[device.type], positions - spec.prompt_tokens)
     room = spec.prompt_tokens + max(spec.new_tokens, checked)
     windows = windows_of(card, documents, "train", tokenizer, spec.prompt_tokens, THRESHOLD_WINDOWS, spec.seed, key)
     choosers = Choosers(
