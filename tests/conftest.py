@@ -54,11 +54,17 @@ def tiny(request):
     return TINY[request.param]()
 
 
-@pytest.fixture(params=sorted(FAMILIES))
+WINDOWED = {"sliding_window": 3}  # shorter than the tests' texts
+EVERY = {family: partial(family_model, family) for family in FAMILIES}
+EVERY["mistral, windowed"] = partial(family_model, "mistral", **WINDOWED)
+EVERY["qwen2, windowed"] = partial(family_model, "qwen2", **WINDOWED, use_sliding_window=True, max_window_layers=2)
+
+
+@pytest.fixture(params=EVERY)
 def of_family(request):
-    """A tiny random causal model of each family in turn."""
+    """A tiny random causal model of each family in turn, and of those with windows of attention."""
     torch.manual_seed(0)
-    return family_model(request.param)
+    return EVERY[request.param]()
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from conftest import family_model
 
 from shadowcore.errors import ConfigError
 from shadowcore.models.families import KINDS, dimensions_of, family_of, layers_of, output_projection
@@ -33,6 +34,16 @@ def test_masked_equals_weights_cut_out(tiny, tokens, kinds):
     want = cut_out(tiny, keep)(tokens).logits
     torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
     assert (got - tiny(tokens).logits).abs().max() > 0.1  # the mask matters at all
+
+
+@torch.no_grad()
+def test_a_sliding_window_hides_what_lies_before_it(tokens):
+    """Two layers see two windows back: of three tokens each, the last but four."""
+    model = family_model("mistral", num_hidden_layers=2, sliding_window=3)
+    changed = tokens.clone()
+    changed[:, 0] += 1
+    same = (model(tokens).logits == model(changed).logits).all(-1).all(0)
+    assert same.tolist() == [False] * 5 + [True] * 7
 
 
 @torch.no_grad()

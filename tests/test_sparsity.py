@@ -5,7 +5,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import family_model
 
 from shadowcore.errors import ConfigError
 from shadowcore.measure import sparsity
@@ -19,7 +18,7 @@ from shadowcore.measure.sparsity import ConstantMasks, PredictedMasks, SparseMod
 from shadowcore.method.passes import ImportancePass
 from shadowcore.method.policies import POLICIES
 from shadowcore.method.predictors import PREDICTORS, Predictor
-from shadowcore.models.families import FAMILIES, KINDS, dimensions_of
+from shadowcore.models.families import KINDS, dimensions_of
 from shadowcore.models.losses import token_losses
 from shadowcore.models.masking import masked
 from shadowcore.models.prefixes import continuing
@@ -89,17 +88,9 @@ def test_the_prompt_is_dense(tiny, tokens, protocol):
         assert (got[:, 6:] - dense[:, 6:]).abs().max() > 1e-2
 
 
-WINDOWS = {"sliding_window": 3}  # shorter than the prompts
-QWEN_WINDOWS = WINDOWS | {"use_sliding_window": True, "max_window_layers": 2}
-
-
-@pytest.mark.parametrize(
-    "family, more", [*((family, {}) for family in FAMILIES), ("mistral", WINDOWS), ("qwen2", QWEN_WINDOWS)]
-)
-def test_rows_that_continue_a_cached_prompt_are_the_whole_rows(family, more, tokens):
-    """Of prompts of several lengths, one of which two rows share, masks cut from the continuation on."""
-    torch.manual_seed(0)
-    model = family_model(family, **more).double()
+def test_rows_that_continue_a_cached_prompt_are_the_whole_rows(of_family, tokens):
+    """Of prompts of several lengths, one of which two rows share, with masks from the continuation on."""
+    model = of_family.double()
     predicted = PredictedMasks(predictor_of(model, "layerwise"), KINDS, "per_layer", 50)
     prompts, rows = [tokens[0, :6].tolist(), tokens[1, :3].tolist()], torch.tensor([0, 1, 0])
     rest = torch.randint(3, 96, (3, 7), generator=torch.Generator().manual_seed(4))

@@ -22,12 +22,13 @@ from shadowcore.models.families import KINDS, Dimensions, Family, Kind, dimensio
 
 OPT_POSITION_OFFSET = 2  # OPT's table of positions starts with two rows that are never read
 # model types that the decoder computes, and what their configuration must say
-SILU = {"hidden_act": "silu"}
-DECODED: dict[str, dict[str, Any]] = {
-    "llama": SILU,
-    "mistral": SILU,
-    "opt": {"do_layer_norm_before": True, "_remove_final_layer_norm": False, "activation_function": "relu"},
-    "qwen2": SILU,
+GATED = {"hidden_act": ("silu",)}
+DECODED: dict[str, dict[str, tuple[Any, ...]]] = {
+    "llama": GATED,
+    "mistral": GATED,
+    "opt": {"do_layer_norm_before": (True,), "_remove_final_layer_norm": (False,), "activation_function": ("relu",)},
+    "qwen2": GATED,
+    "qwen3": GATED,
 }
 
 
@@ -61,6 +62,16 @@ class Layer:
     ffn_down: torch.Tensor  # (F, D)
     ffn_down_bias: torch.Tensor | None  # (D,)
     present: Mapping[Kind, torch.Tensor]  # which of the model's units these are, ascending; all unless compacted
+    query_norm: Norm | None = None  # of each head's K numbers, before its position is turned into them
+    key_norm: Norm | None = None
+
+    def normed(self, qkv: torch.Tensor) -> torch.Tensor:
+        """Queries, keys and values (..., n + 2 G, K) with the norms of each head, where there are any."""
+        if self.query_norm is None:
+            return qkv
+        groups = (len(self.query_key_value) - len(self.output)) // 2
+        query, key, value = qkv.split((qkv.shape[-2] - 2 * groups, groups, groups), -2)
+        return torch.cat((self.query_norm(query), self.key_norm(key), value), -2)
 
     def of_unit(self, kind: Kind) -> list[torch.Tensor]:
         """The tensors whose row u belongs to unit u: what skipping the unit leaves unread."""
@@ -198,11 +209,11 @@ def check_variant(config) -> None:
     require_decoded(model_type := config.model_type)
     wanted = DECODED[model_type]
     if model_type == "opt":
-        wanted = wanted | {"word_embed_proj_dim": config.hidden_size}
+        wanted = wanted | {"word_embed_proj_dim": (config.hidden_size,)}
     if wrong := [
-        f"{key} is {getattr(config, key)!r}, the decoder needs {value!r}"
-        for key, value in wanted.items()
-        if getattr(config, key) != value
+        f"{key} is {getattr(config, key)!r}, the decoder needs {' or '.join(map(repr, values))}"
+        for key, values in wanted.items()
+        if getattr(config, key) not in values
     ]:
         raise ConfigError(f"model type '{model_type}': {'; '.join(wrong)}")
 
@@ -212,6 +223,7 @@ def _layer(module: torch.nn.Module, family: Family, sizes: Dimensions) -> Layer:
     projections = [module.get_submodule(name) for name in family.attention_projections]
     output, down = module.get_submodule(family.output_projection), module.get_submodule(family.ffn_down)
     ffn_in = [module.get_submodule(name) for name in family.ffn_in]
+    head_norms = [_norm(module.get_submodule(name)) for name in family.head_norms] or [None, None]
     device = output.weight.device
     return Layer(
         attention_norm=_norm(module.get_submodule(family.attention_norm)),
@@ -225,6 +237,8 @@ def _layer(module: torch.nn.Module, family: Family, sizes: Dimensions) -> Layer:
         ffn_down=down.weight.detach().T.contiguous(),
         ffn_down_bias=_fused_bias([down], lambda b: b[0]),
         present={kind: torch.arange(sizes.units(kind), device=device) for kind in KINDS},
+        query_norm=head_norms[0],
+        key_norm=head_norms[1],
     )
 
 
@@ -254,10 +268,12 @@ class Upcast(Sequence):
 
     def __getitem__(self, index: int) -> Layer:
         layer = self._layers[index]
-        changes: dict[str, Any] = {"attention_norm": _upcast(layer.attention_norm), "ffn_norm": _upcast(layer.ffn_norm)}
+        changes: dict[str, Any] = {}
         for name, value in vars(layer).items():
             if isinstance(value, torch.Tensor):
                 changes[name] = value.float()
+            elif isinstance(value, Norm):
+                changes[name] = _upcast(value)
         return replace(layer, **changes)
 
     def __iter__(self) -> Iterator[Layer]:

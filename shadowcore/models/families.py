@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from shadowcore.errors import ConfigError, near_miss
+from shadowcore.errors import ConfigError
 
 Kind = Literal["heads", "neurons"]
 KINDS: tuple[Kind, ...] = ("heads", "neurons")
@@ -58,9 +58,10 @@ class Family:
     rotary: float = 1.0  # share of a head that rotary positions turn by default; 0: learned positions
     # query, key, value; none where a head's query is not rows of its own: fused, or normed with the other heads'
     attention_projections: tuple[str, ...] = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
-    attention_norm: str = "input_layernorm"  # norms: for our decoder only
+    attention_norm: str = "input_layernorm"  # these norms are for our decoder only
     ffn_norm: str = "post_attention_layernorm"
     final_norm: str = "model.norm"  # from the causal model
+    head_norms: tuple[str, ...] = ()  # of each query head and of each key head, where there are any
 
 
 FAMILIES: dict[str, Family] = {
@@ -92,7 +93,9 @@ FAMILIES: dict[str, Family] = {
     ),
     "phi": Family(output_projection="self_attn.dense", ffn_in=("mlp.fc1",), ffn_down="mlp.fc2", rotary=0.5),
     "qwen2": Family(own_keys=(*GROUPED, "sliding_window", "layer_types")),
-    "qwen3": Family(own_keys=(*GROUPED, "sliding_window", "layer_types")),
+    "qwen3": Family(
+        own_keys=(*GROUPED, "sliding_window", "layer_types"), head_norms=("self_attn.q_norm", "self_attn.k_norm")
+    ),
     "smollm3": Family(own_keys=(*GROUPED, "sliding_window", "layer_types")),
     "stablelm": Family(own_keys=("num_key_value_heads",), rotary=0.25),
 }
@@ -107,8 +110,8 @@ def family_of(config) -> Family:
     model_type = getattr(config, "model_type", None)
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise ConfigError(
-            f"model_type: '{model_type}' is not supported; {near_miss(str(model_type), FAMILIES)}; use a model of "
-            "these types, or add a row as docs/extend.md shows"
+            f"model_type: '{model_type}' is not supported; it must be one of {', '.join(FAMILIES)}; docs/extend.md "
+            "shows how to add another"
         )
     family = FAMILIES[model_type]
     if family.rotary and (rope := _rope_type(config)) not in FIXED_ROPE:
