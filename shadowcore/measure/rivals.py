@@ -63,11 +63,8 @@ class TorchGraph(ReplayedDecoder):
         qkv = operations.project(qkv_weight, qkv_bias, normed)
         if first.query_norm is not None:
             query, key, value = qkv.split((qkv.shape[1] - 2 * groups, groups, groups), 1)
-            query, key = (
-                _norm(part, weight, None, first.query_norm.eps, True)
-                for part, weight in zip((query, key), norms[4:], strict=True)
-            )
-            qkv = torch.cat((query, key, value), 1)
+            query = _norm(query, norms[4], None, first.query_norm.eps, rms=True)
+            qkv = torch.cat((query, _norm(key, norms[5], None, first.query_norm.eps, rms=True), value), 1)
         if turns is not None:
             turned = operations.rotate(qkv[:, :-groups], *turns)
             qkv = torch.cat((turned, qkv[:, -groups:]), 1)
