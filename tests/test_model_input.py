@@ -284,6 +284,7 @@ REFUSED = [
     ("llama", {"layer_types": ["sliding_attention"] * 2}, "layer_types"),
     ("llama", {"max_position_embeddings": 0}, "positions"),
     ("mistral", {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 16}, "layer_types"),
+    ("mistral", {"layer_types": 3, "sliding_window": 16}, "layer_types"),
     ("mistral", {"partial_rotary_factor": 0.5, "rope_parameters": None}, "partial_rotary_factor"),
     ("mistral", {"attention_bias": True, "num_key_value_heads": 4}, "disagree"),
     ("gpt_neox", {"sliding_window": 16}, "sliding_window"),

@@ -62,7 +62,7 @@ class Layer:
     ffn_down: torch.Tensor  # (F, D)
     ffn_down_bias: torch.Tensor | None  # (D,)
     present: Mapping[Kind, torch.Tensor]  # which of the model's units these are, ascending; all unless compacted
-    query_norm: Norm | None = None  # of each head's K numbers, before its position is turned into them
+    query_norm: Norm | None = None  # RMSNorm of each head's K numbers, before rotary positions
     key_norm: Norm | None = None
 
     def normed(self, qkv: torch.Tensor) -> torch.Tensor:

@@ -109,32 +109,26 @@ def _require_plain(folder: Path, content: dict[str, Any]) -> None:
 def _require_read_keys(path: Path, content: dict[str, Any]) -> None:
     """Raise ArtifactError for keys that mean another model, and that transformers' class of the family does not read.
 
-    Of all keys, these change what a model of weights of the same names and shapes computes.
+    These keys change what is computed from weights of the same names and shapes.
     """
     family, rope = FAMILIES[content["model_type"]], content.get("rope_parameters")
     turned = (rope if isinstance(rope, dict) else content).get("partial_rotary_factor", 1)
+    both, layers = content.get("use_bidirectional_attention"), content.get("layer_types")
     window, positions = content.get("sliding_window"), content.get("max_position_embeddings")
-    layers = content.get("layer_types")
-    if content.get("use_bidirectional_attention"):
-        raise ArtifactError(f"{path}: use_bidirectional_attention: true is not supported; a causal model is needed")
-    if family.rotary == 1 and turned != 1:
-        raise ArtifactError(
-            f"{path}: partial_rotary_factor: {turned!r} is not supported, because this model type turns all of a head; "
-            "it must be 1 or left out"
-        )
-    if "sliding_window" not in family.own_keys:
-        if type(window) is int and type(positions) is int and window < positions:
-            raise ArtifactError(
-                f"{path}: sliding_window: {window} is not supported, because this model type attends to all positions; "
-                f"it must be null or at least max_position_embeddings ({positions})"
-            )
-        window = None
-    same = "full_attention" if window is None else "sliding_attention"
-    if "layer_types" not in family.own_keys and layers and layers != [same] * len(layers):
-        raise ArtifactError(
-            f"{path}: layer_types: {layers!r} is not supported, because all layers of this model type are alike; "
-            f"leave it out, or let all be '{same}'"
-        )
+    windowed = "sliding_window" in family.own_keys
+    shorter = type(window) is int and type(positions) is int and window < positions
+    kind = "sliding_attention" if windowed and window else "full_attention"
+    alike = not layers or (isinstance(layers, list) and all(layer == kind for layer in layers))
+    turns, all_seen = "this model type turns whole heads", "this model type attends to all positions"
+    same = "the layers of this model type are alike"
+    for key, value, served, allowed in (
+        ("use_bidirectional_attention", both, not both, "a causal model is needed; it must be false"),
+        ("partial_rotary_factor", turned, family.rotary != 1 or turned == 1, f"{turns}; it must be 1"),
+        ("sliding_window", window, windowed or not shorter, f"{all_seen}; it must be at least {positions}"),
+        ("layer_types", layers, "layer_types" in family.own_keys or alike, f"{same}; all must be '{kind}'"),
+    ):
+        if not served:
+            raise ArtifactError(f"{path}: {key}: {value!r} is not supported, because {allowed}, or left out")
 
 
 def _require_sizes(path: Path, config) -> None:
