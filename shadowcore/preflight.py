@@ -17,6 +17,7 @@ import torch
 
 from shadowcore import artifacts, benchmarks, machine, plan, states
 from shadowcore.benchmarks import BENCHMARKS
+from shadowcore.decode.layout import require_decoded
 from shadowcore.errors import ArtifactError, ConfigError, ShadowcoreError
 from shadowcore.jobs import Evaluation, Jobs
 from shadowcore.method.predictors import FIRST_SPARSE_LAYER
@@ -147,6 +148,7 @@ def sizes(jobs: Jobs) -> Iterator[str]:
     """What the models are too small for, as far as their dimensions are known, and jobs that are too large to start."""
     for name in jobs.study.models:
         if size := plan.size_of(jobs, name):
+            yield from refusal(_check_decoded, jobs, name, size.family)
             yield from refusal(_check_positions, jobs, f"models.{name}", size.dimensions)
             yield from refusal(_check_predictors, jobs, name, size.dimensions)
     for (name, _), spec in jobs.timed_dimensions.items():
@@ -166,6 +168,15 @@ def _check_command(jobs: Jobs, key: Evaluation) -> None:
             f"conditions: {len(conditions)} conditions of model {model} at one sparsity ({part} %) are too many for "
             f"one job; there must be at most about {len(conditions) * COMMAND_BYTES // size}; split the study in parts"
         )
+
+
+def _check_decoded(jobs: Jobs, model: str, family: str) -> None:
+    """Raise ConfigError for a model that `latency` would time and the decoder does not compute."""
+    if jobs.study.latency:
+        try:
+            require_decoded(family)
+        except ConfigError as error:
+            raise ConfigError(f"latency: models.{model}: {error}; leave `latency` out of its study") from None
 
 
 def _check_positions(jobs: Jobs, model: str, one: Dimensions) -> None:

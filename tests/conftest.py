@@ -1,7 +1,8 @@
-"""Tiny random models of both families, built from a configuration in memory."""
+"""Tiny random models of every family, built from a configuration in memory."""
 
 import os
 import random
+from functools import partial
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read by torch when it is imported: tests run side by side, a core each
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # of the jobs that tests start, as in the Makefile
@@ -13,7 +14,9 @@ if not torch.cuda.is_available():  # before anything imports Triton: its kernels
 
 import pandas as pd
 import pytest
-from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from shadowcore.models.families import FAMILIES
 
 from shadowcore.texts.sources import RandomText
 
@@ -25,45 +28,45 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
 
 
-TINY = {
-    "opt": lambda: OPTForCausalLM(
-        OPTConfig(
-            hidden_size=32,
-            ffn_dim=64,
-            num_hidden_layers=4,
-            num_attention_heads=4,
-            vocab_size=96,
-            max_position_embeddings=64,
-            word_embed_proj_dim=32,
-            init_std=0.3,
-        )
-    ),
-    # grouped KV: 4 query heads share 2 key-value heads
-    "llama": lambda: LlamaForCausalLM(
-        LlamaConfig(
-            hidden_size=32,
-            intermediate_size=48,
-            num_hidden_layers=4,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            vocab_size=96,
-            max_position_embeddings=64,
-            initializer_range=0.3,
-            tie_word_embeddings=True,
-        )
-    ),
-}
-
-
-@pytest.fixture(params=sorted(TINY))
-def tiny(request):
-    """A tiny random causal model of each family in turn, with large weights so that units matter."""
-    torch.manual_seed(0)
-    model = TINY[request.param]().eval()
+def family_model(family, **more):
+    """A tiny random causal model of a family, with large weights so that units matter."""
+    row = FAMILIES[family]
+    keys = {
+        "hidden_size": 32, row.neurons_key: 64 if family == "opt" else 48, "num_hidden_layers": 4, "vocab_size": 96,
+        "num_attention_heads": 4, "max_position_embeddings": 64, "tie_word_embeddings": True,
+        "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": None,
+    }  # fmt: skip
+    keys |= {"word_embed_proj_dim": 32, "init_std": 0.3} if family == "opt" else {"initializer_range": 0.3}
+    own = {"num_key_value_heads": 2, "head_dim": 8, "sliding_window": None}  # 2 query heads share a key-value head
+    keys |= {key: own[key] for key in row.own_keys if key in own}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **keys | more)).eval()
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):  # initialised to zero, which would hide mistakes
             torch.nn.init.normal_(parameter, std=0.3)
     return model
+
+
+TINY = {family: partial(family_model, family) for family in ("llama", "opt")}
+
+
+@pytest.fixture(params=sorted(TINY))
+def tiny(request):
+    """A tiny random causal model of the two families that differ most in turn: Llama and OPT."""
+    torch.manual_seed(0)
+    return TINY[request.param]()
+
+
+WINDOWED = {"sliding_window": 3}  # shorter than the tests' texts
+EVERY = {family: partial(family_model, family) for family in FAMILIES}
+EVERY["mistral, windowed"] = partial(family_model, "mistral", **WINDOWED)
+EVERY["qwen2, windowed"] = partial(family_model, "qwen2", **WINDOWED, use_sliding_window=True, max_window_layers=2)
+
+
+@pytest.fixture(params=EVERY)
+def of_family(request):
+    """A tiny random causal model of each family in turn, and of those with windows of attention."""
+    torch.manual_seed(0)
+    return EVERY[request.param]()
 
 
 @pytest.fixture

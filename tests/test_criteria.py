@@ -1,5 +1,6 @@
 """Criteria against their definitions, written out: loops, autograd on one unit, finite differences."""
 
+import re
 from itertools import product
 
 import numpy as np
@@ -100,6 +101,30 @@ def collect(model, tokens, scored, name):
 
     losses = ImportancePass(model)(tokens, scored, see, second_order=CRITERIA[name].order == 2)
     return found, losses
+
+
+OUTPUT_PROJECTIONS = {
+    "heads": r"(self_attn|attention)\.(o_proj|out_proj|dense)$",
+    "neurons": r"\.(down_proj|fc2|dense_4h_to_h)$",
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_plainact_of_every_family_is_autograd_on_the_inputs_of_its_projections(of_family, tokens, kind):
+    """By hand: hooks of the test's own, on modules that it finds by their names."""
+    sizes, inputs = dimensions_of(of_family.config), []
+    modules = [one for name, one in of_family.named_modules() if re.search(OUTPUT_PROJECTIONS[kind], name)]
+    assert len(modules) == sizes.layers
+    hooks = [one.register_forward_pre_hook(lambda module, args: inputs.append(args[0])) for one in modules]
+    logits = of_family(tokens[:, :-1]).logits
+    for hook in hooks:
+        hook.remove()
+    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
+    gradients = torch.autograd.grad(loss.view(2, -1).mean(1).sum(), inputs)
+    scores, _ = collect(of_family, tokens, scored_of(tokens), "plainact")
+    for layer, (g, a) in enumerate(zip(gradients, inputs, strict=True)):
+        want = (g * a).detach().view(2, 11, sizes.units(kind), -1).sum(-1).abs().sum(1)
+        torch.testing.assert_close(scores[Site(layer, kind)], want, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,9 +1,11 @@
 """The decoder against the Hugging Face model: the same numbers, dense, masked, cut out and predicted."""
 
+from functools import partial
+
 import pytest
 import torch
-from conftest import TINY
-from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
+from conftest import TINY, family_model
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM, PhiConfig
 
 from shadowcore.decode.decoder import Decoder
 from shadowcore.decode.layout import compacted, from_model, weights_of
@@ -42,6 +44,11 @@ VARIANTS = {
             },
         )
     ),
+    "mistral with a window of the cache's length": partial(
+        family_model, "mistral", num_hidden_layers=2, sliding_window=16
+    ),
+    "qwen2, biases of query, key and value": partial(family_model, "qwen2", num_hidden_layers=2),
+    "qwen3, a norm for each head, wide heads": partial(family_model, "qwen3", num_hidden_layers=2, head_dim=16),
 }
 
 
@@ -212,6 +219,7 @@ def test_releasing_the_model(tokens):
         (OPTConfig(**SMALL, ffn_dim=64, word_embed_proj_dim=32, do_layer_norm_before=False), "do_layer_norm_before"),
         (OPTConfig(**SMALL, ffn_dim=64, word_embed_proj_dim=16), "word_embed_proj_dim is 16"),
         (OPTConfig(**SMALL, ffn_dim=64, word_embed_proj_dim=32, activation_function="gelu"), "activation_function"),
+        (PhiConfig(**SMALL, intermediate_size=48), "model_type: 'phi' is not served by the decoder.*llama, mistral"),
         (LlamaConfig(**SMALL, intermediate_size=48, hidden_act="gelu"), "hidden_act is 'gelu'"),
         (
             LlamaConfig(
@@ -224,15 +232,17 @@ def test_releasing_the_model(tokens):
     ],
 )
 def test_other_variants_are_refused(config, says):
-    model = (OPTForCausalLM if config.model_type == "opt" else LlamaForCausalLM)(config)
+    model = AutoModelForCausalLM.from_config(config)
     with pytest.raises(ConfigError, match=says):
         from_model(model)
 
 
 def test_positions_are_limited(tiny, tokens):
     layout = from_model(tiny)
-    with pytest.raises(ConfigError, match="more than the model's 64"):
+    with pytest.raises(ConfigError, match="max_positions: 65 .* at most 64"):
         Decoder(layout, 65)
+    with pytest.raises(ConfigError, match="max_positions: 17 .* at most 16.*sliding window"):
+        Decoder(from_model(family_model("mistral", sliding_window=16)), 17)
     decoder = Decoder(layout, PROMPT)
     decoder.prefill(tokens[:, :PROMPT])
     with pytest.raises(ConfigError, match="holds 5 positions, 6 are needed"):

@@ -223,8 +223,13 @@ def test_several_sequences_share_what_is_read(tiny, tokens):
     gate("alone", ours, reference, SHORT, ids[1:2, -1])
 
 
-def test_several_sequences_with_fixed_or_compacted_units(tokens):
-    model = VARIANTS["llama with biases, untied, wide heads"]().eval()
+@pytest.mark.parametrize(
+    "variant", ["llama with biases, untied, wide heads", "qwen3, a norm for each head, wide heads"]
+)
+def test_several_sequences_with_fixed_or_compacted_units(tokens, variant):
+    model = VARIANTS[variant]().eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
     keep, layout, ids = random_masks(model), from_model(model), tokens[:, :SHORT]
     for given, selection in ((layout, KeepFixed(keep)), (compacted(layout, keep), None)):  # no scores: no near ties
         ours, theirs = GraphDecoder(given, ROOM, selection), Decoder(given, ROOM, selection)

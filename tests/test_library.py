@@ -178,6 +178,10 @@ def test_generation_is_the_evaluations(tiny, tokens, design, options):
     assert not torch.allclose(torch.stack(dense.logits, 1), wanted.float(), atol=1e-2)
 
 
+def test_generation_of_every_family_is_the_evaluations(of_family, tokens):
+    test_generation_is_the_evaluations(of_family.double(), tokens, "layerwise", {})
+
+
 def test_assisted_and_configured_generation_says_the_same(tiny, tokens):
     predictor, ids = random_predictor(tiny), tokens[:1].repeat(1, 2)
     with sc.sparsify(tiny, predictor, 0.5) as sparse:
@@ -470,7 +474,7 @@ def _names(caught, names):
 def test_a_model_or_a_predictor_that_does_not_fit_is_one_sentence(loaded, texts, predictor, other, tmp_path):
     model, tokenizer = loaded
     layerwise = random_predictor(model, "layerwise")
-    training = TINY["opt"]()
+    training = TINY["opt"]().train()
     for use, names in (
         (lambda: sc.decoder(other, predictor), ["predictor", "neurons", "48", "64"]),
         (lambda: sc.decoder(training, predictor), ["model.eval()"]),

@@ -9,17 +9,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from shadowcore import artifacts
 from shadowcore.decode.decoder import Decoder
-from shadowcore.decode.layout import check_variant, from_model
+from shadowcore.decode.layout import DECODED, from_model
 from shadowcore.errors import ArtifactError, ConfigError, ShadowcoreError, SourceError
 from shadowcore.measure.group import Group
 from shadowcore.measure.harness import SparseLM
 from shadowcore.measure.sparsity import SparseModel
 from shadowcore.models import folders, sources
-from shadowcore.models.families import dimensions_of, require_positions
+from shadowcore.models.families import FAMILIES, dimensions_of, require_positions
 from shadowcore.models.masking import cut_out, masked
 from shadowcore.models.sources import FolderModel, HubModel, PackagedModel, RandomModel
 from shadowcore.stages import calibrate_thresholds, evaluate, latency, trace, trace_on_policy
@@ -32,17 +32,15 @@ SIZES = {
 }  # fmt: skip
 OPT = {"ffn_dim": 48, "word_embed_proj_dim": 32, "init_std": 0.3}
 LLAMA = {"intermediate_size": 48, "num_key_value_heads": 2, "initializer_range": 0.3}
+LIKE_LLAMA = LLAMA | {"head_dim": 8, "sliding_window": None}
 ADAPTER = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 4, "target_modules": ["q_proj"]}
 
 
 def saved(folder, family, **more):
     """A model with large random weights, biases too, saved with the byte tokenizer."""
     torch.manual_seed(0)
-    model = (
-        LlamaForCausalLM(LlamaConfig(**SIZES | LLAMA | more))
-        if family == "llama"
-        else OPTForCausalLM(OPTConfig(**SIZES | OPT | more))
-    )
+    keys = {"opt": OPT, "llama": LLAMA}.get(family, LIKE_LLAMA)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **SIZES | keys | more))
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):
             torch.nn.init.normal_(parameter, std=0.3)
@@ -55,7 +53,7 @@ def saved(folder, family, **more):
 def ready(tmp_path_factory):
     """A folder with one model of each family, never written to."""
     made = tmp_path_factory.mktemp("ready")
-    for family in ("llama", "opt"):
+    for family in ("llama", "opt", "mistral", "gpt_neox", "gemma"):
         saved(made / family, family)
     return made
 
@@ -283,8 +281,17 @@ REFUSED = [
     ("llama", {"pad_token_id": 400}, "transformers cannot run"),
     ("opt", {"pad_token_id": 400}, "transformers cannot run"),
     ("llama", {"dtype": "float7"}, "config.json"),
-    ("llama", {"layer_types": ["sliding_attention"] * 2}, "transformers cannot run"),
+    ("llama", {"layer_types": ["sliding_attention"] * 2}, "layer_types"),
     ("llama", {"max_position_embeddings": 0}, "positions"),
+    ("mistral", {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 16}, "layer_types"),
+    ("mistral", {"layer_types": 3, "sliding_window": 16}, "layer_types"),
+    ("mistral", {"partial_rotary_factor": 0.5, "rope_parameters": None}, "partial_rotary_factor"),
+    ("mistral", {"attention_bias": True, "num_key_value_heads": 4}, "disagree"),
+    ("gpt_neox", {"sliding_window": 16}, "sliding_window"),
+    ("gpt_neox", {"attention_bias": False}, "no place in the model"),
+    ("gemma", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
+    ("llama", {"model_type": "phi3"}, "model_type: 'phi3'"),
+    ("llama", {"model_type": "phi3"}, "docs/extend.md"),
 ]
 
 
@@ -308,6 +315,17 @@ def test_buffers_of_old_checkpoints_are_no_weights(folder, tmp_path):
     assert logits(tmp_path / "out").isfinite().all()
 
 
+def test_buffers_of_old_gpt_neox_checkpoints_are_no_weights(ready, tmp_path):
+    folder = shutil.copytree(ready / "gpt_neox", tmp_path / "model")
+    attention = "gpt_neox.layers.0.attention"
+    buffers = {"bias": torch.ones(1, 1, 64, 64).bool(), "masked_bias": torch.tensor(-1e9)}
+    buffers |= {"rotary_emb.inv_freq": torch.ones(1)}
+    old = {f"{attention}.{name}": value for name, value in buffers.items()}
+    save_file(load_file(folder / "model.safetensors") | old, folder / "model.safetensors")
+    sources.fetch(FolderModel(str(folder)), tmp_path / "out")
+    assert torch.equal(logits(tmp_path / "out"), logits(ready / "gpt_neox"))
+
+
 # family, configuration, does our decoder compute it?
 SERVED = [
     ("llama", {"attention_bias": True}, True),
@@ -325,10 +343,24 @@ SERVED = [
     ("opt", {"do_layer_norm_before": False, "word_embed_proj_dim": 16}, False),  # OPT-350m
     ("opt", {"_remove_final_layer_norm": True}, False),
     ("opt", {"activation_function": "gelu_new"}, False),
+    ("mistral", {}, True),
+    ("mistral", {"sliding_window": 20}, True),
+    ("mistral", {"sliding_window": 4}, False),  # the decoder attends to all positions
+    ("qwen2", {"tie_word_embeddings": True}, True),
+    (
+        "qwen2",
+        {"sliding_window": 4, "rope_parameters": {"rope_type": "yarn", "rope_theta": 100.0, "factor": 2.0}},
+        True,
+    ),
+    ("qwen2", {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}, False),
+    ("gpt_neox", {"use_parallel_residual": False, "rotary_pct": 1.0}, False),
+    ("phi", {"qk_layernorm": True}, False),
+    ("stablelm", {"use_parallel_residual": True, "use_qkv_bias": True, "qk_layernorm": True}, False),
+    *((family, {}, False) for family in sorted(FAMILIES.keys() - DECODED.keys())),
 ]
 
 
-@pytest.mark.parametrize("family, keys, decodes", SERVED, ids=[f"{f}-{','.join(k)}" for f, k, _ in SERVED])
+@pytest.mark.parametrize("family, keys, decodes", SERVED, ids=[f"{f}-{','.join(k)}-{d}" for f, k, d in SERVED])
 @torch.no_grad()
 def test_served_configurations_have_hugging_faces_logits(family, keys, decodes, tmp_path):
     saved(tmp_path / "model", family, **keys)
@@ -344,8 +376,8 @@ def test_served_configurations_have_hugging_faces_logits(family, keys, decodes, 
         got = model(ids).logits
     torch.testing.assert_close(got, cut_out(model, keep)(ids).logits, atol=1e-4, rtol=1e-4)
     if not decodes:
-        with pytest.raises(ConfigError, match="the decoder needs"):
-            check_variant(model.config)
+        with pytest.raises(ConfigError, match="the decoder"):
+            Decoder(from_model(model), 20)
         return
     decoder = Decoder(from_model(model), 20)
     torch.testing.assert_close(decoder.prefill(ids)[0], want[0, -1], atol=1e-3, rtol=1e-3)
@@ -420,7 +452,9 @@ def test_other_faults_of_a_tokenizer_name_the_folder_that_was_given(folder, tmp_
 RANDOM = [
     ({"family": "gptneo"}, ["family", "gptneo", "llama", "opt"]),
     ({"width": 30}, ["width", "30", "4"]),
-    ({"width": 12}, ["width", "even"]),  # 3 numbers a head
+    ({"width": 12}, ["width", "a multiple of 2"]),  # 3 numbers a head
+    ({"family": "gpt_neox", "width": 16}, ["width", "gpt_neox", "a multiple of 8"]),  # a quarter of a head is turned
+    ({"family": "gpt_neox", "kv_heads": 2}, ["kv_heads", "2", "4"]),
     ({"heads": 0}, ["heads", "0"]),
     ({"heads": -4}, ["heads", "-4"]),
     ({"width": -32}, ["width", "-32"]),
@@ -544,13 +578,25 @@ TOO_LONG = [
 ]
 
 
-@pytest.mark.parametrize("stage, spec, named", TOO_LONG, ids=[stage.__name__.split(".")[-1] for stage, *_ in TOO_LONG])
-def test_stages_refuse_windows_longer_than_the_model(stage, spec, named, fetched, tmp_path):
+def inputs_of(stage, place, tmp_path):
+    """Inputs of a stage of which only a model is there, and outputs."""
     files = {
         field.name: () if field.name in ("scores", "benchmarks", "thresholds", "predictors") else tmp_path / field.name
         for field in dataclasses.fields(stage.Inputs)
     }
-    made = stage.Inputs(**files | {"card": fetched / "card.json", "weights": fetched / "weights"})
-    outputs = stage.Outputs(**{field.name: tmp_path / "out" for field in dataclasses.fields(stage.Outputs)})
+    made = stage.Inputs(**files | {"card": place / "card.json", "weights": place / "weights"})
+    return made, stage.Outputs(**{field.name: tmp_path / "out" for field in dataclasses.fields(stage.Outputs)})
+
+
+@pytest.mark.parametrize("stage, spec, named", TOO_LONG, ids=[stage.__name__.split(".")[-1] for stage, *_ in TOO_LONG])
+def test_stages_refuse_windows_longer_than_the_model(stage, spec, named, fetched, tmp_path):
     with pytest.raises(ConfigError, match=rf"^{named} is too large; it must be at most 64"):
-        stage.run(parse_spec(stage.Spec, spec), made, outputs)
+        stage.run(parse_spec(stage.Spec, spec), *inputs_of(stage, fetched, tmp_path))
+
+
+def test_the_decoder_is_not_timed_beyond_a_sliding_window(tmp_path):
+    saved(tmp_path / "model", "mistral", sliding_window=32)
+    card = sources.fetch(FolderModel(str(tmp_path / "model")), tmp_path / "weights")
+    artifacts.write_record(tmp_path / "card.json", CARD_SCHEMA, card, {})
+    with pytest.raises(ConfigError, match=r"new_tokens: 33 is too large; it must be at most 32.*sliding window"):
+        latency.run(parse_spec(latency.Spec, TIMED | {"prompt_tokens": 8}), *inputs_of(latency, tmp_path, tmp_path))

@@ -2,11 +2,17 @@
 
 import pytest
 import torch
+from conftest import family_model
 
 from shadowcore.errors import ConfigError
 from shadowcore.models.families import KINDS, dimensions_of, family_of, layers_of, output_projection
 from shadowcore.models.masking import cut_out, masked
 from shadowcore.models.recording import frozen, visiting
+
+
+@pytest.fixture
+def tiny(of_family):
+    return of_family
 
 
 def random_keep(model, kinds=KINDS, share=0.5):
@@ -28,6 +34,16 @@ def test_masked_equals_weights_cut_out(tiny, tokens, kinds):
     want = cut_out(tiny, keep)(tokens).logits
     torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
     assert (got - tiny(tokens).logits).abs().max() > 0.1  # the mask matters at all
+
+
+@torch.no_grad()
+def test_a_sliding_window_hides_what_lies_before_it(tokens):
+    """Two layers see two windows back: of three tokens each, the last but four."""
+    model = family_model("mistral", num_hidden_layers=2, sliding_window=3)
+    changed = tokens.clone()
+    changed[:, 0] += 1
+    same = (model(tokens).logits == model(changed).logits).all(-1).all(0)
+    assert same.tolist() == [False] * 5 + [True] * 7
 
 
 @torch.no_grad()
@@ -73,8 +89,8 @@ def test_sites_come_in_order_with_their_shapes(tiny, tokens):
     assert len(layers_of(tiny)) == sizes.layers
 
 
-def test_an_unsupported_model_type_names_what_would_fit():
+def test_an_unsupported_model_type_names_what_is_supported():
     from transformers import GPT2Config
 
-    with pytest.raises(ConfigError, match="'gpt2' is not supported.*llama, opt"):
+    with pytest.raises(ConfigError, match="model_type: 'gpt2' is not supported.*llama, mistral.*docs/extend.md"):
         family_of(GPT2Config())

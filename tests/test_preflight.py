@@ -122,6 +122,7 @@ PROBLEMS = [
     (with_model(tokenizer="gpt2"), ["models.tiny.source.random.tokenizer", "gpt2"]),
     *((with_model(**{key: value}), [f"models.tiny.source.random.{key}", str(value)])
       for key in ("layers", "width", "heads", "neurons", "positions") for value in (0, -2)),
+    (with_model(family="phi"), ["latency", "models.tiny", "'phi'", "llama, mistral", "docs/extend.md"]),
     (with_source("models", "tiny", folder={"path": "FOLDER/nowhere"}), ["models.tiny.source.folder.path", "nowhere"]),
     (with_source("models", "tiny", folder={"path": "FOLDER/empty"}), ["models.tiny.source.folder.path", "config.json"]),
     (with_source("models", "tiny", hub=HUB), ["models.tiny.source.hub.revision", "main"]),

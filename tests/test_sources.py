@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, GPT2Config
 from shadowcore import packages
 from shadowcore.errors import ArtifactError, ConfigError, SourceError
 from shadowcore.models import contents, folders, sources
+from shadowcore.models.families import FAMILIES
 from shadowcore.models.sources import FolderModel, HubModel, PackagedModel, RandomModel
 from shadowcore.packages import Wheel, extract
 from shadowcore.provenance import file_sha256
@@ -97,7 +98,7 @@ def test_offline_says_what_to_run_elsewhere(monkeypatch, tmp_path):
 # ---- random weights
 
 
-@pytest.mark.parametrize("family", ["opt", "llama"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_random_model_is_seeded_and_its_card_tells_the_truth(family, tmp_path):
     state = torch.get_rng_state()
     cards = [
@@ -293,7 +294,7 @@ def test_missing_folder(tmp_path):
 def test_unsupported_model_type_before_any_weights(model_type, tmp_path):
     GPT2Config(n_layer=1).save_pretrained(tmp_path)
     change_json(tmp_path / "config.json", model_type=model_type)
-    with pytest.raises(ConfigError, match=f"model type '{model_type}'"):
+    with pytest.raises(ConfigError, match=f"config.json: model_type: '{model_type}'"):
         folders.load_model(tmp_path)
 
 

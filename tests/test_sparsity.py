@@ -21,6 +21,7 @@ from shadowcore.method.predictors import PREDICTORS, Predictor
 from shadowcore.models.families import KINDS, dimensions_of
 from shadowcore.models.losses import token_losses
 from shadowcore.models.masking import masked
+from shadowcore.models.prefixes import continuing
 from shadowcore.models.recording import Site, visiting
 from shadowcore.stages import measurement
 from shadowcore.texts.documents import Window
@@ -85,6 +86,22 @@ def test_the_prompt_is_dense(tiny, tokens, protocol):
         got = SparseModel(tiny, source, PROTOCOLS[protocol]).logits(tokens, scored)
         torch.testing.assert_close(got[:, :6], dense[:, :6], atol=1e-5, rtol=1e-5)
         assert (got[:, 6:] - dense[:, 6:]).abs().max() > 1e-2
+
+
+def test_rows_that_continue_a_cached_prompt_are_the_whole_rows(of_family, tokens):
+    """Of prompts of several lengths, one of which two rows share, with masks from the continuation on."""
+    model = of_family.double()
+    predicted = PredictedMasks(predictor_of(model, "layerwise"), KINDS, "per_layer", 50)
+    prompts, rows = [tokens[0, :6].tolist(), tokens[1, :3].tolist()], torch.tensor([0, 1, 0])
+    rest = torch.randint(3, 96, (3, 7), generator=torch.Generator().manual_seed(4))
+    context = continuing(model, prompts, rows, rest.shape[1] - 1)
+    for masks in (None, predicted):
+        sparse = SparseModel(model, masks)
+        cached = sparse.logits(rest, all_scored(rest), context=context)
+        for row, prompt in enumerate(prompts[number] for number in rows):
+            whole = torch.cat((torch.tensor(prompt), rest[row]))[None]
+            scored = (torch.arange(whole.shape[1]) > len(prompt))[None]
+            torch.testing.assert_close(cached[row : row + 1], sparse.logits(whole, scored, first_kept=len(prompt)))
 
 
 def run_masked(model, ids, keep, applied):

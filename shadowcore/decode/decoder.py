@@ -27,7 +27,10 @@ class Decoder:
 
     def __init__(self, layout: Layout, max_positions: int, selection: Selection | None = None):
         if max_positions > layout.sizes.positions:
-            raise ConfigError(f"max_positions: {max_positions} is more than the model's {layout.sizes.positions}")
+            raise ConfigError(
+                f"max_positions: {max_positions} is too large; it must be at most {layout.sizes.positions}, which are "
+                "the model's positions, or its sliding window: the decoder attends to all positions"
+            )
         self.layout, self.max_positions = layout, max_positions
         self.selection = KeepAll() if selection is None else selection
         self.position = 0
@@ -59,7 +62,8 @@ class Decoder:
         x = self._embed(ids, slice(0, length))  # (B, T, D)
         for index, layer in enumerate(self.layout.layers):
             qkv = operations.project(layer.query_key_value, layer.query_key_value_bias, layer.attention_norm(x))
-            query, key, value = self._split(self._rotate(qkv, slice(0, length)).transpose(1, 2))  # (B, heads, T, K)
+            qkv = self._rotate(layer.normed(qkv), slice(0, length))
+            query, key, value = self._split(qkv.transpose(1, 2))  # (B, heads, T, K)
             self._keys[index, :, :, :length] = key
             self._values[index, :, :, :length] = value
             kv_heads = self._kv_heads[index]
@@ -148,7 +152,7 @@ class Decoder:
             qkv = torch.cat((operations.project_heads(weight, bias, x, units), key_value), 1)
             shared = self.layout.sizes.heads // self.layout.sizes.kv_heads
             kv_heads = [kv_heads[h] if kv_heads is not None else h // shared for h in units]
-        query, key, value = self._split(self._rotate(qkv, self.position))  # (B, heads, K)
+        query, key, value = self._split(self._rotate(layer.normed(qkv), self.position))  # (B, heads, K)
         keys, values = self._keys[index], self._values[index]
         keys[:, :, self.position] = key
         values[:, :, self.position] = value

@@ -141,7 +141,10 @@ class GraphDecoder(ReplayedDecoder):
         )  # fmt: skip
         numbered = self._compacted or units is not None
         keys, values = self._keys[index], self._values[index]
-        self._mixed = self._attend(qkv, heads, numbered, keys, values, self._position, self._turns)
+        norms = None
+        if layer.query_norm is not None:
+            norms = layer.query_norm.weight, layer.key_norm.weight, layer.query_norm.eps
+        self._mixed = self._attend(qkv, heads, numbered, keys, values, self._position, self._turns, norms)
         partial = self._partial(heads.capacity * sizes.head_width, sizes.head_width)
         if self.batch == 1:
             single.accumulate(partial, self._mixed, layer.output, units)

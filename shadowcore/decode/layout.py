@@ -21,6 +21,15 @@ from shadowcore.errors import ConfigError
 from shadowcore.models.families import KINDS, Dimensions, Family, Kind, dimensions_of, family_of, layers_of
 
 OPT_POSITION_OFFSET = 2  # OPT's table of positions starts with two rows that are never read
+# model types that the decoder computes, and what their configuration must say
+GATED = {"hidden_act": ("silu",)}
+DECODED: dict[str, dict[str, tuple[Any, ...]]] = {
+    "llama": GATED,
+    "mistral": GATED,
+    "opt": {"do_layer_norm_before": (True,), "_remove_final_layer_norm": (False,), "activation_function": ("relu",)},
+    "qwen2": GATED,
+    "qwen3": GATED,
+}
 
 
 @dataclass(frozen=True)
@@ -53,6 +62,16 @@ class Layer:
     ffn_down: torch.Tensor  # (F, D)
     ffn_down_bias: torch.Tensor | None  # (D,)
     present: Mapping[Kind, torch.Tensor]  # which of the model's units these are, ascending; all unless compacted
+    query_norm: Norm | None = None  # RMSNorm of each head's K numbers, before rotary positions
+    key_norm: Norm | None = None
+
+    def normed(self, qkv: torch.Tensor) -> torch.Tensor:
+        """Queries, keys and values (..., n + 2 G, K) with the norms of each head, where there are any."""
+        if self.query_norm is None:
+            return qkv
+        groups = (len(self.query_key_value) - len(self.output)) // 2
+        query, key, value = qkv.split((qkv.shape[-2] - 2 * groups, groups, groups), -2)
+        return torch.cat((self.query_norm(query), self.key_norm(key), value), -2)
 
     def of_unit(self, kind: Kind) -> list[torch.Tensor]:
         """The tensors whose row u belongs to unit u: what skipping the unit leaves unread."""
@@ -105,8 +124,9 @@ def from_model(model: torch.nn.Module, release: bool = False) -> Layout:
     With `release` every layer of the model gives its memory back once it is copied, so that no more than one layer
     exists twice; the model cannot be run afterwards. Raises ConfigError for variants the decoder does not compute.
     """
-    config, family, sizes = model.config, family_of(model.config), dimensions_of(model.config)
+    config, family = model.config, family_of(model.config)
     check_variant(config)
+    sizes = replace(dimensions_of(config), positions=decoded_positions(config))
     opt = config.model_type == "opt"
     rotary = None if opt else model.model.rotary_emb
     layers = []
@@ -169,25 +189,33 @@ def weights_of(part: Layer | Norm) -> Iterator[torch.Tensor]:
             yield value
 
 
+def decoded_positions(config) -> int:
+    """Positions of a model in the decoder: it attends to all, so they are no more than a sliding window holds."""
+    window = config.sliding_window if "sliding_window" in family_of(config).own_keys else None
+    return min(config.max_position_embeddings, window or config.max_position_embeddings)
+
+
+def require_decoded(model_type: str) -> None:
+    """Raise ConfigError for a model type that the decoder does not compute."""
+    if model_type not in DECODED:
+        raise ConfigError(
+            f"model_type: '{model_type}' is not served by the decoder, which serves {', '.join(DECODED)}; evaluate the "
+            "model without timing it, or extend the decoder (docs/extend.md)"
+        )
+
+
 def check_variant(config) -> None:
     """Raise ConfigError if the decoder would not compute what this configuration describes."""
-    wrong = []
-    if config.model_type == "opt":
-        wanted = {
-            "do_layer_norm_before": True,
-            "_remove_final_layer_norm": False,
-            "word_embed_proj_dim": config.hidden_size,
-            "activation_function": "relu",
-        }
-    else:
-        wanted = {"hidden_act": "silu"}
-    wrong += [
-        f"{key} is {getattr(config, key)!r}, the decoder needs {value!r}"
-        for key, value in wanted.items()
-        if getattr(config, key) != value
-    ]
-    if wrong:
-        raise ConfigError(f"model type '{config.model_type}': {'; '.join(wrong)}")
+    require_decoded(model_type := config.model_type)
+    wanted = DECODED[model_type]
+    if model_type == "opt":
+        wanted = wanted | {"word_embed_proj_dim": (config.hidden_size,)}
+    if wrong := [
+        f"{key} is {getattr(config, key)!r}, the decoder needs {' or '.join(map(repr, values))}"
+        for key, values in wanted.items()
+        if getattr(config, key) not in values
+    ]:
+        raise ConfigError(f"model type '{model_type}': {'; '.join(wrong)}")
 
 
 def _layer(module: torch.nn.Module, family: Family, sizes: Dimensions) -> Layer:
@@ -195,6 +223,7 @@ def _layer(module: torch.nn.Module, family: Family, sizes: Dimensions) -> Layer:
     projections = [module.get_submodule(name) for name in family.attention_projections]
     output, down = module.get_submodule(family.output_projection), module.get_submodule(family.ffn_down)
     ffn_in = [module.get_submodule(name) for name in family.ffn_in]
+    head_norms = [_norm(module.get_submodule(name)) for name in family.head_norms] or [None, None]
     device = output.weight.device
     return Layer(
         attention_norm=_norm(module.get_submodule(family.attention_norm)),
@@ -208,6 +237,8 @@ def _layer(module: torch.nn.Module, family: Family, sizes: Dimensions) -> Layer:
         ffn_down=down.weight.detach().T.contiguous(),
         ffn_down_bias=_fused_bias([down], lambda b: b[0]),
         present={kind: torch.arange(sizes.units(kind), device=device) for kind in KINDS},
+        query_norm=head_norms[0],
+        key_norm=head_norms[1],
     )
 
 
@@ -237,10 +268,12 @@ class Upcast(Sequence):
 
     def __getitem__(self, index: int) -> Layer:
         layer = self._layers[index]
-        changes: dict[str, Any] = {"attention_norm": _upcast(layer.attention_norm), "ffn_norm": _upcast(layer.ffn_norm)}
+        changes: dict[str, Any] = {}
         for name, value in vars(layer).items():
             if isinstance(value, torch.Tensor):
                 changes[name] = value.float()
+            elif isinstance(value, Norm):
+                changes[name] = _upcast(value)
         return replace(layer, **changes)
 
     def __iter__(self) -> Iterator[Layer]:

@@ -123,19 +123,19 @@ def decoder(
 
     model, predictor, sparsity, units, policy: as `sparsify` takes them; the Triton backend has per_layer only. The
     decoder holds a copy of the layers' weights beside the model's. max_positions: tokens of prompt and continuation
-    together, at most the model's; 2048 by default, or the model's where it has fewer. backend: torch or triton, to have
-    the other one.
+    together, at most the model's, or its sliding window; 2048 by default, or that many where they are fewer. backend:
+    torch or triton, to have the other one.
     """
-    sizes = require_fit(predictor, model)
+    require_fit(predictor, model)
     kinds, pct = kinds_of(predictor, units), percent(sparsity)
     require_policy(policy, predictor)
     if max_positions is not None:
         positive(max_positions=max_positions)
-    room = min(MOST_POSITIONS, sizes.positions) if max_positions is None else max_positions
     chosen = ("triton" if model.device.type == "cuda" else "torch") if backend is None else backend
     make: Any = _triton if one_of(chosen, BACKENDS, "backend") == "triton" else Decoder
     scorer = placed(predictor, model.device, model.dtype)
     layout = from_model(model)
+    room = min(MOST_POSITIONS, layout.sizes.positions) if max_positions is None else max_positions
     sparse = make(layout, room, KeepPredicted(scorer, policy, dict.fromkeys(kinds, pct)))
     dense = make(layout, room)
     dense.share_cache(sparse)  # one of them decodes at a time

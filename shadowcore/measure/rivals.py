@@ -44,6 +44,7 @@ class TorchGraph(ReplayedDecoder):
                 layer.query_key_value, layer.query_key_value_bias, layer.output, layer.output_bias,
                 layer.ffn_in, layer.ffn_in_bias, layer.ffn_down, layer.ffn_down_bias,
                 layer.attention_norm.weight, layer.attention_norm.bias, layer.ffn_norm.weight, layer.ffn_norm.bias,
+                *(None if norm is None else norm.weight for norm in (layer.query_norm, layer.key_norm)),
             )  # fmt: skip
             x = self._layer(x, weights, self._keys[index], self._values[index], self._position, visible, turns)
         self._scores.copy_(self._logits(x))
@@ -60,6 +61,10 @@ class TorchGraph(ReplayedDecoder):
         groups = self.layout.sizes.kv_heads
         normed = _norm(x, norms[0], norms[1], first.attention_norm.eps, first.attention_norm.rms)
         qkv = operations.project(qkv_weight, qkv_bias, normed)
+        if first.query_norm is not None:
+            query, key, value = qkv.split((qkv.shape[1] - 2 * groups, groups, groups), 1)
+            query = _norm(query, norms[4], None, first.query_norm.eps, rms=True)
+            qkv = torch.cat((query, _norm(key, norms[5], None, first.query_norm.eps, rms=True), value), 1)
         if turns is not None:
             turned = operations.rotate(qkv[:, :-groups], *turns)
             qkv = torch.cat((turned, qkv[:, -groups:]), 1)

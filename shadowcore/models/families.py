@@ -10,11 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from shadowcore.errors import ConfigError, near_miss
+from shadowcore.errors import ConfigError
 
 Kind = Literal["heads", "neurons"]
 KINDS: tuple[Kind, ...] = ("heads", "neurons")
 KINDS_OF: dict[str, tuple[Kind, ...]] = {"neurons": ("neurons",), "heads": ("heads",), "both": KINDS}
+GROUPED = ("num_key_value_heads", "head_dim")
 FIXED_ROPE = ("default", "linear", "llama3", "yarn")  # frequencies that do not depend on the length of a batch
 
 
@@ -42,52 +43,62 @@ class Dimensions:
 
 @dataclass(frozen=True)
 class Family:
-    """Names of a model type's parts, as attribute paths, and of its sizes, as configuration keys."""
+    """Names of a model type's parts, as attribute paths, and of its sizes, as configuration keys.
 
-    decoder_layers: str  # from the causal model to its list of layers
-    attention: str  # the rest: from one layer
-    attention_projections: tuple[str, str, str]  # query, key, value
-    output_projection: str
-    attention_norm: str
-    ffn_in: tuple[str, ...]  # fc1, or gate and up
-    ffn_down: str
-    ffn_norm: str
-    final_norm: str  # from the causal model
-    neurons_key: str  # configuration key of F
-    activation_key: str  # ... and of the FFN's activation function
-    rotary: bool = True  # rotary positions, and it reads num_key_value_heads and head_dim; OPT ignores all three
+    The defaults are Llama's. Names are from one layer, unless they say otherwise.
+    """
+
+    decoder_layers: str = "model.layers"  # from the causal model to its list of layers
+    output_projection: str = "self_attn.o_proj"
+    ffn_in: tuple[str, ...] = ("mlp.gate_proj", "mlp.up_proj")  # fc1, or gate and up
+    ffn_down: str = "mlp.down_proj"
+    neurons_key: str = "intermediate_size"  # configuration key of F
+    activation_key: str = "hidden_act"  # ... and of the FFN's activation function
+    own_keys: tuple[str, ...] = GROUPED  # keys that the family's class reads, and not every other class does
+    rotary: float = 1.0  # share of a head that rotary positions turn by default; 0: learned positions
+    # query, key, value; none where a head's query is not rows of its own: fused, or normed with the other heads'
+    attention_projections: tuple[str, ...] = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+    attention_norm: str = "input_layernorm"  # these norms are for our decoder only
+    ffn_norm: str = "post_attention_layernorm"
+    final_norm: str = "model.norm"  # from the causal model
+    head_norms: tuple[str, ...] = ()  # of each query head and of each key head, where there are any
 
 
-OPT = Family(
-    decoder_layers="model.decoder.layers",
-    attention="self_attn",
-    attention_projections=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-    output_projection="self_attn.out_proj",
-    attention_norm="self_attn_layer_norm",
-    ffn_in=("fc1",),
-    ffn_down="fc2",
-    ffn_norm="final_layer_norm",
-    final_norm="model.decoder.final_layer_norm",
-    neurons_key="ffn_dim",
-    activation_key="activation_function",
-    rotary=False,
-)
-
-LLAMA = Family(
-    decoder_layers="model.layers",
-    attention="self_attn",
-    attention_projections=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-    output_projection="self_attn.o_proj",
-    attention_norm="input_layernorm",
-    ffn_in=("mlp.gate_proj", "mlp.up_proj"),
-    ffn_down="mlp.down_proj",
-    ffn_norm="post_attention_layernorm",
-    final_norm="model.norm",
-    neurons_key="intermediate_size",
-    activation_key="hidden_act",
-)
-
-FAMILIES: dict[str, Family] = {"opt": OPT, "llama": LLAMA}
+FAMILIES: dict[str, Family] = {
+    "gemma": Family(),
+    "gpt_neox": Family(
+        decoder_layers="gpt_neox.layers",
+        output_projection="attention.dense",
+        ffn_in=("mlp.dense_h_to_4h",),
+        ffn_down="mlp.dense_4h_to_h",
+        own_keys=(),
+        rotary=0.25,
+        attention_projections=(),
+    ),
+    "llama": Family(),
+    "mistral": Family(own_keys=(*GROUPED, "sliding_window")),
+    "olmo2": Family(attention_projections=()),
+    "opt": Family(
+        decoder_layers="model.decoder.layers",
+        output_projection="self_attn.out_proj",
+        ffn_in=("fc1",),
+        ffn_down="fc2",
+        neurons_key="ffn_dim",
+        activation_key="activation_function",
+        own_keys=(),
+        rotary=0,
+        attention_norm="self_attn_layer_norm",
+        ffn_norm="final_layer_norm",
+        final_norm="model.decoder.final_layer_norm",
+    ),
+    "phi": Family(output_projection="self_attn.dense", ffn_in=("mlp.fc1",), ffn_down="mlp.fc2", rotary=0.5),
+    "qwen2": Family(own_keys=(*GROUPED, "sliding_window", "layer_types")),
+    "qwen3": Family(
+        own_keys=(*GROUPED, "sliding_window", "layer_types"), head_norms=("self_attn.q_norm", "self_attn.k_norm")
+    ),
+    "smollm3": Family(own_keys=(*GROUPED, "sliding_window", "layer_types")),
+    "stablelm": Family(own_keys=("num_key_value_heads",), rotary=0.25),
+}
 
 
 def family_of(config) -> Family:
@@ -98,7 +109,10 @@ def family_of(config) -> Family:
     """
     model_type = getattr(config, "model_type", None)
     if not isinstance(model_type, str) or model_type not in FAMILIES:
-        raise ConfigError(f"model type '{model_type}' is not supported; {near_miss(str(model_type), FAMILIES)}")
+        raise ConfigError(
+            f"model_type: '{model_type}' is not supported; it must be one of {', '.join(FAMILIES)}; docs/extend.md "
+            "shows how to add another"
+        )
     family = FAMILIES[model_type]
     if family.rotary and (rope := _rope_type(config)) not in FIXED_ROPE:
         raise ConfigError(
@@ -118,13 +132,16 @@ def dimensions_of(config) -> Dimensions:
     """Sizes of the model a Hugging Face configuration describes."""
     family = family_of(config)
     heads = config.num_attention_heads
-    own = config if family.rotary else None  # where its class does not read a key, that key says nothing
+
+    def own(key: str) -> Any:  # where its class does not read a key, that key says nothing
+        return getattr(config, key, None) if key in family.own_keys else None
+
     return Dimensions(
         layers=config.num_hidden_layers,
         width=config.hidden_size,
         heads=heads,
-        kv_heads=getattr(own, "num_key_value_heads", None) or heads,
-        head_width=getattr(own, "head_dim", None) or config.hidden_size // heads,
+        kv_heads=own("num_key_value_heads") or heads,
+        head_width=own("head_dim") or config.hidden_size // heads,
         neurons=getattr(config, family.neurons_key),
         vocabulary=config.vocab_size,
         positions=config.max_position_embeddings,
@@ -134,8 +151,8 @@ def dimensions_of(config) -> Dimensions:
 def require_positions(positions: int, tokens: int, key: str, model: str) -> None:
     """Raise ConfigError, naming `key`, if a row of `tokens` tokens is longer than the model's usable positions.
 
-    `positions` is Dimensions.positions. Both families use `max_position_embeddings` of them: OPT's table has two more
-    rows, which no token reads, and Llama computes any position but was not trained on those beyond.
+    `positions` is Dimensions.positions. All families use `max_position_embeddings` of them: OPT's table has two more
+    rows, which no token reads, and rotary models compute any position but were not trained on those beyond.
     """
     if tokens > positions:
         raise ConfigError(f"{key}: {tokens} is too large; it must be at most {positions}, the positions of {model}")

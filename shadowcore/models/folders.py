@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from shadowcore.errors import ArtifactError, ConfigError, SourceError, one_of
-from shadowcore.models.families import dimensions_of, family_of, ffn_activation
+from shadowcore.models.families import FAMILIES, dimensions_of, family_of, ffn_activation
 from shadowcore.models.recording import visiting
 from shadowcore.models.weights import has_safetensors, reason_of, require_all_loaded, require_pickled, require_weights
 
@@ -103,25 +103,32 @@ def _require_plain(folder: Path, content: dict[str, Any]) -> None:
             f"{path}: auto_map: the model has code of its own, which is never run; if transformers' own code computes "
             "the same, remove the key in a copy of the folder"
         )
-    if content["model_type"] == "llama":
-        _require_read_keys(path, content)
+    _require_read_keys(path, content)
 
 
 def _require_read_keys(path: Path, content: dict[str, Any]) -> None:
-    """Raise ArtifactError for keys by which other models are meant, and which transformers' Llama does not read."""
-    rope = content.get("rope_parameters")
+    """Raise ArtifactError for keys that mean another model, and that transformers' class of the family does not read.
+
+    These keys change what is computed from weights of the same names and shapes.
+    """
+    family, rope = FAMILIES[content["model_type"]], content.get("rope_parameters")
     turned = (rope if isinstance(rope, dict) else content).get("partial_rotary_factor", 1)
-    if turned != 1:
-        raise ArtifactError(
-            f"{path}: partial_rotary_factor: {turned!r} is not supported, because this model type turns all of a head; "
-            "it must be 1 or left out"
-        )
+    both, layers = content.get("use_bidirectional_attention"), content.get("layer_types")
     window, positions = content.get("sliding_window"), content.get("max_position_embeddings")
-    if type(window) is int and type(positions) is int and window < positions:
-        raise ArtifactError(
-            f"{path}: sliding_window: {window} is not supported, because this model type attends to all positions; it "
-            f"must be null or at least max_position_embeddings ({positions})"
-        )
+    windowed = "sliding_window" in family.own_keys
+    shorter = type(window) is int and type(positions) is int and window < positions
+    kind = "sliding_attention" if windowed and window else "full_attention"
+    alike = not layers or (isinstance(layers, list) and all(layer == kind for layer in layers))
+    turns, all_seen = "this model type turns whole heads", "this model type attends to all positions"
+    same = "the layers of this model type are alike"
+    for key, value, served, allowed in (
+        ("use_bidirectional_attention", both, not both, "a causal model is needed; it must be false"),
+        ("partial_rotary_factor", turned, family.rotary != 1 or turned == 1, f"{turns}; it must be 1"),
+        ("sliding_window", window, windowed or not shorter, f"{all_seen}; it must be at least {positions}"),
+        ("layer_types", layers, "layer_types" in family.own_keys or alike, f"{same}; all must be '{kind}'"),
+    ):
+        if not served:
+            raise ArtifactError(f"{path}: {key}: {value!r} is not supported, because {allowed}, or left out")
 
 
 def _require_sizes(path: Path, config) -> None:

@@ -32,8 +32,8 @@ def cut_out(model: torch.nn.Module, keep: Mapping[Kind, torch.Tensor]) -> torch.
     """A copy of `model` whose removed units' weights are gone, not masked.
 
     A removed neuron loses its rows of fc1 (or gate and up) and its column of the down projection, so
-    the layer really is narrower. A removed head loses its K columns of the output projection, and its
-    rows of the query projection are set to zero: Hugging Face attention has one head count per model,
+    the layer really is narrower. A removed head's K columns of the output projection are set to zero, and so are
+    its rows of the query projection where they are its alone: Hugging Face attention has one head count per model,
     so narrower queries cannot be expressed there.
     """
     model = copy.deepcopy(model)
@@ -46,10 +46,10 @@ def cut_out(model: torch.nn.Module, keep: Mapping[Kind, torch.Tensor]) -> torch.
             _select(output_projection(model, index, "neurons"), kept, rows=False)
         if "heads" in keep:
             projection = output_projection(model, index, "heads")
-            query = layer.get_submodule(family.attention_projections[0])
-            kept_columns = keep["heads"][index].repeat_interleave(projection.in_features // keep["heads"].shape[1])
-            for weight in (projection.weight.data.T, query.weight.data):
-                weight[~kept_columns] = 0
+            removed = ~keep["heads"][index].repeat_interleave(projection.in_features // keep["heads"].shape[1])
+            projection.weight.data[:, removed] = 0
+            for name in family.attention_projections[:1]:
+                layer.get_submodule(name).weight.data[removed] = 0
     return model
 
 

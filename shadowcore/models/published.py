@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from shadowcore.models.families import Dimensions
+from shadowcore.models.families import FAMILIES, Dimensions
 
 
 class Size(NamedTuple):
@@ -16,16 +16,16 @@ class Size(NamedTuple):
     @property
     def multiplied(self) -> int:
         """Weights that a token's pass multiplies with: attention and FFN of every layer, and the output's."""
-        d, matrices = self.dimensions, 3 if self.family == "llama" else 2
+        d, matrices = self.dimensions, 1 + len(FAMILIES[self.family].ffn_in)
         attention = 2 * d.width * (d.heads + d.kv_heads) * d.head_width
         return d.layers * (attention + matrices * d.width * d.neurons) + d.vocabulary * d.width
 
     @property
     def parameters(self) -> int:
-        """All weights but norms and biases; large Llamas have an input embedding apart from the output's."""
-        d = self.dimensions
-        apart = d.vocabulary * d.width if self.family == "llama" and d.width >= 4096 else 0
-        return self.multiplied + apart + (d.positions * d.width if self.family == "opt" else 0)
+        """All weights but norms and biases; large rotary models have an input embedding apart from the output's."""
+        d, rotary = self.dimensions, FAMILIES[self.family].rotary
+        apart = d.vocabulary * d.width if rotary and d.width >= 4096 else 0
+        return self.multiplied + apart + (0 if rotary else d.positions * d.width)
 
 
 def _opt(layers: int, width: int, heads: int) -> Size:

@@ -203,12 +203,13 @@ class RandomModel:
                 raise ConfigError(f"{where}.{name}: {found} is too small; it must be at least {number}{why}")
         if self.width % self.heads:
             raise ConfigError(f"{where}.width: {self.width} is not a multiple of heads ({self.heads})")
-        if family.rotary and self.width // self.heads % 2:
+        multiple = round(2 / family.rotary) if family.rotary else 1  # the turned share of a head must be even
+        if self.width // self.heads % multiple:
             raise ConfigError(
-                f"{where}.width: {self.width} over {self.heads} heads is {self.width // self.heads} a head; rotary "
-                "positions need an even number"
+                f"{where}.width: {self.width} over {self.heads} heads is {self.width // self.heads} a head; the rotary "
+                f"positions of family {self.family} need a multiple of {multiple}"
             )
-        if not family.rotary and kv_heads != self.heads:
+        if "num_key_value_heads" not in family.own_keys and kv_heads != self.heads:
             raise ConfigError(
                 f"{where}.kv_heads: {kv_heads} found; the family {self.family} needs the number of heads ({self.heads})"
             )
@@ -266,7 +267,7 @@ class RandomModel:
         except SourceError as error:
             raise ConfigError(str(error)) from None
 
-    def _sizes(self) -> dict[str, int]:
+    def _sizes(self) -> dict[str, int | None]:
         """Configuration keys of the dimensions."""
         family = FAMILIES[self.family]
         sizes = {
@@ -277,12 +278,11 @@ class RandomModel:
             "vocab_size": self.vocabulary,
             "max_position_embeddings": self.positions,
         }
-        # each family's own key: a foreign one would stay in the configuration and mislead its readers
-        return sizes | (
-            {"num_key_value_heads": self.kv_heads or self.heads}
-            if family.rotary
-            else {"word_embed_proj_dim": self.width}
-        )
+        own = {"num_key_value_heads": self.kv_heads or self.heads, "head_dim": self.width // self.heads}
+        own |= {"sliding_window": None, "layer_types": None}
+        # each family's own keys: a foreign one would stay in the configuration and mislead its readers
+        sizes |= {key: own[key] for key in family.own_keys}
+        return sizes if family.rotary else sizes | {"word_embed_proj_dim": self.width}
 
 
 ModelSource = PackagedModel | HubModel | FolderModel | RandomModel

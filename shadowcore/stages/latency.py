@@ -16,7 +16,7 @@ import torch
 
 from shadowcore import artifacts, provenance
 from shadowcore.decode.decoder import Decoder
-from shadowcore.decode.layout import Layout, compacted, from_model
+from shadowcore.decode.layout import Layout, compacted, decoded_positions, from_model
 from shadowcore.decode.random import require_bytes
 from shadowcore.decode.skipping import KeepFixed, KeepPredicted
 from shadowcore.measure import latency, speed
@@ -26,7 +26,8 @@ from shadowcore.measure.sparsity import PredictedMasks
 from shadowcore.method.policies import POLICIES
 from shadowcore.method.predictors import FIRST_SPARSE_LAYER, Predictor
 from shadowcore.method.thresholds import neuron_magnitudes
-from shadowcore.models.families import KINDS_OF, Kind, dimensions_of
+from shadowcore.models.families import KINDS_OF, Kind, dimensions_of, require_positions
+from shadowcore.models.folders import read_config
 from shadowcore.schemas import LATENCY, LATENCY_REPEATS, REFUSED
 from shadowcore.stages.base import Progress, Stage, header
 from shadowcore.stages.inputs import (
@@ -34,7 +35,6 @@ from shadowcore.stages.inputs import (
     read_model_on_cpu,
     read_predictor,
     read_tokenizer,
-    require_positions,
     windows_of,
 )
 
@@ -96,7 +96,8 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     progress = Progress(f"latency {spec.model}")
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     tokenizer = read_tokenizer(inputs.card, inputs.weights)
-    require_positions(inputs.card, spec.prompt_tokens + spec.new_tokens, "prompt_tokens + new_tokens")
+    positions, timed = decoded_positions(read_config(inputs.weights)), spec.prompt_tokens + spec.new_tokens
+    require_positions(positions, timed, "prompt_tokens + new_tokens", "the model, or of its sliding window")
     card, documents, key = inputs.card, inputs.documents, "latency.prompt_tokens"
     prompt = windows_of(card, documents, "evaluation", tokenizer, spec.prompt_tokens, 1, spec.seed, key)[0]
     ids = torch.tensor([prompt.ids], device=device)
@@ -105,7 +106,7 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     require_bytes(2 * sum(parameter.nbytes for parameter in model.parameters()), device)  # the model, and our layout
     model = model.to(device)
     sizes = dimensions_of(model.config)
-    checked = min(CHECKED[device.type], sizes.positions - spec.prompt_tokens)
+    checked = min(CHECKED[device.type], positions - spec.prompt_tokens)
     room = spec.prompt_tokens + max(spec.new_tokens, checked)
     windows = windows_of(card, documents, "train", tokenizer, spec.prompt_tokens, THRESHOLD_WINDOWS, spec.seed, key)
     choosers = Choosers(

@@ -42,12 +42,19 @@ def mixed_of(values, shares, slot, used, K: tl.constexpr, SPLITS: tl.constexpr, 
 
 
 @triton.jit
-def _turned(x, k, position, cos, signed_sin, K: tl.constexpr):
-    """A head's K numbers at x in float32, turned by the angles of its position where there are any."""
+def _turned(x, k, position, cos, signed_sin, norm, eps, K: tl.constexpr):
+    """A head's K numbers at x in float32, normed and turned by the angles of its position where there are any."""
     value = tl.load(x + k)
+    if norm is not None:
+        deviation = tl.rsqrt(tl.sum(value * value, 0) / K + eps)
+        value *= deviation * tl.load(norm + k).to(tl.float32)
     if cos is not None:
+        other = (k + K // 2) % K
+        beside = tl.load(x + other)
+        if norm is not None:
+            beside *= deviation * tl.load(norm + other).to(tl.float32)
         value = value * tl.load(cos + position * K + k).to(tl.float32)
-        value += tl.load(x + (k + K // 2) % K) * tl.load(signed_sin + position * K + k).to(tl.float32)
+        value += beside * tl.load(signed_sin + position * K + k).to(tl.float32)
     return value
 
 
@@ -61,8 +68,8 @@ def _past(keys, values, past, token, end, k, K: tl.constexpr):
 
 @triton.jit(do_not_specialize=["capacity", "positions"])
 def _attend(
-    qkv, heads, count, keys, values, position, cos, signed_sin, mixed, shares,
-    capacity, positions, scale,
+    qkv, heads, count, keys, values, position, cos, signed_sin, query_norm, key_norm, mixed, shares,
+    capacity, positions, scale, eps,
     K: tl.constexpr, KV_HEADS: tl.constexpr, SHARED: tl.constexpr, SPLITS: tl.constexpr,
     TOKENS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
@@ -78,7 +85,7 @@ def _attend(
         if split == 0:
             group = slot - capacity
             place = ((row * KV_HEADS + group).to(tl.int64) * positions + now) * K + k
-            tl.store(keys + place, _turned(new_keys + group * K, k, now, cos, signed_sin, K))
+            tl.store(keys + place, _turned(new_keys + group * K, k, now, cos, signed_sin, key_norm, eps, K))
             tl.store(values + place, tl.load(new_values + group * K + k))
     else:
         head = slot
@@ -91,12 +98,13 @@ def _attend(
         end = tl.minimum((split + 1) * length, now)
         key, value = _past(keys, values, past, token, end, k, K)
         wait(PDL)
-        query = _turned(qkv + slot * K, k, now, cos, signed_sin, K) * scale
+        query = _turned(qkv + slot * K, k, now, cos, signed_sin, query_norm, eps, K) * scale
         best = tl.full([], float("-inf"), tl.float32)
         weight = tl.full([], 0.0, tl.float32)
         sums = tl.zeros([K], tl.float32)
         if split == 0:  # the new position itself, as the cache will hold it
-            new_key = _turned(new_keys + group * K, k, now, cos, signed_sin, K).to(keys.dtype.element_ty)
+            new_key = _turned(new_keys + group * K, k, now, cos, signed_sin, key_norm, eps, K)
+            new_key = new_key.to(keys.dtype.element_ty)
             best = tl.sum(query * new_key.to(tl.float32), 0)
             weight = tl.full([], 1.0, tl.float32)
             sums = tl.load(new_values + group * K + k).to(values.dtype.element_ty).to(tl.float32)
@@ -156,17 +164,20 @@ class Attention:
         values: torch.Tensor,
         position: torch.Tensor,
         turns: tuple[torch.Tensor, torch.Tensor] | None,
+        norms: tuple[torch.Tensor, torch.Tensor, float] | None = None,
     ) -> Mixed:
         """softmax(q_i K^T / sqrt(K)) V over all positions up to `position` (one integer, on the device), in splits.
 
         qkv (B, capacity + 2 G, K) float32: queries of the kept heads, then keys and values of every KV head, which are
         written into the caches. heads: which heads the queries are of where `numbered`, else the first ones.
-        turns: cosines and signed sines (positions, K) of rotary positions.
+        turns: cosines and signed sines (positions, K) of rotary positions. norms: weights (K,) of the RMSNorms of each
+        query and each key, and their epsilon.
         """
         cos, signed_sin = turns or (None, None)
+        query_norm, key_norm, eps = norms or (None, None, 0.0)
         _attend[heads.capacity + self.kv_heads, self.splits, self.batch](
             qkv, heads.index if numbered else None, heads.count, keys, values, position, cos, signed_sin,
-            self._mixed, self._shares, heads.capacity, self.positions, self.head_width**-0.5,
+            query_norm, key_norm, self._mixed, self._shares, heads.capacity, self.positions, self.head_width**-0.5, eps,
             K=self.head_width, KV_HEADS=self.kv_heads, SHARED=self.shared, SPLITS=self.splits,
             TOKENS=TOKENS, **options(qkv.device, WARPS),
         )  # fmt: skip
