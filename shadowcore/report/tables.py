@@ -31,7 +31,7 @@ Outcomes = Sequence[Documents] | pa.Table | pd.DataFrame
 SAME_DOCUMENTS = ["model", "data", *ASKED]  # rows that agree here were measured on the same documents
 SAME_PLACE = ["policy", "protocol", "units", "sparsity_pct"]  # methods that agree here are compared,
 MADE_OF = ["calibration", "criterion", "predictor"]  # ... if they agree in those of these that both have
-REFERENCE = ["reference", "reference_predictor"]  # what a row of COMPARISONS is compared with
+REFERENCE = ["reference", "reference_criterion", "reference_predictor"]  # what a row of COMPARISONS is compared with
 FAMILY = ("model", "seed", "metric", "reference")  # of comparisons whose p-values are corrected together
 # a method's are those before it
 REFERENCES = ("random", "static", "threshold", "griffin", "shadow", "layerwise", "segments", "oracle")
@@ -64,6 +64,7 @@ def comparisons(outcomes: Outcomes) -> list[Row]:
 
     Two methods are compared under equal policy, protocol, units and sparsity, and equal calibration, criterion and
     predictor where both have one; what the compared condition lacks of these the row takes from the reference.
+    Two criteria are compared where the method is the same, or both methods are predictors of one preset.
     Predictors of two presets are compared, too, if both were trained alike on the sparse model, in equal rounds and
     both tuned or neither (`wide@1` with `each@1`), and so are these presets without rounds (`wide` with `each`).
     What is trained with several seeds is compared with what is not trained seed by seed. A model or text without
@@ -91,20 +92,26 @@ def comparisons(outcomes: Outcomes) -> list[Row]:
         if len(seeds) > 1 and keys["seed"] not in seeds:
             raise ArtifactError(f"{_name(keys)}: its seed is {keys['seed']}, where dense was run with {sorted(seeds)}")
         reference = seeds[keys["seed"]] if len(seeds) > 1 else next(iter(seeds.values()))
-        rows.append(_compared(keys | {"reference": "dense", "reference_predictor": None}, one, reference))
+        rows.append(
+            _compared(
+                keys | {"reference": "dense", "reference_criterion": None, "reference_predictor": None}, one, reference
+            )
+        )
     rounds = _rounds(groups)
     for alike in placed.values():
         for one, other in product(alike, repeat=2):
             keys, others = one.keys, other.keys
             several = len(dense.get(_values(keys, SAME_DOCUMENTS), {})) > 1
             if (
-                _rank(others["method"]) < _rank(keys["method"])
-                and all(_agree(keys, others, name) for name in MADE_OF if name != "predictor")
+                _rank(others) < _rank(keys)
+                and _agree(keys, others, "calibration")
+                and (_agree(keys, others, "criterion") or _of_one_kind(keys, others))
                 and (_agree(keys, others, "predictor") or _counterparts(keys, others, rounds))
                 and (keys["seed"] == others["seed"] or (_trained(keys) != _trained(others) and not several))
             ):
                 made_of = {name: _made_of(keys, name) or _made_of(others, name) for name in MADE_OF}
-                reference = {"reference": others["method"], "reference_predictor": others["predictor"]}
+                values = (others["method"], _made_of(others, "criterion"), others["predictor"])
+                reference = dict(zip(REFERENCE, values, strict=True))
                 seed = (others if _trained(others) else keys)["seed"]
                 rows.append(_compared(keys | made_of | reference | {"seed": seed}, one, other))
     return _sorted(_over_seeds(_corrected(rows), "difference"))
@@ -127,8 +134,18 @@ def _trained(keys: Row) -> bool:
     return keys["predictor"] is not None
 
 
-def _rank(method: str) -> tuple[int, str]:
-    return (REFERENCES.index(method) if method in REFERENCES else len(REFERENCES)), method
+def _rank(keys: Row) -> tuple[int, str, str]:
+    """The reference of a pair is the one of the lower rank: by method, then by the criterion's name."""
+    method = keys["method"]
+    place = REFERENCES.index(method) if method in REFERENCES else len(REFERENCES)
+    return place, method, _made_of(keys, "criterion") or ""
+
+
+def _of_one_kind(keys: Row, others: Row) -> bool:
+    """Whether conditions of two criteria are compared: those of one method, and trained ones of equal presets."""
+    if keys["method"] == others["method"] or (_trained(keys) and _trained(others)):
+        return keys["predictor"] == others["predictor"]
+    return False
 
 
 def _made_of(keys: Row, name: str) -> Any:
@@ -184,7 +201,8 @@ def _compared(row: Row, group: Documents, reference: Documents) -> Row:
         if (group.weight != reference.weight).any():
             raise ArtifactError(f"{_name(row)}: its windows have other token counts than dense; score the same tokens")
         estimate = statistics.log_perplexity_difference(group.value, reference.value, group.weight)
-        named = {"metric": LOG_PERPLEXITIES[metric], "p_value": None}
+        p_value = statistics.paired_p(estimate)
+        named = {"metric": LOG_PERPLEXITIES[metric], "p_value": p_value}
     numbers = estimate._asdict()
     return row | {"difference": numbers.pop("value")} | numbers | named
 

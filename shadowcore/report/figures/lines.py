@@ -1,51 +1,49 @@
-"""Picking rows for a figure: one model's rows, its panels, and the lines in a panel with their names."""
+"""Selecting rows for a figure: one model's rows, the main condition, the best predictor of each method."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterable
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from shadowcore.report.style import FAINT, ORDER, Axes, Line2D, key, look
+from shadowcore.report.style import Axes, Line2D, key, look, method_order
 from shadowcore.report.tables import Tables
 from shadowcore.schemas import CONDITION, FINAL_TABLES, MEASURED
 
-# what can tell two lines of one method apart, beside the policy and the seed
-VARIANTS = ["predictor", "calibration", "protocol", "predictor_rank"]
 UNITS_ORDER = {"neurons": 0, "heads": 1, "both": 2}
-MAIN_CRITERION = "plainact"  # the criterion ShadowLLM settles on: shown first, and where there is room for one
+MAIN_CRITERION = "plainact"  # ShadowLLM's criterion: shown first, and where there is room for one
 INTERVAL = ("value", "low", "high")
-NAMES = {"lookahead": "lookahead (not causal)"}  # what a value says, where its own word says too little
-CONTEXTUAL = ("shadow", "segments", "layerwise", "layerwise_own", "oracle")  # choose for the input, by a criterion
-MOST_PRESETS = 3  # of a method, where a figure has a line for each
-LINES = {"per_layer": "-", "global": "--", "floored": ":"}
+NAMES = {"lookahead": "lookahead (not causal)"}  # longer names of values that are not clear alone
+CONTEXTUAL = ("shadow", "segments", "layerwise", "layerwise_own", "oracle")  # select by a criterion for each input
+MOST_LINES = 7  # in a panel
+# methods that are left out first where there are more than MOST_LINES
+LAST = ("griffin", "relu", "layerwise_own", "random")
+# a figure with room for one condition shows the first value of each of these
+PLACE = ("calibration", "protocol", "units", "policy", "criterion")
 
-
-# columns that differ from seed to seed, and what stands for all of them, if not the mean
+# columns that differ between seeds; how they are joined, if not by their mean
 MEASURED_COLUMNS = {"seed", "value", "stderr", "low", "high", "difference", "p_value", "p_holm", "seed_deviation"}
 MEASURED_COLUMNS |= {"loss", "loss_constant", "best_epoch", *MEASURED}
-TAKEN = {"seed": "min", "low": "min", "high": "max"}
+JOINED = {"seed": "min", "low": "min", "high": "max"}
 
 
-class Series(NamedTuple):
-    """One line: its method and policy, its name in the legend, and its rows by rising sparsity."""
+class Line(NamedTuple):
+    """One method's rows by rising sparsity, and its name."""
 
     method: str
-    policy: str | None
     label: str
-    strength: float  # 1 for the first variant of a method by name, less for the next ones
     rows: pd.DataFrame
 
-    def style(self) -> dict[str, object]:
-        """How its points and lines are drawn, whatever the policy."""
+    def style(self) -> dict[str, str]:
+        """Its colour and marker."""
         style = look(self.method)
-        return {"color": style.color, "marker": style.marker, "alpha": self.strength}
+        return {"color": style.color, "marker": style.marker}
 
     def handle(self) -> Line2D:
-        """Its entry in the legend; policies have entries of their own."""
-        return key(self.label, **self.style())
+        """Its entry in a legend."""
+        return key(look(self.method).label, **self.style())
 
 
 def of_model(tables: Tables, name: str, model: str) -> pd.DataFrame:
@@ -54,44 +52,50 @@ def of_model(tables: Tables, name: str, model: str) -> pd.DataFrame:
     return over_seeds(rows[rows["model"] == model])
 
 
+def text_perplexities(tables: Tables, model: str) -> pd.DataFrame:
+    """Token perplexities of whole texts; those of second halves after a dense prompt are left to the table."""
+    rows = where(of_model(tables, "perplexity", model), metric="token_perplexity")
+    return rows[rows["task"] != "second_half"]
+
+
 def contextual(rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows of criteria that some method chooses for the input by, all if there are none; `criteria` shows the rest."""
-    chosen = set(rows.loc[rows["method"].isin(CONTEXTUAL), "criterion"])
+    """Rows of criteria that a contextual method uses, all if none does; `criteria` shows the other criteria."""
+    used = set(rows.loc[rows["method"].isin(CONTEXTUAL), "criterion"])
     without = rows["criterion"].isna() | rows["method"].isin(["dense", "random"])
-    return rows[without | rows["criterion"].isin(chosen)] if chosen else rows
+    return rows[without | rows["criterion"].isin(used)] if used else rows
 
 
-def leading(rows: pd.DataFrame, low_is_good: bool) -> pd.DataFrame:
-    """Rows of at most MOST_PRESETS presets of each method: those measured in most places, of them the best."""
+def best_predictors(rows: pd.DataFrame, low_is_good: bool, by: tuple[str, ...] = ("method",)) -> pd.DataFrame:
+    """Rows of one predictor for each method: of those measured in most places the one with the best values."""
     trained = rows[rows["predictor"].notna()]
     if trained.empty:
         return rows
     names = ("data", "task", "fewshot", "kind", "layer", "units", "criterion", "policy", "protocol", "sparsity_pct")
     place = ["method", *(name for name in names if name in rows)]
     apart = trained["value"] - trained.groupby(place, dropna=False)["value"].transform("mean")
-    found = trained.assign(gain=-apart if low_is_good else apart).groupby(["method", "predictor"], as_index=False)
-    found = found.agg(places=("gain", "size"), gain=("gain", "mean"))
-    found = found.sort_values(["places", "gain"], ascending=False, kind="stable").groupby("method").head(MOST_PRESETS)
-    shown = set(zip(found["method"], found["predictor"], strict=True))
-    taken = np.array([pair in shown for pair in zip(rows["method"], rows["predictor"], strict=True)])
+    ranks = trained.assign(gain=-apart if low_is_good else apart).groupby([*by, "predictor"], as_index=False)
+    ranks = ranks.agg(places=("gain", "size"), gain=("gain", "mean"))
+    ranks = ranks.sort_values(["places", "gain"], ascending=False, kind="stable").drop_duplicates([*by])
+    best = set(ranks[[*by, "predictor"]].itertuples(index=False, name=None))
+    taken = np.array([row in best for row in rows[[*by, "predictor"]].itertuples(index=False, name=None)])
     return rows[rows["predictor"].isna() | taken]
 
 
 def ranked(tables: Tables, model: str, **equal: object) -> pd.DataFrame:
-    """Rows of one model's ranking quality that equal the given values; of constant predictors the dense model's."""
+    """One model's ranking quality; of constant predictors only the one of the dense model's traces."""
     rows = where(of_model(tables, "quality", model), **equal)
     return rows[(rows["method"] != "static") | rows["predictor"].isna()]
 
 
 def over_seeds(rows: pd.DataFrame) -> pd.DataFrame:
-    """One row for all seeds of a trained predictor: the mean of what was measured, in an interval over all theirs."""
+    """One row for all seeds of a trained predictor: the means, in an interval that covers all of theirs."""
     if not {"seed", "predictor"} <= set(rows) or rows["seed"].nunique() < 2:
         return rows
     trained = rows["predictor"].notna()
-    taken = {name: TAKEN.get(name, "mean") for name in rows if name in MEASURED_COLUMNS}
-    keys = [name for name in rows if name not in taken]
-    joined = rows[trained].groupby(keys, dropna=False, as_index=False, sort=False).agg(taken)[list(rows)]
-    return pd.concat([rows[~trained], joined], ignore_index=True)
+    joined = {name: JOINED.get(name, "mean") for name in rows if name in MEASURED_COLUMNS}
+    keys = [name for name in rows if name not in joined]
+    means = rows[trained].groupby(keys, dropna=False, as_index=False, sort=False).agg(joined)[list(rows)]
+    return pd.concat([rows[~trained], means], ignore_index=True)
 
 
 def where(rows: pd.DataFrame, **equal: object) -> pd.DataFrame:
@@ -101,31 +105,25 @@ def where(rows: pd.DataFrame, **equal: object) -> pd.DataFrame:
     return rows
 
 
-def series(rows: pd.DataFrame, among: pd.DataFrame) -> list[Series]:
-    """The lines in `rows`, methods in their fixed order; labels tell what varies in `among`, the figure."""
-    # a table without one of the columns has one line where others have several
-    columns = [name for name in ("method", "policy", *VARIANTS, "seed") if name in rows]
-    lines = []
-    for values, line in rows.groupby(columns, dropna=False, sort=True):
-        keys = dict(zip(columns, values, strict=True))
-        alike = where(among, method=keys["method"])
-        told = [name for name in VARIANTS if name in alike and varies(alike[name])]
-        labels = sorted({_label(row, told) for row in alike[["method", *told]].drop_duplicates().to_dict("records")})
-        label = _label(keys, told)
-        strength = 0.6 ** labels.index(label)
-        lines.append(Series(keys["method"], keys.get("policy"), label, strength, line.sort_values("sparsity_pct")))
-    return sorted(lines, key=lambda line: method_order(line.method))
+def main_condition(rows: pd.DataFrame, *except_for: str) -> pd.DataFrame:
+    """Rows of the first calibration text, protocol, units, policy and criterion, but all values of `except_for`."""
+    return first_of(rows, *(name for name in PLACE if name not in except_for))
 
 
-def varies(column: pd.Series) -> bool:
-    """Whether lines must tell a column's values: several, or one that never goes without saying."""
-    return column.nunique(dropna=False) > 1 or bool(column.isin(NAMES).any())
+def lines(rows: pd.DataFrame) -> list[Line]:
+    """A line for each method in their fixed order, at most MOST_LINES with that of dense."""
+    methods = sorted(set(rows["method"]), key=lambda method: (method in LAST, method_order(method)))
+    room = MOST_LINES - (0 if "dense" in methods else 1)
+    shown = sorted(methods[:room], key=method_order)
+    return [Line(name, name, where(rows, method=name).sort_values("sparsity_pct")) for name in shown]
 
 
-def _label(keys: Mapping[str, Any], told: list[str]) -> str:
-    parts = [keys[name] for name in told if pd.notna(keys[name])]
-    named = [NAMES.get(part, part) if isinstance(part, str) else f"rank {part:g}" for part in parts]
-    return ", ".join([look(keys["method"]).label, *named])
+def predictors_shown(rows: pd.DataFrame, among: pd.DataFrame) -> list[str]:
+    """Which predictors `rows` show, where `among` has several of a method: a fact for the title."""
+    several = among.groupby("method")["predictor"].nunique() > 1
+    pairs = rows.loc[rows["predictor"].notna(), ["method", "predictor"]].drop_duplicates().itertuples(index=False)
+    shown = [f"{method} {predictor}" for method, predictor in pairs if several.get(method, False)]
+    return [f"predictors: {', '.join(shown)}"] if shown else []
 
 
 def asked(rows: pd.DataFrame) -> pd.DataFrame:
@@ -169,9 +167,10 @@ def first_of(rows: pd.DataFrame, *names: str) -> pd.DataFrame:
     return rows
 
 
-def method_order(method: str) -> tuple[int, str]:
-    """A key to sort by: methods in the order of their looks, others after them by name."""
-    return ORDER.get(method, len(ORDER)), method
+def middle(values: Iterable[float]) -> float:
+    """The middle one of several sparsities, the lower one of two."""
+    values = sorted(set(values))
+    return values[(len(values) - 1) // 2]
 
 
 def units_order(units: str | None) -> int:
@@ -192,11 +191,11 @@ def intervals(axes: Axes, x: pd.Series, rows: pd.DataFrame, columns: tuple[str, 
     axes.errorbar(x, value, yerr=reach, elinewidth=1, capsize=2, **style)
 
 
-def level(axes: Axes, value: float, low: float, high: float) -> None:
-    """The dense model: a horizontal line with its interval as a band."""
-    if pd.notna(low):
-        axes.axhspan(low, high, color=FAINT, alpha=0.6, linewidth=0, zorder=0)
-    axes.axhline(value, color=look("dense").color, linewidth=1.2)
+def dots(axes: Axes, places: Iterable[float], rows: pd.DataFrame, columns=INTERVAL, **style: object) -> None:
+    """Points at heights `places`, each with a horizontal bar over its interval."""
+    value, low, high = (rows[name] for name in columns)
+    reach = np.stack([(value - low).fillna(0), (high - value).fillna(0)]).clip(0)
+    axes.errorbar(value, list(places), xerr=reach, elinewidth=1.2, capsize=0, linestyle="", **style)
 
 
 # keys to sort by, of columns that have an order
