@@ -126,7 +126,7 @@ COMPARISONS = Table(
         "stderr": (NUMBER, "standard error of the paired difference"),
         "low": (NUMBER, "lower end of its 95 % paired bootstrap interval"),
         "high": (NUMBER, "upper end of its 95 % paired bootstrap interval"),
-        "p_value": (NUMBER, "of no difference: exact McNemar for accuracies, paired t over documents for log perplexities"),
+        "p_value": (NUMBER, "exact McNemar for accuracies, Student's t of paired documents for log perplexities"),
         "p_holm": (NUMBER, "p_value corrected (Holm 1979) among the rows of one model, seed, metric and reference"),
         "n": (INTEGER, "paired documents"),
     } | SEEDS,

@@ -205,7 +205,7 @@ def log_axis(axes: Axes, which: str = "y") -> None:
             LogLocator(subs=(1,) if high > 1000 * low else (1, 2, 5) if high > 8 * low else (1, 2, 3, 5))
         )
     axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+    axis.set_major_formatter(StrMethodFormatter("{x:,.10g}"))
 
 
 def whole_ticks(axes: Axes) -> None:

@@ -6,7 +6,6 @@ A figure that has nothing to show returns the reason as text. Adding a figure: a
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 from shadowcore.report.figures.claims import claims
 from shadowcore.report.figures.criteria import criteria, factorial

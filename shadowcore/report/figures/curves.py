@@ -162,10 +162,12 @@ def policies(tables: Tables, model: str) -> Drawing:
     axes.set_xlabel("token perplexity")
     meanings = {"per_layer": "per_layer: a share of each layer", "global": "global: a share of the whole model"}
     shown = [name for name in styles if name in set(rows["policy"])]
-    legend(figure, [
-        key(meanings.get(name, name), GREY, line="", markerfacecolor=GREY if name == "per_layer" else "white", **styles[name])
+    fill = {"per_layer": GREY}
+    handles = [
+        key(meanings.get(name, name), GREY, line="", markerfacecolor=fill.get(name, "white"), **styles[name])
         for name in shown
-    ])  # fmt: skip
+    ]
+    legend(figure, handles)
     facts = rows.iloc[0]
     place = f"{facts['units']}, {facts['criterion']}"
     title(

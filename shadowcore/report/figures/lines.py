@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from shadowcore.report.style import Axes, Line2D, key, look, method_order
+from shadowcore.report.style import ORDER, Axes, Line2D, key, look, method_order
 from shadowcore.report.tables import Tables
 from shadowcore.schemas import CONDITION, FINAL_TABLES, MEASURED
 
@@ -18,15 +18,15 @@ INTERVAL = ("value", "low", "high")
 NAMES = {"lookahead": "lookahead (not causal)"}  # longer names of values that are not clear alone
 CONTEXTUAL = ("shadow", "segments", "layerwise", "layerwise_own", "oracle")  # select by a criterion for each input
 MOST_LINES = 7  # in a panel
-# methods that are left out first where there are more than MOST_LINES
-LAST = ("griffin", "relu", "layerwise_own", "random")
+# methods that are drawn where there are more than MOST_LINES, those that a user has added before them
+FIRST = ("dense", "static", "oracle", "shadow", "layerwise", "segments", "threshold")
 # a figure with room for one condition shows the first value of each of these
 PLACE = ("calibration", "protocol", "units", "policy", "criterion")
 
 # columns that differ between seeds; how they are joined, if not by their mean
 MEASURED_COLUMNS = {"seed", "value", "stderr", "low", "high", "difference", "p_value", "p_holm", "seed_deviation"}
 MEASURED_COLUMNS |= {"loss", "loss_constant", "best_epoch", *MEASURED}
-JOINED = {"seed": "min", "low": "min", "high": "max"}
+JOINED = {"seed": "min", "low": "min", "high": "max", "p_value": "max", "p_holm": "max"}
 
 
 class Line(NamedTuple):
@@ -112,10 +112,19 @@ def main_condition(rows: pd.DataFrame, *except_for: str) -> pd.DataFrame:
 
 def lines(rows: pd.DataFrame) -> list[Line]:
     """A line for each method in their fixed order, at most MOST_LINES with that of dense."""
-    methods = sorted(set(rows["method"]), key=lambda method: (method in LAST, method_order(method)))
-    room = MOST_LINES - (0 if "dense" in methods else 1)
-    shown = sorted(methods[:room], key=method_order)
-    return [Line(name, name, where(rows, method=name).sort_values("sparsity_pct")) for name in shown]
+    names = methods({"dense", *rows["method"]})
+    found = [name for name in names if name in set(rows["method"])]
+    return [Line(name, name, where(rows, method=name).sort_values("sparsity_pct")) for name in found]
+
+
+def methods(names: Iterable[str]) -> list[str]:
+    """At most MOST_LINES of these methods, in their fixed order."""
+
+    def rank(name: str) -> tuple[int, tuple[int, str]]:
+        known = FIRST.index(name) if name in FIRST else len(FIRST)
+        return (known if name in ORDER else 1), method_order(name)
+
+    return sorted(sorted(names, key=rank)[:MOST_LINES], key=method_order)
 
 
 def predictors_shown(rows: pd.DataFrame, among: pd.DataFrame) -> list[str]:

@@ -89,8 +89,8 @@ def sizes(tables: Tables, model: str) -> Drawing:
             f"blocks of {row.block:g}" * (row.block > 1),
         ]
         axes.annotate(
-            ", ".join(filter(None, words)), (row.step_bytes / 1e6, row.value), xytext=(5, -10 if number % 2 else 3), color=style.color,
-            textcoords="offset points", fontsize=8,
+            ", ".join(filter(None, words)), (row.step_bytes / 1e6, row.value), xytext=(5, -10 if number % 2 else 3),
+            textcoords="offset points", color=style.color, fontsize=8,
         )  # fmt: skip
     _bounds(axes, rows, horizontal=True)
     axes.set(xlabel="predictor weights read per token (MB)", ylabel="token perplexity", xscale="log")

@@ -93,9 +93,10 @@ def decoding(tables: Tables, model: str) -> Drawing:
                 labels.append((line["sparsity_pct"].iloc[-1], values.iloc[-1], mode, style.color))
     times.set(ylim=(0, None), xlabel="heads and neurons removed (%)", ylabel="ms per token")
     gains.set(xlabel="heads and neurons removed (%)", ylabel="times faster than the fastest dense")
+    name = "dense" if dense["mode"] == "dense" else f"dense ({dense['mode']})"
     for panel, labels, level in zip((times, gains), ends, (dense["ms_per_token"], 1), strict=True):
         whole_ticks(panel)
-        end_labels(panel, [*labels, (panel.get_xlim()[1], level, f"dense ({dense['mode']})", look("dense").color)])
+        end_labels(panel, [*labels, (panel.get_xlim()[1], level, name, look("dense").color)])
     legend(figure, [key("the bytes of that method at the memory's limit", GREY, line=":")])
     facts = [model, dense["device"], dense["dtype"], "random weights", f"predictors of rank {RANK}"]
     title(figure, "Time per token and speed-up against sparsity: median, 10th to 90th percentile", facts)
@@ -115,8 +116,12 @@ def scaling(tables: Tables, _: str) -> Drawing:
     places = range(len(models))
     blue = look("shadow").color
     looks = [{"marker": "D"}, {"marker": "^", "markerfacecolor": "none"}, {"marker": "o", "markerfacecolor": "none"}]
-    for ranks, drawn in zip(WIDTHS.values(), looks, strict=True):
-        ratios.plot(places, layerwise_over_shadow(rows, ranks).reindex(models), linestyle="", color=blue, **drawn)
+    handles = []
+    for (name, ranks), drawn in zip(WIDTHS.items(), looks, strict=True):
+        values = layerwise_over_shadow(rows, ranks).reindex(models)
+        if values.notna().any():
+            ratios.plot(places, values, linestyle="", color=blue, **drawn)
+            handles.append(key(f"ranks {name}", blue, line="", **drawn))
     ratios.plot(places, published_ratios().reindex(models), linestyle="", marker="x", color="#D55E00")
     ratios.axhline(1, color=look("dense").color)
     ratios.set(ylabel="layerwise over shadow, time", ylim=(0.9, None))
@@ -129,11 +134,7 @@ def scaling(tables: Tables, _: str) -> Drawing:
     shares.set(ylabel="ms per token, shadow, 50 %")
     for panel in (ratios, shares):
         panel.set_xticks(list(places), models, rotation=40, ha="right")
-    handles = [
-        *(key(f"ranks {name}", blue, line="", **drawn) for name, drawn in zip(WIDTHS, looks, strict=True)),
-        key("published, 1 to 4 A100", "#D55E00", "x", ""),
-        key("whole step", "black", "_", ""),
-    ]
+    handles += [key("published, 1 to 4 A100", "#D55E00", "x", ""), key("whole step", "black", "_", "")]
     legend(figure, handles + [key(label, color, "s", "") for label, color in PARTS.values()])
     facts = [shadow["device"].iloc[0], "50 % of heads and neurons removed", f"parts: rank {RANK}", "random weights"]
     title(figure, "Layerwise over shadow, and where a step's time goes (parts timed alone)", facts)

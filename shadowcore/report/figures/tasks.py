@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from shadowcore.report.figures.lines import (
     INTERVAL,
-    LAST,
-    MOST_LINES,
     asked,
     best_predictors,
     dots,
@@ -13,7 +11,7 @@ from shadowcore.report.figures.lines import (
     lines,
     main_condition,
     mean_over_tasks,
-    method_order,
+    methods,
     middle,
     of_model,
     predictors_shown,
@@ -49,27 +47,26 @@ def differences(tables: Tables, model: str) -> Drawing:
     if rows.empty:
         return "no accuracy was compared with dense"
     rows = where(rows, sparsity_pct=middle(rows["sparsity_pct"]))
-    methods = sorted(set(rows["method"]), key=lambda method: (method in LAST, method_order(method)))[:MOST_LINES]
-    methods.sort(key=method_order)
+    names = methods(set(rows["method"]))
     tasks = sorted(set(rows["asked"]))
     columns = len(tasks) if len(tasks) < 6 else (len(tasks) + 1) // 2
-    height = 0.19 * len(methods) + 0.7
+    height = 0.19 * len(names) + 0.7
     figure, axes = panels(len(tasks), columns=columns, height=height, sharey=True, sharex=len(tasks) > 1)
     for panel, task in zip(axes, tasks, strict=True):
         panel.axvline(0, color=look("dense").color, linewidth=1.2)
-        for place, method in enumerate(methods):
+        for place, method in enumerate(names):
             here = 100 * where(rows, asked=task, method=method)[list(CHANGE)]
             style = look(method)
             dots(panel, [place] * len(here), here, CHANGE, color=style.color, marker=style.marker)
-        named_rows(panel, methods)
+        named_rows(panel, names)
         panel.set(
             title=task.replace(", ", ",\n") if columns > 3 else task,
             xlabel="points" if columns > 3 else "percentage points",
         )
         panel.label_outer()
     facts = rows.iloc[0]
-    names = [*rows["criterion"].dropna().head(1), *rows["policy"].dropna().head(1)]
-    place = ", ".join([f"{facts['sparsity_pct']} % of {facts['units']} removed", *names])
+    place = [*rows["criterion"].dropna().head(1), *rows["policy"].dropna().head(1)]
+    place = ", ".join([f"{facts['sparsity_pct']} % of {facts['units']} removed", *place])
     title(
         figure, "Accuracy minus dense on the same documents, with paired 95 % intervals",
         [model, place, *predictors_shown(rows, everything)],
