@@ -176,13 +176,13 @@ PREDICTORS = Table(
 )  # fmt: skip
 
 THRESHOLDS = Table(
-    "thresholds", 1, "one magnitude that a share of one layer's neurons does not exceed, over the calibration tokens",
+    "thresholds", 1, "one activation that a share of one layer's neurons does not exceed, over the calibration tokens",
     {
         "model": CONDITION["model"], "calibration": CONDITION["calibration"],
         "layer": (INTEGER, "layer, from 0"),
-        "sparsity_pct": (INTEGER, "share of the magnitudes at or below the threshold, percent"),
-        "threshold": (NUMBER, "the magnitude"),
-        "n": (INTEGER, "magnitudes: tokens times neurons"),
+        "sparsity_pct": (INTEGER, "share of the absolute activations at or below the threshold, percent"),
+        "threshold": (NUMBER, "the absolute activation"),
+        "n": (INTEGER, "activations: tokens times neurons"),
     },
 )  # fmt: skip
 

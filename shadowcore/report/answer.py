@@ -63,25 +63,21 @@ def ordered(answers: Iterable[Best]) -> list[Best]:
 
     def order(one: Best) -> tuple:
         row = one.row
-        criterion = _text(row["criterion"])
-        place = (
-            row["data"],
-            row["task"],
-            units_order(row["units"]),
-            row["policy"] != "per_layer",
-            _text(row["policy"]),
-        )
+        criterion, policy = _text(row["criterion"]), _text(row["policy"])
+        text = (row["data"] != row["calibration"], row["data"])  # the text that was calibrated on first
+        place = (*text, row["task"], units_order(row["units"]), policy != "per_layer", policy)
         return *place, row["sparsity_pct"], criterion == "", criterion_order(criterion)
 
     return sorted(answers, key=order)
 
 
 def leading(answers: list[Best]) -> list[Best]:
-    """Those of the first units and policy; of more than MOST only those at the middle sparsity."""
+    """Those of whole texts, the first units and the first policy; of more than MOST those at the middle sparsity."""
     first = min(
         answers, key=lambda one: (units_order(one.row["units"]), one.row["policy"] != "per_layer"), default=None
     )
     chosen = [one for one in answers if all(one.row[name] == first.row[name] for name in ("units", "policy"))]
+    chosen = [one for one in chosen if one.row["task"] != "second_half"] or chosen
     if len(chosen) <= MOST:
         return chosen
     half = middle(one.row["sparsity_pct"] for one in chosen)
@@ -125,12 +121,13 @@ def _text(value: Any) -> str:
 
 
 def change(pair: dict[str, Any] | None, log: bool) -> str:
-    """A difference with its interval: of logarithms in percent, of accuracies in points; with the corrected p."""
+    """A difference with its interval: of logarithms in percent, of accuracies in points; and its corrected p."""
     if pair is None:
         return "-"
     values = np.array([pair[name] for name in ("difference", "low", "high")], float)
     value, low, high = 100 * (np.expm1(values) if log else values)
-    return f"{value:+.1f}{' %' if log else ''} [{low:+.1f}, {high:+.1f}] {p_value(pair['p_holm'])}"
+    digits = 0 if abs(value) >= 100 else 1
+    return f"{value:+.{digits}f}{' %' if log else ''} [{low:.{digits}f}, {high:.{digits}f}] {p_value(pair['p_holm'])}"
 
 
 def p_value(value: float) -> str:

@@ -79,11 +79,9 @@ def answers(found: Tables, everything: bool = False) -> Iterator[Block]:
 
 
 def _answer(rows: list[Best], title: str, log: bool) -> Block:
-    asked_of = ["data", "task", "units", "policy", "sparsity_pct", "criterion"]
-    shown = [name for name in asked_of if len({_text(one.row[name]) for one in rows}) > 1 or name == "sparsity_pct"]
-    if log:
-        shown = [name for name in shown if name != "task"]  # the text says it
-    same = [_text(rows[0].row[name]) for name in asked_of if name not in shown and name != "task"]
+    question = ["data" if log else "asked", "units", "policy", "sparsity_pct", "criterion"]
+    shown = [name for name in question if len({_text(one.row[name]) for one in rows}) > 1 or name == "sparsity_pct"]
+    same = [_text(rows[0].row[name]) for name in question if name not in shown]
     lines = []
     for one in rows:
         value, low, high = (number(one.row[name], like=one.row["value"]) for name in ("value", "low", "high"))
@@ -94,7 +92,7 @@ def _answer(rows: list[Best], title: str, log: bool) -> Block:
         ])  # fmt: skip
     note = ", ".join(filter(None, same)) + "; " * any(same)
     note += "[95 % interval]; p is corrected (Holm), and a difference is significant where p < .05"
-    words = [{"data": "text", "sparsity_pct": "% removed"}.get(name, name) for name in shown]
+    words = [{"data": "text", "asked": "task", "sparsity_pct": "% removed"}.get(name, name) for name in shown]
     unit = "" if log else ", points"
     numbers = ["perplexity" if log else "accuracy", f"against dense{unit}", f"against static{unit}", "next best"]
     return Block(title, note, [*words, "best"], numbers, lines)

@@ -35,7 +35,7 @@ def criteria(tables: Tables, model: str) -> Drawing:
     static = {name: where(rows, method="static") for name, rows in scores.items()}
     static = {name: rows for name, rows in static.items() if rows["criterion"].nunique() > 1}
     if not static:
-        return "no static masks of several criteria"
+        return "fewer than two criteria with static masks"
     name, rows = next(iter(static.items()))
     counts = rows.groupby("sparsity_pct")["criterion"].nunique()
     sparsities = sorted(counts.index[counts > counts.max() / 2])  # where most criteria were measured
@@ -72,7 +72,7 @@ def factorial(tables: Tables, model: str) -> Drawing:
     rows = rows[~rows["method"].isin(["dense", "random"]) & rows["criterion"].notna()]  # baselines have no criterion
     rows = best_predictors(contextual(rows), low_is_good=True, by=("method", "criterion"))
     if rows["criterion"].nunique() < 2 or rows["method"].nunique() < 2 or dense.empty:
-        return "no several methods with several criteria"
+        return "fewer than two methods or two criteria"
     cells = {
         f"perplexity / dense\n{pct} % removed": part.assign(value=part["value"] / dense.iloc[0])
         for pct, part in rows.groupby("sparsity_pct")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from shadowcore.benchmarks import BENCHMARKS
+from shadowcore.report.checks import CHANCE
 from shadowcore.report.figures.lines import (
     INTERVAL,
     asked,
@@ -16,6 +17,7 @@ from shadowcore.report.figures.lines import (
     main_condition,
     mean_over_tasks,
     method_order,
+    middle,
     of_model,
     predictors_shown,
     text_perplexities,
@@ -37,12 +39,12 @@ from shadowcore.report.style import (
     title,
     whole_ticks,
 )
-from shadowcore.report.tables import CHANCE, Tables
+from shadowcore.report.tables import Tables
 from shadowcore.schemas import CONDITION
 
 REMOVED = "units removed, measured (%)"
 MOST_TASKS = 3  # with panels of their own; of more tasks the mean is shown
-ROOM = 1.3  # factor of space above the highest method but random
+ROOM = 1.5  # factor of space above the highest method but random
 
 
 @styled
@@ -99,7 +101,11 @@ def _curves(axes: Axes, rows: pd.DataFrame, *levels: tuple[str, float, str]) -> 
     axes.margins(x=0.06)
     ends = []
     bottom, top = axes.get_ylim()
-    for line in lines(rows[rows["method"] != "dense"]):
+    logarithmic = axes.get_yscale() == "log"
+    sparse = rows[
+        (rows["method"] != "dense") & ((rows["method"] != "random") | (rows["value"] <= top) | (not logarithmic))
+    ]
+    for line in lines(sparse):
         x = 100 * line.rows["sparsity_measured"]
         intervals(axes, x, line.rows, INTERVAL, **line.style())
         ends.append((x.iloc[-1], line.rows["value"].iloc[-1], line.label, line.style()["color"]))
@@ -108,9 +114,10 @@ def _curves(axes: Axes, rows: pd.DataFrame, *levels: tuple[str, float, str]) -> 
         levels = ("dense", row["value"], look("dense").color), *levels
     ends += [(axes.get_xlim()[1], value, name, color) for name, value, color in levels]
     whole_ticks(axes)
-    if axes.get_yscale() == "log":
+    if logarithmic:
         axes.set_ylim(bottom, top)
-        for _, row in rows[(rows["method"] == "random") & (rows["value"] > top)].iterrows():
+        above = rows[(rows["method"] == "random") & (rows["value"] > top)]
+        for _, row in above[above["sparsity_pct"] == middle(above["sparsity_pct"])].iterrows():
             axes.annotate(
                 f"random: {row['value']:,.0f} ↑", (100 * row["sparsity_measured"], 0.99), ha="center", va="top",
                 xycoords=("data", "axes fraction"), color=look("random").color, fontsize=8,
@@ -125,12 +132,9 @@ def _facts(rows: pd.DataFrame, everything: pd.DataFrame) -> list[str]:
         f"{sparse[name].dropna().iloc[0]}" for name in ("units", "criterion", "policy") if sparse[name].notna().any()
     ]
     name = "data" if "counted" in rows else "asked"
-    counts = [f"{text}: {n:,} {_documents(text)}" for text, n in rows.groupby(name)["n"].first().items()]
+    kinds = {data: "documents" if name == "asked" or data in BENCHMARKS else "windows" for data in rows[name]}
+    counts = [f"{text}: {n:,} {kinds[text]}" for text, n in rows.groupby(name)["n"].first().items()]
     return [", ".join(place), *counts, *predictors_shown(rows, everything)]
-
-
-def _documents(data: str) -> str:
-    return "documents" if data in BENCHMARKS or "task" in data else "windows"
 
 
 @styled

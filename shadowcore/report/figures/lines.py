@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -177,9 +178,9 @@ def first_of(rows: pd.DataFrame, *names: str) -> pd.DataFrame:
 
 
 def middle(values: Iterable[float]) -> float:
-    """The middle one of several sparsities, the lower one of two."""
+    """The middle one of several sparsities, the lower one of two; NaN for none."""
     values = sorted(set(values))
-    return values[(len(values) - 1) // 2]
+    return values[(len(values) - 1) // 2] if values else math.nan
 
 
 def units_order(units: str | None) -> int:

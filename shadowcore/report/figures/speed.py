@@ -17,7 +17,20 @@ from shadowcore.report.figures.lines import (
     units_order,
     where,
 )
-from shadowcore.report.style import Axes, Drawing, end_labels, level, log_axis, look, panels, styled, title, whole_ticks
+from shadowcore.report.style import (
+    Axes,
+    Drawing,
+    end_labels,
+    key,
+    legend,
+    level,
+    log_axis,
+    look,
+    panels,
+    styled,
+    title,
+    whole_ticks,
+)
 from shadowcore.report.tables import Tables
 
 TIMES = ("ms_per_token", "ms_p10", "ms_p90")
@@ -54,7 +67,7 @@ def latency(tables: Tables, model: str) -> Drawing:
         for _, row in setting.dense.iterrows():
             level(panel, *row[list(TIMES)])
             ends.append((x.max(), row["ms_per_token"], _fastest(row["method"]), look("dense").color))
-        panel.set_ylim(0, 1.08 * pd.concat([setting.dense, sparse])[["ms_per_token", "ms_p90"]].max(axis=None))
+        panel.set_ylim(0, _reach(pd.concat([setting.dense, sparse])))
         panel.margins(x=0.06)
         panel.set(title=setting.name, xlabel=_removed(setting.units), ylabel="ms per token")
         whole_ticks(panel)
@@ -75,21 +88,22 @@ def pareto(tables: Tables, model: str) -> Drawing:
     if not settings:
         return "no condition has both a perplexity and a decoding time"
     figure, axes = panels(len(settings), height=3.6)
+    handles = []
     for panel, (setting, points) in zip(axes, settings, strict=True):
-        ends = []
         for line in lines(points):
             _tradeoff(panel, line.rows, line.style())
-            first = line.rows.iloc[0]
-            ends.append((first["ms_per_token"], first["value"], line.label, line.style()["color"]))
+            handles.append(line.handle())
         for _, row in setting.dense.merge(dense, how="cross").iterrows():
             panel.axhline(row["value"], color=look("dense").color, linewidth=0.8, linestyle=":")
             panel.axvline(row["ms_per_token"], color=look("dense").color, linewidth=0.8, linestyle=":")
             panel.plot(row["ms_per_token"], row["value"], color=look("dense").color, marker="*", markersize=10)
-            ends.append((row["ms_per_token"], row["value"], _fastest(row["method_x"]), look("dense").color))
+            handles.append(key(_fastest(row["method_x"]), look("dense").color, "*", ":"))
         panel.margins(0.12)
+        times = pd.concat([setting.dense, points])
+        panel.set_xlim(0.85 * times["ms_per_token"].min(), _reach(times))
         log_axis(panel)
         panel.set(title=f"{setting.name}, {setting.units}", xlabel="ms per token", ylabel="token perplexity")
-        end_labels(panel, ends)
+    legend(figure, handles)
     facts = scored.iloc[0]
     place = f"{facts['data']}, {scored['criterion'].dropna().iloc[0]}, labels: % removed"
     title(figure, "Perplexity against time per token", [model, place, *_lengths(timed)])
@@ -106,6 +120,11 @@ def _as_decoded(rows: pd.DataFrame) -> pd.DataFrame:
 def _points(setting: Setting, scored: pd.DataFrame) -> pd.DataFrame:
     times = _one_predictor(setting.sparse)[["method", "units", "sparsity_pct", *TIMES]]
     return best_predictors(scored, low_is_good=True).merge(times, on=["method", "units", "sparsity_pct"])
+
+
+def _reach(rows: pd.DataFrame) -> float:
+    """The end of an axis of times: all medians, and intervals unless a repeat was far slower than the others."""
+    return 1.08 * min(rows[["ms_per_token", "ms_p90"]].max(axis=None), 1.4 * rows["ms_per_token"].max())
 
 
 def _one_predictor(rows: pd.DataFrame) -> pd.DataFrame:

@@ -84,7 +84,7 @@ def tasks(tables: Tables, model: str) -> Drawing:
     sparsities = sorted(set(shadow["sparsity_pct"]) & set(rival["sparsity_pct"]))
     names = sorted(set(rows["asked"]))
     if not sparsities or len(names) < 2:
-        return "no several tasks with both shadow (plainact) and layerwise (l2_norm)"
+        return "fewer than two tasks with both shadow (plainact) and layerwise (l2_norm)"
     both = [best_predictors(side, low_is_good=False) for side in (shadow, rival)]
     figure, axes = panels(len(sparsities), height=0.3 * len(names) + 0.7, sharey=True, sharex=True)
     for panel, pct in zip(axes, sparsities, strict=True):
