@@ -36,7 +36,7 @@ calibration text. Rows are ordered by perplexity, the best first. The black line
 intervals.
 """,
     "factorial": """
-Every method with every criterion, so that the choice of a criterion and of a method can be told apart. Perplexity is
+Every method with every criterion, so that the choice of a criterion and of a method can be separated. Perplexity is
 divided by the dense model's (1 is lossless). Dark cells are better. The last panels show the rank correlation of
 predicted and true scores on held-out tokens: a criterion that is easy to predict need not be the best one to use.
 """,

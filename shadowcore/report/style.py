@@ -219,7 +219,7 @@ def colour_scale(low: float, high: float) -> Normalize:
 
 
 def colour_bar(image: AxesImage, axes: Axes, label: str) -> None:
-    """The scale of an image's colours beside it, open at both ends, in plain numbers."""
+    """The scale of an image's colours right of it, open at both ends, in plain numbers."""
     ticks = LogLocator(subs=(1, 2, 5)) if isinstance(image.norm, LogNorm) else None
     bar = axes.figure.colorbar(image, ax=axes, label=label, extend="both", pad=0.02, ticks=ticks, format="%g")
     bar.minorticks_off()

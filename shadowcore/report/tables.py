@@ -75,7 +75,7 @@ def comparisons(outcomes: Outcomes) -> list[Row]:
             seeds = dense.setdefault(_values(one.keys, SAME_DOCUMENTS), {})
             if one.keys["seed"] in seeds:
                 raise ArtifactError(
-                    f"{row_name(one.keys)}: found twice with seed {one.keys['seed']}; dense has one condition"
+                    f"{row_name(one.keys)}: two dense conditions with seed {one.keys['seed']}; there must be one"
                 )
             seeds[one.keys["seed"]] = one
         else:
@@ -225,7 +225,7 @@ def of_study(results: Path) -> dict[str, pd.DataFrame]:
     """The final tables of a study's results folder, such as results/quick; ArtifactError if it has none."""
     folder = Path(results) / "tables"
     if not folder.is_dir():
-        raise ArtifactError(f"{folder}: no such folder; a study's results folder, such as results/quick, would fit")
+        raise ArtifactError(f"{folder}: no such folder; give a study's results folder, such as results/quick")
     return read(folder)
 
 

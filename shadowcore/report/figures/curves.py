@@ -108,7 +108,7 @@ def _curves(axes: Axes, rows: pd.DataFrame, *levels: tuple[str, float, str]) -> 
     for line in lines(sparse):
         x = 100 * line.rows["sparsity_measured"]
         intervals(axes, x, line.rows, INTERVAL, **line.style())
-        ends.append((x.iloc[-1], line.rows["value"].iloc[-1], line.label, line.style()["color"]))
+        ends.append(line.end(x, line.rows["value"]))
     for _, row in rows[rows["method"] == "dense"].iterrows():
         level(axes, *row[list(INTERVAL)])
         levels = ("dense", row["value"], look("dense").color), *levels

@@ -42,8 +42,7 @@ def gain_over_static(tables: Tables, model: str) -> Drawing:
     for panel, criterion in zip(axes, criteria, strict=True):  # of shared limits, when all panels are drawn
         ends = [(panel.get_xlim()[1], 0.0, "static", look("static").color)]
         for line in lines(where(rows, criterion=criterion)):
-            last = line.rows.iloc[-1]
-            ends.append((last["sparsity_pct"], last["value"], line.label, line.style()["color"]))
+            ends.append(line.end(line.rows["sparsity_pct"], line.rows["value"]))
         end_labels(panel, ends)
     facts = rows.iloc[0]
     place = [f"{facts['units']}, {facts['policy']}", f"{facts['data']}: {facts['n']:,} paired documents"]

@@ -31,16 +31,19 @@ JOINED = {"seed": "min", "low": "min", "high": "max", "p_value": "max", "p_holm"
 
 
 class Line(NamedTuple):
-    """One method's rows by rising sparsity, and its name."""
+    """One method's rows by rising sparsity."""
 
     method: str
-    label: str
     rows: pd.DataFrame
 
     def style(self) -> dict[str, str]:
         """Its colour and marker."""
         style = look(self.method)
         return {"color": style.color, "marker": style.marker}
+
+    def end(self, x: pd.Series, y: pd.Series) -> tuple[float, float, str, str]:
+        """Its last point, name and colour, for the label at its end."""
+        return x.iloc[-1], y.iloc[-1], self.method, look(self.method).color
 
     def handle(self) -> Line2D:
         """Its entry in a legend."""
@@ -115,7 +118,7 @@ def lines(rows: pd.DataFrame) -> list[Line]:
     """A line for each method in their fixed order, at most MOST_LINES with that of dense."""
     names = methods({"dense", *rows["method"]})
     found = [name for name in names if name in set(rows["method"])]
-    return [Line(name, name, where(rows, method=name).sort_values("sparsity_pct")) for name in found]
+    return [Line(name, where(rows, method=name).sort_values("sparsity_pct")) for name in found]
 
 
 def methods(names: Iterable[str]) -> list[str]:

@@ -39,7 +39,7 @@ def predictor_quality(tables: Tables, model: str) -> Drawing:
             for line in lines(part):
                 mean = line.rows.groupby(x)["value"].mean()
                 panel.plot(mean.index, mean, markersize=3 if x == "layer" else None, **line.style())
-                ends.append((mean.index[-1], mean.iloc[-1], line.label, line.style()["color"]))
+                ends.append(line.end(mean.index.to_series(), mean))
             panel.margins(x=0.04)
             whole_ticks(panel)
             end_labels(panel, ends)

@@ -105,7 +105,7 @@ def decoding(tables: Tables, model: str) -> Drawing:
 
 @styled
 def scaling(tables: Tables, _: str) -> Drawing:
-    """ShadowLLM over DejaVu-style at 50 % for every size, beside the published ratios; and where the time goes."""
+    """ShadowLLM over DejaVu-style at 50 % for every size, with the published ratios; and where the time goes."""
     rows = where(timed(tables), main=True)
     half = rows[rows["sparsity_pct"] == 50]
     shadow = alike(half, "shadow").set_index("model")

@@ -63,7 +63,7 @@ def latency(tables: Tables, model: str) -> Drawing:
         for line in lines(sparse):
             x = line.rows["sparsity_pct"]
             intervals(panel, x, line.rows, TIMES, **line.style())
-            ends.append((x.iloc[-1], line.rows["ms_per_token"].iloc[-1], line.label, line.style()["color"]))
+            ends.append(line.end(x, line.rows["ms_per_token"]))
         for _, row in setting.dense.iterrows():
             level(panel, *row[list(TIMES)])
             ends.append((x.max(), row["ms_per_token"], _fastest(row["method"]), look("dense").color))

@@ -127,8 +127,7 @@ def fewshot(tables: Tables, model: str) -> Drawing:
         for line in lines(rows[rows["sparsity_pct"].isin([0, pct])]):
             ordered = line.rows.sort_values("fewshot")
             intervals(panel, ordered["fewshot"], ordered, INTERVAL, **line.style())
-            last = ordered.iloc[-1]
-            ends[-1].append((last["fewshot"], last["value"], line.label, line.style()["color"]))
+            ends[-1].append(line.end(ordered["fewshot"], ordered["value"]))
         panel.set(title=f"{pct} % removed", xlabel="examples in the prompt", ylabel="mean task accuracy")
         whole_ticks(panel)
         panel.label_outer()
