@@ -21,7 +21,7 @@ from shadowcore.provenance import file_sha256
 from shadowcore.report import answer, blocks, checks, claims, show, style, tables
 from shadowcore.report import drawn as records
 from shadowcore.report.captions import CAPTIONS
-from shadowcore.report.figures import FIGURES, save
+from shadowcore.report.figures import FIGURES, TIMED_FIGURES, save
 from shadowcore.report.figures.lines import best_predictors, contextual, lines, over_seeds
 from shadowcore.schemas import CONDITION, FINAL_TABLES, OUTCOMES
 from shadowcore.stages import draw
@@ -565,10 +565,11 @@ def test_figures_draw_full_tables_and_name_their_model(frames, name):
     assert any(MODEL in text for text in texts(figure))
 
 
-@pytest.mark.parametrize("name", FIGURES)
+@pytest.mark.parametrize("name", FIGURES | TIMED_FIGURES)
 def test_a_figure_with_nothing_to_show_says_why(frames, name):
+    draw_one = (FIGURES | TIMED_FIGURES)[name]
     for nothing in ({}, {table: rows.iloc[:0] for table, rows in frames.items()}, dense_only(frames)):
-        reason = FIGURES[name](nothing, MODEL)
+        reason = draw_one({"latency": frames["latency"].iloc[:0]} | nothing, MODEL)
         assert isinstance(reason, str) and 10 < len(reason) < 80
 
 

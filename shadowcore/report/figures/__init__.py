@@ -14,7 +14,7 @@ from shadowcore.report.figures.gain_over_static import gain_over_static
 from shadowcore.report.figures.importance import importance_map, variability
 from shadowcore.report.figures.predictor_quality import predictor_quality
 from shadowcore.report.figures.predictors import designs, sizes
-from shadowcore.report.figures.scaling import decoding, scaling
+from shadowcore.report.figures.scaling import decoding, scaling, step_parts
 from shadowcore.report.figures.speed import latency, pareto
 from shadowcore.report.figures.sweeps import batches, contexts
 from shadowcore.report.figures.tasks import differences, fewshot, tasks
@@ -45,5 +45,5 @@ FIGURES: dict[str, Draw] = {
 }
 # of models timed by their dimensions; all but "decoding" of all of them together
 TIMED_FIGURES: dict[str, Draw] = {
-    "decoding": decoding, "scaling": scaling, "batches": batches, "contexts": contexts,
+    "decoding": decoding, "scaling": scaling, "step_parts": step_parts, "batches": batches, "contexts": contexts,
 }  # fmt: skip

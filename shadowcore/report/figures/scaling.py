@@ -105,37 +105,51 @@ def decoding(tables: Tables, model: str) -> Drawing:
 
 @styled
 def scaling(tables: Tables, _: str) -> Drawing:
-    """ShadowLLM over DejaVu-style at 50 % for every size, with the published ratios; and where the time goes."""
-    rows = where(timed(tables), main=True)
-    half = rows[rows["sparsity_pct"] == 50]
-    shadow = alike(half, "shadow").set_index("model")
+    """Time of layerwise over shadow at 50 % for every size, and the published ratios."""
+    rows, shadow = _at_half(tables)
     if shadow.empty:
         return "no predictors at 50 % with random weights in the tables"
-    models = list(shadow.sort_values("gb_per_token").index)
-    figure, (ratios, shares) = panels(2, height=3.2)
-    places = range(len(models))
-    blue = look("shadow").color
+    figure, (axes,) = panels(1, height=3.0)
+    places, handles = range(len(shadow)), []
     looks = [{"marker": "D"}, {"marker": "^", "markerfacecolor": "none"}, {"marker": "o", "markerfacecolor": "none"}]
-    handles = []
     for (name, ranks), drawn in zip(WIDTHS.items(), looks, strict=True):
-        values = layerwise_over_shadow(rows, ranks).reindex(models)
+        values = layerwise_over_shadow(rows, ranks).reindex(shadow.index)
         if values.notna().any():
-            ratios.plot(places, values, linestyle="", color=blue, **drawn)
-            handles.append(key(f"ranks {name}", blue, line="", **drawn))
-    ratios.plot(places, published_ratios().reindex(models), linestyle="", marker="x", color="#D55E00")
-    ratios.axhline(1, color=look("dense").color)
-    ratios.set(ylabel="layerwise over shadow, time", ylim=(0.9, None))
-    below = pd.Series(0.0, index=models)
-    for column, (_label, color) in PARTS.items():
-        share = shadow[column].reindex(models)
-        shares.bar(places, share, bottom=below, color=color, width=0.7)
-        below = below + share
-    shares.plot(places, shadow["ms_per_token"].reindex(models), linestyle="", marker="_", color="black", markersize=16)
-    shares.set(ylabel="ms per token, shadow, 50 %")
-    for panel in (ratios, shares):
-        panel.set_xticks(list(places), models, rotation=40, ha="right")
-    handles += [key("published, 1 to 4 A100", "#D55E00", "x", ""), key("whole step", "black", "_", "")]
-    legend(figure, handles + [key(label, color, "s", "") for label, color in PARTS.values()])
-    facts = [shadow["device"].iloc[0], "50 % of heads and neurons removed", f"parts: rank {RANK}", "random weights"]
-    title(figure, "Layerwise over shadow, and where a step's time goes (parts timed alone)", facts)
+            axes.plot(places, values, linestyle="", color=look("shadow").color, **drawn)
+            handles.append(key(f"ranks {name}", look("shadow").color, line="", **drawn))
+    axes.plot(places, published_ratios().reindex(shadow.index), linestyle="", marker="x", color="#D55E00")
+    axes.axhline(1, color=look("dense").color)
+    axes.set(ylabel="time of layerwise / of shadow", ylim=(0.9, None))
+    axes.set_xticks(list(places), list(shadow.index), rotation=30, ha="right")
+    legend(figure, [*handles, key("published, 1 to 4 A100", "#D55E00", "x", "")])
+    facts = [shadow["device"].iloc[0], "50 % of heads and neurons removed", "random weights"]
+    title(figure, "One predictor per layer against one: ratio of times per token", facts)
     return figure
+
+
+@styled
+def step_parts(tables: Tables, _: str) -> Drawing:
+    """Where the time of a step of shadow goes at 50 %, for every size."""
+    _rows, shadow = _at_half(tables)
+    if shadow.empty or shadow[list(PARTS)].isna().all(axis=None):
+        return "no predictors at 50 % with random weights in the tables"
+    figure, (axes,) = panels(1, height=3.0)
+    places, below = range(len(shadow)), pd.Series(0.0, index=shadow.index)
+    for column, (_label, color) in PARTS.items():
+        axes.bar(places, shadow[column], bottom=below, color=color, width=0.7)
+        below = below + shadow[column].fillna(0)
+    axes.plot(places, shadow["ms_per_token"], linestyle="", marker="_", color="black", markersize=16)
+    axes.set(ylabel="ms per token")
+    axes.set_xticks(list(places), list(shadow.index), rotation=30, ha="right")
+    parts = [key(label, color, "s", "") for label, color in PARTS.values()]
+    legend(figure, [*parts, key("whole step", "black", "_", "")])
+    facts = [shadow["device"].iloc[0], "shadow, 50 % of heads and neurons removed", f"rank {RANK}", "random weights"]
+    title(figure, "Where a step's time goes: parts timed alone", facts)
+    return figure
+
+
+def _at_half(tables: Tables) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Rows of the main lengths, and shadow's at 50 % of each model, models by size."""
+    rows = where(timed(tables), main=True)
+    shadow = alike(where(rows, sparsity_pct=50), "shadow").set_index("model").sort_values("gb_per_token")
+    return rows, shadow

@@ -52,7 +52,7 @@ def batches(tables, _: str) -> Drawing:
 def contexts(tables, _: str) -> Drawing:
     """Time per token against the length of the context: keys and values of all heads are read by kept heads only."""
     rows = timed(tables)
-    rows = rows[(rows["batch"] == 1) & (rows["new_tokens"] == rows["new_tokens"].mode().iloc[0])]
+    rows = rows[(rows["batch"] == 1) & rows["new_tokens"].isin(rows["new_tokens"].mode().head(1))]
     rows = rows[rows.groupby("model")["prompt_tokens"].transform("nunique") > 1]
     if rows.empty:
         return "no model was timed with several lengths of the context"
