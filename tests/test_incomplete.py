@@ -155,7 +155,7 @@ def test_a_failed_job_costs_what_needs_it_and_the_next_run_makes_the_study_whole
     assert said.returncode != 0 and "Traceback" not in said.stdout + said.stderr
     end = (said.stdout + said.stderr).partition("1 job failed:")[2]
     assert f"{job}: {sentence}" in end and f"results/tiny/logs/{job}.log" in end and "index.html" in end
-    names = ["index.html", "checks/tables.json", "figures/tiny-llama/perplexity.png", "figures/tiny-opt/perplexity.pdf"]
+    names = ["index.html", "checks/tables.json", "figures/tiny-llama/perplexity.png", "figures/tiny-opt.json"]
     for path in [*(results(house) / "tables").iterdir(), *(results(house) / name for name in names)]:
         missing = artifacts.missing(path)
         assert [one["job"] for one in missing] == [job, "1 job of evaluate"] and missing[0]["reason"] == sentence
