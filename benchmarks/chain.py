@@ -118,10 +118,8 @@ class Chain:
         """Some of a model's conditions, each in a job of its own: what one job for many saves."""
         jobs = Jobs(self.study, self.root.parent)
         several = {key: found for key, found in jobs.evaluations.items() if key[0] == model and len(found) > 1}
-        each = [(data, setup, one) for (_, data, _), found in several.items() for setup, one in found.items()]
-        jobs.evaluations = {
-            (model, data, f"{ALONE}/{setup}/{one.sparsity_pct}"): {setup: one} for data, setup, one in each[:count]
-        }
+        each = [(data, name, one) for (_, data, _), found in several.items() for name, one in found.items()]
+        jobs.evaluations = {(model, data, f"{ALONE}/{name}"): {name: one} for data, name, one in each[:count]}
         chain = Chain(jobs)
         for key in jobs.evaluations:
             yield chain.job(chain.costs.evaluated(key), model)
@@ -435,6 +433,7 @@ def main() -> int:
     parser.add_argument("--results", type=Path, default=Path("results"))
     parser.add_argument("--prepare", action="store_true", help="only texts and benchmarks, which all models share")
     parser.add_argument("--alone", type=int, default=0, metavar="N", help="conditions to measure once more, a job each")
+    parser.add_argument("--short", action="store_true", help="trace little, where only evaluations are to be timed")
     parser.add_argument("--stop-after", type=float, default=float("inf"), metavar="SECONDS", help="start no job later")
     parser.add_argument("--keep", action="store_true", help="keep weights, traces and predictors")
     shown = parser.add_mutually_exclusive_group()
@@ -442,7 +441,11 @@ def main() -> int:
     shown.add_argument("--table", action="store_true", help="run nothing; print it as the table of docs/cluster.md")
     shown.add_argument("--rates", action="store_true", help="run nothing; print it as shadowcore/rates.csv")
     parsed = parser.parse_args()
-    chain = Chain(Jobs(load_study(parsed.config), parsed.results))
+    study = load_study(parsed.config)
+    if parsed.short:
+        traces = study.traces.model_copy(update={"criteria": ["plainact"], "windows": 8})
+        study = study.model_copy(update={"traces": traces})
+    chain = Chain(Jobs(study, parsed.results))
     if parsed.show or parsed.table or parsed.rates:
         rows = read(chain.root if (chain.root / "measured").is_dir() else parsed.results)
         (print_table if parsed.table else print_rates if parsed.rates else print_lines)(rows)

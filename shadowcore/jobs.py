@@ -127,10 +127,10 @@ class Jobs:
 
     @cached_property
     def evaluations(self) -> dict[Evaluation, dict[str, Condition]]:
-        """The conditions of every evaluation job, by setup and in its order."""
+        """The conditions of every evaluation job by their names, in order."""
         found: dict[Evaluation, dict[str, Condition]] = {}
         for (model, data, setup, pct), one in sorted(self.conditions.items()):
-            found.setdefault((model, data, manifests.part(one.method, pct)), {})[setup] = one
+            found.setdefault((model, data, manifests.part(one.method, pct)), {})[manifests.name(setup, pct)] = one
         return found
 
     def disjoint(self, key: Evaluation) -> list[str]:
@@ -271,7 +271,7 @@ class Jobs:
         }  # fmt: skip
 
     def evaluate(self, conditions: Mapping[str, Condition]) -> dict[str, str]:
-        """conditions: of one model and text, by setup, all of them of the oracle or none."""
+        """conditions: of one model and text, by name, all of them of the oracle or none."""
         from shadowcore.stages.conditions import Spec
 
         sizes, one = self.study.evaluation, next(iter(conditions.values()))

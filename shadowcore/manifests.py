@@ -16,22 +16,27 @@ from shadowcore import artifacts
 from shadowcore.errors import ArtifactError
 
 SCHEMA = "evaluation/1"
-ORACLE = "oracle-"
+ORACLE = "oracle"
 
 
 def part(method: str, sparsity_pct: int) -> str:
-    """What the manifest of a condition's job is called; the oracle has jobs of its own."""
-    return f"{ORACLE if method == 'oracle' else ''}{sparsity_pct}"
+    """What the manifest of a condition's job is called; the oracle has one job for all sparsities."""
+    return ORACLE if method == "oracle" else str(sparsity_pct)
 
 
-def outcome(manifest: Path, setup: str, sparsity_pct: int) -> Path:
-    """The outcome file of a condition."""
-    return manifest.parent / setup / f"{sparsity_pct}.parquet"
+def name(setup: str, sparsity_pct: int) -> str:
+    """What a condition is called among those of its model and text."""
+    return f"{setup}/{sparsity_pct}"
+
+
+def outcome(manifest: Path, name: str) -> Path:
+    """The outcome file of a condition by its name."""
+    return manifest.parent / f"{name}.parquet"
 
 
 def of_outcome(path: Path, stage: str) -> Path:
     """The manifest of the job that wrote an outcome file; stage: by the file's header."""
-    return path.parents[1] / f"{ORACLE if stage == 'evaluate-oracle' else ''}{path.stem}.json"
+    return path.parents[1] / f"{ORACLE if stage == 'evaluate-oracle' else path.stem}.json"
 
 
 def unfinished(manifest: Path) -> Path:
@@ -40,10 +45,10 @@ def unfinished(manifest: Path) -> Path:
 
 
 def write(manifest: Path, files: Mapping[str, Path], header: artifacts.Header) -> None:
-    """Write a manifest of outcome files by setup."""
+    """Write a manifest of outcome files by the names of their conditions."""
     record = {
-        setup: {"outcomes": path.relative_to(manifest.parent).as_posix(), "sha256": artifacts.digest(path)}
-        for setup, path in files.items()
+        name: {"outcomes": path.relative_to(manifest.parent).as_posix(), "sha256": artifacts.digest(path)}
+        for name, path in files.items()
     }
     artifacts.write_record(manifest, SCHEMA, record, header)
 

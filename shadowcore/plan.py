@@ -319,7 +319,7 @@ class Costs:
         Dense prompts run once for the conditions that are measured side by side, and what follows them under each.
         """
         plan, conditions, measured = self.study.evaluation, self.jobs.evaluations[key], self.measured[key[1]]
-        oracle = key[2].startswith(manifests.ORACLE)
+        oracle = key[2] == manifests.ORACLE
         predictors = {
             setup: {self.jobs.predictor_of(one): 2 * sum(self._weights(key[0], one.method, one.predictor).values())}
             if one.predictor
@@ -328,12 +328,13 @@ class Costs:
         }
         found, flops = list(parts(predictors)), 0
         for part in found:
-            dense = [conditions[setup] for setup in part if _dense_prompt(conditions[setup])]
+            dense = [one for one in map(conditions.get, part) if _dense_prompt(one)]
+            whole = [one for one in map(conditions.get, part) if not _dense_prompt(one)]
             flops += 2 * measured.prompts if dense else 0
-            # the oracle scores tokens, forward and backward, before it masks them; griffin runs rows densely first
-            flops += (6 if oracle else 2) * measured.continued * len(dense)
-            for one in (conditions[setup] for setup in part if not _dense_prompt(conditions[setup])):
-                flops += {"oracle": 6, "griffin": 4}.get(one.method, 2) * measured.whole
+            for several, tokens in ((dense, measured.continued), (whole, measured.whole)):
+                flops += 2 * tokens * len(several)
+                flops += 4 * tokens if oracle and several else 0  # scored once for all, forward and backward
+            flops += 2 * measured.whole * sum(one.method == "griffin" for one in whole)  # run densely first
         held = max(sum({path: n for setup in part for path, n in predictors[setup].items()}.values()) for part in found)
         passes = 6 if oracle else 2
         return self.of_model(

@@ -84,7 +84,7 @@ def test_every_job_has_a_row_with_its_costs(study):
             assert row["multiplications"] == planned[row["job"]].flops
     measured = rows.set_index("job")
     assert measured.loc["evaluate/one/wikipedia/50", "conditions"] == 5
-    assert measured.loc["evaluate/one/wikipedia/oracle-50", "conditions"] == 1
+    assert measured.loc["evaluate/one/wikipedia/oracle", "conditions"] == 1
     assert measured.loc["trace/one/wikipedia/train-0", "tokens"] == 4 * 80
     files = manifests.outcomes([jobs.root / "outcomes" / "one" / "wikipedia" / "50.json"])
     assert measured.loc["evaluate/one/wikipedia/50", "written_bytes"] > sum(path.stat().st_size for path in files)

@@ -30,6 +30,7 @@ EVERYTHING = [
     {"methods": ["random"], "sparsities_pct": [50]},
     {"methods": ["static", *DESIGNS, "oracle"], "criteria": ["plainact"], "predictors": ["small"], "units": ["both"],
      "protocols": ["token", "prompt", "lookahead"], "sparsities_pct": [50]},
+    {"methods": ["oracle"], "criteria": ["plainact", "l2_norm"], "policies": ["global"], "sparsities_pct": [30, 70]},
     {"methods": ["threshold"], "sparsities_pct": [50]},
     {"methods": ["griffin"], "protocols": ["prompt"], "sparsities_pct": [50]},
     {"methods": ["relu"], "sparsities_pct": [0]},
@@ -81,7 +82,7 @@ class Study:
         self.conditions = {
             setup: one for part in ("0", "50") for setup, one in study.evaluations[MODEL, "words", part].items()
         }
-        self.oracle = study.evaluations[MODEL, "words", "oracle-50"]
+        self.oracle = study.evaluations[MODEL, "words", "oracle"]
 
     def evaluate(self, chosen, folder, batch=4):
         """Run the job of these conditions; the bytes of their outcome files."""
@@ -103,7 +104,7 @@ class Study:
         return {setup: self.path(folder, setup).read_bytes() for setup in chosen}
 
     def path(self, folder, setup):
-        return manifests.outcome(folder / "job.json", setup, (self.conditions | self.oracle)[setup].sparsity_pct)
+        return manifests.outcome(folder / "job.json", setup)
 
     def written(self, folder, chosen):
         """When the outcome files of conditions were written, of those that are there."""

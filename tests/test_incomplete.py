@@ -88,15 +88,15 @@ def test_what_a_failed_evaluation_measured_is_in_the_tables(jobs):
     """As far as it is what the job was to measure: conditions of another configuration or code are left out."""
     (key, conditions), *_ = ((key, found) for key, found in jobs.evaluations.items() if len(found) > 2)
     manifest = jobs.root / "outcomes" / key[0] / key[1] / f"{key[2]}.json"
-    setup, condition = next(iter(conditions.items()))
-    path = manifests.outcome(manifest, setup, condition.sparsity_pct)
+    name, condition = next(iter(conditions.items()))
+    path = manifests.outcome(manifest, name)
     keys = vars(condition) | dict.fromkeys(MEASURED, 0.3) | {"task": "piqa", "metric": "acc", "fewshot": 0, "weight": 1}
     rows = [keys | {"document": str(number), "value": float(number % 2)} for number in range(8)]
     artifacts.write_table(path, OUTCOMES.schema, OUTCOMES.build(rows), {"spec": {}})
     place, wanted = f"evaluate/{'/'.join(key)}", jobs.evaluate(conditions)
     made = {"stage": "evaluate", "spec": json.loads(wanted["spec"]), "code": wanted["code"], "inputs": {}}
     for header, expected in ((made, 1), (made | {"code": "another"}, 0), (made | {"spec": {}}, 0)):
-        manifests.write(manifests.unfinished(manifest), {setup: path}, header)
+        manifests.write(manifests.unfinished(manifest), {name: path}, header)
         report(of_all(jobs, place), INTRODUCTION)
         assert MEASURED_TABLES["accuracy"].read(jobs.root / "tables" / "accuracy.parquet").num_rows == expected
     report(of_all(jobs, "prepare_text/wikipedia"), INTRODUCTION)  # the job did not run at all

@@ -11,7 +11,7 @@ from shadowcore.measure import sparsity
 from shadowcore.measure.activation_masks import PromptMasks, ThresholdMasks, nonzero_masks
 from shadowcore.measure.group import Group
 from shadowcore.measure.harness import SparseLM
-from shadowcore.measure.oracle import OracleMasks
+from shadowcore.measure.oracle import OracleMasks, OraclePass
 from shadowcore.measure.perplexity import window_losses
 from shadowcore.measure.protocols import PROTOCOLS
 from shadowcore.measure.sparsity import ConstantMasks, PredictedMasks, SparseModel, random_scores
@@ -47,7 +47,7 @@ def sources(model):
     for design in PREDICTORS:
         yield PredictedMasks(predictor_of(model, design), KINDS, "per_layer", 50)
     yield PredictedMasks(predictor_of(model), KINDS, "global", 50)
-    yield OracleMasks(model, "plainact", KINDS, "per_layer", 50)
+    yield OracleMasks(OraclePass(model), "plainact", KINDS, "per_layer", 50)
 
 
 def baselines(model, protocol):
@@ -130,7 +130,9 @@ def test_the_oracles_one_mask_is_by_the_sequence_scores_of_where_it_applies(tiny
     first = 4 if protocol == "prompt" else 0
     found = {}
     ImportancePass(tiny)(tokens, scored, lambda site, signals: found.update({site: signals.ga[:, first:].abs().sum(1)}))
-    oracle = SparseModel(tiny, OracleMasks(tiny, "plainact", KINDS, "global", 30), PROTOCOLS[protocol])
+    oracle = SparseModel(
+        tiny, OracleMasks(OraclePass(tiny), "plainact", KINDS, "global", 30, PROTOCOLS[protocol]), PROTOCOLS[protocol]
+    )
     logits = oracle.logits(tokens, scored)
     for row in range(2):
         keep = {}
@@ -298,7 +300,7 @@ def test_keeping_by_true_scores_beats_keeping_the_least_important(tiny, tokens):
     dense = losses_of(SparseModel(tiny, None), tokens, 2)
 
     def damage(flip):
-        source = OracleMasks(tiny, "output_norm", ("neurons",), "per_layer", 30)
+        source = OracleMasks(OraclePass(tiny), "output_norm", ("neurons",), "per_layer", 30)
         if flip:
             policy = source.policy
             source.policy = lambda scores, pct: policy(-scores, pct)

@@ -157,9 +157,9 @@ def test_every_file_is_an_output_that_some_job_is_known_for_and_others_may_read_
     files = {path for path in root.rglob("*") if path.is_file() and path.relative_to(root).parts[0] not in LEFT}
     jobs = Jobs(load_study(house / "config" / "tiny.yaml"), house / "results")
     outcomes = {
-        manifests.outcome(Path(manifest), setup, one.sparsity_pct)
+        manifests.outcome(Path(manifest), name)
         for manifest, conditions in zip(jobs.manifests(), jobs.evaluations.values(), strict=True)
-        for setup, one in conditions.items()
+        for name in conditions
     }
     files = {next((parent for parent in path.parents if parent in known), path) for path in files}
     assert len(outcomes) == len(jobs.conditions) and files == known | outcomes

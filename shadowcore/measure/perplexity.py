@@ -41,12 +41,16 @@ def _losses(ids: torch.Tensor, prompt: int) -> Callable[[str, SparseModel], torc
         before, rows = ids[:, : prompt - 1].tolist(), torch.arange(len(ids), device=model.device)
         return continuing(model, before, rows, ids.shape[1] - prompt)
 
+    @cache
+    def on(device: torch.device) -> tuple[torch.Tensor, ...]:  # the same tensors for all: oracles share a pass
+        return tuple(x.to(device) for x in (ids, scored, ids[:, prompt - 1 :], scored[:, prompt - 1 :]))
+
     def losses(name: str, sparse: SparseModel) -> torch.Tensor:
-        device, rest = sparse.model.device, ids[:, prompt - 1 :].to(sparse.model.device)
+        whole, counted, rest, rest_counted = on(sparse.model.device)
         if prompt > 1 and sparse.prompts_may_run_first:
-            logits = sparse.logits(rest, scored[:, prompt - 1 :].to(device), context=after_prompt(sparse.model))
+            logits = sparse.logits(rest, rest_counted, context=after_prompt(sparse.model))
         else:
-            logits = sparse.logits(ids.to(device), scored.to(device), first_kept=prompt - 1)
+            logits = sparse.logits(whole, counted, first_kept=prompt - 1)
         return token_losses(logits, rest).double().sum(1).cpu()
 
     return losses

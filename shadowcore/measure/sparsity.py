@@ -5,7 +5,8 @@ The protocol (see `protocols`) says which positions a mask is computed from and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 from typing import Protocol as Interface
 
@@ -84,9 +85,21 @@ class PredictedMasks(Masks):
         position = len(feature) * scorer.layers * scorer.units * 4
         masks = []
         for part in feature.split(max(1, int(SCORES_AT_ONCE // position)), 1):
-            layers, scores = self.predictor.read(site, part, kind)
+            with _tensor_cores(part):
+                layers, scores = self.predictor.read(site, part, kind)
             masks.append(self.policy(scores, self.sparsity_pct))
         return layers, self.predictor.spread(torch.cat(masks, 1), kind)
+
+
+@contextmanager
+def _tensor_cores(feature: torch.Tensor) -> Iterator[None]:
+    """On a GPU, float32 products in TF32 where the feature has 16 bits: it rounds less than the feature itself."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = before or (feature.is_cuda and feature.dtype != torch.float32)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
 
 
 class SparseModel:

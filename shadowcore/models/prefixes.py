@@ -33,8 +33,17 @@ def continuing(
 
     def context() -> dict[str, Any]:
         fresh = copy.copy(cache)
-        # a layer's keys and values are replaced by longer ones when a model appends, and never changed
-        fresh.layers = [copy.copy(layer) for layer in cache.layers]
+        fresh.layers = list(map(_unchanged, cache.layers))
         return {"past_key_values": fresh, "attention_mask": seen, "position_ids": positions, "use_cache": True}
 
     return context
+
+
+def _unchanged(layer: Any) -> Any:
+    """A layer of a cache that gives what it holds with what is appended, and keeps the latter no longer than needed.
+
+    Longer keys and values of all layers at once would take as much memory again as those of the prompts.
+    """
+    fresh = copy.copy(layer)
+    fresh.update = lambda *more, **named: copy.copy(layer).update(*more, **named)
+    return fresh

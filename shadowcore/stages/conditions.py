@@ -45,7 +45,7 @@ class Condition:
 class Spec:
     """Conditions of one model and text, and the size of their measurement; batches in windows and lm-eval requests.
 
-    conditions: by setup, the folder of a condition's outcome file; tasks: what is asked besides the perplexity of whole
+    conditions: by their names, see `manifests.name`; tasks: what is asked besides the perplexity of whole
     windows, our own and benchmarks; fewshot: numbers of examples in a benchmark's prompts; rolling_tokens: longest
     window of a rolling benchmark; text_seed: of windows.
     """

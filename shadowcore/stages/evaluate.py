@@ -43,7 +43,7 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
 
 
 def own(spec: Spec, inputs: Inputs) -> dict[str, Inputs]:
-    """Of every condition, by setup, the inputs that it alone needs; ConfigError if there are more or fewer."""
+    """Of every condition, by name, the inputs that it alone needs; ConfigError if there are more or fewer."""
     left = {field: list(getattr(inputs, field)) for field in dict.fromkeys(NEEDED.values())}
     for field, files in left.items():
         if len(files) != (needed := sum(NEEDED.get(one.method) == field for one in spec.conditions.values())):

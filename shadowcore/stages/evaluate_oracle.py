@@ -1,4 +1,4 @@
-"""Measure the oracle: masks from each example's own true scores. A stage apart, for it alone needs criteria."""
+"""Measure the oracle: masks from each example's own true scores. It is a stage of its own: only it needs criteria."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from pathlib import Path
 
 import torch
 
-from shadowcore.measure.oracle import OracleMasks
+from shadowcore.measure.oracle import OracleMasks, OraclePass
+from shadowcore.measure.protocols import PROTOCOLS
 from shadowcore.stages.base import Stage
-from shadowcore.stages.conditions import Outputs, Spec
+from shadowcore.stages.conditions import Condition, Outputs, Spec
 from shadowcore.stages.measurement import Source, measure
 
 
@@ -27,8 +28,16 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
 
 
 def sources(model: torch.nn.Module) -> Source:
-    """Where conditions' keep masks come from."""
-    return lambda one, inputs: OracleMasks(model, one.criterion, one.kinds, one.policy, one.sparsity_pct)
+    """Where conditions' keep masks come from: one pass over each batch scores it for all of them."""
+    shared = OraclePass(model)
+
+    def masks(condition: Condition, inputs: Inputs) -> OracleMasks:
+        protocol = PROTOCOLS[condition.protocol or "token"]
+        return OracleMasks(
+            shared, condition.criterion, condition.kinds, condition.policy, condition.sparsity_pct, protocol
+        )
+
+    return masks
 
 
 STAGE = Stage(Spec, Inputs, Outputs, run)

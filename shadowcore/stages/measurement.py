@@ -35,7 +35,7 @@ def measure(
 ) -> None:  # fmt: skip
     """Measure every condition that has no outcome file of the same specification, code and inputs yet.
 
-    own: of every condition, by setup, the inputs that it alone needs. Its file is the one that a job of this condition
+    own: of every condition, by name, the inputs that it alone needs. Its file is the one that a job of this condition
     alone would write. sources: made anew for every part of the conditions, so it may keep what they share.
     Raises ShadowcoreError, naming each condition that failed, after all others are written.
     """
@@ -44,24 +44,21 @@ def measure(
     progress, digest = Progress(stage), cache(artifacts.digest)
     whole = header(stage, spec, inputs, digest)
     alone = {
-        setup: header(stage, replace(spec, conditions={setup: condition}), own[setup], digest)
-        for setup, condition in spec.conditions.items()
+        name: header(stage, replace(spec, conditions={name: condition}), own[name], digest)
+        for name, condition in spec.conditions.items()
     }
-    files = {
-        setup: manifests.outcome(outputs.manifest, setup, condition.sparsity_pct)
-        for setup, condition in spec.conditions.items()
-    }
-    there = {setup: path for setup, path in files.items() if _is_there(path, alone[setup])}
-    left = {setup: condition for setup, condition in spec.conditions.items() if setup not in there}
+    files = {name: manifests.outcome(outputs.manifest, name) for name in spec.conditions}
+    there = {name: path for name, path in files.items() if _is_there(path, alone[name])}
+    left = {name: condition for name, condition in spec.conditions.items() if name not in there}
     progress.say(f"{len(left)} conditions to measure, {len(there)} are measured already")
     failed: dict[str, Exception] = {}
     for part, tables in _measured(spec, inputs, own, sources, left, failed, progress) if left else ():
-        for setup in part:
-            if setup in tables:
+        for name in part:
+            if name in tables:
                 now = {"run": provenance.run_information()}  # the device is known since the model is on it
-                artifacts.write_table(files[setup], OUTCOMES.schema, tables[setup], alone[setup] | now)
-                there[setup] = files[setup]
-            progress.say(f"{setup}: " + ("measured" if setup in tables else f"failed: {_sentence(failed[setup])}"))
+                artifacts.write_table(files[name], OUTCOMES.schema, tables[name], alone[name] | now)
+                there[name] = files[name]
+            progress.say(f"{name}: " + ("measured" if name in tables else f"failed: {_sentence(failed[name])}"))
         manifests.write(unfinished, there, whole)
     if failed:
         raise ShadowcoreError(_failures(failed, len(spec.conditions)))
@@ -87,9 +84,9 @@ def _sentence(error: Exception) -> str:
 def _failures(failed: Mapping[str, Exception], count: int) -> str:
     """One sentence that names every failed condition; those that failed alike are named together."""
     alike: dict[str, list[str]] = {}
-    for setup, error in failed.items():
-        alike.setdefault(_sentence(error), []).append(setup)
-    reasons = "; ".join(f"{', '.join(setups)}: {sentence}" for sentence, setups in alike.items())
+    for name, error in failed.items():
+        alike.setdefault(_sentence(error), []).append(name)
+    reasons = "; ".join(f"{', '.join(names)}: {sentence}" for sentence, names in alike.items())
     return f"{len(failed)} of {count} conditions failed, and the others are measured: {reasons}"
 
 
@@ -114,13 +111,13 @@ def _measured(
     model = reading.read_model(inputs.card, inputs.weights, spec.dtype)
     runs = _runs(spec, inputs, model, tokenizer)
     tell = _percent(progress, len(conditions) * sum(run.size for run in runs))
-    files = {setup: getattr(own[setup], "predictors", ()) for setup in conditions}
+    files = {name: getattr(own[name], "predictors", ()) for name in conditions}
     bytes_of = {path: path.stat().st_size for paths in files.values() for path in paths if path.is_file()}
-    for part in parts({setup: {path: bytes_of.get(path, 0) for path in paths} for setup, paths in files.items()}):
-        chosen, masks = {setup: conditions[setup] for setup in part}, sources(model)
+    for part in parts({name: {path: bytes_of.get(path, 0) for path in paths} for name, paths in files.items()}):
+        chosen, masks = {name: conditions[name] for name in part}, sources(model)
 
-        def put_on(setup: str, condition: Condition, masks: Source = masks) -> SparseModel:
-            return SparseModel(model, masks(condition, own[setup]), PROTOCOLS[condition.protocol or "token"])
+        def put_on(name: str, condition: Condition, masks: Source = masks) -> SparseModel:
+            return SparseModel(model, masks(condition, own[name]), PROTOCOLS[condition.protocol or "token"])
 
         group = Group(attempt(put_on, chosen, failed), failed)
         yield chosen, _side_by_side(group, chosen, runs, tell)
@@ -131,14 +128,14 @@ def _side_by_side(
     group: Group, conditions: Mapping[str, Condition], runs: list[Run], tell: Callable[[float], None]
 ) -> dict[str, pa.Table]:
     """The outcomes of every condition that does not fail."""
-    tables: dict[str, list[pa.Table]] = {setup: [OUTCOMES.build([])] for setup in conditions}
+    tables: dict[str, list[pa.Table]] = {name: [OUTCOMES.build([])] for name in conditions}
 
-    def table(setup: str, rows: list[dict[str, Any]]) -> pa.Table:
+    def table(name: str, rows: list[dict[str, Any]]) -> pa.Table:
         if not all(math.isfinite(row["value"]) for row in rows):
             raise ArtifactError(
                 f"the model's {rows[0]['task']} is not finite on this text; use other weights, or dtype float32"
             )
-        sparse, condition = group.members[setup], conditions[setup]
+        sparse, condition = group.members[name], conditions[name]
         measured = asdict(condition) | sparse.measured_sparsity(condition.kinds)
         sparse.count_anew()
         return OUTCOMES.build(measured | row for row in rows)
@@ -146,9 +143,9 @@ def _side_by_side(
     for run in runs:
         fit = group.where(lambda sparse, run=run: run.prompted or sparse.protocol is not PROTOCOLS[NEEDS_PROMPTS])
         found = run.outcomes(fit, lambda share, run=run: tell(run.size * share))
-        for setup, part in attempt(table, found, group.failed).items():
-            tables[setup].append(part)
-    return {setup: pa.concat_tables(tables[setup]).combine_chunks() for setup in group.alive}
+        for name, part in attempt(table, found, group.failed).items():
+            tables[name].append(part)
+    return {name: pa.concat_tables(tables[name]).combine_chunks() for name in group.alive}
 
 
 def _percent(progress: Progress, total: float) -> Callable[[float], None]:

@@ -114,9 +114,8 @@ def seals(*files):
     return signed(lambda wildcards: [f"{path}.sha256" for of in files for path in of(wildcards)])
 
 
-# An evaluation job, by its rule: the oracle's is another one.
-def evaluation(wildcards, prefix=""):
-    return wildcards.model, wildcards.data, f"{prefix}{wildcards.pct}"
+def evaluation(wildcards):
+    return wildcards.model, wildcards.data, wildcards.pct
 
 
 @signed

@@ -50,20 +50,20 @@ rule evaluate_oracle:
         tasks=f"{root}/texts/{{data}}/true_continuation.parquet",
         benchmarks=benchmarks_of,
     output:
-        manifest=f"{root}/outcomes/{{model}}/{{data}}/{manifests.ORACLE}{{pct}}.json",
+        manifest=f"{root}/outcomes/{{model}}/{{data}}/{manifests.ORACLE}.json",
     log:
-        f"{root}/logs/evaluate/{{model}}/{{data}}/{manifests.ORACLE}{{pct}}.log",
+        f"{root}/logs/evaluate/{{model}}/{{data}}/{manifests.ORACLE}.log",
     benchmark:
-        f"{root}/benchmarks/evaluate/{{model}}/{{data}}/{manifests.ORACLE}{{pct}}.tsv"
+        f"{root}/benchmarks/evaluate/{{model}}/{{data}}/{manifests.ORACLE}.tsv"
     conda:
         ENVIRONMENT
     threads: 1
     resources:
-        **asked("evaluate_oracle", f"{{model}}/{{data}}/{manifests.ORACLE}{{pct}}"),
+        **asked("evaluate_oracle", f"{{model}}/{{data}}/{manifests.ORACLE}"),
         window_batch=halving(study.evaluation.window_batch),
         request_batch=halving(study.evaluation.request_batch),
     params:
-        spec=lambda wildcards: jobs.evaluate(jobs.evaluations[evaluation(wildcards, manifests.ORACLE)])["spec"],
+        spec=lambda wildcards: jobs.evaluate(jobs.evaluations[wildcards.model, wildcards.data, manifests.ORACLE])["spec"],
         code=fingerprint("shadowcore.stages.evaluate_oracle"),
     shell:
         "python -m shadowcore evaluate-oracle --spec {params.spec:q} --threads {threads} --devices {resources.devices}"
