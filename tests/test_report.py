@@ -6,6 +6,7 @@ import math
 import re
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -632,6 +633,12 @@ def test_a_panel_has_at_most_seven_lines_and_every_method_of_its_own_is_among_th
     methods = [line.method for line in lines(many)]
     assert len(methods) == 7 and "mine" in methods and not {"griffin", "relu", "random", "threshold"} & set(methods)
     assert methods[0] == "dense" and len(lines(many[many["method"] != "dense"])) == 6
+
+
+def test_methods_differ_in_colour_and_in_marker():
+    for one, other in itertools.combinations(style.METHODS.values(), 2):
+        apart = np.subtract(*(matplotlib.colors.to_rgb(each.color) for each in (one, other)))
+        assert np.linalg.norm(apart) > 0.25 and one.marker != other.marker, (one, other)
 
 
 def test_labels_at_line_ends_do_not_overlap(frames):
