@@ -35,7 +35,7 @@ STAGES = {
     "trace": "importance scores and predictor features of one shard of a text",
     "trace-on-policy": "scores and features of a model while a predictor's masks act on it",
     "average": "mean score of every unit over the calibration windows",
-    "calibrate-thresholds": "magnitudes below which shares of every layer's neurons lie",
+    "calibrate-thresholds": "activations below which shares of every layer's neurons lie",
     "train-predictor": "train a predictor and report its ranking quality",
     "tune-predictor": "tune a predictor on the sparse model that its masks make",
     "evaluate": "accuracy and perplexity of conditions of one sparsity",

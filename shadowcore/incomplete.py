@@ -8,6 +8,7 @@ write names what is missing, and `states.done` takes no such file for a finished
 from __future__ import annotations
 
 import json
+import shutil
 import time
 import traceback
 from collections import Counter
@@ -22,7 +23,6 @@ from shadowcore import artifacts, logs, manifests, plan
 from shadowcore.errors import ShadowcoreError
 from shadowcore.jobs import Jobs
 from shadowcore.report.claims import PUBLISHED
-from shadowcore.report.figures import FIGURES
 from shadowcore.report.tables import read_files
 from shadowcore.schemas import MEASURED_TABLES
 from shadowcore.stages import aggregate, check_tables, draw, judge_claims, write_page
@@ -67,18 +67,17 @@ def sentence(log: Path) -> str:
     return (logs.read(log).error or logs.UNSAID) if log.is_file() else NO_LOG
 
 
-def report(ended: Ended, captions: Path) -> None:
+def report(ended: Ended, introduction: Path) -> None:
     """Make those tables, figures and pages that the run left out, of what it measured.
 
-    captions: the folder with the captions of figures. A step that fails, too, costs only what needs it, and is added
-    to what is missing.
+    introduction: of the page. A step that fails, too, costs only what needs it, and is added to what is missing.
     """
     jobs = ended.jobs
     stale = {path for work in ended.works.values() for path in outputs(jobs.root, work.rule, work.name)}
     for work in ended.works.values():
         if work.rule in REPORT:  # as Snakemake does before it makes a file again
             for path in outputs(jobs.root, work.rule, work.name):
-                path.unlink(missing_ok=True)
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
     def there(*paths: str) -> tuple[Path, ...]:
         """Those files that exist and that no unfinished job would write anew."""
@@ -103,12 +102,12 @@ def report(ended: Ended, captions: Path) -> None:
             ended, "judge_claims", judge_claims, judge_claims.Spec(tuple(ended.missing)),
             judge_claims.Inputs(measured, PUBLISHED), judge_claims.Outputs(claims),
         )  # fmt: skip
-    figures = _draw(ended, measured)
+    drawn = _draw(ended, measured)
     shown = (*measured, claims) if measured and claims.exists() else measured
     spec = json.loads(jobs.write_page()["spec"]) | {"missing": tuple(ended.missing)}
     _step(
         ended, "write_page", write_page, write_page.Spec(**spec),
-        write_page.Inputs(shown, figures, tuple(captions / f"{name}.rst" for name in (*FIGURES, "workflow"))),
+        write_page.Inputs(shown, drawn, introduction),
         write_page.Outputs(jobs.root / "index.html"),
     )  # fmt: skip
 
@@ -140,17 +139,18 @@ def _of_failed(ended: Ended) -> Iterator[Path]:
 
 
 def _draw(ended: Ended, measured: tuple[Path, ...]) -> tuple[Path, ...]:
-    """Draw the figures of every model that has rows; returns the PNG files of all models that have figures."""
+    """Draw the figures of every model that has rows; returns the records of all models that have figures."""
     if not measured:
         return ()
     frames, drawn = read_files(measured), []
     models = set().union(*(frame["model"] for frame in frames.values()))
     for model in ended.jobs.study.models:
-        files = tuple(outputs(ended.jobs.root, "draw", model))
+        record = outputs(ended.jobs.root, "draw", model)[0]
         spec = draw.Spec(model, tuple(ended.missing))
         if model in models:
-            _step(ended, f"draw/{model}", draw, spec, draw.Inputs(measured), draw.Outputs(files))
-        drawn += [path for path in files if path.suffix == ".png" and path.exists()]
+            files = draw.Outputs(record, tuple(map(Path, ended.jobs.figure_files(model))))
+            _step(ended, f"draw/{model}", draw, spec, draw.Inputs(measured), files)
+        drawn += [record] if record.exists() else []
     return tuple(drawn)
 
 

@@ -294,6 +294,14 @@ class Jobs:
         """The final tables."""
         return [f"{self.root}/tables/{name}.parquet" for name in names]
 
-    def figures(self) -> list[str]:
-        """Path stems of the figures."""
-        return [f"{self.root}/figures/{model}/{name}" for model, name in product(self.study.models, FIGURES)]
+    def measured_tables(self) -> list[str]:
+        """The final tables that hold measurements: what is checked, judged and drawn."""
+        return self.tables(MEASURED_TABLES)
+
+    def drawn(self) -> list[str]:
+        """Each model's record of the figures that were drawn."""
+        return [f"{self.root}/figures/{model}.json" for model in self.study.models]
+
+    def figure_files(self, model: str) -> list[str]:
+        """The files of all figures of a model; those with nothing to show are not written."""
+        return [f"{self.root}/figures/{model}/{name}.{kind}" for name, kind in product(FIGURES, ("pdf", "png"))]

@@ -114,9 +114,10 @@ PERPLEXITY = Table(
     CONDITION | MEASURED | ESTIMATE | {"counted": (INTEGER, "what the metric divides by: scored tokens, words, bytes")},
 )  # fmt: skip
 COMPARISONS = Table(
-    "comparisons", 4, "one condition against dense, or against another method in its place, on the same documents",
+    "comparisons", 5, "one condition against dense, or another method or criterion in its place, on the same documents",
     CONDITION | MEASURED | {
         "reference": (TEXT, "method compared with: dense, or one whose other keys are the row's, where it has them"),
+        "reference_criterion": (TEXT, "its criterion: the row's, or another one; null where it has none"),
         "reference_predictor": (TEXT, "its predictor: the row's, or one trained alike; null where it has none"),
         "task": (TEXT, "task name"),
         "fewshot": FEWSHOT,
@@ -125,7 +126,7 @@ COMPARISONS = Table(
         "stderr": (NUMBER, "standard error of the paired difference"),
         "low": (NUMBER, "lower end of its 95 % paired bootstrap interval"),
         "high": (NUMBER, "upper end of its 95 % paired bootstrap interval"),
-        "p_value": (NUMBER, "exact McNemar for accuracies; null for perplexities"),
+        "p_value": (NUMBER, "exact McNemar for accuracies, Student's t of paired documents for log perplexities"),
         "p_holm": (NUMBER, "p_value corrected (Holm 1979) among the rows of one model, seed, metric and reference"),
         "n": (INTEGER, "paired documents"),
     } | SEEDS,
@@ -178,13 +179,13 @@ PREDICTORS = Table(
 )  # fmt: skip
 
 THRESHOLDS = Table(
-    "thresholds", 1, "one magnitude that a share of one layer's neurons does not exceed, over the calibration tokens",
+    "thresholds", 1, "one activation that a share of one layer's neurons does not exceed, over the calibration tokens",
     {
         "model": CONDITION["model"], "calibration": CONDITION["calibration"],
         "layer": (INTEGER, "layer, from 0"),
-        "sparsity_pct": (INTEGER, "share of the magnitudes at or below the threshold, percent"),
-        "threshold": (NUMBER, "the magnitude"),
-        "n": (INTEGER, "magnitudes: tokens times neurons"),
+        "sparsity_pct": (INTEGER, "share of the absolute activations at or below the threshold, percent"),
+        "threshold": (NUMBER, "the absolute activation"),
+        "n": (INTEGER, "activations: tokens times neurons"),
     },
 )  # fmt: skip
 

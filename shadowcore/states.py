@@ -8,7 +8,6 @@ from pathlib import Path
 
 from shadowcore import artifacts, logs, manifests, plan
 from shadowcore.jobs import Jobs
-from shadowcore.report.figures import FIGURES
 from shadowcore.schemas import MEASURED_TABLES
 from shadowcore.work import MEMORY, Work
 
@@ -36,7 +35,7 @@ OUTPUTS = {
     "aggregate": tuple(f"tables/{name}.parquet" for name in MEASURED_TABLES),
     "check_tables": ("checks/tables.json",),
     "judge_claims": ("tables/claims.parquet",),
-    "draw": tuple(f"figures/{{name}}/{figure}.{kind}" for figure in FIGURES for kind in ("pdf", "png")),
+    "draw": ("figures/{name}.json", "figures/{name}"),
     "write_page": ("index.html",),
 }
 SILENT = 600.0  # seconds after which a job that has not even written its log's heading no longer runs

@@ -32,6 +32,7 @@ def study(tmp_path_factory):
         table = FINAL_TABLES[path.stem]
         artifacts.write_table(folder / path, table.schema, table.build(made), TABLES_HEADER)
     words = ["draw", "--spec", json.dumps({"model": MODEL}), "--tables", *tables]
+    words += ["--drawn", f"{root}/figures/{MODEL}.json"]
     words += ["--figures", *(f"{root}/{FIGURE}.{kind}" for kind in ("pdf", "png"))]
     log, times = folder / root / f"logs/draw/{MODEL}.log", folder / root / f"benchmarks/draw/{MODEL}.tsv"
     for path in (log, times):

@@ -19,7 +19,7 @@ from shadowcore.jobs import Jobs
 from shadowcore.schemas import MEASURED, MEASURED_TABLES, OUTCOMES
 from shadowcore.states import REPORT, done
 
-CAPTIONS = ROOT / "workflow" / "report"
+INTRODUCTION = ROOT / "workflow" / "report" / "workflow.rst"
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def test_a_study_of_which_nothing_succeeded_has_a_page_that_says_so(jobs, capsys
     model = next(iter(jobs.study.models))
     write_log(jobs, f"fetch_model/{model}", "shadowcore fetch-model: no such model")
     ended = of_all(jobs, f"fetch_model/{model}", "prepare_text/wikipedia")
-    report(ended, CAPTIONS)
+    report(ended, INTRODUCTION)
     missing = artifacts.missing(jobs.root / "index.html")
     reasons = {one["job"]: one["reason"] for one in missing}
     assert reasons[f"fetch_model/{model}"] == "no such model" and "no log" in reasons["prepare_text/wikipedia"]
@@ -63,12 +63,12 @@ def test_a_study_of_which_nothing_succeeded_has_a_page_that_says_so(jobs, capsys
 
 def test_when_the_tables_themselves_fail_no_older_one_is_shown(jobs):
     """What Snakemake would make anew goes, and what a failed step would have made is not made another way."""
-    for name in ("tables/claims.parquet", "checks/tables.json", "figures/smollm2-135m/perplexity.png"):
+    for name in ("tables/claims.parquet", "checks/tables.json", "figures/smollm2-135m.json"):
         (jobs.root / name).parent.mkdir(parents=True, exist_ok=True)
         (jobs.root / name).write_text("of the last run")
     write_log(jobs, "aggregate", "shadowcore aggregate: 50.parquet: damaged Parquet")
     ended = Ended(jobs, {"aggregate"}, {work.place for work in plan.work(jobs) if work.rule in REPORT})
-    report(ended, CAPTIONS)
+    report(ended, INTRODUCTION)
     assert [one["job"] for one in artifacts.missing(jobs.root / "index.html")] == ["aggregate"]
     assert not list((jobs.root / "tables").iterdir()) and not list((jobs.root / "checks").iterdir())
     assert "damaged Parquet" in (jobs.root / "logs" / "aggregate.log").read_text()  # its own log stays
@@ -80,7 +80,7 @@ def test_what_an_unfinished_job_would_write_anew_is_in_no_table(jobs):
     for path in (manifest, manifests.unfinished(manifest)):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("an old one")
-    report(of_all(jobs, "prepare_text/wikipedia"), CAPTIONS)  # would be damaged, if it were read
+    report(of_all(jobs, "prepare_text/wikipedia"), INTRODUCTION)  # would be damaged, if it were read
     assert len(artifacts.missing(jobs.root / "tables" / "accuracy.parquet")) > 1
 
 
@@ -97,9 +97,9 @@ def test_what_a_failed_evaluation_measured_is_in_the_tables(jobs):
     made = {"stage": "evaluate", "spec": json.loads(wanted["spec"]), "code": wanted["code"], "inputs": {}}
     for header, expected in ((made, 1), (made | {"code": "another"}, 0), (made | {"spec": {}}, 0)):
         manifests.write(manifests.unfinished(manifest), {name: path}, header)
-        report(of_all(jobs, place), CAPTIONS)
+        report(of_all(jobs, place), INTRODUCTION)
         assert MEASURED_TABLES["accuracy"].read(jobs.root / "tables" / "accuracy.parquet").num_rows == expected
-    report(of_all(jobs, "prepare_text/wikipedia"), CAPTIONS)  # the job did not run at all
+    report(of_all(jobs, "prepare_text/wikipedia"), INTRODUCTION)  # the job did not run at all
     assert not MEASURED_TABLES["accuracy"].read(jobs.root / "tables" / "accuracy.parquet").num_rows
 
 
@@ -108,7 +108,7 @@ def test_a_step_of_the_report_that_fails_is_named_and_the_page_is_made(jobs, mon
         raise ZeroDivisionError("half a study\nin two lines")
 
     monkeypatch.setattr("shadowcore.stages.judge_claims.run", broken)
-    report(of_all(jobs, "prepare_text/wikipedia"), CAPTIONS)
+    report(of_all(jobs, "prepare_text/wikipedia"), INTRODUCTION)
     reasons = {one["job"]: one["reason"] for one in artifacts.missing(jobs.root / "index.html")}
     assert reasons["judge_claims"] == "ZeroDivisionError: half a study"
     assert "judge_claims" not in {one["job"] for one in artifacts.missing(jobs.root / "tables" / "accuracy.parquet")}
@@ -155,7 +155,7 @@ def test_a_failed_job_costs_what_needs_it_and_the_next_run_makes_the_study_whole
     assert said.returncode != 0 and "Traceback" not in said.stdout + said.stderr
     end = (said.stdout + said.stderr).partition("1 job failed:")[2]
     assert f"{job}: {sentence}" in end and f"results/tiny/logs/{job}.log" in end and "index.html" in end
-    names = ["index.html", "checks/tables.json", "figures/tiny-llama/perplexity.png", "figures/tiny-opt/perplexity.pdf"]
+    names = ["index.html", "checks/tables.json", "figures/tiny-llama/perplexity.png", "figures/tiny-opt.json"]
     for path in [*(results(house) / "tables").iterdir(), *(results(house) / name for name in names)]:
         missing = artifacts.missing(path)
         assert [one["job"] for one in missing] == [job, "1 job of evaluate"] and missing[0]["reason"] == sentence

@@ -17,7 +17,7 @@ from shadowcore.measure.rivals import HuggingFaceGenerate
 from shadowcore.method.predictors import FIRST_SPARSE_LAYER
 from shadowcore.models.families import KINDS
 from shadowcore.models.published import PUBLISHED
-from shadowcore.report.figures.settings import batches, break_even
+from shadowcore.report.figures.sweeps import batches, break_even
 from shadowcore.stages.latency_random import Inputs, Outputs, Spec, built, run
 
 CPU = torch.device("cpu")

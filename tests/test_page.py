@@ -10,12 +10,15 @@ import subprocess
 import threading
 from functools import partial
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
-from test_report import CAPTIONS, MODEL, final_tables, outcomes
+from test_report import MODEL, final_tables, outcomes
 
 from shadowcore import artifacts, cli
 from shadowcore.report import style
+from shadowcore.report.captions import CAPTIONS
+from shadowcore.report.drawn import SCHEMA
 from shadowcore.report.figures import FIGURES
 from shadowcore.report.page import prose
 from shadowcore.report.tables import frame
@@ -23,12 +26,13 @@ from shadowcore.schemas import FINAL_TABLES
 
 HOSTILE = "<script>alert('x')</script> & \"</pre><img src=http://example.org/x>"
 CONFIGURATION = {"study": "mine", "seed": 0, "models": {MODEL: {"source": {"folder": {"path": HOSTILE}}}}}
-DRAWN = ("perplexity", "latency", "fewshot")
+DRAWN = ("perplexity", "latency")
+INTRODUCTION = Path(__file__).parents[1] / "workflow" / "report" / "workflow.rst"
 
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
-    """A made-up study's folder with its tables, three figures, one of them empty, and its page."""
+    """A made-up study's folder with its tables, two figures, one left out, and its page."""
     root = tmp_path_factory.mktemp("paged")
     documents = outcomes(windows=4, documents=8).to_pandas()
     tables = final_tables(documents[(documents["units"] != "heads") & (documents["criterion"] != "l2_norm")])
@@ -39,20 +43,19 @@ def study(tmp_path_factory):
     for name in DRAWN:
         figure = FIGURES[name](frames, MODEL)
         figure.set_layout_engine("none")  # the search for a layout takes most of the time
-        empty = figure.get_label() == style.NOTHING
-        header = {"stage": "draw", "spec": {"model": MODEL}, "inputs": {}, "empty": empty}
-        style.save(figure, root / f"figures/{name}", header)
+        style.save(figure, root / f"figures/{MODEL}/{name}", {"stage": "draw", "spec": {"model": MODEL}, "inputs": {}})
+    left_out = {"fewshot": FIGURES["fewshot"](frames, MODEL)}
+    record = {"drawn": list(DRAWN), "left_out": left_out}
+    artifacts.write_record(root / f"figures/{MODEL}.json", SCHEMA, record, {"stage": "draw"})
     assert write(root, root / "index.html") == 0
     return root
 
 
 def write(root, page, **more):
-    captions = [CAPTIONS / f"{name}.rst" for name in (*DRAWN, "workflow")]
     return cli.main([
         "write-page", "--spec", json.dumps({"configuration": CONFIGURATION} | more),
         "--tables", *map(str, sorted(root.glob("tables/*.parquet"))),
-        "--figures", *(str(root / f"figures/{name}.png") for name in DRAWN),
-        "--captions", *map(str, captions), "--page", str(page),
+        "--drawn", str(root / f"figures/{MODEL}.json"), "--introduction", str(INTRODUCTION), "--page", str(page),
     ])  # fmt: skip
 
 
@@ -87,7 +90,9 @@ def test_the_page_is_whole_and_needs_nothing_else(study):
     assert all(address.startswith(("data:image/png;base64,", "#")) for address in read.addresses)
     anchors = {address[1:] for address in read.addresses if address.startswith("#")}
     assert anchors <= set(re.findall(r'id="([^"]+)"', text)) and len(anchors) >= 5
-    assert read.tags.count("img") == 2 and "Nothing to show for: fewshot." in read.text
+    assert read.tags.count("img") == 2 and "fewshot (no task was" in read.text
+    places = list(map(read.text.index, ("best method by perplexity", "ppl\n50 %", "Token perplexity against")))
+    assert places == sorted(places)
     for words in (
         MODEL,
         "Token perplexity against",
@@ -115,7 +120,7 @@ def test_the_page_says_where_it_is_from_and_repeats_to_the_byte(study, tmp_path)
 
 
 def test_figures_are_inside_byte_for_byte(study):
-    size = sum((study / f"figures/{name}.png").stat().st_size for name in DRAWN if name != "fewshot")
+    size = sum((study / f"figures/{MODEL}/{name}.png").stat().st_size for name in DRAWN)
     assert 4 / 3 * size < (study / "index.html").stat().st_size < 4 / 3 * size + 300_000
 
 
@@ -153,10 +158,10 @@ def test_a_refused_mode_is_named_first_on_the_page_and_in_the_terminal(study, tm
     assert write(folder, folder / "index.html", missing=MISSING) == 0
     text = Read((folder / "index.html").read_text()).text
     assert text.index(row["variant"]) < text.index(row["reason"]) < text.index("Summary")
-    for options in ([], ["--brief"]):
+    for options in ([], ["--brief"], ["--all"]):
         assert cli.main(["show", str(folder), *options]) == 0
         said = capsys.readouterr().out
-        assert said.index(MISSING[1]["job"]) < said.index(row["variant"]) < said.index("dense")
+        assert said.index(MISSING[1]["job"]) < said.index(row["variant"]) < said.index("best method")
         assert row["reason"] in said
     assert cli.main(["show", str(study)]) == 0
     said = capsys.readouterr().out
@@ -166,8 +171,8 @@ def test_a_refused_mode_is_named_first_on_the_page_and_in_the_terminal(study, tm
 def test_captions_keep_their_words():
     said = prose("One ``a < b`` and\n**two**.\n\nThree & four.\n")
     assert said == "<p>One <code>a &lt; b</code> and\n<strong>two</strong>.</p><p>Three &amp; four.</p>"
-    for path in CAPTIONS.glob("*.rst"):
-        assert "``" not in prose(path.read_text()) and "**" not in prose(path.read_text())
+    for text in (*CAPTIONS.values(), INTRODUCTION.read_text()):
+        assert "``" not in prose(text) and "**" not in prose(text)
 
 
 # What a reader would see, asked in the browser: the page in a frame as wide as a desk or a phone.
@@ -180,6 +185,10 @@ onload = () => { const page = f.contentDocument, view = f.contentWindow; const s
   seen.ink = colour(page.body).color; seen.paper = colour(page.body).backgroundColor;
   seen.figure = colour(page.images[0]).backgroundColor;
   seen.small = Math.min(...[...page.querySelectorAll('td,figcaption')].map(e => parseFloat(colour(e).fontSize)));
+  seen.says = [...page.querySelectorAll('.scrolls')].filter(e => e.offsetParent).length;
+  const boxes = [...page.querySelectorAll('details[open] .wide, section > .wide')];
+  const wide = boxes.filter(e => e.scrollWidth > e.clientWidth); seen.wide = wide.length;
+  seen.silent = wide.filter(e => !e.previousElementSibling?.matches('.scrolls')).length;
   seen.hidden = page.querySelectorAll('details').length; seen.rows = page.querySelectorAll('tbody tr').length;
   document.body.textContent = JSON.stringify(seen); };
 </script></body>"""
@@ -232,5 +241,7 @@ def test_it_reads_well_in_a_real_browser(study, tmp_path, width, dark):
     assert seen["overflow"] <= 0  # nothing but figures and tables scrolls sideways
     assert len(seen["images"]) == 2 and all(0.45 * real <= shown <= real for real, shown in seen["images"])
     assert seen["small"] >= 13 and seen["rows"] > 50
+    # on a phone what is wider than the screen says that it scrolls
+    assert seen["silent"] == 0 and (seen["says"] >= seen["wide"] > 2) == (width < 400)
     ink, paper, figure = (luminance(seen[name]) for name in ("ink", "paper", "figure"))
     assert (max(ink, paper) + 0.05) / (min(ink, paper) + 0.05) >= 7 and (ink > paper) == dark and figure == 1

@@ -119,15 +119,18 @@ def tables(folder):
 
 
 def test_it_makes_every_table_and_figure(house):
+    from shadowcore.report import drawn
     from shadowcore.report.figures import FIGURES
     from shadowcore.schemas import FINAL_TABLES
 
     for name in FINAL_TABLES:
         rows = pq.read_table(results(house) / "tables" / f"{name}.parquet").num_rows
         assert rows == 0 if name == "refused" else rows > 0
-    for model in ("tiny-llama", "tiny-opt"):
-        for name in FIGURES:
-            assert (results(house) / "figures" / model / f"{name}.png").stat().st_size > 1000
+    for one in drawn.read(results(house).glob("figures/*.json")):
+        assert {*one.files, *one.left_out} == set(FIGURES) and "perplexity" in one.files
+        files = [path for png in one.files.values() for path in (png, png.with_suffix(".pdf"))]
+        assert all(path.stat().st_size > 1000 for path in files)
+        assert sorted(files) == sorted(results(house).glob(f"figures/{one.model}/*.p*"))
     assert (results(house) / "index.html").stat().st_size > 100_000
     assert not [*results(house).rglob("*.partial"), *results(house).rglob(".*.checkpoint.*")]
 
@@ -149,7 +152,7 @@ def test_every_file_is_an_output_that_some_job_is_known_for_and_others_may_read_
         for manifest, conditions in zip(jobs.manifests(), jobs.evaluations.values(), strict=True)
         for name in conditions
     }
-    files = {next((parent for parent in path.parents if parent.name == "weights"), path) for path in files}
+    files = {next((parent for parent in path.parents if parent in known), path) for path in files}
     assert len(outcomes) == len(jobs.conditions) and files == known | outcomes
     umask = os.umask(0o022)
     os.umask(umask)

@@ -1,4 +1,4 @@
-"""`shadowcore show`: the final tables of a study in the terminal."""
+"""`shadowcore show`: the results of a study in the terminal, the answer first."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from shadowcore.report import show
 def options(parser: argparse.ArgumentParser) -> None:
     default = Path("results/quick")
     parser.add_argument("results", type=Path, nargs="?", default=default, help=f"a study's results folder ({default})")
-    parser.add_argument("--brief", action="store_true", help="a summary only")
+    much = parser.add_mutually_exclusive_group()
+    much.add_argument("--brief", action="store_true", help="the best method at each sparsity only")
+    much.add_argument("--all", action="store_true", help="every table")
 
 
 def run(parsed: argparse.Namespace) -> None:
-    (show.summary if parsed.brief else show.show)(parsed.results, console())
+    show.show(parsed.results, console(), everything=parsed.all, brief=parsed.brief)

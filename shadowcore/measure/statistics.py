@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import binomtest, norm
+from scipy.stats import binomtest, norm, t
 
 from shadowcore.errors import ArtifactError
 
@@ -83,6 +83,15 @@ def normal_p(difference: float, stderr: float) -> float:
     if stderr == 0:
         return float(difference == 0)
     return float(2 * norm.sf(abs(difference) / stderr))
+
+
+def paired_p(difference: Estimate) -> float | None:
+    """Two-sided p of a mean paired difference by Student's t over its n documents; None without a standard error."""
+    if difference.stderr is None:
+        return None
+    if difference.stderr == 0:
+        return float(difference.value == 0)
+    return float(2 * t.sf(abs(difference.value) / difference.stderr, difference.n - 1))
 
 
 def holm(p_values: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The final tables as blocks of words and numbers, for a terminal or a page: all of them, or a summary by model."""
+"""The final tables as blocks of words and numbers, for a terminal or a page: the answer, a summary, all of them."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from shadowcore.report.figures.series import NAMES, ORDERS, asked, first_of, where
+from shadowcore.report.answer import Best, best, change, leading, ordered, p_value
+from shadowcore.report.figures.lines import NAMES, ORDERS, asked, first_of, where
 from shadowcore.report.tables import Tables
 
-# what a line is about; what is the same in every line is told once, above them
+# what a line is about; what is the same in every line is written once, above them
 LINE = ["model", "device", "data", "task", "fewshot", "metric", "kind", "units", "criterion", "policy", "protocol"]
 LINE += ["calibration", "predictor", "dtype", "batch", "prompt_tokens", "new_tokens", "seed", "method"]
 LINE += ["predictor_rank", "predictor_bits"]
@@ -33,7 +34,7 @@ class Block(NamedTuple):
     """A table to look at: what it shows, what is the same in every line, its columns of words and of numbers."""
 
     title: str
-    told: str
+    note: str
     words: list[str]
     numbers: list[str]
     rows: list[list[str]]
@@ -46,8 +47,8 @@ def lacking(missing: Sequence[Mapping[str, str]]) -> Block | None:
     rows = [[one["job"], one["reason"]] for one in missing[:LISTED]]
     if len(missing) > LISTED:
         rows.append([f"{len(missing) - LISTED} more", "`shadowcore status` names them"])
-    told = "the numbers here are those of the other jobs; the same command makes the rest when the cause is mended"
-    return Block("INCOMPLETE: some jobs of this study failed, and what needs them is missing", told, WHY, [], rows)
+    note = "the numbers here are those of the other jobs; the same command makes the rest when the cause is mended"
+    return Block("INCOMPLETE: some jobs of this study failed, and what needs them is missing", note, WHY, [], rows)
 
 
 def refused(found: Tables) -> Block | None:
@@ -62,6 +63,45 @@ def refused(found: Tables) -> Block | None:
     return Block(title, "a time of wrong output would say nothing", [*names, "reason"], [], lines)
 
 
+def answers(found: Tables, everything: bool = False) -> Iterator[Block]:
+    """The best method at each sparsity, of every model: by perplexity on every text, by accuracy on every task.
+
+    everything: under all units and policies, not only under the first ones.
+    """
+    models = dict.fromkeys([*found["perplexity"]["model"], *found["accuracy"]["model"]])
+    for model in models:
+        for name in ("perplexity", "accuracy"):
+            rows = ordered(best(found, model, name))
+            shown = rows if everything else leading(rows)
+            if shown:
+                title = f"{model}: best method by {name}" + (", all conditions" if everything else "")
+                yield _answer(shown, title, log=name == "perplexity")
+
+
+def _answer(rows: list[Best], title: str, log: bool) -> Block:
+    question = ["data" if log else "asked", "units", "policy", "sparsity_pct", "criterion"]
+    shown = [name for name in question if len({_text(one.row[name]) for one in rows}) > 1 or name == "sparsity_pct"]
+    same = [_text(rows[0].row[name]) for name in question if name not in shown]
+    lines = []
+    for one in rows:
+        value, low, high = (number(one.row[name], like=one.row["value"]) for name in ("value", "low", "high"))
+        runner_up = f"{_called(one.runner_up)} {p_value(one.against_next['p_holm'])}" if one.against_next else "-"
+        lines.append([
+            *(_text(one.row[name]) or "none" for name in shown), _called(one.row), f"{value} [{low}, {high}]",
+            change(one.dense, log), change(one.static, log), runner_up,
+        ])  # fmt: skip
+    note = ", ".join(filter(None, same)) + "; " * any(same)
+    note += "[95 % interval]; p is corrected (Holm), and a difference is significant where p < .05"
+    words = [{"data": "text", "asked": "task", "sparsity_pct": "% removed"}.get(name, name) for name in shown]
+    unit = "" if log else ", points"
+    numbers = ["perplexity" if log else "accuracy", f"against dense{unit}", f"against static{unit}", "next best"]
+    return Block(title, note, [*words, "best"], numbers, lines)
+
+
+def _called(row: Mapping[str, Any]) -> str:
+    return " ".join(_text(row[name]) for name in ("method", "predictor") if _text(row[name]))
+
+
 def measured(found: Tables) -> Iterator[Block]:
     """What was measured: a block for each of the final tables."""
     compared, quality = where(found["comparisons"], reference="dense"), found["quality"]
@@ -69,7 +109,11 @@ def measured(found: Tables) -> Iterator[Block]:
     for title, rows, cell in (
         ("Perplexity ± standard error", found["perplexity"].drop(columns="task"), _estimate),
         ("Accuracy ± standard error", found["accuracy"], _estimate),
-        ("Log-perplexity minus dense, nats [95 %, paired]", compared[logs].drop(columns="task"), _nats),
+        (
+            "Log-perplexity minus dense, nats [95 %, paired], p of a t-test",
+            compared[logs].drop(columns="task"),
+            _nats,
+        ),
         ("Accuracy minus dense, percentage points [95 %, paired], McNemar's p", compared[~logs], _points),
         ("Recall of kept units, mean over layers; static is the constant predictor", _over_layers(quality), _value),
         ("Milliseconds per token: median [10 %, 90 % of repeats]", _latency(found), _times),
@@ -77,25 +121,25 @@ def measured(found: Tables) -> Iterator[Block]:
         if len(rows):
             shown = [name for name in LINE if name in rows]
             same = [name for name in shown if name != "method" and rows[name].nunique() <= 1]
-            told = [_told(name, rows[name].dropna().iloc[0]) for name in same if rows[name].notna().any()]
+            note = [_named(name, rows[name].dropna().iloc[0]) for name in same if rows[name].notna().any()]
             names = [name for name in shown if name not in same]
-            yield _block(title, told, names, _lines(rows, names, cell))
+            yield _block(title, note, names, _lines(rows, names, cell))
 
 
 def claimed(found: Tables) -> Iterator[Block]:
-    """Every published claim with our pairs beside it; effects are logarithms, or differences of correlations."""
+    """Every published claim and our pairs; effects are logarithms of ratios, or differences of correlations."""
     for statement, rows in found["claims"].groupby("statement", sort=False):
         compared = rows[rows["verdict"] != "not attempted"]
         names = [name for name in CLAIMED if compared[name].nunique(dropna=False) > 1]
         if rows["model"].nunique() > 1 and "model" not in names:  # one was compared, or none
             names.insert(0, "model")
         same = [name for name in CLAIMED if name not in names and compared[name].notna().any()]
-        told = [_told(name, compared[name].iloc[0]) for name in same]
+        note = [_named(name, compared[name].iloc[0]) for name in same]
         lines = [
             [*(_text(row[name]) for name in names), row["verdict"], _effect(row), _published(row)]
             for _, row in rows.sort_values(names, kind="stable").iterrows()
         ]
-        yield Block(statement, ", ".join(told), [*names, "verdict"], ["ours [95 %]", "published"], lines)
+        yield Block(statement, ", ".join(note), [*names, "verdict"], ["ours [95 %]", "published"], lines)
 
 
 def summaries(found: Tables) -> Iterator[Block]:
@@ -106,21 +150,21 @@ def summaries(found: Tables) -> Iterator[Block]:
         "ms": (_latency(found), _median),
     }
     for model in sorted({model for rows, _ in parts.values() for model in rows["model"]}):
-        told, lines = [], {}
+        note, lines = [], {}
         for part, (rows, cell) in parts.items():
-            rows = _chosen(where(rows, model=model), told)
+            rows = _chosen(where(rows, model=model), note)
             for line, cells in _lines(rows, ["method"], cell, part).items():
                 lines.setdefault(line, {}).update(cells)
         title = f"{model} (ppl token perplexity, acc accuracy, ms per token)"
-        yield _block(title, list(dict.fromkeys(told)), ["method"], _sorted(lines, ["method"]))
+        yield _block(title, list(dict.fromkeys(note)), ["method"], _sorted(lines, ["method"]))
 
 
-def _chosen(rows: pd.DataFrame, told: list[str]) -> pd.DataFrame:
-    """Rows with the first value of every column in CHOSEN; the values are added to `told`."""
+def _chosen(rows: pd.DataFrame, note: list[str]) -> pd.DataFrame:
+    """Rows with the first value of every column in CHOSEN; the values are added to `note`."""
     rows = first_of(rows, *CHOSEN)
     named = rows[rows["method"] != "random"]  # random is a criterion of its own
     values = {name: named[name].dropna() for name in CHOSEN if name in named}
-    told += [_told(name, chosen.iloc[0]) for name, chosen in values.items() if len(chosen)]
+    note += [_named(name, chosen.iloc[0]) for name, chosen in values.items() if len(chosen)]
     return rows
 
 
@@ -148,14 +192,14 @@ def _by_number(text: str) -> tuple[float, str]:
     return (float(text), "") if text.replace(".", "", 1).isdecimal() else (math.inf, text)
 
 
-def _block(title: str, told: list[str], names: list[str], lines: Lines) -> Block:
+def _block(title: str, note: list[str], names: list[str], lines: Lines) -> Block:
     """Lines under the names of what they are about, and a column for each heading and sparsity."""
     columns = {column for cells in lines.values() for column in cells}
     headings = list(dict.fromkeys(heading for cells in lines.values() for heading, _ in cells))
     columns = sorted(columns, key=lambda column: (headings.index(column[0]), column[1]))
     sparsities = [f"{heading}\n{sparsity} %".strip() for heading, sparsity in columns]
     rows = [[*line, *(cells.get(column, "") for column in columns)] for line, cells in lines.items()]
-    return Block(title, ", ".join(told), names, sparsities, rows)
+    return Block(title, ", ".join(note), names, sparsities, rows)
 
 
 def _effect(row: pd.Series) -> str:
@@ -191,14 +235,14 @@ def _text(value: Any) -> str:
     return NAMES.get(value, value) if isinstance(value, str) else f"{value:g}"
 
 
-def _told(name: str, value: Any) -> str:
+def _named(name: str, value: Any) -> str:
     """A value that explains itself, with its name where it does not."""
     alone = name in ("model", "device", "data", "task", "kind", "units", "criterion", "policy", "dtype")
     return _text(value) if alone else f"{name.replace('_', ' ')} {_text(value)}"
 
 
 def number(value: float, like: float | None = None) -> str:
-    """A number with the decimals that give `like`, itself unless told, three digits or more; "-" for none."""
+    """A number with the decimals that give `like`, itself unless note, three digits or more; "-" for none."""
     if pd.isna(value):
         return "-"
     size = abs(value if like is None else like)
@@ -214,13 +258,12 @@ def _estimate(row: pd.Series) -> str:
 
 
 def _nats(row: pd.Series) -> str:
-    return f"{row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
+    return f"{row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}] {p_value(row['p_value'])}"
 
 
 def _points(row: pd.Series) -> str:
     value, low, high = (f"{100 * row[name]:+.1f}" for name in ("difference", "low", "high"))
-    p_value = "p<.001" if row["p_value"] < 0.001 else f"p={row['p_value']:.3f}".replace("0.", ".")
-    return f"{value} [{low}, {high}] {p_value}"
+    return f"{value} [{low}, {high}] {p_value(row['p_value'])}"
 
 
 def _median(row: pd.Series) -> str:

@@ -1,4 +1,4 @@
-"""Two runs of a study beside each other: which numbers moved beyond noise, which appeared, and which are gone.
+"""Two runs of a study compared: which numbers moved beyond noise, which appeared, and which are gone.
 
 A number is noise unless the difference of its two values is large against its standard error. Where both runs kept
 the outcomes of the same documents the difference is paired by document: what makes a document hard cancels out, and
@@ -195,5 +195,7 @@ def _text(value: Any) -> str:
 
 def _names(keys: list[Key]) -> dict[Key, str]:
     """What each key is about, in the words that are not the same in all."""
-    told = [len(set(words)) > 1 for words in zip(*keys, strict=True)]
-    return {key: " ".join(word for word, tell in zip(key, told, strict=True) if tell and word) or "it" for key in keys}
+    varies = [len(set(words)) > 1 for words in zip(*keys, strict=True)]
+    return {
+        key: " ".join(word for word, tell in zip(key, varies, strict=True) if tell and word) or "it" for key in keys
+    }

@@ -1,4 +1,4 @@
-"""A study as one page to pass on: summary, figures with captions, claims, tables, configuration and origin.
+"""A study as one page to pass on: the answer, figures with captions, claims, tables, configuration and origin.
 
 One file that needs no other: figures are inside it, and its policy forbids the browser to load anything or to run a
 script. Readable on a phone, in light and dark. Whatever comes from a configuration or a table is escaped.
@@ -13,12 +13,14 @@ from base64 import b64encode
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import yaml
 
 from shadowcore import artifacts
-from shadowcore.report.blocks import Block, claimed, lacking, measured, refused, summaries
+from shadowcore.report.blocks import Block, answers, claimed, lacking, measured, refused, summaries
+from shadowcore.report.captions import CAPTIONS
+from shadowcore.report.drawn import Drawn
 from shadowcore.report.style import PNG_DPI
 from shadowcore.report.tables import Tables
 
@@ -29,21 +31,24 @@ STYLE = """
 @media (prefers-color-scheme: dark) { :root { --ink: #e6e6e6; --faint: #a3a8ad; --paper: #16181a; --line: #3a3d41;
   --band: #202326; --link: #8ab4f8; } }
 * { box-sizing: border-box; }
-body { margin: 0 auto; padding: 1rem; max-width: 68rem; background: var(--paper); color: var(--ink);
+body { margin: 0 auto; padding: 1rem; max-width: 80rem; background: var(--paper); color: var(--ink);
   font: 1rem/1.5 system-ui, sans-serif; overflow-wrap: break-word; }
 a { color: var(--link); } nav a { margin-right: 1rem; white-space: nowrap; }
 h1 { margin: 0 0 .5rem; } h2 { margin-top: 2.5rem; border-bottom: 1px solid var(--line); }
-.wide { overflow-x: auto; }
+.wide { overflow-x: auto; background: linear-gradient(to right, var(--paper) 30%, transparent) local,
+  linear-gradient(to left, var(--paper) 30%, transparent) right local, linear-gradient(to right, #8886, transparent),
+  linear-gradient(to left, #8886, transparent) right; background-repeat: no-repeat;
+  background-size: 3rem 100%, 3rem 100%, .8rem 100%, .8rem 100%; }
+.scrolls { display: none; margin: 0; color: var(--faint); font-size: .85rem; }
 table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; white-space: nowrap; }
 .title { margin: 1rem 0 0; font-weight: 600; }
-.told, summary span { margin: 0 0 .25rem; font-weight: 400; color: var(--faint); font-size: .85rem; }
+.note, summary span { margin: 0 0 .25rem; font-weight: 400; color: var(--faint); font-size: .85rem; }
 th, td { padding: .2rem .6rem; text-align: left; border-bottom: 1px solid var(--line); }
 th { vertical-align: bottom; } .number { text-align: right; white-space: pre; }
-tbody tr:nth-child(even) { background: var(--band); }
 figure { margin: 1.5rem 0; } figcaption { max-width: 46rem; color: var(--faint); font-size: .9rem; }
 figure img { display: block; height: auto; max-width: 100%; background: #fff; border: 1px solid var(--line);
   border-radius: 4px; }
-@media (max-width: 40rem) { figure img { max-width: none; width: 44rem; } }
+@media (max-width: 40rem) { figure img { max-width: none; width: 44rem; } .scrolls { display: block; } }
 .warning { padding: .1rem 1rem 1rem; border: 2px solid #b3261e; border-radius: 4px; margin: 1rem 0; }
 .warning td { white-space: normal; }
 details { margin: .75rem 0; } summary { cursor: pointer; font-weight: 600; }
@@ -54,7 +59,8 @@ dt { font-weight: 600; } dd { margin: 0 0 .25rem 1.5rem; color: var(--faint); }
 WORDS = {
     "unit": "an attention head, or a neuron of a feed-forward network",
     "sparsity": "share of units removed, in every layer but the first",
-    "criterion": "how a unit's importance for an input is scored; plainact is ShadowLLM's, l2_norm is magnitude",
+    "criterion": "how a unit's importance for an input is scored; plainact is ShadowLLM's",
+    "magnitude": "the criterion l2_norm, as in DejaVu: the norm of a unit's output",
     "dense": "the whole model, nothing removed",
     "random": "units removed at random: the floor",
     "static": "the same units removed for every input, by their mean score: what needs no predictor",
@@ -62,38 +68,31 @@ WORDS = {
     "layerwise": "a predictor for every layer, which reads what enters the layer before",
     "layerwise_own": "a predictor for every layer, which reads what the layer's own heads put out",
     "segments": "a predictor for each group of layers, which reads what enters the group",
-    "threshold, griffin, relu": "no predictor: neurons above a magnitude, large over the prompt, or not exactly zero",
+    "threshold, griffin, relu": "no predictor: keeps neurons with a large activation for the token, or the prompt, "
+    "or those that are not zero",
     "retrained, tuned": "a predictor trained again on what the model does under its masks, or tuned there",
-    "huggingface": "the model as Hugging Face's transformers runs it, beside our own decoder",
+    "huggingface": "the model as Hugging Face's transformers runs it",
     "oracle": "the true scores of the input itself: the bound that no predictor passes",
 }
-
-
-class Drawn(NamedTuple):
-    """A figure: the model it is of, its name, its PNG file, and whether it has nothing to show."""
-
-    model: str
-    name: str
-    path: Path
-    empty: bool
 
 
 def page(
     configuration: Mapping[str, Any],
     found: Tables,
     figures: Sequence[Drawn],
-    captions: Mapping[str, str],
+    introduction: str,
     header: Mapping[str, Any],
     files: Sequence[Path],
 ) -> str:
-    """The page as HTML; captions: reStructuredText by figure and "workflow"; files: those whose origin is told."""
+    """The page as HTML; introduction: reStructuredText; files: those whose origin is listed."""
     name = str(configuration["study"])
     run = header["run"]
     sections = {
-        "Summary": "".join(map(_titled, summaries(found))) + _words(),
-        "Figures": _figures(figures, captions),
+        "Answer": "".join(map(_titled, answers(found))) + _words(),
+        "Summary": "".join(map(_titled, summaries(found))),
+        "Figures": "".join(map(_figures, figures)),
         "Published claims": "".join(_folded(block, _verdicts(block)) for block in claimed(found)),
-        "Tables": "".join(_folded(block) for block in measured(found)),
+        "Tables": "".join(map(_folded, (*answers(found, everything=True), *measured(found)))),
         "Configuration": f"<pre>{html.escape(yaml.safe_dump(dict(configuration), sort_keys=False))}</pre>",
         "Origin": _origin(run, files),
     }
@@ -107,7 +106,7 @@ def page(
         "style-src 'unsafe-inline'\">"
         f'<meta name="{artifacts.METADATA_KEY}" content="{made_of}">'
         f"<title>{html.escape(name)}: contextual sparsity</title><style>{STYLE}</style></head>\n"
-        f"<body><header><h1>Study {html.escape(name)}</h1>{prose(captions['workflow'])}"
+        f"<body><header><h1>Study {html.escape(name)}</h1>{prose(introduction)}"
         f"<p>Commit {html.escape(run['commit'])}; models: {html.escape(', '.join(configuration['models']))}; "
         f"seed {html.escape(str(configuration['seed']))}.</p>{_warnings(found, header)}<nav>{links}</nav></header>\n"
         f"<main>{body}</main></body></html>\n"
@@ -141,17 +140,23 @@ def _table(block: Block) -> str:
     head += "".join(f'<th scope="col" class="number">{html.escape(name)}</th>' for name in block.numbers)
     rows = "".join(f"<tr>{_cells(row, len(block.words))}</tr>" for row in block.rows)
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
-    return f'<p class="told">{html.escape(block.told)}</p><div class="wide">{table}</div>'
+    return f'<p class="note">{html.escape(block.note)}</p>{_wide(table, "table", len(block.words + block.numbers) > 3)}'
+
+
+def _wide(content: str, what: str, scrolls: bool = True) -> str:
+    """Content that may be wider than the screen, in a box that scrolls, and on a narrow screen says so."""
+    hint = f'<p class="scrolls">Scroll this {what} sideways →</p>' if scrolls else ""
+    return f'{hint}<div class="wide" tabindex="0" role="region" aria-label="{what}">{content}</div>'
 
 
 def _cells(row: Iterable[str], words: int) -> str:
     cells = [html.escape(cell) for cell in row]
-    said = "".join(f"<td>{cell}</td>" for cell in cells[:words])
-    return said + "".join(f'<td class="number">{cell}</td>' for cell in cells[words:])
+    words_cells = "".join(f"<td>{cell}</td>" for cell in cells[:words])
+    return words_cells + "".join(f'<td class="number">{cell}</td>' for cell in cells[words:])
 
 
-def _folded(block: Block, beside: str = "") -> str:
-    summary = f"{html.escape(block.title)} <span>{html.escape(beside)}</span>"
+def _folded(block: Block, counts: str = "") -> str:
+    summary = f"{html.escape(block.title)} <span>{html.escape(counts)}</span>"
     return f"<details><summary>{summary}</summary>{_table(block)}</details>"
 
 
@@ -166,30 +171,23 @@ def _words() -> str:
     return f"<details><summary>What the words mean</summary><dl>{terms}</dl></details>"
 
 
-def _figures(figures: Sequence[Drawn], captions: Mapping[str, str]) -> str:
-    models = list(dict.fromkeys(one.model for one in figures))
-    parts = []
-    for model in models:
-        full = [one for one in figures if one.model == model and not one.empty]
-        empty = [one.name for one in figures if one.model == model and one.empty]
-        shown = "".join(_figure(one, captions[one.name]) for one in full)
-        none = f"<p>Nothing to show for: {', '.join(map(html.escape, empty))}.</p>" if empty else ""
-        parts.append(f"<details open><summary>{html.escape(model)}</summary>{shown}{none}</details>")
-    return "".join(parts)
+def _figures(one: Drawn) -> str:
+    shown = "".join(_figure(one.model, name, path) for name, path in one.files.items())
+    left_out = f"<p>{html.escape(one.sentence())}</p>" if one.left_out else ""
+    return f"<details open><summary>{html.escape(one.model)}</summary>{shown}{left_out}</details>"
 
 
-def _figure(one: Drawn, caption: str) -> str:
-    content = one.path.read_bytes()
+def _figure(model: str, name: str, path: Path) -> str:
+    content = path.read_bytes()
     # pixels, from the first chunk of a PNG; as large as the figure was laid out
     width, height = (round(size * 96 / PNG_DPI) for size in struct.unpack(">2I", content[16:24]))
-    alt = html.escape(f"{one.name} of {one.model}")
+    data = b64encode(content).decode()
     image = (
-        f'<img alt="{alt}" width="{width}" height="{height}" src="data:image/png;base64,{b64encode(content).decode()}">'
+        f'<img alt="{html.escape(f"{name} of {model}")}" width="{width}" height="{height}" '
+        f'src="data:image/png;base64,{data}">'
     )
-    return (
-        f'<figure id="{html.escape(f"{one.model}-{one.name}")}"><div class="wide">{image}</div>'
-        f"<figcaption>{prose(caption)}</figcaption></figure>"
-    )
+    caption = f"<figcaption>{prose(CAPTIONS.get(name, name))}</figcaption>"
+    return f'<figure id="{html.escape(f"{model}-{name}")}">{_wide(image, "figure")}{caption}</figure>'
 
 
 def _origin(run: Mapping[str, str], files: Sequence[Path]) -> str:

@@ -1,8 +1,8 @@
-"""The final tables of a study in the terminal: all of them, or the few lines that end a run."""
+"""The results of a study in the terminal: the answer first, and every table on request."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 
@@ -12,20 +12,23 @@ from rich.table import Table
 from rich.text import Text
 
 from shadowcore import artifacts
-from shadowcore.report.blocks import Block, claimed, lacking, measured, refused, summaries
+from shadowcore.report import drawn
+from shadowcore.report.blocks import Block, answers, claimed, lacking, measured, refused, summaries
 from shadowcore.report.tables import Tables, of_study
 
 
-def show(results: Path, console: Console) -> None:
-    """Print all final tables of a results folder, such as results/quick, and say where the figures are."""
+def show(results: Path, console: Console, everything: bool = False, brief: bool = False) -> None:
+    """Print the best method at each sparsity, then a line per method; or every table; or only the answer (`brief`)."""
     found = of_study(results)
-    _print(results, console, chain(_warnings(results, found), measured(found), claimed(found)))
-
-
-def summary(results: Path, console: Console) -> None:
-    """Print a line per method: perplexity, accuracy and time under the main units, criterion and policy."""
-    found = of_study(results)
-    _print(results, console, chain(_warnings(results, found), summaries(found)))
+    parts = [answers(found, everything)]
+    if everything:
+        parts += [measured(found), claimed(found)]
+    elif not brief:
+        parts.append(summaries(found))
+    for part in chain(_warnings(results, found), *parts):
+        _table(console, part)
+    for line in _files(Path(results), everything):
+        console.print(line, highlight=False, soft_wrap=True)
 
 
 def _warnings(results: Path, found: Tables) -> Iterator[Block]:
@@ -39,15 +42,15 @@ def missing(results: Path) -> list[dict[str, str]]:
     return max((artifacts.missing(path) for path in files if path.is_file()), key=len, default=[])
 
 
-def _print(results: Path, console: Console, parts: Iterable[Block]) -> None:
-    for part in parts:
-        _table(console, part)
-    figures = len(list(Path(results).glob("figures/**/*.png")))
-    tables = len(list(Path(results).glob("tables/*.parquet")))
+def _files(results: Path, everything: bool) -> Iterator[str]:
+    """Where figures, tables and page are, which figures were left out, and how to see more."""
+    figures, tables = (len(list(results.glob(pattern))) for pattern in ("figures/**/*.png", "tables/*.parquet"))
+    page = results / "index.html"
     words = f"{figures} figures in {results}/figures, {tables} tables in {results}/tables"
-    if (Path(results) / "index.html").is_file():
-        words += f", all on one page: {results}/index.html"
-    console.print(f"\n{words}", highlight=False, soft_wrap=True)
+    yield f"\n{words}, all on one page: {page}" if page.is_file() else f"\n{words}"
+    yield from filter(None, (one.sentence() for one in drawn.read(sorted(results.glob("figures/*.json")))))
+    if not everything:
+        yield f"`shadowcore show {results} --all` prints every table."
 
 
 def _table(console: Console, part: Block) -> None:
@@ -60,7 +63,7 @@ def _table(console: Console, part: Block) -> None:
     for row in part.rows:
         table.add_row(*map(Text, row))
     console.print()
-    for words in filter(None, (part.title, part.told)):
+    for words in filter(None, (part.title, part.note)):
         console.print(Text(words, "bold"), soft_wrap=True)
     width = console.width
     console.width = max(width, console.measure(table, options=console.options.update(width=10_000)).maximum)

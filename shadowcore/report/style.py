@@ -1,14 +1,14 @@
 """How every figure looks: one colour and marker per method, panels, axes, and files that repeat to the byte.
 
-The only module that imports matplotlib. Colours are those of Okabe and Ito's palette, which readers with
-any common colour blindness can tell apart; markers say the same thing again for a black and white print.
+The only module that imports matplotlib. Colours can be told apart with any common colour blindness; markers and
+labels at the ends of lines say the same again in black and white.
 """
 
 from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import wraps
 from pathlib import Path
 from typing import NamedTuple
@@ -19,13 +19,13 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
 from shadowcore import artifacts
 from shadowcore.artifacts import Header
 
 FIGURE_SCHEMA = "figure/1"
-NOTHING = "nothing to show"
+Drawing = Figure | str  # a figure, or the reason why there is nothing to show
 
 
 class Look(NamedTuple):
@@ -42,31 +42,18 @@ METHODS = {
     "random": Look("random", "#8C8C8C", "X"),
     "static": Look("static (mean scores)", "#E69F00", "s"),
     "given": Look("given (static units, gathered)", "#C9A66B", "d"),
-    "threshold": Look("threshold (magnitude)", "#B8A800", "p"),
-    "griffin": Look("griffin (large over the prompt)", "#7F3C8D", "h"),
+    "threshold": Look("threshold (large activations)", "#56B4E9", "p"),
+    "griffin": Look("griffin (large over the prompt)", "#999933", "h"),
     "relu": Look("relu (zeros, lossless)", "#8B4513", "*"),
     "shadow": Look("shadow (one predictor)", "#0072B2", "o"),
-    "segments": Look("segments (one per group of layers)", "#56B4E9", "v"),
+    "segments": Look("segments (one per group of layers)", "#882255", "v"),
     "layerwise": Look("layerwise (one per layer)", "#009E73", "^"),
     "layerwise_own": Look("layerwise, reading its own layer", "#D55E00", "<"),
     "oracle": Look("oracle (true scores)", "#CC79A7", "D"),
 }
-CRITERIA = {
-    "plainact": Look("plainact", "#0072B2", "o"),
-    "l2_norm": Look("l2_norm", "#E69F00", "s"),
-    "grad_norm": Look("grad_norm", "#009E73", "^"),
-    "fisher": Look("fisher", "#D55E00", "D"),
-    "snip": Look("snip", "#CC79A7", "v"),
-    "nwot": Look("nwot", "#56B4E9", "P"),
-    "output_norm": Look("output_norm", "#000000", "*"),
-    "grasp": Look("grasp", "#B8A500", "<"),
-    "jacov": Look("jacov", "#7A5195", ">"),
-    "epenas": Look("epenas", "#8B5A2B", "d"),
-    "random": METHODS["random"],
-}
-ROUNDS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9")  # of a predictor's training, in order
 ORDER = {method: rank for rank, method in enumerate(METHODS)}
-FAINT = "#D9D9D9"
+FAINT, GREY = "#D9D9D9", "#666666"
+WIDTH = 8.5  # inches of a figure, at most: text of 9 points is read well at 800 pixels
 
 RC = {
     "font.size": 9,
@@ -92,17 +79,17 @@ PNG_DPI = 150
 
 
 def look(method: str) -> Look:
-    """The look of a method; one that is not in METHODS is drawn yellow under its own name."""
-    return METHODS.get(method, Look(method, "#F0E442", "p"))
+    """The look of a method; one that is not in METHODS is drawn red under its own name."""
+    return METHODS.get(method, Look(method, "#E3000F", "p"))
 
 
-def look_of_criterion(criterion: str) -> Look:
-    """The look of a criterion where lines tell criteria apart."""
-    return CRITERIA.get(criterion, Look(criterion, "#666666", "h"))
+def method_order(method: str) -> tuple[int, str]:
+    """A key to sort by: methods in the order of their looks, others after them by name."""
+    return ORDER.get(method, len(ORDER)), method
 
 
-def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
-    """Draw with the settings of this module, whatever matplotlib was told before."""
+def styled(draw: Callable[..., Drawing]) -> Callable[..., Drawing]:
+    """Draw with the settings of this module, whatever matplotlib was set to before."""
 
     @wraps(draw)
     def drawing(*arguments):
@@ -132,27 +119,15 @@ def save(figure: Figure, stem: Path, header: Header) -> list[Path]:
     return paths
 
 
-def panels(
-    count: int, columns: int | None = None, size: tuple[float, float] = (3.3, 2.7), **shared: bool | str
-) -> tuple[Figure, list[Axes]]:
-    """A figure of `count` panels of `size` inches, in at most three columns unless `columns` is given."""
+def panels(count: int, columns: int | None = None, height: float = 2.6, **shared: object) -> tuple[Figure, list[Axes]]:
+    """A figure of `count` panels of a height in inches, in at most three columns unless `columns` is given."""
     columns = columns or {1: 1, 2: 2, 4: 2}.get(count, 3)
     rows = math.ceil(count / columns)
-    width = max(columns * size[0], 5.0)  # room for the title
-    figure = Figure(figsize=(width, rows * size[1] + 0.9), layout="constrained")
+    figure = Figure(figsize=(WIDTH if columns > 1 else 0.75 * WIDTH, rows * height + 0.7), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False, **shared).ravel()
     for unused in axes[count:]:
         unused.remove()
     return figure, list(axes[:count])
-
-
-def empty(message: str) -> Figure:
-    """A figure that says why it shows nothing; its label is NOTHING."""
-    figure = Figure(figsize=(5, 2), layout="constrained", label=NOTHING)
-    axes = figure.subplots()
-    axes.set_axis_off()
-    axes.text(0.5, 0.5, textwrap.fill(message, 60), ha="center", va="center", transform=axes.transAxes)
-    return figure
 
 
 def title(figure: Figure, heading: str, details: Iterable[str]) -> None:
@@ -176,14 +151,61 @@ def key(label: str, color: str, marker: str = "", line: str = "-", **more: objec
     return Line2D([], [], label=label, color=color, marker=marker, linestyle=line, **more)
 
 
-def log_axis(axes: Axes) -> None:
-    """A logarithmic y axis with its 1, 2 and 5 written as plain numbers."""
-    axes.set_yscale("log")
+def end_labels(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
+    """Write the label of each line right of the panel at the height of its end, apart from each other.
+
+    ends: (x, y, label, color) of the last points. The panel's limits and scales must be set before.
+    """
+    axes.autoscale_view()
     low, high = axes.get_ylim()
-    steps = (1, 2, 5) if high > 4 * low else range(1, 10)
-    axes.yaxis.set_major_locator(LogLocator(subs=steps))
-    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
+    to_panel = axes.transScale + axes.transLimits  # data to fractions of the panel
+    ends = sorted((end for end in ends if low <= end[1] <= high), key=lambda end: end[1])
+    if not ends:
+        return
+    points = to_panel.transform([(x, y) for x, y, *_ in ends])
+    room = axes.figure.get_figheight() - 0.9
+    rows = axes.get_subplotspec().get_gridspec().nrows if axes.get_subplotspec() else 1
+    gap = 0.15 / max(room / rows - 0.5, 1)  # a line of text, as a fraction of the panel
+    heights = points[:, 1].copy()
+    for number in range(1, len(heights)):
+        heights[number] = max(heights[number], heights[number - 1] + gap)
+    heights -= max(heights[-1] - 1, 0) if heights[0] - max(heights[-1] - 1, 0) > -0.1 else 0
+    for number in range(len(heights) - 2, -1, -1):
+        heights[number] = min(heights[number], heights[number + 1] - gap)
+    for (_, _, label, color), (x, y), height in zip(ends, points, heights, strict=True):
+        axes.annotate(
+            label, (x, y), (1.05, height), "axes fraction", "axes fraction", color=color, va="center", fontsize=8,
+            annotation_clip=False, arrowprops={"arrowstyle": "-", "color": color, "linewidth": 0.5, "alpha": 0.6},
+        )  # fmt: skip
+
+
+def level(axes: Axes, value: float, low: float, high: float) -> None:
+    """The dense model: a horizontal line with its interval as a band."""
+    if low == low:  # no band without an interval (NaN)
+        axes.axhspan(low, high, color=FAINT, alpha=0.6, linewidth=0, zorder=0)
+    axes.axhline(value, color=look("dense").color, linewidth=1.2)
+
+
+def named_rows(axes: Axes, names: Sequence[str]) -> None:
+    """A y axis with a name for each place, the first at the top."""
+    axes.set(ylim=(len(names) - 0.5, -0.5))
+    axes.set_yticks(range(len(names)), names)
+    axes.grid(axis="y", visible=False)
+
+
+def log_axis(axes: Axes, which: str = "y") -> None:
+    """A logarithmic axis with its 1, 2 and 5 written as plain numbers."""
+    axes.set(**{f"{which}scale": "log"})
+    axis = getattr(axes, f"{which}axis")
+    low, high = axis.get_view_interval()
+    if high < 3 * low:
+        axis.set_major_locator(MaxNLocator(5))
+    else:
+        axis.set_major_locator(
+            LogLocator(subs=(1,) if high > 1000 * low else (1, 2, 5) if high > 8 * low else (1, 2, 3, 5))
+        )
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(StrMethodFormatter("{x:,.10g}"))
 
 
 def whole_ticks(axes: Axes) -> None:
@@ -197,7 +219,7 @@ def colour_scale(low: float, high: float) -> Normalize:
 
 
 def colour_bar(image: AxesImage, axes: Axes, label: str) -> None:
-    """The scale of an image's colours beside it, open at both ends, in plain numbers."""
+    """The scale of an image's colours right of it, open at both ends, in plain numbers."""
     ticks = LogLocator(subs=(1, 2, 5)) if isinstance(image.norm, LogNorm) else None
     bar = axes.figure.colorbar(image, ax=axes, label=label, extend="both", pad=0.02, ticks=ticks, format="%g")
     bar.minorticks_off()

@@ -1,4 +1,4 @@
-"""From documents to the final tables: group, estimate, compare with dense, and refuse impossible values."""
+"""From documents to the final tables: group, estimate, and compare with dense and with each other."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from shadowcore.benchmarks import BENCHMARKS
 from shadowcore.errors import ArtifactError
 from shadowcore.measure import statistics
 from shadowcore.report.outcomes import (
@@ -32,14 +31,11 @@ SAME_DOCUMENTS = ["model", "data", *ASKED]  # rows that agree here were measured
 SAME_PLACE = ["policy", "protocol", "units", "sparsity_pct"]  # methods that agree here are compared,
 MADE_OF = ["calibration", "criterion", "predictor"]  # ... if they agree in those of these that both have
 TRAINED = ["model", "method", "predictor"]
-REFERENCE = ["reference", "reference_predictor"]  # what a row of COMPARISONS is compared with
+REFERENCE = ["reference", "reference_criterion", "reference_predictor"]  # what a row of COMPARISONS is compared with
 FAMILY = ("model", "seed", "metric", "reference")  # of comparisons whose p-values are corrected together
 # a method's are those before it
 REFERENCES = ("random", "static", "threshold", "griffin", "shadow", "layerwise", "segments", "oracle")
-VALUE = {"accuracy": "value", "perplexity": "value", "comparisons": "difference", "latency": "ms_per_token"}
 LOG_PERPLEXITIES = {"nll": "log_perplexity", "word_nll": "log_word_perplexity", "byte_nll": "log_byte_perplexity"}
-# accuracy of guessing; a task that is not listed is not compared with it
-CHANCE = {"true_continuation": 1 / 4} | {name: one.chance for name, one in BENCHMARKS.items() if one.chance}
 
 
 def accuracy(outcomes: Outcomes) -> list[Row]:
@@ -65,6 +61,7 @@ def comparisons(outcomes: Outcomes, predictors: Iterable[Row] = ()) -> list[Row]
 
     Two methods are compared under equal policy, protocol, units and sparsity, and equal calibration, criterion and
     predictor where both have one; what the compared condition lacks of these the row takes from the reference.
+    Two criteria are compared where the method is the same, or both methods are predictors of one name.
     Two predictors of other names are compared, too, if both were retrained equally often and both tuned or neither
     (`predictors`, rows of PREDICTORS), and so are those that they began with.
     What is trained with several seeds is compared with what is not trained seed by seed. A model or text without
@@ -79,7 +76,7 @@ def comparisons(outcomes: Outcomes, predictors: Iterable[Row] = ()) -> list[Row]
             seeds = dense.setdefault(_values(one.keys, SAME_DOCUMENTS), {})
             if one.keys["seed"] in seeds:
                 raise ArtifactError(
-                    f"{_name(one.keys)}: found twice with seed {one.keys['seed']}; dense has one condition"
+                    f"{row_name(one.keys)}: two dense conditions with seed {one.keys['seed']}; there must be one"
                 )
             seeds[one.keys["seed"]] = one
         else:
@@ -90,22 +87,30 @@ def comparisons(outcomes: Outcomes, predictors: Iterable[Row] = ()) -> list[Row]
         if keys["method"] == "dense" or not seeds:
             continue
         if len(seeds) > 1 and keys["seed"] not in seeds:
-            raise ArtifactError(f"{_name(keys)}: its seed is {keys['seed']}, where dense was run with {sorted(seeds)}")
+            raise ArtifactError(
+                f"{row_name(keys)}: its seed is {keys['seed']}, where dense was run with {sorted(seeds)}"
+            )
         reference = seeds[keys["seed"]] if len(seeds) > 1 else next(iter(seeds.values()))
-        rows.append(_compared(keys | {"reference": "dense", "reference_predictor": None}, one, reference))
+        rows.append(
+            _compared(
+                keys | {"reference": "dense", "reference_criterion": None, "reference_predictor": None}, one, reference
+            )
+        )
     training = _training(groups, predictors)
     for alike in placed.values():
         for one, other in product(alike, repeat=2):
             keys, others = one.keys, other.keys
             several = len(dense.get(_values(keys, SAME_DOCUMENTS), {})) > 1
             if (
-                _rank(others["method"]) < _rank(keys["method"])
-                and all(_agree(keys, others, name) for name in MADE_OF if name != "predictor")
+                _rank(others) < _rank(keys)
+                and _agree(keys, others, "calibration")
+                and (_agree(keys, others, "criterion") or _of_one_kind(keys, others))
                 and (_agree(keys, others, "predictor") or _counterparts(keys, others, training))
                 and (keys["seed"] == others["seed"] or (_trained(keys) != _trained(others) and not several))
             ):
                 made_of = {name: _made_of(keys, name) or _made_of(others, name) for name in MADE_OF}
-                reference = {"reference": others["method"], "reference_predictor": others["predictor"]}
+                values = (others["method"], _made_of(others, "criterion"), others["predictor"])
+                reference = dict(zip(REFERENCE, values, strict=True))
                 seed = (others if _trained(others) else keys)["seed"]
                 rows.append(_compared(keys | made_of | reference | {"seed": seed}, one, other))
     return _sorted(_over_seeds(_corrected(rows), "difference"))
@@ -128,8 +133,18 @@ def _trained(keys: Row) -> bool:
     return keys["predictor"] is not None
 
 
-def _rank(method: str) -> tuple[int, str]:
-    return (REFERENCES.index(method) if method in REFERENCES else len(REFERENCES)), method
+def _rank(keys: Row) -> tuple[int, str, str]:
+    """The reference of a pair is the one of the lower rank: by method, then by the criterion's name."""
+    method = keys["method"]
+    place = REFERENCES.index(method) if method in REFERENCES else len(REFERENCES)
+    return place, method, _made_of(keys, "criterion") or ""
+
+
+def _of_one_kind(keys: Row, others: Row) -> bool:
+    """Whether conditions of two criteria are compared: those of one method, and trained ones of equal presets."""
+    if keys["method"] == others["method"] or (_trained(keys) and _trained(others)):
+        return keys["predictor"] == others["predictor"]
+    return False
 
 
 def _made_of(keys: Row, name: str) -> Any:
@@ -182,63 +197,21 @@ def _corrected(rows: list[Row]) -> list[Row]:
 
 def _compared(row: Row, group: Documents, reference: Documents) -> Row:
     """`row` with the difference of two groups of the same documents; ArtifactError if they are not the same."""
-    statistics.require_paired(group.names, reference.names, lambda: _name(row))
+    statistics.require_paired(group.names, reference.names, lambda: row_name(row))
     metric = row["metric"]
     if metric in ACCURACY_METRICS:
         estimate, p_value = statistics.accuracy_difference(group.value, reference.value)
         named = {"p_value": p_value}
     else:
         if (group.weight != reference.weight).any():
-            raise ArtifactError(f"{_name(row)}: its windows have other token counts than dense; score the same tokens")
+            raise ArtifactError(
+                f"{row_name(row)}: its windows have other token counts than dense; score the same tokens"
+            )
         estimate = statistics.log_perplexity_difference(group.value, reference.value, group.weight)
-        named = {"metric": LOG_PERPLEXITIES[metric], "p_value": None}
+        p_value = statistics.paired_p(estimate)
+        named = {"metric": LOG_PERPLEXITIES[metric], "p_value": p_value}
     numbers = estimate._asdict()
     return row | {"difference": numbers.pop("value")} | numbers | named
-
-
-def check(tables: Mapping[str, pa.Table | pd.DataFrame]) -> list[str]:
-    """Refuse final tables whose values no measurement can attain; return warnings as sentences.
-
-    Raises ArtifactError, naming table and row, for a missing or non-finite value, an accuracy that is
-    not k/n, a perplexity below 1, perplexities over tokens, words and bytes of one text that are not of one
-    likelihood, or conditions of a task that were measured on different numbers of documents. A dense accuracy
-    more than two standard errors below chance is only a warning: a small model may know nothing.
-    """
-    warnings = []
-    for name, column in VALUE.items():
-        if name not in tables or len(tables[name]) == 0:
-            continue
-        rows = frame(tables[name])
-        value = rows[column].astype(float)
-        _refuse(name, rows, ~np.isfinite(value), column, "a finite number belongs there")
-        if name == "accuracy":
-            correct = value * rows["n"]
-            attainable = value.between(0, 1) & ((correct - correct.round()).abs() < 1e-6 * rows["n"])
-            _refuse(name, rows, ~attainable, column, "an accuracy is k/n for a whole k, n being the row's documents")
-            noise = 2 * rows["stderr"].astype(float).fillna(0)
-            for index in rows.index[(rows["method"] == "dense") & (value < rows["task"].map(CHANCE) - noise)]:
-                warnings.append(f"{_place(name, rows, index)}: accuracy {value[index]:.3f} is below chance")
-        if name == "perplexity":
-            _refuse(name, rows, value < 1, column, "a perplexity is at least 1")
-            nats = np.log(value) * rows["counted"]
-            text = [*CONDITION, "task", "fewshot"]
-            first = nats.groupby([rows[key] for key in text], dropna=False).transform("first")
-            unlike = (nats - first).abs() > 1e-9 * first.abs()
-            _refuse(name, rows, unlike, column, "perplexities of one text, over its tokens, words or bytes, must agree")
-        if "n" in rows:
-            first = rows.groupby(SAME_DOCUMENTS, dropna=False)["n"].transform("first")
-            _refuse(name, rows, rows["n"] != first, "n", "all conditions of a task are measured on the same documents")
-    return warnings
-
-
-def _refuse(name: str, rows: pd.DataFrame, bad: pd.Series, column: str, fitting: str) -> None:
-    if bad.any():
-        index = bad.idxmax()
-        raise ArtifactError(f"{_place(name, rows, index)}: {column} is {rows[column][index]}; {fitting}")
-
-
-def _place(name: str, rows: pd.DataFrame, index: int) -> str:
-    return f"table '{name}', row {index} ({_name(rows.loc[index])})"
 
 
 def read(directory: Path) -> dict[str, pd.DataFrame]:
@@ -259,7 +232,7 @@ def of_study(results: Path) -> dict[str, pd.DataFrame]:
     """The final tables of a study's results folder, such as results/quick; ArtifactError if it has none."""
     folder = Path(results) / "tables"
     if not folder.is_dir():
-        raise ArtifactError(f"{folder}: no such folder; a study's results folder, such as results/quick, would fit")
+        raise ArtifactError(f"{folder}: no such folder; give a study's results folder, such as results/quick")
     return read(folder)
 
 
@@ -298,7 +271,7 @@ def _estimates(outcomes: Outcomes, metrics: tuple[str, ...], estimate: Callable[
         try:
             rows.append(group.keys | estimate(group))
         except ArtifactError as error:
-            raise ArtifactError(f"{_name(group.keys)}: {error}") from None
+            raise ArtifactError(f"{row_name(group.keys)}: {error}") from None
     return _sorted(_over_seeds(rows, "value"))
 
 
@@ -311,7 +284,7 @@ def _order(row: Row, names: Sequence[str]) -> list[tuple]:
     return [(row.get(name) is not None, row.get(name)) for name in names]
 
 
-def _name(row: Mapping[str, Any]) -> str:
+def row_name(row: Mapping[str, Any]) -> str:
     """What a row is about, in words, for messages."""
     columns = ["model", "data", "method", "mode", "criterion", "policy", "protocol", "units", "sparsity_pct"]
     columns += [*REFERENCE, "task", "fewshot", "metric"]

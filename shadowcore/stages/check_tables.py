@@ -7,7 +7,7 @@ from pathlib import Path
 
 from shadowcore import artifacts
 from shadowcore.errors import ArtifactError
-from shadowcore.report import tables
+from shadowcore.report import checks
 from shadowcore.schemas import FINAL_TABLES, TIMED_TABLES
 from shadowcore.stages.base import Missing, Progress, Stage, header
 
@@ -39,7 +39,7 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     for path in inputs.tables:
         table = FINAL_TABLES[path.stem].read(path)
         try:
-            warnings += tables.check({path.stem: table})
+            warnings += checks.check({path.stem: table})
         except ArtifactError as error:
             raise ArtifactError(f"{path}: {error}") from None
         rows[path.stem] = len(table)

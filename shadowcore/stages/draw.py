@@ -1,14 +1,15 @@
-"""Draw the figures of one model from the final tables."""
+"""Draw the figures of one model that have something to show in the final tables."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
+from shadowcore import artifacts
 from shadowcore.errors import one_of
 from shadowcore.report import tables
+from shadowcore.report.drawn import SCHEMA
 from shadowcore.report.figures import FIGURES, TIMED_FIGURES, save
-from shadowcore.report.style import NOTHING
 from shadowcore.stages.base import Missing, Progress, Stage, header
 
 
@@ -27,8 +28,13 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Outputs:
-    """figures: <name>.pdf and <name>.png for names in report.figures.FIGURES or TIMED_FIGURES."""
+    """drawn: which figures were drawn, and why the others were not (schema figures/1).
 
+    figures: <name>.pdf and <name>.png for names in report.figures.FIGURES or TIMED_FIGURES, all in one folder; those
+    with nothing to show are not written.
+    """
+
+    drawn: Path
     figures: tuple[Path, ...]
 
 
@@ -40,13 +46,20 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     stems = list(dict.fromkeys(path.with_suffix("") for path in outputs.figures))
     known = FIGURES | TIMED_FIGURES
     names = [one_of(stem.name, known, "--figures") for stem in stems]
+    drawn, left_out = [], {}
     for done, (name, stem) in enumerate(zip(names, stems, strict=True), 1):
         asked = tables.Asked(found)
         figure = known[name](asked, spec.model)
-        # of tables the figure did not look at, such as measured times, its bytes must not depend
-        read = {table: [one] for table, one in hashes.items() if table in asked.names}
-        save(figure, stem, made | {"inputs": read, "empty": figure.get_label() == NOTHING})
+        stem.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(figure, str):
+            left_out[name] = figure
+        else:
+            # of tables the figure did not look at, such as measured times, its bytes must not depend
+            read = {table: [one] for table, one in hashes.items() if table in asked.names}
+            save(figure, stem, made | {"inputs": read})
+            drawn.append(name)
         progress(done, len(stems))
+    artifacts.write_record(outputs.drawn, SCHEMA, {"drawn": drawn, "left_out": left_out}, made)
 
 
 STAGE = Stage(Spec, Inputs, Outputs, run)

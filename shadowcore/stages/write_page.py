@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from shadowcore import artifacts
-from shadowcore.report import tables
-from shadowcore.report.page import Drawn, page
+from shadowcore.report import drawn, tables
+from shadowcore.report.page import page
 from shadowcore.stages.base import Missing, Progress, Stage, header
 
 
@@ -22,11 +22,11 @@ class Spec:
 
 @dataclass(frozen=True)
 class Inputs:
-    """tables: the final tables; figures: PNG files that `draw` wrote; captions: <figure>.rst, and workflow.rst."""
+    """tables: the final tables; drawn: what `draw` wrote of each model; introduction: reStructuredText."""
 
     tables: tuple[Path, ...]
-    figures: tuple[Path, ...]
-    captions: tuple[Path, ...]
+    drawn: tuple[Path, ...]
+    introduction: Path
 
 
 @dataclass(frozen=True)
@@ -37,13 +37,10 @@ class Outputs:
 def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     progress = Progress("write-page")
     found = tables.read_files(inputs.tables)
-    captions = {path.stem: path.read_text(encoding="utf-8") for path in inputs.captions}
-    figures = []
-    for path in inputs.figures:
-        made = artifacts.read_header(path)
-        figures.append(Drawn(made["spec"]["model"], path.stem, path, made["empty"]))
-    made_of = header("write-page", spec, inputs)
-    text = page(spec.configuration, found, figures, captions, made_of, (*inputs.tables, *inputs.figures))
+    figures = drawn.read(inputs.drawn)
+    files = (*inputs.tables, *(path for one in figures for path in one.files.values()))
+    introduction = inputs.introduction.read_text(encoding="utf-8")
+    text = page(spec.configuration, found, figures, introduction, header("write-page", spec, inputs), files)
     with artifacts.replacing(outputs.page) as partial:
         partial.write_text(text, encoding="utf-8")
     progress(1, 1)

@@ -188,7 +188,7 @@ def report_what_there_is():
             if job.rule.name in REPORT and place_of(job) not in failed:
                 workflow.persistence.started(job)  # so that the next run makes it again, whatever its inputs say
         try:
-            incomplete.report(ended, Path(workflow.basedir, "workflow", "report"))
+            incomplete.report(ended, Path(workflow.basedir, "workflow", "report", "workflow.rst"))
         except OSError as error:  # a full disk, which may be why the jobs failed
             print(f"Tables and page cannot be made of the other jobs: {error}", file=sys.stderr)
     print("", *incomplete.end_of_run(ended), sep="\n", file=sys.stderr)

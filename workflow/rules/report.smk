@@ -1,6 +1,6 @@
 from os.path import relpath
 
-from shadowcore.report.figures import FIGURES
+from shadowcore.report.captions import CAPTIONS
 from shadowcore.report.claims import PUBLISHED
 from shadowcore.schemas import MEASURED_TABLES
 
@@ -88,16 +88,14 @@ rule draw:
         tables=jobs.tables(MEASURED_TABLES),
         checked=rules.check_tables.output.record,
     output:
-        pdf=[f"{root}/figures/{{model}}/{name}.pdf" for name in FIGURES],
-        png=[
-            report(
-                f"{root}/figures/{{model}}/{name}.png",
-                category="Figures",
-                labels={"figure": name, "model": "{model}"},  # of two models the second label is a switch
-                caption=f"../report/{name}.rst",
-            )
-            for name in FIGURES
-        ],
+        drawn=f"{root}/figures/{{model}}.json",
+        figures=report(
+            directory(f"{root}/figures/{{model}}"),
+            patterns=["{figure}.png"],
+            category="Figures",
+            labels={"figure": "{figure}", "model": "{model}"},  # of two models the second label is a switch
+            caption="../report/figure.rst",
+        ),
     log:
         f"{root}/logs/draw/{{model}}.log",
     benchmark:
@@ -109,20 +107,19 @@ rule draw:
         **asked("draw", "{model}"),
     params:
         spec=lambda wildcards: json.dumps({"model": wildcards.model}),
+        figures=lambda wildcards: jobs.figure_files(wildcards.model),
+        captions=CAPTIONS,
         code=fingerprint("shadowcore.stages.draw"),
     shell:
         "python -m shadowcore draw --spec {params.spec:q} --tables {input.tables:q}"
-        " --figures {output.pdf:q} {output.png:q} &> {log:q}"
+        " --drawn {output.drawn:q} --figures {params.figures:q} &> {log:q}"
 
 
 rule write_page:
     input:
         tables=jobs.tables(),
-        figures=[f"{stem}.png" for stem in jobs.figures()],
-        captions=[
-            local(escaped(relpath(f"{workflow.basedir}/workflow/report/{name}.rst")))
-            for name in (*FIGURES, "workflow")
-        ],
+        drawn=jobs.drawn(),
+        introduction=local(escaped(relpath(f"{workflow.basedir}/workflow/report/workflow.rst"))),
     output:
         page=report(
             f"{root}/index.html",
@@ -143,8 +140,8 @@ rule write_page:
         spec=jobs.write_page()["spec"],
         code=jobs.write_page()["code"],
     shell:
-        "python -m shadowcore write-page --spec {params.spec:q} --tables {input.tables:q} --figures {input.figures:q}"
-        " --captions {input.captions:q} --page {output.page:q} &> {log:q}"
+        "python -m shadowcore write-page --spec {params.spec:q} --tables {input.tables:q} --drawn {input.drawn:q}"
+        " --introduction {input.introduction:q} --page {output.page:q} &> {log:q}"
 
 
 rule tables:
@@ -155,4 +152,4 @@ rule tables:
 
 rule figures:
     input:
-        [f"{stem}.{kind}" for stem in jobs.figures() for kind in ("pdf", "png")],
+        jobs.drawn(),

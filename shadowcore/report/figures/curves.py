@@ -1,175 +1,180 @@
-"""Perplexity and accuracy against measured sparsity, a panel per text or task, units and criterion."""
+"""Perplexity and accuracy against measured sparsity, and what another policy changes."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import pandas as pd
 
 from shadowcore.benchmarks import BENCHMARKS
-from shadowcore.report.figures.series import (
+from shadowcore.report.checks import CHANCE
+from shadowcore.report.figures.lines import (
     INTERVAL,
-    LINES,
-    Series,
     asked,
-    contextual,
-    criterion_order,
+    best_predictors,
+    dots,
+    first_of,
     intervals,
-    leading,
-    level,
+    lines,
+    main_condition,
+    mean_over_tasks,
+    method_order,
+    middle,
     of_model,
-    series,
-    units_order,
+    predictors_shown,
+    text_perplexities,
     where,
 )
 from shadowcore.report.style import (
+    GREY,
     Axes,
-    Figure,
-    Line2D,
-    empty,
+    Drawing,
+    end_labels,
     key,
     legend,
+    level,
     log_axis,
     look,
+    named_rows,
     panels,
     styled,
     title,
     whole_ticks,
 )
-from shadowcore.report.tables import CHANCE, Tables
+from shadowcore.report.tables import Tables
 from shadowcore.schemas import CONDITION
 
-MOST_PANELS = 15
-ROOM = 1.7  # factor of space above the highest method but random, for random's values
+REMOVED = "units removed, measured (%)"
+MOST_TASKS = 3  # with panels of their own; of more tasks the mean is shown
+ROOM = 1.5  # factor of space above the highest method but random
 
 
 @styled
-def perplexity(tables: Tables, model: str) -> Figure:
-    """Token perplexity, log scale; where random leaves the other methods far behind, its values are written."""
-    rows = where(of_model(tables, "perplexity", model), metric="token_perplexity")
-    if rows.empty:
-        return empty(f"{model}: no perplexities in the tables")
-    rows = leading(contextual(rows), low_is_good=True)
-    return _perplexities(rows, model, "Token perplexity against measured sparsity, with 95 % intervals")
-
-
-@styled
-def policies(tables: Tables, model: str) -> Figure:
-    """Token perplexity of what was run under several policies: a share of each layer against a share of the model."""
-    rows = where(of_model(tables, "perplexity", model), metric="token_perplexity")
-    sparse = rows[~rows["method"].isin(["dense", "random"])]
-    alike = [name for name in CONDITION if name not in ("policy", "sparsity_pct")]
-    several = sparse.groupby(alike, dropna=False)["policy"].transform("nunique") > 1
-    if not several.any():
-        return empty(f"{model}: no condition was measured under several policies in the tables")
-    kept = rows[(rows["method"] == "dense") | rows.index.isin(sparse.index[several])]
-    return _perplexities(kept, model, "Units chosen per layer against over all layers, with 95 % intervals")
-
-
-def _perplexities(rows: pd.DataFrame, model: str, heading: str) -> Figure:
+def perplexity(tables: Tables, model: str) -> Drawing:
+    """Token perplexity against sparsity, log scale, a panel for each text."""
+    everything = main_condition(text_perplexities(tables, model))
+    rows = best_predictors(everything, low_is_good=True)
+    if set(rows["method"]) <= {"dense"}:
+        return "no perplexity of a sparse model in the tables"
     limits = rows[rows["method"] != "random"]
     limits = limits if len(limits) else rows
-    bottom = limits["low"].fillna(limits["value"]).min() / 1.08
-    top = limits["high"].fillna(limits["value"]).max() * ROOM
-
-    def finish(axes: Axes, _: str, lines: list[Series]) -> None:
-        axes.set_ylim(bottom, top)
-        axes.margins(x=0.1)  # room for the values written beside the first and last points
-        log_axis(axes)
-        for line in lines:
-            for _, row in line.rows[line.rows["value"] > top].iterrows():
-                axes.annotate(
-                    f"{row['value']:,.0f} ↑", (100 * row["sparsity_measured"], 0.99), ha="center", va="top",
-                    xycoords=("data", "axes fraction"), color=look(line.method).color, fontsize=8,
-                )  # fmt: skip
-
-    figure = _curves(rows, "data", "token perplexity", finish)
-    counts = rows.groupby("data")[["n", "counted"]].first()
-    texts = [f"{data}: {row['n']:,} {_documents(data)}, {row['counted']:,} tokens" for data, row in counts.iterrows()]
-    title(figure, heading, [model, *texts])
+    texts = sorted(set(rows["data"]))
+    figure, axes = panels(len(texts), sharey=True, height=3.0)
+    for panel, text in zip(axes, texts, strict=True):
+        here = where(rows, data=text)
+        panel.set_ylim(limits["low"].fillna(limits["value"]).min() / 1.05, limits["value"].max() * ROOM)
+        log_axis(panel)
+        _curves(panel, here)
+        panel.set(title=text, xlabel=REMOVED, ylabel="token perplexity")
+        panel.label_outer()
+    title(figure, "Token perplexity against sparsity, with 95 % intervals", [model, *_facts(rows, everything)])
     return figure
 
 
 @styled
-def accuracy(tables: Tables, model: str) -> Figure:
-    """Task accuracy with its Wilson interval, over the line of guessing."""
+def accuracy(tables: Tables, model: str) -> Drawing:
+    """Task accuracy against sparsity, a panel for each task, or the mean over many tasks."""
     rows = of_model(tables, "accuracy", model)
+    if set(rows["method"]) <= {"dense"}:
+        return "no accuracy of a sparse model in the tables"
+    rows = asked(rows[rows["fewshot"].fillna(0) == 0])
+    names, chance = sorted(set(rows["asked"])), dict(zip(rows["asked"], rows["task"].map(CHANCE), strict=True))
+    if len(names) > MOST_TASKS:
+        guessed = [chance[name] for name in names]
+        name = f"mean of {len(names)} tasks"
+        rows = mean_over_tasks(rows).assign(asked=name, n=rows.drop_duplicates("asked")["n"].sum())
+        names, chance = [name], {name: sum(guessed) / len(guessed)}
+    everything = main_condition(rows)
+    rows = best_predictors(everything, low_is_good=False)
+    figure, axes = panels(len(names), height=3.0)
+    for panel, name in zip(axes, names, strict=True):
+        here = where(rows, asked=name)
+        guessing = [(name, chance[name])] if pd.notna(chance[name]) else []
+        for _, value in guessing:
+            panel.axhline(value, color=GREY, linestyle=":", linewidth=1.2)
+        _curves(panel, here, *(("guessing", value, GREY) for _, value in guessing))
+        panel.set(title=name, xlabel=REMOVED, ylabel="accuracy")
+    title(figure, "Accuracy against sparsity, with 95 % intervals", [model, *_facts(rows, everything)])
+    return figure
+
+
+def _curves(axes: Axes, rows: pd.DataFrame, *levels: tuple[str, float, str]) -> None:
+    """The methods' lines with their names at the ends, over the dense level; levels: of other names."""
+    axes.margins(x=0.06)
+    ends = []
+    bottom, top = axes.get_ylim()
+    logarithmic = axes.get_yscale() == "log"
+    sparse = rows[
+        (rows["method"] != "dense") & ((rows["method"] != "random") | (rows["value"] <= top) | (not logarithmic))
+    ]
+    for line in lines(sparse):
+        x = 100 * line.rows["sparsity_measured"]
+        intervals(axes, x, line.rows, INTERVAL, **line.style())
+        ends.append(line.end(x, line.rows["value"]))
+    for _, row in rows[rows["method"] == "dense"].iterrows():
+        level(axes, *row[list(INTERVAL)])
+        levels = ("dense", row["value"], look("dense").color), *levels
+    ends += [(axes.get_xlim()[1], value, name, color) for name, value, color in levels]
+    whole_ticks(axes)
+    if logarithmic:
+        axes.set_ylim(bottom, top)
+        above = rows[(rows["method"] == "random") & (rows["value"] > top)]
+        for _, row in above[above["sparsity_pct"] == middle(above["sparsity_pct"])].iterrows():
+            axes.annotate(
+                f"random: {row['value']:,.0f} ↑", (100 * row["sparsity_measured"], 0.99), ha="center", va="top",
+                xycoords=("data", "axes fraction"), color=look("random").color, fontsize=8,
+            )  # fmt: skip
+    end_labels(axes, ends)
+
+
+def _facts(rows: pd.DataFrame, everything: pd.DataFrame) -> list[str]:
+    """What is the same in all lines, which predictors are shown, and how many documents were measured."""
+    sparse = rows[~rows["method"].isin(["dense", "random"])]
+    place = [
+        f"{sparse[name].dropna().iloc[0]}" for name in ("units", "criterion", "policy") if sparse[name].notna().any()
+    ]
+    name = "data" if "counted" in rows else "asked"
+    kinds = {data: "documents" if name == "asked" or data in BENCHMARKS else "windows" for data in rows[name]}
+    counts = [f"{text}: {n:,} {kinds[text]}" for text, n in rows.groupby(name)["n"].first().items()]
+    return [", ".join(place), *counts, *predictors_shown(rows, everything)]
+
+
+@styled
+def policies(tables: Tables, model: str) -> Drawing:
+    """Token perplexity of one share of each layer against one share of the whole model: two points a line."""
+    rows = first_of(text_perplexities(tables, model), "data")
+    sparse = rows[~rows["method"].isin(["dense", "random"])]
+    same = [name for name in CONDITION if name not in ("policy", "sparsity_pct")]
+    several = sparse.groupby([*same, "sparsity_pct"], dropna=False)["policy"].transform("nunique") > 1
+    rows = main_condition(sparse[several], "policy")
     if rows.empty:
-        return empty(f"{model}: no accuracies in the tables")
-    rows = leading(contextual(asked(rows)), low_is_good=False)
-    guessing = {name: CHANCE[task] for name, task in zip(rows["asked"], rows["task"], strict=True) if task in CHANCE}
-
-    def finish(axes: Axes, name: str, _: list[Series]) -> None:
-        if name in guessing:
-            axes.axhline(guessing[name], color=look("random").color, linestyle=":", linewidth=1.2)
-
-    chance = [key("chance", look("random").color, line=":")] if guessing else []
-    figure = _curves(rows, "asked", "accuracy", finish, *chance)
-    tasks = [f"{name}: {n:,} documents" for name, n in rows.groupby("asked")["n"].first().items()]
-    title(figure, "Accuracy against measured sparsity, with 95 % intervals", [model, *tasks])
-    return figure
-
-
-def _documents(data: str) -> str:
-    return "documents" if data in BENCHMARKS else "windows"
-
-
-def _curves(
-    rows: pd.DataFrame, facet: str, label: str, finish: Callable[[Axes, str, list[Series]], None], *more: Line2D
-) -> Figure:
-    """Draw `rows` in panels of one `facet`, units and criterion each; `finish` adds what is special to a figure."""
-    keys = _panel_keys(rows, facet)
-    facets, others = {name for name, *_ in keys}, {tuple(other) for _, *other in keys}
-    grid = len(facets) > 1 and 1 < len(others) <= 4 and len(keys) == len(facets) * len(others)  # a row for each facet
-    figure, axes = panels(len(keys), columns=len(others) if grid else None, sharey=True, sharex=True)
-    dense, sparse = rows[rows["method"] == "dense"], rows[rows["method"] != "dense"]
-    handles = [key("dense", look("dense").color)] if len(dense) else []
-    for panel, (name, units, criterion) in zip(axes, keys, strict=True):
-        here = where(sparse, **{facet: name}, units=units)
-        # what has no criterion to go by is in every panel of its units
-        lines = series(here[_without_criterion(here) | (here["criterion"] == criterion)], among=sparse)
-        for _, row in where(dense, **{facet: name}).iterrows():
-            level(panel, *row[list(INTERVAL)])
-        for line in lines:
-            _draw(panel, line)
-        finish(panel, name, lines)
-        whole_ticks(panel)
-        panel.set_title(", ".join(part for part in [name if len(facets) > 1 else "", units, criterion] if part))
-        panel.set(xlabel="units removed, measured (%)", ylabel=label)
-        panel.label_outer()
-        handles += [line.handle() for line in lines]
-    for policy in sorted(set(rows["policy"].dropna()) - {"per_layer"}):
-        kept = key(f"policy {policy} instead of per_layer", "#444444", "o", LINES[policy], markerfacecolor="white")
-        more = (*more, kept)
-    legend(figure, [*handles, *more])
-    return figure
-
-
-def _draw(axes: Axes, line: Series) -> None:
-    hollow = {"markerfacecolor": "white"} if line.policy in ("global", "floored") else {}
-    intervals(
-        axes, 100 * line.rows["sparsity_measured"], line.rows, INTERVAL,
-        linestyle=LINES.get(line.policy, "-"), **line.style(), **hollow,
-    )  # fmt: skip
-
-
-def _without_criterion(rows: pd.DataFrame) -> pd.Series:
-    """Random is a criterion of its own, and baselines have none."""
-    return (rows["method"] == "random") | rows["criterion"].isna()
-
-
-def _panel_keys(rows: pd.DataFrame, facet: str) -> list[tuple[str, str | None, str | None]]:
-    """Facet, units and criterion of every panel; methods without, and then dense, have one where there is no other."""
-    dense, without = rows["method"] == "dense", _without_criterion(rows)
-    keys = set(rows.loc[~dense & ~without, [facet, "units", "criterion"]].itertuples(index=False, name=None))
-    drawn = {key[:2] for key in keys}
-    without &= ~dense
-    alone = set(zip(rows.loc[without, facet], rows.loc[without, "units"], strict=True)) - drawn
-    keys |= {(name, units, None) for name, units in alone}
-    keys |= {(name, None, None) for name in set(rows.loc[dense, facet]) - {key[0] for key in keys}}
-    places = sorted(
-        {key[1:] for key in keys}, key=lambda parts: (units_order(parts[0]), criterion_order(parts[1] or ""))
+        return "no condition was measured under several policies"
+    rows = best_predictors(rows, low_is_good=True)
+    names = sorted(
+        set(zip(rows["sparsity_pct"], rows["method"], strict=True)), key=lambda one: (one[0], method_order(one[1]))
     )
-    # more than a page of panels: the first units and criteria; the tables have them all
-    shown = places[: max(1, MOST_PANELS // len({key[0] for key in keys}))] if len(keys) > MOST_PANELS else places
-    return sorted((key for key in keys if key[1:] in shown), key=lambda key: (key[0], shown.index(key[1:])))
+    figure, (axes,) = panels(1, height=0.35 * len(names) + 0.7)
+    styles = {"per_layer": {"marker": "o"}, "global": {"marker": "D"}, "floored": {"marker": "^"}}
+    for number, (pct, method) in enumerate(names):
+        for policy, row in where(rows, sparsity_pct=pct, method=method).groupby("policy"):
+            shift = 0.25 * (list(styles).index(policy) - 0.5 if policy in styles else 1.5)
+            color = look(method).color
+            filled = color if policy == "per_layer" else "white"
+            dots(
+                axes, [number + shift], row, color=color, markerfacecolor=filled, **styles.get(policy, {"marker": "X"})
+            )
+    log_axis(axes, "x")
+    named_rows(axes, [f"{method}, {pct} % removed" for pct, method in names])
+    axes.set_xlabel("token perplexity")
+    meanings = {"per_layer": "per_layer: a share of each layer", "global": "global: a share of the whole model"}
+    shown = [name for name in styles if name in set(rows["policy"])]
+    fill = {"per_layer": GREY}
+    handles = [
+        key(meanings.get(name, name), GREY, line="", markerfacecolor=fill.get(name, "white"), **styles[name])
+        for name in shown
+    ]
+    legend(figure, handles)
+    facts = rows.iloc[0]
+    place = f"{facts['units']}, {facts['criterion']}"
+    title(
+        figure, "Perplexity by policy, with 95 % intervals", [model, place, f"{facts['data']}: {facts['n']:,} windows"]
+    )
+    return figure

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from shadowcore.report.figures.series import MAIN_CRITERION, criterion_order, first_of, of_model, units_order, where
+from shadowcore.report.figures.lines import criterion_order, first_of, of_model, units_order, where
 from shadowcore.report.style import (
-    Figure,
+    Drawing,
     colour_bar,
     colour_scale,
-    empty,
-    key,
-    legend,
     log_axis,
-    look_of_criterion,
     panels,
     styled,
     title,
@@ -21,19 +17,21 @@ from shadowcore.report.style import (
 )
 from shadowcore.report.tables import Tables
 
+BLUE = "#0072B2"
+
 
 @styled
-def importance_map(tables: Tables, model: str) -> Figure:
+def importance_map(tables: Tables, model: str) -> Drawing:
     """Mean importance of every unit: neurons sorted within their layer, heads in place; log colours."""
     rows = of_model(tables, "criteria", model)
     if rows.empty:
-        return empty(f"{model}: no importance scores in the tables")
+        return "no importance scores in the tables"
     criterion = min(set(rows["criterion"]), key=criterion_order)
     rows = where(rows, criterion=criterion)
     rows = where(rows, calibration=min(set(rows["calibration"])))
     kinds = sorted(set(rows["kind"]), key=units_order)
     figure, axes = panels(
-        len(kinds), size=(4.4, 3.6), sharey=True, width_ratios=[3 if kind == "neurons" else 2 for kind in kinds]
+        len(kinds), height=3.2, sharey=True, width_ratios=[3 if kind == "neurons" else 2 for kind in kinds]
     )
     for panel, kind in zip(axes, kinds, strict=True):
         scores = where(rows, kind=kind).pivot(index="layer", columns="unit", values="mean")  # (L, U)
@@ -58,34 +56,27 @@ def importance_map(tables: Tables, model: str) -> Figure:
 
 
 @styled
-def variability(tables: Tables, model: str) -> Figure:
-    """How much a unit's importance changes from input to input: deviation over mean by layer, a line per criterion."""
-    rows = first_of(of_model(tables, "criteria", model), "calibration")
+def variability(tables: Tables, model: str) -> Drawing:
+    """How much a unit's importance changes from input to input: deviation over mean by layer, the main criterion."""
+    rows = first_of(of_model(tables, "criteria", model), "calibration", "criterion")
     rows = rows[rows["mean"] > 0]
     if rows.empty:
-        return empty(f"{model}: no importance scores in the tables")
+        return "no importance scores in the tables"
     rows = rows.assign(relative=rows["deviation"] / rows["mean"])
     kinds = sorted(set(rows["kind"]), key=units_order)
-    figure, axes = panels(len(kinds), size=(3.6, 2.9), sharey=True)
-    handles = []
+    figure, axes = panels(len(kinds), sharey=True)
     for panel, kind in zip(axes, kinds, strict=True):
-        for criterion in sorted(set(where(rows, kind=kind)["criterion"]), key=criterion_order):
-            layers = where(rows, kind=kind, criterion=criterion).groupby("layer")["relative"]
-            low, middle, high = (layers.quantile(share) for share in (0.25, 0.5, 0.75))
-            style = look_of_criterion(criterion)
-            drawn = {"color": style.color, "marker": style.marker}
-            if criterion == MAIN_CRITERION:
-                panel.fill_between(low.index, low, high, color=style.color, alpha=0.15, linewidth=0)
-            panel.plot(middle.index, middle, markersize=3, **drawn)
-            handles.append(key(style.label, **drawn))
-        panel.set(title=kind, xlabel="layer", ylabel="deviation over mean")
+        layers = where(rows, kind=kind).groupby("layer")["relative"]
+        low, half, high = (layers.quantile(share) for share in (0.25, 0.5, 0.75))
+        panel.fill_between(low.index, low, high, color=BLUE, alpha=0.2, linewidth=0)
+        panel.plot(half.index, half, markersize=3, color=BLUE, marker="o")
+        panel.set(title=kind, xlabel="layer", ylabel="deviation / mean")
         log_axis(panel)
         whole_ticks(panel)
         panel.label_outer()
-    legend(figure, handles)
     facts = rows.iloc[0]
     title(
-        figure, "Importance varies from input to input: median unit of a layer",
-        [model, f"{facts['calibration']}: {facts['n']:,} windows", f"band: middle half of the units, {MAIN_CRITERION}"],
+        figure, "Change of a unit's importance between inputs: median unit of each layer, band: middle half",
+        [model, facts["criterion"], f"{facts['calibration']}: {facts['n']:,} windows"],
     )  # fmt: skip
     return figure

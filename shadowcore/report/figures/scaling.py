@@ -5,8 +5,8 @@ from __future__ import annotations
 import pandas as pd
 
 from shadowcore.report.claims import PUBLISHED
-from shadowcore.report.figures.series import intervals, where
-from shadowcore.report.style import Figure, empty, key, legend, look, panels, styled, title, whole_ticks
+from shadowcore.report.figures.lines import intervals, where
+from shadowcore.report.style import GREY, Drawing, end_labels, key, legend, look, panels, styled, title, whole_ticks
 from shadowcore.report.tables import Tables
 
 RANK, BITS = 256, 16  # of the predictors compared at equal sizes
@@ -71,68 +71,85 @@ def fastest_dense(rows: pd.DataFrame) -> pd.Series:
 
 
 @styled
-def decoding(tables: Tables, model: str) -> Figure:
-    """Time per token, and speed-up over the fastest dense decoder, against sparsity, with the memory's limit."""
+def decoding(tables: Tables, model: str) -> Drawing:
+    """Time per token against sparsity, and the time that its bytes take at the memory's limit (dotted)."""
     rows = where(timed(tables), model=model, main=True)
     if rows.empty:
-        return empty(f"{model}: no times with random weights in the tables")
+        return "no times with random weights in the tables"
     dense = fastest_dense(rows)
-    figure, (times, gains) = panels(2, size=(4.2, 3.2))
-    handles = [key(f"fastest dense ({dense['mode']})", look("dense").color)]
+    figure, (times, gains) = panels(2, height=3.0)
     times.axhline(dense["ms_per_token"], color=look("dense").color)
     gains.axhline(1, color=look("dense").color)
+    ends: tuple[list, list] = ([], [])
     for mode in MODES:
         line, style = alike(rows, mode), look(mode)
         drawn = {"color": style.color, "marker": style.marker}
         intervals(times, line["sparsity_pct"], line, TIMES, **drawn)
-        times.plot(line["sparsity_pct"], line["roof_ms"], color=style.color, linestyle=":")
-        gains.plot(line["sparsity_pct"], dense["ms_per_token"] / line["ms_per_token"], **drawn)
-        gains.plot(line["sparsity_pct"], dense["roof_ms"] / line["roof_ms"], color=style.color, linestyle=":")
-        handles.append(key(style.label, **drawn))
-    handles.append(key("its bytes at the memory's limit", "#666666", line=":"))
+        times.plot(line["sparsity_pct"], line["roof_ms"], color=style.color, linestyle=":", linewidth=1)
+        gain = dense["ms_per_token"] / line["ms_per_token"]
+        gains.plot(line["sparsity_pct"], gain, **drawn)
+        if len(line):
+            for labels, values in zip(ends, (line["ms_per_token"], gain), strict=True):
+                labels.append((line["sparsity_pct"].iloc[-1], values.iloc[-1], mode, style.color))
     times.set(ylim=(0, None), xlabel="heads and neurons removed (%)", ylabel="ms per token")
     gains.set(xlabel="heads and neurons removed (%)", ylabel="times faster than the fastest dense")
-    for panel in (times, gains):
+    name = "dense" if dense["mode"] == "dense" else f"dense ({dense['mode']})"
+    for panel, labels, level in zip((times, gains), ends, (dense["ms_per_token"], 1), strict=True):
         whole_ticks(panel)
-    legend(figure, handles)
+        end_labels(panel, [*labels, (panel.get_xlim()[1], level, name, look("dense").color)])
+    legend(figure, [key("the bytes of that method at the memory's limit", GREY, line=":")])
     facts = [model, dense["device"], dense["dtype"], "random weights", f"predictors of rank {RANK}"]
-    title(figure, "Decoding against the memory's limit: median and 10th to 90th percentile", facts)
+    title(figure, "Time per token and speed-up against sparsity: median, 10th to 90th percentile", facts)
     return figure
 
 
 @styled
-def scaling(tables: Tables, _: str) -> Figure:
-    """ShadowLLM over DejaVu-style at 50 % for every size, beside the published ratios; and where the time goes."""
-    rows = where(timed(tables), main=True)
-    half = rows[rows["sparsity_pct"] == 50]
-    shadow = alike(half, "shadow").set_index("model")
+def scaling(tables: Tables, _: str) -> Drawing:
+    """Time of layerwise over shadow at 50 % for every size, and the published ratios."""
+    rows, shadow = _at_half(tables)
     if shadow.empty:
-        return empty("no predictors of 50 % with random weights in the tables")
-    models = list(shadow.sort_values("gb_per_token").index)
-    figure, (ratios, shares) = panels(2, size=(4.6, 3.4))
-    places = range(len(models))
-    blue = look("shadow").color
+        return "no predictors at 50 % with random weights in the tables"
+    figure, (axes,) = panels(1, height=3.0)
+    places, handles = range(len(shadow)), []
     looks = [{"marker": "D"}, {"marker": "^", "markerfacecolor": "none"}, {"marker": "o", "markerfacecolor": "none"}]
-    for ranks, drawn in zip(WIDTHS.values(), looks, strict=True):
-        ratios.plot(places, layerwise_over_shadow(rows, ranks).reindex(models), linestyle="", color=blue, **drawn)
-    ratios.plot(places, published_ratios().reindex(models), linestyle="", marker="x", color="#D55E00")
-    ratios.axhline(1, color=look("dense").color)
-    ratios.set(ylabel="layerwise over shadow, time", ylim=(0.9, None))
-    below = pd.Series(0.0, index=models)
-    for column, (_label, color) in PARTS.items():
-        share = shadow[column].reindex(models)
-        shares.bar(places, share, bottom=below, color=color, width=0.7)
-        below = below + share
-    shares.plot(places, shadow["ms_per_token"].reindex(models), linestyle="", marker="_", color="black", markersize=16)
-    shares.set(ylabel="ms per token, shadow, 50 %")
-    for panel in (ratios, shares):
-        panel.set_xticks(list(places), models, rotation=40, ha="right")
-    handles = [
-        *(key(f"ranks {name}", blue, line="", **drawn) for name, drawn in zip(WIDTHS, looks, strict=True)),
-        key("published, 1 to 4 A100", "#D55E00", "x", ""),
-        key("whole step", "black", "_", ""),
-    ]
-    legend(figure, handles + [key(label, color, "s", "") for label, color in PARTS.values()])
-    facts = [shadow["device"].iloc[0], "50 % of heads and neurons removed", f"parts: rank {RANK}", "random weights"]
-    title(figure, "One predictor against one per layer; parts of a step, each timed alone", facts)
+    for (name, ranks), drawn in zip(WIDTHS.items(), looks, strict=True):
+        values = layerwise_over_shadow(rows, ranks).reindex(shadow.index)
+        if values.notna().any():
+            axes.plot(places, values, linestyle="", color=look("shadow").color, **drawn)
+            handles.append(key(f"ranks {name}", look("shadow").color, line="", **drawn))
+    axes.plot(places, published_ratios().reindex(shadow.index), linestyle="", marker="x", color="#D55E00")
+    axes.axhline(1, color=look("dense").color)
+    axes.set(ylabel="time of layerwise / of shadow", ylim=(0.9, None))
+    axes.set_xticks(list(places), list(shadow.index), rotation=30, ha="right")
+    legend(figure, [*handles, key("published, 1 to 4 A100", "#D55E00", "x", "")])
+    facts = [shadow["device"].iloc[0], "50 % of heads and neurons removed", "random weights"]
+    title(figure, "One predictor per layer against one: ratio of times per token", facts)
     return figure
+
+
+@styled
+def step_parts(tables: Tables, _: str) -> Drawing:
+    """Where the time of a step of shadow goes at 50 %, for every size."""
+    _rows, shadow = _at_half(tables)
+    if shadow.empty or shadow[list(PARTS)].isna().all(axis=None):
+        return "no predictors at 50 % with random weights in the tables"
+    figure, (axes,) = panels(1, height=3.0)
+    places, below = range(len(shadow)), pd.Series(0.0, index=shadow.index)
+    for column, (_label, color) in PARTS.items():
+        axes.bar(places, shadow[column], bottom=below, color=color, width=0.7)
+        below = below + shadow[column].fillna(0)
+    axes.plot(places, shadow["ms_per_token"], linestyle="", marker="_", color="black", markersize=16)
+    axes.set(ylabel="ms per token")
+    axes.set_xticks(list(places), list(shadow.index), rotation=30, ha="right")
+    parts = [key(label, color, "s", "") for label, color in PARTS.values()]
+    legend(figure, [*parts, key("whole step", "black", "_", "")])
+    facts = [shadow["device"].iloc[0], "shadow, 50 % of heads and neurons removed", f"rank {RANK}", "random weights"]
+    title(figure, "Where a step's time goes: parts timed alone", facts)
+    return figure
+
+
+def _at_half(tables: Tables) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Rows of the main lengths, and shadow's at 50 % of each model, models by size."""
+    rows = where(timed(tables), main=True)
+    shadow = alike(where(rows, sparsity_pct=50), "shadow").set_index("model").sort_values("gb_per_token")
+    return rows, shadow

@@ -6,24 +6,24 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from shadowcore.report.figures.series import (
+from shadowcore.report.figures.lines import (
     INTERVAL,
-    Series,
-    criterion_order,
+    best_predictors,
+    first_of,
     intervals,
-    level,
+    lines,
     of_model,
-    series,
+    text_perplexities,
     units_order,
     where,
 )
 from shadowcore.report.style import (
     Axes,
-    Figure,
-    Line2D,
-    empty,
+    Drawing,
+    end_labels,
     key,
     legend,
+    level,
     log_axis,
     look,
     panels,
@@ -37,6 +37,7 @@ TIMES = ("ms_per_token", "ms_p10", "ms_p90")
 DENSE = ("dense", "huggingface")
 HALO = {"facecolor": "white", "alpha": 0.75, "linewidth": 0, "pad": 0.5}  # behind labels that cross lines
 SETTING = ["device", "threads", "backend", "weights", "dtype", "batch", "prompt_tokens", "new_tokens"]
+MOST_SETTINGS = 6
 
 
 class Setting(NamedTuple):
@@ -49,87 +50,98 @@ class Setting(NamedTuple):
 
 
 @styled
-def latency(tables: Tables, model: str) -> Figure:
-    """Milliseconds per token with the 10th to 90th percentile of repeats, over the fastest dense decoder."""
+def latency(tables: Tables, model: str) -> Drawing:
+    """Milliseconds per token with the 10th to 90th percentile of repeats, and the fastest dense decoder."""
     rows = of_model(tables, "latency", model).rename(columns={"mode": "method"})
-    if rows.empty:
-        return empty(f"{model}: no latencies in the tables")
-    settings = _settings(rows)
-    figure, axes = panels(len(settings), size=(4.4, 3.2))
-    handles = []
+    settings = [setting for setting in _settings(rows) if len(setting.sparse)]
+    if not settings:
+        return "no decoding time of a sparse model in the tables"
+    figure, axes = panels(len(settings), height=3.0)
     for panel, setting in zip(axes, settings, strict=True):
+        sparse = _one_predictor(setting.sparse)
+        ends = []
+        for line in lines(sparse):
+            x = line.rows["sparsity_pct"]
+            intervals(panel, x, line.rows, TIMES, **line.style())
+            ends.append(line.end(x, line.rows["ms_per_token"]))
         for _, row in setting.dense.iterrows():
             level(panel, *row[list(TIMES)])
-            handles.append(_fastest(row["method"]))
-        for line in series(setting.sparse, among=rows):
-            intervals(panel, line.rows["sparsity_pct"], line.rows, TIMES, **line.style())
-            handles.append(line.handle())
-        panel.set_ylim(0, 1.08 * pd.concat([setting.dense, setting.sparse])[["ms_per_token", "ms_p90"]].max(axis=None))
+            ends.append((x.max(), row["ms_per_token"], _fastest(row["method"]), look("dense").color))
+        panel.set_ylim(0, _reach(pd.concat([setting.dense, sparse])))
+        panel.margins(x=0.06)
         panel.set(title=setting.name, xlabel=_removed(setting.units), ylabel="ms per token")
         whole_ticks(panel)
-    legend(figure, handles)
-    heading = "Time per token: median and 10th to 90th percentile"
+        end_labels(panel, ends)
+    heading = "Time per token: median and 10th to 90th percentile of repeats"
     title(figure, heading, [model, *_lengths(rows)])
     return figure
 
 
 @styled
-def pareto(tables: Tables, model: str) -> Figure:
+def pareto(tables: Tables, model: str) -> Drawing:
     """Perplexity, log scale, against milliseconds per token: what a method gains and what it costs."""
     timed = of_model(tables, "latency", model).rename(columns={"mode": "method"})
-    scored = of_model(tables, "perplexity", model)
-    dense, scored = where(scored, method="dense"), _as_decoded(scored)
-    joined = scored.merge(timed, on=["method", "units", "sparsity_pct"])
-    if joined.empty:
-        return empty(f"{model}: no condition has both a perplexity and a latency in the tables")
-    # the settings that have something to show, a panel each, for every text
-    settings = [s for s in _settings(timed) if len(_points(s, scored))]
-    keys = [(setting, data) for setting in settings for data in sorted(set(_points(setting, scored)["data"]))]
-    figure, axes = panels(len(keys), size=(4.4, 3.6))
+    scored = first_of(text_perplexities(tables, model), "data", "calibration")
+    dense = where(scored, method="dense")
+    scored = _as_decoded(scored)
+    settings = [(setting, points) for setting in _settings(timed) if len(points := _points(setting, scored))]
+    if not settings:
+        return "no condition has both a perplexity and a decoding time"
+    figure, axes = panels(len(settings), height=3.6)
     handles = []
-    for panel, (setting, data) in zip(axes, keys, strict=True):
-        for line in series(where(_points(setting, scored), data=data), among=joined):
-            _tradeoff(panel, line)
+    for panel, (setting, points) in zip(axes, settings, strict=True):
+        for line in lines(points):
+            _tradeoff(panel, line.rows, line.style())
             handles.append(line.handle())
-        for _, row in setting.dense.merge(where(dense, data=data), how="cross").iterrows():
+        for _, row in setting.dense.merge(dense, how="cross").iterrows():
             panel.axhline(row["value"], color=look("dense").color, linewidth=0.8, linestyle=":")
             panel.axvline(row["ms_per_token"], color=look("dense").color, linewidth=0.8, linestyle=":")
             panel.plot(row["ms_per_token"], row["value"], color=look("dense").color, marker="*", markersize=10)
-            handles.append(_fastest(row["method_x"], marker="*", line=":"))
+            handles.append(key(_fastest(row["method_x"]), look("dense").color, "*", ":"))
         panel.margins(0.12)
+        times = pd.concat([setting.dense, points])
+        panel.set_xlim(0.85 * times["ms_per_token"].min(), _reach(times))
         log_axis(panel)
-        panel.set(title=f"{setting.name}, {setting.units}, {data}", xlabel="ms per token", ylabel="token perplexity")
+        panel.set(title=f"{setting.name}, {setting.units}", xlabel="ms per token", ylabel="token perplexity")
     legend(figure, handles)
-    criterion = scored["criterion"].iloc[0]
-    heading = f"Perplexity against time per token at rising sparsity ({criterion})"
-    title(figure, heading, [model, *_lengths(timed)])
+    facts = scored.iloc[0]
+    place = f"{facts['data']}, {scored['criterion'].dropna().iloc[0]}, labels: % removed"
+    title(figure, "Perplexity against time per token", [model, place, *_lengths(timed)])
     return figure
 
 
 def _as_decoded(rows: pd.DataFrame) -> pd.DataFrame:
-    """Conditions as the decoder runs them: units kept per layer, a mask for each token, one criterion."""
+    """Conditions as the decoder runs them: units kept per layer, a mask for each token, the main criterion."""
     rows = where(rows[rows["protocol"].isna() | (rows["protocol"] == "token")], policy="per_layer")
-    criteria = set(rows.loc[~rows["method"].isin(["dense", "random"]), "criterion"].dropna())
-    return where(rows, criterion=min(criteria, key=criterion_order)) if criteria else rows.iloc[:0]
+    rows = rows[~rows["method"].isin(["dense", "random"])]
+    return first_of(rows[rows["criterion"].notna()], "criterion")
 
 
 def _points(setting: Setting, scored: pd.DataFrame) -> pd.DataFrame:
-    times = setting.sparse[["method", "units", "sparsity_pct", "predictor_rank", *TIMES]]
-    return scored.merge(times, on=["method", "units", "sparsity_pct"])
+    times = _one_predictor(setting.sparse)[["method", "units", "sparsity_pct", *TIMES]]
+    return best_predictors(scored, low_is_good=True).merge(times, on=["method", "units", "sparsity_pct"])
 
 
-def _tradeoff(axes: Axes, line: Series) -> None:
+def _reach(rows: pd.DataFrame) -> float:
+    """The end of an axis of times: all medians, and intervals unless a repeat was far slower than the others."""
+    return 1.08 * min(rows[["ms_per_token", "ms_p90"]].max(axis=None), 1.4 * rows["ms_per_token"].max())
+
+
+def _one_predictor(rows: pd.DataFrame) -> pd.DataFrame:
+    """Of several sizes of predictors the smallest, of several number formats the widest."""
+    ordered = rows.sort_values(["predictor_rank", "predictor_bits"], ascending=[True, False], kind="stable")
+    return ordered.drop_duplicates(["method", "units", "sparsity_pct"])
+
+
+def _tradeoff(axes: Axes, rows: pd.DataFrame, style: dict[str, str]) -> None:
     """The points of one method joined by rising sparsity, each labelled with it."""
-    color = look(line.method).color
-    value, low, high = (line.rows[name] for name in TIMES)
-    axes.hlines(
-        line.rows["value"], low.fillna(value), high.fillna(value), color=color, alpha=line.strength, linewidth=1
-    )
-    intervals(axes, value, line.rows, INTERVAL, **line.style())
-    for _, row in line.rows.iterrows():
+    value, low, high = (rows[name] for name in TIMES)
+    axes.hlines(rows["value"], low.fillna(value), high.fillna(value), color=style["color"], linewidth=1)
+    intervals(axes, value, rows, INTERVAL, **style)
+    for _, row in rows.iterrows():
         axes.annotate(
-            f"{row['sparsity_pct']:g} %", (row["ms_per_token"], row["value"]), xytext=(6, 3),
-            textcoords="offset points", color=color, fontsize=8, bbox=HALO,
+            f"{row['sparsity_pct']:g}", (row["ms_per_token"], row["value"]), xytext=(5, 3),
+            textcoords="offset points", color=style["color"], fontsize=8, bbox=HALO,
         )  # fmt: skip
 
 
@@ -146,12 +158,11 @@ def _settings(rows: pd.DataFrame) -> list[Setting]:
         fastest, sparse = group[dense].nsmallest(1, "ms_per_token"), group[~dense]
         for units in sorted(set(sparse["units"].dropna()), key=units_order) or [None]:
             settings.append(Setting(name, units, where(sparse, units=units) if units else sparse, fastest))
-    return settings
+    return settings[:MOST_SETTINGS]
 
 
-def _fastest(method: str, marker: str = "", line: str = "-") -> Line2D:
-    whose = "Hugging Face" if method == "huggingface" else "our decoder"
-    return key(f"fastest dense ({whose})", look("dense").color, marker, line)
+def _fastest(method: str) -> str:
+    return f"dense ({'Hugging Face' if method == 'huggingface' else 'ours'})"
 
 
 def _removed(units: str | None) -> str:

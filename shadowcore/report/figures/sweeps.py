@@ -1,72 +1,77 @@
-"""Decoders of published sizes under other settings: several sequences at once, and longer contexts."""
+"""Decoders of published sizes: sweeps of the batch and of the context."""
 
 from __future__ import annotations
 
 import numpy as np
 import pandas as pd
 
+from shadowcore.report.figures.lines import where
 from shadowcore.report.figures.scaling import DENSE, fastest_dense, timed
-from shadowcore.report.figures.series import where
-from shadowcore.report.style import Figure, empty, key, legend, look, panels, styled, title
+from shadowcore.report.style import GREY, Drawing, end_labels, key, legend, look, panels, styled, title
 
-SHADES = ("#A6CEE3", "#56B4E9", "#0072B2", "#003B5C")  # of rising sparsity
+# of rising sparsity: apart in colour, marker and lightness
+LEVELS = (("#E69F00", "s"), ("#009E73", "^"), ("#0072B2", "o"), ("#882255", "v"))
 LENGTHS = ["device", "model", "prompt_tokens", "new_tokens"]
 
 
 @styled
-def batches(tables, _: str) -> Figure:
+def batches(tables, _: str) -> Drawing:
     """How much several sequences at once still gain, and the sparsity at which skipping begins to pay."""
     rows = timed(tables)
     rows = rows[rows.groupby("model")["batch"].transform("nunique") > 1]
     rows = rows.merge(rows.loc[rows["main"], LENGTHS].drop_duplicates())
     if rows.empty:
-        return empty("no model was timed with several sequences")
+        return "no model was timed with several sequences"
     models = sorted(set(rows["model"]))
-    figure, axes = panels(len(models) + 1, size=(3.8, 3.2))
-    handles = [key("as fast as dense", "#666666", line="--")]
+    figure, axes = panels(len(models) + 1, height=3.0)
+    points = {}
     for panel, model in zip(axes, models, strict=False):
         gains = gains_of(where(rows, model=model), "batch")
-        for color, (pct, line) in zip(SHADES, gains.groupby("sparsity_pct"), strict=False):
-            panel.plot(line["batch"], line["gain"], color=color, marker="o")
-            handles.append(key(f"shadow, {pct:g} % removed for each sequence", color, "o"))
-        panel.axhline(1, color="#666666", linestyle="--", linewidth=0.9)
+        points[model] = break_even(gains)
+        ends = [(gains["batch"].max(), 1.0, "dense", GREY)]
+        for (color, marker), (pct, line) in zip(LEVELS, gains.groupby("sparsity_pct"), strict=False):
+            panel.plot(line["batch"], line["gain"], color=color, marker=marker)
+            ends.append((line["batch"].iloc[-1], line["gain"].iloc[-1], f"{pct:g} %", color))
+        panel.axhline(1, color=GREY, linestyle="--", linewidth=0.9)
         _powers(panel, gains["batch"])
         panel.set(title=model, ylabel="times faster than the fastest dense", ylim=(0, None))
-    for marker, model in zip("osD^v", models, strict=False):
-        points = break_even(gains_of(where(rows, model=model), "batch"))
-        axes[-1].plot(points.index, points, color=look("shadow").color, marker=marker)
-        handles.append(key(f"break-even, {model}", look("shadow").color, marker))
-    _powers(axes[-1], rows["batch"])
-    axes[-1].set(title="break-even", ylabel="heads and neurons to remove, at most (%)", ylim=(0, 100))
-    legend(figure, handles)
-    title(figure, "Several sequences at once: what any of them keeps is read", _facts(rows))
+        end_labels(panel, ends)
+    panel, ends = axes[-1], []
+    for (color, marker), (model, line) in zip(LEVELS, points.items(), strict=False):
+        panel.plot(line.index, line, color=color, marker=marker)
+        last = line.dropna().tail(1)
+        ends += [(batch, value, model, color) for batch, value in last.items()]
+    _powers(panel, rows["batch"])
+    panel.set(title="break-even", ylabel="sparsity from which on shadow is faster (%)", ylim=(0, 100))
+    end_labels(panel, ends)
+    title(figure, "Speed-up of shadow against batch size, for each share removed", _facts(rows))
     return figure
 
 
 @styled
-def contexts(tables, _: str) -> Figure:
+def contexts(tables, _: str) -> Drawing:
     """Time per token against the length of the context: keys and values of all heads are read by kept heads only."""
     rows = timed(tables)
-    rows = rows[(rows["batch"] == 1) & (rows["new_tokens"] == rows["new_tokens"].mode().iloc[0])]
+    rows = rows[(rows["batch"] == 1) & rows["new_tokens"].isin(rows["new_tokens"].mode().head(1))]
     rows = rows[rows.groupby("model")["prompt_tokens"].transform("nunique") > 1]
     if rows.empty:
-        return empty("no model was timed with several lengths of the context")
+        return "no model was timed with several lengths of the context"
     models = sorted(set(rows["model"]))
-    figure, axes = panels(len(models), size=(4.2, 3.2))
-    handles = []
+    figure, axes = panels(len(models), height=3.0)
     for panel, model in zip(axes, models, strict=True):
-        lines = where(rows, model=model).sort_values("prompt_tokens")
+        shown, ends = where(rows, model=model).sort_values("prompt_tokens"), []
         for mode, pct in (("dense", 0), ("static", 50), ("shadow", 50)):
-            line = _narrowest(where(lines, mode=mode, sparsity_pct=pct))
-            style = look(mode)
-            label = style.label if pct == 0 else f"{style.label}, {pct} %"
-            panel.plot(line["prompt_tokens"], line["ms_per_token"], color=style.color, marker=style.marker or ".")
-            panel.plot(line["prompt_tokens"], line["roof_ms"], color=style.color, linestyle=":")
-            handles.append(key(label, style.color, style.marker or "."))
+            line, style = _narrowest(where(shown, mode=mode, sparsity_pct=pct)), look(mode)
+            if len(line):
+                panel.plot(line["prompt_tokens"], line["ms_per_token"], color=style.color, marker=style.marker or ".")
+                panel.plot(line["prompt_tokens"], line["roof_ms"], color=style.color, linestyle=":", linewidth=1)
+                last = line.iloc[-1]
+                label = mode if pct == 0 else f"{mode}, {pct} %"
+                ends.append((last["prompt_tokens"], last["ms_per_token"], label, style.color))
         panel.set(title=model, xlabel="tokens in the cache", ylabel="ms per token", ylim=(0, None))
-    handles.append(key("its bytes at the memory's limit", "#666666", line=":"))
-    legend(figure, handles)
-    title(figure, "Longer contexts", _facts(rows))
+        end_labels(panel, ends)
+    legend(figure, [key("its bytes at the memory's limit", GREY, line=":")])
+    title(figure, "Time per token against the length of the context", _facts(rows))
     return figure
 
 

@@ -1,0 +1,85 @@
+"""Captions of the figures: what to look for in each. The page and Snakemake's report show them."""
+
+CAPTIONS = {
+    "perplexity": """
+Token perplexity against the share of units really removed, on a logarithmic scale, one panel for each text. The black
+line is the dense model; bars and band are 95 % intervals over documents. Compare a predictor with ``static`` (the
+gain from reading the context) and with ``oracle`` (what better prediction could still gain). Of several predictors of
+a method the best is drawn. Other units, criteria and policies are in the table.
+""",
+    "accuracy": """
+Task accuracy against the share of units really removed, with 95 % intervals; of more than three tasks the mean. The
+dotted line is the accuracy of guessing. A method is useful where its interval stays above that of ``static``.
+""",
+    "gain_over_static": """
+Nats per token that a method saves over static masks of the same criterion, on the same documents, with paired 95 %
+intervals. Zero is the constant choice of units. The distance between a predictor and ``oracle`` is the gap that
+better prediction could close.
+""",
+    "differences": """
+Accuracy minus that of the dense model on the same documents, with paired 95 % intervals, at the middle sparsity. An
+interval that does not reach zero is a difference that these documents can show.
+""",
+    "designs": """
+Each row is one predictor; rows are grouped by the number of predictors in the model, the best first. Left: perplexity
+with 95 % intervals. Right: the share of the important units that the predictor keeps. Look for what more predictors
+gain, and for how much predictors with equally many differ. Vertical lines are the dense model, true scores and static
+masks.
+""",
+    "sizes": """
+Perplexity against the bytes of its predictor that each token reads. Labels give the hidden width, and bits and blocks
+where they are not 16 and 1. Points to the lower left are better: small and accurate.
+""",
+    "criteria": """
+Criteria compared without a predictor: static masks remove the same units for every token, by mean score over the
+calibration text. Rows are ordered by perplexity, the best first. The black line is the dense model; bars are 95 %
+intervals.
+""",
+    "factorial": """
+Every method with every criterion, so that the choice of a criterion and of a method can be separated. Perplexity is
+divided by the dense model's (1 is lossless). Dark cells are better. The last panels show the rank correlation of
+predicted and true scores on held-out tokens: a criterion that is easy to predict need not be the best one to use.
+""",
+    "policies": """
+The same methods with a fixed share of every layer (filled) and with the same share of the whole model (hollow), which
+lets layers differ. Bars are 95 % intervals. Only methods that were measured under several policies are drawn.
+""",
+    "tasks": """
+Accuracy on each task of ShadowLLM's design (one predictor of plainact) and of DejaVu's (a predictor of magnitude, the
+criterion ``l2_norm``, for each layer), with 95 % intervals; the black mark is the dense model. The two differ in
+criterion and in predictor at once, as published; the figure ``factorial`` separates the two.
+""",
+    "fewshot": """
+Accuracy averaged over tasks against the number of examples in the prompt, with 95 % intervals. A line that falls
+behind the dense one as examples are added means that the removed units served learning from the prompt.
+""",
+    "predictor_quality": """
+Recall: the share of the truly important units that a predictor keeps, on held-out tokens. The gap above ``static`` is
+what a predictor has learned from the context; the dotted line is keeping units at random. Standard errors are in the
+table ``quality``.
+""",
+    "importance_map": """
+Mean importance of every unit over the calibration windows, on a logarithmic colour scale; neurons are sorted within
+their layer. A steep fall from left to right means that few neurons matter; rows of different brightness mean that
+layers differ, which the policy ``global`` uses. The few units beyond an end of the scale have the colour of that end.
+""",
+    "variability": """
+How much the importance of one unit changes between inputs: the deviation of its score over its mean. Near zero, a
+fixed choice of units is enough; the larger the value, the more a predictor can gain.
+""",
+    "latency": """
+Time per generated token against sparsity, median over repeats, with the 10th to 90th percentile. The black line is
+the fastest dense decoder on the same device: only points below it are a gain. The distance between a predictor and
+``static`` is the cost of predicting and selecting.
+""",
+    "pareto": """
+Token perplexity against time per token; numbers give the percentage of units removed. The star is the dense model.
+Points to the left of it are faster; lower points lose less quality.
+""",
+    "claims": """
+Published claims and our measurements, one panel for each quantity. Black bars are the published effects; ours have 95
+% intervals. Right of the line is as claimed. Of many places of a claim the three surest are drawn; the table
+``claims`` has all, with both values of each pair.
+""",
+}
+CAPTIONS = {name: text.strip() for name, text in CAPTIONS.items()}
