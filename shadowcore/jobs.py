@@ -22,7 +22,7 @@ from shadowcore.measure.conditions import Condition, PredictorId
 from shadowcore.measure.methods import METHODS
 from shadowcore.provenance import fingerprint
 from shadowcore.report.figures import FIGURES
-from shadowcore.schemas import FINAL_TABLES
+from shadowcore.schemas import FINAL_TABLES, MEASURED_TABLES
 from shadowcore.stages.base import parse_spec, to_json
 
 Evaluation = tuple[str, str, str]  # an evaluation job: model, text, and what its manifest is called (`manifests.part`)

@@ -17,7 +17,6 @@ import pytest
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from shadowcore.models.families import FAMILIES
-
 from shadowcore.texts.sources import RandomText
 
 LONG = ("test_workflow.py", "test_graph.py", "test_report.py", "test_kernels.py")
