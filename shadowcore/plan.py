@@ -23,6 +23,7 @@ from shadowcore.jobs import Evaluation, Jobs
 from shadowcore.measure.protocols import PROTOCOLS
 from shadowcore.method.criteria import CRITERIA
 from shadowcore.method.predictors import groups_of
+from shadowcore.method.relufy import CACHE_BYTES, LOGITS_AT_ONCE, Relufied
 from shadowcore.models.families import KINDS, Dimensions, Kind, dimensions_of
 from shadowcore.models.folders import read_config
 from shadowcore.models.published import PUBLISHED, Size
@@ -53,7 +54,7 @@ OWN_GPU = 4e9  # bytes of weights, ...
 MUCH = 1e15  # ... and multiplications, from which a job has a GPU for itself
 # MB of memory beside the model's weights, and how many times the weights are held at once
 MEMORY = {
-    "fetch_model": (1800, 4), "prepare_text": (2000, 0), "prepare_benchmark": (2000, 0),
+    "fetch_model": (1800, 4), "relufy": (3000, 1.5), "prepare_text": (2000, 0), "prepare_benchmark": (2000, 0),
     "gather_benchmarks": (1000, 0), "check_disjoint": (1000, 0),
     "trace": (1400, 3), "trace_on_policy": (1400, 3), "average": (2000, 0), "calibrate_thresholds": (1400, 3),
     "train_predictor": (2500, 0), "tune_predictor": (1800, 4), "evaluate": (1400, 2), "evaluate_oracle": (1400, 3),
@@ -136,11 +137,10 @@ def work(jobs: Jobs, strict: bool = False) -> list[Work]:
     found = [Work("prepare_text", name) for name in study.texts]
     prepared = [Work("prepare_benchmark", name) for name in study.evaluation.tasks if name in BENCHMARKS]
     found += [*prepared, Work("gather_benchmarks", "gather_benchmarks")] if prepared else []
-    pairs = sorted({(one.calibration, one.data) for one in conditions if one.calibration})
-    found += [Work("check_disjoint", f"{calibration}+{data}") for calibration, data in pairs]
+    found += [Work("check_disjoint", "+".join(pair)) for pair in jobs.disjoint_pairs(conditions)]
     calibrated = {(one.model, one.calibration) for one in conditions if one.method == "threshold"}
     for model in study.models:
-        found.append(costs.fetched(model))
+        found.append(costs.relufied(model) if study.models[model].relufied else costs.fetched(model))
         for calibration in study.calibration:
             found += costs.traced("trace", model, f"{model}/{calibration}", jobs.trace)
             found.append(Work("average", f"{model}/{calibration}"))
@@ -163,6 +163,8 @@ def size_of(jobs: Jobs, model: str) -> Size | None:
         record = read_card(card)
         return Size(record["model_type"], Dimensions(**record["dimensions"]))
     kind, fields = next(iter(jobs.study.models[model].source.items()))
+    if kind == Relufied.KIND:
+        return size_of(jobs, fields["teacher"])
     if kind == "random":
         one = RandomModel(**fields)
         if one.heads < 1:  # which the source itself refuses
@@ -233,6 +235,23 @@ class Costs:
         size, kind = self.sizes[model], next(iter(self.study.models[model].source))
         written = 0 if size is None else size.parameters * (4 if kind == "package" else 2)
         return self.of_model("fetch_model", model, model, 0, 0, 0, written=written)
+
+    def relufied(self, model: str) -> Work:
+        """Distillation: the teacher writes text, then it runs forward and the student forward and backward.
+
+        A parameter takes 18 bytes: weight, gradient and two moments in float32, and the teacher's weight in 16 bits.
+        """
+        recipe, size = self.study.models[model].relufied, self.sizes[model]
+        if size is None:
+            return Work("relufy", model)
+        one, batch = size.dimensions, recipe.batch * self.study.traces.window_tokens
+        kept = 4 * batch * one.layers * (8 * one.width + 3 * one.neurons)
+        logits = 24 * min(batch * one.vocabulary, LOGITS_AT_ONCE)  # in float32, of both models, with gradients
+        cache = min(CACHE_BYTES, 4 * recipe.written_tokens * one.layers * one.kv_heads * one.head_width)
+        return Work(
+            "relufy", model, flops=size.multiplied * (8 * recipe.steps * batch + 2 * recipe.written_tokens),
+            written=4 * size.parameters, weights=18 * size.parameters, activations=max(kept + logits, cache),
+        )  # fmt: skip
 
     def traced(self, rule: str, model: str, place: str, params: Callable[..., dict[str, str]], *of: str) -> list[Work]:
         """The traces of a text: its training shards, and the held-out windows."""

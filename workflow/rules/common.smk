@@ -64,6 +64,10 @@ def halving(batch):
     return signed(lambda wildcards, attempt: max(1, batch // 2 ** (attempt - 1)))
 
 
+def teacher_of(file):
+    return lambda wildcards: f"{root}/models/{study.models[wildcards.model].relufied.teacher}/{file}"
+
+
 # ... and what is to be done.
 def trained(wildcards):
     return jobs.train_predictor(
