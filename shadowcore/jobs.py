@@ -172,16 +172,19 @@ class Jobs:
         return [stem for stem in stems if stem]
 
     @cached_property
-    def _used(self) -> set[tuple[str, str]]:
-        """Design and preset of every predictor of the study."""
-        used = {(one.method, one.predictor) for one in self.conditions.values() if one.predictor}
-        if self.study.latency:
-            used |= {(method, self.study.latency.predictor) for method in self.study.latency.methods}
+    def _used(self) -> dict[str, set[tuple[str, str]]]:
+        """Design and preset of every predictor, by model."""
+        timed = self.study.latency
+        always = {(method, timed.predictor) for method in timed.methods} if timed else set()
+        used = {model: set(always) for model in self.study.models}
+        for one in self.conditions.values():
+            if one.predictor:
+                used[one.model].add((one.method, one.predictor))
         return used
 
     def trace(self, model: str, split: str, shard: str) -> dict[str, str]:
         criteria, scored = self.study.traces.criteria, self.study.token_criteria
-        return self.params("trace", self._trace(model, split, shard, criteria, scored, self._used))
+        return self.params("trace", self._trace(model, split, shard, criteria, scored, self._used[model]))
 
     def trace_on_policy(
         self, model: str, split: str, shard: str, method: str, criterion: str, predictor: str
