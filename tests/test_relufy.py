@@ -7,9 +7,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from conftest import TINY, write_words
+from conftest import TINY, write_benchmarks, write_words
+from fork_server import forking
 from test_calibration import job
-from test_workflow import ROOT, tiny_study
+from test_workflow import ROOT, prepared, snakemake, tiny_study, waiting
 
 from shadowcore import artifacts, preflight
 from shadowcore.config import parse_study
@@ -131,7 +132,9 @@ def test_the_penalty_is_the_spread_of_activations():
 def test_a_penalty_makes_zeros(teacher, real):
     shares = []
     for zeros in (None, 0.99):
-        training = Distillation(copy.deepcopy(teacher), real, recipe(zeros=zeros, steps=60, learning_rate=0.003), seed=0)
+        training = Distillation(
+            copy.deepcopy(teacher), real, recipe(zeros=zeros, steps=60, learning_rate=0.003), seed=0
+        )
         training.penalty.mul_(100)  # strong from the beginning
         training.run(lambda done, total: None)
         shares.append(zero_shares(training.student, real).mean())
@@ -192,6 +195,7 @@ def study(tmp_path_factory):
     """Jobs of a study with a relufied model, and the configuration."""
     folder = tmp_path_factory.mktemp("relufied")
     write_words(folder / "words")
+    write_benchmarks(folder / "benchmarks")
     data = tiny_study(folder)
     data["models"]["relu"] = {"source": {"relufied": {"teacher": "tiny-llama", "text": "words"} | RECIPE}}
     data["models"]["relu"]["source"]["relufied"]["written_tokens"] = 4 * 80
@@ -227,6 +231,21 @@ def test_a_card_says_how_the_model_was_made(study, made):
     assert json.loads((made["weights"] / "config.json").read_text())["hidden_act"] == "relu"
     assert not list(made["card"].parent.glob(".*checkpoint*"))
     assert set(outputs(jobs.root, "relufy", "relu")) == {made["card"], made["weights"]}
+
+
+def test_the_rule_makes_the_model_after_its_teacher_and_nothing_twice(study, tmp_path):
+    folder = prepared(tmp_path)
+    data = study[1] | {"study": "relufied"}
+    (folder / "config" / "tiny.yaml").write_text(yaml.safe_dump(data))
+    card = "results/relufied/models/relu/card.json"
+    with forking(folder / ".bin"):
+        done = snakemake(folder, card)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert artifacts.read_record(folder / card, relufy.CARD_SCHEMA)["source"]["teacher"] == "tiny-llama"
+        assert {path.parent.name for path in (folder / "results/relufied/logs").rglob("*.log")} == {
+            "fetch_model", "prepare_text", "relufy",
+        }  # fmt: skip
+        assert not waiting(folder, "--", card)
 
 
 def test_only_training_documents_are_learned_from(study, made, tmp_path):

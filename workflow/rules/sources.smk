@@ -29,8 +29,8 @@ rule relufy:
         teacher_weights=ancient(teacher_of("weights")),
         documents=lambda wildcards: f"{root}/texts/{study.models[wildcards.model].relufied.text}/documents.parquet",
     output:
-        card=rules.fetch_model.output.card,
-        weights=directory(rules.fetch_model.output.weights),
+        card=f"{root}/models/{{model}}/card.json",
+        weights=directory(f"{root}/models/{{model}}/weights"),
     log:
         f"{root}/logs/relufy/{{model}}.log",
     benchmark:
