@@ -25,6 +25,7 @@ from shadowcore.method.relufy import (
     PenalisedReLU,
     Relufied,
     hidden_states,
+    in_16_bits,
     judge,
     relu_twin,
     rows_together,
@@ -262,6 +263,14 @@ def test_only_training_documents_are_learned_from(study, made, tmp_path):
     ours, theirs = (artifacts.read_record(path, relufy.CARD_SCHEMA) for path in (made["card"], out["card"]))
     assert ours["files"]["model.safetensors"] == theirs["files"]["model.safetensors"]
     assert ours["training"]["heldout"] != theirs["training"]["heldout"]
+
+
+def test_a_teacher_in_16_bits_is_the_model_that_is_loaded_so(made, tokens):
+    loaded, ours = load_model(made["weights"], "bfloat16"), in_16_bits(load_model(made["weights"], "float32"))
+    tokens = tokens.repeat(1, 8)  # at these positions, frequencies of 16 bits would be visible
+    with torch.no_grad():
+        assert torch.equal(loaded(tokens).logits, ours(tokens).logits)
+        assert not torch.equal(loaded(tokens).logits, load_model(made["weights"], "float32").bfloat16()(tokens).logits)
 
 
 def test_a_relu_teacher_is_refused(made, study):

@@ -86,6 +86,13 @@ def relu_twin(model: nn.Module) -> nn.Module:
     return twin.to(model.device).eval()  # without dropout, as the teacher
 
 
+def in_16_bits(model: nn.Module) -> nn.Module:
+    """A model with its parameters in bfloat16, in place; buffers, such as rotary frequencies, stay in float32."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.bfloat16()
+    return model
+
+
 class Distillation:
     """A training under way: the teacher writes, then the student learns. A checkpoint holds all that changes."""
 
@@ -93,7 +100,7 @@ class Distillation:
         """real: windows (N, T) of real text. The teacher is turned into 16 bits on a GPU. ConfigError: see relu_twin"""
         self.student, self.real, self.recipe, self.seed = relu_twin(teacher), real, recipe, seed
         self.on_gpu = teacher.device.type == "cuda"
-        self.teacher = teacher.to(torch.bfloat16 if self.on_gpu else torch.float32).requires_grad_(False)
+        self.teacher = (in_16_bits(teacher) if self.on_gpu else teacher).requires_grad_(False)
         self.sizes = dimensions_of(teacher.config)
         self.descent = Descent(self.student.parameters(), recipe.learning_rate, 0.0, recipe.steps, WARM_UP)
         self.written = real.new_zeros(0, real.shape[1])
