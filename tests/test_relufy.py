@@ -22,17 +22,16 @@ from shadowcore.measure.rivals import as_model
 from shadowcore.method.course import Checkpoint
 from shadowcore.method.relufy import (
     Distillation,
-    PenalisedReLU,
     Relufied,
     hidden_states,
     in_16_bits,
     judge,
     relu_twin,
     rows_together,
-    spread_gradient,
     write,
     zero_shares,
 )
+from shadowcore.method.zero_penalty import PenalisedReLU, spread_gradient
 from shadowcore.models.families import dimensions_of, ffn_activation, layers_of
 from shadowcore.models.folders import load_model
 from shadowcore.models.losses import divergences, example_losses

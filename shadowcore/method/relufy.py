@@ -3,8 +3,7 @@
 The student begins as the teacher's weights with ReLU in place of SiLU or GELU, and learns the teacher's next-token
 distributions, KL(teacher || student) at every position, on text that the teacher writes and on real text (after
 "ReLU Strikes Back", Mirzadeh et al. 2023, which trains on labels). Training can also ask for a share of exact zeros:
-the penalty is the squared L1 norm of a token's activations over their squared L2 norm (Hoyer-square, Yang et al. 2020),
-which does not depend on their scale, and its weight rises while there are fewer zeros than asked for.
+the weight of a penalty (`method/zero_penalty.py`) rises while there are fewer than asked for.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ from torch import nn
 
 from shadowcore.errors import ConfigError
 from shadowcore.method.course import Checkpoint, Descent
+from shadowcore.method.zero_penalty import penalise
 from shadowcore.models.families import Dimensions, dimensions_of, family_of, ffn_activation, layers_of
 from shadowcore.models.losses import token_divergences, token_losses
 from shadowcore.models.recording import visiting
@@ -108,7 +108,7 @@ class Distillation:
         self.penalty = torch.tensor(0.0 if recipe.zeros is None else PENALTY, device=teacher.device)
         self.losses = torch.zeros(recipe.steps, device=teacher.device)
         if recipe.zeros is not None:
-            _penalise(self.student, self.penalty)
+            penalise(self.student, self.penalty)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """All that writing and training changed."""
@@ -252,49 +252,6 @@ def write(teacher: nn.Module, real: torch.Tensor, rows: int, seed: int, part: in
         torch.manual_seed(seed + part)
         written = teacher.generate(ids, attention_mask=torch.ones_like(ids))
     return written.to(real.device, real.dtype)
-
-
-class _Penalised(torch.autograd.Function):
-    """Activations (..., F) as they are, with the gradient of the penalty: its mean over tokens, times a weight."""
-
-    @staticmethod
-    def forward(ctx, active: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(active, weight)
-        return active.view_as(active)
-
-    @staticmethod
-    def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
-        active, weight = ctx.saved_tensors
-        return gradient + (weight * spread_gradient(active.float())).to(gradient.dtype), None
-
-
-def spread_gradient(active: torch.Tensor) -> torch.Tensor:
-    """The derivative of the penalty, the mean over tokens of (sum a)^2 / (F sum a^2), by activations a >= 0 (..., F).
-
-    Where a is zero it is left out, because ReLU passes no gradient on.
-    """
-    total, squares = active.sum(-1, keepdim=True), active.square().sum(-1, keepdim=True).clamp(min=1e-12)
-    slope = 2 * total / squares * (1 - total * active / squares)
-    return torch.where(active > 0, slope / active.numel(), 0.0)
-
-
-class PenalisedReLU(nn.Module):
-    """ReLU whose backward pass adds the penalty's gradient, as a mean over a model's layers."""
-
-    def __init__(self, weight: torch.Tensor, layers: int):
-        super().__init__()
-        self.layers = layers
-        self.register_buffer("weight", weight, persistent=False)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return _Penalised.apply(torch.relu(x), self.weight / self.layers)
-
-
-def _penalise(model: nn.Module, weight: torch.Tensor) -> None:
-    """Put a penalised ReLU in place of every layer's; `weight` is a number that changes while the model trains."""
-    for layer in layers_of(model):
-        name = next(name for name, module in layer.named_modules() if isinstance(module, nn.ReLU))
-        layer.set_submodule(name, PenalisedReLU(weight, len(layers_of(model))))
 
 
 @torch.no_grad()
