@@ -28,6 +28,7 @@ from shadowcore.terminal import tolerant
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # names of glibc's malloc.h
 STAGES = {
     "fetch-model": "get a model from its source, checked, as safetensors",
+    "relufy": "make a ReLU model of another one by distilling it into itself",
     "prepare-text": "get a text, split it by document, write its multiple-choice task",
     "prepare-benchmark": "get a benchmark's documents, cut to a seeded subset",
     "gather-benchmarks": "put the documents of all benchmarks into one file",

@@ -25,7 +25,7 @@ from shadowcore.method.criteria import CRITERIA
 from shadowcore.method.policies import WHOLE_MODEL_POLICIES
 from shadowcore.method.predictors import groups_of
 from shadowcore.recipes import AnyPredictor, PredictorConfig, TuningConfig, replacement
-from shadowcore.sections import Evaluation, Grid, Latency, LatencyRandom, Model, Text, Traces, needs_network
+from shadowcore.sections import Evaluation, Grid, Latency, LatencyRandom, Model, Text, Traces, made_here, needs_network
 from shadowcore.stages.conditions import NEEDS_PROMPTS
 
 
@@ -72,6 +72,11 @@ class Study(Strict):
         """Names that refer to another part of the file must be there."""
         for where, names, known in (
             ("calibration", self.calibration, self.texts),
+            *(
+                (f"models.{name}.source.relufied.{key}", [getattr(one.relufied, key)], known)
+                for name, one in self.models.items() if one.relufied
+                for key, known in (("teacher", self.models), ("text", self.texts))
+            ),
             ("evaluation.texts", self.evaluation.texts, self.texts),
             *((f"predictors.{name}", [one.parent] if one.parent else [], self.predictors)
               for name, one in self.predictors.items()),
@@ -99,6 +104,19 @@ class Study(Strict):
             one = self.predictors[name]
             if one.parent and not (self.tuning if one.tuned_from else self.traces.on_policy):
                 raise ValueError(f"predictors.{name}: needs `{'tuning' if one.tuned_from else 'traces.on_policy'}`")
+        return self
+
+    @model_validator(mode="after")
+    def teachers_are_made_first(self) -> Study:
+        """A relufied model must lead back to one that is fetched, and its teacher must write enough for a step."""
+        for name, one in self.models.items():
+            where, taught = f"models.{name}.source.relufied", [name]
+            while (recipe := self.models[taught[-1]].relufied) and taught[-1] not in taught[:-1]:
+                taught.append(recipe.teacher)
+            if recipe:
+                raise ValueError(f"{where}.teacher: {' <- '.join(taught)} is a circle; a teacher must not depend on it")
+            if one.relufied:
+                one.relufied.require_tokens(self.traces.window_tokens, where)
         return self
 
     @model_validator(mode="after")
@@ -173,7 +191,7 @@ class Study(Strict):
             return {"source": {"folder": {"path": f"{folder}/{place}"}}}
 
         models = {
-            name: one if "random" in one.source else one.model_copy(update=local(f"models/{name}"))
+            name: one if made_here(one.source) else one.model_copy(update=local(f"models/{name}"))
             for name, one in self.models.items()
         }
         texts = {name: one.model_copy(update=local(f"texts/{name}")) for name, one in self.texts.items()}

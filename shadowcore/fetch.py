@@ -29,6 +29,7 @@ from shadowcore.config import Study
 from shadowcore.errors import ConfigError, SourceError
 from shadowcore.models import sources as model_sources
 from shadowcore.provenance import file_sha256
+from shadowcore.sections import made_here
 from shadowcore.stages.base import Progress, parse_spec
 from shadowcore.texts import sources as text_sources
 
@@ -69,7 +70,7 @@ def _parts(study: Study) -> dict[str, tuple[dict[str, Any], Put]]:
     parts: dict[str, tuple[dict[str, Any], Put]] = {}
     for name, model in study.models.items():
         kind, fields = next(iter(model.source.items()))
-        if kind != "random":  # made where it is used
+        if not made_here(model.source):
             source = parse_spec(model_sources.MODEL_SOURCES[kind], fields)
             parts[f"models/{name}"] = (model.source, partial(_model, source))
     for name, one in study.texts.items():

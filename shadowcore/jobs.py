@@ -49,6 +49,14 @@ class Jobs:
         kind, source = next(iter(self.study.models[model].source.items()))
         return self.params("fetch-model", Spec(kind, source))
 
+    def relufy(self, model: str) -> dict[str, str]:
+        from shadowcore.stages.relufy import Spec
+
+        plan, recipe = self.study.traces, self.study.models[model].relufied
+        return self.params(
+            "relufy", Spec(recipe, plan.windows, plan.heldout_windows, plan.window_tokens, self.study.seed)
+        )
+
     def prepare_text(self, name: str) -> dict[str, str]:
         from shadowcore.stages.prepare_text import Spec, Task
 
@@ -90,8 +98,16 @@ class Jobs:
 
     def disjoint(self, key: Evaluation) -> list[str]:
         """The records that the calibration and evaluation documents of a job's conditions are disjoint."""
-        pairs = {(one.calibration, one.data) for one in self.evaluations[key].values() if one.calibration}
-        return [f"{self.root}/checks/disjoint/{calibration}+{data}.json" for calibration, data in sorted(pairs)]
+        pairs = self.disjoint_pairs(self.evaluations[key].values())
+        return [f"{self.root}/checks/disjoint/{calibration}+{data}.json" for calibration, data in pairs]
+
+    def disjoint_pairs(self, conditions: Iterable[Condition]) -> list[tuple[str, str]]:
+        """Texts that predictors, scores and relufied models learn from, each with the texts they are measured on."""
+        learned, found = {name: one.relufied for name, one in self.study.models.items()}, set()
+        for one in conditions:
+            recipe = learned[one.model]
+            found |= {(text, one.data) for text in (one.calibration, recipe and recipe.text) if text}
+        return sorted(found)
 
     def tables_of(self, reads: str, key: Evaluation) -> list[str]:
         """The tables of mean scores, or of thresholds, that a job reads: one for each condition whose method does."""
@@ -148,7 +164,8 @@ class Jobs:
 
     def trace(self, model: str, split: str, shard: str) -> dict[str, str]:
         criteria, scored = self.study.traces.criteria, self.study.token_criteria
-        return self.params("trace", self._trace(model, split, shard, criteria, scored, self.used_predictors))
+        readers = [one for one in self.used_predictors if one.model == model]
+        return self.params("trace", self._trace(model, split, shard, criteria, scored, readers))
 
     def trace_on_policy(self, one: PredictorId, split: str, shard: str) -> dict[str, str]:
         """one: the predictor whose masks act."""

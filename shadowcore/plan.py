@@ -25,6 +25,7 @@ from shadowcore.measure.methods import METHODS
 from shadowcore.measure.protocols import PROTOCOLS
 from shadowcore.method.criteria import CRITERIA
 from shadowcore.method.predictors import groups_of
+from shadowcore.method.relufy import CACHE_BYTES, LOGITS_AT_ONCE, Relufied
 from shadowcore.models.families import KINDS, Dimensions, Kind, dimensions_of
 from shadowcore.models.folders import read_config
 from shadowcore.models.published import PUBLISHED, Size
@@ -46,7 +47,7 @@ LETTERS = {
 LETTERS_A_TOKEN = 4
 TOKENS_A_WORD = 4 / 3
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-DELETED = ("fetch_model", "trace", "trace_on_policy")  # whose large files `one_model_at_a_time` does not keep
+DELETED = ("fetch_model", "relufy", "trace", "trace_on_policy")  # whose large files `one_model_at_a_time` does not keep
 
 
 def work(jobs: Jobs, strict: bool = False) -> list[Work]:
@@ -60,11 +61,10 @@ def work(jobs: Jobs, strict: bool = False) -> list[Work]:
     found = [Work("prepare_text", name) for name in study.texts]
     prepared = [Work("prepare_benchmark", name) for name in study.evaluation.tasks if name in BENCHMARKS]
     found += [*prepared, Work("gather_benchmarks", "gather_benchmarks")] if prepared else []
-    pairs = sorted({(one.calibration, one.data) for one in conditions if one.calibration})
-    found += [Work("check_disjoint", f"{calibration}+{data}") for calibration, data in pairs]
+    found += [Work("check_disjoint", "+".join(pair)) for pair in jobs.disjoint_pairs(conditions)]
     calibrated = {(one.model, one.calibration) for one in conditions if METHODS[one.method].reads == "thresholds"}
     for model in study.models:
-        found.append(costs.fetched(model))
+        found.append(costs.relufied(model) if study.models[model].relufied else costs.fetched(model))
         for calibration in study.calibration:
             found += costs.traced("trace", model, f"{model}/{calibration}", partial(jobs.trace, model))
             found.append(Work("average", f"{model}/{calibration}"))
@@ -99,6 +99,8 @@ def size_of(jobs: Jobs, model: str) -> Size | None:
         record = read_card(card)
         return Size(record["model_type"], Dimensions(**record["dimensions"]))
     kind, fields = next(iter(jobs.study.models[model].source.items()))
+    if kind == Relufied.KIND:
+        return size_of(jobs, fields["teacher"])
     if kind == "random":
         one = RandomModel(**fields)
         if one.heads < 1:  # which the source itself refuses
@@ -169,6 +171,23 @@ class Costs:
         size, kind = self.sizes[model], next(iter(self.study.models[model].source))
         written = 0 if size is None else size.parameters * (4 if kind == "package" else 2)
         return self.of_model("fetch_model", model, model, 0, 0, 0, written=written)
+
+    def relufied(self, model: str) -> Work:
+        """Distillation: the teacher writes text, then it runs forward and the student forward and backward.
+
+        A parameter takes 18 bytes: weight, gradient and two moments in float32, and the teacher's weight in 16 bits.
+        """
+        recipe, size = self.study.models[model].relufied, self.sizes[model]
+        if size is None:
+            return Work("relufy", model)
+        one, batch = size.dimensions, recipe.batch * self.study.traces.window_tokens
+        kept = 4 * batch * one.layers * (8 * one.width + 3 * one.neurons)
+        logits = 24 * min(batch * one.vocabulary, LOGITS_AT_ONCE)  # in float32, of both models, with gradients
+        cache = min(CACHE_BYTES, 4 * recipe.written_tokens * one.layers * one.kv_heads * one.head_width)
+        return Work(
+            "relufy", model, flops=size.multiplied * (8 * recipe.steps * batch + 2 * recipe.written_tokens),
+            written=4 * size.parameters, weights=18 * size.parameters, activations=max(kept + logits, cache),
+        )  # fmt: skip
 
     def traced(self, rule: str, model: str, place: str, params: Callable[[str, str], dict[str, str]]) -> list[Work]:
         """The traces of a text: its training shards, and the held-out windows; params: of a split and shard."""

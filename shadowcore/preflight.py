@@ -60,7 +60,8 @@ def sources(jobs: Jobs) -> Iterator[str]:
     """Models, texts and benchmarks that are not where, or not what, the configuration says."""
     study, root = jobs.study, jobs.root
     for name in study.models:
-        if not made(root / "models" / name / "card.json", jobs.fetch_model(name)):
+        params = jobs.relufy(name) if study.models[name].relufied else jobs.fetch_model(name)
+        if not made(root / "models" / name / "card.json", params):
             yield from refusal(_check_model, jobs, name)
     for name in study.texts:
         if not made(root / "texts" / name / "documents.parquet", jobs.prepare_text(name)):
@@ -88,9 +89,10 @@ def made(path: Path, params: dict[str, str]) -> bool:
 
 
 def _check_model(jobs: Jobs, name: str) -> None:
-    kind, fields = next(iter(jobs.study.models[name].source.items()))
+    model = jobs.study.models[name]
+    kind, fields = next(iter(model.source.items()))
     where = f"models.{name}.source.{kind}"
-    parse_spec(MODEL_SOURCES[kind], fields, where).check(where)
+    (model.relufied or parse_spec(MODEL_SOURCES[kind], fields, where)).check(where)
 
 
 def _check_text(where: str, text: Text) -> None:

@@ -21,10 +21,11 @@ from shadowcore.measure.protocols import PROTOCOLS
 from shadowcore.method.criteria import CRITERIA
 from shadowcore.method.policies import POLICIES
 from shadowcore.method.predictors import PREDICTORS
+from shadowcore.method.relufy import Relufied
 from shadowcore.models.families import KINDS_OF
 from shadowcore.models.folders import DTYPES
 from shadowcore.models.published import PUBLISHED
-from shadowcore.models.sources import MODEL_SOURCES
+from shadowcore.models.sources import MODEL_SOURCES, RandomModel
 from shadowcore.recipes import MaskingConfig
 from shadowcore.stages.base import parse_spec
 from shadowcore.stages.conditions import OWN_TASKS
@@ -63,9 +64,20 @@ def needs_network(source: dict[str, dict]) -> bool:
     return kind in ("hub", "package") or (kind == "benchmark" and not fields.get("offline_dir"))
 
 
+def made_here(source: dict[str, dict]) -> bool:
+    """Whether a model is made by the study itself, so that there is nothing to download."""
+    return next(iter(source)) in (RandomModel.KIND, Relufied.KIND)
+
+
 class Model(Strict):
-    source: source_of(MODEL_SOURCES)
+    source: source_of(MODEL_SOURCES | {Relufied.KIND: Relufied})
     dtype: among(DTYPES) = "float32"
+
+    @property
+    def relufied(self) -> Relufied | None:
+        """How it is made of another model of the study; None if it is fetched."""
+        fields = self.source.get(Relufied.KIND)
+        return fields and parse_spec(Relufied, fields)
 
 
 class Questions(Strict):

@@ -18,6 +18,7 @@ TRACE = ("safetensors", "safetensors.sha256")
 # what a job of each rule writes, below the study's folder; tests/test_workflow.py compares this with the rules
 OUTPUTS = {
     "fetch_model": ("models/{name}/card.json", "models/{name}/weights"),
+    "relufy": ("models/{name}/card.json", "models/{name}/weights"),
     "prepare_text": ("texts/{name}/documents.parquet", "texts/{name}/true_continuation.parquet"),
     "prepare_benchmark": ("tasks/{name}.parquet",),
     "gather_benchmarks": ("tasks/benchmarks.parquet",),

@@ -18,7 +18,7 @@ OWN_GPU = 4e9  # bytes of weights, ...
 MUCH = 1e15  # ... and multiplications, from which a job has a GPU for itself
 # MB of memory beside the model's weights, and how many times the weights are held at once
 MEMORY = {
-    "fetch_model": (1800, 4), "prepare_text": (2000, 0), "prepare_benchmark": (2000, 0),
+    "fetch_model": (1800, 4), "relufy": (3000, 1.5), "prepare_text": (2000, 0), "prepare_benchmark": (2000, 0),
     "gather_benchmarks": (1000, 0), "check_disjoint": (1000, 0),
     "trace": (1400, 3), "trace_on_policy": (1400, 3), "average": (2000, 0), "calibrate_thresholds": (1400, 3),
     "train_predictor": (2500, 0), "tune_predictor": (1800, 4), "evaluate": (1400, 2), "evaluate_oracle": (1400, 3),

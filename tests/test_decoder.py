@@ -32,6 +32,7 @@ VARIANTS = {
             **SMALL, intermediate_size=48, attention_bias=True, mlp_bias=True, tie_word_embeddings=False, head_dim=16
         )
     ),
+    "llama with a gated relu": lambda: LlamaForCausalLM(LlamaConfig(**SMALL, intermediate_size=48, hidden_act="relu")),
     "llama with scaled rotary positions": lambda: LlamaForCausalLM(
         LlamaConfig(
             **SMALL,

@@ -44,7 +44,7 @@ def close(ours, exact, tolerance=1e-5):
 
 
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("activation, parts", [("none", 1), ("relu", 1), ("silu", 2)])
+@pytest.mark.parametrize("activation, parts", [("none", 1), ("relu", 1), ("silu", 2), ("gated_relu", 2)])
 @pytest.mark.parametrize("width", WIDTHS)
 def test_project(width, activation, parts, bias):
     x, weight, b = random(width), random(10, parts, width), random(10, parts) if bias else None
@@ -53,6 +53,7 @@ def test_project(width, activation, parts, bias):
         "none": lambda: exact[:, 0],
         "relu": lambda: exact[:, 0].relu(),
         "silu": lambda: torch.nn.functional.silu(exact[:, 0]) * exact[:, 1],
+        "gated_relu": lambda: exact[:, 0].relu() * exact[:, 1],
     }[activation]()
     out = poisoned(10)
     project(x, weight, Read(None, b), out, activation=activation)
@@ -139,7 +140,7 @@ def test_embed(learned):
     close(out.moments[:, 0].sum(1), exact.double().sum(1))
 
 
-@pytest.mark.parametrize("activation, parts", [("none", 1), ("relu", 1), ("silu", 2)])
+@pytest.mark.parametrize("activation, parts", [("none", 1), ("relu", 1), ("silu", 2), ("gated_relu", 2)])
 @pytest.mark.parametrize("width", WIDTHS)
 def test_a_batch_is_its_sequences(width, activation, parts):
     x, weight, read = random(3, width), random(40, parts, width), Read(None, random(40, parts))

@@ -167,7 +167,7 @@ class Decoder:
         return operations.add_heads(layer.output, layer.output_bias, mixed, units)
 
     def _ffn(self, layer: Layer, x: torch.Tensor, kept: Kept | None) -> torch.Tensor:
-        """sum_f a_f W2_f + b with a_f = relu(W1_f x + b_f), or silu(gate_f x) (up_f x), over kept neurons."""
+        """sum_f a_f W2_f + b with a_f = relu(W1_f x + b_f), or act(gate_f x) (up_f x), over kept neurons."""
         if kept is None:
             active = self._activate(operations.project(layer.ffn_in, layer.ffn_in_bias, x))
             return operations.add(layer.ffn_down, layer.ffn_down_bias, active)
@@ -180,7 +180,8 @@ class Decoder:
         """(..., n, P) to (..., n)."""
         if self.layout.activation == "relu":
             return torch.relu(inner).squeeze(-1)
-        return functional.silu(inner[..., 0]) * inner[..., 1]
+        act = torch.relu if self.layout.activation == "gated_relu" else functional.silu
+        return act(inner[..., 0]) * inner[..., 1]
 
     def _embed(self, ids: torch.Tensor, position: int | slice) -> torch.Tensor:
         x = functional.embedding(ids, self.layout.embedding)

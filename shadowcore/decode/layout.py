@@ -20,15 +20,16 @@ from torch.nn import functional
 from shadowcore.errors import ConfigError
 from shadowcore.models.families import KINDS, Dimensions, Family, Kind, dimensions_of, family_of, layers_of
 
+GATED = {"silu": "silu", "relu": "gated_relu"}  # a gated FFN by the activation of its gate
 OPT_POSITION_OFFSET = 2  # OPT's table of positions starts with two rows that are never read
 # model types that the decoder computes, and what their configuration must say
-GATED = {"hidden_act": ("silu",)}
+GATED_BY = {"hidden_act": tuple(GATED)}
 DECODED: dict[str, dict[str, tuple[Any, ...]]] = {
-    "llama": GATED,
-    "mistral": GATED,
+    "llama": GATED_BY,
+    "mistral": GATED_BY,
     "opt": {"do_layer_norm_before": (True,), "_remove_final_layer_norm": (False,), "activation_function": ("relu",)},
-    "qwen2": GATED,
-    "qwen3": GATED,
+    "qwen2": GATED_BY,
+    "qwen3": GATED_BY,
 }
 
 
@@ -87,7 +88,7 @@ class Layout:
     """Weights of a whole model. Embedding, norms and LM head are the model's own tensors, not copies."""
 
     sizes: Dimensions
-    activation: str  # relu, or silu with a gate
+    activation: str  # relu; with a gate: silu or gated_relu
     embedding: torch.Tensor  # (V, D)
     positions: torch.Tensor | None  # (P, D), learned
     inverse_frequencies: torch.Tensor | None  # (K/2,), of rotary positions
@@ -105,6 +106,11 @@ class Layout:
     def dtype(self) -> torch.dtype:
         """Number format of the weights."""
         return self.embedding.dtype
+
+    @property
+    def exact_zeros(self) -> bool:
+        """Whether neurons can be exactly zero: after ReLU."""
+        return self.activation != "silu"
 
     def keep_masks(self) -> dict[Kind, torch.Tensor]:
         """Which of the model's units have weights here, (L, U) per kind: all, unless compacted."""
@@ -136,7 +142,7 @@ def from_model(model: torch.nn.Module, release: bool = False) -> Layout:
             module.to("meta")
     return Layout(
         sizes=sizes,
-        activation="relu" if opt else "silu",
+        activation="relu" if opt else GATED[config.hidden_act],
         embedding=model.get_input_embeddings().weight.detach(),
         positions=model.model.decoder.embed_positions.weight.detach()[OPT_POSITION_OFFSET:] if opt else None,
         inverse_frequencies=None if opt else rotary.inv_freq.detach(),

@@ -91,7 +91,7 @@ def on_gpu(modes: Modes, layout: Layout) -> Iterator[Variant]:
         "relu": lambda: graph(thresholds=[0.0] * sizes.layers),
     }
     for name, make in dense.items():
-        if name == "dense" or (name in modes.baselines and (name != "relu" or layout.activation == "relu")):
+        if name == "dense" or (name in modes.baselines and (name != "relu" or layout.exact_zeros)):
             yield name, {"mode": name, "sparsity_pct": 0}, make
     for pct in modes.sparsities_pct:
         keys, kept = {"units": modes.units, "sparsity_pct": pct}, kept_of(modes, layout, pct)

@@ -162,12 +162,12 @@ def as_model(layout: Layout) -> torch.nn.Module:
         "num_attention_heads": sizes.heads, "max_position_embeddings": sizes.positions,
         "tie_word_embeddings": layout.head is layout.embedding,
     }  # fmt: skip
-    if layout.activation == "relu":
+    if layout.activation == "relu":  # the only one without a gate
         config = OPTConfig(**shared, ffn_dim=sizes.neurons, word_embed_proj_dim=sizes.width)
     else:
         config = LlamaConfig(
             **shared, intermediate_size=sizes.neurons, num_key_value_heads=sizes.kv_heads, head_dim=sizes.head_width,
-            rms_norm_eps=layout.final_norm.eps,
+            rms_norm_eps=layout.final_norm.eps, hidden_act="relu" if layout.exact_zeros else "silu",
         )  # fmt: skip
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=layout.dtype).eval()

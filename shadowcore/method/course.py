@@ -31,11 +31,22 @@ class Fit:
 
 
 class Descent:
-    """AdamW (Loshchilov & Hutter 2019) with a learning rate that falls to nothing along a cosine."""
+    """AdamW (Loshchilov & Hutter 2019) with a learning rate that falls to nothing along a cosine.
 
-    def __init__(self, parameters: Iterable[nn.Parameter], rate: float, decay: float, steps: int):
+    warm_up: share of the steps in which it rises first.
+    """
+
+    def __init__(
+        self, parameters: Iterable[nn.Parameter], rate: float, decay: float, steps: int, warm_up: float | None = None
+    ):
         self.optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=decay, fused=True)
-        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, steps)
+        schedules = torch.optim.lr_scheduler
+        if warm_up is None:
+            self.schedule = schedules.CosineAnnealingLR(self.optimizer, steps)
+        else:
+            self.schedule = schedules.OneCycleLR(
+                self.optimizer, rate, total_steps=steps, pct_start=warm_up, cycle_momentum=False
+            )
 
     def step(self) -> None:
         """Follow the gradients that are there, and forget them."""

@@ -16,9 +16,13 @@ def divergences(logits: torch.Tensor, dense: torch.Tensor, scored: torch.Tensor)
 
     logits, dense: (B, T - 1, V); scored (B, T): tokens whose prediction counts.
     """
+    return _mean_scored(token_divergences(logits, dense), scored)
+
+
+def token_divergences(logits: torch.Tensor, dense: torch.Tensor) -> torch.Tensor:
+    """Kullback-Leibler divergence (...), in nats, of each next-token distribution from the dense model's (..., V)."""
     found, wanted = logits.float().log_softmax(-1), dense.float().log_softmax(-1)
-    per_token = functional.kl_div(found, wanted, reduction="none", log_target=True).sum(-1)
-    return _mean_scored(per_token, scored)
+    return functional.kl_div(found, wanted, reduction="none", log_target=True).sum(-1)
 
 
 def token_losses(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
@@ -296,9 +296,14 @@ def fetch(source: ModelSource, folder: Path) -> dict[str, Any]:
     The folder appears only when complete. Raises SourceError or ConfigError if the source does not fit.
     """
     source.check()
+    return put(source, source.put_into, folder)
+
+
+def put(source: Any, put_into: Callable[[Path], tuple[str | None, str]], folder: Path) -> dict[str, Any]:
+    """Have `put_into` fill a folder with a model of `source`, a dataclass with a KIND; as `fetch` otherwise."""
     with _replacing_folder(Path(folder)) as partial:
         try:
-            licence, origin = source.put_into(partial)
+            licence, origin = put_into(partial)
             require_runnable(partial)
             config = read_config(partial)
             readable_by_umask(partial)

@@ -168,7 +168,7 @@ def variants_of(spec: Spec, model: torch.nn.Module, room: int, choosers: Chooser
         "huggingface": Variant({"mode": "huggingface", "sparsity_pct": 0}, HuggingFaceDecoder(model)),
         "dense": Variant({"mode": "dense", "sparsity_pct": 0}, make(layout, room), expected=every),
     }
-    if triton and layout.activation == "relu":
+    if triton and layout.exact_zeros:
         keys = {"mode": "relu", "sparsity_pct": 0}
         zeros = [0.0] * layout.sizes.layers
         found["relu"] = Variant(keys, make(layout, room, thresholds=zeros), thresholds=torch.tensor(zeros))

@@ -70,6 +70,10 @@ def halving(batch):
     return with_signature(lambda wildcards, attempt: max(1, batch // 2 ** (attempt - 1)))
 
 
+def teacher_of(file):
+    return lambda wildcards: f"{root}/models/{study.models[wildcards.model].relufied.teacher}/{file}"
+
+
 # ... and what is to be done. `slug`: the wildcard that names a predictor of a model and text.
 def predictor(wildcards, slug):
     return jobs.trained[wildcards.model, wildcards.calibration, wildcards[slug]]

@@ -21,6 +21,38 @@ rule fetch_model:
         " --card {output.card:q} --weights {output.weights:q} &> {log:q}"
 
 
+# Its outputs are a model's, as those of `fetch_model`: a model that another one teaches is made by this rule.
+ruleorder: relufy > fetch_model
+
+
+rule relufy:
+    input:
+        teacher_card=teacher_of("card.json"),
+        teacher_weights=ancient(teacher_of("weights")),
+        documents=lambda wildcards: f"{root}/texts/{study.models[wildcards.model].relufied.text}/documents.parquet",
+    output:
+        card=f"{root}/models/{{model}}/card.json",
+        weights=deletable(directory(f"{root}/models/{{model}}/weights")),
+    log:
+        f"{root}/logs/relufy/{{model}}.log",
+    benchmark:
+        f"{root}/benchmarks/relufy/{{model}}.tsv"
+    wildcard_constraints:
+        model="|".join(re.escape(name) for name, one in study.models.items() if one.relufied) or "(?!)",
+    conda:
+        ENVIRONMENT
+    threads: 1
+    resources:
+        **asked("relufy", "{model}"),
+    params:
+        spec=lambda wildcards: jobs.relufy(wildcards.model)["spec"],
+        code=fingerprint("shadowcore.stages.relufy"),
+    shell:
+        "python -m shadowcore relufy --spec {params.spec:q} --threads {threads} --devices {resources.devices}"
+        " --teacher-card {input.teacher_card:q} --teacher-weights {input.teacher_weights:q}"
+        " --documents {input.documents:q} --card {output.card:q} --weights {output.weights:q} &> {log:q}"
+
+
 rule prepare_text:
     output:
         documents=f"{root}/texts/{{text}}/documents.parquet",

@@ -20,7 +20,18 @@ from shadowcore.decode.kernels.launch import (
     wait,
 )
 from shadowcore.decode.kernels.residual import Normed, Partial, Read, norm_sizes
-from shadowcore.decode.kernels.rows import ACTIVATIONS, addends, constants_of, finished, row_of, slots_of, taken_apart
+from shadowcore.decode.kernels.rows import (
+    ACTIVATIONS,
+    GATED,
+    RELU,
+    SILU,
+    addends,
+    constants_of,
+    finished,
+    row_of,
+    slots_of,
+    taken_apart,
+)
 
 PADDED = 16  # sequences
 ROWS, COLUMNS, STAGES = 64, 256, 4  # of a product's weights at a time, at most, and how many are under way
@@ -80,13 +91,15 @@ def _project(
     y = _products(x, x_stride, weight, row, used, b, batch, D, ROWS, COLUMNS, TYPE)
     constants = constants_of(row[None, :], used[None, :], scale, gains, bias)
     y = finished(y, constants, mean[:, None], deviation[:, None])
-    if ACTIVATION == 1:
+    if ACTIVATION == RELU:
         y = tl.maximum(y, 0.0)
     if PARTS == 2:
         beside = _products(x, x_stride, weight, row + 1, used, b, batch, D, ROWS, COLUMNS, TYPE)
         constants = constants_of(row[None, :] + 1, used[None, :], scale, gains, bias)
         beside = finished(beside, constants, mean[:, None], deviation[:, None])
-        y = y / (1.0 + tl.exp(-y)) * beside
+        if ACTIVATION == SILU:
+            y = y / (1.0 + tl.exp(-y))
+        y = y * beside
     if bits is not None:
         keeps = tl.load(bits + slot // UNIT, mask=used, other=0)
         y = tl.where(((keeps[None, :] >> b[:, None]) & 1) != 0, y, 0.0)
@@ -109,7 +122,7 @@ def project(
     What a sequence does not keep is zero; beside rows that all keep it is left to who reads it.
     """
     width = weight.shape[-1]
-    parts = 2 if activation == "silu" else 1
+    parts = 2 if activation in GATED else 1
     gathered, tail_shift, total = slots_of(weight, parts, units, unit_rows, tail_rows)
     vectors, moments, norm = taken_apart(x)
     bits = units.rows if units is not None and not tail_rows else None

@@ -14,7 +14,9 @@ from shadowcore.decode.kernels.attention import Mixed, mixed_of
 from shadowcore.decode.kernels.launch import Units, let_next_start, options, power_of_two, power_of_two_within, wait
 from shadowcore.decode.kernels.residual import Normed, Partial, Read, norm_of, norm_sizes
 
-ACTIVATIONS = {"none": 0, "relu": 1, "silu": 2}  # silu: of the gate row, times the row beside it
+RELU, SILU = tl.constexpr(1), tl.constexpr(2)
+ACTIVATIONS = {"none": 0, "relu": 1, "gated_relu": 1, "silu": 2}
+GATED = ("gated_relu", "silu")  # of the gate row, times the row beside it
 COLUMNS = 1024  # of a weight row, in one piece
 # sizes of the work of one program, as measured (results/reference/gpu-h100/tuning.txt)
 TILE, WARPS = 16384, 4  # weights of a product
@@ -100,11 +102,13 @@ def _project(
     if moments is not None:
         mean, deviation = norm_of(moments, eps, D, PIECE, PIECES, RMS)
     y = finished(dot(pieces, x, D, ROWS, COLUMNS), constants, mean, deviation)
-    if ACTIVATION == 1:
+    if ACTIVATION == RELU:
         y = tl.maximum(y, 0.0)
     if PARTS == 2:
         beside = finished(dot(pieces_beside, x, D, ROWS, COLUMNS), constants_beside, mean, deviation)
-        y = y / (1.0 + tl.exp(-y)) * beside
+        if ACTIVATION == SILU:
+            y = y / (1.0 + tl.exp(-y))
+        y = y * beside
     tl.store(out + slot, y, mask=used)
 
 
@@ -122,11 +126,11 @@ def project(
     """out_j = activation(scale_r W_r x + b_r), r the j-th row of the chosen units, then of the last tail_rows rows.
 
     x (D,) or the norm of a residual (1, D), weight (..., D), read.bias and scale one number a row, out float32. Rows of
-    unused places of `units` are left as they were. With `silu` two rows belong together, the gate and the one beside
-    it: out_j = silu(gate) up.
+    unused places of `units` are left as they were. With `silu` or `gated_relu` two rows belong together, the gate and
+    the one beside it: out_j = silu(gate) up, or relu(gate) up.
     """
     width = weight.shape[-1]
-    parts = 2 if activation == "silu" else 1
+    parts = 2 if activation in GATED else 1
     gathered, tail_shift, total = slots_of(weight, parts, units, unit_rows, tail_rows)
     together = rows_together(width * parts)
     vector, moments, norm = taken_apart(x)

@@ -1,0 +1,78 @@
+"""Make a ReLU model of another one by distilling it into itself, with a card that says how well that went."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from shadowcore import artifacts
+from shadowcore.method.course import Checkpoint
+from shadowcore.method.relufy import Distillation, Relufied
+from shadowcore.models import sources
+from shadowcore.stages import inputs as reading
+from shadowcore.stages.base import CARD_SCHEMA, Progress, Stage, header, read_card
+
+SECONDS_BETWEEN = 120.0  # checkpoints, which have three times the bytes of the weights
+
+
+@dataclass(frozen=True)
+class Spec:
+    """recipe: as a model source has it; windows of real text to train on, and held-out ones for the card's losses."""
+
+    recipe: Relufied
+    windows: int
+    heldout_windows: int
+    window_tokens: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """documents: of the real text."""
+
+    teacher_card: Path
+    teacher_weights: Path
+    documents: Path
+
+
+@dataclass(frozen=True)
+class Outputs:
+    card: Path
+    weights: Path
+
+
+def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
+    progress = Progress(f"relufy {spec.recipe.teacher}")
+    spec.recipe.check("recipe")
+    spec.recipe.require_tokens(spec.window_tokens, "recipe")
+    torch.set_float32_matmul_precision("high")  # TF32 where a GPU has it: enough for training, never for measuring
+    teacher_card = read_card(inputs.teacher_card)
+    tokenizer = reading.read_tokenizer(inputs.teacher_card, inputs.teacher_weights)
+    real, heldout = (
+        torch.tensor([
+            window.ids
+            for window in reading.windows_of(
+                inputs.teacher_card, inputs.documents, split, tokenizer, spec.window_tokens, count, spec.seed
+            )
+        ])
+        for split, count in (("train", spec.windows), ("heldout", spec.heldout_windows))
+    )  # fmt: skip
+    teacher = reading.read_model(inputs.teacher_card, inputs.teacher_weights, "float32")
+    made = header("relufy", spec, inputs)
+    checkpoint = Checkpoint(outputs.card, made, SECONDS_BETWEEN)
+    training = Distillation(teacher, real, spec.recipe, spec.seed)
+    training.run(progress, checkpoint)
+
+    def put_into(folder: Path) -> tuple[str | None, str]:
+        training.student.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        return teacher_card["licence"], f"{teacher_card['origin']}; with ReLU in its FFN, distilled into itself"
+
+    card = sources.put(spec.recipe, put_into, outputs.weights) | {"training": training.report(heldout)}
+    artifacts.write_record(outputs.card, CARD_SCHEMA, card, made)
+    checkpoint.remove()
+
+
+STAGE = Stage(Spec, Inputs, Outputs, run)
