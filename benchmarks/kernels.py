@@ -15,12 +15,12 @@ import time
 
 import torch
 
-from shadowcore.decode.chosen import GivenUnits, PredictedUnits
-from shadowcore.decode.graph import GraphDecoder
-from shadowcore.decode.kernels import batch, residual, rows, select
-from shadowcore.decode.random import random_groups, random_layout
-from shadowcore.decode.replay import Replay
-from shadowcore.measure import speed
+from shadowcore.decode.cuda_graph import Replay
+from shadowcore.decode.kernels import batched_gemm, fused_norm, gemv, select
+from shadowcore.decode.random_weights import random_groups, random_layout
+from shadowcore.decode.triton_decoder import GraphDecoder
+from shadowcore.decode.triton_selection import GivenUnits, PredictedUnits
+from shadowcore.measure import gpu_timing
 from shadowcore.measure.latency import milliseconds
 from shadowcore.method.policies import kept_units
 from shadowcore.models.families import KINDS
@@ -31,23 +31,23 @@ LAYERS, POSITION, ROOM = 12, 128, 160
 MODELS = ("opt-6.7b", "opt-30b", "llama-2-7b")
 CHANGES = [
     {},
-    {(rows, "SUM_PROGRAMS"): 512},
-    {(rows, "SUM_PROGRAMS"): 264},
-    {(rows, "SUM_GROUP"): (16, 512)},
-    {(rows, "SUM_TILE"): 8192},
-    {(rows, "TILE"): 8192},
-    {(rows, "TILE"): 32768},
-    {(residual, "PIECE"): 32},
-    {(residual, "WARPS"): 2},
-    {(residual, "ADDENDS"): 64},
+    {(gemv, "SUM_PROGRAMS"): 512},
+    {(gemv, "SUM_PROGRAMS"): 264},
+    {(gemv, "SUM_GROUP"): (16, 512)},
+    {(gemv, "SUM_TILE"): 8192},
+    {(gemv, "TILE"): 8192},
+    {(gemv, "TILE"): 32768},
+    {(fused_norm, "PIECE"): 32},
+    {(fused_norm, "WARPS"): 2},
+    {(fused_norm, "ADDENDS"): 64},
 ]
 BATCH_CHANGES = [
     {},
-    {(batch, "COLUMNS"): 128},
-    {(batch, "ROWS"): 128, (batch, "STAGES"): 3},
-    {(batch, "STAGES"): 3},
-    {(batch, "SUM_COLUMNS"): 256},
-    {(batch, "SUM_ROWS"): 128},
+    {(batched_gemm, "COLUMNS"): 128},
+    {(batched_gemm, "ROWS"): 128, (batched_gemm, "STAGES"): 3},
+    {(batched_gemm, "STAGES"): 3},
+    {(batched_gemm, "SUM_COLUMNS"): 256},
+    {(batched_gemm, "SUM_ROWS"): 128},
 ]
 
 
@@ -96,13 +96,13 @@ def lists(sizes, pct: int) -> GivenUnits:
 
 
 def step_ms(decoder: GraphDecoder) -> float:
-    return statistics.median(speed.slope(decoder, POSITION, 4, 20) for _ in range(7))
+    return statistics.median(gpu_timing.slope(decoder, POSITION, 4, 20) for _ in range(7))
 
 
 def single(layout, name: str) -> str:
     dense = step_ms(GraphDecoder(layout, ROOM))
     half, tenth = (step_ms(GraphDecoder(layout, ROOM, lists(layout.sizes, pct))) for pct in (50, 90))
-    rate = speed.weight_bytes(layout) / dense / 1e6
+    rate = gpu_timing.weight_bytes(layout) / dense / 1e6
     return f"{name} {dense:.3f} ({rate:.0f} GB/s) {half:.3f} ({dense / half:.2f}x) {tenth:.3f} ({dense / tenth:.2f}x)"
 
 
@@ -120,7 +120,7 @@ def several(layout, name: str, sequences: int) -> str:
 def main(seconds: float) -> None:
     start = time.monotonic()
     print(f"# {LAYERS} layers, {torch.cuda.get_device_name()}, ms a token: dense, 50 %, 90 %")
-    print(f"read or copied at up to {speed.read_ceiling(DEVICE):.0f} GB/s")
+    print(f"read or copied at up to {gpu_timing.read_ceiling(DEVICE):.0f} GB/s")
     for warps, piece in ((8, 4096), (8, 2048), (16, 4096), (16, 8192)):
         with Changed({(select, "WARPS"): warps, (select, "PIECE"): piece}):
             times = [f"{n}x{u} {selection_us(n, u):.1f}" for n in (1, 47) for u in (11008, 16384, 28672)]

@@ -21,7 +21,7 @@ import torch
 
 from shadowcore.measure.sparsity import ConstantMasks, PredictedMasks, SparseModel, random_scores
 from shadowcore.method.criteria import CRITERIA
-from shadowcore.method.passes import ImportancePass
+from shadowcore.method.gradient_capture import ImportancePass
 from shadowcore.method.predictors import PREDICTORS, Predictor
 from shadowcore.models.families import dimensions_of
 from shadowcore.models.folders import load_model

@@ -18,9 +18,9 @@ from pathlib import Path
 import torch
 
 from shadowcore import artifacts
-from shadowcore.method.codes import encode
 from shadowcore.method.predictors import Predictor
-from shadowcore.method.tokens import TokenTraces
+from shadowcore.method.score_quantization import encode
+from shadowcore.method.trace_dataset import TraceDataset
 from shadowcore.method.tracing import SCHEMA, codes_name, feature_name, top_name
 from shadowcore.method.training import Recipe, fit
 from shadowcore.models.published import PUBLISHED
@@ -44,12 +44,12 @@ def main() -> None:
     predictor = Predictor(arguments.design, sizes, rank, arguments.segments).to(device)
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
 
-        def traces(tokens: int) -> TokenTraces:
+        def traces(tokens: int) -> TraceDataset:
             """Random traces, the same shard as often as it takes."""
             lengths = [min(SHARD, tokens - start) for start in range(0, tokens, SHARD)]
             opened = [stack.enter_context(artifacts.open_tensors(shard(length), SCHEMA)) for length in lengths]
             sites = [group.site for group in predictor.groups]
-            return TokenTraces(opened, CRITERION, BITS, sizes, KINDS, sites, device)
+            return TraceDataset(opened, CRITERION, BITS, sizes, KINDS, sites, device)
 
         def shard(length: int) -> Path:
             path = Path(folder) / f"{length}.safetensors"

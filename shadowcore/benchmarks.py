@@ -16,7 +16,7 @@ from typing import ClassVar
 
 import pyarrow as pa
 
-from shadowcore import artifacts, tabular
+from shadowcore import artifacts, table_reading
 from shadowcore.errors import ArtifactError, ConfigError, SourceError, one_of
 from shadowcore.paragraphs import one_paragraph, visible
 from shadowcore.stock_tasks import BENCHMARKS, Document
@@ -54,19 +54,21 @@ def read(
     one = BENCHMARKS[name]
     if offline_dir is None:
         dataset, config = one.hub
-        commit = tabular.commit_of(dataset)
-        documents, licence = tabular.of_hub(dataset, config, split, commit, one.columns, f"columns of {name}")
+        commit = table_reading.commit_of(dataset)
+        documents, licence = table_reading.of_hub(dataset, config, split, commit, one.columns, f"columns of {name}")
         origin = f"Hugging Face hub, {dataset} at {commit}"
     else:
         path = _file(name, split, offline_dir, key)
-        documents = tabular.of_file(path, one.columns, f"columns of {name}")
+        documents = table_reading.of_file(path, one.columns, f"columns of {name}")
         licence, origin = None, f"local folder {Path(offline_dir).expanduser().name}"
     _require_documents(name, split, origin, len(documents))
-    tabular.check_rows(documents, one.columns, f"{name}, split {split}")
+    table_reading.check_rows(documents, one.columns, f"{name}, split {split}")
     for number, document in enumerate(documents):
         if wrong := one.wrong(document):
             column, allowed = wrong
-            raise SourceError(tabular.refusal(f"{name}, split {split}", number, column, document[column], allowed))
+            raise SourceError(
+                table_reading.refusal(f"{name}, split {split}", number, column, document[column], allowed)
+            )
     return documents, licence, origin
 
 
@@ -83,7 +85,7 @@ def _file(name: str, split: str, offline_dir: str, key: str) -> Path:
 def _check_split(name: str, split: str, offline_dir: str, key: str) -> int:
     """The number of documents of a split in a folder whose columns are those of the task."""
     path = _file(name, split, offline_dir, key)
-    count = tabular.check_file(path, BENCHMARKS[name].columns, f"columns of {name}")
+    count = table_reading.check_file(path, BENCHMARKS[name].columns, f"columns of {name}")
     _require_documents(name, split, str(path), count)
     return count
 

@@ -17,8 +17,8 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from shadowcore.benchmarks import BENCHMARKS
 from shadowcore.config_errors import sentence
 from shadowcore.config_file import read_yaml
+from shadowcore.config_types import Name, Seed, Strict, Switch, list_of
 from shadowcore.errors import ConfigError, near_miss
-from shadowcore.fields import Name, Seed, Strict, Switch, list_of
 from shadowcore.measure.conditions import Condition
 from shadowcore.measure.methods import SPARSE
 from shadowcore.method.criteria import CRITERIA

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from shadowcore.fields import AboveZero, Number, Percent, Positive, Strict, among
+from shadowcore.config_types import AboveZero, Number, Percent, Positive, Strict, among
 from shadowcore.method.training import SCALINGS, TARGETS, Recipe
 from shadowcore.models.families import KINDS_OF
 

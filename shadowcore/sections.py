@@ -13,10 +13,10 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from shadowcore.benchmarks import BENCHMARKS
 from shadowcore.config_errors import Within
+from shadowcore.config_types import Fraction, Percent, Positive, Seed, Strict, among, list_of
 from shadowcore.errors import ConfigError, near_miss
-from shadowcore.fields import Fraction, Percent, Positive, Seed, Strict, among, list_of
+from shadowcore.measure.latency_variants import RIVALS
 from shadowcore.measure.methods import SPARSE
-from shadowcore.measure.modes import RIVALS
 from shadowcore.measure.protocols import PROTOCOLS
 from shadowcore.method.criteria import CRITERIA
 from shadowcore.method.policies import POLICIES

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from shadowcore.paragraphs import visible
-from shadowcore.tabular import Column, is_text
+from shadowcore.table_reading import Column, is_text
 
 Document = dict[str, Any]
 Wrong = tuple[str, str]  # a column, and what is allowed in it

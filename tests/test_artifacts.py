@@ -236,7 +236,7 @@ def test_a_fetched_model_has_them_too_and_linked_files_keep_their_own(tmp_path, 
 
 
 def test_a_training_that_is_done_leaves_no_half_checkpoint_behind(tmp_path):
-    from shadowcore.method.course import Checkpoint
+    from shadowcore.method.training_state import Checkpoint
 
     checkpoint = Checkpoint(tmp_path / "predictor.safetensors", {})
     partial_of(checkpoint.path, f"{processes.machine()}-{2**22 + 1}-1")  # no machine has so many processes

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from shadowcore.method.criteria import CRITERIA, PARTS, Signals
-from shadowcore.method.passes import ImportancePass
+from shadowcore.method.gradient_capture import ImportancePass
 from shadowcore.method.tracing import Moments, TracePlan, trace
 from shadowcore.models.families import KINDS, dimensions_of, output_projection
 from shadowcore.models.losses import example_losses

@@ -9,11 +9,11 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, OP
 
 from shadowcore.decode.decoder import Decoder
 from shadowcore.decode.layout import compacted, from_model, weights_of
-from shadowcore.decode.skipping import KeepFixed, KeepPredicted, kept_of
+from shadowcore.decode.selection import KeepFixed, KeepPredicted, kept_of
 from shadowcore.errors import ConfigError
+from shadowcore.measure.dense_baselines import HuggingFaceDecoder
 from shadowcore.measure.equivalence import check
 from shadowcore.measure.latency import bytes_per_step, measure, predictor_bytes, predictor_time, summarise
-from shadowcore.measure.rivals import HuggingFaceDecoder
 from shadowcore.measure.sparsity import PredictedMasks
 from shadowcore.method.predictors import PREDICTORS, Predictor
 from shadowcore.models.families import KINDS, dimensions_of

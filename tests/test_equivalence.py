@@ -8,7 +8,7 @@ from test_decoder import VARIANTS, random_masks, random_predictor
 
 from shadowcore.decode.decoder import Decoder
 from shadowcore.decode.layout import from_model
-from shadowcore.decode.skipping import KeepFixed, KeepPredicted, Kept
+from shadowcore.decode.selection import KeepFixed, KeepPredicted, Kept
 from shadowcore.measure.equivalence import NEAR_TIE, Disagreement, check, check_thresholds, near_ties
 from shadowcore.measure.sparsity import PredictedMasks
 from shadowcore.method.policies import per_layer
@@ -105,7 +105,7 @@ def ids(tokens):
 def test_wrong_weights_are_refused(model, ids, mutation, backend):
     if backend == "triton":
         pytest.importorskip("triton", reason="Triton is not installed, so there is no Triton decoder to test")
-        from shadowcore.decode.graph import GraphDecoder
+        from shadowcore.decode.triton_decoder import GraphDecoder
 
         if torch.cuda.is_available():
             pytest.skip("the model is on the CPU")

@@ -6,10 +6,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalL
 
 from shadowcore.decode.decoder import Decoder
 from shadowcore.decode.layout import from_model, upcast
-from shadowcore.decode.skipping import KeepFixed, KeepPredicted
+from shadowcore.decode.selection import KeepFixed, KeepPredicted
 from shadowcore.measure.equivalence import check, gate
+from shadowcore.measure.gpu_timing import fill_cache
 from shadowcore.measure.sparsity import PredictedMasks
-from shadowcore.measure.speed import fill_cache
 from shadowcore.method.predictors import Predictor
 from shadowcore.models.families import KINDS, dimensions_of
 
@@ -49,7 +49,7 @@ def predicted(design, count, sizes, block=1):
 
 
 def decoders(layout, room):
-    from shadowcore.decode.graph import GraphDecoder
+    from shadowcore.decode.triton_decoder import GraphDecoder
 
     sizes = layout.sizes
     keep = {k: torch.rand(sizes.layers, sizes.units(k), device="cuda") < 0.5 for k in KINDS}
@@ -89,8 +89,8 @@ def test_a_graph_is_what_it_was_captured_from():
 @pytest.mark.parametrize("sequences", [1, 2, 16])
 @pytest.mark.parametrize("design", ["shadow", "layerwise"])
 def test_choosing_beside_other_layers_changes_nothing(design, sequences):
-    from shadowcore.decode.graph import GraphDecoder
     from shadowcore.decode.kernels.launch import Branch
+    from shadowcore.decode.triton_decoder import GraphDecoder
 
     layout, found = from_model(made("opt", torch.bfloat16)), []
     selection = predicted(design, 1, layout.sizes)

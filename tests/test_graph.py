@@ -9,18 +9,18 @@ pytest.importorskip("triton", reason="Triton is not installed, so there is no Tr
 if torch.cuda.is_available():
     pytest.skip("models on the CPU, kernels interpreted; test_gpu.py has those on a GPU", allow_module_level=True)
 
-from shadowcore.decode.chosen import GivenUnits, PredictedUnits
 from shadowcore.decode.decoder import Decoder
-from shadowcore.decode.graph import GraphDecoder
-from shadowcore.decode.groups import groups_of
 from shadowcore.decode.layout import compacted, from_model
-from shadowcore.decode.skipping import KeepFixed, KeepPredicted
+from shadowcore.decode.packed_predictor import groups_of
+from shadowcore.decode.selection import KeepFixed, KeepPredicted
+from shadowcore.decode.triton_decoder import GraphDecoder
+from shadowcore.decode.triton_selection import GivenUnits, PredictedUnits
 from shadowcore.errors import ConfigError
+from shadowcore.measure.dense_baselines import HuggingFaceDecoder, TorchGraph
 from shadowcore.measure.equivalence import check, gate
 from shadowcore.measure.latency import bytes_per_step, predictor_bytes
-from shadowcore.measure.rivals import HuggingFaceDecoder, TorchGraph
 from shadowcore.measure.sparsity import PredictedMasks
-from shadowcore.method.small import eight_bits
+from shadowcore.method.weight_quantization import eight_bits
 from shadowcore.models.families import KINDS
 from shadowcore.models.masking import masked
 

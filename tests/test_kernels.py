@@ -5,12 +5,12 @@ import torch
 
 pytest.importorskip("triton", reason="Triton is not installed, so there are no kernels to test")
 
-from shadowcore.decode.kernels import batch, rows
+from shadowcore.decode.kernels import batched_gemm, gemv
 from shadowcore.decode.kernels.attention import Attention
-from shadowcore.decode.kernels.choose import Chooser
+from shadowcore.decode.kernels.fused_norm import Normed, Read, embed, folded, settle
+from shadowcore.decode.kernels.gemv import accumulate, partial_sums, project
 from shadowcore.decode.kernels.launch import Units
-from shadowcore.decode.kernels.residual import Normed, Read, embed, folded, settle
-from shadowcore.decode.kernels.rows import accumulate, partial_sums, project
+from shadowcore.decode.kernels.sampler import Chooser
 from shadowcore.decode.kernels.select import Choice, Scorer, score, select, unite
 from shadowcore.method.policies import top_units
 
@@ -94,14 +94,14 @@ def test_accumulate_and_settle_and_project_what_is_normed(width, unit_rows, slot
     weight, amount, residual = random(slots, width), random(sequences, slots), random(sequences, width) + 3
     gain, shift, bias, reads = random(width), None if rms else random(width), random(width), random(10, 1, width)
     out = Normed.empty(sequences, width, torch.float32, DEVICE)._replace(eps=1e-5, rms=rms)
-    product, make = (batch.project, batch.partial_sums) if sequences > 1 else (project, partial_sums)
+    product, make = (batched_gemm.project, batched_gemm.partial_sums) if sequences > 1 else (project, partial_sums)
     partial = make(*([sequences] if sequences > 1 else []), width, slots, unit_rows, DEVICE)
     partial.addends.fill_(float("nan"))
 
     def check(units, threshold, exact_sum):
         ours, products = residual.clone(), poisoned(sequences, 10)
         if sequences > 1:
-            batch.accumulate(partial, amount, weight, units)
+            batched_gemm.accumulate(partial, amount, weight, units)
         else:
             accumulate(partial, amount, weight, units, threshold)
         settle(partial, bias, ours, gain, out)
@@ -121,7 +121,7 @@ def test_accumulate_and_settle_and_project_what_is_normed(width, unit_rows, slot
 
 
 def test_sums_of_any_number_of_rows_together(monkeypatch):
-    monkeypatch.setattr(rows, "SUM_PROGRAMS", 8)
+    monkeypatch.setattr(gemv, "SUM_PROGRAMS", 8)
     weight, amount = random(300, 24), random(300)
     partial = partial_sums(24, 300, 1, DEVICE)
     assert partial.group == 48
@@ -147,7 +147,7 @@ def test_a_batch_is_its_sequences(width, activation, parts):
     keeps = torch.rand(3, 7, device=DEVICE) < 0.5
     units = units_of([9, 0, 33, 4, 21, 2, 3], 9, torch.nn.functional.pad(bits_of(keeps), (0, 2)))
     together = poisoned(3, 9)
-    batch.project(x, weight, read, together, units, activation=activation)
+    batched_gemm.project(x, weight, read, together, units, activation=activation)
     for row, vector in enumerate(x):
         alone = poisoned(9)
         project(vector, weight, read, alone, units, activation=activation)

@@ -8,12 +8,12 @@ import torch
 
 from shadowcore.decode.decoder import Decoder
 from shadowcore.decode.layout import upcast
-from shadowcore.decode.random import last_units, random_layout, require_room, weight_numbers
+from shadowcore.decode.random_weights import last_units, random_layout, require_room, weight_numbers
 from shadowcore.errors import ConfigError
-from shadowcore.measure import equivalence, speed
+from shadowcore.measure import equivalence, gpu_timing
+from shadowcore.measure.dense_baselines import HuggingFaceGenerate
 from shadowcore.measure.equivalence import Disagreement
-from shadowcore.measure.modes import Design, Modes, on_gpu
-from shadowcore.measure.rivals import HuggingFaceGenerate
+from shadowcore.measure.latency_variants import Design, Modes, on_gpu
 from shadowcore.method.predictors import FIRST_SPARSE_LAYER
 from shadowcore.models.families import KINDS
 from shadowcore.models.published import PUBLISHED
@@ -73,7 +73,7 @@ def test_every_mode_of_a_gpu_passes_its_gate(model):
     relu = timed.get("relu")
     if relu:
         assert 0 < relu.facts["active"] < 0.3  # one neuron in ten is meant to be active
-    found = speed.parts(timed["shadow 8/16 8 bits, 1 groups 50"].decoder, SPEC.prompt_tokens, 1)
+    found = gpu_timing.parts(timed["shadow 8/16 8 bits, 1 groups 50"].decoder, SPEC.prompt_tokens, 1)
     assert set(found) == {"attention_ms", "ffn_ms", "norms_ms", "vocabulary_ms", "predictor_ms", "selection_ms"}
     if model == "llama-tiny":
         return
@@ -115,7 +115,7 @@ def test_last_units_are_views():
 def test_weights_are_counted():
     for name in ("opt-tiny", "llama-tiny"):
         layout = layout_of(name)
-        vectors = sum(t.numel() for layer in layout.layers for t in speed.weights_of(layer) if t.dim() == 1)
+        vectors = sum(t.numel() for layer in layout.layers for t in gpu_timing.weights_of(layer) if t.dim() == 1)
         counted = weight_numbers(*PUBLISHED[name])
         tables = {t.data_ptr(): t for t in (layout.embedding, layout.head, layout.positions) if t is not None}
         matrices = [

@@ -22,7 +22,7 @@ from shadowcore.measure.harness import Questions
 from shadowcore.measure.perplexity import window_losses
 from shadowcore.measure.sparsity import PredictedMasks, SparseModel
 from shadowcore.method.predictors import PREDICTOR_SCHEMA
-from shadowcore.method.small import stored
+from shadowcore.method.weight_quantization import stored
 from shadowcore.models.families import KINDS, dimensions_of
 from shadowcore.models.folders import byte_tokenizer, load_model
 from shadowcore.stages import fetch_model
@@ -282,7 +282,7 @@ def test_the_end_is_found_wherever_it_lies_in_the_steps_of_a_check(tiny, tokens,
 
 def test_the_triton_backend_can_be_asked_for(tiny):
     pytest.importorskip("triton", reason="Triton is not installed")
-    from shadowcore.decode.graph import GraphDecoder
+    from shadowcore.decode.triton_decoder import GraphDecoder
 
     with pytest.raises(ConfigError, match="torch backend"):
         sc.decoder(tiny, random_predictor(tiny), backend="triton")  # in float64

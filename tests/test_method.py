@@ -1,4 +1,4 @@
-"""Policies, codes, ranking, predictors and their training."""
+"""Policies, score codes, ranking, predictors and their training."""
 
 from contextlib import ExitStack
 from dataclasses import replace
@@ -10,15 +10,15 @@ from scipy import stats
 
 from shadowcore import artifacts
 from shadowcore.errors import ConfigError
-from shadowcore.method import codes, ranking, tokens, training
-from shadowcore.method.course import Checkpoint
+from shadowcore.method import ranking, score_quantization, trace_dataset, training
 from shadowcore.method.policies import POLICIES, floored, kept_units, top_units
 from shadowcore.method.predictors import PREDICTORS, Group, Predictor, groups_of
-from shadowcore.method.small import eight_bits, power_of_two, restored, stored
 from shadowcore.method.stacks import stacks_of
 from shadowcore.method.thresholds import Magnitudes, neuron_magnitudes
-from shadowcore.method.tokens import TokenTraces
+from shadowcore.method.trace_dataset import TraceDataset
 from shadowcore.method.tracing import codes_name, feature_name, top_name
+from shadowcore.method.training_state import Checkpoint
+from shadowcore.method.weight_quantization import eight_bits, power_of_two, restored, stored
 from shadowcore.models.families import KINDS, Dimensions, dimensions_of
 from shadowcore.models.recording import Site, visiting
 
@@ -97,10 +97,10 @@ def test_codes_come_back_within_half_a_step(bits, units):
     scores = torch.rand(5, 3, units, generator=torch.Generator().manual_seed(0)).mul(6).exp()
     scores[0, 0] = 0
     scores[1, 1, 2] = 0
-    back = codes.decode(*codes.encode(scores, bits), bits, units)
+    back = score_quantization.decode(*score_quantization.encode(scores, bits), bits, units)
     assert torch.equal(back == 0, scores == 0)
     ratio = (back / scores)[scores > 0]
-    half = codes.step_ratio(bits) ** 0.5 * 1.0001
+    half = score_quantization.step_ratio(bits) ** 0.5 * 1.0001
     assert ratio.min() >= 1 / half and ratio.max() <= half
 
 
@@ -176,7 +176,7 @@ def traces(tmp_path):
         def opened(*shards):
             files = []
             for features, scores in shards:
-                codes_of, top = codes.encode(scores, 8)
+                codes_of, top = score_quantization.encode(scores, 8)
                 path = tmp_path / f"{len(list(tmp_path.iterdir()))}.safetensors"
                 names = (
                     codes_name("plainact", "neurons"),
@@ -186,7 +186,7 @@ def traces(tmp_path):
                 tensors = dict(zip(names, (codes_of, top, features), strict=True))
                 artifacts.write_tensors(path, "trace", tensors, {})
                 files.append(stack.enter_context(artifacts.open_tensors(path, "trace")))
-            return TokenTraces(files, "plainact", 8, SIZES, ["neurons"], [Site(0, "heads")], torch.device("cpu"))
+            return TraceDataset(files, "plainact", 8, SIZES, ["neurons"], [Site(0, "heads")], torch.device("cpu"))
 
         yield opened
 
@@ -301,7 +301,7 @@ def test_scalings_are_the_means_and_deviations_of_all_tokens(traces):
     train = traces((features[:70], scores[:70]), (features[70:], scores[70:]))
     scaled(predictor, train, RECIPE)
     (scorer,) = predictor.scorers["neurons"]
-    kept = codes.decode(*codes.encode(scores, 8), 8, 10)[:, 1:]
+    kept = score_quantization.decode(*score_quantization.encode(scores, 8), 8, 10)[:, 1:]
     torch.testing.assert_close(scorer.feature_mean, features.float().mean(0))
     torch.testing.assert_close(scorer.feature_scale, features.float().std(0, correction=0))
     torch.testing.assert_close(scorer.score_mean, kept.mean(0))
@@ -336,7 +336,7 @@ def test_published_scaling_is_from_the_least_to_the_most(traces):
     train = traces((features[:70], scores[:70]), (features[70:], scores[70:]))
     scaled(predictor, train, replace(RECIPE, scaling="min_max"))
     (scorer,), features = predictor.scorers["neurons"], features.float()
-    kept = codes.decode(*codes.encode(scores, 8), 8, 10)[:, 1:]
+    kept = score_quantization.decode(*score_quantization.encode(scores, 8), 8, 10)[:, 1:]
     (low, high), (least, most) = features.aminmax(dim=0), kept.transpose(0, 1).flatten(1).aminmax(dim=1)
     torch.testing.assert_close((scorer.feature_mean, scorer.feature_scale), (low, high - low))
     torch.testing.assert_close(scorer.score_mean, least[:, None].expand(3, 10))
@@ -350,7 +350,7 @@ def test_kinds_of_unit_learn_for_epochs_of_their_own(tmp_path):
     generator = torch.Generator().manual_seed(0)
     tensors = {feature_name(Site(0, "heads")): torch.randn(64, 8, generator=generator).bfloat16()}
     for kind in KINDS:
-        encoded = codes.encode(torch.rand(64, 4, SIZES.units(kind), generator=generator), 8)
+        encoded = score_quantization.encode(torch.rand(64, 4, SIZES.units(kind), generator=generator), 8)
         tensors |= dict(zip((codes_name("plainact", kind), top_name("plainact", kind)), encoded, strict=True))
     artifacts.write_tensors(tmp_path / "t.safetensors", "trace", tensors, {})
 
@@ -361,7 +361,7 @@ def test_kinds_of_unit_learn_for_epochs_of_their_own(tmp_path):
             del predictor.scorers[kind]
         recipe = replace(RECIPE, rank={kind: 3 for kind in kinds}, epochs=epochs)
         with artifacts.open_tensors(tmp_path / "t.safetensors", "trace") as file:
-            some = TokenTraces([file], "plainact", 8, SIZES, kinds, [Site(0, "heads")], torch.device("cpu"))
+            some = TraceDataset([file], "plainact", 8, SIZES, kinds, [Site(0, "heads")], torch.device("cpu"))
             training.fit(predictor, some, some, recipe, 0)
         return {name: value for name, value in predictor.state_dict().items()}
 
@@ -376,7 +376,7 @@ def test_a_block_is_learned_by_the_mean_of_its_units_and_kept_as_one(traces):
     predictor = Predictor("shadow", SIZES, {"neurons": 4}, block=5)
     scaled(predictor, traces((features, scores)), replace(RECIPE, block=5))
     (scorer,) = predictor.scorers["neurons"]
-    kept = codes.decode(*codes.encode(scores, 8), 8, 10)[:, 1:]
+    kept = score_quantization.decode(*score_quantization.encode(scores, 8), 8, 10)[:, 1:]
     torch.testing.assert_close(scorer.score_mean, kept.unflatten(-1, (2, 5)).mean(-1).mean(0))
     found = predictor.read(Site(0, "heads"), features.float(), "neurons")[1].detach()
     assert found.shape == (100, 3, 2)
@@ -403,12 +403,12 @@ def test_eight_bits_are_near_and_stay_the_same_when_rounded_again(rows):
 
 
 def test_chunks_and_batches_hold_every_token_once(traces, monkeypatch):
-    monkeypatch.setattr(tokens, "CHUNK_BYTES", 800)  # 11 tokens of 4 x (10 + 4) + 8 x 2 bytes
+    monkeypatch.setattr(trace_dataset, "CHUNK_BYTES", 800)  # 11 tokens of 4 x (10 + 4) + 8 x 2 bytes
     features, scores = learnable(50, 1)
     some = traces((features[:30], scores[:30]), (features[30:], scores[30:]))
     assert len(some) == 50 and [len(chunk) for chunk in some.chunks()] == [11, 11, 8, 11, 9]
     whole = torch.cat([chunk.scores("neurons", torch.arange(len(chunk))) for chunk in some.chunks()])
-    assert torch.equal(whole, codes.decode(*codes.encode(scores, 8), 8, 10))
+    assert torch.equal(whole, score_quantization.decode(*score_quantization.encode(scores, 8), 8, 10))
     batches = list(some.shuffled(4, torch.Generator().manual_seed(0)))
     assert len(batches) == some.batches(4) and max(len(index) for _, index in batches) <= 4
     seen = torch.cat([chunk.feature(Site(0, "heads"), index) for chunk, index in batches])

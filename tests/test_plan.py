@@ -14,8 +14,8 @@ from shadowcore.commands.plan import print_totals, totals
 from shadowcore.config import load_study, parse_study
 from shadowcore.errors import ConfigError
 from shadowcore.jobs import Jobs
-from shadowcore.method.codes import encode
 from shadowcore.method.criteria import CRITERIA
+from shadowcore.method.score_quantization import encode
 from shadowcore.models.families import KINDS, dimensions_of
 from shadowcore.models.published import PUBLISHED, Size
 from shadowcore.plan import trace_bytes

@@ -14,12 +14,11 @@ from test_workflow import ROOT, prepared, snakemake, tiny_study, waiting
 
 from shadowcore import artifacts, preflight
 from shadowcore.config import parse_study
-from shadowcore.decode.graph import GraphDecoder
 from shadowcore.decode.layout import from_model
+from shadowcore.decode.triton_decoder import GraphDecoder
 from shadowcore.errors import ConfigError
 from shadowcore.jobs import Jobs
-from shadowcore.measure.rivals import as_model
-from shadowcore.method.course import Checkpoint
+from shadowcore.measure.dense_baselines import as_model
 from shadowcore.method.relufy import (
     Distillation,
     Relufied,
@@ -31,6 +30,7 @@ from shadowcore.method.relufy import (
     write,
     zero_shares,
 )
+from shadowcore.method.training_state import Checkpoint
 from shadowcore.method.zero_penalty import PenalisedReLU, spread_gradient
 from shadowcore.models.families import dimensions_of, ffn_activation, layers_of
 from shadowcore.models.folders import load_model

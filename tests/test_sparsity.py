@@ -8,14 +8,14 @@ import torch
 
 from shadowcore.errors import ConfigError
 from shadowcore.measure import sparsity
-from shadowcore.measure.activation_masks import PromptMasks, ThresholdMasks, nonzero_masks
 from shadowcore.measure.group import Group
 from shadowcore.measure.harness import SparseLM
 from shadowcore.measure.oracle import OracleMasks, OraclePass
 from shadowcore.measure.perplexity import window_losses
+from shadowcore.measure.predictor_free import PromptMasks, ThresholdMasks, nonzero_masks
 from shadowcore.measure.protocols import PROTOCOLS
 from shadowcore.measure.sparsity import ConstantMasks, PredictedMasks, SparseModel, random_scores
-from shadowcore.method.passes import ImportancePass
+from shadowcore.method.gradient_capture import ImportancePass
 from shadowcore.method.policies import POLICIES
 from shadowcore.method.predictors import PREDICTORS, Predictor
 from shadowcore.models.families import KINDS, dimensions_of

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from shadowcore import artifacts
-from shadowcore.method import stacks, tokens, training
-from shadowcore.method.codes import decode, encode, step_ratio
-from shadowcore.method.course import Checkpoint
+from shadowcore.method import stacks, trace_dataset, training
 from shadowcore.method.predictors import Predictor
-from shadowcore.method.tokens import TokenTraces
+from shadowcore.method.score_quantization import decode, encode, step_ratio
+from shadowcore.method.trace_dataset import TraceDataset
 from shadowcore.method.tracing import SCHEMA, codes_name, feature_name, top_name
+from shadowcore.method.training_state import Checkpoint
 from shadowcore.models.families import KINDS, Dimensions
 from shadowcore.stages.train_predictor import judged, order_of
 
@@ -47,7 +47,7 @@ def traces(tmp_path):
         artifacts.write_tensors(path, SCHEMA, tensors, {})
         files.append(artifacts.open_tensors(path, SCHEMA))
         sites = [group.site for group in predictor.groups]
-        return TokenTraces([files[-1].__enter__()], "snip", 4, SIZES, KINDS, sites, torch.device("cpu"))
+        return TraceDataset([files[-1].__enter__()], "snip", 4, SIZES, KINDS, sites, torch.device("cpu"))
 
     yield opened
     for file in files:
@@ -92,14 +92,14 @@ def test_groups_learn_together_what_they_learn_alone(traces, design, together, m
     monkeypatch.setitem(stacks.STACK_BYTES, "cpu", together)
     train = traces(70, new(design))
     alone, ends, predictor = one_by_one(new(design), train, RECIPE), {}, new(design)
-    finish = training.Course.finish
+    finish = training.TrainingState.finish
 
     def see(course, epoch, losses):
         """Weights where training ended, before the best epoch is taken."""
         ends.update({name: value.detach().clone() for name, value in predictor.state_dict().items()})
         finish(course, epoch, losses)
 
-    monkeypatch.setattr(training.Course, "finish", see)
+    monkeypatch.setattr(training.TrainingState, "finish", see)
     training.fit(predictor, train, traces(40, predictor), RECIPE, 1)
     start = new(design).state_dict()
     for name, value in alone.items():
@@ -164,7 +164,7 @@ def test_traces_that_fit_on_the_device_are_read_once(traces, monkeypatch):
     original = artifacts.Tensors.get_slice
     monkeypatch.setattr(artifacts.Tensors, "get_slice", lambda self, name: reads.append(name) or original(self, name))
     for room, times in ((0, 2), (2**20, 1), (200, None)):
-        monkeypatch.setattr(tokens, "_room", lambda device, room=room: room)
+        monkeypatch.setattr(trace_dataset, "_room", lambda device, room=room: room)
         train = traces(70, predictor)
         reads.clear()
         first, *_ = train.chunks()

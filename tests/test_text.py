@@ -9,7 +9,7 @@ import pytest
 
 from shadowcore.errors import ConfigError, SourceError
 from shadowcore.models.folders import byte_tokenizer
-from shadowcore.texts import cutting, encyclopaedia, sources
+from shadowcore.texts import cutting, mediawiki, sources
 from shadowcore.texts.documents import Document, documents_from_table, documents_to_table, tasks_to_table
 from shadowcore.texts.sources import FolderText, HubText, PackagedText, RandomText
 
@@ -124,7 +124,7 @@ PROSE = "Bold is a word (old) in links.\n\nHistory\nIt is 5 km. See 2001: A Spac
 
 
 def test_prose_keeps_sentences_only():
-    assert encyclopaedia.prose(MARKUP) == PROSE
+    assert mediawiki.prose(MARKUP) == PROSE
 
 
 def test_articles_leave_redirects_and_other_pages_out(tmp_path):
@@ -132,7 +132,7 @@ def test_articles_leave_redirects_and_other_pages_out(tmp_path):
     pages = page.format("A", 0, "") + page.format("B", 0, '<redirect title="A"/>') + page.format("Talk:A", 1, "")
     export = f'<mediawiki xmlns="http://www.mediawiki.org/xml/export-0.10/">{pages}</mediawiki>'
     (tmp_path / "export.bz2").write_bytes(bz2.compress(export.encode()))
-    assert list(encyclopaedia.articles(tmp_path / "export.bz2")) == [("A", "words")]
+    assert list(mediawiki.articles(tmp_path / "export.bz2")) == [("A", "words")]
 
 
 # ---- tables

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from shadowcore.measure.sparsity import PredictedMasks, no_context
-from shadowcore.method.course import Checkpoint
 from shadowcore.method.predictors import Predictor
+from shadowcore.method.training_state import Checkpoint
 from shadowcore.method.tuning import Tuning, gate_losses, tune
 from shadowcore.models.families import dimensions_of
 from shadowcore.models.losses import divergences

@@ -13,7 +13,7 @@ from typing import Any
 from shadowcore import artifacts, logs, provenance
 from shadowcore.commands import console
 from shadowcore.errors import ArtifactError
-from shadowcore.lineage import Job, Lineage, run_of
+from shadowcore.provenance_graph import Job, Lineage, run_of
 
 Facts = list[tuple[str, str]]
 LISTED = 12  # files read that are named one by one

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from shadowcore.decode import operations
 from shadowcore.decode.layout import Layer, Layout
-from shadowcore.decode.skipping import KeepAll, Kept, Selection
+from shadowcore.decode.selection import KeepAll, Kept, Selection
 from shadowcore.errors import ConfigError
 from shadowcore.models.families import KINDS, Kind
 from shadowcore.models.recording import Site

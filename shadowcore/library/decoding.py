@@ -9,7 +9,7 @@ import torch
 
 from shadowcore.decode.decoder import Decoder
 from shadowcore.decode.layout import from_model
-from shadowcore.decode.skipping import KeepPredicted
+from shadowcore.decode.selection import KeepPredicted
 from shadowcore.errors import ConfigError, one_of
 from shadowcore.library.checks import kinds_of, percent, placed, positive, require_fit, require_policy
 from shadowcore.measure.sparsity import PredictedMasks
@@ -145,7 +145,7 @@ def decoder(
 def _triton(*arguments: Any) -> Decoder:
     """The Triton decoder, imported only where it is used: there may be no Triton."""
     try:
-        from shadowcore.decode.graph import GraphDecoder
+        from shadowcore.decode.triton_decoder import GraphDecoder
     except ImportError as error:
         raise ConfigError(f"backend: 'triton' cannot be used ({error}); use backend='torch'") from None
     return GraphDecoder(*arguments)

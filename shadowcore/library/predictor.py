@@ -16,7 +16,7 @@ from shadowcore.artifacts import replacing, writable
 from shadowcore.errors import ArtifactError, ConfigError, one_of
 from shadowcore.library.checks import require_fit
 from shadowcore.method import predictors
-from shadowcore.method.small import restored, stored
+from shadowcore.method.weight_quantization import restored, stored
 from shadowcore.models.families import Dimensions, Kind
 from shadowcore.provenance import file_sha256
 

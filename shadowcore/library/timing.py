@@ -10,7 +10,7 @@ from shadowcore import provenance
 from shadowcore.errors import ConfigError
 from shadowcore.library.checks import positive
 from shadowcore.library.decoding import SparseDecoder
-from shadowcore.measure import latency, speed
+from shadowcore.measure import gpu_timing, latency
 from shadowcore.measure.equivalence import check
 
 CHECKED = 16  # tokens that are generated for the check
@@ -54,8 +54,8 @@ def benchmark(
     sparse_bytes, dense_bytes = (latency.bytes_per_step(one) for one in both.values())
     limit = None
     if layout.device.type == "cuda":
-        read = sparse_bytes + speed.bytes_cached(layout, decoder.sparse.position)
-        limit = read / speed.read_ceiling(layout.device) / 1e6
+        read = sparse_bytes + gpu_timing.bytes_cached(layout, decoder.sparse.position)
+        limit = read / gpu_timing.read_ceiling(layout.device) / 1e6
     return {
         "device": provenance.device_name(), "backend": decoder.backend, "dtype": str(layout.dtype)[len("torch.") :],
         "ms_per_token": sparse_ms, "dense_ms_per_token": dense_ms, "speedup": dense_ms / sparse_ms,

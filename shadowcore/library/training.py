@@ -18,7 +18,7 @@ from shadowcore.library.predictor import Predictor
 from shadowcore.method import tracing
 from shadowcore.method.criteria import CRITERIA
 from shadowcore.method.predictors import PREDICTORS
-from shadowcore.method.tokens import TokenTraces
+from shadowcore.method.trace_dataset import TraceDataset
 from shadowcore.method.training import Recipe, fit
 from shadowcore.models.families import KINDS_OF
 from shadowcore.texts import cutting
@@ -151,7 +151,7 @@ def _windows(documents: Sequence[Document], tokenizer, length: int, windows: int
 def _traces(
     stack: ExitStack, folder: Path, split: str, model: torch.nn.Module, ids: torch.Tensor, predictor: Predictor,
     batch: int, seed: int,
-) -> TokenTraces:  # fmt: skip
+) -> TraceDataset:  # fmt: skip
     """The traces of one split, in a file that is open as long as the stack is."""
     sizes, sites = SPLITS[split], [group.site for group in predictor.groups]
     sampled = min(sizes.tokens_per_window, ids.shape[1] - 1)
@@ -163,7 +163,9 @@ def _traces(
     path = folder / f"{split}.safetensors"
     artifacts.write_tensors(path, tracing.SCHEMA, tensors, {})
     opened = stack.enter_context(artifacts.open_tensors(path, tracing.SCHEMA))
-    return TokenTraces([opened], predictor.criterion, sizes.bits, predictor.sizes, predictor.kinds, sites, model.device)
+    return TraceDataset(
+        [opened], predictor.criterion, sizes.bits, predictor.sizes, predictor.kinds, sites, model.device
+    )
 
 
 def _name_of(model: torch.nn.Module) -> str:

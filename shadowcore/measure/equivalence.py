@@ -20,10 +20,10 @@ from typing import Any, NamedTuple
 import torch
 
 from shadowcore.decode.decoder import Decoder
-from shadowcore.decode.skipping import KeepAll, Kept
+from shadowcore.decode.selection import KeepAll, Kept
 from shadowcore.errors import ShadowcoreError
-from shadowcore.measure.activation_masks import ThresholdMasks
-from shadowcore.measure.rivals import HuggingFaceDecoder
+from shadowcore.measure.dense_baselines import HuggingFaceDecoder
+from shadowcore.measure.predictor_free import ThresholdMasks
 from shadowcore.measure.sparsity import PredictedMasks, SparseModel
 from shadowcore.method.policies import WHOLE_MODEL_POLICIES, top_units
 from shadowcore.models.families import KINDS, Kind

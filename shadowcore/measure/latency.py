@@ -16,7 +16,7 @@ import torch
 
 from shadowcore.decode.decoder import Decoder
 from shadowcore.decode.layout import weights_of
-from shadowcore.decode.skipping import KeepPredicted
+from shadowcore.decode.selection import KeepPredicted
 from shadowcore.errors import ConfigError
 from shadowcore.models.families import KINDS
 from shadowcore.schemas import REFUSED

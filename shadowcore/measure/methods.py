@@ -13,8 +13,8 @@ from typing import Any, Literal
 import torch
 
 from shadowcore.errors import ConfigError
-from shadowcore.measure.activation_masks import PromptMasks, ThresholdMasks, nonzero_masks
 from shadowcore.measure.conditions import Condition
+from shadowcore.measure.predictor_free import PromptMasks, ThresholdMasks, nonzero_masks
 from shadowcore.measure.sparsity import ConstantMasks, Masks, PredictedMasks, random_scores
 from shadowcore.method.predictors import PREDICTORS
 from shadowcore.models.families import dimensions_of

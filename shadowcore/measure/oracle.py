@@ -10,7 +10,7 @@ import torch
 from shadowcore.measure.protocols import TOKEN, Protocol
 from shadowcore.measure.sparsity import Context, Masks
 from shadowcore.method.criteria import CRITERIA, Signals
-from shadowcore.method.passes import ImportancePass
+from shadowcore.method.gradient_capture import ImportancePass
 from shadowcore.method.policies import POLICIES, WHOLE_MODEL_POLICIES
 from shadowcore.method.predictors import FIRST_SPARSE_LAYER
 from shadowcore.models.families import Kind, dimensions_of

@@ -12,8 +12,8 @@ Segments lie between the first two: G = 1 is the shadow predictor reading a litt
 per layer. layerwise_own sees the heads it should save, so it can rank them but not skip them.
 Layer 0 is always dense: what it computes is the shadow predictor's input.
 
-A predictor is read in every step, so its size is time: weights may have 8 bits (`small.py`), and one score may stand
-for a block of neighbouring neurons, which are then kept or removed together.
+A predictor is read in every step, so its size is time: weights may have 8 bits (`weight_quantization.py`), and one
+score may stand for a block of neighbouring neurons, which are then kept or removed together.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from shadowcore.errors import ConfigError
-from shadowcore.method.course import Checkpoint, Descent
+from shadowcore.method.training_state import Checkpoint, Descent
 from shadowcore.method.zero_penalty import penalise
 from shadowcore.models.families import Dimensions, dimensions_of, family_of, ffn_activation, layers_of
 from shadowcore.models.losses import token_divergences, token_losses

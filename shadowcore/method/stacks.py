@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from shadowcore.method.predictors import Group, Predictor, UnitScorer
-from shadowcore.method.tokens import Chunk
+from shadowcore.method.trace_dataset import Chunk
 from shadowcore.models.families import Kind
 
 # of what a stack reads or makes for a batch, several times over: as much as a CPU's cache holds, or as keeps a GPU busy

@@ -19,9 +19,9 @@ from dataclasses import dataclass
 
 import torch
 
-from shadowcore.method.codes import encode
 from shadowcore.method.criteria import CRITERIA, Signals
-from shadowcore.method.passes import ImportancePass
+from shadowcore.method.gradient_capture import ImportancePass
+from shadowcore.method.score_quantization import encode
 from shadowcore.models.families import Kind, dimensions_of
 from shadowcore.models.recording import Choose, Site
 

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 import torch
 
 from shadowcore.errors import ConfigError
-from shadowcore.method.course import Checkpoint, Course, Descent, Fit
 from shadowcore.method.predictors import Predictor, UnitScorer
-from shadowcore.method.small import power_of_two, restored, stored
 from shadowcore.method.stacks import Stack, stacks_of
-from shadowcore.method.tokens import Chunk, TokenTraces
+from shadowcore.method.trace_dataset import Chunk, TraceDataset
+from shadowcore.method.training_state import Checkpoint, Descent, FitResult, TrainingState
+from shadowcore.method.weight_quantization import power_of_two, restored, stored
 from shadowcore.models.families import Kind
 
 # what is regressed on, each increasing in the score, so that the order of units is untouched
@@ -57,13 +57,13 @@ Stacks = Mapping[Kind, list[Stack]]
 
 def fit(
     predictor: Predictor,
-    train: TokenTraces,
-    held: TokenTraces,
+    train: TraceDataset,
+    held: TraceDataset,
     recipe: Recipe,
     seed: int,
     progress=lambda done, total: None,
     checkpoint: Checkpoint | None = None,
-) -> dict[Kind, list[Fit]]:
+) -> dict[Kind, list[FitResult]]:
     """Train every scorer of a predictor in place; of each the epoch that is best on held-out tokens is kept."""
     if len(train) < recipe.batch:
         raise ConfigError(f"predictors.batch: {recipe.batch} tokens, but the traces hold only {len(train)}")
@@ -79,7 +79,7 @@ def fit(
         for kind in predictor.kinds
     }  # fmt: skip
     begin = held_out_losses(predictor, stacks, held, recipe)
-    course = Course(predictor, _scorers(predictor), descents, generator, begin)
+    course = TrainingState(predictor, _scorers(predictor), descents, generator, begin)
     if checkpoint:
         checkpoint.resume(course)
     for epoch in range(course.epoch + 1, epochs + 1):
@@ -106,7 +106,7 @@ def _scorers(predictor: Predictor, kinds: Iterable[Kind] | None = None) -> dict[
 
 
 @torch.no_grad()
-def held_out_losses(predictor: Predictor, stacks: Stacks, held: TokenTraces, recipe: Recipe) -> dict[str, float]:
+def held_out_losses(predictor: Predictor, stacks: Stacks, held: TraceDataset, recipe: Recipe) -> dict[str, float]:
     """Mean squared error of the scaled scores over held-out tokens, of every scorer of the traces' kinds."""
     totals = 0
     for chunk in held.chunks():
@@ -121,7 +121,7 @@ def held_out_losses(predictor: Predictor, stacks: Stacks, held: TokenTraces, rec
     return dict(zip(scorers, (totals.cpu() / torch.tensor(counts)).tolist(), strict=True))
 
 
-def mean_scores(traces: TokenTraces, kind: Kind, batch: int) -> torch.Tensor:
+def mean_scores(traces: TraceDataset, kind: Kind, batch: int) -> torch.Tensor:
     """Mean scores (L, U) over all tokens."""
     total = 0
     for chunk in traces.chunks():
@@ -142,7 +142,7 @@ def _targets(
 
 
 @torch.no_grad()
-def _scale(predictor: Predictor, stacks: Stacks, train: TokenTraces, recipe: Recipe) -> None:
+def _scale(predictor: Predictor, stacks: Stacks, train: TraceDataset, recipe: Recipe) -> None:
     """Set the scorers' scaling from training tokens: per number for features, per layer for scores."""
     found: dict[tuple[Stack, str], Spread] = {}
     for chunk in train.chunks():

@@ -16,12 +16,12 @@ from random import Random
 
 import torch
 
-from shadowcore.method.course import Checkpoint, Course, Descent, Fit
 from shadowcore.method.criteria import Signals
-from shadowcore.method.passes import ImportancePass
+from shadowcore.method.gradient_capture import ImportancePass
 from shadowcore.method.policies import kept_units, lowest_kept
 from shadowcore.method.predictors import Predictor
-from shadowcore.method.small import restored, stored
+from shadowcore.method.training_state import Checkpoint, Descent, FitResult, TrainingState
+from shadowcore.method.weight_quantization import restored, stored
 from shadowcore.models.families import Kind
 from shadowcore.models.losses import divergences
 from shadowcore.models.recording import Choose, Site
@@ -54,7 +54,7 @@ def tune(
     masking: Masking,
     progress=lambda done, total: None,
     checkpoint: Checkpoint | None = None,
-) -> Fit:
+) -> FitResult:
     """Tune the scorers of `kinds` in place on token windows (N, T); the epoch best on `heldout` (M, T) is kept.
 
     masking: makes masks out of this very predictor. Losses returned are mean divergences per token, in nats, at the
@@ -82,7 +82,7 @@ def tune(
         losses = [run(ids, middle, lambda site, signals: None, None) for ids in heldout.split(tuning.batch)]
         return torch.cat(losses).mean().item()
 
-    course = Course(predictor, {WHOLE: predictor}, {WHOLE: descent}, generator, {WHOLE: held_out()})
+    course = TrainingState(predictor, {WHOLE: predictor}, {WHOLE: descent}, generator, {WHOLE: held_out()})
     if checkpoint:
         checkpoint.resume(course)
     for _ in range(course.epoch * batches):  # what was drawn before

@@ -32,7 +32,7 @@ from shadowcore.models.folders import (
     require_usable,
 )
 from shadowcore.models.weights import has_safetensors, reason_of
-from shadowcore.packages import PackagedFile, Wheel, extract, require_pinned
+from shadowcore.packaged_files import PackagedFile, Wheel, extract, require_pinned
 from shadowcore.provenance import device_name
 
 SHARD_BYTES = 2 * 10**9  # of a file of random weights: one is copied to be written, and several are hashed at once

@@ -10,7 +10,7 @@ import torch
 from shadowcore import artifacts
 from shadowcore.errors import ArtifactError
 from shadowcore.method.predictors import FIRST_SPARSE_LAYER, PREDICTOR_SCHEMA, Predictor
-from shadowcore.method.small import restored
+from shadowcore.method.weight_quantization import restored
 from shadowcore.models import families, folders
 from shadowcore.models.contents import check_files
 from shadowcore.models.families import Dimensions, Kind

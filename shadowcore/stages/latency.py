@@ -17,11 +17,11 @@ import torch
 from shadowcore import artifacts, provenance
 from shadowcore.decode.decoder import Decoder
 from shadowcore.decode.layout import Layout, compacted, decoded_positions, from_model
-from shadowcore.decode.random import require_bytes
-from shadowcore.decode.skipping import KeepFixed, KeepPredicted
-from shadowcore.measure import latency, speed
+from shadowcore.decode.random_weights import require_bytes
+from shadowcore.decode.selection import KeepFixed, KeepPredicted
+from shadowcore.measure import gpu_timing, latency
+from shadowcore.measure.dense_baselines import HuggingFaceDecoder
 from shadowcore.measure.equivalence import Agreement, Disagreement, check, check_thresholds
-from shadowcore.measure.rivals import HuggingFaceDecoder
 from shadowcore.measure.sparsity import PredictedMasks
 from shadowcore.method.policies import POLICIES
 from shadowcore.method.predictors import FIRST_SPARSE_LAYER, Predictor
@@ -101,7 +101,7 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     card, documents, key = inputs.card, inputs.documents, "latency.prompt_tokens"
     prompt = windows_of(card, documents, "evaluation", tokenizer, spec.prompt_tokens, 1, spec.seed, key)[0]
     ids = torch.tensor([prompt.ids], device=device)
-    ceiling = speed.read_ceiling(device) if device.type == "cuda" else None
+    ceiling = gpu_timing.read_ceiling(device) if device.type == "cuda" else None
     model = read_model_on_cpu(inputs.card, inputs.weights, spec.dtype)
     require_bytes(2 * sum(parameter.nbytes for parameter in model.parameters()), device)  # the model, and our layout
     model = model.to(device)
@@ -126,7 +126,7 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     decoders = {name: variant.decoder for name, variant in variants.items() if name not in reasons}
     raw = latency.measure(decoders, ids, spec.new_tokens, spec.repeats, spec.warmup)
     shared = {
-        "model": spec.model, "device": provenance.device_name(), "driver": speed.driver_version(device),
+        "model": spec.model, "device": provenance.device_name(), "driver": gpu_timing.driver_version(device),
         "backend": "triton" if device.type == "cuda" else "torch", "weights": spec.weights, "dtype": spec.dtype,
         "threads": None if device.type == "cuda" else torch.get_num_threads(), "kv": "kept", "batch": 1,
         "prompt_tokens": spec.prompt_tokens, "new_tokens": spec.new_tokens, "ceiling_gb_s": ceiling,
@@ -197,7 +197,7 @@ def variants_of(spec: Spec, model: torch.nn.Module, room: int, choosers: Chooser
 
 def graph_decoder(*arguments: Any, **more: Any) -> Decoder:
     """The Triton decoder, imported only where there is a GPU."""
-    from shadowcore.decode.graph import GraphDecoder
+    from shadowcore.decode.triton_decoder import GraphDecoder
 
     return GraphDecoder(*arguments, **more)
 
@@ -227,10 +227,10 @@ def costs(decoder: Any, token: torch.Tensor, ms_per_token: float, ceiling: float
     found |= {f"kept_{kind}": int(mask.sum()) for kind, mask in decoder.keep_masks().items()}
     found["gb_per_s"] = found["gb_per_token"] / ms_per_token * 1e3
     if ceiling is not None:
-        cached = speed.bytes_cached(decoder.layout, decoder.position) / 1e9
+        cached = gpu_timing.bytes_cached(decoder.layout, decoder.position) / 1e9
         found["roofline_ms"] = (found["gb_per_token"] + cached) / ceiling * 1e3
         found["nodes"] = decoder.replay.nodes()
-        found |= speed.parts(decoder, decoder.position - 1)
+        found |= gpu_timing.parts(decoder, decoder.position - 1)
     if decoder.selection.weight_bytes:
         found["predictor_mb"] = latency.predictor_bytes(decoder) / 1e6
         if ceiling is None:

@@ -16,11 +16,11 @@ import torch
 from shadowcore import artifacts, provenance
 from shadowcore.decode.decoder import Decoder
 from shadowcore.decode.layout import Layout, upcast
-from shadowcore.decode.random import random_layout
+from shadowcore.decode.random_weights import random_layout
 from shadowcore.errors import ConfigError, one_of
-from shadowcore.measure import equivalence, latency, speed
+from shadowcore.measure import equivalence, gpu_timing, latency
 from shadowcore.measure.equivalence import Agreement, Disagreement
-from shadowcore.measure.modes import RIVALS, Design, Modes, variants
+from shadowcore.measure.latency_variants import RIVALS, Design, Modes, variants
 from shadowcore.models.families import KINDS
 from shadowcore.models.folders import DTYPES
 from shadowcore.models.published import PUBLISHED
@@ -82,13 +82,13 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
         raise ConfigError(f"prompt_tokens + new_tokens: {room} found, {spec.model} has {sizes.positions} positions")
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     dtype = getattr(torch, one_of(spec.dtype, DTYPES, "dtype"))
-    ceiling = speed.read_ceiling(device)
+    ceiling = gpu_timing.read_ceiling(device)
     if device.type == "cuda":
         torch.cuda.empty_cache()
     progress.say(f"memory reads at {ceiling:.0f} GB/s at best")
     layout = random_layout(family, sizes, dtype, device, spec.seed, spec.active)
     shared = {
-        "model": spec.model, "device": provenance.device_name(), "driver": speed.driver_version(device),
+        "model": spec.model, "device": provenance.device_name(), "driver": gpu_timing.driver_version(device),
         "backend": "triton" if device.type == "cuda" else "torch", "weights": "random", "dtype": spec.dtype,
         "threads": None if device.type == "cuda" else torch.get_num_threads(), "kv": "kept", "ceiling_gb_s": ceiling,
     }  # fmt: skip
@@ -110,11 +110,11 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
         else:
             progress.say(f"{name}: {timed[name].agreement}; {timed[name].facts}")
     del reference
-    raw = speed.turns(
+    raw = gpu_timing.turns(
         {name: one.decoder for name, one in timed.items()},
         spec.prompt_tokens, spec.short_tokens, spec.new_tokens, spec.repeats, spec.warmup,
     )  # fmt: skip
-    cached = spec.batch * speed.bytes_cached(layout, spec.prompt_tokens + spec.new_tokens // 2) / 1e9
+    cached = spec.batch * gpu_timing.bytes_cached(layout, spec.prompt_tokens + spec.new_tokens // 2) / 1e9
     rows = []
     for name, one in timed.items():
         times = [row["ms_per_token"] for row in raw if row["variant"] == name]
@@ -146,12 +146,12 @@ def built(
     if timed:
         decoder.share_cache(next(iter(timed.values())).decoder)
     else:
-        speed.fill_cache(decoder, spec.seed)
+        gpu_timing.fill_cache(decoder, spec.seed)
     decoder.go_to(position)
     decoder.advance(1)
     if gpu:
         own = torch.cuda.max_memory_allocated() - before
-        weights = speed.weight_bytes(layout) + layout.embedding.nbytes * (layout.head is not layout.embedding)
+        weights = gpu_timing.weight_bytes(layout) + layout.embedding.nbytes * (layout.head is not layout.embedding)
         facts["peak_gb"] = (weights + own + decoder.selection.weight_bytes) / 1e9
         facts["model_gb"], facts["cache_gb"] = weights / 1e9, 2 * decoder._keys.nbytes / 1e9
         facts["nodes"] = decoder.replay.nodes()
@@ -166,7 +166,7 @@ def built(
     if decoder.selection.weight_bytes:
         facts["predictor_mb"] = decoder.selection.weight_bytes / 1e6
     if gpu and (keys["mode"] == "dense" or "predictor_mb" in facts):
-        facts |= speed.parts(decoder, position)
+        facts |= gpu_timing.parts(decoder, position)
     if not timed:
         prompt = torch.randint(10, layout.sizes.vocabulary, (keys["batch"], position), device=layout.device)
         prefills = [latency.milliseconds(lambda: decoder.prefill(prompt), layout.device) for _ in range(4)]

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 
 from shadowcore import artifacts
-from shadowcore.method.course import Checkpoint
 from shadowcore.method.relufy import Distillation, Relufied
+from shadowcore.method.training_state import Checkpoint
 from shadowcore.models import sources
 from shadowcore.stages import inputs as reading
 from shadowcore.stages.base import CARD_SCHEMA, Progress, Stage, header, read_card

@@ -12,13 +12,13 @@ import torch
 
 from shadowcore import artifacts
 from shadowcore.method import tracing
-from shadowcore.method.course import Checkpoint
 from shadowcore.method.policies import POLICIES
 from shadowcore.method.predictors import FIRST_SPARSE_LAYER, PREDICTOR_SCHEMA, Predictor
 from shadowcore.method.ranking import correlation, ranks, recall
-from shadowcore.method.small import stored
-from shadowcore.method.tokens import TokenTraces
+from shadowcore.method.trace_dataset import TraceDataset
 from shadowcore.method.training import Recipe, fit, mean_scores
+from shadowcore.method.training_state import Checkpoint
+from shadowcore.method.weight_quantization import stored
 from shadowcore.models.families import Dimensions, Kind
 from shadowcore.schemas import PREDICTORS, QUALITY
 from shadowcore.stages.base import Progress, Stage, header, read_card
@@ -68,11 +68,11 @@ class Outputs:
     training: Path
 
 
-def open_traces(stack: ExitStack, paths: tuple[Path, ...], spec: Spec, bits: int, predictor: Predictor) -> TokenTraces:
+def open_traces(stack: ExitStack, paths: tuple[Path, ...], spec: Spec, bits: int, predictor: Predictor) -> TraceDataset:
     """What a predictor learns from or is judged by, open as long as the stack is."""
     opened = [stack.enter_context(artifacts.open_tensors(path, tracing.SCHEMA)) for path in paths]
     sites = [group.site for group in predictor.groups]
-    return TokenTraces(opened, spec.criterion, bits, predictor.sizes, predictor.kinds, sites, device())
+    return TraceDataset(opened, spec.criterion, bits, predictor.sizes, predictor.kinds, sites, device())
 
 
 def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
@@ -101,7 +101,7 @@ def write(spec: Spec, predictor: Predictor, quality: list, training: list, outpu
 
 
 @torch.no_grad()
-def rank_quality(spec: Spec, predictor: Predictor, train: TokenTraces, held: TokenTraces) -> list[dict]:
+def rank_quality(spec: Spec, predictor: Predictor, train: TraceDataset, held: TraceDataset) -> list[dict]:
     """Rows of QUALITY: the predictor's on held-out tokens, and under `static` the constant predictor's."""
     found: dict[tuple, list[torch.Tensor]] = {}  # kind, method, metric, policy, sparsity -> values (n, L - 1)
     for kind in predictor.kinds:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from shadowcore.measure.sparsity import PredictedMasks, no_context
-from shadowcore.method.course import Checkpoint
+from shadowcore.method.training_state import Checkpoint
 from shadowcore.method.tuning import Tuning, tune
 from shadowcore.models.families import KINDS_OF, dimensions_of
 from shadowcore.stages import inputs as reading

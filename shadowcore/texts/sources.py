@@ -10,14 +10,14 @@ from pathlib import Path
 from random import Random
 from typing import Any, ClassVar
 
-from shadowcore import tabular
+from shadowcore import table_reading
 from shadowcore.benchmarks import BenchmarkText
 from shadowcore.errors import ConfigError, SourceError, one_of
-from shadowcore.packages import PackagedFile, Wheel, extract, require_pinned
+from shadowcore.packaged_files import PackagedFile, Wheel, extract, require_pinned
 from shadowcore.paragraphs import visible
-from shadowcore.tabular import OPTIONAL_TEXT
+from shadowcore.table_reading import OPTIONAL_TEXT
 from shadowcore.texts.documents import Document
-from shadowcore.texts.encyclopaedia import articles
+from shadowcore.texts.mediawiki import articles
 
 PACKAGED_TEXTS: dict[str, tuple[PackagedFile, Callable[[Path], Iterator[tuple[str, str]]]]] = {
     "wikipedia-articles": (
@@ -73,7 +73,7 @@ class HubText:
 
     def read(self) -> tuple[list[tuple[str, str]], str | None, str]:
         self.check()
-        found, licence = tabular.of_hub(
+        found, licence = table_reading.of_hub(
             self.dataset, self.config, self.split, self.revision, {self.column: OPTIONAL_TEXT}, "source.column"
         )
         texts = [(f"{self.split}, row {number}", row[self.column]) for number, row in enumerate(found)]
@@ -96,9 +96,9 @@ class FolderText:
         """Raise SourceError or ConfigError unless there are files of one kind, with the column; no file is read."""
         for file in self._files():
             if file.suffix == ".parquet":
-                tabular.check_file(file, {self.column: OPTIONAL_TEXT}, "source.column")
+                table_reading.check_file(file, {self.column: OPTIONAL_TEXT}, "source.column")
             elif file.suffix == ".jsonl":
-                next(tabular.of_lines(file, self.column, "source.column"), None)
+                next(table_reading.of_lines(file, self.column, "source.column"), None)
             elif self.column != "text":
                 raise ConfigError(f"source.column: '{self.column}' found, but {file} is plain text without columns")
 
@@ -128,10 +128,10 @@ class FolderText:
         if file.suffix == ".txt":
             yield file.name, _plain_text(file)
         elif file.suffix == ".jsonl":
-            for number, text in tabular.of_lines(file, self.column, "source.column"):
+            for number, text in table_reading.of_lines(file, self.column, "source.column"):
                 yield f"{file.name}, row {number}", text
         else:
-            for number, row in enumerate(tabular.of_file(file, {self.column: OPTIONAL_TEXT}, "source.column")):
+            for number, row in enumerate(table_reading.of_file(file, {self.column: OPTIONAL_TEXT}, "source.column")):
                 yield f"{file.name}, row {number}", row[self.column]
 
 

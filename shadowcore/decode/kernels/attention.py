@@ -12,7 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
-from shadowcore.decode.kernels.launch import Units, let_next_start, options, power_of_two, wait
+from shadowcore.decode.kernels.launch import Units, options, pdl_launch_dependents, pdl_wait, power_of_two
 
 TOKENS, WARPS = 64, 4  # of the cache, in one piece
 PROGRAMS, MOST_SPLITS = 512, 16  # splits are chosen so that there are so many programs
@@ -73,7 +73,7 @@ def _attend(
     K: tl.constexpr, KV_HEADS: tl.constexpr, SHARED: tl.constexpr, SPLITS: tl.constexpr,
     TOKENS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    let_next_start(PDL)
+    pdl_launch_dependents(PDL)
     slot, split, row = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     now = tl.load(position).to(tl.int32)
     k = tl.arange(0, K)
@@ -81,7 +81,7 @@ def _attend(
     new_keys = qkv + capacity * K
     new_values = new_keys + KV_HEADS * K
     if slot >= capacity:
-        wait(PDL)
+        pdl_wait(PDL)
         if split == 0:
             group = slot - capacity
             place = ((row * KV_HEADS + group).to(tl.int64) * positions + now) * K + k
@@ -97,7 +97,7 @@ def _attend(
         token = split * length + tl.arange(0, TOKENS)
         end = tl.minimum((split + 1) * length, now)
         key, value = _past(keys, values, past, token, end, k, K)
-        wait(PDL)
+        pdl_wait(PDL)
         query = _turned(qkv + slot * K, k, now, cos, signed_sin, query_norm, eps, K) * scale
         best = tl.full([], float("-inf"), tl.float32)
         weight = tl.full([], 0.0, tl.float32)
@@ -129,8 +129,8 @@ def _combine(
     values, shares, bits, out, slots,
     K: tl.constexpr, SPLITS: tl.constexpr, PARTS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    let_next_start(PDL)
-    wait(PDL)
+    pdl_launch_dependents(PDL)
+    pdl_wait(PDL)
     head, row = tl.program_id(0), tl.program_id(1)
     slot = (row * slots + head) * K + tl.arange(0, K)
     mixed = mixed_of(values, shares, slot, slot >= 0, K, SPLITS, PARTS)

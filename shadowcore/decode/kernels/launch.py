@@ -105,14 +105,14 @@ def power_of_two_within(number: int) -> int:
 
 
 @triton.jit
-def let_next_start(PDL: tl.constexpr):
+def pdl_launch_dependents(PDL: tl.constexpr):
     """The next kernel starts once every program of this one has come here, as far as there is room."""
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
 
 
 @triton.jit
-def wait(PDL: tl.constexpr):
+def pdl_wait(PDL: tl.constexpr):
     """Until the kernel before has ended: from here on there is what it, and any before it, wrote."""
     if PDL:
         tl.extra.cuda.gdc_wait()

@@ -9,8 +9,8 @@ import torch
 import triton
 import triton.language as tl
 
-from shadowcore.decode.kernels.launch import let_next_start, options, power_of_two, processors, wait
-from shadowcore.decode.kernels.rows import dot, rows_together, weights_of_rows
+from shadowcore.decode.kernels.gemv import dot, rows_together, weights_of_rows
+from shadowcore.decode.kernels.launch import options, pdl_launch_dependents, pdl_wait, power_of_two, processors
 
 PIECE, COLUMNS, WARPS = 4096, 4, 8  # scores whose places are found together, in rows of a few; and warps
 
@@ -25,7 +25,7 @@ def _score_rows(
     row = first + tl.arange(0, ROWS).to(tl.int64)
     used = row < rows
     pieces = weights_of_rows(weight, row, used, RANK, COLUMNS)
-    wait(PDL)
+    pdl_wait(PDL)
     score = dot(pieces, hidden, RANK, ROWS, COLUMNS)
     if scale is not None:
         score *= tl.load(scale + row, mask=used, other=0.0)
@@ -41,7 +41,7 @@ def _score(
     ROWS: tl.constexpr, HEAD_COLUMNS: tl.constexpr, NEURON_COLUMNS: tl.constexpr,
     PDL: tl.constexpr,
 ):  # fmt: skip
-    let_next_start(PDL)
+    pdl_launch_dependents(PDL)
     program = tl.program_id(0)
     if program < programs:  # the heads' share of the programs
         if HEADS > 0:
@@ -186,8 +186,8 @@ def _select(
     PIECES_1: tl.constexpr, ROWS_1: tl.constexpr, BITS_1: tl.constexpr,
     COLUMNS: tl.constexpr, FLAGS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    let_next_start(PDL)
-    wait(PDL)
+    pdl_launch_dependents(PDL)
+    pdl_wait(PDL)
     layer, share = tl.program_id(1).to(tl.int64), tl.program_id(0)
     scores += layer * stride
     if share < shares_0:
@@ -242,8 +242,8 @@ def _unite(
     flags, index, rows, count, batch, layers, units, stride, count_stride, BATCH: tl.constexpr, CHUNK: tl.constexpr,
     PDL: tl.constexpr,
 ):  # fmt: skip
-    let_next_start(PDL)
-    wait(PDL)
+    pdl_launch_dependents(PDL)
+    pdl_wait(PDL)
     layer = tl.program_id(0).to(tl.int64)
     sequence = tl.arange(0, BATCH)
     place = tl.full([], 0, tl.int32)

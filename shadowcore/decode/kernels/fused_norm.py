@@ -16,7 +16,7 @@ import torch
 import triton
 import triton.language as tl
 
-from shadowcore.decode.kernels.launch import let_next_start, options, power_of_two, wait
+from shadowcore.decode.kernels.launch import options, pdl_launch_dependents, pdl_wait, power_of_two
 
 PIECE, ADDENDS, WARPS = 16, 128, 4  # columns of one program, and sums that are added at a time
 
@@ -106,8 +106,8 @@ def _settle(
     D: tl.constexpr, UNIT: tl.constexpr, GROUP: tl.constexpr, PIECE: tl.constexpr, ADDENDS: tl.constexpr,
     PDL: tl.constexpr,
 ):  # fmt: skip
-    let_next_start(PDL)
-    wait(PDL)
+    pdl_launch_dependents(PDL)
+    pdl_wait(PDL)
     piece, row, batch = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
     column = piece * PIECE + tl.arange(0, PIECE)
     inside = column < D
@@ -157,8 +157,8 @@ def _embed(
     token, position, table, positions, residual, gain, scaled, moments,
     D: tl.constexpr, PIECE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    wait(PDL)
-    let_next_start(PDL)  # only now: the position is there for all that follow
+    pdl_wait(PDL)
+    pdl_launch_dependents(PDL)  # only now: the position is there for all that follow
     piece, row = tl.program_id(0), tl.program_id(1)
     column = piece * PIECE + tl.arange(0, PIECE)
     inside = column < D

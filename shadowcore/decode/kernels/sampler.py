@@ -9,7 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
-from shadowcore.decode.kernels.launch import let_next_start, options, power_of_two, wait
+from shadowcore.decode.kernels.launch import options, pdl_launch_dependents, pdl_wait, power_of_two
 
 BLOCK = 1024
 
@@ -19,8 +19,8 @@ def _choose(
     scores, temperature, seed, best, where, arrivals, token, position, emitted, vocabulary,
     BLOCK: tl.constexpr, PROGRAMS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    let_next_start(PDL)
-    wait(PDL)
+    pdl_launch_dependents(PDL)
+    pdl_wait(PDL)
     program, row, programs = tl.program_id(0), tl.program_id(1), tl.num_programs(0)
     word = program * BLOCK + tl.arange(0, BLOCK)
     score = tl.load(scores + row * vocabulary + word, mask=word < vocabulary, other=float("-inf"))

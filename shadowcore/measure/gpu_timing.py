@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
+from shadowcore.decode.cuda_graph import Replay
 from shadowcore.decode.decoder import Decoder
 from shadowcore.decode.layout import Layout, weights_of
-from shadowcore.decode.replay import Replay
 from shadowcore.measure.latency import milliseconds
 
 CEILING_BYTES = 4 * 2**30  # read at once: many times any cache
@@ -106,7 +106,7 @@ def read_ceiling(device: torch.device, repeats: int = 20) -> float:
     half = len(buffer) // 2
     attempts.append((lambda: buffer[:half].copy_(buffer[half:]), size))
     if device.type == "cuda":
-        from shadowcore.decode.kernels.rows import NOTHING, project
+        from shadowcore.decode.kernels.gemv import NOTHING, project
 
         for width in (4096, 8192):
             weight, x = buffer.view(-1, width), torch.randn(width, dtype=torch.bfloat16, device=device)

@@ -11,8 +11,15 @@ import triton
 import triton.language as tl
 
 from shadowcore.decode.kernels.attention import Mixed, mixed_of
-from shadowcore.decode.kernels.launch import Units, let_next_start, options, power_of_two, power_of_two_within, wait
-from shadowcore.decode.kernels.residual import Normed, Partial, Read, norm_of, norm_sizes
+from shadowcore.decode.kernels.fused_norm import Normed, Partial, Read, norm_of, norm_sizes
+from shadowcore.decode.kernels.launch import (
+    Units,
+    options,
+    pdl_launch_dependents,
+    pdl_wait,
+    power_of_two,
+    power_of_two_within,
+)
 
 RELU, SILU = tl.constexpr(1), tl.constexpr(2)
 ACTIVATIONS = {"none": 0, "relu": 1, "gated_relu": 1, "silu": 2}
@@ -88,7 +95,7 @@ def _project(
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, PIECE: tl.constexpr, PIECES: tl.constexpr, RMS: tl.constexpr,
     PDL: tl.constexpr,
 ):  # fmt: skip
-    let_next_start(PDL)
+    pdl_launch_dependents(PDL)
     slot = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     row, used = row_of(slot, slot < total, units, count, gathered, tail_shift, UNIT)
     row *= PARTS
@@ -97,7 +104,7 @@ def _project(
     if PARTS == 2:
         pieces_beside = weights_of_rows(weight, row + 1, used, D, COLUMNS)
         constants_beside = constants_of(row + 1, used, scale, gains, bias)
-    wait(PDL)
+    pdl_wait(PDL)
     mean, deviation = 0.0, 1.0
     if moments is not None:
         mean, deviation = norm_of(moments, eps, D, PIECE, PIECES, RMS)
@@ -183,7 +190,7 @@ def _accumulate(
     D: tl.constexpr, UNIT: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     SPLITS: tl.constexpr, PARTS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    let_next_start(PDL)
+    pdl_launch_dependents(PDL)
     group, column = tl.program_id(1), tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     if count is not None:
         slots = tl.load(count) * UNIT
@@ -191,7 +198,7 @@ def _accumulate(
     slot = group * GROUP + tl.arange(0, ROWS)
     if threshold is None:
         w = addends(weight, slot, slot < end, units, column, D, UNIT, COLUMNS)
-    wait(PDL)
+    pdl_wait(PDL)
     total = tl.zeros([COLUMNS], tl.float32)
     for _ in range(0, GROUP, ROWS):
         if shares is not None:

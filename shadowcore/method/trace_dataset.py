@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from shadowcore.errors import ArtifactError
-from shadowcore.method.codes import decode
 from shadowcore.method.predictors import feature_width
+from shadowcore.method.score_quantization import decode
 from shadowcore.method.tracing import codes_name, feature_name, top_name
 from shadowcore.models.families import Dimensions, Kind
 from shadowcore.models.recording import Site
@@ -51,7 +51,7 @@ class Chunk:
         return decode(codes.index_select(0, index), top.index_select(0, index), self.bits, self.sizes.units(kind))
 
 
-class TokenTraces:
+class TraceDataset:
     """The token traces of one split by one criterion: open files (`artifacts.open_tensors`), shard after shard."""
 
     def __init__(
@@ -95,7 +95,7 @@ class TokenTraces:
         """Kinds of unit whose scores are read."""
         return tuple(self.packed)
 
-    def of(self, kinds: Sequence[Kind]) -> TokenTraces:
+    def of(self, kinds: Sequence[Kind]) -> TraceDataset:
         """The same tokens, in the same chunks, with the scores of some kinds only."""
         some = copy.copy(self)
         some.packed = {kind: self.packed[kind] for kind in kinds}

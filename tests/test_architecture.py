@@ -1,4 +1,4 @@
-"""The rules of the house, held by tests: floors without circles, no pickle, one set of pins."""
+"""What holds for the whole tree: layers without circles, no pickle, one set of pins."""
 
 import re
 import tomllib
@@ -17,26 +17,46 @@ MODULES = sorted(
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
     for path in (ROOT / "shadowcore").rglob("*.py")
 )
-# from the ground up; a room may import from its own floor and those below
-FLOORS = [
-    ["errors", "provenance", "processes", "rates", "terminal"], ["devices", "artifacts", "logs"],
-    ["machine", "manifests", "schemas", "packages", "tabular", "paragraphs", "lineage"], ["stock_tasks"],
-    ["benchmarks"], ["texts", "models", "dictionary"], ["method"], ["decode"], ["measure"], ["report"], ["library"],
-    ["stages"],
-    ["fields", "config_file", "config_errors"], ["recipes"], ["sections"], ["config"], ["jobs", "ownership", "work"],
-    ["fetch", "plan"], ["states", "incomplete", "progress_line"], ["preflight"], ["commands"], ["cli"], ["__main__"],
-]  # fmt: skip
+# from the lowest layer up; a module may import from its own layer and those below
+LAYERS = [
+    names.split()
+    for names in """
+errors provenance processes rates terminal
+devices artifacts logs
+machine manifests schemas packaged_files table_reading paragraphs provenance_graph
+stock_tasks
+benchmarks
+texts models data_dictionary
+method
+decode
+measure
+report
+library
+stages
+config_types config_file config_errors
+recipes
+sections
+config
+jobs ownership work
+fetch plan
+states incomplete progress_line
+preflight
+commands
+cli
+__main__
+""".strip().splitlines()
+]
 
 
-def floor_of(module: str) -> int:
-    room = (module.split(".") + [""])[1]
-    return next((i for i, rooms in enumerate(FLOORS) if room in rooms), -1)
+def layer_of(module: str) -> int:
+    name = (module.split(".") + [""])[1]
+    return next((i for i, names in enumerate(LAYERS) if name in names), -1)
 
 
 @pytest.mark.parametrize("module", MODULES)
 def test_imports_point_down(module):
     for imported in provenance.imports(module) - {"shadowcore"}:
-        assert floor_of(imported) <= floor_of(module), f"{module} imports {imported}, a floor above"
+        assert layer_of(imported) <= layer_of(module), f"{module} imports {imported}, a layer above"
 
 
 def test_no_module_stands_on_itself():
@@ -144,7 +164,7 @@ def test_a_comment_changes_no_fingerprint_but_behaviour_does(tmp_path, monkeypat
 
 
 def test_the_data_dictionary_is_that_of_the_schemas():
-    from shadowcore.dictionary import HEADING, dictionary
+    from shadowcore.data_dictionary import HEADING, dictionary
 
     page = (ROOT / "results" / "README.md").read_text()
     assert page[page.index(HEADING) :] == dictionary()

@@ -10,13 +10,13 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
-from shadowcore.decode.groups import Group, groups_of
-from shadowcore.decode.kernels import batch as batched
+from shadowcore.decode.kernels import batched_gemm as batched
+from shadowcore.decode.kernels.fused_norm import Read
+from shadowcore.decode.kernels.gemv import project
 from shadowcore.decode.kernels.launch import Units
-from shadowcore.decode.kernels.residual import Read
-from shadowcore.decode.kernels.rows import project
 from shadowcore.decode.kernels.select import Choice, score, select, unite
-from shadowcore.decode.skipping import KeepAll, KeepFixed, KeepPredicted, Kept, Scores, Selection
+from shadowcore.decode.packed_predictor import Group, groups_of
+from shadowcore.decode.selection import KeepAll, KeepFixed, KeepPredicted, Kept, Scores, Selection
 from shadowcore.errors import ConfigError
 from shadowcore.method.policies import kept_units
 from shadowcore.models.families import KINDS, Dimensions, Kind

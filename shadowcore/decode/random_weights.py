@@ -104,7 +104,7 @@ def random_groups(
     device: torch.device, seed: int,
 ) -> list[Any]:  # fmt: skip
     """A random predictor of a design (`method.predictors`) for the kinds of unit in `ranks`, for the kernels."""
-    from shadowcore.decode.groups import group  # Triton is there where this is called
+    from shadowcore.decode.packed_predictor import group  # Triton is there where this is called
 
     generator = torch.Generator(device).manual_seed(seed)
 

@@ -22,7 +22,7 @@ SECONDS_BETWEEN = 60.0
 
 
 @dataclass(frozen=True)
-class Fit:
+class FitResult:
     """What came of training one scorer: the best epoch, its held-out loss, and the constant predictor's."""
 
     best_epoch: int
@@ -75,7 +75,7 @@ class Descent:
         self.schedule.load_state_dict(self.schedule.state_dict() | done)
 
 
-class Course:
+class TrainingState:
     """A training under way: `module` learns by `descents`; `parts` of it are kept as they were in their best epochs."""
 
     def __init__(
@@ -89,7 +89,7 @@ class Course:
         """losses: of the parts where training begins."""
         self.module, self.parts, self.descents, self.generator = module, parts, descents, generator
         self.epoch = 0
-        self.best = {name: Fit(0, loss, loss) for name, loss in losses.items()}
+        self.best = {name: FitResult(0, loss, loss) for name, loss in losses.items()}
         self.kept = {name: _copied(part) for name, part in parts.items()}
 
     def finish(self, epoch: int, losses: Mapping[str, float]) -> None:
@@ -97,7 +97,7 @@ class Course:
         self.epoch = epoch
         for name, loss in losses.items():
             if loss < self.best[name].loss:
-                self.best[name] = Fit(epoch, loss, self.best[name].loss_constant)
+                self.best[name] = FitResult(epoch, loss, self.best[name].loss_constant)
                 self.kept[name] = _copied(self.parts[name])
 
     def tensors(self) -> dict[str, torch.Tensor]:
@@ -122,7 +122,7 @@ class Course:
             descent.load(state(f"descent.{name}"))
         for name in self.parts:
             epoch, loss, constant = tensors[f"fit.{name}"].tolist()
-            self.best[name], self.kept[name] = Fit(int(epoch), loss, constant), state(f"kept.{name}")
+            self.best[name], self.kept[name] = FitResult(int(epoch), loss, constant), state(f"kept.{name}")
 
 
 def _copied(part: nn.Module) -> dict[str, torch.Tensor]:
@@ -140,12 +140,12 @@ class Checkpoint:
         self.path = result.with_name(f".{result.stem}.checkpoint.safetensors")
         self.made_from, self.seconds, self.saved = json.loads(json.dumps(made_from)), seconds, time.monotonic()
 
-    def resume(self, course: Course) -> None:
+    def resume(self, course: TrainingState) -> None:
         """Take a course to where the file left it, if there is one."""
         if self.path.exists() and artifacts.read_header(self.path) == self.made_from:
             course.load(artifacts.read_tensors(self.path, CHECKPOINT_SCHEMA))
 
-    def save(self, course: Course) -> None:
+    def save(self, course: TrainingState) -> None:
         """Write the file, unless that was just done."""
         if time.monotonic() - self.saved >= self.seconds:
             artifacts.write_tensors(self.path, CHECKPOINT_SCHEMA, course.tensors(), self.made_from)

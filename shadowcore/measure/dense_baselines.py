@@ -9,8 +9,8 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM, LlamaConfig, OPTConfig, StaticCache
 
 from shadowcore.decode import operations
+from shadowcore.decode.cuda_graph import ReplayedDecoder
 from shadowcore.decode.layout import OPT_POSITION_OFFSET, Layout
-from shadowcore.decode.replay import ReplayedDecoder
 from shadowcore.models.families import family_of, layers_of
 
 Tensors = tuple[torch.Tensor | None, ...]

@@ -10,7 +10,7 @@ import torch
 
 from shadowcore.decode.kernels.select import Scorer
 from shadowcore.method.predictors import Predictor, UnitScorer
-from shadowcore.method.small import eight_bits
+from shadowcore.method.weight_quantization import eight_bits
 from shadowcore.models.families import KINDS, Kind
 from shadowcore.models.recording import Site
 

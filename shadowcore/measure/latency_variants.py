@@ -11,8 +11,8 @@ import torch
 
 from shadowcore.decode.decoder import Decoder
 from shadowcore.decode.layout import Layout
-from shadowcore.decode.random import last_units, random_groups, random_predictor
-from shadowcore.decode.skipping import KeepFixed, KeepPredicted
+from shadowcore.decode.random_weights import last_units, random_groups, random_predictor
+from shadowcore.decode.selection import KeepFixed, KeepPredicted
 from shadowcore.errors import ConfigError
 from shadowcore.method.policies import kept_units
 from shadowcore.method.predictors import FIRST_SPARSE_LAYER, groups_of
@@ -62,9 +62,9 @@ def kept_of(modes: Modes, layout: Layout, pct: int) -> dict[Kind, int]:
 
 def on_gpu(modes: Modes, layout: Layout) -> Iterator[Variant]:
     """The Triton decoder in all modes, and other dense decoders."""
-    from shadowcore.decode.chosen import GivenUnits, PredictedUnits
-    from shadowcore.decode.graph import GraphDecoder
-    from shadowcore.measure.rivals import HuggingFaceGenerate, TorchGraph
+    from shadowcore.decode.triton_decoder import GraphDecoder
+    from shadowcore.decode.triton_selection import GivenUnits, PredictedUnits
+    from shadowcore.measure.dense_baselines import HuggingFaceGenerate, TorchGraph
 
     sizes, device = layout.sizes, layout.device
     first = range(FIRST_SPARSE_LAYER)

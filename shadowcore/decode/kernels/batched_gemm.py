@@ -10,17 +10,8 @@ import torch
 import triton
 import triton.language as tl
 
-from shadowcore.decode.kernels.launch import (
-    Units,
-    let_next_start,
-    options,
-    power_of_two,
-    power_of_two_within,
-    shared_memory,
-    wait,
-)
-from shadowcore.decode.kernels.residual import Normed, Partial, Read, norm_sizes
-from shadowcore.decode.kernels.rows import (
+from shadowcore.decode.kernels.fused_norm import Normed, Partial, Read, norm_sizes
+from shadowcore.decode.kernels.gemv import (
     ACTIVATIONS,
     GATED,
     RELU,
@@ -31,6 +22,15 @@ from shadowcore.decode.kernels.rows import (
     row_of,
     slots_of,
     taken_apart,
+)
+from shadowcore.decode.kernels.launch import (
+    Units,
+    options,
+    pdl_launch_dependents,
+    pdl_wait,
+    power_of_two,
+    power_of_two_within,
+    shared_memory,
 )
 
 PADDED = 16  # sequences
@@ -80,8 +80,8 @@ def _project(
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, PIECE: tl.constexpr, PIECES: tl.constexpr, RMS: tl.constexpr,
     TYPE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    let_next_start(PDL)
-    wait(PDL)
+    pdl_launch_dependents(PDL)
+    pdl_wait(PDL)
     slot, b = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, BATCH)
     row, used = row_of(slot, slot < total, units, count, gathered, tail_shift, UNIT)
     row *= PARTS
@@ -156,8 +156,8 @@ def _accumulate(
     D: tl.constexpr, UNIT: tl.constexpr, GROUP: tl.constexpr, BATCH: tl.constexpr, ROWS: tl.constexpr,
     COLUMNS: tl.constexpr, TYPE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    let_next_start(PDL)
-    wait(PDL)
+    pdl_launch_dependents(PDL)
+    pdl_wait(PDL)
     group, column = tl.program_id(1), tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     b = tl.arange(0, BATCH)
     if count is not None:

@@ -6,12 +6,12 @@ from test_decoder import PROMPT
 
 from shadowcore.decode.decoder import Decoder
 from shadowcore.decode.layout import from_model
-from shadowcore.decode.skipping import KeepPredicted
+from shadowcore.decode.selection import KeepPredicted
 from shadowcore.measure.equivalence import gate
 from shadowcore.measure.sparsity import PredictedMasks, no_context
 from shadowcore.method.policies import kept_units
 from shadowcore.method.predictors import Predictor
-from shadowcore.method.small import power_of_two, restored, stored
+from shadowcore.method.weight_quantization import power_of_two, restored, stored
 from shadowcore.models.families import KINDS, dimensions_of
 
 BLOCK = 16
@@ -35,7 +35,7 @@ def predictor(tiny):
 @torch.no_grad()
 def test_a_decoder_rounds_an_8_bit_predictor_to_what_its_file_holds(predictor):
     pytest.importorskip("triton", reason="Triton is not installed, so there is no Triton decoder to test")
-    from shadowcore.decode.chosen import groups_of
+    from shadowcore.decode.triton_selection import groups_of
 
     file = stored(predictor.state_dict(), 8)
     x = torch.randn(predictor.sizes.width, generator=torch.Generator().manual_seed(1))
@@ -78,7 +78,7 @@ def test_whole_blocks_are_kept_alike_by_the_model_and_by_the_decoder(predictor):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="models on the CPU, kernels interpreted")
 def test_blocks_are_skipped_alike_by_both_decoders(tiny, tokens, predictor):
     pytest.importorskip("triton", reason="Triton is not installed, so there is no Triton decoder to test")
-    from shadowcore.decode.graph import GraphDecoder
+    from shadowcore.decode.triton_decoder import GraphDecoder
 
     predictor.bits = 16  # the same numbers: of several sequences, 8-bit weights are multiplied with 16-bit features
     layout, selection = from_model(tiny), KeepPredicted(predictor, "per_layer", dict.fromkeys(KINDS, 50))

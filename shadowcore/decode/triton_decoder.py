@@ -12,16 +12,16 @@ from collections.abc import Sequence
 
 import torch
 
-from shadowcore.decode.chosen import AllUnits, on_device
-from shadowcore.decode.kernels import batch as batched
-from shadowcore.decode.kernels import rows as single
+from shadowcore.decode.cuda_graph import ReplayedDecoder
+from shadowcore.decode.kernels import batched_gemm as batched
+from shadowcore.decode.kernels import gemv as single
 from shadowcore.decode.kernels.attention import Attention
-from shadowcore.decode.kernels.choose import Chooser
+from shadowcore.decode.kernels.fused_norm import Normed, Partial, Read, embed, folded, settle
 from shadowcore.decode.kernels.launch import Branch, Units
-from shadowcore.decode.kernels.residual import Normed, Partial, Read, embed, folded, settle
+from shadowcore.decode.kernels.sampler import Chooser
 from shadowcore.decode.layout import Layer, Layout, Norm
-from shadowcore.decode.replay import ReplayedDecoder
-from shadowcore.decode.skipping import Selection
+from shadowcore.decode.selection import Selection
+from shadowcore.decode.triton_selection import AllUnits, on_device
 from shadowcore.errors import ConfigError
 from shadowcore.models.recording import Site
 
