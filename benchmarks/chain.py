@@ -209,7 +209,7 @@ class Chain:
         sizes, conditions, measured = self.study.evaluation, self.jobs.evaluations[key], self.costs.measured[data]
         options = {
             **self.spec(self.jobs.evaluate(conditions)),
-            "window_batch": sizes.window_batch, "request_batch": sizes.request_batch, **self.model(model),
+            "window_batch": sizes.window_batch, "request_tokens": sizes.request_tokens, **self.model(model),
             **self.text(data, "documents", "tasks"), "benchmarks": self.jobs.gathered(data), **own,
             "manifest": f"{self.root}/outcomes/{'/'.join(key)}.json",
         }  # fmt: skip

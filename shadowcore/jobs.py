@@ -262,7 +262,7 @@ class Jobs:
         sizes, one = self.study.evaluation, next(iter(conditions.values()))
         spec = Spec(
             conditions=dict(conditions), windows=sizes.windows, window_tokens=sizes.window_tokens,
-            window_batch=sizes.window_batch, request_batch=sizes.request_batch,
+            window_batch=sizes.window_batch, request_tokens=sizes.request_tokens,
             dtype=self.study.models[one.model].dtype,
             tasks=tuple(name for name in sizes.tasks if name not in BENCHMARKS or one.data == sizes.texts[0]),
             fewshot=tuple(sizes.fewshot), rolling_tokens=sizes.rolling_tokens, text_seed=self.study.seed,

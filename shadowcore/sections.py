@@ -189,7 +189,7 @@ class Evaluation(Strict):
     windows: Positive
     window_tokens: Annotated[int, Field(ge=2)]  # the first one is not predicted
     window_batch: Positive
-    request_batch: Positive
+    request_tokens: Positive
 
     @model_validator(mode="after")
     def benchmarks_are_measured(self) -> Evaluation:

@@ -56,7 +56,7 @@ class House:
 
     def run(self, stage, params, **files):
         """The exit code of a stage; `files` are paths below the folder, tuples of them, or absolute."""
-        how = {"trace": ["--batch", "2"], "evaluate": ["--window-batch", "2", "--request-batch", "4"]}
+        how = {"trace": ["--batch", "2"], "evaluate": ["--window-batch", "2", "--request-tokens", "4"]}
         options = []
         for name, value in files.items():
             paths = value if isinstance(value, tuple) else (value,)
@@ -104,7 +104,7 @@ class House:
     def evaluate(self, method="shadow"):
         condition = next(one for one in self.jobs.conditions.values() if one.method == method)
         return self.run(
-            "evaluate", self.jobs.evaluate({"outcomes": condition}), card="card.json", weights="weights",
+            "evaluate", self.jobs.evaluate({"outcomes/30": condition}), card="card.json", weights="weights",
             documents="documents.parquet", tasks="tasks.parquet", manifest=MANIFEST,
             benchmarks=(GATHERED,),
             scores=("scores.parquet",) if method == "static" else (),

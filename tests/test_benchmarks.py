@@ -135,7 +135,7 @@ def likelihoods(sparse, tasks, batch):
 
 
 def answers(sparse, requests, batch):
-    lm = harness.SparseLM(sparse.model, byte_tokenizer(), batch, LONGEST)
+    lm = harness.SparseLM(sparse.model, byte_tokenizer(), batch * LONGEST, LONGEST)
     lm.answer(Group({"": sparse}), requests)
     return getattr(lm, requests[0].request_type)(requests)
 
@@ -163,7 +163,7 @@ def test_a_row_depends_on_its_document_alone(model, folder, name):
 def test_a_window_of_a_document_is_masked_all_over(model):
     """Also where it repeats the window before, which lm-eval calls its context."""
     sparse, text = sparse_of(model), "What is read again counts once. " * 5
-    lm = harness.SparseLM(model, byte_tokenizer(), 2, LONGEST)
+    lm = harness.SparseLM(model, byte_tokenizer(), 2 * LONGEST, LONGEST)
     (found,) = answers(sparse, [Instance("loglikelihood_rolling", {}, (text,), 0)], 2)
     windows = get_rolling_token_windows(lm.tok_encode(text), lm.prefix_token_id, LONGEST, 1)
     expected, repeated = 0.0, 0

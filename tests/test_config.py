@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from shadowcore import manifests
 from shadowcore.config import load_study, parse_study
 from shadowcore.errors import ConfigError
 from shadowcore.jobs import Jobs
@@ -252,7 +253,8 @@ def test_a_file_that_is_not_yaml_is_named(tmp_path):
 def test_conditions_are_distinct_and_have_a_dense_row():
     jobs = Jobs(parse_study(QUICK, "config"))
     assert len(jobs.conditions) == len(set(jobs.conditions.values()))
-    assert sorted(one for job in jobs.evaluations.values() for one in job) == sorted(key[2] for key in jobs.conditions)
+    names = sorted(manifests.name(*key[2:]) for key in jobs.conditions)
+    assert sorted(name for job in jobs.evaluations.values() for name in job) == names
     assert len(set(jobs.manifests())) == len(jobs.evaluations)
     assert [one for one in jobs.conditions.values() if one.method == "dense"][0].sparsity_pct == 0
 
@@ -268,7 +270,7 @@ def test_specifications_change_only_where_the_configuration_does():
 def test_the_size_of_a_batch_makes_nothing_stale():
     before = Jobs(parse_study(QUICK, "config"))
     study = changed(["traces", "batch"], 1)
-    study["evaluation"] |= {"window_batch": 1, "request_batch": 1}
+    study["evaluation"] |= {"window_batch": 1, "request_tokens": 1}
     after, key = Jobs(parse_study(study, "config")), next(iter(before.conditions))
     assert before.trace(key[0], "train", "0") == after.trace(key[0], "train", "0")
     assert before.evaluate({"": before.conditions[key]}) == after.evaluate({"": before.conditions[key]})
@@ -348,7 +350,7 @@ def test_a_missing_key_and_one_that_is_like_none_are_both_named():
         (["traces", "criteria"], ["plainact", "l2_norm", "l2_norm"], ["traces.criteria: 'l2_norm' is listed twice"]),
         # sizes
         *(([part, key], value, [f"{part}.{key}: must be 1 or more", str(value)]) for value in (0, -3)
-          for part, keys in {"traces": ("windows", "shards", "batch"), "evaluation": ("windows", "request_batch"),
+          for part, keys in {"traces": ("windows", "shards", "batch"), "evaluation": ("windows", "request_tokens"),
                              "latency": ("new_tokens", "repeats")}.items() for key in keys),
         (["predictors", "small", "rank_heads"], -1, ["predictors.small.rank_heads: must be 1 or more"]),
         (["predictors", "small", "epochs"], 0, ["predictors.small.epochs: must be 1 or more"]),

@@ -67,13 +67,13 @@ def measured(data, folder):
     run("prepare-text", jobs.prepare_text("wikipedia"), **text)
     for task in ("piqa", "wikitext"):
         run("prepare-benchmark", jobs.prepare_benchmark(task), documents=folder / f"{task}.parquet")
-    spec = jobs.evaluate({"dense": jobs.conditions["tiny", "wikipedia", "dense", 0]})["spec"]
+    spec = jobs.evaluate({"dense/0": jobs.conditions["tiny", "wikipedia", "dense", 0]})["spec"]
     prepared = [str(folder / "piqa.parquet"), str(folder / "wikitext.parquet")]
     assert cli.main(["gather-benchmarks", "--prepared", *prepared, "--benchmarks", str(folder / "asked.parquet")]) == 0
     arguments = ["--card", folder / "card.json", "--weights", folder / "weights"]
     arguments += ["--benchmarks", folder / "asked.parquet"]
     arguments += ["--documents", text["documents"], "--tasks", text["tasks"], "--manifest", folder / "0.json"]
-    batches = ["--window-batch", "2", "--request-batch", "4"]
+    batches = ["--window-batch", "2", "--request-tokens", "4"]
     assert cli.main(["evaluate", "--spec", spec, *batches, *map(str, arguments)]) == 0
     return pq.read_table(folder / "dense" / "0.parquet").replace_schema_metadata(None)
 

@@ -388,7 +388,7 @@ def test_benchmarks_are_those_of_the_evaluation(loaded, predictor, tmp_path):
     documents = benchmarks.read("piqa", "validation", folder)[0]
     task = benchmarks.task("piqa", list(benchmarks.subset("piqa", documents, 5, 0).values()))
     sparse = SparseModel(model, PredictedMasks(predictor, ("neurons",), "per_layer", 50))
-    rows = Questions(model, tokenizer, [task], 16, 64).outcomes(Group({"one": sparse}))["one"]
+    rows = Questions(model, tokenizer, [task], 16 * 64, 64).outcomes(Group({"one": sparse}))["one"]
     rows = [row["value"] for row in rows if row["metric"] == "acc"]
     assert found["piqa"]["acc"]["value"] == np.mean(rows) and found["piqa"]["acc"]["n"] == 5
     assert set(found["wikitext"]) == {"word_perplexity", "byte_perplexity", "token_perplexity"}

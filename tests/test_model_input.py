@@ -244,9 +244,9 @@ def test_a_likelihood_does_not_depend_on_the_rows_beside_it(rope):
     model = LlamaForCausalLM(LlamaConfig(**SIZES | LLAMA, rope_parameters=rope)).eval()
     asked = [(("a", "b"), [5, 6, 7, 8], [9, 10]), (("c", "d"), list(range(3, 58)), [11, 12, 13])]
     alone, together = (
-        SparseLM(model, folders.byte_tokenizer(), batch, 64)._likelihoods(Group({"": SparseModel(model, None)}), asked)[
-            ""
-        ][0][0]
+        SparseLM(model, folders.byte_tokenizer(), batch * 64, 64)._likelihoods(
+            Group({"": SparseModel(model, None)}), asked
+        )[""][0][0]
         for batch in (1, 4)
     )
     with torch.no_grad():
@@ -553,7 +553,7 @@ TRACED = {
 }  # fmt: skip
 EVALUATED = {
     "conditions": {"dense": {"model": "tiny", "data": "text", "method": "dense", "seed": 0}},
-    "windows": 2, "window_tokens": 65, "window_batch": 2, "request_batch": 2,
+    "windows": 2, "window_tokens": 65, "window_batch": 2, "request_tokens": 2,
     "dtype": "float32", "text_seed": 0, "tasks": ["second_half"],
 }  # fmt: skip
 TIMED = {

@@ -245,7 +245,7 @@ def test_the_rule_makes_the_model_after_its_teacher_and_nothing_twice(study, tmp
         assert {path.parent.name for path in (folder / "results/relufied/logs").rglob("*.log")} == {
             "fetch_model", "prepare_text", "relufy",
         }  # fmt: skip
-        assert not waiting(folder, "--", card)
+        assert not waiting(folder, card)
 
 
 def test_only_training_documents_are_learned_from(study, made, tmp_path):

@@ -46,13 +46,13 @@ def dense(model):
 
 def answers(model, tokenizer, requests):
     """Of the dense model, by our harness."""
-    lm = harness.SparseLM(model, tokenizer, 3, LONGEST)
+    lm = harness.SparseLM(model, tokenizer, 3 * LONGEST, LONGEST)
     lm.answer(dense(model), requests)
     return getattr(lm, requests[0].request_type)(requests)
 
 
 def rows_of(model, tokenizer, task):
-    return harness.Questions(model, tokenizer, [task], 2, LONGEST).outcomes(dense(model))[""]
+    return harness.Questions(model, tokenizer, [task], 2 * LONGEST, LONGEST).outcomes(dense(model))[""]
 
 
 def instances(kind, texts):

@@ -25,6 +25,7 @@ from shadowcore.texts import cutting
 
 Result = dict[str, Any]  # value, stderr, low, high, n
 ROLLING_TOKENS = 2048  # longest window of a task that is the perplexity of whole documents
+BATCHED = 256  # tokens that a request is taken to have, for the size of a batch
 SEED = 0  # of the order of windows and of a benchmark's subset
 
 
@@ -113,7 +114,7 @@ def _outcomes(sparse: SparseModel, tokenizer, task, batch: int, longest: int) ->
     """Every document's outcome, as the study's evaluation makes it."""
     from shadowcore.measure.harness import Questions  # not above: lm-eval takes seconds to import
 
-    questions = Questions(sparse.model, tokenizer, [task], batch, longest)
+    questions = Questions(sparse.model, tokenizer, [task], batch * min(longest, BATCHED), longest)
     return _alone(sparse, questions.outcomes)
 
 

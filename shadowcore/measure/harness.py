@@ -51,8 +51,9 @@ class SparseLM(HFLM):
     prompt: what they repeat of the window before, which lm-eval calls their context, is masked like the rest.
     """
 
-    def __init__(self, model: torch.nn.Module, tokenizer, batch: int, max_length: int):
-        super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=batch, max_length=max_length)
+    def __init__(self, model: torch.nn.Module, tokenizer, batch_tokens: int, max_length: int):
+        super().__init__(pretrained=model, tokenizer=tokenizer, max_length=max_length)
+        self.batch_tokens = batch_tokens
         self.answers: dict[str, dict[int, Any]] = {}  # by condition and id() of the request
         self.turn = ""
 
@@ -180,12 +181,17 @@ class SparseLM(HFLM):
         return context[max(0, len(context) - room) :], continuation
 
     def _batches(self, groups: list[list[int]], length: Callable[[int], int]) -> Iterator[list[int]]:
-        """Whole groups, as many as a batch holds (at least one), the longest first: what does not fit fails at once."""
+        """Whole groups, as many as a batch holds (at least one), the longest first: what does not fit fails at once.
+
+        A batch holds `batch_tokens` tokens, counting every row as long as its longest.
+        """
         batch: list[int] = []
+        longest = 0
         for group in sorted(groups, key=lambda group: -max(map(length, group))):
-            if batch and len(batch) + len(group) > self.batch_size:
+            if batch and (len(batch) + len(group)) * longest > self.batch_tokens:
                 yield batch
                 batch = []
+            longest = longest if batch else max(map(length, group))
             batch += group
         if batch:
             yield batch
@@ -254,8 +260,8 @@ def true_continuation(documents: Sequence[dict]) -> ConfigurableTask:
 class Questions:
     """Tasks of lm-eval that are asked together, with their requests made once for all conditions."""
 
-    def __init__(self, model, tokenizer, tasks: Sequence[ConfigurableTask], batch: int, max_length: int):
-        self.lm, self.tasks = SparseLM(model, tokenizer, batch, max_length), tasks
+    def __init__(self, model, tokenizer, tasks: Sequence[ConfigurableTask], batch_tokens: int, max_length: int):
+        self.lm, self.tasks = SparseLM(model, tokenizer, batch_tokens, max_length), tasks
         for task in tasks:
             task.build_all_requests()
             # `evaluate` would build them anew, prompt by prompt, for every condition

@@ -168,7 +168,7 @@ def _runs(spec: Spec, inputs: Any, model: torch.nn.Module, tokenizer) -> list[Ru
     longest = model.config.max_position_embeddings
     if "true_continuation" in spec.tasks:
         task = harness.true_continuation(TASKS.read(inputs.tasks).to_pylist())
-        asked = harness.Questions(model, tokenizer, [task], spec.request_batch, longest)
+        asked = harness.Questions(model, tokenizer, [task], spec.request_tokens, longest)
         runs.append(Run("true_continuation", len(asked), True, asked.outcomes))
     prepared = {name: rows for path in inputs.benchmarks for name, rows in benchmarks.gathered(path).items()}
     if missing := set(spec.tasks) - {*OWN_TASKS, *prepared}:
@@ -217,7 +217,7 @@ def _windows(spec: Spec, inputs: Any, tokenizer) -> list[Run]:
 
 
 def _together(spec: Spec, prepared: dict[str, list[dict[str, Any]]]) -> Iterator[tuple[int, int | None, list]]:
-    """Batch size, longest window (None: the model's) and tasks of every run of lm-eval: as few as can be."""
+    """Tokens of a batch, longest window (None: the model's) and tasks of every run of lm-eval: as few as can be."""
 
     def task(name: str, shots: int):
         parts = {"evaluation": [], "examples": []}
@@ -229,7 +229,7 @@ def _together(spec: Spec, prepared: dict[str, list[dict[str, Any]]]) -> Iterator
     prompted = [name for name in names if not BENCHMARKS[name].rolling]
     for shots in spec.fewshot if prompted else ():
         shown = [name for name in prompted if not shots or BENCHMARKS[name].train]
-        yield spec.request_batch, None, [task(name, shots) for name in shown]
+        yield spec.request_tokens, None, [task(name, shots) for name in shown]
     rolling = [task(name, 0) for name in names if BENCHMARKS[name].rolling]
     if rolling:
-        yield spec.window_batch, spec.rolling_tokens, rolling
+        yield spec.window_batch * spec.rolling_tokens, spec.rolling_tokens, rolling

@@ -30,13 +30,13 @@ rule evaluate:
     resources:
         **asked("evaluate", "{model}/{data}/{pct}"),
         window_batch=halving(study.evaluation.window_batch),
-        request_batch=halving(study.evaluation.request_batch),
+        request_tokens=halving(study.evaluation.request_tokens),
     params:
         spec=lambda wildcards: jobs.evaluate(jobs.evaluations[evaluation(wildcards)])["spec"],
         code=fingerprint("shadowcore.stages.evaluate"),
     shell:
         "python -m shadowcore evaluate --spec {params.spec:q} --threads {threads} --devices {resources.devices}"
-        " --window-batch {resources.window_batch} --request-batch {resources.request_batch} --card {input.card:q}"
+        " --window-batch {resources.window_batch} --request-tokens {resources.request_tokens} --card {input.card:q}"
         " --weights {input.weights:q} --documents {input.documents:q} --tasks {input.tasks:q}"
         " --benchmarks {input.benchmarks:q} --scores {input.scores:q} --thresholds {input.thresholds:q}"
         " --predictors {input.predictors:q} --manifest {output.manifest:q} &> {log:q}"
@@ -61,12 +61,12 @@ rule evaluate_oracle:
     resources:
         **asked("evaluate_oracle", f"{{model}}/{{data}}/{manifests.ORACLE}"),
         window_batch=halving(study.evaluation.window_batch),
-        request_batch=halving(study.evaluation.request_batch),
+        request_tokens=halving(study.evaluation.request_tokens),
     params:
         spec=lambda wildcards: jobs.evaluate(jobs.evaluations[wildcards.model, wildcards.data, manifests.ORACLE])["spec"],
         code=fingerprint("shadowcore.stages.evaluate_oracle"),
     shell:
         "python -m shadowcore evaluate-oracle --spec {params.spec:q} --threads {threads} --devices {resources.devices}"
-        " --window-batch {resources.window_batch} --request-batch {resources.request_batch} --card {input.card:q}"
+        " --window-batch {resources.window_batch} --request-tokens {resources.request_tokens} --card {input.card:q}"
         " --weights {input.weights:q} --documents {input.documents:q} --tasks {input.tasks:q}"
         " --benchmarks {input.benchmarks:q} --manifest {output.manifest:q} &> {log:q}"
