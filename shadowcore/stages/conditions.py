@@ -21,7 +21,7 @@ AT_ONCE_BYTES = 4e9
 
 @dataclass(frozen=True)
 class Spec:
-    """Conditions of one model and text, and the size of their measurement. Batches: in windows, and in tokens of requests.
+    """Conditions of one model and text, and the size of their measurement; batches in windows, or tokens of requests.
 
     conditions: by their names, see `manifests.name`; tasks: what is asked besides the perplexity of whole
     windows, our own and benchmarks; fewshot: numbers of examples in a benchmark's prompts; rolling_tokens: longest
