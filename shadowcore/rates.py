@@ -59,7 +59,8 @@ def rows(jobs: Iterable[Mapping[str, Any]], source: str) -> list[dict[str, Any]]
     """Rows of rates.csv from measured jobs; keys: device, stage, weights_bytes, multiplications and seconds.
 
     Between a stage's shortest and longest job with one model the loading of the model cancels. Where they differ too
-    little, or no model is loaded, the rate is that of all jobs together, with everything else that they did.
+    little, or no model is loaded, the rate is that of all jobs together, with everything else that they did; an
+    evaluation of the dense model alone has none.
     """
     alike: dict[tuple[str, str, float], list[tuple[float, float]]] = {}
     for job in jobs:
@@ -71,6 +72,8 @@ def rows(jobs: Iterable[Mapping[str, Any]], source: str) -> list[dict[str, Any]]
         (few, short), (many, long) = min(pairs), max(pairs)
         if weights and many > APART * few and long > short:
             per_second = (many - few) / (long - short)
+        elif stage == "evaluate":  # the dense model alone, whose long prompts say nothing of other conditions
+            continue
         else:
             per_second = sum(count for count, _ in pairs) / sum(seconds for _, seconds in pairs)
         values = device, stage, f"{weights / 1e9:.1f}", f"{per_second / 1e12:.3g}", source
