@@ -77,10 +77,14 @@ def test_more_of_everything_costs_more(tmp_path):
         return sum(one.flops for one in found), sum(one.written for one in found)
 
     flops, written = total()
-    for change in ({"traces__windows": 65}, {"traces__criteria": [*QUICK["traces"]["criteria"], "grasp"]}):
+    windows = {part: QUICK[part]["windows"] + 1 for part in ("traces", "evaluation")}
+    for change in (
+        {"traces__windows": windows["traces"]},
+        {"traces__criteria": [*QUICK["traces"]["criteria"], "grasp"]},
+    ):
         more = total(**change)
         assert more[0] > flops and more[1] > written
-    assert total(evaluation__windows=11)[0] > flops
+    assert total(evaluation__windows=windows["evaluation"])[0] > flops
     tasks = ["true_continuation", "piqa"]
     assert total(evaluation__tasks=tasks)[0] > flops
     asked, shown = (total(evaluation__tasks=tasks, evaluation__fewshot=shots)[0] - flops for shots in ([0], [0, 3]))
