@@ -23,7 +23,7 @@ from shadowcore.report import answer, blocks, checks, claims, show, style, table
 from shadowcore.report import drawn as records
 from shadowcore.report.captions import CAPTIONS
 from shadowcore.report.figures import FIGURES, TIMED_FIGURES, save
-from shadowcore.report.figures.lines import best_predictors, contextual, lines, over_seeds
+from shadowcore.report.figures.lines import best_predictors, contextual, lines, over_seeds, trained_alike
 from shadowcore.schemas import CONDITION, FINAL_TABLES, OUTCOMES
 from shadowcore.stages import draw
 
@@ -564,7 +564,8 @@ def test_only_figures_with_something_to_show_are_written_and_name_the_tables_the
     record = tmp_path / "figures" / f"{MODEL}.json"
     draw.run(draw.Spec(MODEL), draw.Inputs(tuple(paths)), draw.Outputs(record, figures))
     for path in figures[:4]:
-        hashes = {path.stem: [file_sha256(tmp_path / f"{path.stem}.parquet")]}
+        read = {"perplexity": ["perplexity", "predictors"], "latency": ["latency"]}[path.stem]
+        hashes = {name: [file_sha256(tmp_path / f"{name}.parquet")] for name in read}
         assert artifacts.read_header(path)["inputs"] == hashes
     assert not any(path.exists() for path in figures[4:])
     (found,) = records.read([record])
@@ -572,6 +573,18 @@ def test_only_figures_with_something_to_show_are_written_and_name_the_tables_the
     assert MODEL in found.sentence() and all(
         f"{name} ({why})" in found.sentence() for name, why in found.left_out.items()
     )
+
+
+def test_methods_are_shown_with_predictors_that_were_trained_alike():
+    made = [("shadow", "a", 0, False), ("layerwise", "b", 0, False), ("layerwise", "c", 1, True)]
+    predictors = pd.DataFrame(made, columns=["method", "predictor", "rounds", "tuned"]).assign(model=MODEL)
+    rows = pd.DataFrame(
+        [*((method, name) for method, name, *_ in made), ("static", None)], columns=["method", "predictor"]
+    )
+    assert list(trained_alike({"predictors": predictors}, MODEL, rows)["predictor"].fillna("")) == ["a", "b", ""]
+    alone = rows[rows["method"] != "shadow"]
+    assert list(trained_alike({"predictors": predictors}, MODEL, alone)["predictor"].fillna("")) == ["c", ""]
+    assert len(trained_alike({}, MODEL, rows)) == 4  # nothing is known of how they were trained
 
 
 @pytest.mark.parametrize("name", FIGURES)

@@ -18,6 +18,7 @@ from shadowcore.report.figures.lines import (
     of_model,
     ranked,
     text_perplexities,
+    trained_alike,
     where,
 )
 from shadowcore.report.style import Axes, Drawing, log_axis, look, named_rows, panels, styled, title
@@ -70,7 +71,7 @@ def factorial(tables: Tables, model: str) -> Drawing:
     rows = first_of(main_condition(text_perplexities(tables, model), "criterion"), "data")
     dense = rows.loc[rows["method"] == "dense", "value"]
     rows = rows[~rows["method"].isin(["dense", "random"]) & rows["criterion"].notna()]  # baselines have no criterion
-    rows = best_predictors(contextual(rows), low_is_good=True, by=("method", "criterion"))
+    rows = best_predictors(trained_alike(tables, model, contextual(rows)), low_is_good=True, by=("method", "criterion"))
     if rows["criterion"].nunique() < 2 or rows["method"].nunique() < 2 or dense.empty:
         return "fewer than two methods or two criteria"
     cells = {
@@ -78,7 +79,7 @@ def factorial(tables: Tables, model: str) -> Drawing:
         for pct, part in rows.groupby("sparsity_pct")
     }
     quality = first_of(ranked(tables, model, metric="spearman"), "calibration", "seed")
-    quality = best_predictors(quality, low_is_good=False, by=("method", "criterion"))
+    quality = best_predictors(trained_alike(tables, model, quality), low_is_good=False, by=("method", "criterion"))
     cells |= {f"rank correlation\n{kind}": part for kind, part in quality.groupby("kind")}
     names = sorted({name for part in cells.values() for name in part["criterion"]}, key=criterion_order)
     methods = sorted({name for part in cells.values() for name in part["method"]}, key=method_order)

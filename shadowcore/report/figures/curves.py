@@ -21,6 +21,7 @@ from shadowcore.report.figures.lines import (
     of_model,
     predictors_shown,
     text_perplexities,
+    trained_alike,
     where,
 )
 from shadowcore.report.style import (
@@ -51,7 +52,7 @@ ROOM = 1.5  # factor of space above the highest method but random
 def perplexity(tables: Tables, model: str) -> Drawing:
     """Token perplexity against sparsity, log scale, a panel for each text."""
     everything = main_condition(text_perplexities(tables, model))
-    rows = best_predictors(everything, low_is_good=True)
+    rows = best_predictors(trained_alike(tables, model, everything), low_is_good=True)
     if set(rows["method"]) <= {"dense"}:
         return "no perplexity of a sparse model in the tables"
     limits = rows[rows["method"] != "random"]
@@ -83,7 +84,7 @@ def accuracy(tables: Tables, model: str) -> Drawing:
         rows = mean_over_tasks(rows).assign(asked=name, n=rows.drop_duplicates("asked")["n"].sum())
         names, chance = [name], {name: sum(guessed) / len(guessed)}
     everything = main_condition(rows)
-    rows = best_predictors(everything, low_is_good=False)
+    rows = best_predictors(trained_alike(tables, model, everything), low_is_good=False)
     figure, axes = panels(len(names), height=3.0)
     for panel, name in zip(axes, names, strict=True):
         here = where(rows, asked=name)
@@ -147,7 +148,7 @@ def policies(tables: Tables, model: str) -> Drawing:
     rows = main_condition(sparse[several], "policy")
     if rows.empty:
         return "no condition was measured under several policies"
-    rows = best_predictors(rows, low_is_good=True)
+    rows = best_predictors(trained_alike(tables, model, rows), low_is_good=True)
     names = sorted(
         set(zip(rows["sparsity_pct"], rows["method"], strict=True)), key=lambda one: (one[0], method_order(one[1]))
     )

@@ -12,6 +12,7 @@ from shadowcore.report.figures.lines import (
     main_condition,
     of_model,
     predictors_shown,
+    trained_alike,
     where,
 )
 from shadowcore.report.style import Drawing, end_labels, look, panels, styled, title, whole_ticks
@@ -28,7 +29,7 @@ def gain_over_static(tables: Tables, model: str) -> Drawing:
         return "no perplexity was compared with static"
     saved = {"value": -rows["difference"], "saved_low": -rows["high"], "saved_high": -rows["low"]}
     everything = first_of(main_condition(contextual(rows.assign(**saved)), "criterion"), "data")
-    rows = best_predictors(everything, low_is_good=False, by=("method", "criterion"))
+    rows = best_predictors(trained_alike(tables, model, everything), low_is_good=False, by=("method", "criterion"))
     criteria = sorted(set(rows["criterion"]), key=criterion_order)[:3]
     figure, axes = panels(len(criteria), sharey=True, height=2.8)
     for panel, criterion in zip(axes, criteria, strict=True):

@@ -69,6 +69,26 @@ def contextual(rows: pd.DataFrame) -> pd.DataFrame:
     return rows[without | rows["criterion"].isin(used)] if used else rows
 
 
+def trained_alike(tables: Tables, model: str, rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows without the predictors whose training another method lacks, so that methods differ in their design alone.
+
+    A training is how often a predictor was retrained on the sparse model, and whether it was tuned: of those that all
+    methods with predictors have, the longest one. Rows stay as they are where there is none.
+    """
+    made = of_model(tables, "predictors", model)
+    trainings = {(one.method, one.predictor): (one.rounds, one.tuned) for one in made.itertuples()}
+    pairs = set(rows.loc[rows["predictor"].notna(), ["method", "predictor"]].itertuples(index=False, name=None))
+    of_method: dict[str, set] = {}
+    for method, predictor in pairs & set(trainings):
+        of_method.setdefault(method, set()).add(trainings[method, predictor])
+    shared = set.intersection(*of_method.values()) if of_method else set()
+    if not shared:
+        return rows
+    chosen = {pair for pair in pairs if trainings.get(pair, max(shared)) == max(shared)}
+    keys = rows[["method", "predictor"]].itertuples(index=False, name=None)
+    return rows[rows["predictor"].isna() | np.array([pair in chosen for pair in keys], dtype=bool)]
+
+
 def best_predictors(rows: pd.DataFrame, low_is_good: bool, by: tuple[str, ...] = ("method",)) -> pd.DataFrame:
     """Rows of one predictor for each method: of those measured in most places the one with the best values."""
     trained = rows[rows["predictor"].notna()]

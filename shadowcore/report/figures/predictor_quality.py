@@ -11,6 +11,7 @@ from shadowcore.report.figures.lines import (
     middle,
     predictors_shown,
     ranked,
+    trained_alike,
     units_order,
     where,
 )
@@ -22,7 +23,7 @@ from shadowcore.report.tables import Tables
 def predictor_quality(tables: Tables, model: str) -> Drawing:
     """Recall of kept units by layer at the middle sparsity, and against sparsity; a row for each kind of unit."""
     everything = first_of(ranked(tables, model, metric="recall"), "calibration", "criterion", "policy")
-    rows = best_predictors(everything, low_is_good=False)
+    rows = best_predictors(trained_alike(tables, model, everything), low_is_good=False)
     if set(rows["method"]) <= {"static"}:
         return "no ranking quality of a predictor in the tables"
     kinds = sorted(set(rows["kind"]), key=units_order)

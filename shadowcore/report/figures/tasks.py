@@ -15,6 +15,7 @@ from shadowcore.report.figures.lines import (
     middle,
     of_model,
     predictors_shown,
+    trained_alike,
     where,
 )
 from shadowcore.report.style import (
@@ -43,7 +44,7 @@ def differences(tables: Tables, model: str) -> Drawing:
         rows["metric"].isin(ACCURACY_METRICS) & (rows["reference"] == "dense") & (rows["fewshot"].fillna(0) == 0)
     ]
     everything = main_condition(asked(rows).assign(value=rows["difference"]))
-    rows = best_predictors(everything, low_is_good=False)
+    rows = best_predictors(trained_alike(tables, model, everything), low_is_good=False)
     if rows.empty:
         return "no accuracy was compared with dense"
     rows = where(rows, sparsity_pct=middle(rows["sparsity_pct"]))
@@ -78,7 +79,7 @@ def differences(tables: Tables, model: str) -> Drawing:
 def tasks(tables: Tables, model: str) -> Drawing:
     """Accuracy task by task: ShadowLLM's predictor and criterion against DejaVu's, and the dense model."""
     rows = of_model(tables, "accuracy", model)
-    rows = main_condition(asked(rows[rows["fewshot"] == 0]), "criterion")
+    rows = trained_alike(tables, model, main_condition(asked(rows[rows["fewshot"] == 0]), "criterion"))
     shadow = where(rows, method="shadow", criterion="plainact")
     rival = rows[rows["method"].isin(LAYERWISE) & (rows["criterion"] == "l2_norm")]
     sparsities = sorted(set(shadow["sparsity_pct"]) & set(rival["sparsity_pct"]))
@@ -115,7 +116,7 @@ def tasks(tables: Tables, model: str) -> Drawing:
 def fewshot(tables: Tables, model: str) -> Drawing:
     """Accuracy averaged over tasks against the number of examples in the prompt, a panel per sparsity."""
     everything = main_condition(mean_over_tasks(of_model(tables, "accuracy", model), shots=True))
-    rows = best_predictors(everything, low_is_good=False)
+    rows = best_predictors(trained_alike(tables, model, everything), low_is_good=False)
     sparse = rows[rows["method"] != "dense"]
     if rows["fewshot"].nunique() < 2 or sparse.empty:
         return "no task was asked with several numbers of examples"
