@@ -39,7 +39,7 @@ from shadowcore.stages.inputs import (
 )
 
 POLICY = "per_layer"
-CHECKED = {"cuda": 200, "cpu": 24}  # tokens that each variant generates for its check
+CHECKED = {"cuda": 200, "cpu": 12}  # tokens that each variant generates for its check
 THRESHOLD_WINDOWS = 8  # of the prompt's length, to see how large neurons are
 
 
