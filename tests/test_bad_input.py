@@ -26,7 +26,7 @@ from shadowcore.errors import ConfigError
 from shadowcore.jobs import Jobs
 
 ROOT = Path(__file__).parent.parent
-QUICK = yaml.safe_load((ROOT / "config" / "quick.yaml").read_text())
+QUICK = yaml.safe_load((ROOT / "tests" / "base_study.yaml").read_text())
 MANIFEST, OUTCOME = "manifest.json", "outcomes/30.parquet"
 SIZES = {"layers": 3, "width": 16, "heads": 2, "neurons": 24, "positions": 128}
 

@@ -21,7 +21,7 @@ from shadowcore.recipes import RECIPES, PredictorConfig
 from shadowcore.sections import TASKS
 
 CONFIGS = sorted((Path(__file__).parent.parent / "config").glob("*.yaml"))
-QUICK = yaml.safe_load((Path(__file__).parent.parent / "config" / "quick.yaml").read_text())
+QUICK = yaml.safe_load((Path(__file__).parent / "base_study.yaml").read_text())
 QUICK["traces"]["criteria"].append("jacov")
 SMALL = QUICK["predictors"]["small"]
 

@@ -10,7 +10,7 @@ from shadowcore.config import load_study, parse_study
 from shadowcore.config_file import read_yaml
 from shadowcore.errors import ConfigError
 
-QUICK = (Path(__file__).parent.parent / "config" / "quick.yaml").read_text()
+QUICK = (Path(__file__).parent / "base_study.yaml").read_text()
 
 
 def line_of(text, part):

@@ -21,7 +21,7 @@ from shadowcore.models.sources import RandomModel
 from shadowcore.provenance import file_sha256
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-QUICK = yaml.safe_load((Path(__file__).parent.parent / "config" / "quick.yaml").read_text())
+QUICK = yaml.safe_load((Path(__file__).parent / "base_study.yaml").read_text())
 
 
 @pytest.fixture

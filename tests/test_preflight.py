@@ -22,7 +22,7 @@ from shadowcore.jobs import Jobs
 from shadowcore.stages.base import CARD_SCHEMA
 
 ROOT = Path(__file__).parent.parent
-QUICK = yaml.safe_load((ROOT / "config" / "quick.yaml").read_text())
+QUICK = yaml.safe_load((ROOT / "tests" / "base_study.yaml").read_text())
 SIZES = {"family": "llama", "layers": 3, "width": 16, "heads": 2, "neurons": 24, "positions": 128}
 
 

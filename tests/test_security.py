@@ -30,7 +30,7 @@ HOSTILE = [
     "-rf",
     "*",
 ]
-QUICK = yaml.safe_load((ROOT / "config" / "quick.yaml").read_text())
+QUICK = yaml.safe_load((ROOT / "tests" / "base_study.yaml").read_text())
 
 
 def called(tree):

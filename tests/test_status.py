@@ -17,7 +17,7 @@ from shadowcore.states import outputs
 from shadowcore.states import states as status
 from shadowcore.work import MEMORY
 
-QUICK = Path(__file__).parent.parent / "config" / "quick.yaml"
+QUICK = Path(__file__).parent / "base_study.yaml"
 NOW = 1.7e9
 
 
