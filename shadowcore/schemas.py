@@ -78,6 +78,8 @@ MEASURED = {
     "sparsity_heads": (NUMBER, "removed heads over all heads, 0 to 1"),
     "sparsity_neurons": (NUMBER, "removed neurons over all neurons, 0 to 1"),
     "sparsity_weights": (NUMBER, "weights of removed units over all weights of the model, 0 to 1"),
+    "read_bytes": (NUMBER, "bytes of weights that a decode step reads at batch 1, the selector's included; the mean"),
+    "read_share": (NUMBER, "read_bytes over what a step of the dense model reads"),
 }
 
 SEEDS = {
@@ -87,7 +89,7 @@ SEEDS = {
 FEWSHOT = (INTEGER, "examples in a prompt; null where the task has no prompts")
 
 OUTCOMES = Table(
-    "outcomes", 2, "one document (or text window) under one condition",
+    "outcomes", 3, "one document (or text window) under one condition",
     CONDITION | MEASURED | {
         "task": (TEXT, "task name: an lm-eval task, or `perplexity` and `second_half` for text windows"),
         "fewshot": FEWSHOT,
@@ -108,13 +110,13 @@ ESTIMATE = {
     "high": (NUMBER, "upper end of the 95 % interval"),
     "n": (INTEGER, "documents"),
 } | SEEDS  # fmt: skip
-ACCURACY = Table("accuracy", 3, "one task metric under one condition", CONDITION | MEASURED | ESTIMATE)
+ACCURACY = Table("accuracy", 4, "one task metric under one condition", CONDITION | MEASURED | ESTIMATE)
 PERPLEXITY = Table(
-    "perplexity", 3, "perplexity of one text under one condition, over tokens, words or bytes",
+    "perplexity", 4, "perplexity of one text under one condition, over tokens, words or bytes",
     CONDITION | MEASURED | ESTIMATE | {"counted": (INTEGER, "what the metric divides by: scored tokens, words, bytes")},
 )  # fmt: skip
 COMPARISONS = Table(
-    "comparisons", 5, "one condition against dense, or another method or criterion in its place, on the same documents",
+    "comparisons", 6, "one condition against dense, or another method or criterion in its place, on the same documents",
     CONDITION | MEASURED | {
         "reference": (TEXT, "method compared with: dense, or one whose other keys are the row's, where it has them"),
         "reference_criterion": (TEXT, "its criterion: the row's, or another one; null where it has none"),

@@ -41,14 +41,14 @@ def predictor_of(model, design="shadow"):
     return predictor.to(model.dtype).eval()
 
 
-def sources(model):
+def sources(model, pct=50):
     sizes = dimensions_of(model.config)
-    yield ConstantMasks(random_scores(sizes, KINDS, 0), "per_layer", 50)
-    yield ConstantMasks(random_scores(sizes, KINDS, 0), "global", 50)
+    yield ConstantMasks(random_scores(sizes, KINDS, 0), "per_layer", pct)
+    yield ConstantMasks(random_scores(sizes, KINDS, 0), "global", pct)
     for design in PREDICTORS:
-        yield PredictedMasks(predictor_of(model, design), KINDS, "per_layer", 50)
-    yield PredictedMasks(predictor_of(model), KINDS, "global", 50)
-    yield OracleMasks(OraclePass(model), "plainact", KINDS, "per_layer", 50)
+        yield PredictedMasks(predictor_of(model, design), KINDS, "per_layer", pct)
+    yield PredictedMasks(predictor_of(model), KINDS, "global", pct)
+    yield OracleMasks(OraclePass(model), "plainact", KINDS, "per_layer", pct)
 
 
 def baselines(model, protocol):

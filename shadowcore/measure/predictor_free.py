@@ -15,24 +15,29 @@ import torch
 
 from shadowcore.errors import ConfigError
 from shadowcore.measure.protocols import TOKEN, Protocol
+from shadowcore.measure.read_bytes import unit_bytes
 from shadowcore.measure.sparsity import Context, Masks
 from shadowcore.method.policies import POLICIES
 from shadowcore.method.predictors import FIRST_SPARSE_LAYER
-from shadowcore.models.families import dimensions_of, ffn_activation
+from shadowcore.models.families import KINDS, Kind, dimensions_of, ffn_activation
 from shadowcore.models.recording import Choose, Site, visiting
 
 
 class ThresholdMasks(Masks):
     """Neurons are kept where their magnitude is above their layer's threshold (L,)."""
 
-    def __init__(self, thresholds: torch.Tensor):
-        self.thresholds = thresholds.tolist()
+    def __init__(self, thresholds: torch.Tensor, computed: int = 2):
+        """computed: how many of the FFN's input matrices are read for all neurons: 2 is gate and up, or fc1."""
+        self.thresholds, self.computed = thresholds.tolist(), computed
 
     def begin(self, ids: torch.Tensor, scored: torch.Tensor, context: Context, protocol: Protocol = TOKEN) -> Choose:
         def choose(site: Site, x: torch.Tensor) -> torch.Tensor | None:
             return x.squeeze(-1).abs() > self.thresholds[site.layer] if site.what == "neurons" else None
 
         return choose
+
+    def spared_bytes(self, model: torch.nn.Module) -> dict[Kind, int]:
+        return {kind: unit_bytes(model, kind, self.computed) for kind in KINDS}
 
 
 def nonzero_masks(model: torch.nn.Module) -> ThresholdMasks:
@@ -42,7 +47,7 @@ def nonzero_masks(model: torch.nn.Module) -> ThresholdMasks:
             f"conditions: relu skips exact zeros, which a model of activation '{found}' has none of; "
             "`models` of its grid could name those of activation 'relu', as OPT's"
         )
-    return ThresholdMasks(torch.zeros(dimensions_of(model.config).layers))
+    return ThresholdMasks(torch.zeros(dimensions_of(model.config).layers), computed=1)
 
 
 class PromptMasks(Masks):
