@@ -64,13 +64,16 @@ CONDITION = {
     "model": (TEXT, "name of the model in the configuration"),
     "data": (TEXT, "text the row was measured on, `(second half)` after a prompt; for a benchmark, its name"),
     "calibration": (TEXT, "name of the text that scores and predictors were made from; null for dense and random"),
-    "method": (TEXT, "dense; random, static, a predictor's design, oracle; or threshold, griffin, relu without one"),
-    "criterion": (TEXT, "importance criterion; null for dense, threshold, griffin and relu"),
+    "method": (TEXT, "dense; random, static, a predictor's design, oracle; or one without: config/README.md"),
+    "criterion": (TEXT, "importance criterion; null for a method without one"),
     "predictor": (TEXT, "name of the predictor in the configuration; null without a trained predictor"),
-    "policy": (TEXT, "per_layer, global or floored; null for dense and relu"),
+    "policy": (TEXT, "per_layer, global or floored; null for dense, relu, sparseinfer"),
     "protocol": (TEXT, "positions of a mask: token, prompt, or lookahead (not causal); null for dense"),
     "units": (TEXT, "units removed: heads, neurons or both; null for dense"),
-    "sparsity_pct": (INTEGER, "nominal sparsity of units, percent removed in every layer but layer 0; 0 for relu"),
+    "sparsity_pct": (
+        INTEGER,
+        "nominal sparsity of units, percent removed in every layer but layer 0; 0 for relu, sparseinfer",
+    ),
     "seed": (INTEGER, "seed of everything random in the row: of training, where something was trained"),
 }
 MEASURED = {
@@ -181,13 +184,14 @@ PREDICTORS = Table(
 )  # fmt: skip
 
 THRESHOLDS = Table(
-    "thresholds", 1, "one activation that a share of one layer's neurons does not exceed, over the calibration tokens",
+    "thresholds", 2, "one magnitude that a share of one layer's neurons does not exceed, over the calibration tokens",
     {
         "model": CONDITION["model"], "calibration": CONDITION["calibration"],
+        "method": (TEXT, "what is compared with it: |act(gate) * up| (threshold) or |act(gate)| (cats)"),
         "layer": (INTEGER, "layer, from 0"),
-        "sparsity_pct": (INTEGER, "share of the absolute activations at or below the threshold, percent"),
-        "threshold": (NUMBER, "the absolute activation"),
-        "n": (INTEGER, "activations: tokens times neurons"),
+        "sparsity_pct": (INTEGER, "share of the magnitudes at or below the threshold, percent"),
+        "threshold": (NUMBER, "the magnitude"),
+        "n": (INTEGER, "magnitudes: tokens times neurons"),
     },
 )  # fmt: skip
 

@@ -99,6 +99,8 @@ def test_a_threshold_on_the_activation_spares_the_down_projection_alone(tiny, to
 
 
 def test_what_removes_more_never_reads_more(tiny, tokens):
-    for made in zip(*([*sources(tiny, pct), *baselines(tiny, "token")] for pct in (0, 10, 50, 90, 100)), strict=True):
+    for made in zip(
+        *([*sources(tiny, pct), *baselines(tiny, "token", pct)] for pct in (0, 10, 50, 90, 100)), strict=True
+    ):
         reads = [read(tiny, masks, tokens) for masks in made]
         assert reads == sorted(reads, reverse=True)
