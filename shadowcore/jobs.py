@@ -217,11 +217,12 @@ class Jobs:
 
         plan = self.study.traces
         conditions = self.conditions.values()
-        reached = {one.sparsity_pct for one in conditions if METHODS[one.method].reads == "thresholds"}
+        calibrated = [one for one in conditions if METHODS[one.method].reads == "thresholds"]
+        methods, reached = {one.method for one in calibrated}, {one.sparsity_pct for one in calibrated}
         spec = Spec(
             model=model, calibration=calibration, windows=plan.windows, window_tokens=plan.window_tokens,
-            batch=plan.batch, sparsities_pct=tuple(sorted(reached)), dtype=self.study.models[model].dtype,
-            seed=self.study.seed,
+            batch=plan.batch, methods=tuple(sorted(methods)), sparsities_pct=tuple(sorted(reached)),
+            dtype=self.study.models[model].dtype, seed=self.study.seed,
         )  # fmt: skip
         return self.params("calibrate-thresholds", spec)
 

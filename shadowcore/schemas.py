@@ -64,13 +64,16 @@ CONDITION = {
     "model": (TEXT, "name of the model in the configuration"),
     "data": (TEXT, "text the row was measured on, `(second half)` after a prompt; for a benchmark, its name"),
     "calibration": (TEXT, "name of the text that scores and predictors were made from; null for dense and random"),
-    "method": (TEXT, "dense; random, static, a predictor's design, oracle; or threshold, griffin, relu without one"),
-    "criterion": (TEXT, "importance criterion; null for dense, threshold, griffin and relu"),
+    "method": (TEXT, "dense; random, static, a predictor's design, oracle; or one without: config/README.md"),
+    "criterion": (TEXT, "importance criterion; null for a method without one"),
     "predictor": (TEXT, "name of the predictor in the configuration; null without a trained predictor"),
-    "policy": (TEXT, "per_layer, global or floored; null for dense and relu"),
+    "policy": (TEXT, "per_layer, global or floored; null for dense, relu, sparseinfer"),
     "protocol": (TEXT, "positions of a mask: token, prompt, or lookahead (not causal); null for dense"),
     "units": (TEXT, "units removed: heads, neurons or both; null for dense"),
-    "sparsity_pct": (INTEGER, "nominal sparsity of units, percent removed in every layer but layer 0; 0 for relu"),
+    "sparsity_pct": (
+        INTEGER,
+        "nominal sparsity of units, percent removed in every layer but layer 0; 0 for relu, sparseinfer",
+    ),
     "seed": (INTEGER, "seed of everything random in the row: of training, where something was trained"),
 }
 MEASURED = {
@@ -78,6 +81,8 @@ MEASURED = {
     "sparsity_heads": (NUMBER, "removed heads over all heads, 0 to 1"),
     "sparsity_neurons": (NUMBER, "removed neurons over all neurons, 0 to 1"),
     "sparsity_weights": (NUMBER, "weights of removed units over all weights of the model, 0 to 1"),
+    "read_bytes": (NUMBER, "bytes of weights that a decode step reads at batch 1, the selector's included; the mean"),
+    "read_share": (NUMBER, "read_bytes over what a step of the dense model reads"),
 }
 
 SEEDS = {
@@ -87,7 +92,7 @@ SEEDS = {
 FEWSHOT = (INTEGER, "examples in a prompt; null where the task has no prompts")
 
 OUTCOMES = Table(
-    "outcomes", 2, "one document (or text window) under one condition",
+    "outcomes", 3, "one document (or text window) under one condition",
     CONDITION | MEASURED | {
         "task": (TEXT, "task name: an lm-eval task, or `perplexity` and `second_half` for text windows"),
         "fewshot": FEWSHOT,
@@ -108,13 +113,13 @@ ESTIMATE = {
     "high": (NUMBER, "upper end of the 95 % interval"),
     "n": (INTEGER, "documents"),
 } | SEEDS  # fmt: skip
-ACCURACY = Table("accuracy", 3, "one task metric under one condition", CONDITION | MEASURED | ESTIMATE)
+ACCURACY = Table("accuracy", 4, "one task metric under one condition", CONDITION | MEASURED | ESTIMATE)
 PERPLEXITY = Table(
-    "perplexity", 3, "perplexity of one text under one condition, over tokens, words or bytes",
+    "perplexity", 4, "perplexity of one text under one condition, over tokens, words or bytes",
     CONDITION | MEASURED | ESTIMATE | {"counted": (INTEGER, "what the metric divides by: scored tokens, words, bytes")},
 )  # fmt: skip
 COMPARISONS = Table(
-    "comparisons", 5, "one condition against dense, or another method or criterion in its place, on the same documents",
+    "comparisons", 6, "one condition against dense, or another method or criterion in its place, on the same documents",
     CONDITION | MEASURED | {
         "reference": (TEXT, "method compared with: dense, or one whose other keys are the row's, where it has them"),
         "reference_criterion": (TEXT, "its criterion: the row's, or another one; null where it has none"),
@@ -179,13 +184,14 @@ PREDICTORS = Table(
 )  # fmt: skip
 
 THRESHOLDS = Table(
-    "thresholds", 1, "one activation that a share of one layer's neurons does not exceed, over the calibration tokens",
+    "thresholds", 2, "one magnitude that a share of one layer's neurons does not exceed, over the calibration tokens",
     {
         "model": CONDITION["model"], "calibration": CONDITION["calibration"],
+        "method": (TEXT, "what is compared with it: |act(gate) * up| (threshold) or |act(gate)| (cats)"),
         "layer": (INTEGER, "layer, from 0"),
-        "sparsity_pct": (INTEGER, "share of the absolute activations at or below the threshold, percent"),
-        "threshold": (NUMBER, "the absolute activation"),
-        "n": (INTEGER, "activations: tokens times neurons"),
+        "sparsity_pct": (INTEGER, "share of the magnitudes at or below the threshold, percent"),
+        "threshold": (NUMBER, "the magnitude"),
+        "n": (INTEGER, "magnitudes: tokens times neurons"),
     },
 )  # fmt: skip
 

@@ -16,6 +16,7 @@ from shadowcore.errors import ConfigError, OutOfMemory, ShadowcoreError
 from shadowcore.jobs import Jobs
 from shadowcore.measure import harness, perplexity
 from shadowcore.measure.group import Group
+from shadowcore.measure.methods import METHODS
 from shadowcore.measure.protocols import PROTOCOLS
 from shadowcore.measure.sparsity import ConstantMasks, SparseModel
 from shadowcore.method.predictors import PREDICTOR_SCHEMA
@@ -31,7 +32,7 @@ EVERYTHING = [
     {"methods": ["static", *DESIGNS, "oracle"], "criteria": ["plainact"], "predictors": ["small"], "units": ["both"],
      "protocols": ["token", "prompt", "lookahead"], "sparsities_pct": [50]},
     {"methods": ["oracle"], "criteria": ["plainact", "l2_norm"], "policies": ["global"], "sparsities_pct": [30, 70]},
-    {"methods": ["threshold"], "sparsities_pct": [50]},
+    {"methods": ["threshold", "cats", "proxy2_ahead"], "sparsities_pct": [50]},
     {"methods": ["griffin"], "protocols": ["prompt"], "sparsities_pct": [50]},
     {"methods": ["relu"], "sparsities_pct": [0]},
 ]  # fmt: skip
@@ -69,7 +70,7 @@ class Study:
         self.files["static"] = made["scores"]
         made = job(study.calibrate_thresholds(MODEL, "words"), "calibrate_thresholds",
                    {"thresholds": root / "thresholds.parquet"}, documents=text["documents"], **model)  # fmt: skip
-        self.files["threshold"] = made["thresholds"]
+        self.files["threshold"] = self.files["cats"] = made["thresholds"]
         for design in DESIGNS:
             made = job(
                 study.train_predictor(study.trained[MODEL, "words", f"{design}+plainact+small"]), "train_predictor",
@@ -91,10 +92,10 @@ class Study:
         spec = parse_spec(
             one.spec, spec | {"conditions": {setup: vars(condition) for setup, condition in chosen.items()}}
         )
-        fields = {"static": "scores", "threshold": "thresholds"} | dict.fromkeys(DESIGNS, "predictors")
+        fields = {one.method: METHODS[one.method].reads for one in chosen.values()}
         files = {"scores": [], "thresholds": [], "predictors": []}
         for condition in chosen.values():
-            if condition.method in fields:
+            if fields[condition.method]:
                 files[fields[condition.method]].append(self.files[condition.method])
         more = {} if oracle else {name: tuple(paths) for name, paths in files.items()}
         with cli.enough_memory():
@@ -127,7 +128,7 @@ def test_a_condition_is_the_same_bytes_alone_and_among_others_in_any_order(study
     for chosen in (study.conditions, study.oracle):
         for setup, condition in chosen.items():
             assert study.evaluate({setup: condition}, tmp_path / "alone") == {setup: together[setup]}, setup
-    assert len({condition.method for condition in study.conditions.values()}) == 8
+    assert len({condition.method for condition in study.conditions.values()}) == 10
     monkeypatch.setattr(conditions, "AT_ONCE", 3)
     backwards = dict(reversed(study.conditions.items()))
     assert study.evaluate(backwards, tmp_path / "backwards") == {setup: together[setup] for setup in backwards}

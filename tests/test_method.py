@@ -19,7 +19,7 @@ from shadowcore.method.trace_dataset import TraceDataset
 from shadowcore.method.tracing import codes_name, feature_name, top_name
 from shadowcore.method.training_state import Checkpoint
 from shadowcore.method.weight_quantization import eight_bits, power_of_two, restored, stored
-from shadowcore.models.families import KINDS, Dimensions, dimensions_of
+from shadowcore.models.families import KINDS, Dimensions, dimensions_of, family_of, layers_of
 from shadowcore.models.recording import Site, visiting
 
 SIZES = Dimensions(layers=4, width=8, heads=4, kv_heads=2, head_width=2, neurons=10, vocabulary=96, positions=64)
@@ -443,7 +443,11 @@ def test_a_share_of_zeros_above_the_sparsity_has_a_threshold_that_removes_just_t
 
 def test_magnitudes_of_a_model_are_of_every_token_that_predicts(tiny):
     windows = torch.randint(3, 96, (3, 10), generator=torch.Generator().manual_seed(0))
-    found, seen = neuron_magnitudes(tiny, windows, 2), {}
+    (found, gates), seen = neuron_magnitudes(tiny, windows, 2, ["threshold", "cats"]).values(), {}
+    family, gate_outputs = family_of(tiny.config), []
+    for layer in layers_of(tiny):
+        gate = layer.get_submodule(family.ffn_in[0])
+        gate.register_forward_hook(lambda module, args, out: gate_outputs.append(out))
     with torch.no_grad(), visiting(tiny, lambda site, x: seen.update({site: x})):
         tiny(windows[:, :-1])
     for layer in range(4):
@@ -452,3 +456,7 @@ def test_magnitudes_of_a_model_are_of_every_token_that_predicts(tiny):
         assert found.counts[layer].sum() == 27 * dimensions_of(tiny.config).neurons
         for pct in (30, 70):  # a batch of another size rounds otherwise
             assert found.threshold(layer, pct) == pytest.approx(again.threshold(layer, pct), rel=0.01)
+        of_gate = Magnitudes(4)
+        act = torch.nn.functional.silu if tiny.config.model_type == "llama" else torch.relu
+        of_gate.add(layer, act(gate_outputs[layer]))
+        assert gates.threshold(layer, 70) == pytest.approx(of_gate.threshold(layer, 70), rel=0.01)

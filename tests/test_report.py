@@ -51,7 +51,8 @@ def condition(method="dense", criterion=None, policy=None, units=None, sparsity=
         "method": method, "criterion": criterion, "predictor": "small" if trained else None, "policy": policy,
         "protocol": None if method == "dense" else "token", "units": units, "sparsity_pct": sparsity, "seed": 0,
         "sparsity_measured": removed, "sparsity_heads": heads, "sparsity_neurons": neurons,
-        "sparsity_weights": 0.6 * neurons + 0.1 * heads,
+        "sparsity_weights": 0.6 * neurons + 0.1 * heads, "read_bytes": 1e8 * (1 - 0.6 * neurons - 0.1 * heads),
+        "read_share": 1 - 0.6 * neurons - 0.1 * heads,
     } | more  # fmt: skip
 
 

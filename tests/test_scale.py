@@ -69,8 +69,8 @@ def written(folder, models):
                 value = random.normal(700, 60, documents) if rolling else random.integers(0, 2, documents)
                 keys = asdict(condition) | {
                     "data": task, "sparsity_measured": condition.sparsity_pct / 100, "sparsity_heads": 0.0,
-                    "sparsity_neurons": 0.0, "sparsity_weights": 0.0, "task": task, "metric": metric,
-                    "fewshot": None if rolling else 0,
+                    "sparsity_neurons": 0.0, "sparsity_weights": 0.0, "read_bytes": 1e9, "read_share": 1.0,
+                    "task": task, "metric": metric, "fewshot": None if rolling else 0,
                 }  # fmt: skip
                 keys["document"] = [f"{hash((task, i)) & 0xFFFFFFFFFFFF:012x}" for i in range(documents)]
                 keys["value"], keys["weight"] = value.astype(float), np.full(documents, 255 if rolling else 1)

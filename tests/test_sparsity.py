@@ -8,6 +8,7 @@ import torch
 
 from shadowcore.errors import ConfigError
 from shadowcore.measure import sparsity
+from shadowcore.measure.ffn_selectors import GateMasks, ProxyMasks, SignMasks
 from shadowcore.measure.group import Group
 from shadowcore.measure.harness import SparseLM
 from shadowcore.measure.oracle import OracleMasks, OraclePass
@@ -41,22 +42,27 @@ def predictor_of(model, design="shadow"):
     return predictor.to(model.dtype).eval()
 
 
-def sources(model):
+def sources(model, pct=50):
     sizes = dimensions_of(model.config)
-    yield ConstantMasks(random_scores(sizes, KINDS, 0), "per_layer", 50)
-    yield ConstantMasks(random_scores(sizes, KINDS, 0), "global", 50)
+    yield ConstantMasks(random_scores(sizes, KINDS, 0), "per_layer", pct)
+    yield ConstantMasks(random_scores(sizes, KINDS, 0), "global", pct)
     for design in PREDICTORS:
-        yield PredictedMasks(predictor_of(model, design), KINDS, "per_layer", 50)
-    yield PredictedMasks(predictor_of(model), KINDS, "global", 50)
-    yield OracleMasks(OraclePass(model), "plainact", KINDS, "per_layer", 50)
+        yield PredictedMasks(predictor_of(model, design), KINDS, "per_layer", pct)
+    yield PredictedMasks(predictor_of(model), KINDS, "global", pct)
+    yield OracleMasks(OraclePass(model), "plainact", KINDS, "per_layer", pct)
 
 
-def baselines(model, protocol):
+def baselines(model, protocol, pct=50):
     """Methods without a predictor that work under a protocol."""
     if protocol == "prompt":
-        yield PromptMasks(model, "global", 50)
+        yield PromptMasks(model, "global", pct)
     if protocol == "token":
         yield ThresholdMasks(torch.tensor([-1, 0.1, 0.2, 0.3]))
+        yield GateMasks(model, torch.tensor([-1, 0.1, 0.2, 0.3]))
+        yield ProxyMasks(model, 4, pct)
+        yield ProxyMasks(model, 2, pct, ahead=True)
+        if model.config.model_type == "opt":
+            yield SignMasks(model)
 
 
 def all_scored(ids):
@@ -212,7 +218,7 @@ def test_thresholds_remove_what_does_not_exceed_them(tiny, tokens):
 
 def test_skipping_zeros_loses_nothing(tiny, tokens):
     if tiny.config.model_type == "llama":
-        with pytest.raises(ConfigError, match="activation 'silu' has none of; `models` of its grid"):
+        with pytest.raises(ConfigError, match="relu needs .* 'silu'"):
             nonzero_masks(tiny)
         return
     sparse = SparseModel(tiny, nonzero_masks(tiny))

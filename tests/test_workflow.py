@@ -48,9 +48,9 @@ def tiny_study(folder):
             grid | {"methods": ["static", "shadow", "oracle"], "units": ["both"]},
             grid | {"models": ["tiny-opt"], "units": ["both"], "seeds": [1]},
             grid | {"predictors": ["tiny"], "models": ["tiny-llama"], "policies": ["global"]},
-            {"methods": ["threshold"], "models": ["tiny-opt"], "sparsities_pct": [50]},
+            {"methods": ["threshold", "cats", "proxy2_ahead"], "models": ["tiny-opt"], "sparsities_pct": [50]},
             {"methods": ["griffin"], "models": ["tiny-opt"], "protocols": ["prompt"], "sparsities_pct": [50]},
-            {"methods": ["relu"], "models": ["tiny-opt"], "sparsities_pct": [0]},
+            {"methods": ["relu", "sparseinfer"], "models": ["tiny-opt"], "sparsities_pct": [0]},
             study["conditions"][-1],
         ],
         "evaluation": study["evaluation"] | {
@@ -206,7 +206,8 @@ def test_benchmarks_are_rows_of_their_own(house):
     accuracy = pq.read_table(results(house) / "tables" / "accuracy.parquet").to_pandas()
     asked = accuracy[accuracy["task"] == "piqa"]
     assert set(zip(asked["data"], asked["fewshot"], asked["n"], strict=True)) == {("piqa", 0, 4), ("piqa", 1, 4)}
-    assert set(asked["method"]) == set(METHODS) - {"layerwise", "layerwise_own"}
+    others = {name for name in METHODS if name.startswith("proxy") and name != "proxy2_ahead"}
+    assert set(asked["method"]) == set(METHODS) - {"layerwise", "layerwise_own"} - others
     perplexity = pq.read_table(results(house) / "tables" / "perplexity.parquet").to_pandas()
     rolled = perplexity[perplexity["task"] == "wikitext"]
     assert set(rolled["metric"]) == {"token_perplexity", "word_perplexity", "byte_perplexity"}

@@ -14,6 +14,7 @@ import torch
 
 from shadowcore.errors import ConfigError
 from shadowcore.measure.conditions import Condition
+from shadowcore.measure.ffn_selectors import GateMasks, ProxyMasks, SignMasks
 from shadowcore.measure.predictor_free import PromptMasks, ThresholdMasks, nonzero_masks
 from shadowcore.measure.sparsity import ConstantMasks, Masks, PredictedMasks, random_scores
 from shadowcore.method.predictors import PREDICTORS
@@ -55,6 +56,13 @@ def _random(model: torch.nn.Module, one: Condition, read: None) -> Masks:
     return ConstantMasks(random_scores(dimensions_of(model.config), one.kinds, one.seed), one.policy, one.sparsity_pct)
 
 
+def _proxy(bits: int, ahead: bool) -> Method:
+    return Method(
+        lambda model, one, read: ProxyMasks(model, bits, one.sparsity_pct, ahead),
+        flops=3, protocols=["token"], policies=["per_layer"], units=["neurons"],
+    )  # fmt: skip
+
+
 def _own_stage(model: torch.nn.Module, one: Condition, read: None) -> Masks:
     raise ConfigError(f"conditions: method {one.method} is measured by evaluate-oracle, and by no other stage")
 
@@ -73,15 +81,24 @@ METHODS: dict[str, Method] = {
         lambda model, one, thresholds: ThresholdMasks(thresholds), reads="thresholds",
         protocols=["token"], policies=["per_layer"], units=["neurons"],
     ),
+    "cats": Method(
+        lambda model, one, thresholds: GateMasks(model, thresholds), reads="thresholds",
+        protocols=["token"], policies=["per_layer"], units=["neurons"],
+    ),
     "griffin": Method(
         lambda model, one, read: PromptMasks(model, one.policy, one.sparsity_pct),
         reads_prompt=True, flops=4, protocols=["prompt"], units=["neurons"],
     ),
-    # whatever is zero is removed, so that it has neither a policy nor a sparsity of its own
+    # whatever is zero, or is predicted to be, is removed, so that these two have no policy and no sparsity of their own
     "relu": Method(
         lambda model, one, read: nonzero_masks(model), has_policy=False,
         protocols=["token"], policies=["per_layer"], units=["neurons"], sparsities_pct=[0],
     ),
+    "sparseinfer": Method(
+        lambda model, one, read: SignMasks(model), has_policy=False,
+        protocols=["token"], policies=["per_layer"], units=["neurons"], sparsities_pct=[0],
+    ),
+    **{f"proxy{bits}{'_ahead' * ahead}": _proxy(bits, ahead) for ahead in (False, True) for bits in (4, 3, 2)},
     **dict.fromkeys(PREDICTORS, PREDICTED),
     "oracle": Method(_own_stage, scores="token"),  # its scoring pass, shared by its conditions, is counted apart
 }  # fmt: skip

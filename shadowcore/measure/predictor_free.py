@@ -4,29 +4,31 @@
     griffin     for a whole continuation, the neurons that were large over its prompt (GRIFFIN)
     relu        at every token, the neurons that are not zero: nothing is lost, where the FFN's activation is ReLU
 
-threshold is neither CATS (arXiv 2404.08763), which thresholds the activated gate and spares the up projection, too, nor
-TEAL (2408.14690), which thresholds the input of every matrix. GRIFFIN is arXiv 2404.01365.
-threshold and relu know a neuron's size only when it is computed, so they spare its row of the down projection alone.
+threshold knows a neuron only when gate and up are computed, so it spares its column of the down projection alone. It is
+neither CATS (arXiv 2404.08763: `ffn_selectors`) nor TEAL (2408.14690), which thresholds the input of every matrix.
+relu knows a zero from gate or fc1. GRIFFIN is arXiv 2404.01365.
 """
 
 from __future__ import annotations
 
 import torch
 
-from shadowcore.errors import ConfigError
 from shadowcore.measure.protocols import TOKEN, Protocol
+from shadowcore.measure.read_bytes import unit_bytes
 from shadowcore.measure.sparsity import Context, Masks
 from shadowcore.method.policies import POLICIES
 from shadowcore.method.predictors import FIRST_SPARSE_LAYER
-from shadowcore.models.families import dimensions_of, ffn_activation
+from shadowcore.models.families import Kind, dimensions_of
+from shadowcore.models.ffn import require_relu
 from shadowcore.models.recording import Choose, Site, visiting
 
 
 class ThresholdMasks(Masks):
     """Neurons are kept where their magnitude is above their layer's threshold (L,)."""
 
-    def __init__(self, thresholds: torch.Tensor):
-        self.thresholds = thresholds.tolist()
+    def __init__(self, thresholds: torch.Tensor, computed: int = 2):
+        """computed: how many of the FFN's input matrices are read for all neurons: 2 is gate and up, or fc1."""
+        self.thresholds, self.computed = thresholds.tolist(), computed
 
     def begin(self, ids: torch.Tensor, scored: torch.Tensor, context: Context, protocol: Protocol = TOKEN) -> Choose:
         def choose(site: Site, x: torch.Tensor) -> torch.Tensor | None:
@@ -34,15 +36,14 @@ class ThresholdMasks(Masks):
 
         return choose
 
+    def spared_bytes(self, model: torch.nn.Module) -> dict[Kind, int]:
+        return {"neurons": unit_bytes(model, "neurons", self.computed)}
+
 
 def nonzero_masks(model: torch.nn.Module) -> ThresholdMasks:
     """Neurons that are not zero, in every layer; ConfigError unless the FFN's activation is ReLU."""
-    if (found := ffn_activation(model.config)) != "relu":
-        raise ConfigError(
-            f"conditions: relu skips exact zeros, which a model of activation '{found}' has none of; "
-            "`models` of its grid could name those of activation 'relu', as OPT's"
-        )
-    return ThresholdMasks(torch.zeros(dimensions_of(model.config).layers))
+    require_relu(model, "relu", "it skips exact zeros")
+    return ThresholdMasks(torch.zeros(dimensions_of(model.config).layers), computed=1)
 
 
 class PromptMasks(Masks):

@@ -13,9 +13,10 @@ from typing import Protocol as Interface
 import torch
 
 from shadowcore.measure.protocols import TOKEN, Protocol
+from shadowcore.measure.read_bytes import dense_bytes, unit_bytes
 from shadowcore.method.policies import POLICIES
 from shadowcore.method.predictors import FIRST_SPARSE_LAYER, Predictor
-from shadowcore.models.families import Dimensions, Kind, dimensions_of, family_of
+from shadowcore.models.families import KINDS, Dimensions, Kind, dimensions_of, family_of
 from shadowcore.models.recording import Choose, Site, visiting
 
 # makes what the model is called with besides its input: fresh for every call, since a call uses up a cache
@@ -37,6 +38,14 @@ class Masks(Interface):
 
     def begin(self, ids: torch.Tensor, scored: torch.Tensor, context: Context, protocol: Protocol = TOKEN) -> Choose:
         """A chooser for one pass over ids[:, :-1], (B, T - 1), in which tokens `scored` (B, T) are predicted."""
+
+    def spared_bytes(self, model: torch.nn.Module) -> dict[Kind, int]:
+        """Bytes that a decode step does not read for each removed unit: all, if it is chosen without being computed."""
+        return {kind: unit_bytes(model, kind) for kind in KINDS}
+
+    def selector_bytes(self, model: torch.nn.Module) -> int:
+        """Bytes that the choice for one token reads in addition to the model's own weights."""
+        return 0
 
 
 class ConstantMasks(Masks):
@@ -75,6 +84,15 @@ class PredictedMasks(Masks):
             return keep.pop(site, None)
 
         return choose
+
+    def spared_bytes(self, model: torch.nn.Module) -> dict[Kind, int]:
+        spared = super().spared_bytes(model)
+        if any(site.what == "heads" and site.layer in layers for site, layers in self.predictor.groups):
+            spared["heads"] = 0  # it reads the very heads that it scores
+        return spared
+
+    def selector_bytes(self, model: torch.nn.Module) -> int:
+        return self.predictor.step_bytes(self.kinds)
 
     def _chosen(self, site: Site, feature: torch.Tensor, kind: Kind) -> tuple[tuple[int, ...], torch.Tensor]:
         """The layers that are predicted from a site, and their keep masks (B, T, layers, U).
@@ -168,7 +186,22 @@ class SparseModel:
             "sparsity_neurons": fraction["neurons"],
             "sparsity_measured": sum(fraction[kind] * units[kind] for kind in kinds) / max(1, sum(units.values())),
             "sparsity_weights": weights / sum(parameter.numel() for parameter in self.model.parameters()),
+            "read_bytes": (read := self._read_bytes(positions)),
+            "read_share": read / dense_bytes(self.model),
         }
+
+    def _read_bytes(self, positions: int) -> float:
+        """Bytes of weights that a decode step reads, on average over the positions that masks applied to.
+
+        A mask for a whole continuation is made before its first step, so its steps read no selector.
+        """
+        if self.masks is None:
+            return float(dense_bytes(self.model))
+        each_step = self.protocol is TOKEN
+        spared = self.masks.spared_bytes(self.model) if each_step else Masks.spared_bytes(self.masks, self.model)
+        selector = self.masks.selector_bytes(self.model) if each_step else 0
+        skipped = sum(int(removed) * spared.get(kind, 0) for kind, removed in self.removed.items())
+        return dense_bytes(self.model) + selector - skipped / positions
 
 
 def unit_weights(model: torch.nn.Module, kind: Kind) -> int:

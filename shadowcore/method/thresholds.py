@@ -1,13 +1,17 @@
 """Magnitude thresholds: what a share of a layer's neurons does not exceed, over the tokens of a text.
 
 Calibrated as in CATS (arXiv 2404.08763) and TEAL (2408.14690): from the dense model's activations, layer by layer.
+What is compared with them is |act(gate) * up| for the method `threshold`, and |act(gate)| for `cats`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 
 from shadowcore.models.families import dimensions_of
+from shadowcore.models.ffn import gate_activation
 from shadowcore.models.recording import Site, visiting
 
 # a magnitude's bin is the upper half of its float32 bits, 9 of them mantissa: bins are 0.2 % wide, and zero has one
@@ -36,14 +40,20 @@ class Magnitudes:
 
 @torch.no_grad()
 def neuron_magnitudes(
-    model: torch.nn.Module, windows: torch.Tensor, batch: int, progress=lambda done, total: None
-) -> Magnitudes:
-    """Magnitudes of every layer's neurons under the dense model at all but the last token of windows (N, T)."""
-    found = Magnitudes(dimensions_of(model.config).layers)
+    model: torch.nn.Module, windows: torch.Tensor, batch: int, methods: Collection[str],
+    progress=lambda done, total: None,
+) -> dict[str, Magnitudes]:  # fmt: skip
+    """Of each method, what its thresholds are compared with, of every layer's neurons under the dense model.
+
+    Counted at all but the last token of windows (N, T).
+    """
+    found = {method: Magnitudes(dimensions_of(model.config).layers) for method in methods}
 
     def visit(site: Site, x: torch.Tensor) -> None:
-        if site.what == "neurons":
-            found.add(site.layer, x)
+        if site.what == "neurons" and "threshold" in found:
+            found["threshold"].add(site.layer, x)
+        elif site.what == "ffn_input" and "cats" in found:
+            found["cats"].add(site.layer, gate_activation(model, site.layer, x))
 
     with visiting(model, visit):
         for start in range(0, len(windows), batch):

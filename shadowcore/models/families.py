@@ -58,8 +58,8 @@ class Family:
     rotary: float = 1.0  # share of a head that rotary positions turn by default; 0: learned positions
     # query, key, value; none where a head's query is not rows of its own: fused, or normed with the other heads'
     attention_projections: tuple[str, ...] = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
-    attention_norm: str = "input_layernorm"  # these norms are for our decoder only
-    ffn_norm: str = "post_attention_layernorm"
+    attention_norm: str = "input_layernorm"  # these norms, but for ffn_norm, are for our decoder only
+    ffn_norm: str = "post_attention_layernorm"  # between residual and FFN; empty where the FFN has none of its own
     final_norm: str = "model.norm"  # from the causal model
     head_norms: tuple[str, ...] = ()  # of each query head and of each key head, where there are any
 
@@ -77,7 +77,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "llama": Family(),
     "mistral": Family(own_keys=(*GROUPED, "sliding_window")),
-    "olmo2": Family(attention_projections=()),
+    "olmo2": Family(attention_projections=(), ffn_norm=""),
     "opt": Family(
         decoder_layers="model.decoder.layers",
         output_projection="self_attn.out_proj",
@@ -91,7 +91,9 @@ FAMILIES: dict[str, Family] = {
         ffn_norm="final_layer_norm",
         final_norm="model.decoder.final_layer_norm",
     ),
-    "phi": Family(output_projection="self_attn.dense", ffn_in=("mlp.fc1",), ffn_down="mlp.fc2", rotary=0.5),
+    "phi": Family(
+        output_projection="self_attn.dense", ffn_in=("mlp.fc1",), ffn_down="mlp.fc2", rotary=0.5, ffn_norm=""
+    ),
     "qwen2": Family(own_keys=(*GROUPED, "sliding_window", "layer_types")),
     "qwen3": Family(
         own_keys=(*GROUPED, "sliding_window", "layer_types"), head_norms=("self_attn.q_norm", "self_attn.k_norm")

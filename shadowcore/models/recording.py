@@ -1,4 +1,4 @@
-"""Looking inside someone else's model: visit each layer's residual, heads and neurons as they flow by.
+"""Looking inside someone else's model: visit each layer's residual, heads, FFN input and neurons as they flow by.
 
 The one mechanism under criteria (which look) and masks (which replace), and it leaves no trace.
 """
@@ -11,14 +11,14 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from shadowcore.models.families import KINDS, Kind, dimensions_of, layers_of, output_projection
+from shadowcore.models.families import KINDS, Kind, dimensions_of, family_of, layers_of, output_projection
 
 
 class Site(NamedTuple):
-    """A place in the model: the residual entering a layer, its heads, or its neurons."""
+    """A place in the model: the residual entering a layer, its heads, the input of its FFN, or its neurons."""
 
     layer: int
-    what: Literal["residual"] | Kind
+    what: Literal["residual", "ffn_input"] | Kind
 
 
 Visit = Callable[[Site, torch.Tensor], torch.Tensor | None]
@@ -30,7 +30,7 @@ Choose = Callable[[Site, torch.Tensor], torch.Tensor | None]
 def visiting(model: torch.nn.Module, visit: Visit) -> Iterator[None]:
     """While the block runs, call `visit(site, x)` at every site of every forward pass, in order.
 
-    x is (B, T, D) at a residual and (B, T, U, K) at units (K = 1 for neurons). At units, a returned
+    x is (B, T, D) at a residual or FFN input and (B, T, U, K) at units (K = 1 for neurons). At units, a returned
     tensor of the same shape takes the place of x; None leaves it. Hooks are gone afterwards, whatever
     happens inside.
     """
@@ -42,6 +42,12 @@ def visiting(model: torch.nn.Module, visit: Visit) -> Iterator[None]:
             hidden = args[0] if args else kwargs["hidden_states"]
             shape["batch"] = hidden.shape[:2]
             visit(Site(layer, "residual"), hidden)
+
+        return hook
+
+    def at_ffn_input(layer: int):
+        def hook(module, args):
+            visit(Site(layer, "ffn_input"), args[0].view(*shape["batch"], sizes.width))
 
         return hook
 
@@ -57,6 +63,8 @@ def visiting(model: torch.nn.Module, visit: Visit) -> Iterator[None]:
     try:
         for index, layer in enumerate(layers_of(model)):
             handles.append(layer.register_forward_pre_hook(at_residual(index), with_kwargs=True))
+            first = layer.get_submodule(family_of(model.config).ffn_in[0])
+            handles.append(first.register_forward_pre_hook(at_ffn_input(index)))
             for kind in KINDS:
                 projection = output_projection(model, index, kind)
                 handles.append(projection.register_forward_pre_hook(at_units(index, kind)))

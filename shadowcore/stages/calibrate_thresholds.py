@@ -1,4 +1,4 @@
-"""Magnitude thresholds of every layer's neurons from the training windows of a text: the method `threshold`."""
+"""Magnitude thresholds of every layer's neurons from the training windows of a text, for `threshold` and `cats`."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from shadowcore.stages.base import Progress, Stage, header, runtime_only
 
 @dataclass(frozen=True)
 class Spec:
-    """Names for the table's rows, the windows, and the sparsities to reach."""
+    """Names for the table's rows, the windows, the methods that need thresholds, and the sparsities to reach."""
 
     model: str
     calibration: str
     windows: int
     window_tokens: int
     batch: int = runtime_only()
+    methods: tuple[str, ...]
     sparsities_pct: tuple[int, ...]
     dtype: str
     seed: int
@@ -47,10 +48,11 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
         inputs.card, inputs.documents, "train", tokenizer, spec.window_tokens, spec.windows, spec.seed
     )
     model = reading.read_model(inputs.card, inputs.weights, spec.dtype)
-    found = neuron_magnitudes(model, torch.tensor([window.ids for window in windows]), spec.batch, progress)
+    ids = torch.tensor([window.ids for window in windows])
     rows = [
-        {"model": spec.model, "calibration": spec.calibration, "layer": layer, "sparsity_pct": pct}
+        {"model": spec.model, "calibration": spec.calibration, "method": method, "layer": layer, "sparsity_pct": pct}
         | {"threshold": found.threshold(layer, pct), "n": int(found.counts[layer].sum())}
+        for method, found in neuron_magnitudes(model, ids, spec.batch, spec.methods, progress).items()
         for layer in range(len(found.counts))
         for pct in spec.sparsities_pct
     ]

@@ -25,7 +25,7 @@ READ = ("scores", "thresholds", "predictors")  # fields of Inputs with a file fo
 @dataclass(frozen=True)
 class Inputs:
     """scores: the table of mean scores for each condition of the method static, in the order of the conditions;
-    thresholds: of calibrated magnitudes, for each of threshold; predictors: the one of each that has one.
+    thresholds: of calibrated magnitudes, for each of threshold and cats; predictors: the one of each that has one.
     """
 
     card: Path
@@ -67,7 +67,7 @@ def sources(model: torch.nn.Module) -> Source:
 
     readers = {
         "scores": lambda path, one: read_mean_scores(path, one.criterion, one.kinds, sizes),
-        "thresholds": lambda path, one: read_thresholds(path, one.sparsity_pct),
+        "thresholds": lambda path, one: read_thresholds(path, one.method, one.sparsity_pct),
         "predictors": lambda path, one: predictor(path),
     }
 

@@ -86,10 +86,15 @@ def read_mean_scores(
     return {kind: scores.view(sizes.layers, sizes.units(kind)) for kind, scores in found.items()}
 
 
-def read_thresholds(path: Path, sparsity_pct: int) -> torch.Tensor:
-    """Thresholds (L,) of one sparsity from the table that `calibrate-thresholds` wrote; layer 0 keeps all."""
+def read_thresholds(path: Path, method: str, sparsity_pct: int) -> torch.Tensor:
+    """Thresholds (L,) of one method and sparsity from a table of `calibrate-thresholds`; layer 0 keeps all."""
     table = THRESHOLDS.read(path).to_pandas()
-    found = table[table["sparsity_pct"] == sparsity_pct].sort_values("layer")["threshold"].to_numpy()
+    wanted = (table["method"] == method) & (table["sparsity_pct"] == sparsity_pct)
+    found = table[wanted].sort_values("layer")["threshold"].to_numpy()
+    if not len(found):
+        raise ArtifactError(
+            f"{path}: no thresholds of method '{method}' at {sparsity_pct} %; delete the file and run the study again"
+        )
     thresholds = torch.tensor(found)
     thresholds[:FIRST_SPARSE_LAYER] = -1
     return thresholds

@@ -1,0 +1,43 @@
+"""The first half of a layer's FFN: its input matrices, its activation function, and the norm before it."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn.functional import linear
+from transformers.activations import ACT2FN
+
+from shadowcore.errors import ConfigError
+from shadowcore.models.families import family_of, ffn_activation, layers_of
+
+
+def ffn_inputs(model: torch.nn.Module, layer: int) -> list[torch.nn.Linear]:
+    """Gate and up projection of a layer, or fc1 alone."""
+    return [layers_of(model)[layer].get_submodule(name) for name in family_of(model.config).ffn_in]
+
+
+def gate_activation(model: torch.nn.Module, layer: int, x: torch.Tensor) -> torch.Tensor:
+    """act(gate x) (..., F) of the FFN's input x (..., D); without a gate act(fc1 x), the neurons themselves."""
+    gate = ffn_inputs(model, layer)[0]
+    # not by calling the module: its hooks are who asks
+    return ACT2FN[ffn_activation(model.config)](linear(x, gate.weight, gate.bias))
+
+
+def ffn_norm(model: torch.nn.Module, layer: int) -> torch.nn.Module:
+    """The norm between a layer's residual and its FFN; ConfigError for a family whose FFN reads something else."""
+    name, before = family_of(model.config).ffn_norm, getattr(model.config, "do_layer_norm_before", True)  # OPT's key
+    module = dict(layers_of(model)[layer].named_modules()).get(name) if name and before else None
+    if module is None:
+        raise ConfigError(
+            f"model type '{model.config.model_type}': its FFN has no norm of its own before it, so that nothing can be "
+            "chosen ahead of the attention; use the method without '_ahead'"
+        )
+    return module
+
+
+def require_relu(model: torch.nn.Module, method: str, reason: str) -> None:
+    """Raise ConfigError unless the FFN's activation is ReLU."""
+    if (activation := ffn_activation(model.config)) != "relu":
+        raise ConfigError(
+            f"conditions.methods: {method} needs an FFN with the activation 'relu', because {reason}; "
+            f"'{model.config.model_type}' has '{activation}' here; name models with ReLU in `models` of its grid"
+        )
