@@ -1,0 +1,103 @@
+"""The best method at a budget of bytes: for every text and task, among the conditions that read at most that share.
+
+Conditions are compared at equal bytes, not at equal sparsity, so the pairs of `comparisons` are not enough: here the
+best condition is paired with the best one of another method, document by document.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import product
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from shadowcore.report.outcomes import Documents, Row
+from shadowcore.report.tables import LOG_PERPLEXITIES, SAME_DOCUMENTS, compared, corrected, order
+from shadowcore.schemas import BUDGETS_PCT, CONDITION, RUNNER_UP
+
+SIGNIFICANT = 0.05  # corrected p below which a difference is significant
+NO_CANDIDATES = ("dense", "random", "oracle")  # nothing to gain, nothing known, or what a decoder does not know
+METRICS = ("nll", "acc", "acc_norm")  # over words and bytes a text's perplexities are in the same order as over tokens
+IDENTITY = [name for name in CONDITION if name != "seed"]
+
+
+class Candidate(NamedTuple):
+    """One condition: its documents for each seed, its value (log perplexity or accuracy) and bytes, means over seeds."""
+
+    seeds: list[Documents]
+    value: float
+    read_share: float
+
+    @property
+    def keys(self) -> Row:
+        return self.seeds[0].keys
+
+
+def best_at_bytes(outcomes: Iterable[Documents]) -> list[Row]:
+    """Rows of BEST_AT_BYTES: one for each budget and each text or task of which sparse conditions have their bytes."""
+    questions: dict[tuple, list[Documents]] = {}
+    for one in outcomes:
+        if one.keys["metric"] in METRICS:
+            questions.setdefault(tuple(one.keys[name] for name in SAME_DOCUMENTS), []).append(one)
+    alike = sorted(questions.values(), key=lambda groups: order(groups[0].keys, SAME_DOCUMENTS))
+    rows = corrected([row for groups in alike for row in _answers(groups)], ("model", "metric"))
+    for row in rows:
+        if row["verdict"] is None:
+            decided = row["p_holm"] is not None and row["p_holm"] < SIGNIFICANT
+            row["verdict"] = "significant" if decided else "undecided"
+    return rows
+
+
+def _answers(groups: Sequence[Documents]) -> Iterator[Row]:
+    """A row for each budget, from all conditions of one question; none where no sparse one has its bytes."""
+    conditions: dict[tuple, list[Documents]] = {}
+    for one in groups:
+        conditions.setdefault(tuple(one.keys[name] for name in IDENTITY), []).append(one)
+    dense = next((seeds for seeds in conditions.values() if seeds[0].keys["method"] == "dense"), None)
+    metric = groups[0].keys["metric"]
+    candidates = [_candidate(seeds) for seeds in conditions.values() if _is_candidate(seeds[0].keys)]
+    sign = 1 if metric == "nll" else -1
+    candidates.sort(key=lambda one: (sign * one.value, one.read_share, order(one.keys, IDENTITY)))
+    for budget in BUDGETS_PCT if candidates else ():
+        row = {name: groups[0].keys[name] for name in SAME_DOCUMENTS}
+        row |= {"metric": LOG_PERPLEXITIES.get(metric, metric), "budget_pct": budget, "p_value": None}
+        yield row | _answer([one for one in candidates if 100 * one.read_share <= budget], dense)
+
+
+def _is_candidate(keys: Row) -> bool:
+    measured = keys["read_share"] is not None and keys["read_share"] == keys["read_share"]
+    return measured and keys["method"] not in NO_CANDIDATES and keys["protocol"] != "lookahead"
+
+
+def _candidate(seeds: list[Documents]) -> Candidate:
+    values = [float(one.value.sum() / one.weight.sum()) for one in seeds]
+    return Candidate(seeds, float(np.mean(values)), float(np.mean([one.keys["read_share"] for one in seeds])))
+
+
+def _answer(candidates: Sequence[Candidate], dense: list[Documents] | None) -> Row:
+    """The best of these candidates, which are in order, against dense and against the best one of another method."""
+    if not candidates:
+        return {"verdict": "none"}
+    best = candidates[0]
+    row = {name: best.keys[name] for name in IDENTITY} | {"read_share": best.read_share, "value": best.value}
+    if dense:
+        row |= {name: value for name, value in _paired(best.seeds, dense).items() if name != "p_value"}
+        row["ratio"] = float(np.exp(row["difference"])) if best.keys["metric"] == "nll" else None
+    other = next((one for one in candidates if one.keys["method"] != best.keys["method"]), None)
+    if other is None:
+        return row | {"verdict": "only method"}
+    pair = _paired(best.seeds, other.seeds)
+    row |= {f"next_{name}": other.keys[name] for name in RUNNER_UP} | {"next_read_share": other.read_share}
+    row |= {f"next_{name}": pair[name] for name in ("difference", "low", "high")}
+    return row | {"p_value": pair["p_value"], "verdict": None}
+
+
+def _paired(ones: Sequence[Documents], others: Sequence[Documents]) -> dict[str, Any]:
+    """Their difference over the pairs of equal seeds, or all pairs: the mean, an interval over all, the largest p."""
+    pairs = list(product(ones, others))
+    pairs = [(one, other) for one, other in pairs if one.keys["seed"] == other.keys["seed"]] or pairs
+    rows = [compared(one.keys, one, other) for one, other in pairs]
+    joined = {"difference": np.mean, "low": min, "high": max, "p_value": max}
+    known = {name: [row[name] for row in rows if row[name] is not None] for name in joined}
+    return {name: float(join(known[name])) if known[name] else None for name, join in joined.items()}
