@@ -146,7 +146,7 @@ BEST_AT_BYTES = Table(
         "task": (TEXT, "task name"),
         "fewshot": FEWSHOT,
         "metric": (TEXT, "log_perplexity (nats per token; low is good), acc, acc_norm (high is good)"),
-        "budget_pct": (INTEGER, "read_share is at most this, percent; dense, random, oracle and lookahead are left out"),
+        "budget_pct": (INTEGER, "read_share is at most this, percent; without dense, random, oracle, lookahead"),
     }
     | {name: CONDITION[name] for name in CONDITION if name not in ("model", "data", "seed")}
     | {
@@ -353,7 +353,8 @@ CLAIMS = Table(
 MEASURED_TABLES = {
     table.name: table
     for table in (
-        ACCURACY, PERPLEXITY, COMPARISONS, BEST_AT_BYTES, QUALITY, PREDICTORS, CRITERIA, LATENCY, LATENCY_REPEATS, REFUSED,
+        ACCURACY, PERPLEXITY, COMPARISONS, BEST_AT_BYTES, QUALITY, PREDICTORS, CRITERIA, LATENCY, LATENCY_REPEATS,
+        REFUSED,
     )
 }  # fmt: skip
 TIMED_TABLES = {table.name for table in (LATENCY, LATENCY_REPEATS, REFUSED)}  # that differ from run to run

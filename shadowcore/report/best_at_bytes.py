@@ -23,15 +23,12 @@ IDENTITY = [name for name in CONDITION if name != "seed"]
 
 
 class Candidate(NamedTuple):
-    """One condition: its documents for each seed, its value (log perplexity or accuracy) and bytes, means over seeds."""
+    """One condition: its keys; its documents for each seed; its log perplexity or accuracy and bytes, means of them."""
 
+    keys: Row
     seeds: list[Documents]
     value: float
     read_share: float
-
-    @property
-    def keys(self) -> Row:
-        return self.seeds[0].keys
 
 
 def best_at_bytes(outcomes: Iterable[Documents]) -> list[Row]:
@@ -56,7 +53,7 @@ def _answers(groups: Sequence[Documents]) -> Iterator[Row]:
         conditions.setdefault(tuple(one.keys[name] for name in IDENTITY), []).append(one)
     dense = next((seeds for seeds in conditions.values() if seeds[0].keys["method"] == "dense"), None)
     metric = groups[0].keys["metric"]
-    candidates = [_candidate(seeds) for seeds in conditions.values() if _is_candidate(seeds[0].keys)]
+    candidates = list(filter(None, map(_candidate, conditions.values())))
     sign = 1 if metric == "nll" else -1
     candidates.sort(key=lambda one: (sign * one.value, one.read_share, order(one.keys, IDENTITY)))
     for budget in BUDGETS_PCT if candidates else ():
@@ -65,14 +62,13 @@ def _answers(groups: Sequence[Documents]) -> Iterator[Row]:
         yield row | _answer([one for one in candidates if 100 * one.read_share <= budget], dense)
 
 
-def _is_candidate(keys: Row) -> bool:
-    measured = keys["read_share"] is not None and keys["read_share"] == keys["read_share"]
-    return measured and keys["method"] not in NO_CANDIDATES and keys["protocol"] != "lookahead"
-
-
-def _candidate(seeds: list[Documents]) -> Candidate:
+def _candidate(seeds: list[Documents]) -> Candidate | None:
+    """One condition; None if a decoder cannot run it, or its bytes were not counted."""
+    keys, shares = seeds[0].keys, [one.keys["read_share"] for one in seeds]
+    if None in shares or keys["method"] in NO_CANDIDATES or keys["protocol"] == "lookahead":
+        return None
     values = [float(one.value.sum() / one.weight.sum()) for one in seeds]
-    return Candidate(seeds, float(np.mean(values)), float(np.mean([one.keys["read_share"] for one in seeds])))
+    return Candidate(keys, seeds, float(np.mean(values)), float(np.mean(shares)))
 
 
 def _answer(candidates: Sequence[Candidate], dense: list[Documents] | None) -> Row:
