@@ -90,9 +90,13 @@ def _answer(candidates: Sequence[Candidate], dense: list[Documents] | None) -> R
 
 
 def _paired(ones: Sequence[Documents], others: Sequence[Documents]) -> dict[str, Any]:
-    """Their difference over the pairs of equal seeds, or all pairs: the mean, an interval over all, the largest p."""
+    """Their difference over pairs of seeds: the mean, an interval that covers all of theirs, the largest p.
+
+    Where both have several seeds, pairs are of equal ones; else the one seed is paired with every other.
+    """
     pairs = list(product(ones, others))
-    pairs = [(one, other) for one, other in pairs if one.keys["seed"] == other.keys["seed"]] or pairs
+    if min(len(ones), len(others)) > 1:
+        pairs = [(one, other) for one, other in pairs if one.keys["seed"] == other.keys["seed"]] or pairs
     rows = [compared(one.keys, one, other) for one, other in pairs]
     joined = {"difference": np.mean, "low": min, "high": max, "p_value": max}
     known = {name: [row[name] for row in rows if row[name] is not None] for name in joined}
