@@ -763,6 +763,15 @@ def test_the_snippet_of_the_documentation_finds_the_best_method_and_its_pairs(re
     assert pairs["layerwise", "l2_norm"] < 0 and pairs["shadow", "l2_norm"] < 0
 
 
+def test_answers_say_the_share_of_bytes_that_the_best_method_reads(frames):
+    for block in blocks.answers(frames, everything=True):
+        shares = [row[len(block.words) + block.numbers.index("% bytes read")] for row in block.rows]
+        assert all(len(row) == len(block.words) + len(block.numbers) for row in block.rows)
+        removed = [int(row[block.words.index("% removed")]) for row in block.rows]
+        for share, pct in zip(shares, removed, strict=True):  # of neurons, of heads, of both
+            assert min(abs(100 - weights * pct * 11 / 12 - float(share)) for weights in (0.6, 0.1, 0.7)) < 0.051
+
+
 def test_a_short_answer_is_of_the_first_units_and_policy(frames):
     answers = answer.ordered(answer.best(frames, MODEL, "perplexity"))
     short = answer.leading(answers)
@@ -903,7 +912,7 @@ def test_budgets_are_shown_with_their_bytes_and_a_row_where_nothing_reads_as_lit
     rows = pd.DataFrame(BEST_AT_BYTES.build(best_at_bytes(grouped([counted()]))).to_pandas())
     (block,) = budgets.at_bytes(frames | {"best_at_bytes": rows})
     assert [row[1] for row in block.rows] == ["at most 90", "at most 80", "at most 70", "at most 60"]
-    assert block.rows[0][2:6] == ["layerwise small", "neurons", "30", "85"] and "no condition" in block.rows[3][2]
+    assert block.rows[0][2:6] == ["layerwise small", "neurons", "30", "85.0"] and "no condition" in block.rows[3][2]
     assert [row[-2] for row in block.rows] == ["shadow small p<.001", "static undecided", "only method", "-"]
     timed = frames["latency"].query("mode == 'static' and sparsity_pct == 50")["ms_per_token"].iloc[0]
     assert block.rows[2][-1].startswith(f"{timed:.2f} (9.2") and block.rows[0][-1] == "-"  # its bits were not timed

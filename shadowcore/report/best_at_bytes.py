@@ -40,9 +40,8 @@ def best_at_bytes(outcomes: Iterable[Documents]) -> list[Row]:
     alike = sorted(questions.values(), key=lambda groups: order(groups[0].keys, SAME_DOCUMENTS))
     rows = corrected([row for groups in alike for row in _answers(groups)], ("model", "metric"))
     for row in rows:
-        if row["verdict"] is None:
-            decided = row["p_holm"] is not None and row["p_holm"] < SIGNIFICANT
-            row["verdict"] = "significant" if decided else "undecided"
+        decided = row["p_holm"] is not None and row["p_holm"] < SIGNIFICANT
+        row["verdict"] = row["verdict"] or ("significant" if decided else "undecided")
     return rows
 
 
@@ -58,7 +57,7 @@ def _answers(groups: Sequence[Documents]) -> Iterator[Row]:
     candidates.sort(key=lambda one: (sign * one.value, one.read_share, order(one.keys, IDENTITY)))
     for budget in BUDGETS_PCT if candidates else ():
         row = {name: groups[0].keys[name] for name in SAME_DOCUMENTS}
-        row |= {"metric": LOG_PERPLEXITIES.get(metric, metric), "budget_pct": budget, "p_value": None}
+        row |= {"metric": LOG_PERPLEXITIES.get(metric, metric), "budget_pct": budget, "p_value": None, "verdict": None}
         yield row | _answer([one for one in candidates if 100 * one.read_share <= budget], dense)
 
 
@@ -84,18 +83,15 @@ def _answer(candidates: Sequence[Candidate], dense: list[Documents] | None) -> R
     if other is None:
         return row | {"verdict": "only method"}
     pair = _paired(best.seeds, other.seeds)
-    row |= {f"next_{name}": other.keys[name] for name in RUNNER_UP} | {"next_read_share": other.read_share}
-    row |= {f"next_{name}": pair[name] for name in ("difference", "low", "high")}
-    return row | {"p_value": pair["p_value"], "verdict": None}
+    following = {name: other.keys[name] for name in RUNNER_UP} | {"read_share": other.read_share}
+    following |= {name: pair[name] for name in ("difference", "low", "high")}
+    return row | {f"next_{name}": value for name, value in following.items()} | {"p_value": pair["p_value"]}
 
 
 def _paired(ones: Sequence[Documents], others: Sequence[Documents]) -> dict[str, Any]:
-    """Their difference over pairs of seeds: the mean, an interval that covers all of theirs, the largest p.
-
-    Where both have several seeds, pairs are of equal ones; else the one seed is paired with every other.
-    """
+    """Their mean difference over pairs of seeds, an interval that covers all pairs, the largest p."""
     pairs = list(product(ones, others))
-    if min(len(ones), len(others)) > 1:
+    if min(len(ones), len(others)) > 1:  # else the one seed is paired with each of the others
         pairs = [(one, other) for one, other in pairs if one.keys["seed"] == other.keys["seed"]] or pairs
     rows = [compared(one.keys, one, other) for one, other in pairs]
     joined = {"difference": np.mean, "low": min, "high": max, "p_value": max}

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from shadowcore.report.answer import change, p_value
-from shadowcore.report.blocks import Block, method_name, number, percent
+from shadowcore.report.blocks import Block, method_name, number
 from shadowcore.report.figures.lines import asked, where
 from shadowcore.report.figures.scaling import DENSE
 from shadowcore.report.tables import Tables
@@ -32,7 +32,7 @@ def at_bytes(found: Tables, everything: bool = False) -> Iterator[Block]:
             following = f"{method_name({name: row[f'next_{name}'] for name in ('method', 'predictor')})} {sure}"
             against_dense = row | {"p_holm": None} if pd.notna(row["difference"]) else None
             lines.append([
-                *place, method_name(row), row["units"], f"{row['sparsity_pct']:g}", percent(row["read_share"]),
+                *place, method_name(row), row["units"], f"{row['sparsity_pct']:g}", number(100 * row["read_share"]),
                 change(against_dense, log).strip(), following.strip(), _milliseconds(found, row),
             ])  # fmt: skip
         note = "[95 % interval, paired]; next best: of another method, undecided unless p < .05 (Holm)"

@@ -12,7 +12,6 @@ import struct
 from base64 import b64encode
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +89,7 @@ def page(
     name = str(configuration["study"])
     run = header["run"]
     sections = {
-        "Answer": "".join(map(_titled, chain(at_bytes(found), answers(found)))) + _words(),
+        "Answer": "".join(map(_titled, (*at_bytes(found), *answers(found)))) + _words(),
         "Summary": "".join(map(_titled, summaries(found))),
         "Figures": "".join(map(_figures, figures)),
         "Published claims": "".join(_folded(block, _verdicts(block)) for block in claimed(found)),

@@ -6,20 +6,7 @@ import pandas as pd
 
 from shadowcore.report.best_at_bytes import NO_CANDIDATES
 from shadowcore.report.figures.lines import INTERVAL, MOST_LINES, intervals, lines, methods, text_perplexities, where
-from shadowcore.report.style import (
-    FAINT,
-    GREY,
-    Axes,
-    Drawing,
-    end_labels,
-    key,
-    legend,
-    log_axis,
-    panels,
-    styled,
-    title,
-    whole_ticks,
-)
+from shadowcore.report.style import FAINT, GREY, Axes, Drawing, end_labels, key, legend, log_axis, panels, styled, title
 from shadowcore.report.tables import Tables
 
 MOST_LOSS = 4.0  # perplexity over dense at which a panel ends, unless a method begins above it
@@ -89,5 +76,5 @@ def _panel(axes: Axes, rows: pd.DataFrame, dense: pd.DataFrame, frontier: pd.Dat
     axes.autoscale_view()
     axes.invert_xaxis()
     axes.set_ylim(low, high)
-    whole_ticks(axes)
+    axes.locator_params(axis="x", nbins=6)
     end_labels(axes, ends)
