@@ -87,8 +87,8 @@ def _answer(rows: list[Best], title: str, log: bool) -> Block:
         value, low, high = (number(one.row[name], like=one.row["value"]) for name in ("value", "low", "high"))
         runner_up = f"{method_name(one.runner_up)} {p_value(one.against_next['p_holm'])}" if one.against_next else "-"
         lines.append([
-            *(_text(one.row[name]) or "none" for name in shown), method_name(one.row), number(100 * one.row["read_share"]),
-            f"{value} [{low}, {high}]",
+            *(_text(one.row[name]) or "none" for name in shown), method_name(one.row),
+            number(100 * one.row["read_share"]), f"{value} [{low}, {high}]",
             change(one.dense, log), change(one.static, log), runner_up,
         ])  # fmt: skip
     note = ", ".join(filter(None, same)) + "; " * any(same)
