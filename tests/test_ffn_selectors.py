@@ -6,7 +6,8 @@ from conftest import EVERY, family_model
 from test_read_bytes import by_hand, read
 from test_sparsity import all_scored
 
-from shadowcore.errors import ConfigError
+from shadowcore import artifacts
+from shadowcore.errors import ArtifactError, ConfigError
 from shadowcore.measure.ffn_selectors import GateMasks, ProxyMasks, SignMasks
 from shadowcore.measure.methods import METHODS
 from shadowcore.measure.predictor_free import ThresholdMasks
@@ -16,6 +17,8 @@ from shadowcore.models.families import dimensions_of, family_of, layers_of
 from shadowcore.models.ffn import ffn_norm
 from shadowcore.models.masking import cut_out
 from shadowcore.models.recording import Site, visiting
+from shadowcore.schemas import THRESHOLDS
+from shadowcore.stages.inputs import read_thresholds
 
 LIMITS = torch.tensor([-1, 0.1, 0.2, 0.3])
 
@@ -198,3 +201,17 @@ def test_a_copy_has_few_values_and_the_least_error_of_the_clips(bits):
         assert (error(step) <= error(other) * (1 + 1e-5)).all()
     torch.testing.assert_close(low_bit(copy, row_steps(copy, bits), bits), copy)  # it is a copy of itself
     assert bits == 1 or (error(step) < error(row_steps(weight, bits - 1), bits - 1)).all()
+
+
+def test_thresholds_are_read_by_method_and_sparsity_or_refused(tmp_path):
+    keys = {"model": "tiny", "calibration": "text", "n": 9}
+    rows = [
+        keys | {"method": method, "layer": layer, "sparsity_pct": pct, "threshold": scale * pct + layer}
+        for scale, method in enumerate(("threshold", "cats"), 1) for layer in (2, 0, 1) for pct in (30, 50)
+    ]  # fmt: skip
+    path = tmp_path / "thresholds.parquet"
+    artifacts.write_table(path, THRESHOLDS.schema, THRESHOLDS.build(rows), {})
+    assert read_thresholds(path, "cats", 50).tolist() == [-1, 101, 102]  # layer 0 keeps all
+    assert read_thresholds(path, "threshold", 30).tolist() == [-1, 31, 32]
+    with pytest.raises(ArtifactError, match="thresholds.parquet: no thresholds of method 'cats' at 70 %"):
+        read_thresholds(path, "cats", 70)

@@ -562,8 +562,8 @@ TIMED = {
     "seed": 0,
 }  # fmt: skip
 CALIBRATED = {
-    "model": "tiny", "calibration": "text", "windows": 2, "window_tokens": 65, "batch": 2, "sparsities_pct": [50],
-    "dtype": "float32", "seed": 0,
+    "model": "tiny", "calibration": "text", "windows": 2, "window_tokens": 65, "batch": 2, "methods": ["cats"],
+    "sparsities_pct": [50], "dtype": "float32", "seed": 0,
 }  # fmt: skip
 TOO_LONG = [
     (trace, TRACED, "window_tokens: 65"),

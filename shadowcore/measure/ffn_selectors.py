@@ -22,7 +22,7 @@ from shadowcore.measure.sparsity import Context, Masks
 from shadowcore.method.low_bit import copy_bytes, low_bit, row_steps
 from shadowcore.method.policies import per_layer
 from shadowcore.method.predictors import FIRST_SPARSE_LAYER
-from shadowcore.models.families import KINDS, Kind, dimensions_of, ffn_activation, output_projection
+from shadowcore.models.families import Kind, dimensions_of, ffn_activation, output_projection
 from shadowcore.models.ffn import ffn_inputs, ffn_norm, gate_activation, require_relu
 from shadowcore.models.recording import Choose, Site
 
@@ -64,7 +64,7 @@ class GateMasks(FfnMasks):
         return gate_activation(self.model, layer, x).abs() > self.thresholds[layer]
 
     def spared_bytes(self, model: torch.nn.Module) -> dict[Kind, int]:
-        return {kind: unit_bytes(model, kind, computed=1) for kind in KINDS}
+        return {"neurons": unit_bytes(model, "neurons", computed=1)}
 
 
 class SignMasks(FfnMasks):

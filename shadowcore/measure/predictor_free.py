@@ -18,7 +18,7 @@ from shadowcore.measure.read_bytes import unit_bytes
 from shadowcore.measure.sparsity import Context, Masks
 from shadowcore.method.policies import POLICIES
 from shadowcore.method.predictors import FIRST_SPARSE_LAYER
-from shadowcore.models.families import KINDS, Kind, dimensions_of
+from shadowcore.models.families import Kind, dimensions_of
 from shadowcore.models.ffn import require_relu
 from shadowcore.models.recording import Choose, Site, visiting
 
@@ -37,7 +37,7 @@ class ThresholdMasks(Masks):
         return choose
 
     def spared_bytes(self, model: torch.nn.Module) -> dict[Kind, int]:
-        return {kind: unit_bytes(model, kind, self.computed) for kind in KINDS}
+        return {"neurons": unit_bytes(model, "neurons", self.computed)}
 
 
 def nonzero_masks(model: torch.nn.Module) -> ThresholdMasks:

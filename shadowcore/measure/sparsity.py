@@ -40,7 +40,7 @@ class Masks(Interface):
         """A chooser for one pass over ids[:, :-1], (B, T - 1), in which tokens `scored` (B, T) are predicted."""
 
     def spared_bytes(self, model: torch.nn.Module) -> dict[Kind, int]:
-        """Bytes that a decode step does not read for each removed unit: all of the unit's, if it is chosen unseen."""
+        """Bytes that a decode step does not read for each removed unit: all, if it is chosen without being computed."""
         return {kind: unit_bytes(model, kind) for kind in KINDS}
 
     def selector_bytes(self, model: torch.nn.Module) -> int:
@@ -200,7 +200,7 @@ class SparseModel:
         each_step = self.protocol is TOKEN
         spared = self.masks.spared_bytes(self.model) if each_step else Masks.spared_bytes(self.masks, self.model)
         selector = self.masks.selector_bytes(self.model) if each_step else 0
-        skipped = sum(int(removed) * spared[kind] for kind, removed in self.removed.items())
+        skipped = sum(int(removed) * spared.get(kind, 0) for kind, removed in self.removed.items())
         return dense_bytes(self.model) + selector - skipped / positions
 
 

@@ -69,11 +69,12 @@ WORDS = {
     "layerwise": "a predictor for every layer, which reads what enters the layer before",
     "layerwise_own": "a predictor for every layer, which reads what the layer's own heads put out",
     "segments": "a predictor for each group of layers, which reads what enters the group",
-    "threshold, griffin, relu": "no predictor: keeps neurons with a large activation for the token, or the prompt, "
-    "or those that are not zero",
+    "threshold, cats, griffin, relu": "no predictor: keeps neurons with a large activation, or a large gate, for the "
+    "token; with a large activation over the prompt; or those that are not zero",
+    "sparseinfer, proxy4": "a copy of the layer's own weights in 1 or 4 bits chooses; proxy4_ahead before attention",
     "retrained, tuned": "a predictor trained again on what the model does under its masks, or tuned there",
     "huggingface": "the model as Hugging Face's transformers runs it",
-    "oracle": "the true scores of the input itself: the bound that no predictor passes",
+    "oracle": "the true scores of the input itself: the best that this criterion can do, not a bound for others",
 }
 
 

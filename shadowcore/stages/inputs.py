@@ -91,6 +91,10 @@ def read_thresholds(path: Path, method: str, sparsity_pct: int) -> torch.Tensor:
     table = THRESHOLDS.read(path).to_pandas()
     wanted = (table["method"] == method) & (table["sparsity_pct"] == sparsity_pct)
     found = table[wanted].sort_values("layer")["threshold"].to_numpy()
+    if not len(found):
+        raise ArtifactError(
+            f"{path}: no thresholds of method '{method}' at {sparsity_pct} %; delete the file and run the study again"
+        )
     thresholds = torch.tensor(found)
     thresholds[:FIRST_SPARSE_LAYER] = -1
     return thresholds
