@@ -137,6 +137,42 @@ COMPARISONS = Table(
     } | SEEDS,
 )  # fmt: skip
 
+BUDGETS_PCT = (90, 80, 70, 60)
+RUNNER_UP = ("method", "criterion", "predictor", "policy", "units", "sparsity_pct")
+BEST_AT_BYTES = Table(
+    "best_at_bytes", 1, "the best condition that reads at most a share of the dense model's bytes, on one text or task",
+    {name: CONDITION[name] for name in ("model", "data")}
+    | {
+        "task": (TEXT, "task name"),
+        "fewshot": FEWSHOT,
+        "metric": (TEXT, "log_perplexity (nats per token; low is good), acc, acc_norm (high is good)"),
+        "budget_pct": (INTEGER, "read_share is at most this, percent; without dense, random, oracle, lookahead"),
+    }
+    | {name: CONDITION[name] for name in CONDITION if name not in ("model", "data", "seed")}
+    | {
+        "read_share": MEASURED["read_share"],
+        "value": (NUMBER, "its log perplexity or accuracy, mean over seeds"),
+        "ratio": (NUMBER, "its perplexity over the dense model's; null for accuracies"),
+        "difference": (NUMBER, "its value minus the dense model's, as in `comparisons`"),
+        "low": (NUMBER, "lower end of the difference's 95 % paired interval; the lowest of all seeds"),
+        "high": (NUMBER, "upper end; the highest of all seeds"),
+    }
+    | {f"next_{name}": (CONDITION[name][0], f"{name} of the best condition of another method") for name in RUNNER_UP}
+    | {
+        "next_read_share": (NUMBER, "its read_share"),
+        "next_difference": (NUMBER, "value of the best minus that of the next, on the same documents"),
+        "next_low": (NUMBER, "lower end of its 95 % paired interval"),
+        "next_high": (NUMBER, "upper end of its 95 % paired interval"),
+        "p_value": (NUMBER, "of next_difference, as in `comparisons`"),
+        "p_holm": (NUMBER, "p_value corrected (Holm 1979) among the rows of one model and metric"),
+        "verdict": (
+            TEXT,
+            "significant: p_holm is below 0.05; undecided: it is not; only method: no other one reads as little; "
+            "none: no condition reads as little",
+        ),
+    },
+)  # fmt: skip
+
 QUALITY = Table(
     "quality", 2, "how well one predictor ranks the units of one layer, on held-out calibration tokens",
     {
@@ -317,7 +353,8 @@ CLAIMS = Table(
 MEASURED_TABLES = {
     table.name: table
     for table in (
-        ACCURACY, PERPLEXITY, COMPARISONS, QUALITY, PREDICTORS, CRITERIA, LATENCY, LATENCY_REPEATS, REFUSED,
+        ACCURACY, PERPLEXITY, COMPARISONS, BEST_AT_BYTES, QUALITY, PREDICTORS, CRITERIA, LATENCY, LATENCY_REPEATS,
+        REFUSED,
     )
 }  # fmt: skip
 TIMED_TABLES = {table.name for table in (LATENCY, LATENCY_REPEATS, REFUSED)}  # that differ from run to run

@@ -19,12 +19,15 @@ from shadowcore import artifacts
 from shadowcore.errors import ArtifactError
 from shadowcore.measure import statistics
 from shadowcore.provenance import file_sha256
-from shadowcore.report import answer, blocks, checks, claims, show, style, tables
+from shadowcore.report import answer, blocks, budgets, checks, claims, show, style, tables
 from shadowcore.report import drawn as records
+from shadowcore.report.best_at_bytes import best_at_bytes
 from shadowcore.report.captions import CAPTIONS
 from shadowcore.report.figures import FIGURES, TIMED_FIGURES, save
+from shadowcore.report.figures.bytes import undominated
 from shadowcore.report.figures.lines import best_predictors, contextual, lines, over_seeds, trained_alike
-from shadowcore.schemas import CONDITION, FINAL_TABLES, OUTCOMES
+from shadowcore.report.outcomes import grouped
+from shadowcore.schemas import BEST_AT_BYTES, CONDITION, FINAL_TABLES, OUTCOMES
 from shadowcore.stages import draw
 
 MODEL, LAYERS, UNITS = "smollm2-135m", 12, {"heads": 9, "neurons": 96}
@@ -152,7 +155,8 @@ def final_tables(documents):
     """All final tables as the stages write them."""
     rows = {
         "accuracy": tables.accuracy(documents), "perplexity": tables.perplexity(documents),
-        "comparisons": tables.comparisons(documents), "quality": quality_rows(), "predictors": predictor_rows(),
+        "comparisons": tables.comparisons(documents), "best_at_bytes": best_at_bytes(grouped([documents])),
+        "quality": quality_rows(), "predictors": predictor_rows(),
         "criteria": criteria_rows(), "latency": latency_rows(), "latency_repeats": [], "refused": [],
     }  # fmt: skip
     measured = {name: FINAL_TABLES[name].build(values) for name, values in rows.items()}
@@ -772,6 +776,15 @@ def test_the_snippet_of_the_documentation_finds_the_best_method_and_its_pairs(re
     assert pairs["layerwise", "l2_norm"] < 0 and pairs["shadow", "l2_norm"] < 0
 
 
+def test_answers_say_the_share_of_bytes_that_the_best_method_reads(frames):
+    for block in blocks.answers(frames, everything=True):
+        shares = [row[len(block.words) + block.numbers.index("% bytes read")] for row in block.rows]
+        assert all(len(row) == len(block.words) + len(block.numbers) for row in block.rows)
+        removed = [int(row[block.words.index("% removed")]) for row in block.rows]
+        for share, pct in zip(shares, removed, strict=True):  # of neurons, of heads, of both
+            assert min(abs(100 - weights * pct * 11 / 12 - float(share)) for weights in (0.6, 0.1, 0.7)) < 0.051
+
+
 def test_a_short_answer_is_of_the_first_units_and_policy(frames):
     answers = answer.ordered(answer.best(frames, MODEL, "perplexity"))
     short = answer.leading(answers)
@@ -818,7 +831,8 @@ def test_show_begins_with_the_answer_and_has_a_line_per_method(results):
     artifacts.write_record(drawn, records.SCHEMA, {"drawn": [], "left_out": {"tasks": "no task"}}, {})
     lines_shown = printed(results).splitlines()
     assert len(lines_shown) <= 50 and not any("…" in line for line in lines_shown)
-    assert "best method by perplexity" in lines_shown[1] and "layerwise small" in "".join(lines_shown[:15])
+    assert "model's bytes" in lines_shown[1] and "best method by perplexity" in "".join(lines_shown[:15])
+    assert "layerwise small" in "".join(lines_shown[:15])
     methods = [line.split()[0] for line in lines_shown if line and line.split()[0] in (*COST, "dense", "huggingface")]
     assert methods == ["dense", "huggingface", *COST]
     assert any("tasks (no task)" in line for line in lines_shown) and "--all" in lines_shown[-1]
@@ -831,3 +845,96 @@ def test_show_of_an_unfinished_or_missing_study(tmp_path):
         assert "0 figures" in printed(tmp_path, **options)
         with pytest.raises(ArtifactError, match="no such folder; give a study's results folder"):
             printed(tmp_path / "elsewhere", **options)
+
+
+BYTES = {  # method: {sparsity: (share of dense, factor of perplexity)}
+    "shadow": {30: (0.95, 1.1), 50: (0.8, 1.3)},
+    "layerwise": {30: (0.85, 1.2), 50: (0.75, 1.4)},
+    "static": {30: (0.8, 1.3), 50: (0.7, 2.0)},  # at 80 % as good as shadow
+    "oracle": {50: (0.5, 1.0)},
+}
+
+
+def counted(change=lambda rows: rows, metric="nll"):
+    """Documents of conditions whose bytes and perplexities over dense are those of BYTES."""
+    random, parts = np.random.default_rng(3), []
+    easy = random.normal(3, 0.3, 40)
+    for method, sparsity, share, factor in [
+        ("dense", 0, 1.0, 1.0), *((name, pct, *pair) for name, line in BYTES.items() for pct, pair in line.items())
+    ]:  # fmt: skip
+        place = () if method == "dense" else ("plainact", "per_layer", "neurons", sparsity)
+        keys = condition(method, *place) | {"read_share": share, "read_bytes": 1e8 * share}
+        noise = np.random.default_rng(sparsity).normal(0, 0.01, 40) if method != "dense" else 0
+        rows = pd.DataFrame({"document": [f"{i:02d}" for i in range(40)], "value": 9 * (easy + np.log(factor) + noise)})
+        parts.append(rows.assign(**keys, task="perplexity", fewshot=None, metric=metric, weight=9))
+    return change(pd.concat(parts, ignore_index=True))[list(OUTCOMES.columns)]
+
+
+def at_budgets(change=lambda rows: rows):
+    return {row["budget_pct"]: row for row in best_at_bytes(grouped([counted(change)]))}
+
+
+def test_the_best_at_a_budget_reads_no_more_and_is_paired_with_the_next_method():
+    found = at_budgets()
+    places = {budget: tuple(row.get(name) for name in ("method", "sparsity_pct")) for budget, row in found.items()}
+    assert places == {90: ("layerwise", 30), 80: ("shadow", 50), 70: ("static", 50), 60: (None, None)}
+    assert [row["verdict"] for row in found.values()] == ["significant", "undecided", "only method", "none"]
+    for row in (found[90], found[80]):
+        compared = ordered(tables.comparisons(counted()), "method", "sparsity_pct", "reference")
+        pair = compared[row["method"], row["sparsity_pct"], "dense"]
+        assert [row[name] for name in ("difference", "low", "high")] == [
+            pair[name] for name in ("difference", "low", "high")
+        ]
+        assert row["ratio"] == math.exp(row["difference"])
+        other = compared[row["next_method"], row["next_sparsity_pct"], "dense"]
+        assert row["next_difference"] == pytest.approx(pair["difference"] - other["difference"])
+    assert (found[90]["next_method"], found[90]["next_sparsity_pct"]) == ("shadow", 50)
+    assert found[90]["p_holm"] == 2 * found[90]["p_value"] and found[90]["next_high"] < 0
+
+
+def test_of_equals_the_one_that_reads_less_is_the_best_then_the_first_by_name():
+    def equal(rows, share):
+        static = (rows["method"] == "static") & (rows["sparsity_pct"] == 30)
+        values = rows.loc[(rows["method"] == "shadow") & (rows["sparsity_pct"] == 50), "value"].to_numpy()
+        rows.loc[static, "value"] = values
+        rows.loc[static, "read_share"] = share
+        return rows
+
+    for share, best in ((0.8, "shadow"), (0.79, "static")):
+        row = at_budgets(lambda rows, share=share: equal(rows, share))[80]
+        assert (row["method"], row["next_difference"], row["verdict"]) == (best, 0, "undecided")
+
+
+def test_seeds_are_one_candidate_with_an_interval_over_all():
+    def again(rows):
+        other = rows[rows["method"] == "layerwise"].assign(seed=7)
+        return pd.concat([rows, other.assign(value=other["value"] * 1.001)])
+
+    once, twice = at_budgets()[90], at_budgets(again)[90]
+    assert twice["value"] == pytest.approx(once["value"] * 1.0005) and twice["low"] == once["low"]
+    assert twice["high"] > once["high"] and twice["p_value"] >= once["p_value"]
+
+
+def test_a_condition_whose_bytes_were_not_counted_is_no_candidate():
+    assert at_budgets(lambda rows: rows.assign(read_share=None)) == {}
+    some = at_budgets(lambda rows: rows.assign(read_share=rows["read_share"].where(rows["method"] != "layerwise")))
+    assert some[90]["method"] == "shadow"
+
+
+def test_budgets_are_shown_with_their_bytes_and_a_row_where_nothing_reads_as_little(frames):
+    rows = pd.DataFrame(BEST_AT_BYTES.build(best_at_bytes(grouped([counted()]))).to_pandas())
+    (block,) = budgets.at_bytes(frames | {"best_at_bytes": rows})
+    assert [row[1] for row in block.rows] == ["at most 90", "at most 80", "at most 70", "at most 60"]
+    assert block.rows[0][2:6] == ["layerwise small", "neurons", "30", "85.0"] and "no condition" in block.rows[3][2]
+    assert [row[-2] for row in block.rows] == ["shadow small p<.001", "static undecided", "only method", "-"]
+    timed = frames["latency"].query("mode == 'static' and sparsity_pct == 50")["ms_per_token"].iloc[0]
+    assert block.rows[2][-1].startswith(f"{timed:.2f} (9.2") and block.rows[0][-1] == "-"  # its bits were not timed
+
+
+def test_bytes_are_drawn_where_they_were_counted_and_dominated_conditions_are_not(frames):
+    rows = frames["perplexity"].assign(read_share=np.nan)
+    reason = FIGURES["quality_per_byte"](frames | {"perplexity": rows}, MODEL)
+    assert isinstance(reason, str) and "bytes" in reason
+    rows = pd.DataFrame({"read_share": [0.9, 0.8, 0.7, 0.8], "value": [1.5, 1.2, 2.0, 1.3]})
+    assert list(undominated(rows).index) == [1, 2]
+    assert "oracle" not in texts(FIGURES["quality_per_byte"](frames, MODEL))

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from shadowcore.report.best_at_bytes import NO_CANDIDATES
 from shadowcore.report.figures.lines import asked, contextual, criterion_order, middle, over_seeds, units_order, where
 from shadowcore.report.tables import Tables
 
 MOST = 50  # answers that are read
-NO_CANDIDATES = ("dense", "random", "oracle")
 PLACE = ["model", "data", "task", "policy", "protocol", "units", "sparsity_pct"]
 METHOD = ["method", "criterion", "predictor"]
 QUESTION = ["data", "task", "units", "policy", "criterion", "sparsity_pct"]  # one best method for each

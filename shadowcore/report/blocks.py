@@ -85,20 +85,22 @@ def _answer(rows: list[Best], title: str, log: bool) -> Block:
     lines = []
     for one in rows:
         value, low, high = (number(one.row[name], like=one.row["value"]) for name in ("value", "low", "high"))
-        runner_up = f"{_called(one.runner_up)} {p_value(one.against_next['p_holm'])}" if one.against_next else "-"
+        runner_up = f"{method_name(one.runner_up)} {p_value(one.against_next['p_holm'])}" if one.against_next else "-"
         lines.append([
-            *(_text(one.row[name]) or "none" for name in shown), _called(one.row), f"{value} [{low}, {high}]",
+            *(_text(one.row[name]) or "none" for name in shown), method_name(one.row),
+            number(100 * one.row["read_share"]), f"{value} [{low}, {high}]",
             change(one.dense, log), change(one.static, log), runner_up,
         ])  # fmt: skip
     note = ", ".join(filter(None, same)) + "; " * any(same)
     note += "[95 % interval]; p is corrected (Holm), and a difference is significant where p < .05"
     words = [{"data": "text", "asked": "task", "sparsity_pct": "% removed"}.get(name, name) for name in shown]
     unit = "" if log else ", points"
-    numbers = ["perplexity" if log else "accuracy", f"against dense{unit}", f"against static{unit}", "next best"]
+    value = "perplexity" if log else "accuracy"
+    numbers = ["% bytes read", value, f"against dense{unit}", f"against static{unit}", "next best"]
     return Block(title, note, [*words, "best"], numbers, lines)
 
 
-def _called(row: Mapping[str, Any]) -> str:
+def method_name(row: Mapping[str, Any]) -> str:
     return " ".join(_text(row[name]) for name in ("method", "predictor") if _text(row[name]))
 
 

@@ -1,6 +1,12 @@
 """Captions of the figures: what to look for in each. The page and Snakemake's report show them."""
 
 CAPTIONS = {
+    "quality_per_byte": """
+Token perplexity against the bytes of weights that a step reads, predictor or other selector included, as a share of
+the dense model's; fewer bytes are to the right. A line is a method's best conditions over all units, criteria,
+predictors and policies. Filled points are the best of all methods at their bytes; the grey band joins them. Points
+left of 100 % read more than they save. ``oracle`` is left out, because no decoder knows the true scores.
+""",
     "perplexity": """
 Token perplexity against the share of units really removed, on a logarithmic scale, one panel for each text. The black
 line is the dense model; bars and band are 95 % intervals over documents. Compare a predictor with ``static`` (the

@@ -19,6 +19,7 @@ import yaml
 
 from shadowcore import artifacts
 from shadowcore.report.blocks import Block, answers, claimed, lacking, measured, refused, summaries
+from shadowcore.report.budgets import at_bytes
 from shadowcore.report.captions import CAPTIONS
 from shadowcore.report.drawn import Drawn
 from shadowcore.report.style import PNG_DPI
@@ -89,11 +90,11 @@ def page(
     name = str(configuration["study"])
     run = header["run"]
     sections = {
-        "Answer": "".join(map(_titled, answers(found))) + _words(),
+        "Answer": "".join(map(_titled, (*at_bytes(found), *answers(found)))) + _words(),
         "Summary": "".join(map(_titled, summaries(found))),
         "Figures": "".join(map(_figures, figures)),
         "Published claims": "".join(_folded(block, _verdicts(block)) for block in claimed(found)),
-        "Tables": "".join(map(_folded, (*answers(found, everything=True), *measured(found)))),
+        "Tables": "".join(map(_folded, (*at_bytes(found, True), *answers(found, True), *measured(found)))),
         "Configuration": f"<pre>{html.escape(yaml.safe_dump(dict(configuration), sort_keys=False))}</pre>",
         "Origin": _origin(run, files),
     }

@@ -14,13 +14,14 @@ from rich.text import Text
 from shadowcore import artifacts
 from shadowcore.report import drawn
 from shadowcore.report.blocks import Block, answers, claimed, lacking, measured, refused, summaries
+from shadowcore.report.budgets import at_bytes
 from shadowcore.report.tables import Tables, of_study
 
 
 def show(results: Path, console: Console, everything: bool = False, brief: bool = False) -> None:
     """Print the best method at each sparsity, then a line per method; or every table; or only the answer (`brief`)."""
     found = of_study(results)
-    parts = [answers(found, everything)]
+    parts = [at_bytes(found, everything), answers(found, everything)]
     if everything:
         parts += [measured(found), claimed(found)]
     elif not brief:

@@ -69,7 +69,7 @@ def comparisons(outcomes: Outcomes, predictors: Iterable[Row] = ()) -> list[Row]
     conditions are compared with others of their own seed only. Raises ArtifactError if documents differ.
     """
     # those on the same documents one after the other: they share their resamples
-    groups = sorted(_documents(outcomes), key=lambda one: _order(one.keys, SAME_DOCUMENTS))
+    groups = sorted(_documents(outcomes), key=lambda one: order(one.keys, SAME_DOCUMENTS))
     dense, placed = {}, {}
     for one in groups:
         if one.keys["method"] == "dense":
@@ -92,7 +92,7 @@ def comparisons(outcomes: Outcomes, predictors: Iterable[Row] = ()) -> list[Row]
             )
         reference = seeds[keys["seed"]] if len(seeds) > 1 else next(iter(seeds.values()))
         rows.append(
-            _compared(
+            compared(
                 keys | {"reference": "dense", "reference_criterion": None, "reference_predictor": None}, one, reference
             )
         )
@@ -112,8 +112,8 @@ def comparisons(outcomes: Outcomes, predictors: Iterable[Row] = ()) -> list[Row]
                 values = (others["method"], _made_of(others, "criterion"), others["predictor"])
                 reference = dict(zip(REFERENCE, values, strict=True))
                 seed = (others if _trained(others) else keys)["seed"]
-                rows.append(_compared(keys | made_of | reference | {"seed": seed}, one, other))
-    return _sorted(_over_seeds(_corrected(rows), "difference"))
+                rows.append(compared(keys | made_of | reference | {"seed": seed}, one, other))
+    return _sorted(_over_seeds(corrected(rows), "difference"))
 
 
 def _over_seeds(rows: list[Row], column: str) -> list[Row]:
@@ -182,20 +182,20 @@ def _counterparts(keys: Row, others: Row, training: Mapping[tuple, tuple[Trainin
     return mine == other and bool((of_mine & of_other) - {(0, False)})
 
 
-def _corrected(rows: list[Row]) -> list[Row]:
-    """Rows with `p_holm`, over each FAMILY."""
+def corrected(rows: list[Row], family_of: Sequence[str] = FAMILY) -> list[Row]:
+    """Rows with `p_holm`; p-values of rows that agree in the columns `family_of` are corrected together."""
     families = {}
     for row in rows:
         row["p_holm"] = None
         if row["p_value"] is not None:
-            families.setdefault(tuple(row[name] for name in FAMILY), []).append(row)
+            families.setdefault(_values(row, family_of), []).append(row)
     for family in families.values():
         for row, p_value in zip(family, statistics.holm([row["p_value"] for row in family]), strict=True):
             row["p_holm"] = float(p_value)
     return rows
 
 
-def _compared(row: Row, group: Documents, reference: Documents) -> Row:
+def compared(row: Row, group: Documents, reference: Documents) -> Row:
     """`row` with the difference of two groups of the same documents; ArtifactError if they are not the same."""
     statistics.require_paired(group.names, reference.names, lambda: row_name(row))
     metric = row["metric"]
@@ -279,7 +279,7 @@ def _values(keys: Row, names: Sequence[str]) -> tuple:
     return tuple(keys[name] for name in names)
 
 
-def _order(row: Row, names: Sequence[str]) -> list[tuple]:
+def order(row: Row, names: Sequence[str]) -> list[tuple]:
     """What sorts rows by these keys, nulls first."""
     return [(row.get(name) is not None, row.get(name)) for name in names]
 
@@ -293,4 +293,4 @@ def row_name(row: Mapping[str, Any]) -> str:
 
 def _sorted(rows: list[Row]) -> list[Row]:
     """Rows in the order of their keys, nulls first."""
-    return sorted(rows, key=lambda row: _order(row, [*KEYS, *REFERENCE]))
+    return sorted(rows, key=lambda row: order(row, [*KEYS, *REFERENCE]))

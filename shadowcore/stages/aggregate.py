@@ -9,9 +9,11 @@ import pyarrow as pa
 
 from shadowcore import artifacts, manifests
 from shadowcore.report import tables
+from shadowcore.report.best_at_bytes import best_at_bytes
 from shadowcore.report.outcomes import grouped
 from shadowcore.schemas import (
     ACCURACY,
+    BEST_AT_BYTES,
     COMPARISONS,
     CRITERIA,
     FINAL_TABLES,
@@ -53,6 +55,7 @@ class Outputs:
     accuracy: Path
     perplexity: Path
     comparisons: Path
+    best_at_bytes: Path
     criteria: Path
     quality: Path
     predictors: Path
@@ -69,6 +72,7 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
         "accuracy": ACCURACY.build(tables.accuracy(outcomes)),
         "perplexity": PERPLEXITY.build(tables.perplexity(outcomes)),
         "comparisons": COMPARISONS.build(tables.comparisons(outcomes, predictors.to_pylist())),
+        "best_at_bytes": BEST_AT_BYTES.build(best_at_bytes(outcomes)),
         "criteria": joined(inputs.scores, CRITERIA),
         # every predictor's job reports the same constant predictor
         "quality": distinct(joined(inputs.qualities, QUALITY)),

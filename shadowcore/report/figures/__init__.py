@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from shadowcore.report.figures.bytes import quality_per_byte
 from shadowcore.report.figures.claims import claims
 from shadowcore.report.figures.criteria import criteria, factorial
 from shadowcore.report.figures.curves import accuracy, perplexity, policies
@@ -25,6 +26,7 @@ __all__ = ["FIGURES", "TIMED_FIGURES", "save"]
 
 Draw = Callable[[Tables, str], Drawing]
 FIGURES: dict[str, Draw] = {
+    "quality_per_byte": quality_per_byte,
     "perplexity": perplexity,
     "accuracy": accuracy,
     "gain_over_static": gain_over_static,

@@ -1,0 +1,58 @@
+"""The best method at each budget of bytes as a block for a terminal or a page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pandas as pd
+
+from shadowcore.report.answer import change, p_value
+from shadowcore.report.blocks import Block, method_name, number
+from shadowcore.report.figures.lines import asked, where
+from shadowcore.report.figures.scaling import DENSE
+from shadowcore.report.tables import Tables
+
+
+def at_bytes(found: Tables, everything: bool = False) -> Iterator[Block]:
+    """The best method at budgets of bytes, of each model: by perplexity on whole texts; or on everything."""
+    rows = asked(found["best_at_bytes"])
+    rows = rows if everything else rows[(rows["metric"] == "log_perplexity") & (rows["task"] != "second_half")]
+    for (model, metric), alike in rows.groupby(["model", "metric"], sort=False):
+        log = metric == "log_perplexity"
+        words = ["text" if log else "task", "% of bytes", "best", "units", "% removed"]
+        numbers = ["% bytes read", "against dense" + ("" if log else ", points"), "next best", "ms (dense)"]
+        lines = []
+        for row in alike.to_dict("records"):
+            place = [row["data"] if log else row["asked"], f"at most {row['budget_pct']}"]
+            if row["verdict"] == "none":
+                lines.append([*place, "no condition reads as little", *[""] * 2, *["-"] * 4])
+                continue
+            sure = p_value(row["p_holm"]) if row["verdict"] == "significant" else row["verdict"]
+            following = f"{method_name({name: row[f'next_{name}'] for name in ('method', 'predictor')})} {sure}"
+            against_dense = row | {"p_holm": None} if pd.notna(row["difference"]) else None
+            lines.append([
+                *place, method_name(row), row["units"], f"{row['sparsity_pct']:g}", number(100 * row["read_share"]),
+                change(against_dense, log).strip(), following.strip(), _milliseconds(found, row),
+            ])  # fmt: skip
+        note = "[95 % interval, paired]; next best: of another method, undecided unless p < .05 (Holm)"
+        title = f"{model}: best method at shares of the dense model's bytes, by {'perplexity' if log else metric}"
+        yield Block(title, note, words, numbers, lines)
+
+
+def _milliseconds(found: Tables, row: Mapping[str, Any]) -> str:
+    """Time per token of this condition and of the fastest dense decoder in the same setting; "-" where not timed.
+
+    Decoders keep units per layer for each token. A predictor's times are those of one of its width and bits.
+    """
+    timed = found["latency"]
+    modes = where(timed, model=row["model"], mode=row["method"], units=row["units"], sparsity_pct=row["sparsity_pct"])
+    modes = modes[(modes["weights"] == "pretrained") & (modes["batch"] == 1)]
+    if pd.notna(row["predictor"]):
+        made = where(found["predictors"], **{name: row[name] for name in ("model", "method", "predictor")})
+        modes = modes[modes["predictor_rank"].isin(made["rank"]) & modes["predictor_bits"].isin(made["bits"])]
+    if modes.empty or not (pd.isna(row["policy"]) or row["policy"] == "per_layer") or row["protocol"] != "token":
+        return "-"
+    setting = ["model", "device", "backend", "weights", "dtype", "batch", "prompt_tokens", "new_tokens"]
+    dense = timed[timed["mode"].isin(DENSE)].merge(modes.head(1)[setting])["ms_per_token"].min()
+    return f"{number(modes['ms_per_token'].iloc[0])} ({number(dense)})"

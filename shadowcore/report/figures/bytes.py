@@ -1,0 +1,80 @@
+"""Quality against the weights that a step reads: every method on one axis."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from shadowcore.report.best_at_bytes import NO_CANDIDATES
+from shadowcore.report.figures.lines import INTERVAL, MOST_LINES, intervals, lines, methods, text_perplexities, where
+from shadowcore.report.style import FAINT, GREY, Axes, Drawing, end_labels, key, legend, log_axis, panels, styled, title
+from shadowcore.report.tables import Tables
+
+MOST_LOSS = 4.0  # perplexity over dense at which a panel ends, unless a method begins above it
+ROOM = 1.15
+PUBLISHED = ("shadow", "layerwise")  # the designs that the study is about: always drawn
+
+
+@styled
+def quality_per_byte(tables: Tables, model: str) -> Drawing:
+    """Token perplexity, log scale, against the share of the dense model's bytes that a step reads; a panel a text."""
+    rows = text_perplexities(tables, model)
+    dense = where(rows, method="dense")
+    rows = rows[~rows["method"].isin(NO_CANDIDATES) & (rows["protocol"] != "lookahead") & rows["read_share"].notna()]
+    if rows.empty:
+        return "no perplexity of a sparse model has its bytes counted"
+    texts = sorted(set(rows["data"]))
+    frontiers = {text: undominated(where(rows, data=text)) for text in texts}
+    rows = rows[rows["method"].isin(_shown(rows, pd.concat(frontiers.values())))]
+    scale = dense if len(dense) else rows
+    best = rows.groupby(["data", "method"])["value"].min()
+    bottom, top = min(best.min(), scale["value"].min()), max(best.max(), MOST_LOSS * scale["value"].max())
+    figure, axes = panels(len(texts), columns=min(len(texts), 2), sharey=True, height=3.4)
+    for panel, text in zip(axes, texts, strict=True):
+        panel.set_ylim(bottom / ROOM, top * ROOM)
+        log_axis(panel)
+        _panel(panel, where(rows, data=text), where(dense, data=text), frontiers[text])
+        panel.set(title=text, xlabel="weights read per token (% of dense)", ylabel="token perplexity")
+        panel.label_outer()
+    legend(figure, [
+        key("dense", "black", "*", ""), key("best at each share", FAINT, linewidth=6),
+        key("no other condition is as good with as few bytes", GREY, "o", "", markersize=6.5),
+    ])  # fmt: skip
+    facts = [f"{text}: {n:,} windows" for text, n in rows.groupby("data")["n"].first().items()]
+    title(figure, "Token perplexity against bytes of weights read per token, with 95 % intervals", [model, *facts])
+    return figure
+
+
+def undominated(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows by falling bytes, those only that are better than every row that reads as little or less."""
+    rows = rows.sort_values(["read_share", "value"], kind="stable")
+    better = rows["value"] < rows["value"].cummin().shift(fill_value=float("inf"))
+    return rows[better][::-1]
+
+
+def _shown(rows: pd.DataFrame, frontier: pd.DataFrame) -> list[str]:
+    """The published designs, then methods that are often the best, then others: as many as there is room for."""
+    names = dict.fromkeys([*PUBLISHED, *frontier["method"].value_counts().index, *methods(set(rows["method"]))])
+    return [name for name in names if name in set(rows["method"])][: MOST_LINES - 1]
+
+
+def _panel(axes: Axes, rows: pd.DataFrame, dense: pd.DataFrame, frontier: pd.DataFrame) -> None:
+    """Each method's undominated conditions as a line, filled where no other method's is better; fewer bytes right."""
+    low, high = axes.get_ylim()
+    steps = pd.concat([dense.assign(read_share=1.0), frontier[frontier["read_share"] < 1]])
+    axes.plot(100 * steps["read_share"], steps["value"], color=FAINT, linewidth=6, zorder=0, drawstyle="steps-pre")
+    ends = []
+    for line in lines(rows):
+        points = undominated(line.rows)
+        points = points[points["value"] < high]
+        x, style = 100 * points["read_share"], line.style()
+        intervals(axes, x, points, INTERVAL, **style, markerfacecolor="white")
+        leads = points.index.isin(frontier.index)
+        axes.plot(x[leads], points["value"][leads], **style, linestyle="", markersize=6.5, zorder=3)
+        ends += [line.end(x, points["value"])] if len(points) else []
+    axes.plot([100.0] * len(dense), dense["value"], color="black", marker="*", markersize=10, linestyle="", zorder=4)
+    axes.margins(x=0.04)
+    axes.autoscale_view()
+    axes.invert_xaxis()
+    axes.set_ylim(low, high)
+    axes.locator_params(axis="x", nbins=6)
+    end_labels(axes, ends)
