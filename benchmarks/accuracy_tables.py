@@ -131,8 +131,3 @@ def seeds() -> str:
     """The largest difference between seeds of a tuned predictor at 50 %, percent of its perplexity."""
     found = [windows(name, 50, data)["value"] for name in MAIN[2:5] for data in TEXTS]
     return f"{max((values.max() / values.min() - 1) * 100 for values in found):.1f} %"
-
-
-def claims(verdict: str) -> str:
-    """Comparisons with published claims that got a verdict."""
-    return str((table("claims")["verdict"] == verdict.replace("_", " ")).sum())

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import accuracy_tables as accuracy
 import chain
+import claim_tables
 import config_tables
 import pandas as pd
 import quick_tables
@@ -53,11 +54,13 @@ def grid() -> list[str]:
     ]
 
 
-OF_ACCURACY = ("perplexity", "main_accuracy", "all_accuracy", "worse", "difference", "seeds", "claims")
+OF_ACCURACY = ("perplexity", "main_accuracy", "all_accuracy", "worse", "difference", "seeds")
 NUMBERS = {
     **{name: getattr(accuracy, name) for name in OF_ACCURACY},
     "criteria": lambda: accuracy.half("criterion of the mean scores", 2, *accuracy.CRITERIA),
     "small_predictors": lambda: accuracy.half("predictor", 0, *accuracy.SMALL),
+    "claim": claim_tables.claim,
+    "verdicts": claim_tables.verdicts,
     "config": config_tables.tables,
     "faster": faster,
     "goals": lambda folder: thresholds.goals(times(folder)),

@@ -322,24 +322,30 @@ REFUSED = Table(
 CLAIMED_LATENCY = ("device", "dtype", "prompt_tokens", "new_tokens", "predictor_rank", "predictor_bits")
 _EFFECT = "above 0 as claimed: logarithm of a ratio, or difference of rank correlations plus the claim's margin"
 CLAIMS = Table(
-    "claims", 2, "one published claim beside one pair of our measurements, or beside none",
+    "claims", 3, "one published claim and one pair of our measurements on one text, or none",
     {
         "claim": (TEXT, "name of the claim in shadowcore/report/claims.py"),
         "statement": (TEXT, "what is claimed, in one sentence"),
-        "verdict": (TEXT, "reproduced, direction only, not reproduced or not attempted; claims.py has the rule"),
+        "verdict": (
+            TEXT,
+            "of all texts: reproduced, direction only, undecided, contradicted, transfers, does not transfer, "
+            "not comparable or not attempted; docs/claims.md has the rule",
+        ),
+        "reason": (TEXT, "why: what differs from the published setting, what cannot be compared, how texts disagree"),
+        "vote": (TEXT, "what this text alone says: as claimed, opposite or undecided; null where nothing was measured"),
     }
-    | {name: CONDITION[name] for name in ("model", "data", "calibration", "criterion", "policy", "protocol", "units")}
-    | {"sparsity_pct": CONDITION["sparsity_pct"]}
+    | {name: column for name, column in CONDITION.items() if name not in ("method", "seed")}
     | {name: LATENCY.columns[name] for name in CLAIMED_LATENCY}
     | {
         "metric": (TEXT, "what both values are"),
-        "side_winner": (TEXT, "the side said to be better: method, predictor, and what else the claim names"),
-        "side_loser": (TEXT, "the side said to be worse; of several predictors the best stands for a side"),
+        "side_winner": (TEXT, "the side that the claim calls better: its method, and what else the claim names"),
+        "side_loser": (TEXT, "the other side"),
         "value_winner": (NUMBER, "our value of the winner"),
         "value_loser": (NUMBER, "our value of the loser"),
         "effect": (NUMBER, f"our effect; {_EFFECT}"),
-        "low": (NUMBER, "lower end of its 95 % interval, from both sides' errors as if they were independent"),
+        "low": (NUMBER, "lower end of its 95 % interval"),
         "high": (NUMBER, "upper end of its 95 % interval"),
+        "paired": (BOOLEAN, "whether the interval is of paired differences; if not, it is never too narrow"),
         "published_model": (TEXT, "model of the published values; null where none is named"),
         "published_units": (TEXT, "units that were removed there"),
         "published_sparsity_pct": (NUMBER, "their sparsity, percent"),

@@ -20,7 +20,7 @@ WHY = ["job", "reason"]
 LISTED = 20  # missing jobs that are named one by one
 # what tells two rows of one claim apart
 CLAIMED = ["model", "data", "device", "dtype", "prompt_tokens", "new_tokens", "metric", "units", "criterion", "policy"]
-CLAIMED += ["predictor_rank", "predictor_bits", "protocol", "calibration", "sparsity_pct"]
+CLAIMED += ["predictor_rank", "predictor_bits", "protocol", "calibration", "sparsity_pct", "predictor"]
 CLAIMED += ["side_winner", "side_loser"]
 # what a summary shows one value of, the first in order
 CHOSEN = ["device", "data", "task", "fewshot", "units", "criterion", "policy", "protocol", "calibration", "predictor"]
@@ -138,10 +138,10 @@ def claimed(found: Tables) -> Iterator[Block]:
         same = [name for name in CLAIMED if name not in names and compared[name].notna().any()]
         note = [_named(name, compared[name].iloc[0]) for name in same]
         lines = [
-            [*(_text(row[name]) for name in names), row["verdict"], _effect(row), _published(row)]
+            [*(_text(row[name]) for name in names), row["verdict"], _effect(row), _published(row), _text(row["reason"])]
             for _, row in rows.sort_values(names, kind="stable").iterrows()
         ]
-        yield Block(statement, ", ".join(note), [*names, "verdict"], ["ours [95 %]", "published"], lines)
+        yield Block(statement, ", ".join(note), [*names, "verdict"], ["ours [95 %]", "published", "why"], lines)
 
 
 def summaries(found: Tables) -> Iterator[Block]:

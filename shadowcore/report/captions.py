@@ -83,9 +83,9 @@ Token perplexity against time per token; numbers give the percentage of units re
 Points to the left of it are faster; lower points lose less quality.
 """,
     "claims": """
-Published claims and our measurements, one panel for each quantity. Black bars are the published effects; ours have 95
-% intervals. Right of the line is as claimed. Of many places of a claim the three surest are drawn; the table
-``claims`` has all, with both values of each pair.
+Published claims and our measurements, one panel for each quantity. Black bars are the published effects; a mark is our
+effect on one text, with its 95 % interval. Right of the line is as claimed. The color is the verdict over all texts. Of
+many places of a claim the three surest are drawn; the table ``claims`` has all, with the reason of each verdict.
 """,
 }
 CAPTIONS = {name: text.strip() for name, text in CAPTIONS.items()}

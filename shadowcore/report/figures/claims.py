@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 
 from shadowcore.report import claims as judged
 from shadowcore.report.figures.lines import dots
@@ -14,7 +15,11 @@ from shadowcore.schemas import MEASURED_TABLES
 VERDICTS = {
     "reproduced": ("#009E73", "o"),
     "direction only": ("#0072B2", "^"),
-    "not reproduced": ("#D55E00", "X"),
+    "transfers": ("#56B4E9", "o"),
+    "undecided": ("#999999", "D"),
+    "not comparable": ("#999999", "s"),
+    "does not transfer": ("#E69F00", "X"),
+    "contradicted": ("#D55E00", "X"),
 }
 PUBLISHED = {"color": "#000000", "marker": "|", "markersize": 12, "markeredgewidth": 1.8}
 # what an effect above 1, or above 0, of each quantity means
@@ -29,56 +34,66 @@ MOST = 3  # places of a claim
 
 @styled
 def claims(tables: Tables, model: str) -> Drawing:
-    """A row per claim and place: our effect with its interval, and the published one; a panel per quantity."""
+    """A row per claim and place: our effect on every text with its interval, and the published one."""
     measured = {name: tables.get(name, table.build([]).to_pandas()) for name, table in MEASURED_TABLES.items()}
     rows = pd.DataFrame([row for row in judged.judge(measured) if row["model"] == model])
     rows = rows[rows["verdict"] != "not attempted"] if len(rows) else rows
     if rows.empty:
         return "no published claim can be compared with the tables"
-    rows = _surest(rows)
     rows["quantity"] = [judged.CLAIMS[name].quantity for name in rows["claim"]]
+    rows["place"] = [_place(row) for row in rows.to_dict("records")]
+    rows = _surest(rows)
     parts = {name: rows[rows["quantity"] == name] for name in AXES if name in set(rows["quantity"])}
+    lines = rows["place"].nunique()
     figure, axes = panels(
-        len(parts), columns=1, height=0.22 * len(rows) / len(parts) + 0.75,
-        height_ratios=[len(part) + 1.5 for part in parts.values()],
+        len(parts), columns=1, height=0.26 * lines / len(parts) + 0.75,
+        height_ratios=[part["place"].nunique() + 1.5 for part in parts.values()],
     )  # fmt: skip
     figure.set_figwidth(8.5)
     for panel, (quantity, part) in zip(axes, parts.items(), strict=True):
-        ratio = quantity != "rank_correlation"
-        shown = part.assign(**{name: np.exp(part[name]) if ratio else part[name] for name in ("effect", "low", "high")})
-        theirs = np.exp(part["published_effect"]) if ratio else part["published_effect"]
-        panel.axvline(1 if ratio else 0, color="#000000", linewidth=0.8)
-        panel.plot(theirs, range(len(part)), linestyle="", **PUBLISHED)
-        for place, verdict in enumerate(part["verdict"]):
-            color, marker = VERDICTS[verdict]
-            dots(panel, [place], shown.iloc[[place]], ("effect", "low", "high"), color=color, marker=marker)
-        named_rows(panel, [_place(row) for row in part.to_dict("records")])
+        _panel(panel, part, ratio=quantity != "rank_correlation")
         panel.set_xlabel(AXES[quantity])
-        if ratio:
-            log_axis(panel, "x")
     verdicts = [
         key(name, color, marker, "") for name, (color, marker) in VERDICTS.items() if name in set(rows["verdict"])
     ]
     legend(figure, [key("published", line="", **PUBLISHED), *verdicts])
-    title(figure, "Published claims: our effects with 95 % intervals, right of the line as claimed", [model])
+    title(
+        figure,
+        "Published claims: our effect on every text with its 95 % interval; right of the line is as claimed",
+        [model],
+    )
     return figure
+
+
+def _panel(panel: Axes, part: pd.DataFrame, ratio: bool) -> None:
+    """Effects of one quantity: a line a place, a mark a text; ratios are drawn as such, not as logarithms."""
+    values = ["effect", "low", "high", "published_effect"]
+    part = part.assign(**{name: np.exp(part[name].astype(float)) for name in values}) if ratio else part
+    panel.axvline(1 if ratio else 0, color="#000000", linewidth=0.8)
+    for line, (_, texts) in enumerate(part.groupby("place", sort=False)):
+        panel.plot(texts["published_effect"].iloc[:1], [line], linestyle="", **PUBLISHED)
+        for number, verdict in enumerate(texts["verdict"]):
+            color, marker = VERDICTS[verdict]
+            y = line + 0.2 * (number - (len(texts) - 1) / 2)
+            dots(panel, [y], texts.iloc[[number]], ("effect", "low", "high"), color=color, marker=marker)
+    named_rows(panel, list(part["place"].unique()))
+    if ratio:
+        log_axis(panel, "x")
 
 
 def _surest(rows: pd.DataFrame) -> pd.DataFrame:
     """Rows in the order of the claims; of many places of one claim those with the surest effects, either way."""
-    sure = (rows["effect"] / (rows["high"] - rows["low"])).abs().fillna(0)
-    rows = rows.assign(sure=sure).sort_values("sure", ascending=False, kind="stable")
-    rows = rows.groupby("claim", sort=False).head(MOST)
+    rows = rows.assign(sure=(rows["effect"] / (rows["high"] - rows["low"])).abs().fillna(0))
+    places = rows.groupby(["claim", "place"], as_index=False, sort=False)["sure"].max()
+    places = places.sort_values("sure", ascending=False, kind="stable").groupby("claim", sort=False).head(MOST)
+    rows = rows[rows["place"].isin(places["place"])]
     order = {name: number for number, name in enumerate(judged.CLAIMS)}
-    by = ["claim", "sparsity_pct", "units"]
-    return rows.sort_values(by, key=lambda column: column.map(order) if column.name == "claim" else column)
+    by = ["claim", "sparsity_pct", "units", "place"]
+    return rows.sort_values(by, kind="stable", key=lambda one: one.map(order) if one.name == "claim" else one)
 
 
 def _place(row: dict) -> str:
     pct = "" if pd.isna(row.get("sparsity_pct")) else f"{row['sparsity_pct']:g} %"
-    parts = [
-        row["claim"].replace("_", " "),
-        pct,
-        *(row.get(name) for name in ("units", "policy", "protocol", "criterion")),
-    ]
+    names = ("units", "policy", "protocol", "criterion", "predictor", "dtype")
+    parts = [row["claim"].replace("_", " "), pct, *(row.get(name) for name in names)]
     return ", ".join(str(part) for part in parts if part and pd.notna(part) and part not in ("token", "per_layer"))

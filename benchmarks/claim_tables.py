@@ -1,0 +1,56 @@
+"""Tables of docs/claims.md, from results/reference: what was published, what we measured, and the verdicts."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from accuracy_tables import REFERENCE
+
+from shadowcore.report.claims import CLAIMS
+
+FOLDERS = ("smollm2", "published-speed-h200")
+PLACE = ["model", "units", "sparsity_pct", "policy", "criterion", "predictor", "side_winner", "side_loser"]
+TEXTS = ("wikitext", "wikipedia", "c4")
+
+
+def judged(name: str) -> pd.DataFrame:
+    """Rows of one claim, a row a place and text, of all folders where it was measured."""
+    parts = [pd.read_parquet(REFERENCE / folder / "tables" / "claims.parquet") for folder in FOLDERS]
+    rows = pd.concat([part.dropna(axis=1, how="all") for part in parts], ignore_index=True)
+    return rows[(rows["claim"] == name) & (rows["verdict"] != "not attempted")]
+
+
+def _number(name: str, effect: float) -> str:
+    return f"{effect if CLAIMS[name].quantity == 'rank_correlation' else np.exp(effect):.3f}"
+
+
+def _effect(name: str, rows: pd.DataFrame) -> str:
+    ends = rows[["effect", "low", "high"]].itertuples(index=False)
+    return "; ".join("{} [{}, {}]".format(*(_number(name, value) for value in values)) for values in ends)
+
+
+def claim(name: str) -> list[str]:
+    """A line a place: our effect on every text, the nearest published effect, the verdict."""
+    rows = judged(name)
+    texts = [text for text in TEXTS if (rows["data"] == text).any()]
+    columns = texts or ["ours"]
+    lines = [f"| where | {' | '.join(columns)} | published | verdict |", "|---" * (len(columns) + 3) + "|"]
+    for _, place in rows.groupby(PLACE, dropna=False, sort=False):
+        first = place.iloc[0]
+        pct = "" if pd.isna(first["sparsity_pct"]) else f"{first['sparsity_pct']:.0f} %"
+        words = [first["model"], first["units"], pct, first["policy"], first["criterion"], first["predictor"]]
+        words = [word for word in words if pd.notna(word) and word]
+        cells = [_effect(name, place[place["data"] == text]) for text in texts] or [_effect(name, place)]
+        published = _number(name, first["published_effect"])
+        lines.append(f"| {', '.join(words)} | {' | '.join(cells)} | {published} | {first['verdict']} |")
+    return lines
+
+
+def verdicts() -> list[str]:
+    """How many places of every claim got each verdict."""
+    lines = ["| claim | verdicts (number of conditions) |", "|---|---|"]
+    for name, one in CLAIMS.items():
+        places = judged(name).drop_duplicates(PLACE)["verdict"].value_counts(sort=False)
+        counts = ", ".join(f"{verdict} ({count})" for verdict, count in places.items()) or "not attempted"
+        lines.append(f"| {one.statement} | {counts} |")
+    return lines
