@@ -64,7 +64,7 @@ def log_of(jobs: Jobs, place: str) -> Path:
 
 def sentence(log: Path) -> str:
     """Why a job failed, by its log."""
-    return (logs.read(log).error or logs.UNSAID) if log.is_file() else NO_LOG
+    return (logs.read(log).error or logs.NO_MESSAGE) if log.is_file() else NO_LOG
 
 
 def report(ended: Ended, introduction: Path) -> None:

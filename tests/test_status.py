@@ -73,7 +73,7 @@ def test_every_state_is_told_from_its_log(jobs):
     found = states(jobs)
     assert (found["prepare_text"].state, found["prepare_text"].seconds, found["prepare_text"].left) == ("done", 42, 0)
     assert (found["trace"].state, found["trace"].seconds, found["trace"].left) == ("running", 100, 60)
-    assert (found["average"].state, found["average"].said.error) == ("failed", "trace.safetensors: damaged")
+    assert (found["average"].state, found["average"].content.error) == ("failed", "trace.safetensors: damaged")
     assert found["train_predictor"].state == "interrupted" and found["train_predictor"].left > 0
     assert found["evaluate"].state == "running"
     console = Console(file=io.StringIO(), width=120)

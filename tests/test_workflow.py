@@ -183,7 +183,7 @@ def test_every_job_is_done_and_leads_from_its_files_to_its_command(house, monkey
 
     monkeypatch.chdir(house)
     found = states(Jobs(load_study(house / "config" / "tiny.yaml")), time.time())
-    assert {job.state for job in found} == {"done"} and all(job.said.command and job.seconds for job in found)
+    assert {job.state for job in found} == {"done"} and all(job.content.command and job.seconds for job in found)
     root = Path("results/tiny")
     kinds = ("parquet", "safetensors", "json", "png", "pdf", "html")
     files = [path for kind in kinds for path in root.rglob(f"*.{kind}") if "weights" not in path.parts]
@@ -199,7 +199,7 @@ def test_every_job_is_done_and_leads_from_its_files_to_its_command(house, monkey
     assert len(files) > 12
     behind = [line for word, line in explain(root / "index.html") if word == "behind it"]
     stages = {line.split(":")[0] for line in behind}
-    assert stages == {job.said.command[0] for job in found} - {"write-page", "check-disjoint", "check-tables"}
+    assert stages == {job.content.command[0] for job in found} - {"write-page", "check-disjoint", "check-tables"}
 
 
 def test_benchmarks_are_rows_of_their_own(house):

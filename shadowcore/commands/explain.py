@@ -58,7 +58,7 @@ def explain(path: Path) -> Facts:
             facts + _hashes(header) + [("command", f"{words} ... (its log is not there, which would have the files)")]
         )
     facts += [*_read(header, lineage.inputs(header, job)), *_behind(lineage, path), ("log", str(job.log))]
-    return [*facts, *_times(lineage.root, job.log), ("command", _command(job.said))]
+    return [*facts, *_times(lineage.root, job.log), ("command", _command(job.content))]
 
 
 def _origin(header: Mapping[str, Any], job: Job | None) -> Facts:

@@ -62,13 +62,13 @@ def _lines(jobs: Sequence[Job]) -> Iterator[str]:
     for job in jobs:
         name = job.work.place
         if job.state == "running":
-            steps = f", step {job.said.done} of {job.said.total}" if job.said.total else ""
+            steps = f", step {job.content.done} of {job.content.total}" if job.content.total else ""
             silent = f", silent for {duration(job.silent)}" if job.silent > SILENT else ""
             yield f"running  {name}: {duration(job.seconds)}{steps}, about {duration(job.left)} left{silent}"
         if job.state == "failed":
-            yield f"failed   {name}: {job.said.error} ({job.log})"
+            yield f"failed   {name}: {job.content.error} ({job.log})"
         if job.state == "interrupted":
-            yield f"interrupted  {name}: {logs.UNSAID} ({job.log})"
+            yield f"interrupted  {name}: {logs.NO_MESSAGE} ({job.log})"
     if deleted := [job.work.place for job in jobs if job.deleted]:
         count = "1 finished job" if len(deleted) == 1 else f"{len(deleted)} finished jobs"
         yield f"{count} must run again, because files are gone: {_some(deleted)}"

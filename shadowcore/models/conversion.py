@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from shadowcore.errors import SourceError
@@ -64,14 +63,6 @@ def _convert_pickled(origin: Path, folder: Path) -> None:
         raise SourceError(f"{origin}: {PICKLED} holds more than tensors, or is damaged ({reason_of(error)})") from None
     require_all_loaded(origin, report)
     model.save_pretrained(folder)
-
-
-def readable_by_umask(folder: Path) -> None:
-    """Give the files of a folder the permissions of the user's umask; safetensors makes them their owner's alone."""
-    os.umask(umask := os.umask(0))
-    for path in folder.iterdir():
-        if not path.is_symlink():
-            path.chmod(0o666 & ~umask)
 
 
 def licence_of(folder: Path) -> str | None:

@@ -17,11 +17,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
-from shadowcore.artifacts import neighbour, readable, writable
+from shadowcore.artifacts import apply_umask, temporary_neighbour, writable
 from shadowcore.devices import reserved
 from shadowcore.errors import ArtifactError, ConfigError, ShadowcoreError, SourceError, one_of
 from shadowcore.models.contents import hash_files
-from shadowcore.models.conversion import OTHER_FILES, adopt, expand_gguf, licence_of, readable_by_umask
+from shadowcore.models.conversion import OTHER_FILES, adopt, expand_gguf, licence_of
 from shadowcore.models.families import FAMILIES, dimensions_of
 from shadowcore.models.folders import (
     byte_tokenizer,
@@ -306,7 +306,7 @@ def put(source: Any, put_into: Callable[[Path], tuple[str | None, str]], folder:
             licence, origin = put_into(partial)
             require_runnable(partial)
             config = read_config(partial)
-            readable_by_umask(partial)
+            apply_umask(partial, partial)  # before the files' states are recorded with their hashes
             files = hash_files(partial)
         except ArtifactError as error:  # someone else's files are damaged, not ours
             raise SourceError(str(error).replace(str(partial), str(folder))) from None
@@ -324,11 +324,10 @@ def put(source: Any, put_into: Callable[[Path], tuple[str | None, str]], folder:
 def _replacing_folder(folder: Path) -> Iterator[Path]:
     """Yield an empty neighbour that takes the folder's place when the block ends well (as `artifacts.replacing`)."""
     with writable(folder):
-        partial = neighbour(folder)
+        partial = temporary_neighbour(folder)
         partial.mkdir()
         try:
             yield partial
-            readable(partial, partial)
             shutil.rmtree(folder, ignore_errors=True)
             partial.rename(folder)
         finally:

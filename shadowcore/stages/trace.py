@@ -92,7 +92,7 @@ def write(
             f"{inputs.weights}: the model's loss is not finite on this text; other weights, or dtype float32 where it "
             f"is {spec.dtype}, would fit"
         )
-    artifacts.write_sealed(outputs.trace, SCHEMA, tensors, origin(stage, made_from, inputs))
+    artifacts.write_with_checksum(outputs.trace, SCHEMA, tensors, origin(stage, made_from, inputs))
 
 
 STAGE = Stage(Spec, Inputs, Outputs, run)

@@ -95,7 +95,9 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
 
 def write(spec: Spec, predictor: Predictor, quality: list, training: list, outputs: Outputs, made: dict) -> None:
     """Write a predictor and the rows about it."""
-    artifacts.write_sealed(outputs.predictor, PREDICTOR_SCHEMA, stored(predictor.state_dict(), predictor.bits), made)
+    artifacts.write_with_checksum(
+        outputs.predictor, PREDICTOR_SCHEMA, stored(predictor.state_dict(), predictor.bits), made
+    )
     artifacts.write_table(outputs.quality, QUALITY.schema, QUALITY.build(quality), made)
     artifacts.write_table(outputs.training, PREDICTORS.schema, PREDICTORS.build(training), made)
 

@@ -54,7 +54,7 @@ def planned():
 
 # What rules ask the study about their wildcards: memory, GPUs and time of a job, by the size of its model and by how
 # often it has been tried (`--retries`). A cluster that counts GPUs as `gres` says so in its profile's resource scopes.
-def asked(rule, name):
+def resources_of(rule, name):
     def asking(what):
         def answer(wildcards, attempt):
             key = rule, name.format(**wildcards)

@@ -17,7 +17,7 @@ rule evaluate:
         scores=scores_of,
         thresholds=thresholds_of,
         predictors=unhashed(predictors_of),
-        seals=checksums_of(predictors_of),
+        checksums=checksums_of(predictors_of),
     output:
         manifest=f"{root}/outcomes/{{model}}/{{data}}/{{pct}}.json",
     log:
@@ -28,7 +28,7 @@ rule evaluate:
         ENVIRONMENT
     threads: 1
     resources:
-        **asked("evaluate", "{model}/{data}/{pct}"),
+        **resources_of("evaluate", "{model}/{data}/{pct}"),
         window_batch=halving(study.evaluation.window_batch),
         request_batch=halving(study.evaluation.request_batch),
     params:
@@ -59,7 +59,7 @@ rule evaluate_oracle:
         ENVIRONMENT
     threads: 1
     resources:
-        **asked("evaluate_oracle", f"{{model}}/{{data}}/{manifests.ORACLE}"),
+        **resources_of("evaluate_oracle", f"{{model}}/{{data}}/{manifests.ORACLE}"),
         window_batch=halving(study.evaluation.window_batch),
         request_batch=halving(study.evaluation.request_batch),
     params:

@@ -27,7 +27,7 @@ rule aggregate:
         ENVIRONMENT
     threads: 1
     resources:
-        **asked("aggregate", "aggregate"),
+        **resources_of("aggregate", "aggregate"),
     params:
         code=fingerprint("shadowcore.stages.aggregate"),
         outputs=lambda wildcards, output: " ".join(
@@ -52,7 +52,7 @@ rule check_tables:
         ENVIRONMENT
     threads: 1
     resources:
-        **asked("check_tables", "check_tables"),
+        **resources_of("check_tables", "check_tables"),
     params:
         code=fingerprint("shadowcore.stages.check_tables"),
     shell:
@@ -74,7 +74,7 @@ rule judge_claims:
         ENVIRONMENT
     threads: 1
     resources:
-        **asked("judge_claims", "judge_claims"),
+        **resources_of("judge_claims", "judge_claims"),
     params:
         code=fingerprint("shadowcore.stages.judge_claims"),
     shell:
@@ -104,7 +104,7 @@ rule draw:
         ENVIRONMENT
     threads: 1
     resources:
-        **asked("draw", "{model}"),
+        **resources_of("draw", "{model}"),
     params:
         spec=lambda wildcards: json.dumps({"model": wildcards.model}),
         figures=lambda wildcards: jobs.figure_files(wildcards.model),
@@ -135,7 +135,7 @@ rule write_page:
         ENVIRONMENT
     threads: 1
     resources:
-        **asked("write_page", "write_page"),
+        **resources_of("write_page", "write_page"),
     params:
         spec=jobs.write_page()["spec"],
         code=jobs.write_page()["code"],
