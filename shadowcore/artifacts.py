@@ -311,5 +311,5 @@ def _existing(path: Path) -> Path:
 def _require_schema(path: Path, found: str | None, expected: str) -> None:
     if found != expected:
         raise ArtifactError(
-            f"{path}: schema is '{found or 'none'}'; it must be '{expected}'; delete the file and run the study again"
+            f"{path}: schema '{found or 'none'}' found, '{expected}' needed; delete the file and run the study again"
         )

@@ -48,31 +48,31 @@ def test_shipped_configurations_are_valid(path):
         (["traces", "criteria"], ["plainct"], "unknown 'plainct'; did you mean 'plainact'"),
         (["conditions", 0, "methods"], ["ramdom"], "unknown 'ramdom'; did you mean 'random'"),
         (["conditions", 1, "policies"], ["per_layr"], "unknown 'per_layr'; did you mean 'per_layer'"),
-        (["conditions", 1, "policies"], ["global"], "layerwise decides layer by layer"),
+        (["conditions", 1, "policies"], ["global"], "layerwise .*layer by layer"),
         (["conditions", 1, "protocols"], ["lokahead"], "unknown 'lokahead'; did you mean 'lookahead'"),
         (
             ["conditions", 0, "methods"],
             ["griffin"],
-            r"conditions\[0\].protocols: \['token'\] do not go with griffin; allowed: \['prompt'\]",
+            r"conditions\[0\].protocols: \['token'\] .*griffin; allowed: \['prompt'\]",
         ),
         (["conditions", 0, "methods"], ["relu"], r"sparsities_pct: \[30, 50, 70\] .* relu; allowed: \[0\]"),
         (
             ["conditions", 2, "methods"],
             ["threshold"],
-            r"policies: \['global'\] do not go with threshold; allowed: \['per_layer'\]",
+            r"policies: \['global'\] .*threshold; allowed: \['per_layer'\]",
         ),
         (
             ["conditions", 3, "methods"],
             ["threshold"],
-            r"units: \['both'\] do not go with threshold; allowed: \['neurons'\]",
+            r"units: \['both'\] .*threshold; allowed: \['neurons'\]",
         ),
         (
             ["conditions", 0, "models"],
             ["smollm"],
             "conditions.0..models: unknown 'smollm'; did you mean 'smollm2-135m'",
         ),
-        (["predictors"], {"first": SMALL, "small": {"retrained_from": "first"}}, "small: needs `traces.on_policy`"),
-        (["predictors"], {"first": SMALL, "small": {"tuned_from": "first"}}, "predictors.small: needs `tuning`"),
+        (["predictors"], {"first": SMALL, "small": {"retrained_from": "first"}}, "small: needs .*`traces.on_policy`"),
+        (["predictors"], {"first": SMALL, "small": {"tuned_from": "first"}}, "predictors.small: needs .*`tuning`"),
         (["predictors", "more"], {"tuned_from": "smal"}, "predictors.more: unknown 'smal'; did you mean 'small'"),
         (
             ["predictors", "more"],
@@ -93,17 +93,17 @@ def test_shipped_configurations_are_valid(path):
         (
             ["conditions", 1, "predictors"],
             ["small@1"],
-            "`small_1: {retrained_from: small}` to `predictors` and name small_1",
+            "`small_1: {retrained_from: small}` to `predictors` and write small_1",
         ),
         (["conditions", 1, "predictors"], ["small@2"], "`small_1: .*and `small_2: {retrained_from: small_1}`"),
         (["latency", "predictor"], "small@tuned", "`small_tuned: {tuned_from: small}`"),
         (["conditions", 1, "predictors"], ["small@1@tuned"], "`small_1: .*and `small_1_tuned: {tuned_from: small_1}`"),
         (["conditions", 1, "predictors"], ["small@tuned@1"], "unknown 'small@tuned@1'"),
-        (["conditions", 1, "predictors"], ["small@seed1"], "name small here, with `seeds: .1.`"),
+        (["conditions", 1, "predictors"], ["small@seed1"], "write small here, with `seeds: .1.`"),
         (
             ["traces", "on_policy"],
             {"units": "neurons", "lowest_pct": 60, "highest_pct": 30},
-            "60 is above highest_pct 30",
+            "60.*above highest_pct .30",
         ),
         (["predictors", "small"], {"recipe": "publishd"}, "recipe: unknown 'publishd'; did you mean 'published'"),
         (["predictors", "small", "bits"], 4, r"predictors.small.bits: must be 16 or 8 \(found 4\)"),
@@ -125,11 +125,11 @@ def test_shipped_configurations_are_valid(path):
         (
             ["texts", "wikipedia", "true_continuation"],
             None,
-            "texts.wikipedia: true_continuation is missing, which evaluation.tasks asks for",
+            "texts.wikipedia: true_continuation is missing",
         ),
         (["traces", "tokens_per_window"], 128, "traces.tokens_per_window: 128 is too large; .*window_tokens .128."),
-        (["traces", "window_tokens"], 70, "traces.window_tokens: 70 is too small; jacov needs 73 or more"),
-        (["traces", "criteria"], ["plainact"], r"traces.criteria: \['l2_norm'\] are used"),
+        (["traces", "window_tokens"], 70, "traces.window_tokens: 70 is too small; jacov needs at least 73"),
+        (["traces", "criteria"], ["plainact"], r"traces.criteria: \['l2_norm'\].*"),
     ],
 )
 def test_a_mistake_is_one_sentence(path, value, message):
@@ -252,7 +252,9 @@ def test_a_file_that_is_not_yaml_is_named(tmp_path):
 def test_conditions_are_distinct_and_have_a_dense_row():
     jobs = Jobs(parse_study(QUICK, "config"))
     assert len(jobs.conditions) == len(set(jobs.conditions.values()))
-    assert sorted(one for job in jobs.evaluations.values() for one in job) == sorted(key[2] for key in jobs.conditions)
+    assert sorted(one for job in jobs.evaluations.values() for one in job) == sorted(
+        f"{key[2]}/{key[3]}" for key in jobs.conditions
+    )
     assert len(set(jobs.manifests())) == len(jobs.evaluations)
     assert [one for one in jobs.conditions.values() if one.method == "dense"][0].sparsity_pct == 0
 
@@ -329,9 +331,9 @@ def test_a_missing_key_and_one_that_is_like_none_are_both_named():
         (["conditions"], None, ["conditions: must be a list"]),
         (["conditions", 0], None, ["conditions[0]: must be a mapping"]),
         (["texts", "wikipedia"], None, ["texts.wikipedia: must be a mapping"]),
-        (["models", "smollm2-135m", "source"], None, ["models.smollm2-135m.source: one source"]),
-        (["models", "smollm2-135m", "source"], {"folder": None}, ["source.folder: a mapping", "path"]),
-        (["models", "smollm2-135m", "source"], {"folder": "/tmp"}, ["source.folder: a mapping", "path"]),
+        (["models", "smollm2-135m", "source"], None, ["models.smollm2-135m.source: must be a mapping", "package"]),
+        (["models", "smollm2-135m", "source"], {"folder": None}, ["source.folder: must be a mapping", "path"]),
+        (["models", "smollm2-135m", "source"], {"folder": "/tmp"}, ["source.folder: must be a mapping", "path"]),
         (["models", "smollm2-135m", "source"], {"hub": {"repo": "a/b"}}, ["source.hub: missing key 'revision'"]),
         (["models", "smollm2-135m", "source"], {"folder": {"path": 3}}, ["smollm2-135m.source.folder.path: 3"]),
         (["evaluation", "tasks"], "piqa", ["evaluation.tasks: must be a list", "'piqa'"]),
@@ -361,7 +363,7 @@ def test_a_missing_key_and_one_that_is_like_none_are_both_named():
         (["seed"], 2**70, ["seed: must be less than"]),
         (["traces", "windows"], 64.0, ["traces.windows: must be a whole number", "64.0"]),
         (["traces", "windows"], True, ["traces.windows: must be a whole number"]),
-        (["traces", "shards"], 65, ["traces.shards: 65 is too large", "64 windows"]),
+        (["traces", "shards"], 65, ["traces.shards: 65 is too large", "windows (64)"]),
         (["traces", "heldout_tokens_per_window"], 128, ["traces.heldout_tokens_per_window: 128", "window_tokens"]),
         (["predictors", "small", "batch"], 4097, ["predictors.small.batch: 4097 is too large", "4096 tokens"]),
         (["evaluation", "window_tokens"], 1, ["evaluation.window_tokens: must be 2 or more"]),
@@ -393,7 +395,7 @@ def test_a_sentence_names_the_key_what_was_found_and_what_is_allowed(path, value
         ({"sparsities_pct": [0.5]}, ["latency_random.sparsities_pct[0]: 0.5", "such as 50"]),
         ({"prompt_tokens": 0}, ["latency_random.prompt_tokens: must be 2 or more"]),
         ({"new_tokens": -4}, ["latency_random.new_tokens: must be 1 or more"]),
-        ({"short_tokens": 4}, ["latency_random.short_tokens: 4 is too large", "new_tokens is 4"]),
+        ({"short_tokens": 4}, ["latency_random.short_tokens: 4 is too large", "new_tokens (4)"]),
         ({"also": [{"new_tokens": 2}]}, ["latency_random.short_tokens: 2 is too large"]),
         ({"also": [{"batch": 17}]}, ["latency_random.also[0].batch: must be 16 or less", "17"]),
         ({"also": [{"batch": 2}, {"batch": 2}]}, ["latency_random.also", "twice"]),
