@@ -1,6 +1,6 @@
-"""Looking inside someone else's model: visit each layer's residual, heads and neurons as they flow by.
+"""Visit the residual, heads and neurons of each layer during a model's forward pass, through hooks.
 
-The one mechanism under criteria (which look) and masks (which replace), and it leaves no trace.
+Criteria read these activations and masks replace them. The hooks are removed afterwards.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Site(NamedTuple):
 
 
 Visit = Callable[[Site, torch.Tensor], torch.Tensor | None]
-# at a site, given what flows there: the keep mask of its units, (B, T, U) or (U,), or None for all
+# from a site and its activations: the mask of kept units, (B, T, U) or (U,), or None for all
 Choose = Callable[[Site, torch.Tensor], torch.Tensor | None]
 
 
@@ -30,12 +30,11 @@ Choose = Callable[[Site, torch.Tensor], torch.Tensor | None]
 def visiting(model: torch.nn.Module, visit: Visit) -> Iterator[None]:
     """While the block runs, call `visit(site, x)` at every site of every forward pass, in order.
 
-    x is (B, T, D) at a residual and (B, T, U, K) at units (K = 1 for neurons). At units, a returned
-    tensor of the same shape takes the place of x; None leaves it. Hooks are gone afterwards, whatever
-    happens inside.
+    x is (B, T, D) at a residual and (B, T, U, K) at units (K = 1 for neurons). At units, a returned tensor of the same
+    shape replaces x; None leaves x unchanged. The hooks are removed at the end, also after an error.
     """
     sizes = dimensions_of(model.config)
-    shape = {}  # (B, T) of the pass under way: OPT flattens it away before its FFN
+    shape = {}  # (B, T) of the current pass, because OPT flattens the two dimensions before its FFN
 
     def at_residual(layer: int):
         def hook(module, args, kwargs):
@@ -68,11 +67,11 @@ def visiting(model: torch.nn.Module, visit: Visit) -> Iterator[None]:
 
 @contextmanager
 def frozen(model: torch.nn.Module) -> Iterator[None]:
-    """While the block runs no parameter requires a gradient; afterwards each is as it was."""
-    wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    """While the block runs, no parameter requires a gradient; the flags are restored afterwards."""
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
         model.requires_grad_(False)
         yield
     finally:
-        for parameter, flag in wanted:
+        for parameter, flag in flags:
             parameter.requires_grad_(flag)

@@ -1,4 +1,4 @@
-"""Magnitude thresholds of every layer's neurons from the training windows of a text: the method `threshold`."""
+"""Compute thresholds of every layer's activations from the training windows of a text, for the method `threshold`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from shadowcore.stages.base import Progress, Stage, header, runtime_only
 
 @dataclass(frozen=True)
 class Spec:
-    """Names for the table's rows, the windows, and the sparsities to reach."""
+    """Names for the rows of the table, the windows, and the sparsities of the thresholds."""
 
     model: str
     calibration: str
@@ -47,15 +47,15 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
         inputs.card, inputs.documents, "train", tokenizer, spec.window_tokens, spec.windows, spec.seed
     )
     model = reading.read_model(inputs.card, inputs.weights, spec.dtype)
-    found = neuron_magnitudes(model, torch.tensor([window.ids for window in windows]), spec.batch, progress)
+    magnitudes = neuron_magnitudes(model, torch.tensor([window.ids for window in windows]), spec.batch, progress)
     rows = [
         {"model": spec.model, "calibration": spec.calibration, "layer": layer, "sparsity_pct": pct}
-        | {"threshold": found.threshold(layer, pct), "n": int(found.counts[layer].sum())}
-        for layer in range(len(found.counts))
+        | {"threshold": magnitudes.threshold(layer, pct), "n": int(magnitudes.counts[layer].sum())}
+        for layer in range(len(magnitudes.counts))
         for pct in spec.sparsities_pct
     ]
-    made = header("calibrate-thresholds", spec, inputs)
-    artifacts.write_table(outputs.thresholds, THRESHOLDS.schema, THRESHOLDS.build(rows), made)
+    head = header("calibrate-thresholds", spec, inputs)
+    artifacts.write_table(outputs.thresholds, THRESHOLDS.schema, THRESHOLDS.build(rows), head)
 
 
 STAGE = Stage(Spec, Inputs, Outputs, run)

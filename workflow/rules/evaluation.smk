@@ -1,8 +1,8 @@
-# A job's outcome files, one a condition, are beside its manifest. Snakemake does not know them, so it never deletes what
-# was measured. It also would not notice that one is gone, but that their manifest is: its job then runs again.
+# A job's outcome files, one per condition, are in the folder of its manifest. Snakemake does not know them, so it never
+# deletes them. If one of them is missing, the manifest is deleted here, so that the job runs again.
 for path in map(Path, jobs.manifests() if workflow.is_main_process else ()):
     if path.is_file() and manifests.absent(path):
-        with suppress(OSError):  # a folder that somebody may only look at
+        with suppress(OSError):  # a read-only folder
             path.unlink()
 
 
@@ -63,7 +63,9 @@ rule evaluate_oracle:
         window_batch=halving(study.evaluation.window_batch),
         request_batch=halving(study.evaluation.request_batch),
     params:
-        spec=lambda wildcards: jobs.evaluate(jobs.evaluations[wildcards.model, wildcards.data, manifests.ORACLE])["spec"],
+        spec=lambda wildcards: jobs.evaluate(jobs.evaluations[wildcards.model, wildcards.data, manifests.ORACLE])[
+            "spec"
+        ],
         code=fingerprint("shadowcore.stages.evaluate_oracle"),
     shell:
         "python -m shadowcore evaluate-oracle --spec {params.spec:q} --threads {threads} --devices {resources.devices}"

@@ -1,4 +1,4 @@
-# The weights are `ancient`: the card holds their hashes, so the card says when they changed.
+# The weights are `ancient`: the card has their hashes, so a change of the weights changes the card.
 rule trace:
     input:
         card=rules.fetch_model.output.card,

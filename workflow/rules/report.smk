@@ -63,7 +63,7 @@ rule judge_claims:
     input:
         tables=jobs.tables(MEASURED_TABLES),
         checked=rules.check_tables.output.record,
-        published=local(escaped(relpath(PUBLISHED))),  # is in this tree, and never in an object store
+        published=local(escaped(relpath(PUBLISHED))),  # a file of this repository, never in an object store
     output:
         claims=report(f"{root}/tables/claims.parquet", category="Tables", caption="../report/tables.rst"),
     log:
@@ -82,7 +82,7 @@ rule judge_claims:
         " --claims {output.claims:q} &> {log:q}"
 
 
-# one job a model: most of drawing a figure is importing what draws it
+# one job per model, because importing the plotting packages takes longer than drawing a figure
 rule draw:
     input:
         tables=jobs.tables(MEASURED_TABLES),
@@ -93,7 +93,7 @@ rule draw:
             directory(f"{root}/figures/{{model}}"),
             patterns=["{figure}.png"],
             category="Figures",
-            labels={"figure": "{figure}", "model": "{model}"},  # of two models the second label is a switch
+            labels={"figure": "{figure}", "model": "{model}"},  # the second label becomes a switch between models
             caption="../report/figure.rst",
         ),
     log:

@@ -15,13 +15,13 @@ rule fetch_model:
         spec=lambda wildcards: jobs.fetch_model(wildcards.model)["spec"],
         code=fingerprint("shadowcore.stages.fetch_model"),
     shell:
-        # a download goes with the model's weights, and is not kept in the hub's cache
+        # downloads are deleted with the model's weights, so they must not be kept in the hub's cache
         ("export SHADOWCORE_OWN_DOWNLOADS=1; " if study.one_model_at_a_time else "")
         + "python -m shadowcore fetch-model --spec {params.spec:q} --threads {threads}"
         " --card {output.card:q} --weights {output.weights:q} &> {log:q}"
 
 
-# Its outputs are a model's, as those of `fetch_model`: a model that another one teaches is made by this rule.
+# This rule has the same outputs as `fetch_model`; models that are distilled from another one are made by this rule.
 ruleorder: relufy > fetch_model
 
 
@@ -94,7 +94,7 @@ rule prepare_benchmark:
         " --documents {output.documents:q} &> {log:q}"
 
 
-# One file for all: of every benchmark that is an input, twenty thousand jobs would each be asked whether it changed.
+# One file for all benchmarks, because Snakemake checks every input of each of twenty thousand jobs for changes.
 rule gather_benchmarks:
     input:
         prepared=jobs.benchmarks(study.evaluation.texts[0]),
