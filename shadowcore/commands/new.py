@@ -1,4 +1,4 @@
-"""`shadowcore new`: a commented configuration with defaults, to start a study from."""
+"""`shadowcore new`: write a commented configuration with defaults for a new study."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(parsed: argparse.Namespace) -> None:
-    """Write the file; ConfigError for a name that a study cannot have, or a file that is there."""
+    """Write the file; ConfigError for a name that is not allowed, or a file that exists already."""
     line = yaml.safe_dump({"study": parsed.name}).strip()  # with quotes where YAML needs them
     text = TEMPLATE.read_text(encoding="utf-8").replace("/mine", f"/{parsed.name}").replace("study: mine", line, 1)
     parse_study(yaml.safe_load(text), "NAME")
