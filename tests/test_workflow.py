@@ -192,7 +192,7 @@ def test_every_job_is_done_and_leads_from_its_files_to_its_command(house, monkey
         facts = explain(path)
         said = dict(facts)
         written = path if path.parts[2:3] != ("outcomes",) else Path("results/tiny/outcomes")  # by its job's manifest
-        assert str(written) in said["command"] and "as in this tree" in said["code"] and "took" in said
+        assert str(written) in said["command"] and "same as here" in said["code"] and "took" in said
         read = [line for word, line in facts if word == "from"]
         assert all("latency" in line or "refused" in line or not line.endswith(")") for line in read)
         assert read or any(f"the stage {name}" in said["kind"] for name in ("fetch", "prepare"))
@@ -279,7 +279,7 @@ def test_calibration_documents_among_the_evaluated_ones_stop_the_study(house, tm
             cwd=house, env=environment(house), capture_output=True, text=True,
         )  # fmt: skip
         assert said.returncode == code, said.stderr
-    assert "calibration text 'c' holds 1 of the 6 documents that text 'd' is measured on" in said.stderr
+    assert "calibration text 'c' contains 1 of the 6 documents of text 'd'" in said.stderr
 
 
 def test_an_impossible_table_is_named_and_no_figure_is_drawn(house, tmp_path):

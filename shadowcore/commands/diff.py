@@ -49,7 +49,7 @@ def print_changes(compared: Sequence[changes.Compared], verdicts: Sequence[tuple
         if one.moved:
             out.print(_moved(one))
             _more(say, len(one.moved))
-        for what, names in (("appeared", one.appeared), ("is gone", one.vanished)):
+        for what, names in (("appeared", one.appeared), ("is missing", one.vanished)):
             for name in names[:LISTED]:
                 say(f"  {what}: {name}")
             _more(say, len(names))

@@ -65,8 +65,8 @@ class PackagedModel:
         for package in ("gguf", "accelerate"):
             if find_spec(package) is None:
                 raise SourceError(
-                    f"{where}.name: model '{self.name}' is a GGUF file, which needs the package '{package}'; install "
-                    "it, or fetch the model on another machine and name its folder as the source"
+                    f"{where}.name: model '{self.name}' is a GGUF file, and the package '{package}', which reads it, "
+                    "is not installed; install it, or fetch the model on another machine and name its folder here"
                 )
 
     def put_into(self, folder: Path) -> tuple[str | None, str]:
