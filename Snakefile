@@ -2,7 +2,7 @@ import json
 import os
 import re
 
-# The study as a table of contents: what is configured, the rules of each stage, what is made in the end.
+# The workflow of a study: configuration, rules of all stages, final outputs.
 from shadowcore import ownership, preflight
 from shadowcore.config import parse_study
 from shadowcore.config_file import read_yaml
@@ -16,25 +16,25 @@ if not workflow.configfiles:
     configfile: "config/quick.yaml"
 
 
-# Jobs on a cluster read this file again: they leave out what has been checked when the study was started.
+# Jobs on a cluster read this file again; they do not repeat the checks of the main process.
 try:
     for path in workflow.configfiles if workflow.is_main_process else ():
-        read_yaml(path)  # Snakemake's own reader takes the last of two equal keys without a word
+        read_yaml(path)  # Snakemake's own reader silently takes the last of two equal keys
     jobs = Jobs(parse_study(config, "configuration"))
     if workflow.is_main_process:
         preflight.check(jobs)
-        if workflow.resource_settings.nodes is None:  # `jobs: N` of a cluster's profile; this machine only submits
+        if workflow.resource_settings.nodes is None:  # set by `jobs: N` in a cluster's profile; then jobs run elsewhere
             preflight.check_machine(jobs)
         ownership.check(jobs, workflow.configfiles)
 except ShadowcoreError as error:
     raise WorkflowError(str(error))
 study, root = jobs.study, str(jobs.root)
-if study.offline:  # what is missing is an error, not a download
+if study.offline:  # a missing source is an error
     shell.prefix("export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1; ")
 
 
 def named(values):
-    """A pattern of these values and no others; of nothing where there are none."""
+    """A pattern that matches exactly these values; without values it matches nothing."""
     return "|".join(map(re.escape, dict.fromkeys(values))) or "(?!)"
 
 
@@ -99,7 +99,9 @@ onstart:
         )
     place = next(path for path in (jobs.root, *jobs.root.parents) if path.exists())
     if not os.access(place, os.W_OK):
-        raise WorkflowError(f"{place} cannot be written (Read-only file system, or not yours); results go there")
+        raise WorkflowError(
+            f"{place} cannot be written (read-only, or of another user), but results are written there"
+        )
     require_queue()
     notice_interruption()
     show_progress()
@@ -117,6 +119,8 @@ onsuccess:
 onerror:
     end_progress()
     if interrupted():
-        print("The run was interrupted. The same command goes on; `shadowcore status` says where it stands.")
+        print(
+            "The run was interrupted. Start the same command again to continue; `shadowcore status` shows the state."
+        )
     else:
         report_what_there_is()

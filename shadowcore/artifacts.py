@@ -1,8 +1,8 @@
-"""The files between stages: safetensors, Parquet and JSON, each naming its schema and its origin; so do figures.
+"""Read and write the files between stages: safetensors, Parquet and JSON, each with a header. Figures have one, too.
 
-Every file carries a header: schema name and version, the stage and its specification, the hashes of
-its inputs, the code fingerprint, commit and versions. Equal inputs and code give equal bytes. A file
-appears under its name only when it is complete; a reader refuses any other schema.
+A header has the schema's name and version, the stage and its specification, the hashes of the stage's inputs, the
+fingerprint of its code, commit and versions. Equal inputs and code give equal bytes. Files are written atomically, and
+readers refuse files of another schema.
 """
 
 from __future__ import annotations
@@ -31,51 +31,51 @@ from shadowcore.provenance import file_sha256
 
 Header = Mapping[str, Any]
 METADATA_KEY = "shadowcore"
-ABANDONED = 3600.0  # seconds since somebody wrote to it, after which an unfinished file is a killed run's
+ABANDONED = 3600.0  # seconds without a change after which an unfinished file counts as left over from a killed run
 UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a path in a temporary folder beside `path`; its file takes the place of `path` when the block ends well.
+    """Replace a file atomically: yield a temporary path, which is renamed to `path` if the block raises no error.
 
-    In a folder of its own: what writes the file may put temporary files beside it, as safetensors does, and those of
-    a killed run are found again. Raises ArtifactError where the disk is full or not ours to write to; what was at
-    `path` stays then.
+    The temporary path is in a hidden folder next to `path`, because libraries such as safetensors put temporary files
+    of their own next to the file that they write. Raises ArtifactError if the disk is full or cannot be written; the
+    old file stays then.
     """
     path = Path(path)
     with writable(path):
-        folder = neighbour(path)
+        folder = temporary_neighbour(path)
         folder.mkdir()
         partial = folder / path.name
         try:
             yield partial
             with open(partial, "rb+") as handle:
                 os.fsync(handle.fileno())
-            readable(partial, folder)
+            apply_umask(partial, folder)
             os.replace(partial, path)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def readable(path: Path, made: Path) -> None:
-    """Give a file, or all files below a folder, the permissions that the user's umask asks for.
+def apply_umask(path: Path, own_folder: Path) -> None:
+    """Give a file, or all files below a folder, the permissions of the user's umask.
 
-    safetensors gives its files to their owner alone. made: a folder that this process made, whose permissions say
-    what the umask is; to ask the system for it is to change it for a moment, for every thread. Linked files stay as
-    they are: they are not ours.
+    safetensors makes its files readable for their owner only. own_folder: a folder that this process has made; its
+    permissions show the umask, which the system only returns by changing it for every thread. Links and files with
+    several hard links stay as they are, because they are other people's files.
     """
-    mode = made.stat().st_mode & 0o666
+    mode = own_folder.stat().st_mode & 0o666
     for file in [path, *path.rglob("*")] if path.is_dir() else [path]:
-        found = file.lstat()
-        if stat.S_ISREG(found.st_mode) and found.st_nlink == 1 and stat.S_IMODE(found.st_mode) != mode:
+        status = file.lstat()
+        if stat.S_ISREG(status.st_mode) and status.st_nlink == 1 and stat.S_IMODE(status.st_mode) != mode:
             file.chmod(mode)
 
 
-def neighbour(path: Path) -> Path:
-    """A hidden name beside `path` that nobody else has; what killed runs left under such names is removed.
+def temporary_neighbour(path: Path) -> Path:
+    """A unique hidden path in the folder of `path`; paths of this kind that killed runs left there are removed.
 
-    Nobody else: a run that was given up may still be writing the same file, on another machine of a cluster.
+    Unique, because an earlier run on another machine of a cluster may still be writing the same file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_abandoned(path)
@@ -83,38 +83,35 @@ def neighbour(path: Path) -> Path:
 
 
 def remove_abandoned(path: Path) -> None:
-    """Remove what killed runs left of `path`.
+    """Remove the temporary files for `path` that killed runs have left.
 
-    A name says which process of which machine has it. Where that process ran on this machine and is no more, nobody
-    writes there any longer. Of another machine's, which may still be writing, only the time of the last change tells.
+    Their names hold machine and process. A process of this machine that has ended writes no more. A process of
+    another machine may still be writing, so its files are removed when they have not changed for an hour.
     """
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
-        writer = left.name.removesuffix(".partial").rpartition(".")[2].rpartition("-")[0]
+    for partial in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+        writer = partial.name.removesuffix(".partial").rpartition(".")[2].rpartition("-")[0]
         try:
-            if processes.gone(writer) or time.time() - _changed(left) > ABANDONED:
-                shutil.rmtree(left) if left.is_dir() else left.unlink()
-        except (FileNotFoundError, PermissionError):  # its owner, or another like us, was faster; or it is another's
+            files = [partial, *partial.rglob("*")] if partial.is_dir() else [partial]
+            changed = max(file.lstat().st_mtime for file in files)
+            if processes.gone(writer) or time.time() - changed > ABANDONED:
+                shutil.rmtree(partial) if partial.is_dir() else partial.unlink()
+        except (FileNotFoundError, PermissionError):  # another process has removed it, or another user owns it
             pass
-
-
-def _changed(path: Path) -> float:
-    """When somebody last wrote to a file, or to anything in a folder: seconds since 1970."""
-    return max(one.lstat().st_mtime for one in ([path, *path.rglob("*")] if path.is_dir() else [path]))
 
 
 @contextmanager
 def writable(path: Path) -> Iterator[None]:
-    """Turn a full or read-only disk, met inside the block, into ArtifactError."""
+    """Raise ArtifactError if the block fails because the disk is full or cannot be written."""
     try:
         yield
-    except Exception as error:  # tokenizers raises no narrower one; the system's number is in its text
+    except Exception as error:  # tokenizers raises a plain Exception, with the system's error number in its text
         number = re.search(r"os error (\d+)", str(error))
         code = int(number[1]) if number else getattr(error, "errno", None)
         if code not in UNWRITABLE:
             raise
         raise ArtifactError(
-            f"{path}: cannot be written ({os.strerror(code)}); what was there before is untouched, and the study goes "
-            "on from here when it can be written"
+            f"{path}: cannot be written ({os.strerror(code)}); earlier files are unchanged; free space or allow "
+            "writing, and run the study again: it continues from here"
         ) from None
 
 
@@ -133,7 +130,7 @@ def read_record(path: Path, schema: str) -> dict[str, Any]:
         raise ArtifactError(f"{path}: damaged JSON ({error}); delete the file and run the study again") from None
     _require_schema(path, content.get("schema") if isinstance(content, dict) else None, schema)
     if not isinstance(content.get("record"), dict):
-        raise ArtifactError(f"{path}: no record; delete the file and run the study again")
+        raise ArtifactError(f"{path}: no key 'record'; delete the file and run the study again")
     return content["record"]
 
 
@@ -147,44 +144,44 @@ def write_tensors(path: Path, schema: str, tensors: Mapping[str, Any], header: H
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, metadata=metadata)
 
 
-def seal_of(path: Path) -> Path:
-    """Where the checksum of a large file is kept, as `sha256sum` writes it."""
+def checksum_file(path: Path) -> Path:
+    """Path of the file with a large file's checksum, in the format of `sha256sum`."""
     return Path(f"{path}.sha256")
 
 
-def write_sealed(path: Path, schema: str, tensors: Mapping[str, Any], header: Header) -> None:
-    """Write tensors and, beside them, their seal: who asks what a large file holds need not read it."""
-    seal_of(path).unlink(missing_ok=True)  # before the file changes: a seal is never another file's
+def write_with_checksum(path: Path, schema: str, tensors: Mapping[str, Any], header: Header) -> None:
+    """Write tensors and their checksum file, so that readers of the checksum need not read the large file."""
+    checksum_file(path).unlink(missing_ok=True)  # first, so that a checksum never belongs to an older file
     write_tensors(path, schema, tensors, header)
-    with replacing(seal_of(path)) as partial:
+    with replacing(checksum_file(path)) as partial:
         partial.write_text(f"{file_sha256(path)}  {Path(path).name}\n", encoding="utf-8")
 
 
 def digest(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal; of a sealed one as its seal says it."""
-    seal = seal_of(path)
-    return seal.read_text(encoding="utf-8").split()[0] if seal.is_file() else file_sha256(path)
+    """SHA-256 of a file, in hexadecimal, from its checksum file if it has one."""
+    checksum = checksum_file(path)
+    return checksum.read_text(encoding="utf-8").split()[0] if checksum.is_file() else file_sha256(path)
 
 
 class Tensors:
-    """An open safetensors file, as `safetensors.safe_open` gives it; what it lacks is an ArtifactError."""
+    """An open safetensors file, like that of `safetensors.safe_open`; a missing tensor raises ArtifactError."""
 
     def __init__(self, path: Path, handle: Any):
         self.path, self.handle = path, handle
 
     def keys(self) -> list[str]:
-        """Names of its tensors."""
+        """Names of all tensors."""
         return list(self.handle.keys())
 
     def get_tensor(self, name: str) -> Any:
-        """A whole tensor."""
-        return self.handle.get_tensor(self._known(name))
+        """The whole tensor."""
+        return self.handle.get_tensor(self._existing(name))
 
     def get_slice(self, name: str) -> Any:
-        """A tensor to cut from."""
-        return self.handle.get_slice(self._known(name))
+        """A view of the tensor that reads only the parts that are indexed."""
+        return self.handle.get_slice(self._existing(name))
 
-    def _known(self, name: str) -> str:
+    def _existing(self, name: str) -> str:
         if name not in self.handle.keys():  # noqa: SIM118 (not a dict)
             raise ArtifactError(f"{self.path}: no tensor '{name}'; delete the file and run the study again")
         return name
@@ -197,11 +194,11 @@ def open_tensors(path: Path, schema: str) -> Iterator[Tensors]:
 
     try:
         handle = safe_open(_existing(path), framework="pt")
-        found = _tensor_metadata(handle)
-    except (SafetensorError, ValueError) as error:  # also of the JSON in its metadata
+        metadata = _tensor_metadata(handle)
+    except (SafetensorError, ValueError) as error:  # ValueError: the metadata is not JSON
         raise ArtifactError(f"{path}: damaged safetensors ({error}); delete the file and run the study again") from None
     with handle:
-        _require_schema(path, found.get("schema"), schema)
+        _require_schema(path, metadata.get("schema"), schema)
         yield Tensors(path, handle)
 
 
@@ -212,7 +209,7 @@ def read_tensors(path: Path, schema: str) -> dict[str, Any]:
 
 
 def write_table(path: Path, schema: str, table: pa.Table, header: Header) -> None:
-    """Write an Arrow table to Parquet (zstd), byte for byte the same for equal data."""
+    """Write an Arrow table to Parquet (zstd); equal data give equal bytes."""
     metadata = {"schema": schema, "header": json.dumps(dict(header), sort_keys=True)}
     with replacing(path) as partial:
         pq.write_table(table.replace_schema_metadata(metadata), partial, compression="zstd")
@@ -221,13 +218,12 @@ def write_table(path: Path, schema: str, table: pa.Table, header: Header) -> Non
 def read_table(path: Path, schema: str) -> pa.Table:
     """The table of a Parquet file written under the same schema."""
     try:
-        # memory_map=False: a file replaced while mapped would kill the reader
+        # a memory-mapped file would crash this process if another one replaced the file
         table = pq.read_table(_existing(path), memory_map=False)
     except (pa.ArrowInvalid, OSError) as error:
         reason = str(error).splitlines()[0]
         raise ArtifactError(f"{path}: damaged Parquet ({reason}); delete the file and run the study again") from None
-    found = (table.schema.metadata or {}).get(b"schema", b"").decode()
-    _require_schema(path, found or None, schema)
+    _require_schema(path, (table.schema.metadata or {}).get(b"schema", b"").decode(), schema)
     return table
 
 
@@ -237,32 +233,32 @@ def read_header(path: Path) -> dict[str, Any]:
 
 
 def missing(path: Path) -> list[dict[str, str]]:
-    """What a table, figure or page lacks of its study, by its header: jobs, and why; empty where it has everything."""
+    """The failed jobs whose results are not in a table, figure or page, with reasons; empty if it is complete."""
     return read_header(path).get("spec", {}).get("missing", [])
 
 
 def read_origin(path: Path) -> dict[str, Any]:
-    """The `schema` and the `header` of any of our files, figures and pages too; ArtifactError where it has none."""
+    """The `schema` and the `header` of any file of ours, also of figures and pages; ArtifactError if it has none."""
     path = _existing(path)
     if path.suffix not in ORIGINS:
-        raise ArtifactError(f"{path}: files of this kind have no header; {', '.join(ORIGINS)} have")
+        raise ArtifactError(f"{path}: '{path.suffix}' files have no header; allowed are {', '.join(ORIGINS)}")
     try:
-        found = ORIGINS[path.suffix](path)
-    except (ValueError, OSError) as error:  # what pyarrow, PIL and json raise
+        content = ORIGINS[path.suffix](path)
+    except (ValueError, OSError) as error:  # from pyarrow, PIL or json
         raise ArtifactError(f"{path}: damaged {path.suffix[1:]} ({str(error).splitlines()[0]})") from None
-    if not isinstance(found, dict) or "header" not in found:
-        raise ArtifactError(f"{path}: no header of this project in it; a file that a stage wrote has one")
-    return {"schema": found.get("schema"), "header": found["header"]}
+    if not isinstance(content, dict) or "header" not in content:
+        raise ArtifactError(f"{path}: it has no header of this project; only files that a stage wrote have one")
+    return {"schema": content.get("schema"), "header": content["header"]}
 
 
 def origin(schema: str, header: Header) -> str:
-    """What a file says of where it is from, as text: for formats that have a place for text beside the content."""
+    """Schema and header as text, for formats that can store a text next to their content."""
     return json.dumps({"schema": schema, "header": dict(header)}, sort_keys=True)
 
 
 def _of_parquet(path: Path) -> dict[str, Any]:
-    found = pq.read_schema(path).metadata or {}
-    return {"schema": found[b"schema"].decode(), "header": json.loads(found[b"header"])} if b"header" in found else {}
+    meta = pq.read_schema(path).metadata or {}
+    return {"schema": meta[b"schema"].decode(), "header": json.loads(meta[b"header"])} if b"header" in meta else {}
 
 
 def _of_tensors(path: Path) -> dict[str, Any]:
@@ -283,13 +279,13 @@ def _of_png(path: Path) -> dict[str, Any]:
 
 
 def _of_pdf(path: Path) -> dict[str, Any]:
-    found = re.search(rb"/Keywords \(((?:[^()\\]|\\.)*)\)", path.read_bytes(), re.DOTALL)
-    return json.loads(re.sub(rb"\\(.)", rb"\1", found.group(1))) if found else {}
+    match = re.search(rb"/Keywords \(((?:[^()\\]|\\.)*)\)", path.read_bytes(), re.DOTALL)
+    return json.loads(re.sub(rb"\\(.)", rb"\1", match.group(1))) if match else {}
 
 
 def _of_html(path: Path) -> dict[str, Any]:
-    found = re.search(f'<meta name="{METADATA_KEY}" content="([^"]*)">', path.read_text(encoding="utf-8"))
-    return json.loads(html.unescape(found.group(1))) if found else {}
+    match = re.search(f'<meta name="{METADATA_KEY}" content="([^"]*)">', path.read_text(encoding="utf-8"))
+    return json.loads(html.unescape(match.group(1))) if match else {}
 
 
 ORIGINS = {
@@ -315,5 +311,5 @@ def _existing(path: Path) -> Path:
 def _require_schema(path: Path, found: str | None, expected: str) -> None:
     if found != expected:
         raise ArtifactError(
-            f"{path}: schema '{found or 'none'}' where '{expected}' is read; delete the file and run the study again"
+            f"{path}: schema '{found or 'none'}' found, '{expected}' needed; delete the file and run the study again"
         )

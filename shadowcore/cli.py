@@ -1,6 +1,6 @@
-"""The `shadowcore` command: every stage of the study, and ways to look at its results.
+"""The `shadowcore` command: the stages of a study, and commands for users before, during and after it.
 
-A stage is called with a JSON specification and one option per file:
+A stage takes a JSON specification and one option per file:
 
     shadowcore trace --spec '{"split": "train", ...}' --card ... --documents ... --trace ...
 """
@@ -28,42 +28,42 @@ from shadowcore.terminal import tolerant
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # names of glibc's malloc.h
 STAGES = {
     "fetch-model": "get a model from its source, checked, as safetensors",
-    "relufy": "make a ReLU model of another one by distilling it into itself",
+    "relufy": "replace a model's activation by ReLU and distil the original model into it",
     "prepare-text": "get a text, split it by document, write its multiple-choice task",
     "prepare-benchmark": "get a benchmark's documents, cut to a seeded subset",
     "gather-benchmarks": "put the documents of all benchmarks into one file",
-    "check-disjoint": "refuse calibration documents among the evaluated ones",
+    "check-disjoint": "check that no calibration document is also evaluated",
     "trace": "importance scores and predictor features of one shard of a text",
-    "trace-on-policy": "scores and features of a model while a predictor's masks act on it",
+    "trace-on-policy": "scores and features of a model under the masks of a predictor",
     "average": "mean score of every unit over the calibration windows",
-    "calibrate-thresholds": "activations below which shares of every layer's neurons lie",
+    "calibrate-thresholds": "quantiles of the absolute activations of every layer's neurons",
     "train-predictor": "train a predictor and report its ranking quality",
     "tune-predictor": "tune a predictor on the sparse model that its masks make",
-    "evaluate": "accuracy and perplexity of conditions of one sparsity",
-    "evaluate-oracle": "accuracy and perplexity with each example's own scores",
-    "latency": "time per token of our decoder, dense and skipping",
+    "evaluate": "accuracy and perplexity of all conditions of one sparsity",
+    "evaluate-oracle": "accuracy and perplexity with the true scores of each example",
+    "latency": "time per token of our decoder, dense and sparse",
     "latency-random": "time per token of a published model's dimensions with random weights",
-    "aggregate": "final tables from every job's measurements",
+    "aggregate": "final tables from the measurements of all jobs",
     "judge-claims": "verdicts on the published claims from the final tables",
-    "check-tables": "refuse final tables with values that cannot be",
+    "check-tables": "check the final tables for impossible values",
     "draw": "draw a model's figures from the final tables",
     "write-page": "write a study's page: its figures, tables and origin in one HTML file",
 }
 COMMANDS = {
     "new": "write a commented configuration with defaults to config/NAME.yaml",
-    "doctor": "what is wrong with this machine and environment, each with its fix",
-    "fetch": "gather a study's models, texts and benchmarks for a machine without internet",
-    "plan": "what a study will take: jobs, hours, disk and memory of every stage",
-    "status": "which jobs of a study are done, run, failed or wait, and when the rest may end",
-    "show": "print a study's final tables",
+    "doctor": "check this machine and environment for problems and suggest fixes",
+    "fetch": "download a study's models, texts and benchmarks for a machine without internet",
+    "plan": "estimate a study's jobs, hours, disk and memory, stage by stage",
+    "status": "show the state of a study's jobs and the estimated time left",
+    "show": "print a study's results",
     "generate": "continue a prompt with a study's model, dense and sparse, with the speed of each",
-    "diff": "which numbers of a study moved beyond noise between two runs",
-    "explain": "by which command a file was made, from which files, by which code, on which device",
+    "diff": "list the numbers of a study that changed more than noise between two runs",
+    "explain": "show the command, inputs, code and device that made a file",
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0, or another with one sentence on standard error."""
+    """Run the command line and return the exit code; an error is one sentence on standard error."""
     tolerant()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -92,10 +92,10 @@ def usage() -> str:
             "",
             "Predictor-based contextual sparsity for large language models.",
             "",
-            "stages, as the rules of the Snakefile call them:",
+            "stages (called by the rules of the Snakefile):",
             *stages,
             "",
-            "before and after a study:",
+            "commands before, during and after a study:",
             *others,
         ]
     )
@@ -104,7 +104,7 @@ def usage() -> str:
 def run_stage(name: str, arguments: Sequence[str]) -> None:
     """Parse a stage's options and run it."""
     stage = import_module(f"shadowcore.stages.{name.replace('-', '_')}").STAGE
-    # after the import above: `--help` of shadowcore stays fast
+    # imported here, so that `shadowcore --help` is fast
     from shadowcore.stages.base import parse_spec, runtime_fields
 
     parser = argparse.ArgumentParser(
@@ -112,9 +112,9 @@ def run_stage(name: str, arguments: Sequence[str]) -> None:
         fromfile_prefix_chars="@",  # @FILE: more arguments, one a line
     )  # fmt: skip
     keys = ", ".join(field.name for field in dataclasses.fields(stage.spec)) or "none"
-    parser.add_argument("--spec", default="{}", metavar="JSON", help=f"what to do; keys: {keys}")
+    parser.add_argument("--spec", default="{}", metavar="JSON", help=f"the specification; keys: {keys}")
     parser.add_argument("--threads", type=int, default=None, metavar="N", help="CPU threads (default: torch's own)")
-    devices_help = "GPUs to have alone, 0 to share one (default: those that CUDA shows, used by others or not)"
+    devices_help = "number of GPUs to reserve, 0 to share one (default: all that CUDA shows, without reserving them)"
     parser.add_argument("--devices", type=int, default=None, metavar="N", help=devices_help)
     for name in runtime_fields(stage.spec):
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, metavar="N", help="no result depends on it")
@@ -154,10 +154,10 @@ def run_stage(name: str, arguments: Sequence[str]) -> None:
 
 
 def keep_freed_memory() -> None:
-    """Have the C library keep what a step of work frees, up to 2 GiB, for the next step.
+    """Let the C library keep up to 2 GiB of freed memory for the next allocation.
 
-    glibc returns it to the system, which hands it out again in pages that it first sets to zero: a tenth of a trace's
-    time on a CPU, a fifth of a training's. Other C libraries have no such switch.
+    Otherwise glibc returns it to the system, which must zero the pages again. That takes 10 % of the time of a trace on
+    a CPU, and 20 % of a training. Other C libraries have no such setting.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
@@ -166,7 +166,7 @@ def keep_freed_memory() -> None:
 
 
 def empty_gpu() -> None:
-    """Give a GPU's memory back: the job that waits for its lock asks at once how much is free."""
+    """Free cached GPU memory before the lock is released, because the next job measures the free memory."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         gc.collect()
@@ -175,7 +175,7 @@ def empty_gpu() -> None:
 
 @contextmanager
 def enough_memory() -> Iterator[None]:
-    """Turn what Python, and torch on either device, raise when memory is short into OutOfMemory."""
+    """Raise OutOfMemory if the block fails because memory runs out."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
@@ -189,7 +189,7 @@ def enough_memory() -> Iterator[None]:
 
 
 def words_of(parser: argparse.ArgumentParser, parsed: argparse.Namespace) -> list[str]:
-    """The words after `shadowcore` that say what was asked, whichever way it was said."""
+    """The words after `shadowcore` that repeat this call, also if its arguments came from a file."""
     words = [parser.prog.split()[-1]]
     for name, value in vars(parsed).items():
         values = value if isinstance(value, (list, tuple)) else [value]
@@ -199,7 +199,7 @@ def words_of(parser: argparse.ArgumentParser, parsed: argparse.Namespace) -> lis
 
 
 def run_command(name: str, arguments: Sequence[str]) -> int:
-    """Parse a command's options and run it; its exit code, 0 unless it says otherwise."""
+    """Parse a command's options, run it, and return its exit code (0 by default)."""
     command = import_module(f"shadowcore.commands.{name}")
     parser = argparse.ArgumentParser(prog=f"shadowcore {name}", description=COMMANDS[name])
     command.options(parser)

@@ -1,7 +1,7 @@
-"""The study's configuration file as a whole: its sections, and what must agree between them.
+"""A study's configuration file: its sections, and checks between sections.
 
-Above all stages: it knows every vocabulary below it. Stages do not know it; they get their own specification,
-so that editing one part of a configuration reruns only what reads that part.
+Stages do not import this module. Each stage gets a specification of its own, so that a change in one part of the
+configuration reruns only stages that read this part.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from shadowcore.stages.conditions import NEEDS_PROMPTS
 
 
 def _offline(value: Any) -> bool | str:
-    """True, false or a folder; `--config offline=true` arrives as text, and `no` or `off` is no folder's name."""
+    """True, false or a folder. `--config offline=true` arrives as text; words such as `no` are refused as folders."""
     text = value.lower() if isinstance(value, str) else None
     if text in ("true", "false"):
         return text == "true"
@@ -45,15 +45,16 @@ Offline = Annotated[bool | str, BeforeValidator(_offline)]
 class Study(Strict):
     """A whole configuration file.
 
-    offline: nothing touches a network; true where every source is local, or the folder `shadowcore fetch` made.
-    run_anyway: on this machine, even if it has no GPU, or not the memory, that some job needs.
-    one_model_at_a_time: in the order of `models`; weights and traces are deleted when no job of the run needs them.
+    offline: use no network; true if every source is local, or the folder that `shadowcore fetch` made.
+    run_anyway: run on this machine even if it lacks a GPU or memory that a job needs.
+    one_model_at_a_time: run models in the order of `models`, and delete their weights and traces when they are no
+    longer needed.
     """
 
     study: Name
     seed: Seed
     offline: Offline = False
-    # neither is a part of the page that the study writes
+    # these two are not shown on the study's page
     run_anyway: Annotated[Switch, Field(exclude=True)] = False
     one_model_at_a_time: Annotated[Switch, Field(exclude=True)] = False
     models: Annotated[dict[Name, Model], Field(min_length=1)]
@@ -69,17 +70,17 @@ class Study(Strict):
 
     @model_validator(mode="after")
     def names_exist(self) -> Study:
-        """Names that refer to another part of the file must be there."""
+        """Names that refer to another part of the file must exist there."""
         for where, names, known in (
             ("calibration", self.calibration, self.texts),
             *(
-                (f"models.{name}.source.relufied.{key}", [getattr(one.relufied, key)], known)
-                for name, one in self.models.items() if one.relufied
+                (f"models.{name}.source.relufied.{key}", [getattr(model.relufied, key)], known)
+                for name, model in self.models.items() if model.relufied
                 for key, known in (("teacher", self.models), ("text", self.texts))
             ),
             ("evaluation.texts", self.evaluation.texts, self.texts),
-            *((f"predictors.{name}", [one.parent] if one.parent else [], self.predictors)
-              for name, one in self.predictors.items()),
+            *((f"predictors.{name}", [predictor.parent] if predictor.parent else [], self.predictors)
+              for name, predictor in self.predictors.items()),
             ("latency.predictor", [self.latency.predictor] if self.latency else [], self.predictors),
             *((f"conditions[{i}].predictors", g.predictors, self.predictors) for i, g in enumerate(self.conditions)),
             *((f"conditions[{i}].models", g.models, self.models) for i, g in enumerate(self.conditions)),
@@ -93,7 +94,7 @@ class Study(Strict):
 
     @model_validator(mode="after")
     def predictors_can_be_made(self) -> Study:
-        """A predictor must not begin with itself, and one that is used needs the section that says how it is made."""
+        """A predictor must not begin with itself, and a used predictor needs the section `tuning` or `on_policy`."""
         for name in self.predictors:
             seen = [name]
             while parent := self.predictors[seen[-1]].parent:
@@ -101,58 +102,62 @@ class Study(Strict):
                     raise ValueError(f"predictors.{name}: begins with itself ({' from '.join([*seen, parent])})")
                 seen.append(parent)
         for name in dict.fromkeys(name for used in self.used_predictors for name in self.chain(used)):
-            one = self.predictors[name]
-            if one.parent and not (self.tuning if one.tuned_from else self.traces.on_policy):
-                raise ValueError(f"predictors.{name}: needs `{'tuning' if one.tuned_from else 'traces.on_policy'}`")
+            predictor = self.predictors[name]
+            if predictor.parent and not (self.tuning if predictor.tuned_from else self.traces.on_policy):
+                section = "tuning" if predictor.tuned_from else "traces.on_policy"
+                raise ValueError(f"predictors.{name}: needs the section `{section}`, which is missing")
         return self
 
     @model_validator(mode="after")
     def teachers_are_made_first(self) -> Study:
-        """A relufied model must lead back to one that is fetched, and its teacher must write enough for a step."""
-        for name, one in self.models.items():
-            where, taught = f"models.{name}.source.relufied", [name]
-            while (recipe := self.models[taught[-1]].relufied) and taught[-1] not in taught[:-1]:
-                taught.append(recipe.teacher)
+        """The teachers of a relufied model must begin with a fetched model and write enough tokens for a step."""
+        for name, model in self.models.items():
+            where, chain = f"models.{name}.source.relufied", [name]
+            while (recipe := self.models[chain[-1]].relufied) and chain[-1] not in chain[:-1]:
+                chain.append(recipe.teacher)
             if recipe:
-                raise ValueError(f"{where}.teacher: {' <- '.join(taught)} is a circle; a teacher must not depend on it")
-            if one.relufied:
-                one.relufied.require_tokens(self.traces.window_tokens, where)
+                raise ValueError(
+                    f"{where}.teacher: {' <- '.join(chain)} is a circle; a teacher must not depend on its student"
+                )
+            if model.relufied:
+                model.relufied.require_tokens(self.traces.window_tokens, where)
         return self
 
     @model_validator(mode="after")
     def grids_are_whole(self) -> Study:
-        """A grid must name what its methods need, and what they can do."""
+        """A grid must have the keys that its methods need, and only values that they support."""
         for i, grid in enumerate(self.conditions):
             trained = [name for name in grid.methods if SPARSE[name].trained]
             if trained and not grid.predictors:
-                raise ValueError(f"conditions[{i}]: {sorted(trained)} need `predictors`, names of entries there")
+                raise ValueError(f"conditions[{i}]: {sorted(trained)} need `predictors`, a list of names")
             if not grid.criteria and (scored := [name for name in grid.methods if SPARSE[name].scores]):
-                raise ValueError(f"conditions[{i}]: {sorted(scored)} need `criteria`")
+                raise ValueError(f"conditions[{i}]: {sorted(scored)} need `criteria`, a list of names")
             several = [name for name in trained if self._several_groups(name, grid.predictors)]
             if several and set(grid.policies) & WHOLE_MODEL_POLICIES:
                 raise ValueError(
-                    f"conditions[{i}]: {several[0]} decides layer by layer, policy "
-                    f"{sorted(set(grid.policies) & WHOLE_MODEL_POLICIES)} needs every layer's scores first"
+                    f"conditions[{i}]: {several[0]} chooses units layer by layer, but policy "
+                    f"{sorted(set(grid.policies) & WHOLE_MODEL_POLICIES)} needs the scores of all layers first; use "
+                    "per_layer"
                 )
-            rolling = {name for name, one in BENCHMARKS.items() if one.rolling}
+            rolling = {name for name, benchmark in BENCHMARKS.items() if benchmark.rolling}
             if NEEDS_PROMPTS in grid.protocols and set(self.evaluation.tasks) <= rolling:
                 raise ValueError(
-                    f"conditions[{i}]: protocol prompt needs a task whose documents have prompts; "
-                    "evaluation.tasks could have second_half"
+                    f"conditions[{i}]: protocol prompt needs a task whose documents have prompts, such as second_half; "
+                    "add one to evaluation.tasks"
                 )
         return self
 
     def _several_groups(self, design: str, predictors: list[str]) -> bool:
-        """Whether a predictor of this design scores some layers later than others."""
+        """Whether a predictor of this design scores its layers in several steps."""
         counts = {self.recipe_of(name).segments for name in predictors}
         return any(len(groups_of(design, count + 2, count)) > 1 for count in counts)
 
     @model_validator(mode="after")
     def texts_and_traces_suffice(self) -> Study:
-        """Texts and traces must hold what is evaluated and trained on."""
+        """Texts and traces must have everything that evaluation and training need."""
         for name in self.evaluation.texts if "true_continuation" in self.evaluation.tasks else ():
             if self.texts[name].true_continuation is None:
-                raise ValueError(f"texts.{name}: true_continuation is missing, which evaluation.tasks asks for")
+                raise ValueError(f"texts.{name}: true_continuation is missing, which evaluation.tasks needs")
         tokens = self.traces.windows * self.traces.tokens_per_window
         for name in sorted({self.chain(name)[0] for name in self.used_predictors}):
             if (batch := self.predictors[name].batch) > tokens:
@@ -165,16 +170,16 @@ class Study(Strict):
             raise ValueError(f"conditions: criteria {unfit} have no token form, which predictors and oracle need")
         missing = sorted(self.used_criteria - set(self.traces.criteria))
         if missing:
-            raise ValueError(f"traces.criteria: {missing} are used by conditions or latency but not traced")
+            raise ValueError(f"traces.criteria: {missing} are missing, but conditions or latency use them")
         return self
 
     @model_validator(mode="after")
     def reachable(self) -> Study:
-        """Offline, every source must be local, or have been fetched."""
+        """With `offline: true`, every source must be local or fetched."""
         from_hub = [name for name in self.evaluation.tasks if name in BENCHMARKS and not self.evaluation.offline_dir]
         remote = [
-            *(f"models.{name}" for name, one in self.models.items() if needs_network(one.source)),
-            *(f"texts.{name}" for name, one in self.texts.items() if needs_network(one.source)),
+            *(f"models.{name}" for name, model in self.models.items() if needs_network(model.source)),
+            *(f"texts.{name}" for name, text in self.texts.items() if needs_network(text.source)),
             *(f"evaluation.tasks: {name}" for name in from_hub),
         ]
         if self.offline is True and remote:
@@ -185,21 +190,21 @@ class Study(Strict):
         return self
 
     def fetched(self, folder: str) -> Study:
-        """This study with every source in the folder that `shadowcore fetch` made of it."""
+        """This study with all sources in the folder that `shadowcore fetch` made."""
 
         def local(place: str) -> dict[str, Any]:
             return {"source": {"folder": {"path": f"{folder}/{place}"}}}
 
         models = {
-            name: one if made_here(one.source) else one.model_copy(update=local(f"models/{name}"))
-            for name, one in self.models.items()
+            name: model if made_here(model.source) else model.model_copy(update=local(f"models/{name}"))
+            for name, model in self.models.items()
         }
-        texts = {name: one.model_copy(update=local(f"texts/{name}")) for name, one in self.texts.items()}
+        texts = {name: text.model_copy(update=local(f"texts/{name}")) for name, text in self.texts.items()}
         evaluation = self.evaluation.model_copy(update={"offline_dir": f"{folder}/benchmarks"})
         return self.model_copy(update={"models": models, "texts": texts, "evaluation": evaluation})
 
     def conditions_on(self, model: str, data: str) -> Iterator[Condition]:
-        """Every condition of a model that is measured on a text: dense, and what the grids name."""
+        """All conditions of a model on a text: dense, and the combinations of the grids."""
         dense = Condition(model=model, data=data, method="dense", seed=self.seed)
         yield dense
         for grid in self.conditions:
@@ -209,7 +214,7 @@ class Study(Strict):
                 grid.methods, grid.policies, grid.protocols, grid.units, grid.sparsities_pct
             ):
                 method = SPARSE[name]
-                one = replace(
+                condition = replace(
                     dense, method=name, policy=policy if method.has_policy else None, protocol=protocol, units=units,
                     sparsity_pct=pct,
                 )  # fmt: skip
@@ -219,47 +224,49 @@ class Study(Strict):
                     self.calibration if method.reads else [None],
                     grid.seeds if method.trained and grid.seeds else [self.seed],
                 ):
-                    yield replace(one, criterion=criterion, predictor=predictor, calibration=calibration, seed=seed)
+                    yield replace(
+                        condition, criterion=criterion, predictor=predictor, calibration=calibration, seed=seed
+                    )
 
     def chain(self, predictor: str) -> list[str]:
-        """The predictors that training one takes, in their order: first the one that learns from the dense model."""
+        """A predictor and all predictors that it begins with, the one trained on the dense model first."""
         parent = self.predictors[predictor].parent
         return [*(self.chain(parent) if parent else []), predictor]
 
     def recipe_of(self, predictor: str) -> PredictorConfig:
-        """Sizes and recipe of a predictor: those of the first of its chain."""
+        """Sizes and recipe of a predictor, which are those of the first predictor of its chain."""
         return self.predictors[self.chain(predictor)[0]]
 
     @property
     def used_predictors(self) -> list[str]:
-        """Predictors that conditions or the latency name."""
+        """Predictors that conditions or the section `latency` use."""
         grids = [grid for grid in self.conditions if any(SPARSE[name].trained for name in grid.methods)]
         names = [name for grid in grids for name in grid.predictors]
         return [*names, *([self.latency.predictor] if self.latency else [])]
 
     @property
     def timed_dimensions(self) -> dict[tuple[str, str], dict[str, Any]]:
-        """What is timed with random weights: by published model and lengths, "4x128+32"."""
+        """Specifications of the timings with random weights, by published model and lengths such as "4x128+32"."""
         plan = self.latency_random
         every = {model: plan.timed(model) for model in plan.models} if plan else {}
         return {(model, lengths): spec for model, specs in every.items() for lengths, spec in specs.items()}
 
     @property
     def used_criteria(self) -> set[str]:
-        """Criteria of all conditions and of the latency."""
+        """Criteria that conditions or the section `latency` use."""
         used = {name for grid in self.conditions for name in grid.criteria}
         return used | ({self.latency.criterion} if self.latency else set())
 
     @property
     def token_criteria(self) -> tuple[str, ...]:
-        """Criteria that a trained predictor or the oracle scores tokens by."""
+        """Criteria by which trained predictors or the oracle score single tokens."""
         grids = [grid for grid in self.conditions if any(SPARSE[name].scores == "token" for name in grid.methods)]
         used = {name for grid in grids for name in grid.criteria}
         return tuple(sorted(used | ({self.latency.criterion} if self.latency else set())))
 
 
 def parse_study(data: Any, where: str) -> Study:
-    """The study in a configuration mapping; ConfigError names the first key that is wrong."""
+    """Check the mapping of a configuration; ConfigError names the first key that is wrong."""
     try:
         study = Study.model_validate(data)
     except ValidationError as error:
@@ -268,5 +275,5 @@ def parse_study(data: Any, where: str) -> Study:
 
 
 def load_study(path: Path) -> Study:
-    """The study in a YAML file."""
+    """Read and check a configuration file."""
     return parse_study(read_yaml(path), str(path))

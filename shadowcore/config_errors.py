@@ -1,4 +1,4 @@
-"""Sentences about what is wrong in a configuration: the key, what was found there, what is allowed."""
+"""Messages about mistakes in a configuration: the key, what was found, what is allowed."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pydantic import BaseModel, ValidationError
 
 from shadowcore.errors import near_miss
 
-LONGEST = 60  # letters of a value that a sentence repeats
-# by pydantic's type of error; braces are its context
+LONGEST = 60  # characters of a value that a message shows
+# messages by pydantic's type of error; values in braces come from the error's context
 PLAIN = {
     "missing": "missing; this key is required",
     "int_type": "must be a whole number",
@@ -23,19 +23,19 @@ PLAIN = {
     "list_type": "must be a list, such as [a, b]",
     "dict_type": "must be a mapping, `key: value`",
     "model_type": "must be a mapping, `key: value`",
-    "too_short": "must have {min_length} or more entries, and has {actual_length}",
+    "too_short": "must have {min_length} or more entries (found {actual_length})",
     "greater_than_equal": "must be {ge} or more",
     "greater_than": "must be greater than {gt}",
     "less_than_equal": "must be {le} or less",
     "less_than": "must be less than {lt}",
     "literal_error": "must be {expected}",
     "invalid_key": "a key must be text; put it in quotes",
-    "recursion_loop": "must not hold itself",
+    "recursion_loop": "must not contain itself",
 }
 
 
 class Within(ValueError):
-    """A mistake in a part of a value; `key` is the path of that part below the value."""
+    """A mistake in a part of a value; `key` is the path to this part."""
 
     def __init__(self, key: str, sentence: str):
         super().__init__(sentence)
@@ -43,15 +43,15 @@ class Within(ValueError):
 
 
 def sentence(error: ValidationError, root: type[BaseModel]) -> str:
-    """The first mistake that pydantic found in a `root`, on one line."""
+    """The message, on one line, about the first mistake that pydantic found. root: the model that was validated."""
     mistakes = error.errors()
     first = mistakes[0]
-    around = [one for one in mistakes if one["loc"][:-1] == first["loc"][:-1]]
-    if first["type"] == "missing":  # a misspelt key is unknown as well: that mistake says what was typed
-        first = next((one for one in around if one["type"] == "extra_forbidden"), first)
+    siblings = [mistake for mistake in mistakes if mistake["loc"][:-1] == first["loc"][:-1]]
+    if first["type"] == "missing":  # a misspelt key is also an unknown one, and that mistake has what was typed
+        first = next((mistake for mistake in siblings if mistake["type"] == "extra_forbidden"), first)
     if first["type"] == "extra_forbidden":
         *parents, key = first["loc"]
-        missing = [one["loc"][-1] for one in around if one["type"] == "missing"]
+        missing = [mistake["loc"][-1] for mistake in siblings if mistake["type"] == "missing"]
         words, place = _unknown(str(key), missing, _fields_at(root, parents)), _path(parents)
     else:
         words, place = _words(first), _path(first["loc"])
@@ -82,7 +82,7 @@ def _words(mistake: dict[str, Any]) -> str:
 
 
 def _path(location: Sequence[str | int]) -> str:
-    """A place as one would write it, "conditions[0].methods"; a mapping's key stands for its place."""
+    """A location in the configuration as text, such as "conditions[0].methods"."""
     if location and location[-1] == "[key]":
         location = location[:-2]
     written = [part for part in location if not _is_tag(part)]
@@ -91,23 +91,23 @@ def _path(location: Sequence[str | int]) -> str:
 
 
 def _is_tag(part: str | int) -> bool:
-    """Whether a part of a place is no key, but says which of several models a mapping was read as: "<Model>"."""
+    """Whether a part of a location is not a key but the model by which a mapping was validated, such as "<Model>"."""
     return isinstance(part, str) and part.startswith("<")
 
 
 def _fields_at(root: type[BaseModel], location: Sequence[str | int]) -> list[str]:
-    """Keys that a place in the configuration may have."""
+    """The keys that are allowed at a location in the configuration."""
     models = [root]
     for part in location:
         if _is_tag(part):
-            models = [one for one in models if one.__name__ == part[1:-1]]
+            models = [model for model in models if model.__name__ == part[1:-1]]
         elif part in models[0].model_fields:
             models = _models(models[0].model_fields[part].annotation) or models
     return list(models[0].model_fields)
 
 
 def _models(annotation: Any) -> list[type[BaseModel]]:
-    """The models among the parts of a type."""
+    """The pydantic models in a type annotation."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [model for part in get_args(annotation) for model in _models(part)]

@@ -1,4 +1,4 @@
-"""Reading a configuration file: YAML in which every key is given once, and errors that name file and line."""
+"""Read a configuration file: YAML without repeated keys. Errors name file and line."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from shadowcore.errors import ConfigError
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file; ConfigError, in one sentence with the line, for anything else."""
+    """The mapping in a YAML file; ConfigError with the line if it is anything else."""
     try:
         text = Path(path).read_text(encoding="utf-8")
     except OSError as error:
@@ -28,7 +28,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: the file is empty; a study needs keys such as `study` and `models`")
     if not isinstance(data, dict):
         raise ConfigError(
-            f"{path}: the file holds a {type(data).__name__}; a study is a mapping of keys such as `study: mine`"
+            f"{path}: the file contains a {type(data).__name__}; a study is a mapping of keys such as `study: mine`"
         )
     return data
 
@@ -46,7 +46,7 @@ def _parse(text: str, path: Path) -> Any:
 
 
 def _refuse_repeated_keys(root: yaml.Node, path: Path) -> None:
-    """Raise ConfigError for a key that a mapping has twice: YAML readers keep the last one without a word."""
+    """Raise ConfigError for a key that a mapping has twice, because YAML readers silently keep the last one."""
     waiting, seen = [root], set()
     while waiting:
         node = waiting.pop()

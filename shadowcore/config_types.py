@@ -1,4 +1,4 @@
-"""What the fields of a configuration are made of: strict models, names, numbers, lists, words of a vocabulary."""
+"""Types of the fields of a configuration: strict models, names, numbers, lists, choices."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from shadowcore.errors import near_miss
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.]*(-[A-Za-z0-9_.]+)*")
-EXPONENT = re.compile(r"[+-]?\d+\.?\d*[eE][+-]?\d+")  # 3e-3, which YAML 1.1 reads as text: it wants 3.0e-3
+EXPONENT = re.compile(r"[+-]?\d+\.?\d*[eE][+-]?\d+")  # YAML 1.1 reads 3e-3 as text and 3.0e-3 as a number
 
 
 def _name(value: str) -> str:
@@ -33,7 +33,7 @@ def _number(value: Any) -> Any:
 
 
 def _switch(value: Any) -> bool:
-    """`--config NAME=true` arrives as text."""
+    """True or false, also as text, because `--config NAME=true` arrives as text."""
     if isinstance(value, str) and value.lower() in ("true", "false"):
         return value.lower() == "true"
     if not isinstance(value, bool):
@@ -59,18 +59,18 @@ Switch = Annotated[bool, BeforeValidator(_switch)]
 
 
 class Strict(BaseModel):
-    """No unknown keys, no silent conversions."""
+    """A pydantic model without unknown keys and without silent conversions."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
 def list_of(item: Any, least: int = 0) -> Any:
-    """A list type without duplicates, of `least` entries or more."""
+    """The type of a list without duplicates, with at least `least` entries."""
     return Annotated[list[item], Field(min_length=least), AfterValidator(_distinct)]
 
 
 def among(choices) -> Any:
-    """A string type that must be one of `choices`; the error names the near miss."""
+    """The type of a string that must be one of `choices`; the error names the closest one."""
 
     def check(value: Any) -> str:
         if not isinstance(value, str) or value not in choices:

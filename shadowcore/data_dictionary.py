@@ -1,4 +1,4 @@
-"""The data dictionary: every final table's columns as Markdown, from the schemas."""
+"""Write the data dictionary: the columns of every final table as Markdown, from the schemas."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Which GPUs a job has, on a machine where several jobs run and nobody hands devices out.
+"""Reserve GPUs for a job on a machine where several jobs run and no scheduler assigns devices.
 
-Snakemake counts GPUs but assigns none: without this, two jobs would both take the first. A job locks the devices it
-uses, by their UUIDs; the system lets go of a lock when its process ends, however it ends. Under a cluster manager
-that shows a job its own devices only, nobody else wants them.
+Snakemake counts GPUs but assigns none, so two jobs would both use the first. Therefore a job locks the devices that it
+uses, by their UUIDs. The system releases a lock when the process ends, also after a crash. Under a cluster manager a
+job sees its own devices only, so it gets all locks at once.
 """
 
 from __future__ import annotations
@@ -16,83 +16,86 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-LOCKS = Path("/tmp")  # of the machine, not of the user or of the job
+LOCKS = Path("/tmp")  # shared by all users and jobs of the machine
 VISIBLE = "CUDA_VISIBLE_DEVICES"
-PAUSE = 0.2  # seconds between two looks at the devices
+PAUSE = 0.2  # seconds between two attempts to lock devices
 
 
 def devices() -> list[str]:
-    """UUIDs of the NVIDIA GPUs that this process may use; empty without a driver that tells."""
-    asked = os.environ.get(VISIBLE)
-    named = asked.split(",") if asked else []
+    """UUIDs of the NVIDIA GPUs that this process may use; empty without a driver."""
+    visible = os.environ.get(VISIBLE)
+    named = visible.split(",") if visible else []
     if named and not any(name.isdigit() for name in named):
         return named
     try:
-        said = subprocess.run(
+        answer = subprocess.run(
             ["nvidia-smi", "--query-gpu=uuid", "--format=csv,noheader"],
             capture_output=True, encoding="utf-8", errors="replace",
         )  # fmt: skip
     except FileNotFoundError:
         return []
-    found = said.stdout.split() if said.returncode == 0 else []
-    if asked is None:
-        return found
-    return [found[int(name)] for name in named if name.isdigit() and int(name) < len(found)]
+    every = answer.stdout.split() if answer.returncode == 0 else []
+    if visible is None:
+        return every
+    return [every[int(name)] for name in named if name.isdigit() and int(name) < len(every)]
 
 
 @contextmanager
 def reserved(count: int) -> Iterator[list[str]]:
-    """Keep `count` devices for this process alone, the only ones it then sees; waits until so many are free.
+    """Wait for `count` free devices, and hide all others from this process while the block runs; yields their UUIDs.
 
-    A machine with fewer gives all it has, one without any nothing. With 0, the process shares one device with others
+    On a machine with fewer devices the job gets all of them. With 0, the process shares one device with other processes
     that reserve none.
     """
-    known = devices()
-    count = min(count, len(known))
-    if not known:
+    every = devices()
+    count = min(count, len(every))
+    if not every:
         yield []
         return
     before = os.environ.get(VISIBLE)
     with ExitStack() as held:
-        # who waits holds the turn: jobs that come later wait behind it, and cannot take what it waits for
-        with ExitStack() as turn:
-            _lock(turn, "turn", fcntl.LOCK_EX)
-            found = _taken(held, known, count)
-        os.environ[VISIBLE] = ",".join(found)
+        # the waiting job holds this lock, so that a later job cannot take the devices that it waits for
+        with ExitStack() as queue:
+            _lock(queue, "turn", fcntl.LOCK_EX)
+            locked = _lock_devices(held, every, count)
+        os.environ[VISIBLE] = ",".join(locked)
         try:
-            yield found
+            yield locked
         finally:
             os.environ.pop(VISIBLE)
             if before is not None:
                 os.environ[VISIBLE] = before
 
 
-def _taken(held: ExitStack, known: list[str], count: int) -> list[str]:
-    """Devices locked until `held` closes. Sharers begin with the first, others with the last: they meet late."""
-    how, order = (fcntl.LOCK_EX, known[::-1]) if count else (fcntl.LOCK_SH, known)
-    found: list[str] = []
-    said = False
+def _lock_devices(held: ExitStack, every: list[str], count: int) -> list[str]:
+    """Wait for devices and lock them until `held` closes; for `count` 0 one device, shared.
+
+    Shared devices are taken from the front and exclusive ones from the back, so that both rarely want the same one.
+    """
+    operation, order = (fcntl.LOCK_EX, every[::-1]) if count else (fcntl.LOCK_SH, every)
+    locked: list[str] = []
+    waiting = False
     while True:
         for name in order:
-            if name not in found and _lock(held, name, how | fcntl.LOCK_NB):
-                found.append(name)
-            if len(found) == max(count, 1):
-                return sorted(found, key=known.index)
-        if not said:
-            print(f"[devices] waiting: all {len(known)} GPUs are in use", file=sys.stderr, flush=True)
-            said = True
+            if name not in locked and _lock(held, name, operation | fcntl.LOCK_NB):
+                locked.append(name)
+            if len(locked) == max(count, 1):
+                return sorted(locked, key=every.index)
+        if not waiting:
+            print(f"[devices] waiting: all {len(every)} GPUs are in use", file=sys.stderr, flush=True)
+            waiting = True
         time.sleep(PAUSE)
 
 
-def _lock(held: ExitStack, name: str, how: int) -> bool:
-    """Lock a file of this name until `held` closes; False if it is taken and `how` does not wait."""
+def _lock(held: ExitStack, name: str, operation: int) -> bool:
+    """Lock a file of this name until `held` closes; False if another process has it and `operation` does not wait."""
     path = LOCKS / f"shadowcore-{name.replace('/', '-')}.lock"
     try:
-        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)  # another user's file, too
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)  # read-only, because another user may own the file
     except FileNotFoundError:
-        handle = _made(path)
+        handle = _new_lock_file(path)
     try:
-        fcntl.flock(handle, how)
+        fcntl.flock(handle, operation)
     except BlockingIOError:
         os.close(handle)
         return False
@@ -100,11 +103,11 @@ def _lock(held: ExitStack, name: str, how: int) -> bool:
     return True
 
 
-def _made(path: Path) -> int:
-    """An open new lock file that every user can open, whatever this one's umask."""
+def _new_lock_file(path: Path) -> int:
+    """Create and open a lock file that every user can open, whatever the umask."""
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CREAT | os.O_EXCL, 0o644)
-    except FileExistsError:  # made by another job meanwhile
+    except FileExistsError:  # another job has made it meanwhile
         return os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
     os.fchmod(handle, 0o644)
     return handle

@@ -1,4 +1,4 @@
-"""The errors a user can cause, each one clear sentence: where, what was found, what would fit."""
+"""Errors that a user can cause. Each message is one sentence: where the mistake is, what was found, what is allowed."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ class ShadowcoreError(Exception):
 
 
 class ConfigError(ShadowcoreError):
-    """A study, a stage specification or a command line asks for something that does not exist."""
+    """A configuration, a specification or a command line is wrong."""
 
 
 class SourceError(ShadowcoreError):
-    """A model or a text is not where its source says, or not what its checksum says."""
+    """A model or a text is not available, damaged, or has another checksum."""
 
 
 class ArtifactError(ShadowcoreError):
-    """A file between two stages is missing, damaged, or written by another schema."""
+    """A file between two stages is missing, damaged, or has another schema."""
 
 
 class OutOfMemory(ShadowcoreError):
-    """A job needs more memory than it has. Trying again helps: Snakemake's next attempt halves the batch."""
+    """A job needs more memory than there is. Snakemake may try again, with half the batch."""
 
     code = 3
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Whether an exception is what Python, or torch on either device, raises when memory is short."""
+    """Whether Python, or torch on a CPU or GPU, raised an exception because memory ran out."""
     named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     return named or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error).partition("\n")[0])
 
 
 def near_miss(name: str, choices: Iterable[str]) -> str:
-    """What would fit in place of `name`: the closest choice first when there is one.
+    """The end of a message about an unknown name: the closest choice, if one is close, and all choices.
 
     >>> near_miss("plainct", ["plainact", "l2_norm"])
     "did you mean 'plainact'? Known: l2_norm, plainact"
@@ -48,7 +48,7 @@ def near_miss(name: str, choices: Iterable[str]) -> str:
 
 
 def one_of(name: str, choices: Iterable[str], where: str, error: type[ShadowcoreError] = ConfigError) -> str:
-    """Return `name` if it is among `choices`, else raise `error` naming `where` and the near miss."""
+    """Return `name` if it is among `choices`, else raise `error` with `where`, the closest choice and all choices."""
     choices = list(choices)
     if name not in choices:
         raise error(f"{where}: unknown '{name}'; {near_miss(str(name), choices)}")

@@ -1,12 +1,12 @@
-"""Everything a study downloads, gathered into one folder for machines without internet.
+"""Download all models, texts and benchmarks of a study into one folder, for machines without internet.
 
     models/<name>/                    config.json, safetensors, tokenizer, and a README with the licence
     texts/<name>/documents.parquet    title and text of every document
-    benchmarks/<task>/<split>.parquet the columns its prompts read
-    SOURCES.json                      what each part is: source, licence, origin
-    SHA256SUMS                        of every file; `sha256sum -c SHA256SUMS` checks a copy
+    benchmarks/<task>/<split>.parquet the columns that the task's prompts read
+    SOURCES.json                      source, licence and origin of each part
+    SHA256SUMS                        checksums of all files; `sha256sum -c SHA256SUMS` checks a copy
 
-The study then runs from it with `offline: <the folder>` in its configuration, and gives the same results.
+With `offline: <the folder>` in its configuration, the study runs from this folder with the same results.
 """
 
 from __future__ import annotations
@@ -38,23 +38,23 @@ DOCUMENTS = "documents.parquet"
 
 
 def fetch(study: Study, folder: Path) -> None:
-    """Gather what `study` downloads into `folder`; a part that is there from the same source is kept.
+    """Download the parts of `study` into `folder`; a part that is already there from the same source is kept.
 
-    Raises SourceError or ConfigError if a source does not fit.
+    Raises SourceError or ConfigError if a source is wrong or not available.
     """
     if study.offline:
-        raise ConfigError("offline: it is set, so that nothing is downloaded; remove the key to fetch the study")
+        raise ConfigError("offline: it is set, so nothing may be downloaded; remove the key to fetch the study")
     folder = Path(folder)
-    if file := next((one for one in (folder, *folder.parents) if one.exists() and not one.is_dir()), None):
-        raise ConfigError(f"--to: '{file}' is not a folder; name a folder, which need not exist yet")
+    if file := next((path for path in (folder, *folder.parents) if path.exists() and not path.is_dir()), None):
+        raise ConfigError(f"--to: '{file}' is a file; it must be a folder, which need not exist yet")
     parts = _parts(study)
     known = _read(folder / SOURCES)
     progress = Progress(f"fetch {study.study}")
-    for done, (name, (source, put)) in enumerate(parts.items(), 1):
+    for done, (name, (source, download)) in enumerate(parts.items(), 1):
         place = folder / name
         if known.get(name, {}).get("source") != source or not place.exists():
             place.parent.mkdir(parents=True, exist_ok=True)
-            known[name] = {"source": source} | put(place)
+            known[name] = {"source": source} | download(place)
             _write(folder / SOURCES, json.dumps(known, indent=1, sort_keys=True) + "\n")
         progress.say(f"{name}: {known[name]['origin']}, licence {known[name]['licence'] or 'not named'}")
         progress(done, len(parts))
@@ -62,45 +62,45 @@ def fetch(study: Study, folder: Path) -> None:
     _write(folder / SUMS, "".join(f"{file_sha256(path)}  {path.relative_to(folder)}\n" for path in files))
 
 
-Put = Callable[[Path], dict[str, Any]]  # writes a part to its path; returns its licence and origin
+Download = Callable[[Path], dict[str, Any]]  # writes a part to its path; returns its licence and origin
 
 
-def _parts(study: Study) -> dict[str, tuple[dict[str, Any], Put]]:
-    """Every part: its path in the folder, its source as the configuration has it, and what writes it."""
-    parts: dict[str, tuple[dict[str, Any], Put]] = {}
+def _parts(study: Study) -> dict[str, tuple[dict[str, Any], Download]]:
+    """All parts by their paths in the folder: source in the configuration, and the function that downloads it."""
+    parts: dict[str, tuple[dict[str, Any], Download]] = {}
     for name, model in study.models.items():
         kind, fields = next(iter(model.source.items()))
         if not made_here(model.source):
             source = parse_spec(model_sources.MODEL_SOURCES[kind], fields)
             parts[f"models/{name}"] = (model.source, partial(_model, source))
-    for name, one in study.texts.items():
-        kind, fields = next(iter(one.source.items()))
+    for name, text in study.texts.items():
+        kind, fields = next(iter(text.source.items()))
         source = parse_spec(text_sources.TEXT_SOURCES[kind], fields)
-        parts[f"texts/{name}/{DOCUMENTS}"] = (one.source, partial(_text, source))
+        parts[f"texts/{name}/{DOCUMENTS}"] = (text.source, partial(_text, source))
     for name in (task for task in study.evaluation.tasks if task in BENCHMARKS):
-        one, offline_dir = BENCHMARKS[name], study.evaluation.offline_dir
-        splits = {one.split, one.train} if max(study.evaluation.fewshot) and not one.rolling else {one.split}
+        task, offline_dir = BENCHMARKS[name], study.evaluation.offline_dir
+        splits = {task.split, task.train} if max(study.evaluation.fewshot) and not task.rolling else {task.split}
         for split in sorted(filter(None, splits)):
-            source = {"folder": offline_dir} if offline_dir else {"hub": list(one.hub)}
+            source = {"folder": offline_dir} if offline_dir else {"hub": list(task.hub)}
             parts[f"benchmarks/{name}/{split}.parquet"] = (source, partial(_benchmark, name, split, offline_dir))
     return parts
 
 
 def _model(source: model_sources.ModelSource, place: Path) -> dict[str, Any]:
-    """A model as plain files: what the hub's cache has is linked, or copied where a link cannot be."""
+    """Download a model as plain files: hard links to the hub's cache, or copies where links are not possible."""
     linked = place.with_name(f".{place.name}.links")
     card = model_sources.fetch(source, linked)
     partial = place.with_name(f".{place.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
-    for path in linked.glob("[!.]*"):  # the hidden record of hashes is of this folder alone
+    for path in linked.glob("[!.]*"):  # without the hidden record of hashes, which is only valid in that folder
         try:
             os.link(path.resolve(), partial / path.name)
         except OSError:
             shutil.copyfile(path, partial / path.name)
     licence = card["licence"]
-    about = f"---\nlicense: {licence}\n---\n" if licence else ""
-    (partial / "README.md").write_text(f"{about}{card['origin']}\n", encoding="utf-8")
+    metadata = f"---\nlicense: {licence}\n---\n" if licence else ""
+    (partial / "README.md").write_text(f"{metadata}{card['origin']}\n", encoding="utf-8")
     shutil.rmtree(linked)
     shutil.rmtree(place, ignore_errors=True)
     partial.rename(place)
@@ -109,7 +109,7 @@ def _model(source: model_sources.ModelSource, place: Path) -> dict[str, Any]:
 
 def _text(source: text_sources.TextSource, place: Path) -> dict[str, Any]:
     documents, card = text_sources.fetch(source)
-    _table(place, [{"title": one.title, "text": one.text} for one in documents])
+    _table(place, [{"title": document.title, "text": document.text} for document in documents])
     return {"licence": card["licence"], "origin": card["origin"]}
 
 

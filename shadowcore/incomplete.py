@@ -1,8 +1,8 @@
-"""Tables and page of a study of which some jobs failed: made of what there is, and saying what is missing and why.
+"""Make tables and page of a study in which some jobs failed, from the results of the others.
 
-Snakemake runs a job only when all of its inputs are there, so it makes no table of a study that lost one condition.
-Its `onerror:` calls `report`, which runs the last stages over the files that exist. The header of each file that they
-write names what is missing, and `states.done` takes no such file for a finished one.
+Snakemake runs a job only when all its inputs exist, so it makes no tables if one job failed. Its `onerror:` calls
+`report`, which runs the last stages on the existing files. The header of each output names the missing results with
+reasons, and `states.done` does not count it as finished.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from shadowcore.stages.base import Missing, to_json
 from shadowcore.states import REPORT, outputs
 
 NOT_RUN = "not run, because a job before it did not succeed"
-NO_LOG = "it left no log; what Snakemake printed about it says more"
+NO_LOG = "it left no log; see the output of Snakemake"
 
 
 @dataclass
 class Ended:
-    """How a run of Snakemake ended: the jobs that failed, and all jobs that it should have done and did not.
+    """The end of a run of Snakemake: the jobs that failed, and all jobs that did not finish.
 
     A job is named by its place, such as "evaluate/tiny/words/dense/0" (`Work.place`).
     """
@@ -46,15 +46,16 @@ class Ended:
     missing: list[Missing] = field(init=False)
 
     def __post_init__(self):
-        self.works = {work.place: work for work in plan.work(self.jobs) if work.place in set(self.unfinished)}
+        unfinished = set(self.unfinished)
+        self.work = {work.place: work for work in plan.work(self.jobs) if work.place in unfinished}
         self.missing = [Missing(place, sentence(log_of(self.jobs, place))) for place in sorted(self.failed)]
-        others = [work for place, work in self.works.items() if place not in self.failed and work.rule not in REPORT]
+        others = [work for place, work in self.work.items() if place not in self.failed and work.rule not in REPORT]
         for rule, count in Counter(work.rule for work in others).items():
             self.missing.append(Missing(f"{count} {'job' if count == 1 else 'jobs'} of {rule}", NOT_RUN))
 
     def made_again(self, place: str) -> bool:
-        """Whether this step of the report is ours to make: it did not run, because an input was missing."""
-        return place in self.works and place not in self.failed
+        """Whether this step of the report did not run because an input was missing, so that we must run it."""
+        return place in self.work and place not in self.failed
 
 
 def log_of(jobs: Jobs, place: str) -> Path:
@@ -63,24 +64,24 @@ def log_of(jobs: Jobs, place: str) -> Path:
 
 
 def sentence(log: Path) -> str:
-    """Why a job failed, by its log."""
-    return (logs.read(log).error or logs.UNSAID) if log.is_file() else NO_LOG
+    """The error in the log of a failed job."""
+    return (logs.read(log).error or logs.NO_MESSAGE) if log.is_file() else NO_LOG
 
 
 def report(ended: Ended, introduction: Path) -> None:
-    """Make those tables, figures and pages that the run left out, of what it measured.
+    """Make the tables, figures and page that the run did not make, from its measurements.
 
-    introduction: of the page. A step that fails, too, costs only what needs it, and is added to what is missing.
+    introduction: text of the page. If a step fails, it is added to the missing results, and the others continue.
     """
     jobs = ended.jobs
-    stale = {path for work in ended.works.values() for path in outputs(jobs.root, work.rule, work.name)}
-    for work in ended.works.values():
-        if work.rule in REPORT:  # as Snakemake does before it makes a file again
+    stale = {path for work in ended.work.values() for path in outputs(jobs.root, work.rule, work.name)}
+    for work in ended.work.values():
+        if work.rule in REPORT:  # as Snakemake does before it runs a job
             for path in outputs(jobs.root, work.rule, work.name):
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
     def there(*paths: str) -> tuple[Path, ...]:
-        """Those files that exist and that no unfinished job would write anew."""
+        """The files that exist and that no unfinished job would write again."""
         return tuple(path for path in map(Path, paths) if path not in stale and path.exists())
 
     tables = [Path(path) for path in jobs.tables(MEASURED_TABLES)]
@@ -94,7 +95,7 @@ def report(ended: Ended, introduction: Path) -> None:
             ended, "check_tables", check_tables, check_tables.Spec(tuple(ended.missing)),
             check_tables.Inputs(measured), check_tables.Outputs(record),
         )  # fmt: skip
-    if not record.exists():  # nothing is judged, drawn or shown of tables that no measurement can have made
+    if not record.exists():  # tables with impossible values are not judged, drawn or shown
         measured = ()
     claims = Path(*jobs.tables(["claims"]))
     if measured:
@@ -113,7 +114,7 @@ def report(ended: Ended, introduction: Path) -> None:
 
 
 def _measurements(ended: Ended, there: Callable[..., tuple[Path, ...]]) -> aggregate.Inputs:
-    """What `aggregate` reads, as far as it is there."""
+    """The existing inputs of `aggregate`."""
     jobs = ended.jobs
     predictors, latencies = jobs.predictors(), jobs.latencies()
     return aggregate.Inputs(
@@ -128,18 +129,18 @@ def _measurements(ended: Ended, there: Callable[..., tuple[Path, ...]]) -> aggre
 
 
 def _of_failed(ended: Ended) -> Iterator[Path]:
-    """Lists of the conditions that failed evaluations measured before they failed, as they were to measure them."""
+    """Lists of outcomes that evaluations wrote before they failed, from the present code and specification."""
     jobs = ended.jobs
     for (model, data, part), conditions in jobs.evaluations.items():
         path = manifests.unfinished(jobs.root / "outcomes" / model / data / f"{part}.json")
         if f"evaluate/{model}/{data}/{part}" in ended.failed and path.is_file():
-            made, wanted = artifacts.read_header(path), jobs.evaluate(conditions)
-            if (made["code"], made["spec"]) == (wanted["code"], json.loads(wanted["spec"])):
+            header, params = artifacts.read_header(path), jobs.evaluate(conditions)
+            if (header["code"], header["spec"]) == (params["code"], json.loads(params["spec"])):
                 yield path
 
 
 def _draw(ended: Ended, measured: tuple[Path, ...]) -> tuple[Path, ...]:
-    """Draw the figures of every model that has rows; returns the records of all models that have figures."""
+    """Draw the figures of all models with rows; returns the records of all models with figures."""
     if not measured:
         return ()
     frames, drawn = read_files(measured), []
@@ -155,9 +156,9 @@ def _draw(ended: Ended, measured: tuple[Path, ...]) -> tuple[Path, ...]:
 
 
 def _step(ended: Ended, place: str, module: ModuleType, spec: Any, inputs: Any, results: Any) -> None:
-    """Run a stage as its rule would, with the same log, if it is ours to run. Its failure is added to what is missing.
+    """Run a stage of the report like its rule, with the same log, if it must run; a failure is added to `missing`.
 
-    Any exception: half a study may be something that a figure was never drawn of, and the page is made all the same.
+    Any exception counts as a failure, so that a figure that cannot handle missing rows does not prevent the page.
     """
     if not ended.made_again(place):
         return
@@ -186,15 +187,14 @@ def _words(files: Any) -> Iterable[str]:
 
 
 def end_of_run(ended: Ended) -> list[str]:
-    """What the terminal shows last: each failed job with its own sentence and its log, and where the rest is."""
+    """The last lines in the terminal: each failed job with its error and its log, and where the results are."""
     jobs, failed = ended.jobs, sorted(ended.failed)
     lines = [f"{len(failed)} {'job' if len(failed) == 1 else 'jobs'} failed:"] if failed else []
     for place in failed:
         log = log_of(jobs, place)
         lines += [f"  {place}: {sentence(log)}", f"    log: {log}"]
-    others = [one for one in ended.missing if one.job not in ended.failed]
-    lines += [f"  {one.job}: {one.reason}" for one in others]
+    lines += [f"  {one.job}: {one.reason}" for one in ended.missing if one.job not in ended.failed]
     page = jobs.root / "index.html"
-    if "write_page" in ended.works and page.is_file():
-        lines.append(f"The tables and the page, {page}, are made of the other jobs, and name what is missing.")
-    return [*lines, "Start the same command again when the cause is mended: it runs only what is missing."]
+    if "write_page" in ended.work and page.is_file():
+        lines.append(f"The tables and the page {page} show the results of the other jobs, and name what is missing.")
+    return [*lines, "Fix the cause, then start the same command again: it runs only the missing jobs."]

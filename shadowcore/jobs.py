@@ -1,9 +1,9 @@
-"""What a study runs: its conditions by path name, the specification of every stage's jobs, and result paths.
+"""The jobs of a study: specifications for all stages, and paths of all files.
 
-The rules ask here and nowhere else what their wildcards mean. A line of YAML below `conditions` becomes a call in five
+Only this module knows the meaning of the rules' wildcards. A line of YAML below `conditions` becomes a call in five
 steps: `sections.Grid` checks it; `Study.conditions_on` makes a `Condition` of each combination; `Jobs.evaluate` puts
-those of one job into a specification, which the rule hands to `shadowcore evaluate`; `stages.evaluate.sources` reads
-what a condition's method needs; and its row in `measure.methods.METHODS` makes the masks.
+the conditions of one job into a specification, which the rule gives to `shadowcore evaluate`; `stages.evaluate.sources`
+reads the files that a condition's method needs; and the method's row in `measure.methods.METHODS` makes the masks.
 """
 
 from __future__ import annotations
@@ -22,25 +22,29 @@ from shadowcore.measure.conditions import Condition, PredictorId
 from shadowcore.measure.methods import METHODS
 from shadowcore.provenance import fingerprint
 from shadowcore.report.figures import FIGURES
-from shadowcore.schemas import FINAL_TABLES, MEASURED_TABLES
+from shadowcore.schemas import FINAL_TABLES
 from shadowcore.stages.base import parse_spec, to_json
 
-Evaluation = tuple[str, str, str]  # an evaluation job: model, text, and what its manifest is called (`manifests.part`)
+Evaluation = tuple[str, str, str]  # an evaluation job: model, text, and `manifests.part`
 
 
 class Jobs:
-    """What a study runs: conditions by path name, specifications of every stage, and result paths."""
+    """Conditions of a study by slug, specifications of its jobs, and paths of its files.
+
+    A method with the name of a stage returns the parameters of the stage's rule.
+    """
 
     def __init__(self, study: Study, results: Path = Path("results")):
         self.study, self.root = study, results / study.study
         self.timed_dimensions = study.timed_dimensions
         self.conditions: dict[tuple[str, str, str, int], Condition] = {}
         for model, data in product(study.models, study.evaluation.texts):
-            for one in study.conditions_on(model, data):
-                self.conditions[model, data, one.slug(study.seed), one.sparsity_pct] = one
+            for condition in study.conditions_on(model, data):
+                slug = condition.slug(study.seed)
+                self.conditions[model, data, slug, condition.sparsity_pct] = condition
 
     def params(self, stage: str, spec: Any) -> dict[str, str]:
-        """A rule's parameters: the specification as JSON, and what its code does."""
+        """A rule's parameters: the specification as JSON, and the fingerprint of the stage's code."""
         return {"spec": to_json(spec), "code": fingerprint(f"shadowcore.stages.{stage.replace('-', '_')}")}
 
     def fetch_model(self, model: str) -> dict[str, str]:
@@ -60,18 +64,18 @@ class Jobs:
     def prepare_text(self, name: str) -> dict[str, str]:
         from shadowcore.stages.prepare_text import Spec, Task
 
-        one = self.study.texts[name]
-        kind, source = next(iter(one.source.items()))
-        task = Task(**one.true_continuation.model_dump()) if one.true_continuation else None
-        spec = Spec(kind, source, one.heldout_fraction, one.evaluation_fraction, task, self.study.seed)
+        text = self.study.texts[name]
+        kind, source = next(iter(text.source.items()))
+        task = Task(**text.true_continuation.model_dump()) if text.true_continuation else None
+        spec = Spec(kind, source, text.heldout_fraction, text.evaluation_fraction, task, self.study.seed)
         return self.params("prepare-text", spec)
 
     def prepare_benchmark(self, name: str) -> dict[str, str]:
         from shadowcore.stages.prepare_benchmark import Spec
 
-        one = self.study.evaluation
-        shots = max(one.fewshot) if BENCHMARKS[name].train and not BENCHMARKS[name].rolling else 0
-        spec = Spec(name, one.offline_dir, one.limit.get(name), shots, self.study.seed)
+        plan = self.study.evaluation
+        shots = max(plan.fewshot) if BENCHMARKS[name].train and not BENCHMARKS[name].rolling else 0
+        spec = Spec(name, plan.offline_dir, plan.limit.get(name), shots, self.study.seed)
         return self.params("prepare-benchmark", spec)
 
     def check_disjoint(self, calibration: str, data: str) -> dict[str, str]:
@@ -80,83 +84,84 @@ class Jobs:
         return self.params("check-disjoint", Spec(calibration, data))
 
     def benchmarks(self, data: str) -> list[str]:
-        """Files of the benchmarks that a text's jobs measure too: the first text's do."""
+        """Files of the benchmarks, which the jobs of the first text measure; none for other texts."""
         tasks, texts = self.study.evaluation.tasks, self.study.evaluation.texts
         return [f"{self.root}/tasks/{name}.parquet" for name in tasks if name in BENCHMARKS and data == texts[0]]
 
     def gathered(self, data: str) -> list[str]:
-        """The file that holds those benchmarks, if there are any."""
+        """The file with the documents of all these benchmarks, if there are any."""
         return [f"{self.root}/tasks/benchmarks.parquet"] if self.benchmarks(data) else []
 
     @cached_property
     def evaluations(self) -> dict[Evaluation, dict[str, Condition]]:
-        """The conditions of every evaluation job by their names, in order."""
-        found: dict[Evaluation, dict[str, Condition]] = {}
-        for (model, data, setup, pct), one in sorted(self.conditions.items()):
-            found.setdefault((model, data, manifests.part(one.method, pct)), {})[manifests.name(setup, pct)] = one
-        return found
+        """The conditions of every evaluation job by their names, sorted."""
+        evaluations: dict[Evaluation, dict[str, Condition]] = {}
+        for (model, data, slug, pct), condition in sorted(self.conditions.items()):
+            key = model, data, manifests.part(condition.method, pct)
+            evaluations.setdefault(key, {})[manifests.name(slug, pct)] = condition
+        return evaluations
 
     def disjoint(self, key: Evaluation) -> list[str]:
-        """The records that the calibration and evaluation documents of a job's conditions are disjoint."""
+        """Records of the checks that a job's conditions were calibrated and are measured on different documents."""
         pairs = self.disjoint_pairs(self.evaluations[key].values())
         return [f"{self.root}/checks/disjoint/{calibration}+{data}.json" for calibration, data in pairs]
 
     def disjoint_pairs(self, conditions: Iterable[Condition]) -> list[tuple[str, str]]:
-        """Texts that predictors, scores and relufied models learn from, each with the texts they are measured on."""
-        learned, found = {name: one.relufied for name, one in self.study.models.items()}, set()
-        for one in conditions:
-            recipe = learned[one.model]
-            found |= {(text, one.data) for text in (one.calibration, recipe and recipe.text) if text}
-        return sorted(found)
+        """Pairs of a text that predictors, scores or relufied models learn from and a text they are measured on."""
+        recipes, pairs = {name: model.relufied for name, model in self.study.models.items()}, set()
+        for condition in conditions:
+            recipe = recipes[condition.model]
+            pairs |= {(text, condition.data) for text in (condition.calibration, recipe and recipe.text) if text}
+        return sorted(pairs)
 
     def tables_of(self, reads: str, key: Evaluation) -> list[str]:
-        """The tables of mean scores, or of thresholds, that a job reads: one for each condition whose method does."""
-        of = [one for one in self.evaluations[key].values() if METHODS[one.method].reads == reads]
-        return [f"{self.root}/{reads}/{one.model}/{one.calibration}.parquet" for one in of]
+        """The tables of `scores` or `thresholds` that a job reads, one for each condition whose method reads one."""
+        readers = [one for one in self.evaluations[key].values() if METHODS[one.method].reads == reads]
+        return [f"{self.root}/{reads}/{one.model}/{one.calibration}.parquet" for one in readers]
 
     def predictors_of(self, key: Evaluation) -> list[str]:
-        """Path stems of the predictors that a job reads: one for each condition that has one."""
+        """Path stems of the predictors that a job reads, one for each condition with a predictor."""
         return [self.stem(one.predictor_id) for one in self.evaluations[key].values() if one.predictor_id]
 
     # ---- predictors
 
     @cached_property
     def used_predictors(self) -> set[PredictorId]:
-        """The predictors that conditions and the latency use."""
+        """The predictors that conditions and the section `latency` use."""
         used = {one.predictor_id for one in self.conditions.values() if one.predictor_id}
         return used.union(*map(self.latency_predictors, self.study.models if self.study.latency else ()))
 
     @cached_property
     def trained(self) -> dict[tuple[str, str, str], PredictorId]:
-        """All predictors that are trained, those that others begin with included, by model, text and slug."""
+        """All predictors that are trained, also those that only others begin with, by model, text and slug."""
         chain = self.study.chain
         every = {replace(one, predictor=name) for one in self.used_predictors for name in chain(one.predictor)}
         return {(one.model, one.calibration, one.slug(self.study.seed)): one for one in sorted(every)}
 
-    def is_tuned(self, one: PredictorId) -> bool:
-        """Whether a predictor is another one, tuned, rather than trained on traces."""
-        return self.study.predictors[one.predictor].tuned_from is not None
+    def is_tuned(self, key: PredictorId) -> bool:
+        """Whether a predictor is tuned from another one, not trained on traces."""
+        return self.study.predictors[key.predictor].tuned_from is not None
 
-    def parent(self, one: PredictorId) -> PredictorId | None:
-        """The predictor that one begins with; None where it learns from the dense model."""
-        name = self.study.predictors[one.predictor].parent
-        return name and replace(one, predictor=name)
+    def parent(self, key: PredictorId) -> PredictorId | None:
+        """The predictor that this one begins with; None if it is trained on the dense model."""
+        name = self.study.predictors[key.predictor].parent
+        return name and replace(key, predictor=name)
 
-    def traced_under(self, one: PredictorId) -> PredictorId | None:
-        """The predictor whose masks act in the traces that one learns from or is judged by; None: the dense model's."""
-        parent = self.parent(one)
-        return self.traced_under(parent) if self.is_tuned(one) else parent
+    def traced_under(self, key: PredictorId) -> PredictorId | None:
+        """The predictor that masks the model in the traces of this predictor; None for traces of the dense model."""
+        parent = self.parent(key)
+        return self.traced_under(parent) if self.is_tuned(key) else parent
 
-    def stem(self, one: PredictorId) -> str:
+    def stem(self, key: PredictorId) -> str:
         """Path stem of a trained predictor."""
-        return f"{self.root}/predictors/{one.model}/{one.calibration}/{one.slug(self.study.seed)}"
+        return f"{self.root}/predictors/{key.model}/{key.calibration}/{key.slug(self.study.seed)}"
 
     def predictors(self) -> list[str]:
-        """Path stems of every predictor some condition or the latency uses, sorted."""
+        """Path stems of all predictors that conditions or the section `latency` use, sorted."""
         return sorted(map(self.stem, self.used_predictors))
 
     def latency_predictors(self, model: str) -> list[PredictorId]:
-        """The predictors whose speed is measured."""
+        """The predictors of a model whose speed is measured."""
         plan, text = self.study.latency, self.study.calibration[0]
         return [
             PredictorId(model, text, method, plan.criterion, plan.predictor, self.study.seed) for method in plan.methods
@@ -167,19 +172,19 @@ class Jobs:
         readers = [one for one in self.used_predictors if one.model == model]
         return self.params("trace", self._trace(model, split, shard, criteria, scored, readers))
 
-    def trace_on_policy(self, one: PredictorId, split: str, shard: str) -> dict[str, str]:
-        """one: the predictor whose masks act."""
+    def trace_on_policy(self, key: PredictorId, split: str, shard: str) -> dict[str, str]:
+        """key: the predictor that masks the model."""
         from shadowcore.stages.trace_on_policy import Spec
 
         masks = self.study.traces.on_policy
-        traced = self._trace(one.model, split, shard, [], [one.criterion], {one})
-        return self.params("trace-on-policy", Spec(traced, masks.units, masks.lowest_pct, masks.highest_pct, one.seed))
+        traced = self._trace(key.model, split, shard, [], [key.criterion], {key})
+        return self.params("trace-on-policy", Spec(traced, masks.units, masks.lowest_pct, masks.highest_pct, key.seed))
 
     def _trace(
         self, model: str, split: str, shard: str, criteria: Iterable[str], token_criteria: Iterable[str],
         readers: Iterable[PredictorId],
     ):  # fmt: skip
-        """Specification of one shard of a split, with what the designs of `readers` read."""
+        """Specification for one shard of a split, with the features for the predictors `readers`."""
         from shadowcore.stages.trace import Design, Spec
 
         plan, train = self.study.traces, split == "train"
@@ -193,14 +198,14 @@ class Jobs:
             dtype=self.study.models[model].dtype, seed=self.study.seed,
         )  # fmt: skip
 
-    def traces(self, one: PredictorId, split: str) -> list[str]:
-        """Traces of a split that a predictor learns from."""
-        under = self.traced_under(one)
-        place = f"{one.model}/{one.calibration}"
+    def traces(self, key: PredictorId, split: str) -> list[str]:
+        """The traces of a split that a predictor is trained or judged on."""
+        under = self.traced_under(key)
+        place = f"{key.model}/{key.calibration}"
         return self._shards(f"{place}/{under.slug(self.study.seed)}" if under else place, split)
 
     def dense_traces(self, model: str, calibration: str) -> list[str]:
-        """Traces of the dense model on the training windows."""
+        """The traces of the dense model on the training windows."""
         return self._shards(f"{model}/{calibration}", "train")
 
     def _shards(self, folder: str, split: str) -> list[str]:
@@ -226,49 +231,49 @@ class Jobs:
         )  # fmt: skip
         return self.params("calibrate-thresholds", spec)
 
-    def train_predictor(self, one: PredictorId) -> dict[str, str]:
+    def train_predictor(self, key: PredictorId) -> dict[str, str]:
         from shadowcore.stages.train_predictor import Spec
 
-        return self.params("train-predictor", Spec(**self._training(one)))
+        return self.params("train-predictor", Spec(**self._training(key)))
 
-    def tune_predictor(self, one: PredictorId) -> dict[str, str]:
+    def tune_predictor(self, key: PredictorId) -> dict[str, str]:
         from shadowcore.stages.tune_predictor import Spec, Tuning
 
         tuning, plan = self.study.tuning.model_dump(), self.study.traces
         spec = Spec(
-            **self._training(one), units=tuning.pop("units"), tuning=Tuning(**tuning), windows=plan.windows,
+            **self._training(key), units=tuning.pop("units"), tuning=Tuning(**tuning), windows=plan.windows,
             heldout_windows=plan.heldout_windows, window_tokens=plan.window_tokens,
-            dtype=self.study.models[one.model].dtype,
+            dtype=self.study.models[key.model].dtype,
         )  # fmt: skip
         return self.params("tune-predictor", spec)
 
-    def _training(self, one: PredictorId) -> dict[str, Any]:
+    def _training(self, key: PredictorId) -> dict[str, Any]:
         """The fields that the specifications of training and tuning share."""
-        grids, chain, under = self.study.conditions, self.study.chain(one.predictor), self.traced_under(one)
+        grids, chain, under = self.study.conditions, self.study.chain(key.predictor), self.traced_under(key)
         reported = sorted({pct for grid in grids for pct in grid.sparsities_pct})
-        policies = sorted({policy for grid in grids if one.method in grid.methods for policy in grid.policies})
-        return asdict(one) | {
-            "recipe": self.study.recipe_of(one.predictor).training_recipe(),
+        policies = sorted({policy for grid in grids if key.method in grid.methods for policy in grid.policies})
+        return asdict(key) | {
+            "recipe": self.study.recipe_of(key.predictor).training_recipe(),
             "sparsities_pct": tuple(reported), "policies": tuple(policies) or ("per_layer",),
             "token_bits": self.study.traces.bits, "heldout_bits": 8, "text_seed": self.study.seed,
             "traced_under": under and f"{under.method} {under.predictor}", "base": chain[0],
             "rounds": sum(not self.study.predictors[name].tuned_from for name in chain[1:]),
-            "tuned": self.is_tuned(one),
+            "tuned": self.is_tuned(key),
         }  # fmt: skip
 
     def evaluate(self, conditions: Mapping[str, Condition]) -> dict[str, str]:
-        """conditions: of one model and text, by name, all of them of the oracle or none."""
+        """conditions: of one evaluation job, by name."""
         from shadowcore.stages.conditions import Spec
 
-        sizes, one = self.study.evaluation, next(iter(conditions.values()))
+        plan, first = self.study.evaluation, next(iter(conditions.values()))
         spec = Spec(
-            conditions=dict(conditions), windows=sizes.windows, window_tokens=sizes.window_tokens,
-            window_batch=sizes.window_batch, request_tokens=sizes.request_tokens,
-            dtype=self.study.models[one.model].dtype,
-            tasks=tuple(name for name in sizes.tasks if name not in BENCHMARKS or one.data == sizes.texts[0]),
-            fewshot=tuple(sizes.fewshot), rolling_tokens=sizes.rolling_tokens, text_seed=self.study.seed,
+            conditions=dict(conditions), windows=plan.windows, window_tokens=plan.window_tokens,
+            window_batch=plan.window_batch, request_tokens=plan.request_tokens,
+            dtype=self.study.models[first.model].dtype,
+            tasks=tuple(name for name in plan.tasks if name not in BENCHMARKS or first.data == plan.texts[0]),
+            fewshot=tuple(plan.fewshot), rolling_tokens=plan.rolling_tokens, text_seed=self.study.seed,
         )  # fmt: skip
-        return self.params("evaluate-oracle" if one.method == "oracle" else "evaluate", spec)
+        return self.params("evaluate-oracle" if first.method == "oracle" else "evaluate", spec)
 
     def latency(self, model: str) -> dict[str, str]:
         from shadowcore.stages.latency import Spec
@@ -292,7 +297,7 @@ class Jobs:
     def write_page(self) -> dict[str, str]:
         from shadowcore.stages.write_page import Spec
 
-        # as it was written, not with every default
+        # only the keys in the file, without defaults
         return self.params("write-page", Spec(self.study.model_dump(mode="json", exclude_unset=True)))
 
     def scores(self) -> list[str]:
@@ -300,11 +305,11 @@ class Jobs:
         return [f"{self.root}/scores/{m}/{c}.parquet" for m, c in product(self.study.models, self.study.calibration)]
 
     def manifests(self) -> list[str]:
-        """Every evaluation job's list of the outcome files that it has written."""
+        """The manifests of all evaluation jobs."""
         return [f"{self.root}/outcomes/{model}/{data}/{part}.json" for model, data, part in self.evaluations]
 
     def latencies(self) -> list[str]:
-        """Path stems of latency measurements."""
+        """Path stems of all latency measurements."""
         random = [f"random/{model}/{lengths}" for model, lengths in self.timed_dimensions]
         return [f"{self.root}/latency/{name}" for name in (*(self.study.models if self.study.latency else ()), *random)]
 
@@ -312,14 +317,10 @@ class Jobs:
         """The final tables."""
         return [f"{self.root}/tables/{name}.parquet" for name in names]
 
-    def measured_tables(self) -> list[str]:
-        """The final tables that hold measurements: what is checked, judged and drawn."""
-        return self.tables(MEASURED_TABLES)
-
     def drawn(self) -> list[str]:
-        """Each model's record of the figures that were drawn."""
+        """The records of the figures that were drawn, one per model."""
         return [f"{self.root}/figures/{model}.json" for model in self.study.models]
 
     def figure_files(self, model: str) -> list[str]:
-        """The files of all figures of a model; those with nothing to show are not written."""
+        """The files of all figures of a model; figures with nothing to show are not written."""
         return [f"{self.root}/figures/{model}/{name}.{kind}" for name, kind in product(FIGURES, ("pdf", "png"))]

@@ -1,7 +1,7 @@
-"""What a job's log says: the command, the machine and versions it ran with, how far it is, and how it ended.
+"""Write and read the logs of jobs: command, machine, versions, progress, and how the job ended.
 
-A stage writes to standard error, and a rule turns that into its log. `heading` and `ending` are written by the
-command line around every stage; `read` finds them again, with the progress and the error in between.
+A stage writes to standard error, which its rule redirects to the log. The command line writes `heading` before and
+`ending` after every stage; `read` reads them back, with the progress and the error between them.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ SETTINGS = (
 PROGRESS = re.compile(r"\] (\d+)/(\d+) after (\d+) s, about (\d+|nan) s left$")
 ENDED = re.compile(rf"^{re.escape(MARK)} finished after \d+ s on (.*)$")
 FAILED = re.compile(r"^shadowcore [a-z-]+: (.*)$")
-UNSAID = "its process ended without an error message; it may have been killed, for example for lack of memory"
+NO_MESSAGE = "its process ended without an error message; it may have been killed, for example for lack of memory"
 
 
 def heading(arguments: Sequence[str], started: float) -> str:
-    """The lines that begin a log; `arguments` follow `shadowcore`, `started`: seconds since 1970."""
+    """The first lines of a log. arguments: the words after `shadowcore`; started: seconds since 1970."""
     when = datetime.fromtimestamp(started).astimezone().isoformat(timespec="seconds")
     place = {"host": platform.node(), "process": str(os.getpid()), "id": processes.name(), "started": when}
     settings = {name: os.environ[name] for name in SETTINGS if name in os.environ}
     facts = place | provenance.run_information() | settings
-    facts.pop("device")  # the one that is used is known in the end
+    facts.pop("device")  # only known at the end of the job
     return "\n".join([
         f"{MARK} command: {shlex.join(['python', '-m', 'shadowcore', *arguments])}",
         f"{MARK} environment: {shlex.join(f'{name}={value}' for name, value in facts.items())}",
@@ -45,15 +45,15 @@ def heading(arguments: Sequence[str], started: float) -> str:
 
 
 def ending(started: float) -> str:
-    """The line that ends a log of what went well."""
+    """The last line of a successful job's log."""
     return f"{MARK} finished after {time.time() - started:.0f} s on {provenance.device_name()}"
 
 
 @dataclass(frozen=True)
 class Log:
-    """command: words after `python -m shadowcore`; error: one line, of what failed; left: seconds, as last said.
+    """A job's log. command: words after `python -m shadowcore`; error: one line; left: estimated seconds left.
 
-    device: what the job used, told by one that has finished.
+    device: the processor or GPU that the job used, if it has finished.
     """
 
     command: Sequence[str] = field(default_factory=list)
@@ -66,18 +66,18 @@ class Log:
 
     @property
     def finished(self) -> bool:
-        """Whether the job ended well."""
+        """Whether the job ended without an error."""
         return self.device is not None
 
     @property
     def started(self) -> float | None:
-        """Seconds since 1970, None where the log does not say."""
+        """Start of the job, seconds since 1970; None if it is not in the log."""
         when = self.environment.get("started")
         return datetime.fromisoformat(when).timestamp() if when else None
 
     @property
     def gone(self) -> bool:
-        """Whether the process ran on this machine and is no more."""
+        """Whether the process ran on this machine and has ended."""
         environment = self.environment
         if environment.get("host") != platform.node() or not environment.get("process", "").isdigit():
             return False
@@ -87,42 +87,42 @@ class Log:
 
 
 def read(path: Path) -> Log:
-    """What a log says, or as much of it as is there: it may be cut off, or still be written."""
+    """The content of a log, which may be cut off or still being written."""
     text = Path(path).read_text(encoding="utf-8", errors="replace")
     heads = text.split("\n")[:-1][:2]  # whole lines
     lines = re.split(r"[\r\n]+", text.rstrip())  # libraries draw progress bars over one line
-    found = {}
+    fields = {}
     for name in ("command", "environment"):
         start = f"{MARK} {name}: "
         words = next((shlex.split(line.removeprefix(start)) for line in heads if line.startswith(start)), [])
-        found[name] = words[3:] if name == "command" else dict(word.partition("=")[::2] for word in words)
+        fields[name] = words[3:] if name == "command" else dict(word.partition("=")[::2] for word in words)
     last = next((match for line in reversed(lines) if (match := PROGRESS.search(line))), None)
     if last:
         done, total, _, left = last.groups()
-        found |= {"done": int(done), "total": int(total), "left": None if left == "nan" else float(left)}
+        fields |= {"done": int(done), "total": int(total), "left": None if left == "nan" else float(left)}
     device, error = _outcome(lines)
-    return Log(**found, device=device, error=error)
+    return Log(**fields, device=device, error=error)
 
 
 def times(path: Path) -> dict[str, str]:
-    """The columns of a `benchmark:` file, such as `s` and `max_rss`; none where it is not there, or not yet whole."""
+    """The columns of a `benchmark:` file, such as `s` and `max_rss`; empty if the file is missing or incomplete."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     return dict(zip(*(line.split("\t") for line in lines[:2]), strict=False)) if len(lines) > 1 else {}
 
 
 def _outcome(lines: Sequence[str]) -> tuple[str | None, str | None]:
-    """The device of what ended well, or the sentence of what failed; both None where the log says neither.
+    """(device, None) of a successful job, (None, error) of a failed one, else (None, None).
 
-    Python or a library may have written more lines after that.
+    Python or a library may have written more lines after the last one of ours.
     """
     for line in reversed(lines):
         if ended := ENDED.match(line):
             return ended[1], None
-        if said := FAILED.match(line):
-            return None, said[1]
+        if failed := FAILED.match(line):
+            return None, failed[1]
     traced = [number for number, line in enumerate(lines) if line.startswith("Traceback (most recent call last)")]
     after = lines[traced[-1] + 1 :] if traced else []
-    if any(PROGRESS.search(line) for line in after):  # a library printed it, and the job went on
+    if any(PROGRESS.search(line) for line in after):  # a library printed the traceback, and the job continued
         return None, None
     # the first line that is not indented names the exception, whose message may have more lines
     return None, next((line for line in after if not line.startswith((" ", MARK))), None)

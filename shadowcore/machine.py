@@ -1,4 +1,4 @@
-"""What this machine has: memory, processors, and the GPUs that this process may use. Nothing but Python is needed."""
+"""Memory, processors and GPUs that this process may use. Needs nothing but Python."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from pathlib import Path
 
 from shadowcore.devices import devices
 
-# what a container may use (version 2 and version 1 of Linux's control groups)
+# memory limit of a container (version 2 and version 1 of Linux's control groups)
 LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
-SECONDS = 10  # that a command of the system may take
+SECONDS = 10  # time limit of a system command
 
 
 def memory() -> int:
-    """Bytes of main memory: the machine's, or fewer where a container may use fewer."""
+    """Bytes of main memory of the machine, or of the container if it has a lower limit."""
     limits = [
         text for path in LIMITS if path.is_file() and (text := path.read_text(encoding="ascii").strip()).isdigit()
     ]
@@ -23,12 +23,12 @@ def memory() -> int:
 
 def processors() -> int:
     """Processors that this process may use."""
-    known = hasattr(os, "sched_getaffinity")  # not on macOS
-    return len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
+    has_affinity = hasattr(os, "sched_getaffinity")  # not on macOS
+    return len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
 
 
 def gpu_memory() -> list[float]:
-    """Bytes of each GPU that this process may use; infinite where the driver does not say."""
+    """Bytes of each GPU that this process may use; infinite if the driver does not report them."""
     lines = (ask("nvidia-smi", "--query-gpu=uuid,memory.total", "--format=csv,noheader,nounits") or "").splitlines()
     rows = [[part.strip() for part in line.split(",")] for line in lines]
     mebibytes = {row[0]: int(row[1]) for row in rows if len(row) == 2 and row[1].isdigit()}
@@ -36,7 +36,7 @@ def gpu_memory() -> list[float]:
 
 
 def ask(*command: str) -> str | None:
-    """What a command of the system says, None where it is missing or fails."""
+    """The output of a system command; None if it is missing or fails."""
     try:
         answer = subprocess.run(
             command, capture_output=True, encoding="utf-8", errors="replace", timeout=SECONDS, check=True

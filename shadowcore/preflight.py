@@ -1,7 +1,7 @@
-"""What can be known about a study before its first job: its sources, its sizes, and whether this machine can run it.
+"""Check a study before its first job: its sources, its sizes, and whether this machine can run it.
 
-`plan`, `doctor` and the Snakefile ask here. No network is used and no weights are read. A source is not looked at where
-what was made of it is already there.
+Used by `plan`, `doctor` and the Snakefile. Checks use no network and read no weights. A source is not checked if the
+file made from it already exists.
 """
 
 from __future__ import annotations
@@ -29,27 +29,27 @@ from shadowcore.stages.base import parse_spec
 from shadowcore.texts.sources import SUFFIXES, TEXT_SOURCES
 from shadowcore.work import Work
 
-COMMAND_BYTES = 120_000  # Linux allows 128 KiB; the rest of the command is short
-ANYWAY = "run the study on another machine, or start it all the same with `--config run_anyway=true`"
+COMMAND_BYTES = 120_000  # Linux allows 128 KiB; other parts of the command are short
+ANYWAY = "run the study on another machine, or start it nevertheless with `--config run_anyway=true`"
 
 
 def check(jobs: Jobs) -> None:
-    """Raise ConfigError for the first problem that would stop a job, whatever the machine."""
-    if found := problems(jobs):
-        raise ConfigError(found[0])
+    """Raise ConfigError for the first problem that would stop a job on any machine."""
+    if messages := problems(jobs):
+        raise ConfigError(messages[0])
 
 
 def check_machine(jobs: Jobs) -> None:
-    """Raise ConfigError if this machine cannot run the study, unless it is to run anyway."""
+    """Raise ConfigError if this machine cannot run the study, unless `run_anyway` is set."""
     if not jobs.study.run_anyway and (lacking := shortage(jobs)):
         raise ConfigError(f"{lacking}; {ANYWAY}")
 
 
 def problems(jobs: Jobs) -> list[str]:
-    """What would stop a job, whatever the machine, one sentence each; sizes once every source is there."""
+    """Messages about problems that would stop a job on any machine; sizes are only checked if all sources are right."""
     folder, wrong = jobs.study.offline, list(dict.fromkeys(sources(jobs)))
     if wrong and isinstance(folder, str) and not Path(folder).expanduser().is_dir():
-        return [f"offline: '{folder}' is not a folder; use the one that `shadowcore fetch` made, or true or false"]
+        return [f"offline: '{folder}' is not a folder; use the folder that `shadowcore fetch` made, or true or false"]
     return wrong or list(sizes(jobs))
 
 
@@ -57,7 +57,7 @@ def problems(jobs: Jobs) -> list[str]:
 
 
 def sources(jobs: Jobs) -> Iterator[str]:
-    """Models, texts and benchmarks that are not where, or not what, the configuration says."""
+    """Messages about models, texts and benchmarks that are missing or not as the configuration needs them."""
     study, root = jobs.study, jobs.root
     for name in study.models:
         params = jobs.relufy(name) if study.models[name].relufied else jobs.fetch_model(name)
@@ -72,7 +72,7 @@ def sources(jobs: Jobs) -> Iterator[str]:
 
 
 def refusal(check: Callable[..., None], *arguments: Any) -> list[str]:
-    """The sentence of the error that a check raises; none where it raises none."""
+    """The message of the error that a check raises, as a list; empty if it raises none."""
     try:
         check(*arguments)
     except ShadowcoreError as error:
@@ -81,7 +81,7 @@ def refusal(check: Callable[..., None], *arguments: Any) -> list[str]:
 
 
 def made(path: Path, params: dict[str, str]) -> bool:
-    """Whether a job's output is there, made to the specification that the job has now."""
+    """Whether a job's output exists and was made with the job's present specification."""
     try:
         return path.is_file() and artifacts.read_header(path).get("spec") == json.loads(params["spec"])
     except ArtifactError:
@@ -109,32 +109,32 @@ def _check_text(where: str, text: Text) -> None:
 
 
 def _documents(path: Path) -> int | None:
-    """Documents in a text's file or folder, as `texts.sources` reads it; None where counting takes reading them."""
+    """Number of documents in a text's file or folder (see `texts.sources`); None if they would have to be read."""
     files = [path] if path.is_file() else list(path.iterdir())
-    of = {suffix: [file for file in files if file.suffix == suffix] for suffix in SUFFIXES}
+    by_suffix = {suffix: [file for file in files if file.suffix == suffix] for suffix in SUFFIXES}
     try:
-        if of[".parquet"]:
-            return sum(pq.read_metadata(file).num_rows for file in of[".parquet"])
+        if by_suffix[".parquet"]:
+            return sum(pq.read_metadata(file).num_rows for file in by_suffix[".parquet"])
     except (pa.ArrowInvalid, OSError):
         return None
-    return None if of[".jsonl"] else len(of[".txt"])
+    return None if by_suffix[".jsonl"] else len(by_suffix[".txt"])
 
 
 def _check_fractions(where: str, text: Text, documents: int | None) -> None:
-    """Raise ConfigError if the fractions of so many documents leave a part of the text empty (see `cutting.split`)."""
+    """Raise ConfigError if the fractions leave a part of the text without documents (see `cutting.split`)."""
 
     def parts(count: int) -> tuple[int, int, int]:
         evaluated = round(text.evaluation_fraction * count)
         heldout = round(text.heldout_fraction / (1 - text.evaluation_fraction) * (count - evaluated))
         return count - evaluated - heldout, heldout, evaluated
 
-    # fewer than the rows may be distinct, so that a smaller number must not do either
+    # equal documents count once, so the number of distinct ones may be smaller than `documents`
     if documents is not None and not any(min(parts(count)) > 0 for count in range(documents, 0, -1)):
         train, heldout, evaluated = parts(documents)
         raise ConfigError(
             f"{where}.heldout_fraction: {text.heldout_fraction:g}, with evaluation_fraction "
             f"({text.evaluation_fraction:g}), leaves {train} of {documents} documents for training, {heldout} held "
-            f"out, {evaluated} for evaluation; every part needs one or more"
+            f"out, {evaluated} for evaluation; every part needs at least one"
         )
 
 
@@ -147,7 +147,7 @@ def _check_benchmark(jobs: Jobs, name: str) -> None:
 
 
 def sizes(jobs: Jobs) -> Iterator[str]:
-    """What the models are too small for, as far as their dimensions are known, and jobs that are too large to start."""
+    """Messages about models that are too small for the study, if their sizes are known, and about too large jobs."""
     for name in jobs.study.models:
         if size := plan.size_of(jobs, name):
             yield from refusal(_check_decoded, jobs, name, size.family)
@@ -160,7 +160,7 @@ def sizes(jobs: Jobs) -> Iterator[str]:
 
 
 def _check_command(jobs: Jobs, key: Evaluation) -> None:
-    """Raise ConfigError for an evaluation job whose conditions and files a shell's command cannot hold."""
+    """Raise ConfigError for an evaluation job whose command would be too long for a shell."""
     conditions = jobs.evaluations[key]
     files = [*jobs.tables_of("scores", key), *jobs.tables_of("thresholds", key), *jobs.predictors_of(key)]
     size = len(jobs.evaluate(conditions)["spec"]) + sum(len(f"'{file}.safetensors' ") for file in files)
@@ -173,7 +173,7 @@ def _check_command(jobs: Jobs, key: Evaluation) -> None:
 
 
 def _check_decoded(jobs: Jobs, model: str, family: str) -> None:
-    """Raise ConfigError for a model that `latency` would time and the decoder does not compute."""
+    """Raise ConfigError if `latency` would time a model that the decoder does not support."""
     if jobs.study.latency:
         try:
             require_decoded(family)
@@ -181,72 +181,74 @@ def _check_decoded(jobs: Jobs, model: str, family: str) -> None:
             raise ConfigError(f"latency: models.{model}: {error}; leave `latency` out of its study") from None
 
 
-def _check_positions(jobs: Jobs, model: str, one: Dimensions) -> None:
+def _check_positions(jobs: Jobs, model: str, sizes: Dimensions) -> None:
     study = jobs.study
-    require_positions(one.positions, study.traces.window_tokens, "traces.window_tokens", model)
-    require_positions(one.positions, study.evaluation.window_tokens, "evaluation.window_tokens", model)
+    require_positions(sizes.positions, study.traces.window_tokens, "traces.window_tokens", model)
+    require_positions(sizes.positions, study.evaluation.window_tokens, "evaluation.window_tokens", model)
     if timed := study.latency:
         total = timed.prompt_tokens + timed.new_tokens
-        require_positions(one.positions, total, "latency.prompt_tokens + new_tokens", model)
+        require_positions(sizes.positions, total, "latency.prompt_tokens + new_tokens", model)
 
 
-def _check_predictors(jobs: Jobs, model: str, one: Dimensions) -> None:
-    """Raise ConfigError for a predictor of more segments, or other blocks of neurons, than a model has."""
+def _check_predictors(jobs: Jobs, model: str, sizes: Dimensions) -> None:
+    """Raise ConfigError for a predictor whose segments or blocks of neurons do not fit the model."""
     for used in sorted(jobs.used_predictors):
         if used.model != model:
             continue
         recipe, where = jobs.study.recipe_of(used.predictor), f"predictors.{jobs.study.chain(used.predictor)[0]}"
         if used.method == "segments":
-            _check_segments(f"{where}.segments", recipe.segments, one, f"models.{model}")
-        if one.neurons % recipe.block:
+            _check_segments(f"{where}.segments", recipe.segments, sizes, f"models.{model}")
+        if sizes.neurons % recipe.block:
             raise ConfigError(
-                f"{where}.block: {recipe.block} does not divide the {one.neurons} neurons of models.{model}"
+                f"{where}.block: {recipe.block} found; it must divide the {sizes.neurons} neurons of models.{model}"
             )
 
 
-def _check_segments(key: str, count: int, one: Dimensions, model: str) -> None:
-    if count > (most := one.layers - FIRST_SPARSE_LAYER):
-        raise ConfigError(f"{key}: {count} is too large; {model} has {one.layers} layers, which allow 1 to {most}")
+def _check_segments(key: str, count: int, sizes: Dimensions, model: str) -> None:
+    if count > (most := sizes.layers - FIRST_SPARSE_LAYER):
+        raise ConfigError(f"{key}: {count} is too large; {model} has {sizes.layers} layers, which allow 1 to {most}")
 
 
 def _check_timed(model: str, spec: dict[str, Any]) -> None:
-    """What is timed of a published model with random weights."""
-    one = PUBLISHED[model].dimensions
+    """Raise ConfigError if a timing with random weights does not fit the published model."""
+    sizes = PUBLISHED[model].dimensions
     total = spec["prompt_tokens"] + spec["new_tokens"]
-    require_positions(one.positions, total, "latency_random.prompt_tokens + new_tokens", model)
+    require_positions(sizes.positions, total, "latency_random.prompt_tokens + new_tokens", model)
     for design in spec["designs"]:
         if design["method"] == "segments":
-            _check_segments("latency_random.designs: segments", design["segments"], one, model)
+            _check_segments("latency_random.designs: segments", design["segments"], sizes, model)
 
 
 # ---- this machine
 
 
 def shortage(jobs: Jobs) -> str | None:
-    """Why this machine cannot run the jobs that are still to do; None if it can."""
-    todo = [one for one in plan.work(jobs) if not states.done(jobs, one.rule, one.name)]
-    if lacking := _gpu_shortage([one for one in todo if one.large]) or _memory_shortage(todo):
-        return f"this machine cannot run the study: {lacking}"
+    """Why this machine cannot run the unfinished jobs; None if it can."""
+    todo = [job for job in plan.work(jobs) if not states.done(jobs, job.rule, job.name)]
+    if reason := _gpu_shortage([job for job in todo if job.needs_gpu]) or _memory_shortage(todo):
+        return f"this machine cannot run the study: {reason}"
     return None
 
 
-def _gpu_shortage(large: list[Work]) -> str | None:
-    if not large:
+def _gpu_shortage(todo: list[Work]) -> str | None:
+    if not todo:
         return None
-    most = max(large, key=lambda one: one.gpu_bytes)
-    needing = f"{len(large)} jobs need one, such as {most.place}"
+    largest = max(todo, key=lambda job: job.gpu_bytes)
+    need = f"{len(todo)} jobs need one, such as {largest.place}"
     if not (gpus := machine.gpu_memory()):
-        return f"it has no GPU, and {needing}"
+        return f"it has no GPU, but {need}"
     if not torch.cuda.is_available():
-        return f"torch {torch.__version__} cannot use its GPU (`shadowcore doctor` says why), and {needing}"
-    found = max(gpus) if most.alone else sum(gpus)
-    return _too_large(most, "GPU memory", most.gpu_bytes, found) if most.gpu_bytes > found else None
+        return f"torch {torch.__version__} cannot use its GPU (`shadowcore doctor` explains why), but {need}"
+    available = max(gpus) if largest.alone else sum(gpus)
+    return _too_large(largest, "GPU memory", largest.gpu_bytes, available)
 
 
 def _memory_shortage(todo: list[Work]) -> str | None:
-    most, found = max(todo, key=lambda one: one.memory, default=None), machine.memory()
-    return _too_large(most, "memory", most.memory, found) if most and most.memory > found else None
+    largest = max(todo, key=lambda job: job.memory, default=None)
+    return _too_large(largest, "memory", largest.memory, machine.memory()) if largest else None
 
 
-def _too_large(job: Work, what: str, needed: float, found: float) -> str:
-    return f"it has {found / 1e9:.0f} GB of {what}, and {job.place} needs about {needed / 1e9:.0f} GB"
+def _too_large(job: Work, what: str, needed: float, available: float) -> str | None:
+    if needed <= available:
+        return None
+    return f"it has {available / 1e9:.0f} GB of {what}, but {job.place} needs about {needed / 1e9:.0f} GB"

@@ -1,4 +1,4 @@
-"""Which process left a file behind, and whether it still runs: asked of partial files and of logs."""
+"""Name processes in files, and check whether a named process still runs: for temporary files and logs."""
 
 from __future__ import annotations
 
@@ -13,46 +13,45 @@ PROC = Path("/proc")
 
 @cache
 def machine() -> str:
-    """Eight hexadecimal digits for what shares one numbering of processes.
+    """Eight hexadecimal digits that identify a machine since its last start, or a container on it.
 
-    That is a machine since it was last started, and inside it a container: two containers of one machine may give
-    the same number to two processes, and one container's host name may be another's.
+    Two containers of one machine may use the same process numbers, and may have the same host name.
     """
     try:
         place = (PROC / "sys/kernel/random/boot_id").read_text(encoding="ascii") + os.readlink(PROC / "self/ns/pid")
-    except OSError:  # no Linux, so no containers that share a kernel
+    except OSError:  # not Linux, so there are no containers that share a kernel
         place = platform.node()
     return hashlib.sha256(place.encode()).hexdigest()[:8]
 
 
 def born(process: int) -> int | None:
-    """When a process of this machine was started, in ticks since the machine was; None if it is no more.
+    """Start of a process of this machine, in ticks since the machine started; None if the process has ended.
 
-    0 on a system that does not tell when. A number is given again to a new process, which was started later.
+    0 on a system without /proc. The start tells a process from a later one with the same number.
     """
     if not (PROC / "self/stat").exists():
         try:
             os.kill(process, 0)
         except ProcessLookupError:
             return None
-        except PermissionError:  # another user's: it is there
+        except PermissionError:  # it runs, as another user
             pass
         return 0
     try:
         text = (PROC / f"{process}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return None
-    state, *fields = text.rpartition(")")[2].split()  # the name before may hold spaces
+    state, *fields = text.rpartition(")")[2].split()  # the name before ")" may contain spaces
     return None if state in "ZX" else int(fields[18])
 
 
 def name() -> str:
-    """This process as part of a file's name, which `gone` reads."""
+    """This process as a part of a file name, which `gone` reads."""
     return f"{machine()}-{os.getpid()}-{born(os.getpid())}"
 
 
 def gone(named: str) -> bool:
-    """Whether the process of this name ran on this machine, as of its last start, and is no more."""
+    """Whether the named process ran on this machine since its last start, and has ended."""
     place, *numbers = named.split("-")
     if place != machine() or len(numbers) != 2 or not all(number.isdigit() for number in numbers):
         return False

@@ -1,4 +1,4 @@
-"""What a terminal shows while Snakemake runs a study: one line with the jobs that are done and the time left."""
+"""Show one line of progress while Snakemake runs a study: the number of finished jobs and the time left."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import TextIO
 from shadowcore.jobs import Jobs
 from shadowcore.states import Job, counted, duration, states
 
-PAUSE = 10.0  # seconds between two lines where lines cannot be written over, as in a file
-# what Snakemake says of single jobs: events of its logger, and lines that are no events
+PAUSE = 10.0  # seconds between two lines in a file, where a line cannot be overwritten
+# Snakemake's messages about single jobs: events of its logger, and lines that are not events
 EVENTS = {"job_info", "group_info", "job_started", "job_finished", "shellcmd", "resources_info", "progress"}
 LINES = ("Select jobs to execute", "Execute ")
 
 
 def install(logger: logging.Logger, jobs: Jobs) -> ProgressLine:
-    """Add the line to Snakemake's logger, and take single jobs from its terminal; its log file keeps them."""
+    """Add the line to Snakemake's logger and hide messages about single jobs; Snakemake's log file keeps them."""
     for handler in logger.handlers:
         if not isinstance(handler, logging.FileHandler):
             handler.addFilter(_is_of_the_run)
@@ -32,12 +32,12 @@ def _is_of_the_run(record: logging.LogRecord) -> bool:
 
 
 class ProgressLine(logging.Handler):
-    """A handler for Snakemake's logger; every event of progress may write the line anew."""
+    """A handler for Snakemake's logger that updates the line at events of progress."""
 
     def __init__(self, jobs: Jobs, out: TextIO = sys.stderr):
         super().__init__()
         self.jobs, self.out, self.written = jobs, out, 0.0
-        self.together = 1  # most jobs seen to run at once: when one ends, the next one has not begun yet
+        self.together = 1  # most jobs that ran at once; the present number is too low between two jobs
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write the line, at most once a second on a terminal and every PAUSE seconds elsewhere."""
@@ -49,14 +49,14 @@ class ProgressLine(logging.Handler):
         self.out.write(f"\r{line}\033[K" if terminal else f"{time.strftime('%H:%M:%S')}  {line}\n")
         self.out.flush()
 
-    def _line(self, found: Sequence[Job]) -> str:
-        count, left = counted(found), sum(job.left for job in found)
+    def _line(self, jobs: Sequence[Job]) -> str:
+        count, left = counted(jobs), sum(job.left for job in jobs)
         self.together = max(self.together, count["running"])
-        words = f"{count['done']} of {len(found)} jobs done"
-        return f"{words}, about {duration(left / self.together)} left" if count["done"] < len(found) else words
+        words = f"{count['done']} of {len(jobs)} jobs done"
+        return f"{words}, about {duration(left / self.together)} left" if count["done"] < len(jobs) else words
 
     def close(self) -> None:
-        """Leave the line that was written over."""
+        """End the line."""
         if self.written and self.out.isatty():
             self.out.write("\n")
         self.written = 0.0

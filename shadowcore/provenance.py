@@ -1,8 +1,7 @@
-"""Which code and which machine made a file.
+"""Record which code and which machine made a file.
 
-`fingerprint` hashes a module together with everything it imports from this package, so that a rule
-reruns when code it stands on changes its behaviour, and only then: comments, docstrings, formatting
-and time stamps do not count.
+`fingerprint` hashes a module and all modules of this package that it imports. A rule reruns when that code changes, but
+not for changes of comments, docstrings, formatting or time stamps.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ RECORDED_PACKAGES = ("torch", "transformers", "tokenizers", "lm_eval", "numpy", 
 
 
 def module_path(module: str) -> Path | None:
-    """File of a module of this package ("shadowcore.method.criteria"), or None if there is none."""
+    """File of a module of this package, such as "shadowcore.method.criteria"; None if there is no such module."""
     path = PACKAGE.parent / Path(*module.split("."))
     for candidate in (path.with_suffix(".py"), path / "__init__.py"):
         if candidate.is_file():
@@ -32,19 +31,19 @@ def module_path(module: str) -> Path | None:
 @cache
 def imports(module: str) -> frozenset[str]:
     """Modules of this package that `module` imports directly, at the top or inside a function."""
-    found = set()
+    names = set()
     for node in ast.walk(ast.parse(module_path(module).read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            found.update(alias.name for alias in node.names)
+            names.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            # `from package import name`: name may be a module or something defined in package
-            found.add(node.module or "")
-            found.update(f"{node.module}.{alias.name}" for alias in node.names)
-    return frozenset(name for name in found if name.split(".")[0] == PACKAGE.name and module_path(name))
+            # in `from package import name`, name may be a module or something that package defines
+            names.add(node.module or "")
+            names.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return frozenset(name for name in names if name.split(".")[0] == PACKAGE.name and module_path(name))
 
 
 def closure(module: str) -> list[str]:
-    """`module` and every module of this package it stands on, sorted."""
+    """`module` and all modules of this package that it imports, directly or not, sorted."""
     seen, waiting = set(), [module]
     while waiting:
         name = waiting.pop()
@@ -56,7 +55,7 @@ def closure(module: str) -> list[str]:
 
 @cache
 def behaviour(module: str) -> str:
-    """Hash of what a module does: its syntax tree without docstrings, comments and positions."""
+    """Hash of a module's syntax tree without docstrings, comments and positions."""
     tree = ast.parse(module_path(module).read_text(encoding="utf-8"))
     for node in ast.walk(tree):
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node) is not None:
@@ -66,7 +65,7 @@ def behaviour(module: str) -> str:
 
 @cache
 def fingerprint(module: str) -> str:
-    """Hash of the behaviour of a module and of its import closure inside this package."""
+    """Hash of the behaviour of a module and of all modules in its closure."""
     lines = [f"{name} {behaviour(name)}" for name in closure(module)]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
@@ -78,7 +77,7 @@ def file_sha256(path: Path) -> str:
 
 
 def run_information() -> dict[str, str]:
-    """Commit, versions and device: equal for two runs of one commit on one machine (no time stamps)."""
+    """Commit, versions and device, without time stamps, so that reruns of one commit on one machine agree."""
     information = {"python": platform.python_version(), "machine": platform.machine()}
     information |= {"device": device_name(), "commit": _commit()}
     for package in RECORDED_PACKAGES:
@@ -91,7 +90,7 @@ def run_information() -> dict[str, str]:
 
 def device_name() -> str:
     """The GPU that torch has been using in this process, or the processor."""
-    torch = sys.modules.get("torch")  # who has not imported it has used no GPU
+    torch = sys.modules.get("torch")  # a process that has not imported torch has used no GPU
     if torch is not None and torch.cuda.is_initialized():
         return torch.cuda.get_device_name()
     return processor_name()
@@ -99,7 +98,7 @@ def device_name() -> str:
 
 @cache
 def processor_name() -> str:
-    """The processor's model name as the system gives it."""
+    """The processor's model name."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

@@ -1,8 +1,8 @@
-"""Rates that were measured on known devices: for plans of studies of which nothing has run yet.
+"""Measured speeds of jobs, for plans of studies that have not run yet.
 
-rates.csv has a row for a device, a stage (by its rule) and a size of model: multiplications and additions that one job
-made in a second, and the run that they are from. The first device is the one that plans are made for. The rows come
-from `python benchmarks/chain.py ... --rates`.
+Each row of rates.csv is a device, a stage (its rule), a size of model, the multiply-adds that one job made per second,
+and the run in which they were measured. Plans are made for the first device. `python benchmarks/chain.py ... --rates`
+writes the rows.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 
 FILE = Path(__file__).with_name("rates.csv")
 COLUMNS = ("device", "stage", "weights_gb", "tflops", "source")
-APART = 2  # how many times the multiplications of a stage's shortest job its longest must have, to compare the two
+APART = 2  # the longest job of a stage must have this many times the work of the shortest, to compare the two
 
 
 class Rate(NamedTuple):
-    """Multiplications and additions a second of one job; weights: bytes of the model that it was measured with."""
+    """Multiply-adds per second of one job; weights: bytes of the model that it was measured with."""
 
     device: str
     stage: str
@@ -31,12 +31,7 @@ class Rate(NamedTuple):
 def read(path: Path = FILE) -> list[Rate]:
     """The rates of the file's first device."""
     with path.open(encoding="utf-8", newline="") as lines:
-        rows = [
-            Rate(
-                row["device"], row["stage"], float(row["weights_gb"]) * 1e9, float(row["tflops"]) * 1e12, row["source"]
-            )
-            for row in csv.DictReader(lines)
-        ]
+        rows = list(map(_rate, csv.DictReader(lines)))
     return [row for row in rows if row.device == rows[0].device]
 
 
@@ -46,17 +41,17 @@ def _rate(row: Mapping[str, str]) -> Rate:
 
 
 def of(stage: str, weights: float, rates: Iterable[Rate]) -> Mapping[str, float]:
-    """The rate of a stage, as `Work.seconds` takes it: that of the model nearest in size; none if there is no rate."""
+    """{stage: rate} of the model closest in size, as `Work.seconds` takes it; empty if the stage has no rate."""
 
-    def apart(rate: Rate) -> float:
+    def distance(rate: Rate) -> float:
         return abs(math.log(max(rate.weights, 1) / max(weights, 1)))
 
     own = [rate for rate in rates if rate.stage == stage]
-    return {stage: min(own, key=apart).per_second} if own else {}
+    return {stage: min(own, key=distance).per_second} if own else {}
 
 
 def rows(jobs: Iterable[Mapping[str, Any]], source: str) -> list[dict[str, Any]]:
-    """Rows of rates.csv from measured jobs; keys: device, stage, weights_bytes, multiplications and seconds.
+    """Rows of rates.csv from measured jobs with the keys device, stage, weights_bytes, multiplications and seconds.
 
     Between a stage's shortest and longest job with one model the loading of the model cancels. Where they differ too
     little, or no model is loaded, the rate is that of all jobs together, with everything else that they did; an
@@ -67,7 +62,7 @@ def rows(jobs: Iterable[Mapping[str, Any]], source: str) -> list[dict[str, Any]]
         if job["multiplications"]:
             key = job["device"], job["stage"].replace("-", "_"), job["weights_bytes"]
             alike.setdefault(key, []).append((job["multiplications"], job["seconds"]))
-    found = []
+    rows = []
     for (device, stage, weights), pairs in sorted(alike.items()):
         (few, short), (many, long) = min(pairs), max(pairs)
         if weights and many > APART * few and long > short:
@@ -77,5 +72,5 @@ def rows(jobs: Iterable[Mapping[str, Any]], source: str) -> list[dict[str, Any]]
         else:
             per_second = sum(count for count, _ in pairs) / sum(seconds for _, seconds in pairs)
         values = device, stage, f"{weights / 1e9:.1f}", f"{per_second / 1e12:.3g}", source
-        found.append(dict(zip(COLUMNS, values, strict=True)))
-    return found
+        rows.append(dict(zip(COLUMNS, values, strict=True)))
+    return rows

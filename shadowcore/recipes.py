@@ -1,4 +1,4 @@
-"""How a configuration describes predictors: their sizes and training, and which one begins with which other."""
+"""The configuration of predictors: sizes and training, and which predictor another one begins with."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from shadowcore.models.families import KINDS_OF
 
 
 class MaskingConfig(Strict):
-    """Masks that act while a predictor learns: units, and the range of sparsities, percent."""
+    """Masks on the model while a predictor learns: kinds of unit, and the range of sparsities in percent."""
 
     units: among(KINDS_OF)
     lowest_pct: Percent
@@ -23,12 +23,12 @@ class MaskingConfig(Strict):
     def in_order(self) -> MaskingConfig:
         """The range must not be empty."""
         if self.lowest_pct > self.highest_pct:
-            raise ValueError(f"lowest_pct {self.lowest_pct} is above highest_pct {self.highest_pct}")
+            raise ValueError(f"lowest_pct ({self.lowest_pct}) must not be above highest_pct ({self.highest_pct})")
         return self
 
 
 class TuningConfig(MaskingConfig):
-    """How predictors with `tuned_from` are tuned: see `shadowcore.method.tuning`."""
+    """Settings for tuning predictors with `tuned_from`; see `shadowcore.method.tuning`."""
 
     epochs: Positive
     batch: Positive
@@ -36,14 +36,14 @@ class TuningConfig(MaskingConfig):
     temperature: AboveZero
 
 
-# recipes that a configuration names instead of writing numbers; the numbers that it does write replace theirs
+# recipes that a configuration can name; numbers in the configuration replace those of the recipe
 RECIPES: dict[str, dict[str, Any]] = {
     # ShadowLLM (arXiv 2406.16635): sizes, scaling, loss and optimiser of its accuracy results; the batch is ours
     "published": {
         "rank_heads": 2048, "rank_neurons": 1024, "target": "score", "scaling": "min_max",
         "epochs": 20, "epochs_heads": 100, "batch": 512, "learning_rate": 0.001, "weight_decay": 0.01,
     },
-    # ours, for many tokens; retrained and tuned on the sparse model it gains most
+    # ours, for many training tokens; best when it is also retrained and tuned on the sparse model
     "best": {
         "rank_heads": 256, "rank_neurons": 1024, "target": "sqrt", "scaling": "standard",
         "epochs": 6, "batch": 512, "learning_rate": 0.001, "weight_decay": 0.01,
@@ -52,9 +52,9 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 
 class PredictorConfig(Strict):
-    """A predictor that learns from the dense model, see `shadowcore.method.training`.
+    """A predictor that is trained on the dense model; see `shadowcore.method.training`.
 
-    recipe: one of RECIPES, whose values hold unless given. epochs_heads: of heads, if not those of neurons.
+    recipe: one of RECIPES, the defaults of all keys. epochs_heads: epochs for heads, by default those for neurons.
     """
 
     parent: ClassVar[None] = None
@@ -76,12 +76,12 @@ class PredictorConfig(Strict):
     @model_validator(mode="before")
     @classmethod
     def of_a_recipe(cls, data: Any) -> Any:
-        """The named recipe's values, and those that are given."""
+        """Add the values of the named recipe for keys that are not given."""
         name = data.get("recipe") if isinstance(data, dict) else None
         return RECIPES[name] | data if isinstance(name, str) and name in RECIPES else data
 
     def training_recipe(self) -> Recipe:
-        """As the training stage reads it."""
+        """The recipe in the form that the training stage takes."""
         rank = {"heads": self.rank_heads, "neurons": self.rank_neurons}
         epochs = {"heads": self.epochs_heads or self.epochs, "neurons": self.epochs}
         alike = ("segments", "target", "scaling", "batch", "learning_rate", "weight_decay", "bits", "block")
@@ -89,10 +89,11 @@ class PredictorConfig(Strict):
 
 
 class DerivedConfig(Strict):
-    """A predictor that begins with another one and has its sizes and recipe.
+    """A predictor that begins with another one (its parent) and has the same sizes and recipe.
 
-    retrained_from: it is trained on traces of the model under that one's masks (`traces.on_policy`).
-    tuned_from: it is that one, tuned on the model that its own masks make (`tuning`).
+    retrained_from: the parent; the predictor is trained on traces of the model under the parent's masks
+    (`traces.on_policy`).
+    tuned_from: the parent, which is tuned on the sparse model that its own masks make (`tuning`).
     """
 
     retrained_from: str | None = None
@@ -100,19 +101,19 @@ class DerivedConfig(Strict):
 
     @model_validator(mode="after")
     def of_one(self) -> DerivedConfig:
-        """It must begin with one predictor."""
+        """Exactly one parent must be given."""
         if (self.retrained_from is None) == (self.tuned_from is None):
             raise ValueError("must have either retrained_from or tuned_from, with the name of another predictor")
         return self
 
     @property
     def parent(self) -> str:
-        """The predictor that it begins with."""
+        """Name of the predictor that it begins with."""
         return self.retrained_from or self.tuned_from
 
 
 def _kind(value: Any) -> str:
-    # by how the keys begin, so that a misspelt one is told from the keys of a recipe
+    # by the beginning of the keys, so that a misspelt one gets the right message
     derived = isinstance(value, dict) and any(str(key).startswith(("retrain", "tune")) for key in value)
     return "<DerivedConfig>" if derived or isinstance(value, DerivedConfig) else "<PredictorConfig>"
 
@@ -127,7 +128,7 @@ OLD_NAME = re.compile(r"([^@]+)(?:@seed(\d+))?(?:@([1-9]))?(@tuned)?")
 
 
 def replacement(name: str) -> str | None:
-    """What to write in place of a name of earlier versions, `small@1@tuned` or `small@seed2`; None for other names."""
+    """A hint for names of earlier versions, such as `small@1@tuned` or `small@seed2`; None for other names."""
     old = OLD_NAME.fullmatch(name)
     if old is None or "@" not in name:
         return None
@@ -141,4 +142,4 @@ def replacement(name: str) -> str | None:
         here = f"{here}_tuned"
     added = f"add {' and '.join(entries)} to `predictors` and " if entries else ""
     seeds = f", with `seeds: [{seed}]` in the grid" if seed else ""
-    return f"'{name}' is written otherwise now: {added}name {here} here{seeds}"
+    return f"'{name}' is a name of an earlier version: {added}write {here} here{seeds}"

@@ -1,7 +1,6 @@
-"""The tables of the study: every column with its type and meaning, in one place.
+"""The tables of a study: every column with its type and meaning.
 
-Writers build tables through `build`, readers name the schema, and the data dictionary in
-`results/README.md` is generated from here.
+Writers use `build`, readers use `read`, and the data dictionary in `results/README.md` is generated from this module.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ TEXT, INTEGER, NUMBER, BOOLEAN = pa.string(), pa.int64(), pa.float64(), pa.bool_
 
 @dataclass(frozen=True)
 class Table:
-    """A tidy table: its name and version, what one row is, and its columns."""
+    """A tidy table: its name and version, the meaning of a row, and its columns with types and meanings."""
 
     name: str
     version: int
@@ -30,28 +29,28 @@ class Table:
 
     @property
     def schema(self) -> str:
-        """What the file says it is: "name/version"."""
+        """The schema in the file's header, "name/version"."""
         return f"{self.name}/{self.version}"
 
     @property
     def arrow(self) -> pa.Schema:
-        """Its columns as Arrow has them."""
+        """The columns as an Arrow schema."""
         return pa.schema([(name, kind) for name, (kind, _) in self.columns.items()])
 
     def read(self, path: Path) -> pa.Table:
-        """The table in a file of this schema; ArtifactError if its columns are not those, others beside them may be."""
+        """The table in a file of this schema, which may have more columns; ArtifactError if one is missing or wrong."""
         table = artifacts.read_table(path, self.schema)
         for field in self.arrow:
-            found = table.schema.field(field.name).type if field.name in table.column_names else "no such column"
-            if found != field.type:
+            kind = table.schema.field(field.name).type if field.name in table.column_names else "missing"
+            if kind != field.type:
                 raise ArtifactError(
-                    f"{path}: column '{field.name}': {found} where {field.type} is read; delete the file and run the "
+                    f"{path}: column '{field.name}' is {kind}; it must be {field.type}; delete the file and run the "
                     "study again"
                 )
         return table
 
     def build(self, rows: Iterable[Mapping[str, Any]]) -> pa.Table:
-        """An Arrow table of `rows`; a key that is not a column is an error, a missing one is null."""
+        """An Arrow table of `rows`; missing keys become null, and a key that is not a column is an ArtifactError."""
         rows = list(rows)
         for row in rows:
             if unknown := set(row) - set(self.columns):
@@ -59,10 +58,10 @@ class Table:
         return pa.Table.from_pylist([{name: row.get(name) for name in self.columns} for row in rows], schema=self.arrow)
 
 
-# what was put on the model: shared by every row that is about a sparse model
+# the columns of every table with rows about a sparse model
 CONDITION = {
     "model": (TEXT, "name of the model in the configuration"),
-    "data": (TEXT, "text the row was measured on, `(second half)` after a prompt; for a benchmark, its name"),
+    "data": (TEXT, "text that was measured, with `(second half)` for the text after a prompt; or a benchmark's name"),
     "calibration": (TEXT, "name of the text that scores and predictors were made from; null for dense and random"),
     "method": (TEXT, "dense; random, static, a predictor's design, oracle; or one without: config/README.md"),
     "criterion": (TEXT, "importance criterion; null for a method without one"),
@@ -86,32 +85,32 @@ MEASURED = {
 }
 
 SEEDS = {
-    "seeds": (INTEGER, "seeds the row's condition was trained with, one row each; 1 where nothing is trained"),
-    "seed_deviation": (NUMBER, "standard deviation of the estimate over these seeds; null for one"),
+    "seeds": (INTEGER, "number of seeds that the condition was trained with, one row each; 1 without training"),
+    "seed_deviation": (NUMBER, "standard deviation of the estimate over these seeds; null for one seed"),
 }
-FEWSHOT = (INTEGER, "examples in a prompt; null where the task has no prompts")
+FEWSHOT = (INTEGER, "examples in a prompt; null for tasks without prompts")
 
 OUTCOMES = Table(
     "outcomes", 3, "one document (or text window) under one condition",
     CONDITION | MEASURED | {
-        "task": (TEXT, "task name: an lm-eval task, or `perplexity` and `second_half` for text windows"),
+        "task": (TEXT, "task name: a task of lm-eval, or `perplexity` and `second_half` for text windows"),
         "fewshot": FEWSHOT,
-        "document": (TEXT, "hash of the document: pairs rows of different conditions"),
+        "document": (TEXT, "hash of the document, by which rows of different conditions are paired"),
         "metric": (TEXT, "acc, acc_norm, or summed negative log-likelihood in nats: nll, word_nll, byte_nll"),
-        "value": (NUMBER, "the document's value"),
-        "weight": (INTEGER, "what a perplexity divides by: scored tokens (nll), words, bytes; 1 for accuracies"),
+        "value": (NUMBER, "value of the metric for this document"),
+        "weight": (INTEGER, "divisor of a perplexity: scored tokens (nll), words or bytes; 1 for accuracies"),
     },
 )  # fmt: skip
 
 ESTIMATE = {
     "task": (TEXT, "task name"),
     "fewshot": FEWSHOT,
-    "metric": (TEXT, "what value is: acc, acc_norm (fractions), token_, word_ or byte_perplexity"),
-    "value": (NUMBER, "the estimate over all documents"),
-    "stderr": (NUMBER, "standard error of value over documents"),
+    "metric": (TEXT, "acc, acc_norm (fractions), token_perplexity, word_perplexity or byte_perplexity"),
+    "value": (NUMBER, "estimate over all documents"),
+    "stderr": (NUMBER, "standard error of the estimate over documents"),
     "low": (NUMBER, "lower end of the 95 % interval"),
     "high": (NUMBER, "upper end of the 95 % interval"),
-    "n": (INTEGER, "documents"),
+    "n": (INTEGER, "number of documents"),
 } | SEEDS  # fmt: skip
 ACCURACY = Table("accuracy", 4, "one task metric under one condition", CONDITION | MEASURED | ESTIMATE)
 PERPLEXITY = Table(
@@ -121,19 +120,19 @@ PERPLEXITY = Table(
 COMPARISONS = Table(
     "comparisons", 6, "one condition against dense, or another method or criterion in its place, on the same documents",
     CONDITION | MEASURED | {
-        "reference": (TEXT, "method compared with: dense, or one whose other keys are the row's, where it has them"),
-        "reference_criterion": (TEXT, "its criterion: the row's, or another one; null where it has none"),
-        "reference_predictor": (TEXT, "its predictor: the row's, or one trained alike; null where it has none"),
+        "reference": (TEXT, "method of the reference; its other columns equal the row's if it has them"),
+        "reference_criterion": (TEXT, "criterion of the reference; null if it has none"),
+        "reference_predictor": (TEXT, "predictor of the reference, trained in the same way; null if it has none"),
         "task": (TEXT, "task name"),
         "fewshot": FEWSHOT,
         "metric": (TEXT, "acc, acc_norm, or log_perplexity (nats per token), log_word_perplexity, log_byte_perplexity"),
-        "difference": (NUMBER, "condition minus reference"),
+        "difference": (NUMBER, "metric of the condition minus metric of the reference"),
         "stderr": (NUMBER, "standard error of the paired difference"),
         "low": (NUMBER, "lower end of its 95 % paired bootstrap interval"),
         "high": (NUMBER, "upper end of its 95 % paired bootstrap interval"),
-        "p_value": (NUMBER, "exact McNemar for accuracies, Student's t of paired documents for log perplexities"),
-        "p_holm": (NUMBER, "p_value corrected (Holm 1979) among the rows of one model, seed, metric and reference"),
-        "n": (INTEGER, "paired documents"),
+        "p_value": (NUMBER, "exact McNemar test for accuracies, paired t-test over documents for log perplexities"),
+        "p_holm": (NUMBER, "p_value corrected (Holm 1979) over the rows of one model, seed, metric and reference"),
+        "n": (INTEGER, "number of paired documents"),
     } | SEEDS,
 )  # fmt: skip
 
@@ -177,43 +176,43 @@ QUALITY = Table(
     "quality", 2, "how well one predictor ranks the units of one layer, on held-out calibration tokens",
     {
         "model": CONDITION["model"], "calibration": CONDITION["calibration"],
-        "method": (TEXT, "static (the constant predictor), shadow or layerwise"),
+        "method": (TEXT, "static (the constant predictor), or a predictor's design: shadow, layerwise, segments"),
         "criterion": CONDITION["criterion"],
-        "predictor": (TEXT, "as elsewhere; of static: design and name of the one whose masks acted in traces, or null"),
+        "predictor": (TEXT, "name of the predictor; for static: the predictor that masked the traces, or null"),
         "seed": CONDITION["seed"],
         "kind": (TEXT, "heads or neurons"),
         "layer": (INTEGER, "layer, from 0"),
-        "sparsity_pct": (INTEGER, "sparsity of the kept set; null where the metric needs none"),
-        "policy": (TEXT, "how both kept sets are chosen; null where the metric needs none"),
-        "metric": (TEXT, "spearman; recall: units worth keeping that are kept; precision: kept ones that are worth it"),
-        "value": (NUMBER, "mean over tokens, 0 to 1 (spearman -1 to 1)"),
+        "sparsity_pct": (INTEGER, "sparsity of the kept units; null for spearman"),
+        "policy": (TEXT, "policy that chooses the kept units; null for spearman"),
+        "metric": (TEXT, "spearman; recall, precision: of the kept units against those with the highest true scores"),
+        "value": (NUMBER, "mean over tokens, 0 to 1 (spearman: -1 to 1)"),
         "stderr": (NUMBER, "standard error over tokens"),
-        "n": (INTEGER, "tokens"),
+        "n": (INTEGER, "number of tokens"),
     },
 )  # fmt: skip
 
 PREDICTORS = Table(
-    "predictors", 3, "one trained predictor's part for one kind of unit",
+    "predictors", 3, "the part of one trained predictor for one kind of unit",
     {
         "model": CONDITION["model"], "calibration": CONDITION["calibration"], "method": QUALITY.columns["method"],
         "criterion": CONDITION["criterion"], "predictor": CONDITION["predictor"], "seed": CONDITION["seed"],
-        "base": (TEXT, "the predictor that it began with, which learned from the dense model; often itself"),
-        "rounds": (INTEGER, "how often it was retrained on traces under the masks of the one before"),
-        "tuned": (BOOLEAN, "whether it was then tuned on the sparse model"),
+        "base": (TEXT, "first predictor of its chain, which was trained on the dense model; often itself"),
+        "rounds": (INTEGER, "number of retrainings, each on traces under the masks of the previous predictor"),
+        "tuned": (BOOLEAN, "whether it was finally tuned on the sparse model"),
         "kind": (TEXT, "heads or neurons"),
         "rank": (INTEGER, "hidden width r of each MLP"),
-        "groups": (INTEGER, "MLPs in the predictor: 1 for shadow, one per predicted layer for layerwise"),
-        "bits": (INTEGER, "bits of a weight"),
-        "block": (INTEGER, "neighbouring units with one score"),
-        "parameters": (INTEGER, "weights and biases"),
-        "step_bytes": (INTEGER, "bytes that a decoder reads of it per token"),
-        "tokens": (INTEGER, "training tokens"),
-        "epochs": (INTEGER, "passes over them"),
-        "best_epoch": (NUMBER, "epoch kept, by held-out loss (mean over groups); 0 is where training began"),
+        "groups": (INTEGER, "number of MLPs: 1 for shadow, one per predicted layer for layerwise"),
+        "bits": (INTEGER, "bits per weight"),
+        "block": (INTEGER, "number of neighbouring units that share a score"),
+        "parameters": (INTEGER, "number of weights and biases"),
+        "step_bytes": (INTEGER, "bytes of the predictor that a decoder reads per token"),
+        "tokens": (INTEGER, "number of training tokens"),
+        "epochs": (INTEGER, "number of passes over the training tokens"),
+        "best_epoch": (NUMBER, "epoch with the lowest held-out loss, kept (mean over groups); 0: before training"),
         "loss_constant": (
             NUMBER,
-            "held-out loss where training began: the constant predictor's squared error of scaled scores; "
-            "of a tuned one, the divergence from the dense model before tuning, nats a token",
+            "held-out loss before training: squared error of the constant predictor on scaled scores; "
+            "if tuned, divergence from the dense model before tuning, nats per token",
         ),
         "loss": (NUMBER, "held-out loss of the kept weights"),
     },
@@ -232,15 +231,15 @@ THRESHOLDS = Table(
 )  # fmt: skip
 
 CRITERIA = Table(
-    "criteria", 1, "one unit's importance under one criterion over the calibration windows",
+    "criteria", 1, "importance of one unit under one criterion over the calibration windows",
     {
         "model": CONDITION["model"], "calibration": CONDITION["calibration"], "criterion": CONDITION["criterion"],
         "kind": (TEXT, "heads or neurons"),
         "layer": (INTEGER, "layer, from 0"),
         "unit": (INTEGER, "unit, from 0"),
-        "mean": (NUMBER, "mean sequence score over windows"),
+        "mean": (NUMBER, "mean of the sequence scores over windows"),
         "deviation": (NUMBER, "standard deviation over windows"),
-        "n": (INTEGER, "windows"),
+        "n": (INTEGER, "number of windows"),
     },
 )  # fmt: skip
 
@@ -252,43 +251,43 @@ LATENCY = Table(
         "backend": (TEXT, "torch (CPU reference) or triton"),
         "weights": (TEXT, "pretrained or random"),
         "dtype": (TEXT, "number format of the weights"),
-        "threads": (INTEGER, "CPU threads; null on a GPU"),
+        "threads": (INTEGER, "number of CPU threads; null on a GPU"),
         "driver": (TEXT, "version of the GPU's driver; null on a CPU"),
-        "mode": (TEXT, "dense, static (weights compacted), a predictor's design, or a baseline: results/README.md"),
+        "mode": (TEXT, "dense, static (weights compacted), a predictor's design, or a baseline: see above"),
         "units": CONDITION["units"],
         "sparsity_pct": CONDITION["sparsity_pct"],
         "kv": (TEXT, "kept: keys and values of all heads are computed and cached"),
-        "batch": (INTEGER, "sequences decoded together"),
-        "prompt_tokens": (INTEGER, "tokens of the prompt"),
-        "new_tokens": (INTEGER, "tokens generated"),
-        "predictor_rank": (INTEGER, "hidden width of the neurons' predictor, else the heads'; null without one"),
-        "predictor_rank_heads": (INTEGER, "hidden width of the heads' predictor where neurons have one, too"),
-        "predictor_bits": (INTEGER, "bits of a predictor's weight"),
-        "predictor_groups": (INTEGER, "predictors of a model, each with a selection: 1 for shadow"),
-        "predictor_mb": (NUMBER, "predictor weights read per token, 10^6 bytes; null without one"),
+        "batch": (INTEGER, "number of sequences decoded together"),
+        "prompt_tokens": (INTEGER, "number of tokens in the prompt"),
+        "new_tokens": (INTEGER, "number of generated tokens"),
+        "predictor_rank": (INTEGER, "hidden width of the predictor for neurons, or else heads; null without one"),
+        "predictor_rank_heads": (INTEGER, "hidden width of the predictor for heads, if there are two"),
+        "predictor_bits": (INTEGER, "bits per weight of the predictor"),
+        "predictor_groups": (INTEGER, "number of MLPs of the predictor, each with a selection: 1 for shadow"),
+        "predictor_mb": (NUMBER, "bytes of the predictor read per token, 10^6 bytes; null without one"),
         "ms_per_token": (NUMBER, "median over repeats of the mean time of a decode step, milliseconds"),
         "ms_p10": (NUMBER, "10th percentile over repeats"),
         "ms_p90": (NUMBER, "90th percentile over repeats"),
         "ttft_ms": (NUMBER, "median time of the prompt's pass, milliseconds"),
-        "predictor_ms": (NUMBER, "median time of predictor and selection in a step, measured apart; null without"),
-        "selection_ms": (NUMBER, "time of a step's selections alone, one launch a predictor; null where not measured"),
-        "attention_ms": (NUMBER, "time of all layers' attention and its projections, alone"),
-        "ffn_ms": (NUMBER, "time of all layers' FFNs, alone"),
-        "norms_ms": (NUMBER, "time of all additions to the residual and its norms, alone"),
-        "vocabulary_ms": (NUMBER, "time of the output table and the choice of a token, alone"),
-        "kept_heads": (INTEGER, "heads computed in a step, of all layers"),
-        "kept_neurons": (INTEGER, "neurons computed in a step, of all layers"),
-        "active": (NUMBER, "fraction of the last layer's neurons above zero; null where it saves nothing"),
-        "nodes": (INTEGER, "nodes of the CUDA graph of a step; null without one"),
-        "gb_per_token": (NUMBER, "weight bytes a step reads, 10^9 bytes, counted"),
-        "gb_per_s": (NUMBER, "gb_per_token over the median time"),
-        "ceiling_gb_s": (NUMBER, "fastest reading or copying seen on the device, measured first, 10^9 bytes a second"),
-        "roofline_ms": (NUMBER, "gb_per_token and the cached keys and values over the ceiling"),
+        "predictor_ms": (NUMBER, "median time of predictor and selection per step, timed separately; null without one"),
+        "selection_ms": (NUMBER, "time of the selections per step, timed separately; null if not measured"),
+        "attention_ms": (NUMBER, "time of attention and its projections in all layers, timed separately"),
+        "ffn_ms": (NUMBER, "time of the FFNs of all layers, timed separately"),
+        "norms_ms": (NUMBER, "time of all norms and additions to the residual, timed separately"),
+        "vocabulary_ms": (NUMBER, "time of the output projection and the choice of a token, timed separately"),
+        "kept_heads": (INTEGER, "number of heads computed per step, over all layers"),
+        "kept_neurons": (INTEGER, "number of neurons computed per step, over all layers"),
+        "active": (NUMBER, "fraction of the last layer's neurons above zero; null if the mode does not use it"),
+        "nodes": (INTEGER, "nodes of a step's CUDA graph; null without a graph"),
+        "gb_per_token": (NUMBER, "weights read per step, counted, 10^9 bytes"),
+        "gb_per_s": (NUMBER, "gb_per_token divided by the median time"),
+        "ceiling_gb_s": (NUMBER, "highest measured rate of reading or copying on the device, 10^9 bytes per second"),
+        "roofline_ms": (NUMBER, "gb_per_token plus cached keys and values, divided by ceiling_gb_s"),
         "model_gb": (NUMBER, "weights of the whole model, 10^9 bytes"),
-        "cache_gb": (NUMBER, "keys and values of all positions there is room for, 10^9 bytes"),
-        "peak_gb": (NUMBER, "most memory in use with this decoder alone: weights, cache, predictor, rest"),
-        "gate_error": (NUMBER, "relative error of the logits against float32 before timing"),
-        "repeats": (INTEGER, "repeats"),
+        "cache_gb": (NUMBER, "allocated keys and values, 10^9 bytes"),
+        "peak_gb": (NUMBER, "peak memory with this decoder alone, 10^9 bytes: weights, cache, predictor, temporaries"),
+        "gate_error": (NUMBER, "relative error of the logits against float32, checked before timing"),
+        "repeats": (INTEGER, "number of repeats"),
     },
 )  # fmt: skip
 LATENCY_REPEATS = Table(
@@ -303,11 +302,11 @@ LATENCY_REPEATS = Table(
         "repeat": (INTEGER, "repeat, from 0; modes take turns inside a repeat"),
         "ttft_ms": (NUMBER, "time of the prompt's pass, milliseconds"),
         "ms_per_token": (NUMBER, "mean time of a decode step, milliseconds"),
-        "sm_mhz": (NUMBER, "the GPU's clock just after the turn; null on a CPU"),
-        "memory_mhz": (NUMBER, "its memory's clock"),
-        "power_w": (NUMBER, "its power, watts"),
-        "temperature_c": (NUMBER, "its temperature, degrees Celsius"),
-        "throttled": (INTEGER, "the driver's reasons for slowing it down, as NVML's bits; 0: none"),
+        "sm_mhz": (NUMBER, "clock of the GPU just after the repeat, MHz; null on a CPU"),
+        "memory_mhz": (NUMBER, "clock of the GPU's memory, MHz"),
+        "power_w": (NUMBER, "power of the GPU, watts"),
+        "temperature_c": (NUMBER, "temperature of the GPU, degrees Celsius"),
+        "throttled": (INTEGER, "reasons why the driver slowed the GPU down, as NVML's bits; 0: none"),
     },
 )  # fmt: skip
 
@@ -316,11 +315,11 @@ REFUSED = Table(
     {name: LATENCY.columns[name] for name in ("model", "device", "backend", "weights", "dtype", "threads")}
     | {"variant": (TEXT, "name of the mode in the job's log, with its sparsity")}
     | {name: LATENCY.columns[name] for name in ("units", "sparsity_pct", "batch", "prompt_tokens", "new_tokens")}
-    | {"reason": (TEXT, "the sentence that says what differed, or that memory ran out")},
+    | {"reason": (TEXT, "the sentence about what differed, or that memory ran out")},
 )  # fmt: skip
 
 CLAIMED_LATENCY = ("device", "dtype", "prompt_tokens", "new_tokens", "predictor_rank", "predictor_bits")
-_EFFECT = "above 0 as claimed: logarithm of a ratio, or difference of rank correlations plus the claim's margin"
+_EFFECT = "above 0 if as claimed; a logarithm of a ratio, or a difference of rank correlations plus the claim's margin"
 CLAIMS = Table(
     "claims", 3, "one published claim and one pair of our measurements on one text, or none",
     {
@@ -363,5 +362,5 @@ MEASURED_TABLES = {
         REFUSED,
     )
 }  # fmt: skip
-TIMED_TABLES = {table.name for table in (LATENCY, LATENCY_REPEATS, REFUSED)}  # that differ from run to run
+TIMED_TABLES = {table.name for table in (LATENCY, LATENCY_REPEATS, REFUSED)}  # differ from run to run
 FINAL_TABLES = MEASURED_TABLES | {CLAIMS.name: CLAIMS}

@@ -1,6 +1,6 @@
-"""The sections of a study's configuration file, strictly checked each on its own: models, texts, traces, ...
+"""The sections of a configuration file: models, texts, traces, conditions, evaluation and latency.
 
-Checks between sections are in `shadowcore.config`.
+Each section is checked on its own. Checks between sections are in `shadowcore.config`.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ TASKS = (*OWN_TASKS, *BENCHMARKS)
 
 
 def source_of(kinds: dict[str, type]) -> Any:
-    """A mapping with one key, the kind of source, over that source's own fields."""
+    """The type of a source: a mapping whose only key is the kind, over the fields of this kind."""
 
     def check(value: Any) -> dict:
         if not isinstance(value, dict) or len(value) != 1:
-            raise ValueError(f"one source is needed, one of: {', '.join(sorted(kinds))} (found {value!r})")
+            raise ValueError(f"must be a mapping with one of these keys: {', '.join(sorted(kinds))} (found {value!r})")
         kind, fields = next(iter(value.items()))
         if kind not in kinds:
             raise ValueError(f"unknown '{kind}'; {near_miss(str(kind), kinds)}")
@@ -47,7 +47,7 @@ def source_of(kinds: dict[str, type]) -> Any:
         if isinstance(fields, str) and names == ["name"]:
             fields = {"name": fields}
         if not isinstance(fields, dict):
-            raise Within(kind, f"a mapping with the keys {', '.join(names)} is needed (found {fields!r})")
+            raise Within(kind, f"must be a mapping with the keys {', '.join(names)} (found {fields!r})")
         try:
             parse_spec(kinds[kind], fields, kind)
         except ConfigError as error:
@@ -59,13 +59,13 @@ def source_of(kinds: dict[str, type]) -> Any:
 
 
 def needs_network(source: dict[str, dict]) -> bool:
-    """Whether a model or a text is downloaded."""
+    """Whether a source of a model or a text must be downloaded."""
     kind, fields = next(iter(source.items()))
     return kind in ("hub", "package") or (kind == "benchmark" and not fields.get("offline_dir"))
 
 
 def made_here(source: dict[str, dict]) -> bool:
-    """Whether a model is made by the study itself, so that there is nothing to download."""
+    """Whether the study makes the model itself, so that nothing is downloaded."""
     return next(iter(source)) in (RandomModel.KIND, Relufied.KIND)
 
 
@@ -75,7 +75,7 @@ class Model(Strict):
 
     @property
     def relufied(self) -> Relufied | None:
-        """How it is made of another model of the study; None if it is fetched."""
+        """The recipe that makes it from another model of the study; None if the model is fetched."""
         fields = self.source.get(Relufied.KIND)
         return fields and parse_spec(Relufied, fields)
 
@@ -87,7 +87,7 @@ class Questions(Strict):
 
 
 class Text(Strict):
-    """true_continuation: of texts that are evaluated by it; one that only calibrates has no questions."""
+    """true_continuation: sizes of the multiple-choice task, only for texts that are evaluated with it."""
 
     source: source_of(TEXT_SOURCES)
     heldout_fraction: Fraction
@@ -96,7 +96,7 @@ class Text(Strict):
 
     @model_validator(mode="after")
     def leaves_some_to_train_on(self) -> Text:
-        """The two fractions are parts of the same documents, and the rest is traced."""
+        """The two fractions must leave documents for training."""
         if (both := self.heldout_fraction + self.evaluation_fraction) >= 1:
             raise Within(
                 "heldout_fraction",
@@ -107,7 +107,7 @@ class Text(Strict):
 
 
 class Traces(Strict):
-    """How much text is scored, and how finely: see `shadowcore.method.tracing`."""
+    """Amount of scored text, and precision of the scores; see `shadowcore.method.tracing`."""
 
     window_tokens: Positive
     windows: Positive
@@ -122,26 +122,26 @@ class Traces(Strict):
 
     @model_validator(mode="after")
     def sizes_go_together(self) -> Traces:
-        """A window must have the tokens that are scored, and a shard a window."""
+        """A window must have enough tokens to score, and a shard at least one window."""
         for key in ("tokens_per_window", "heldout_tokens_per_window"):
-            if (found := getattr(self, key)) >= self.window_tokens:
+            if (tokens := getattr(self, key)) >= self.window_tokens:
                 raise Within(
                     key,
-                    f"{found} is too large; it must be smaller than window_tokens ({self.window_tokens}), because the "
+                    f"{tokens} is too large; it must be smaller than window_tokens ({self.window_tokens}), because the "
                     "last token has no target",
                 )
         if self.shards > self.windows:
-            raise Within("shards", f"{self.shards} is too large; every shard needs one of the {self.windows} windows")
+            raise Within("shards", f"{self.shards} is too large; it must be at most windows ({self.windows})")
         for name in self.criteria:
-            if self.window_tokens < (needed := CRITERIA[name].least_tokens + 1):
-                raise Within("window_tokens", f"{self.window_tokens} is too small; {name} needs {needed} or more")
+            if self.window_tokens < (least := CRITERIA[name].least_tokens + 1):
+                raise Within("window_tokens", f"{self.window_tokens} is too small; {name} needs at least {least}")
         return self
 
 
 class Grid(Strict):
-    """Conditions: every combination of these, for `models`, all unless given; `dense` is always there.
+    """A grid of conditions: every combination of its values is measured; `dense` is always measured.
 
-    seeds: predictors are trained with each of them, the study's unless given; what is not trained is not repeated.
+    models: all by default. seeds: of training, by default the study's; methods without training are not repeated.
     """
 
     models: list_of(str) = []
@@ -156,7 +156,7 @@ class Grid(Strict):
 
     @model_validator(mode="after")
     def seeds_are_of_predictors(self) -> Grid:
-        """Seeds need something that is trained."""
+        """Seeds need a trained method."""
         if self.seeds and not any(SPARSE[method].trained for method in self.methods):
             trained = ", ".join(name for name, method in SPARSE.items() if method.trained)
             raise Within("seeds", f"needs a trained method ({trained}); found {self.methods}")
@@ -164,20 +164,20 @@ class Grid(Strict):
 
     @model_validator(mode="after")
     def suits_methods(self) -> Grid:
-        """A method may allow some protocols, policies, units or sparsities only."""
+        """Protocols, policies, units and sparsities must be among those that each method supports."""
         for method, key in product(self.methods, ("protocols", "policies", "units", "sparsities_pct")):
             allowed = getattr(SPARSE[method], key)
             unfit = [value for value in getattr(self, key) if allowed is not None and value not in allowed]
             if unfit:
-                raise Within(key, f"{unfit} do not go with {method}; allowed: {sorted(allowed)}")
+                raise Within(key, f"{unfit} cannot be combined with {method}; allowed: {sorted(allowed)}")
         return self
 
 
 class Evaluation(Strict):
-    """What every condition is measured on. Benchmarks are measured once, in the jobs of the first text.
+    """Texts and tasks on which every condition is measured. The jobs of the first text also measure the benchmarks.
 
-    offline_dir: folder of <task>/<split>.parquet, the hub where there is none; limit: documents of a benchmark,
-    a seeded subset; fewshot: numbers of examples in its prompts; rolling_tokens: longest window of wikitext.
+    offline_dir: folder with <task>/<split>.parquet, by default the hub; limit: documents of a benchmark, a seeded
+    subset; fewshot: numbers of examples in its prompts; rolling_tokens: longest window of wikitext.
     """
 
     texts: list_of(str, least=1)
@@ -187,21 +187,21 @@ class Evaluation(Strict):
     fewshot: list_of(Annotated[int, Field(ge=0)], least=1) = [0]
     rolling_tokens: Annotated[int, Field(ge=2)] = 2048
     windows: Positive
-    window_tokens: Annotated[int, Field(ge=2)]  # the first one is not predicted
+    window_tokens: Annotated[int, Field(ge=2)]  # the first token is not predicted
     window_batch: Positive
     request_tokens: Positive
 
     @model_validator(mode="after")
     def benchmarks_are_measured(self) -> Evaluation:
-        """What is said of a benchmark must be of one that is measured, and every benchmark must be measured."""
+        """`limit` must name measured benchmarks, and `fewshot` must let every benchmark be measured."""
         if unused := sorted(set(self.limit) - set(self.tasks)):
             raise Within(f"limit.{unused[0]}", f"not among evaluation.tasks ({', '.join(self.tasks)})")
         for name in self.tasks if 0 not in self.fewshot else ():
             if name in BENCHMARKS and BENCHMARKS[name].train is None:
                 raise Within(
                     "fewshot",
-                    f"{self.fewshot} has no 0, and {name} has no training split to take examples from; add 0 to the "
-                    "list, or leave the task out",
+                    f"{self.fewshot} has no 0, but {name} has no training split with examples; add 0 to the list, or "
+                    "leave the task out",
                 )
         return self
 
@@ -219,17 +219,17 @@ class Latency(Strict):
 
 
 class ForSome(Strict):
-    """What concerns some of a section's models, or all of them."""
+    """Settings for some of a section's models, or for all of them."""
 
     models: list_of(among(PUBLISHED)) = []
 
     def concerns(self, model: str) -> bool:
-        """Where no model is named, it concerns all."""
+        """Whether the settings are for this model; without names they are for all models."""
         return not self.models or model in self.models
 
 
 class Design(ForSome):
-    """A predictor with random weights: see `shadowcore.stages.latency_random`."""
+    """A predictor with random weights; see `shadowcore.stages.latency_random`."""
 
     method: among(PREDICTORS)
     rank_heads: Positive
@@ -240,7 +240,7 @@ class Design(ForSome):
 
 
 class Setting(ForSome):
-    """Other sequences, lengths and sparsities."""
+    """Another batch size, other lengths and sparsities."""
 
     batch: Annotated[int, Field(ge=1, le=16)] = 1
     prompt_tokens: Annotated[int, Field(ge=2)] | None = None
@@ -250,7 +250,7 @@ class Setting(ForSome):
 
 
 class LatencyRandom(Strict):
-    """Models known by their dimensions, with random weights: see `shadowcore.stages.latency_random`."""
+    """Timing of published models with random weights; see `shadowcore.stages.latency_random`."""
 
     models: list_of(among(PUBLISHED), least=1)
     dtype: among(DTYPES)
@@ -267,31 +267,34 @@ class LatencyRandom(Strict):
     also: list_of(Setting) = []
 
     def timed(self, model: str) -> dict[str, dict[str, Any]]:
-        """What is timed of a model, by sequences, prompt and new tokens, "4x128+32": a specification each.
+        """Specifications of a model's timings, by batch, prompt and new tokens, such as "4x128+32".
 
-        In the main one all modes; in the others dense and its own baselines, compacted, given units, the first design.
+        The main timing has all modes; those of `also` have dense, their baselines, static, given units, one design.
         """
-        designs = [one.model_dump(exclude={"models"}) for one in self.designs if one.concerns(model)]
+        designs = [design.model_dump(exclude={"models"}) for design in self.designs if design.concerns(model)]
         main = self.model_dump(exclude={"models", "also"}) | {"model": model, "batch": 1, "designs": designs}
-        other = main | {"designs": [one | {"sparsities_pct": []} for one in designs[:1]]}
+        other = main | {"designs": [design | {"sparsities_pct": []} for design in designs[:1]]}
         settings = [
-            other | {"baselines": one.baselines} | one.model_dump(exclude={"models"}, exclude_unset=True)
-            for one in self.also
-            if one.concerns(model)
+            other | {"baselines": setting.baselines} | setting.model_dump(exclude={"models"}, exclude_unset=True)
+            for setting in self.also
+            if setting.concerns(model)
         ]
-        found: dict[str, dict[str, Any]] = {}
+        specs: dict[str, dict[str, Any]] = {}
         for spec in (main, *settings):
             name = "{batch}x{prompt_tokens}+{new_tokens}".format(**spec)
             if spec["short_tokens"] >= spec["new_tokens"]:
-                raise Within("short_tokens", f"{spec['short_tokens']} is too large; new_tokens is {spec['new_tokens']}")
-            if name in found:
-                raise Within("also", f"{model} is timed twice at {name} (sequences x prompt + new tokens)")
-            found[name] = spec
-        return found
+                raise Within(
+                    "short_tokens",
+                    f"{spec['short_tokens']} is too large; it must be smaller than new_tokens ({spec['new_tokens']})",
+                )
+            if name in specs:
+                raise Within("also", f"{model} is timed twice at {name} (batch x prompt + new tokens)")
+            specs[name] = spec
+        return specs
 
     @model_validator(mode="after")
     def once(self) -> LatencyRandom:
-        """Every model must be timed once at most at the same lengths."""
+        """No model must be timed twice at the same lengths."""
         for model in self.models:
             self.timed(model)
         return self

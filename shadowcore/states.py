@@ -1,4 +1,4 @@
-"""Which jobs of a study are done, run, failed, were interrupted or wait: by their files, then by their logs."""
+"""Find the state of every job of a study (done, running, failed, interrupted or waiting) from its files and its log."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ STATES = ("done", "running", "failed", "interrupted", "waiting")
 PREDICTOR = ("safetensors", "safetensors.sha256", "quality.parquet", "training.parquet")
 TIMED = ("", ".repeats", ".refused")
 TRACE = ("safetensors", "safetensors.sha256")
-# what a job of each rule writes, below the study's folder; tests/test_workflow.py compares this with the rules
+# outputs of a job of each rule, below the study's folder; tests/test_workflow.py compares them with the rules
 OUTPUTS = {
     "fetch_model": ("models/{name}/card.json", "models/{name}/weights"),
     "relufy": ("models/{name}/card.json", "models/{name}/weights"),
@@ -39,35 +39,38 @@ OUTPUTS = {
     "draw": ("figures/{name}.json", "figures/{name}"),
     "write_page": ("index.html",),
 }
-SILENT = 600.0  # seconds after which a job that has not even written its log's heading no longer runs
+SILENT = 600.0  # seconds after which a job whose log has no heading counts as interrupted
 EVALUATIONS = ("evaluate", "evaluate_oracle")
-REPORT = ("aggregate", "check_tables", "judge_claims", "draw", "write_page")  # rules that join what others measured
+REPORT = ("aggregate", "check_tables", "judge_claims", "draw", "write_page")  # rules that join the measurements
 
 
 @dataclass(frozen=True)
 class Job:
-    """One job as it stands: seconds it took or has run so far, and those it may still need."""
+    """The state of one job. seconds: its time, or how long it has run; left: estimated seconds left.
+
+    content: of its log; silent: seconds since the last line of the log of a running job.
+    """
 
     work: Work
     state: str
     seconds: float
     left: float
     log: Path
-    said: logs.Log
+    content: logs.Log
     silent: float = 0.0
-    deleted: bool = False  # it ended well, and its files are gone
+    deleted: bool = False  # it finished, but its files are missing
 
 
 def outputs(root: Path, rule: str, name: str) -> list[Path]:
-    """The files and folders that a job leaves behind; name: what its rule's wildcards make of it."""
+    """The files and folders that a job writes. name: the job's name, made from its rule's wildcards."""
     return [root / path.format(name=name) for path in OUTPUTS[rule]]
 
 
 def done(jobs: Jobs, rule: str, name: str) -> bool:
-    """Whether all files that a job keeps are there, also those of its manifest, and none is of a part of the study."""
+    """Whether all outputs of a job exist, also those in its manifest, and contain the whole study."""
     files = outputs(jobs.root, rule, name)
     if jobs.study.one_model_at_a_time and rule in plan.DELETED:
-        files = [path for path in files if path.suffix in (".json", ".sha256")]  # of weights: the card
+        files = [path for path in files if path.suffix in (".json", ".sha256")]  # the large files may be deleted
     if not all(map(Path.exists, files)):
         return False
     if rule in EVALUATIONS:
@@ -76,60 +79,63 @@ def done(jobs: Jobs, rule: str, name: str) -> bool:
 
 
 def states(jobs: Jobs, now: float) -> list[Job]:
-    """Every job of a study as it stands at `now`, seconds since 1970, in the order of the stages."""
-    works = plan.work(jobs)
+    """All jobs of a study in the order of the stages. now: seconds since 1970."""
     order = list(MEMORY)
-    expected = expectations(jobs.root, works, plan.measured_rates(jobs))
-    return [_job(jobs, one, expected[one], now) for one in sorted(works, key=lambda one: order.index(one.rule))]
+    planned = sorted(plan.work(jobs), key=lambda work: order.index(work.rule))
+    expected = expectations(jobs.root, planned, plan.measured_rates(jobs))
+    return [_job(jobs, work, expected[work], now) for work in planned]
 
 
-def expectations(root: Path, works: Sequence[Work], rates: Mapping[str, float]) -> dict[Work, float]:
-    """Seconds of every job: as measured of its like, else at the rate of all that was measured, else as planned."""
+def expectations(root: Path, planned: Sequence[Work], rates: Mapping[str, float]) -> dict[Work, float]:
+    """Estimated seconds of every job: from jobs of its rule, or else the slowest rate of other rules, or else planned.
+
+    rates: measured multiply-adds per second by rule.
+    """
     measured: dict[str, list[float]] = {}
-    for one in works:
-        if (seconds := one.measured_seconds(root)) is not None:
-            measured.setdefault(one.rule, []).append(seconds)
+    for work in planned:
+        if (seconds := work.measured_seconds(root)) is not None:
+            measured.setdefault(work.rule, []).append(seconds)
     if rates:
-        slowest = min(rates.values())  # of what this machine is known to make
-        rates = {one.rule: slowest for one in works} | dict(rates)
+        slowest = min(rates.values())
+        rates = {work.rule: slowest for work in planned} | dict(rates)
     return {
-        one: sum(measured[one.rule]) / len(measured[one.rule])
-        if one.rule in measured and not one.flops
-        else one.seconds(rates)
-        for one in works
+        work: sum(measured[work.rule]) / len(measured[work.rule])
+        if work.rule in measured and not work.flops
+        else work.seconds(rates)
+        for work in planned
     }
 
 
 def _job(jobs: Jobs, work: Work, expected: float, now: float) -> Job:
     log = jobs.root / "logs" / f"{work.place}.log"
-    said = logs.read(log) if log.is_file() else logs.Log()
+    content = logs.read(log) if log.is_file() else logs.Log()
     if done(jobs, work.rule, work.name):
-        return Job(work, "done", work.measured_seconds(jobs.root) or 0, 0, log, said)
-    if said.finished or not log.is_file():
-        return Job(work, "waiting", 0, expected, log, said, deleted=said.finished and work.rule not in REPORT)
+        return Job(work, "done", work.measured_seconds(jobs.root) or 0, 0, log, content)
+    if content.finished or not log.is_file():
+        return Job(work, "waiting", 0, expected, log, content, deleted=content.finished and work.rule not in REPORT)
     written = log.stat().st_mtime
-    ran = now - (said.started or written)
-    if said.error:
-        return Job(work, "failed", ran, expected, log, said)
-    if said.gone or (not said.command and now - written > SILENT):
-        return Job(work, "interrupted", ran, expected, log, said)
-    left = max(expected - ran, 0) if said.left is None else max(said.left - (now - written), 0)
-    return Job(work, "running", ran, left, log, said, now - written)
+    ran = now - (content.started or written)
+    if content.error:
+        return Job(work, "failed", ran, expected, log, content)
+    if content.gone or (not content.command and now - written > SILENT):
+        return Job(work, "interrupted", ran, expected, log, content)
+    left = max(expected - ran, 0) if content.left is None else max(content.left - (now - written), 0)
+    return Job(work, "running", ran, left, log, content, now - written)
 
 
 def counted(jobs: Sequence[Job]) -> dict[str, int]:
-    """Jobs in each state."""
+    """Number of jobs in each state."""
     return {state: sum(job.state == state for job in jobs) for state in STATES}
 
 
 def summary(jobs: Sequence[Job]) -> str:
-    """One line: how many jobs are done, and about how long the others take."""
+    """One line with the number of finished jobs and the estimated time of the others."""
     count, total, left = counted(jobs), len(jobs), sum(job.left for job in jobs)
     words = f"{count['done']} of {total} jobs done"
     if count["running"]:
-        return f"{words}; with {count['running']} at a time, as now, about {duration(left / count['running'])} left"
+        return f"{words}; with {count['running']} jobs at a time, about {duration(left / count['running'])} left"
     return (
-        words if count["done"] == total else f"{words}; no job runs now; one at a time, about {duration(left)} of work"
+        words if count["done"] == total else f"{words}; no job is running; about {duration(left)} left, one at a time"
     )
 
 

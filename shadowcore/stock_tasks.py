@@ -1,4 +1,4 @@
-"""The stock tasks: their files in lm-eval, the hub's data sets, and what the columns of those may hold."""
+"""The benchmarks' tasks in lm-eval: their files, their data sets on the hub, and the allowed values of each column."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Wrong = tuple[str, str]  # a column, and what is allowed in it
 
 def _is_list_of_text(kind: pa.DataType) -> bool:
     lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
-    return any(is_one(kind) for is_one in lists) and is_text(kind.value_type)
+    return any(is_list(kind) for is_list in lists) and is_text(kind.value_type)
 
 
 def _is_choices_type(kind: pa.DataType) -> bool:
@@ -44,8 +44,8 @@ def _are_choices(value: Any) -> bool:
     return _are_texts(texts) and _are_texts(labels) and 2 <= len(texts) == len(labels) == len(set(labels))
 
 
-TEXT = Column("text", is_text, lambda value: isinstance(value, str))  # an empty one has its place in some prompts
-WORDS = Column("text that is not empty", is_text, _are_words)  # of a choice: without tokens it would always win
+TEXT = Column("text", is_text, lambda value: isinstance(value, str))  # may be empty, as in some prompts
+WORDS = Column("text that is not empty", is_text, _are_words)  # an empty choice would always win
 ENDINGS = Column(
     "a list of four texts that are not empty", _is_list_of_text, lambda value: _are_texts(value) and len(value) == 4
 )
@@ -65,10 +65,6 @@ def _one_of(*words: str) -> Column:
     return Column(f"one of the texts {', '.join(map(repr, words))}", is_text, lambda value: value in words)
 
 
-def _nothing_wrong(document: Document) -> Wrong | None:
-    return None
-
-
 def _key_is_a_label(document: Document, stripped: bool) -> Wrong | None:
     key, labels = document["answerKey"], document["choices"]["label"]
     if (key.lstrip() if stripped else key) in labels:
@@ -83,7 +79,7 @@ def _has_a_blank(document: Document) -> Wrong | None:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """One stock task: its file in lm-eval, the hub's data set, the columns its prompts read, the split evaluated."""
+    """A task of lm-eval: its file, its data set on the hub, the columns that its prompts read, the evaluated split."""
 
     file: str
     hub: tuple[str, str | None]
@@ -92,7 +88,7 @@ class Benchmark:
     chance: float | None = None  # accuracy of guessing; None where the metric is a perplexity
     train: str | None = "train"
     rolling: bool = False  # perplexity of whole documents, window after window
-    wrong: Callable[[Document], Wrong | None] = _nothing_wrong  # what no column shows alone
+    wrong: Callable[[Document], Wrong | None] = lambda document: None  # checks several columns together
 
 
 SUPER_GLUE = "aps/super_glue"

@@ -1,7 +1,7 @@
-"""Rows of other people's tables: a Parquet file, a file of JSON lines, or a split of a data set of the hub.
+"""Read tables that other people made: a Parquet file, a file of JSON lines, or a split of a data set of the hub.
 
-All readers return the columns asked for as Python values, and refuse in one sentence what is missing, damaged, or of
-a type that is not allowed.
+All readers return the named columns as Python values. A missing or damaged file, a missing column or a type that is not
+allowed raises an error of one sentence.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SHOWN = 60  # characters of a wrong value in a message
 
 @dataclass(frozen=True)
 class Column:
-    """What a column may hold: in words, by its Arrow type, and by each of its values."""
+    """What a column may contain: in words, as a test of its Arrow type, and as a test of each value."""
 
     allowed: str
     has_type: Callable[[pa.DataType], bool]
@@ -32,7 +32,7 @@ class Column:
 
 
 def is_text(kind: pa.DataType) -> bool:
-    """Whether an Arrow type is text, also by way of a dictionary."""
+    """Whether an Arrow type is text, also as a dictionary."""
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
 
@@ -41,17 +41,17 @@ OPTIONAL_TEXT = Column("text", is_text, lambda value: value is None or isinstanc
 
 
 def check_file(path: Path, columns: Mapping[str, Column], where: str) -> int:
-    """The number of rows of a Parquet file that has these columns, by its footer.
+    """The number of rows of a Parquet file with these columns; only its footer is read.
 
-    Raises SourceError for a missing or damaged file, ConfigError, naming the key `where`, for a column that is
-    missing, there twice, or of another type.
+    Raises SourceError for a missing or damaged file, and ConfigError, naming the key `where`, for a column that is
+    missing, given twice, or of another type.
     """
     with _opened(path, columns, where) as content:
         return content.metadata.num_rows
 
 
 def of_file(path: Path, columns: Mapping[str, Column], where: str) -> list[Row]:
-    """The rows of a Parquet file, columns in the order asked for. Raises as `check_file` does."""
+    """The rows of a Parquet file with the columns in this order. Raises the same errors as `check_file`."""
     with _opened(path, columns, where) as content:
         table = content.read(list(columns)).select(list(columns))
         try:
@@ -61,10 +61,10 @@ def of_file(path: Path, columns: Mapping[str, Column], where: str) -> list[Row]:
 
 
 def of_lines(path: Path, column: str, where: str) -> Iterator[tuple[int, str | None]]:
-    """Row numbers and one column of a file of JSON lines: an object a line, whose value is text, or null.
+    """Row numbers and one column of a file of JSON lines. Each line is an object whose value is text or null.
 
-    Raises SourceError for a missing or damaged file, ConfigError, naming the key `where`, for a line without the
-    column, with it twice, or with another value.
+    Raises SourceError for a missing or damaged file, and ConfigError, naming the key `where`, for a line in which the
+    column is missing, given twice, or has another value.
     """
     if not Path(path).is_file():
         raise SourceError(f"{path}: no such file; a file of JSON lines is needed")
@@ -75,10 +75,10 @@ def of_lines(path: Path, column: str, where: str) -> Iterator[tuple[int, str | N
             place = f"{path}, row {number}"
             try:
                 pairs = json.loads(line, object_pairs_hook=list)
-            except (ValueError, RecursionError) as error:  # of JSON or of UTF-8; lists in lists in lists
-                raise SourceError(f"{place}: not JSON in UTF-8 ({error}); an object a line is allowed") from None
+            except (ValueError, RecursionError) as error:  # invalid JSON or UTF-8; deeply nested lists
+                raise SourceError(f"{place}: not JSON in UTF-8 ({error}); every line must be an object") from None
             if not isinstance(pairs, list) or not all(isinstance(pair, tuple) for pair in pairs):
-                raise SourceError(f"{place}: JSON that is not an object; an object a line is allowed")
+                raise SourceError(f"{place}: JSON that is not an object; every line must be an object")
             names = [name for name, _ in pairs]
             _require_once(column, names, f"{where} in {place}")
             value = pairs[names.index(column)][1]
@@ -90,9 +90,10 @@ def of_lines(path: Path, column: str, where: str) -> Iterator[tuple[int, str | N
 def of_hub(
     dataset: str, config: str | None, split: str, revision: str, columns: Mapping[str, Column], where: str
 ) -> tuple[list[Row], str | None]:
-    """The rows of a split at one commit, and the licence the data set's page names, if it does.
+    """The rows of a split at one commit, and the licence on the data set's page, if there is one.
 
-    Raises SourceError if it cannot be had, ConfigError, naming the key `where`, for a missing column or another type.
+    Raises SourceError if it is not available, and ConfigError, naming the key `where`, for a missing column or another
+    type.
     """
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
@@ -110,7 +111,7 @@ def of_hub(
 
 
 def check_rows(rows: Sequence[Row], columns: Mapping[str, Column], where: str) -> None:
-    """Raise SourceError, naming row and column, unless every value is one that its column may hold."""
+    """Raise SourceError, naming row and column, for a value that its column must not contain."""
     for number, row in enumerate(rows):
         for name, column in columns.items():
             if not column.has_value(row[name]):
@@ -118,18 +119,18 @@ def check_rows(rows: Sequence[Row], columns: Mapping[str, Column], where: str) -
 
 
 def refusal(where: str, number: int, column: str, value: Any, allowed: str) -> str:
-    """The sentence for one wrong value."""
+    """The message about one wrong value."""
     return f"{where}, row {number}: column '{column}' holds {shown(value)}; allowed is {allowed}"
 
 
 def shown(value: Any) -> str:
-    """A value in a message: the beginning of it, on one line."""
+    """The beginning of a value on one line, for messages."""
     text = repr(value)
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
 def commit_of(dataset: str) -> str:
-    """The commit a data set of the hub is at now: what is downloaded is then read at that very commit."""
+    """The newest commit of a data set of the hub, at which it is then downloaded."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
@@ -140,21 +141,21 @@ def commit_of(dataset: str) -> str:
 
 
 def unavailable(dataset: str, revision: str, error: Exception) -> SourceError:
-    """Why a data set of the hub cannot be had, and what to do where there is no internet."""
+    """The error for a data set of the hub that is not available, with a hint for machines without internet."""
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     return SourceError(
-        f"hub data set {dataset} at {revision}: not available ({reason}); check the name, or run "
-        "`shadowcore fetch` where there is internet and name the folder it makes"
+        f"hub data set {dataset} at {revision}: not available ({reason}); check the name, or run `shadowcore fetch` on "
+        "a machine with internet and set `offline` to its folder"
     )
 
 
 @contextmanager
 def _opened(path: Path, columns: Mapping[str, Column], where: str) -> Iterator[pq.ParquetFile]:
-    """A Parquet file with these columns."""
+    """Open a Parquet file and check that it has these columns."""
     if not Path(path).is_file():
         raise SourceError(f"{path}: no such file; a Parquet file with columns {', '.join(columns)} is needed")
     try:
-        # ParquetFile and not read_table, which would make columns of a path's `key=value` folders
+        # read_table would make columns of folders in the path with names such as `key=value`
         with pq.ParquetFile(path) as content:
             _require(columns, content.schema_arrow, f"{where} in {path}", lambda name: _values(content, name))
             yield content
@@ -172,7 +173,7 @@ def _require(
 ) -> None:
     """Raise ConfigError unless a table has these columns, once each and of their types.
 
-    values: those of a column, of which the first that is not allowed is shown.
+    values: returns the values of a column; the message shows the first one that is not allowed.
     """
     for name, column in columns.items():
         _require_once(name, schema.names, where)
@@ -194,13 +195,13 @@ def _require_once(column: str, names: Sequence[str], where: str) -> None:
 def _first_wrong(values: Iterable[Any], column: Column) -> str:
     try:
         wrong = next(((row, value) for row, value in enumerate(values) if not column.has_value(value)), None)
-    except (ValueError, OverflowError):  # a value that Python has no type for, such as a time in nanoseconds
+    except (ValueError, OverflowError):  # a value that no Python type can hold, such as a time in nanoseconds
         return ""
     return f" (row {wrong[0]}: {shown(wrong[1])})" if wrong else ""
 
 
 def _not_utf8(table: pa.Table) -> str:
-    """Which value of a table is text that is not UTF-8."""
+    """The message about the first value of a table that is not UTF-8."""
     for name in table.column_names:
         for number, value in enumerate(table[name]):
             try:

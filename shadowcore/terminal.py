@@ -1,4 +1,4 @@
-"""What is printed where the terminal, or the file that output goes to, cannot hold every letter."""
+"""Print letters that the encoding of the terminal, or of the output file, does not have."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ PLAIN = {"±": "+-", "−": "-", "–": "-", "—": "-", "×": "x", "·": "-", "
 
 
 def tolerant() -> None:
-    """Print what the terminal's encoding lacks in other letters, instead of ending in UnicodeEncodeError."""
+    """Replace letters that the terminal's encoding does not have, instead of failing with UnicodeEncodeError."""
     codecs.register_error("shadowcore-plain", _plain)
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a test's, or a notebook's, may hold every letter
+        if hasattr(stream, "reconfigure"):  # streams of tests and notebooks have no encoding
             stream.reconfigure(errors="shadowcore-plain")
 
 
 def _plain(error: UnicodeError) -> tuple[str, int]:
-    """An error handler of `codecs`: signs in ASCII, other letters as Python's escapes."""
+    """An error handler of `codecs`: signs become ASCII, other letters become Python escapes."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     letters = error.object[error.start : error.end]
-    return "".join(PLAIN.get(one, one.encode("ascii", "backslashreplace").decode()) for one in letters), error.end
+    plain = (PLAIN.get(letter, letter.encode("ascii", "backslashreplace").decode()) for letter in letters)
+    return "".join(plain), error.end

@@ -1,4 +1,4 @@
-"""One job of a study and what it takes: time, memory, GPUs, and what a rule asks a scheduler for."""
+"""The cost of one job of a study: time, memory, GPUs, and the resources that its rule requests."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from pathlib import Path
 
 from shadowcore import logs
 
-START = 8.0  # seconds until a job has imported what it needs
-LOADED = 1e9  # bytes of weights read in a second
-TFLOPS = 100.0  # assumed of one job where none was measured, 10^12 multiplications and additions a second, ...
-DECODING = {"latency": 2.0, "latency_random": 2.0}  # ... and of one that reads every weight for every token
+START = 8.0  # seconds in which a job imports its packages
+LOADED = 1e9  # bytes of weights read per second
+TFLOPS = 100.0  # assumed speed of a job without a measured one, 10^12 multiply-adds per second, ...
+DECODING = {"latency": 2.0, "latency_random": 2.0}  # ... and of a job that reads all weights for every token
 GPU_BYTES = 80e9
 OWN_GPU = 4e9  # bytes of weights, ...
-MUCH = 1e15  # ... and multiplications, from which a job has a GPU for itself
-# MB of memory beside the model's weights, and how many times the weights are held at once
+MUCH = 1e15  # ... and multiply-adds, above which a job needs a GPU of its own
+# memory in MB without the model's weights, and how many copies of the weights a job has in memory
 MEMORY = {
     "fetch_model": (1800, 4), "relufy": (3000, 1.5), "prepare_text": (2000, 0), "prepare_benchmark": (2000, 0),
     "gather_benchmarks": (1000, 0), "check_disjoint": (1000, 0),
@@ -29,10 +29,10 @@ MEMORY = {
 
 @dataclass(frozen=True)
 class Work:
-    """One job: its rule, what its wildcards make of its name, and what it takes.
+    """One job: its rule, its name (made from the wildcards), and its cost.
 
-    flops: multiplications and additions; written, weights, read: bytes it leaves behind, of the model it holds, and
-    of what else it holds; activations: bytes that a batch's pass keeps; alone: nothing else may run on its GPU.
+    flops: multiply-adds; written: bytes of its outputs; weights: bytes of its model; read: bytes of other data in
+    memory; activations: bytes that a pass of one batch keeps; alone: no other job may use its GPU.
     """
 
     rule: str
@@ -46,47 +46,47 @@ class Work:
 
     @property
     def place(self) -> str:
-        """Where its log and its times are, below `logs/` and `benchmarks/` and without their endings."""
+        """Path of its log below `logs/`, and of its times below `benchmarks/`, without suffix."""
         return self.rule if self.name == self.rule else f"{self.rule.removesuffix('_oracle')}/{self.name}"
 
     @property
     def gpus(self) -> int:
-        """GPUs of 80 GB it needs for itself; 0 for what multiplies little, and shares one where there is one."""
+        """Number of GPUs of 80 GB that it needs for itself; 0 for a small job, which can share a GPU."""
         if self.alone:
             return 1
-        return max(1, math.ceil(self.gpu_bytes / GPU_BYTES)) if self.large else 0
+        return max(1, math.ceil(self.gpu_bytes / GPU_BYTES)) if self.needs_gpu else 0
 
     @property
-    def large(self) -> bool:
+    def needs_gpu(self) -> bool:
         """Whether it would take days without a GPU."""
         return bool(self.flops) and (self.weights > OWN_GPU or self.flops > MUCH)
 
     @property
     def gpu_bytes(self) -> float:
-        """Memory it needs on GPUs."""
+        """Bytes of GPU memory that it needs."""
         return self.weights + self.activations
 
     @property
     def memory(self) -> float:
-        """Bytes of main memory; large weights are only held once, and a little, on their way to a GPU or a disk."""
-        beside, times = MEMORY[self.rule]
-        return 1e6 * beside + self.weights * (min(times, 1.2) if self.weights > OWN_GPU else times) + self.read
+        """Bytes of main memory; large weights are on a GPU, or in memory little more than once."""
+        megabytes, copies = MEMORY[self.rule]
+        return 1e6 * megabytes + self.weights * (min(copies, 1.2) if self.weights > OWN_GPU else copies) + self.read
 
     def seconds(self, rates: Mapping[str, float]) -> float:
-        """Time on one machine; `rates`: multiplications a second by rule, assumed where there is none."""
+        """Estimated time. rates: multiply-adds per second by rule; a rule without one gets an assumed rate."""
         assumed = 1e12 * DECODING.get(self.rule, TFLOPS)
         return START + self.weights / LOADED + self.flops / rates.get(self.rule, assumed)
 
     def measured_seconds(self, root: Path) -> float | None:
-        """Time it took when it last ended well, by its `benchmark:` file in a study's folder; None without one."""
+        """Time of its last successful run, from its `benchmark:` file in the study's folder; None without one."""
         seconds = logs.times(root / "benchmarks" / f"{self.place}.tsv").get("s")
         return None if seconds is None else float(seconds)
 
     def resources(self, attempt: int = 1) -> dict[str, int | str]:
-        """As a rule asks for them; three times the assumed time, half an hour at least.
+        """Resources for its rule; the time limit is three times the estimate, and at least half an hour.
 
-        A job that ran out of memory or of time has twice, three times as much at its next attempts. The GPUs go by
-        two names of clusters, `gpu` (a number) and `gres` (text, empty for none), and one of ours, `devices`.
+        Memory and time limit grow with each attempt (x 2, x 3). Clusters name GPUs `gpu` (a number) or `gres` (text,
+        empty for none); `devices` is our own name.
         """
         minutes = math.ceil(max(30, 3 * self.seconds({}) / 60))
         return {

@@ -196,7 +196,7 @@ def test_a_larger_subset_keeps_the_smaller_and_order_does_not_matter(folder):
     few, more = (subset(documents, count, 0) for count in (3, 5))
     assert more[:3] == few == subset(documents[::-1], 3, 0) != subset(documents, 3, 1)
     assert subset(documents, None, 0) == documents
-    with pytest.raises(ConfigError, match="evaluation.limit.piqa: 9 is more than the 8 documents there are"):
+    with pytest.raises(ConfigError, match="evaluation.limit.piqa: 9 .* 8 documents"):
         subset(documents, 9, 0)
 
 
@@ -214,13 +214,13 @@ def test_wrong_folders_splits_and_columns_are_one_sentence(folder, tmp_path):
         shutil.copytree(broken, tmp_path / name)
     pd.read_parquet(Path(folder) / "piqa/train.parquet").iloc[:0].to_parquet(tmp_path / "empty/piqa/validation.parquet")
     (tmp_path / "damaged/piqa/validation.parquet").write_bytes(path.read_bytes()[:-9])
-    cases.append(("piqa", str(tmp_path / "empty"), SourceError, "piqa: its validation split .* has no documents"))
+    cases.append(("piqa", str(tmp_path / "empty"), SourceError, "piqa: .*validation .* no documents"))
     cases.append(("piqa", str(tmp_path / "damaged"), SourceError, "damaged Parquet"))
     for name, where, kind, message in cases:
         with pytest.raises(kind, match=message) as caught:
             benchmarks.read(name, BENCHMARKS[name].split, where)
         assert isinstance(caught.value, ShadowcoreError) and "\n" not in str(caught.value)
-    with pytest.raises(ConfigError, match="fewshot: 8 examples of piqa need 9 documents to draw from"):
+    with pytest.raises(ConfigError, match="fewshot: 8 examples of piqa need 9 "):
         ours("piqa", folder, shots=8)
 
 

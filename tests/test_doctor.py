@@ -86,7 +86,7 @@ def test_disk_that_is_small_or_closed_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: usage(0, 0, 6e9))
     assert {state for state, _ in told(doctor.disk(tmp_path / "results", 0))} == {"fine"}
     first, second = told(doctor.disk(tmp_path / "results", 7e9))
-    assert first[0] == "broken" and "6 GB free" in first[1] and "7 GB are wanted" in first[1] and second[0] == "fine"
+    assert first[0] == "broken" and "6 GB free" in first[1] and "7 GB needed" in first[1] and second[0] == "fine"
     monkeypatch.setattr(doctor.os, "access", lambda path, mode: path != tmp_path)
     assert {state for state, _ in told(doctor.disk(tmp_path / "results", 0))} == {"broken"}
 

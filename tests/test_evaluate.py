@@ -198,11 +198,11 @@ def test_what_was_damaged_or_made_otherwise_is_measured_again_and_nothing_else(s
     header = artifacts.read_header(path)
     artifacts.write_table(path, OUTCOMES.schema, OUTCOMES.read(path), header | {"code": "another"})
     path = study.files["shadow"]
-    original = {one: one.read_bytes() for one in (path, artifacts.seal_of(path))}
+    original = {one: one.read_bytes() for one in (path, artifacts.checksum_file(path))}
     tensors, header = artifacts.read_tensors(path, PREDICTOR_SCHEMA), artifacts.read_header(path)
     tensors = {name: -one if one.is_floating_point() else one for name, one in tensors.items()}
     try:
-        artifacts.write_sealed(path, PREDICTOR_SCHEMA, tensors, header)
+        artifacts.write_with_checksum(path, PREDICTOR_SCHEMA, tensors, header)
         again = study.evaluate(some, tmp_path)
     finally:
         for one, content in original.items():

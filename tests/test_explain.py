@@ -60,7 +60,7 @@ def test_a_figure_leads_to_its_command_and_files(study, kind):
     assert said["kind"] == "figure/1, made by the stage draw"
     assert said["command"].startswith("python -m shadowcore draw --spec") and f"{FIGURE}.{kind}" in said["command"]
     assert said["from"] == f"perplexity: {study}/tables/perplexity.parquet"  # the other one was not looked at
-    assert "as in this tree" in said["code"] and said["took"].startswith("3 s, 200.5 MB")
+    assert "same as here" in said["code"] and said["took"].startswith("3 s, 200.5 MB")
     assert said["commit"] and said["device"] and "pyarrow" in said["versions"]
     assert said["behind it"] == f"aggregate: 1 file, on Pretend GPU, commit {'1' * 12}"
     assert said["log"] == f"{study}/logs/draw/{MODEL}.log"
@@ -91,7 +91,7 @@ def test_without_its_log_the_hashes_are_told(study, tmp_path):
     alone = tmp_path / "perplexity.png"
     alone.write_bytes((study / f"{FIGURE}.png").read_bytes())
     said = told(alone)
-    assert "its log is not there" in said["command"]
+    assert "its log, which has" in said["command"]
     assert said["from"] == f"perplexity: 1 file, sha256 {file_sha256(study / 'tables/perplexity.parquet')[:12]}"
 
 

@@ -575,7 +575,7 @@ def study(quick, predictor, tmp_path):
         path = root / "predictors" / "smollm2-135m" / "wikipedia" / f"{name}.safetensors"
         recipe = {"rank": predictor.ranks, "segments": 1, "bits": 16, "block": 1}
         made = {"spec": {"method": method, "recipe": recipe}}
-        artifacts.write_sealed(path, PREDICTOR_SCHEMA, stored(predictor.state_dict(), 16), made)
+        artifacts.write_with_checksum(path, PREDICTOR_SCHEMA, stored(predictor.state_dict(), 16), made)
 
     add("shadow+plainact+small")
     return root, add

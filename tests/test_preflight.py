@@ -252,7 +252,7 @@ def test_a_study_that_needs_more_than_the_machine_has_is_refused_unless_it_is_to
 @pytest.mark.usefixtures("small_machine")
 def test_jobs_that_have_run_need_no_machine(tmp_path):
     jobs = Jobs(load_study(ROOT / "config" / "gpu.yaml"), tmp_path)
-    large = [one for one in plan.work(jobs) if one.large]
+    large = [one for one in plan.work(jobs) if one.needs_gpu]
     for one in large:
         assert "no GPU" in preflight.shortage(jobs)
         for path in states.outputs(jobs.root, one.rule, one.name):

@@ -257,7 +257,7 @@ def test_other_folders_are_refused_by_check(tmp_path, files, column, message):
     ("source", "message"),
     [
         (PackagedText("wikipedia"), "source.name: .*did you mean 'wikipedia-articles'"),
-        (HubText("some/set", "train", "main"), "source.revision of some/set: revision 'main'"),
+        (HubText("some/set", "train", "main"), "source.revision of some/set: 'main'"),
         (FolderText("nowhere"), "source.path: 'nowhere' does not exist"),
         (BenchmarkText("pica"), "source.task: .*did you mean 'piqa'"),
         (BenchmarkText("lambada_openai"), "source.task: lambada_openai has no training split"),
@@ -351,7 +351,7 @@ def test_no_break_hides_a_benchmark_in_a_calibration_text(tmp_path, between):
         if next(row["split"] for row in table if row["text"] == shown) != "evaluation":
             break
     files = check_disjoint.Inputs(outputs.documents, outputs.documents, (prepared,))
-    with pytest.raises(ConfigError, match="holds 1 of the 3 documents that benchmark 'winogrande'"):
+    with pytest.raises(ConfigError, match="contains 1 of the 3 documents of benchmark 'winogrande'"):
         check_disjoint.run(check_disjoint.Spec("a", "a"), files, check_disjoint.Outputs(tmp_path / "disjoint.json"))
 
 

@@ -235,7 +235,7 @@ def test_code_in_a_pickled_checkpoint_does_not_run(folder, tmp_path):
 
 @pytest.mark.parametrize("revision", ["main", "v1.0", COMMIT[:12], COMMIT.upper()])
 def test_unpinned_revision_is_refused(revision, tmp_path):
-    with pytest.raises(ConfigError, match=f"someone/tiny: revision '{revision}'"):
+    with pytest.raises(ConfigError, match=f"someone/tiny: '{revision}'"):
         sources.fetch(HubModel("someone/tiny", revision), tmp_path / "ready")
 
 
@@ -256,7 +256,7 @@ def change_json(path, **changes):
 def test_truncated_weights_are_named(folder, tmp_path):
     card = {"files": contents.hash_files(folder)}
     os.truncate(folder / "model.safetensors", 5000)
-    with pytest.raises(ArtifactError, match="model.safetensors: 5000 bytes where"):
+    with pytest.raises(ArtifactError, match="model.safetensors: 5000 bytes"):
         contents.check_files(folder, card)
     with pytest.raises(ArtifactError, match="model.safetensors: damaged"):
         folders.load_model(folder)
@@ -267,11 +267,11 @@ def test_truncated_weights_are_named(folder, tmp_path):
 def test_missing_and_surplus_files_are_named(folder):
     card = {"files": contents.hash_files(folder)}
     (folder / "surplus.json").write_text("{}")
-    with pytest.raises(ArtifactError, match="surplus.json: 2 bytes where the model's card has no file"):
+    with pytest.raises(ArtifactError, match="surplus.json: 2 bytes .*the model's card has no file"):
         contents.check_files(folder, card)
     (folder / "surplus.json").unlink()
     (folder / "tokenizer.json").unlink()
-    with pytest.raises(ArtifactError, match="tokenizer.json: no file where"):
+    with pytest.raises(ArtifactError, match="tokenizer.json: no file"):
         contents.check_files(folder, card)
 
 

@@ -73,14 +73,14 @@ def test_every_state_is_told_from_its_log(jobs):
     found = states(jobs)
     assert (found["prepare_text"].state, found["prepare_text"].seconds, found["prepare_text"].left) == ("done", 42, 0)
     assert (found["trace"].state, found["trace"].seconds, found["trace"].left) == ("running", 100, 60)
-    assert (found["average"].state, found["average"].said.error) == ("failed", "trace.safetensors: damaged")
+    assert (found["average"].state, found["average"].content.error) == ("failed", "trace.safetensors: damaged")
     assert found["train_predictor"].state == "interrupted" and found["train_predictor"].left > 0
     assert found["evaluate"].state == "running"
     console = Console(file=io.StringIO(), width=120)
     print_status(status(jobs, NOW), NOW, console)
     said = console.file.getvalue()
     done = f"1 of {len(plan.work(jobs))} jobs done"
-    for words in (done, "with 2 at a time", "100 s, step 2 of 8, about 60 s left", "silent for 60 min",
+    for words in (done, "with 2 jobs at a time", "100 s, step 2 of 8, about 60 s left", "silent for 60 min",
                   "trace.safetensors: damaged (", "process ended without an error message"):  # fmt: skip
         assert words in said
 
@@ -113,9 +113,9 @@ def test_a_log_without_a_heading_is_of_a_job_that_starts_or_never_did(jobs):
 
 def test_where_nothing_runs_no_time_of_an_end_is_given(jobs):
     clock = re.compile(r"\d\d:\d\d")
-    assert not clock.search(said(jobs)) and "no job runs now" in said(jobs)
+    assert not clock.search(said(jobs)) and "no job is running" in said(jobs)
     write_log(jobs, "average", "[average] 1/2 after 5 s, about 5 s left")
-    assert clock.search(said(jobs)) and "no job runs now" not in said(jobs)
+    assert clock.search(said(jobs)) and "no job is running" not in said(jobs)
 
 
 def test_what_is_left_is_told_by_what_was_measured(jobs):
@@ -135,7 +135,7 @@ def test_what_is_left_is_told_by_what_was_measured(jobs):
 def test_it_is_a_command_and_bad_input_is_one_sentence(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert cli.main(["status", str(QUICK)]) == 0
-    assert re.search(r"^0 of \d+ jobs done; no job runs now; one at a time", capsys.readouterr().out, re.MULTILINE)
+    assert re.search(r"^0 of \d+ jobs done; no job is running; about", capsys.readouterr().out, re.MULTILINE)
     assert cli.main(["status", "nowhere.yaml"]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
 

@@ -98,7 +98,7 @@ def test_weights_replaced_by_others_of_their_size_are_refused_by_every_reader(ch
         lambda: inputs.read_model(card, weights, "float32"),
         lambda: inputs.read_model_on_cpu(card, weights, "float32"),
     ):
-        with pytest.raises(ArtifactError, match=r"model.safetensors: its content is not what was fetched") as caught:
+        with pytest.raises(ArtifactError, match=r"model.safetensors: its content has changed") as caught:
             read()
         assert str(source) in str(caught.value)  # a link names the file that changed
 
@@ -109,7 +109,7 @@ def test_the_other_files_count_as_well(name, study):
     text = path.read_text()
     digit = re.search(r"\d", text)
     path.write_text(text[: digit.start()] + str((int(digit[0]) + 1) % 10) + text[digit.end() :])
-    with pytest.raises(ArtifactError, match=f"{name}: its content is not what was fetched"):
+    with pytest.raises(ArtifactError, match=f"{name}: its content has changed"):
         check(study)
 
 
@@ -147,7 +147,7 @@ def test_a_folder_of_older_versions_or_with_a_damaged_record_is_hashed_once(text
     assert set(json.loads(record.read_text())) == set(read_bytes)
     record.unlink()
     written_over(study[0] / "model.safetensors", two / "1/model.safetensors")
-    with pytest.raises(ArtifactError, match="not what was fetched"):
+    with pytest.raises(ArtifactError, match="content has changed"):
         check(study)
 
 
@@ -174,7 +174,7 @@ def test_the_option_hashes_whatever_the_record_says(value, reads, study, two, mo
     check(study)  # as if the file system had not noticed
     monkeypatch.setenv(contents.ALWAYS, value)
     if reads:
-        with pytest.raises(ArtifactError, match="not what was fetched"):
+        with pytest.raises(ArtifactError, match="content has changed"):
             check(study)
     else:
         check(study)
@@ -185,7 +185,7 @@ def test_a_record_of_other_weights_is_no_proof(study, two, tmp_path):
     sources.fetch(FolderModel(str(two / "1")), tmp_path / "other")
     shutil.rmtree(study[2])
     (tmp_path / "other").rename(study[2])
-    with pytest.raises(ArtifactError, match="model.safetensors: its content is not what was fetched"):
+    with pytest.raises(ArtifactError, match="model.safetensors: its content has changed"):
         check(study)
 
 

@@ -183,7 +183,7 @@ def test_every_job_is_done_and_leads_from_its_files_to_its_command(house, monkey
 
     monkeypatch.chdir(house)
     found = states(Jobs(load_study(house / "config" / "tiny.yaml")), time.time())
-    assert {job.state for job in found} == {"done"} and all(job.said.command and job.seconds for job in found)
+    assert {job.state for job in found} == {"done"} and all(job.content.command and job.seconds for job in found)
     root = Path("results/tiny")
     kinds = ("parquet", "safetensors", "json", "png", "pdf", "html")
     files = [path for kind in kinds for path in root.rglob(f"*.{kind}") if "weights" not in path.parts]
@@ -192,14 +192,14 @@ def test_every_job_is_done_and_leads_from_its_files_to_its_command(house, monkey
         facts = explain(path)
         said = dict(facts)
         written = path if path.parts[2:3] != ("outcomes",) else Path("results/tiny/outcomes")  # by its job's manifest
-        assert str(written) in said["command"] and "as in this tree" in said["code"] and "took" in said
+        assert str(written) in said["command"] and "same as here" in said["code"] and "took" in said
         read = [line for word, line in facts if word == "from"]
         assert all("latency" in line or "refused" in line or not line.endswith(")") for line in read)
         assert read or any(f"the stage {name}" in said["kind"] for name in ("fetch", "prepare"))
     assert len(files) > 12
     behind = [line for word, line in explain(root / "index.html") if word == "behind it"]
     stages = {line.split(":")[0] for line in behind}
-    assert stages == {job.said.command[0] for job in found} - {"write-page", "check-disjoint", "check-tables"}
+    assert stages == {job.content.command[0] for job in found} - {"write-page", "check-disjoint", "check-tables"}
 
 
 def test_benchmarks_are_rows_of_their_own(house):
@@ -280,7 +280,7 @@ def test_calibration_documents_among_the_evaluated_ones_stop_the_study(house, tm
             cwd=house, env=environment(house), capture_output=True, text=True,
         )  # fmt: skip
         assert said.returncode == code, said.stderr
-    assert "calibration text 'c' holds 1 of the 6 documents that text 'd' is measured on" in said.stderr
+    assert "calibration text 'c' contains 1 of the 6 documents of text 'd'" in said.stderr
 
 
 def test_an_impossible_table_is_named_and_no_figure_is_drawn(house, tmp_path):

@@ -1,4 +1,4 @@
-"""The commands before, during and after a study: each module has `options` for its parser, and `run`."""
+"""Commands before, during and after a study: each module has `options`, which adds options to a parser, and `run`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def console() -> Console:
-    """What commands print on: as wide as the terminal, 120 columns where there is none."""
-    from rich.console import Console  # here: `doctor` runs where nothing is installed
+    """The console of all commands: as wide as the terminal, or 120 columns without a terminal."""
+    from rich.console import Console  # imported here, because `doctor` must run if nothing is installed
 
     return Console(width=None if os.isatty(1) else 120)

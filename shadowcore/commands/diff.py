@@ -1,4 +1,4 @@
-"""`shadowcore diff`: which numbers of a study moved beyond noise between two runs."""
+"""`shadowcore diff`: list the numbers of a study that changed more than noise between two runs."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def run(parsed: argparse.Namespace) -> None:
 
 
 def print_changes(compared: Sequence[changes.Compared], verdicts: Sequence[tuple[str, str, str]], out: Console) -> None:
-    """A line for each table, then what moved, appeared and is gone in it."""
+    """Print a line for each table, then its changed numbers, and rows that are only in one of the runs."""
 
     def say(line: str) -> None:
         out.print(line, highlight=False, markup=False, soft_wrap=True)
@@ -49,7 +49,7 @@ def print_changes(compared: Sequence[changes.Compared], verdicts: Sequence[tuple
         if one.moved:
             out.print(_moved(one))
             _more(say, len(one.moved))
-        for what, names in (("appeared", one.appeared), ("is gone", one.vanished)):
+        for what, names in (("appeared", one.appeared), ("is missing", one.vanished)):
             for name in names[:LISTED]:
                 say(f"  {what}: {name}")
             _more(say, len(names))

@@ -1,7 +1,7 @@
-"""`shadowcore doctor`: what is wrong with this machine and environment before anything starts, each with its fix.
+"""`shadowcore doctor`: check this machine and environment for problems and suggest fixes.
 
-It needs nothing but Python, so that it can say what else is missing. Exit code 1 if something is broken: a study would
-fail, or would not be what it says. A warning is what may be meant.
+It needs nothing but Python, so that it can report missing packages. The exit code is 1 if something is broken, so that
+a study would fail or give wrong results. A warning may be intended.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from shadowcore.jobs import Jobs
 
 LEAST_PYTHON = (3, 11)
-LEAST_FREE = 5e9  # bytes of disk for the quick study and its caches, with room
-LEAST_MEMORY = 6e9  # bytes of memory for one of its jobs, and the system
+LEAST_FREE = 5e9  # bytes of disk, ample for the quick study and its caches
+LEAST_MEMORY = 6e9  # bytes of memory for one job of the quick study and the system
 SLURM = ("sbatch", "squeue", "scancel", "sinfo")
 PLUGIN = "snakemake-executor-plugin-slurm"
 OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
@@ -35,7 +35,7 @@ MARKS = {"fine": "ok     ", "warning": "warning", "broken": "BROKEN "}
 
 
 class Finding(NamedTuple):
-    """One thing that was looked at; `fix` says what to do unless it is fine."""
+    """The result of one check. fix: what to do, unless the state is fine."""
 
     state: Literal["fine", "warning", "broken"]
     what: str
@@ -43,7 +43,7 @@ class Finding(NamedTuple):
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", type=Path, nargs="?", help="a configuration to look at, too: what it needs")
+    parser.add_argument("config", type=Path, nargs="?", help="a configuration whose needs are checked, too")
 
 
 def run(parsed: argparse.Namespace) -> int:
@@ -65,13 +65,13 @@ def run(parsed: argparse.Namespace) -> int:
 
 
 def unchecked(what: str, error: ImportError) -> Finding:
-    """A package is missing that the check itself needs."""
-    fix = "install the missing packages that are listed here, and ask again"
-    return Finding("broken", f"{what} was not checked: it takes {error.name or error}, which is not installed", fix)
+    """The finding if a package is missing that the check itself needs."""
+    fix = "install the missing packages in this list, and run doctor again"
+    return Finding("broken", f"{what} was not checked: that needs {error.name or error}, which is not installed", fix)
 
 
 def examine(jobs: Jobs | None = None) -> Iterator[Finding]:
-    """Everything that is looked at; with a study's jobs, also what they need."""
+    """Run all checks; with the jobs of a study, also those of their needs."""
     study = jobs.study if jobs else None
     yield python()
     yield from packages(pins(), installed())
@@ -94,18 +94,18 @@ def python() -> Finding:
 
 
 def pins() -> dict[str, str]:
-    """Versions this tree asks for, by package: from its pyproject.toml, or from what pip recorded of it."""
+    """Pinned versions by package, from pyproject.toml or from the metadata of the installed package."""
     project = provenance.PACKAGE.parent / "pyproject.toml"
     if project.is_file():
         wanted = tomllib.loads(project.read_text(encoding="utf-8"))["project"]["dependencies"]
     else:
         wanted = [one for one in metadata.requires("shadowcore") or [] if "extra ==" not in one]
-    found = (re.match(r"([\w.-]+)(?:\[.*?\])?==([^;\s]+)", one) for one in wanted)
-    return {match.group(1): match.group(2) for match in found if match}
+    matches = (re.match(r"([\w.-]+)(?:\[.*?\])?==([^;\s]+)", line) for line in wanted)
+    return {match.group(1): match.group(2) for match in matches if match}
 
 
 def installed() -> dict[str, str]:
-    """Versions that are there, by package, without what comes after a +, which names a build."""
+    """Installed versions by package, without the name of a build after `+`."""
     return {
         re.sub(r"[-_.]+", "-", one.name).lower(): one.version.split("+")[0]
         for one in metadata.distributions()
@@ -114,7 +114,7 @@ def installed() -> dict[str, str]:
 
 
 def packages(wanted: dict[str, str], there: dict[str, str]) -> Iterator[Finding]:
-    """What is missing, or another version than the results of this project were made with."""
+    """Missing packages, and packages of another version than the pinned one."""
     names = {name: re.sub(r"[-_.]+", "-", name).lower() for name in wanted}
     fine = [name for name, version in wanted.items() if there.get(names[name]) == version]
     for name, version in wanted.items():
@@ -137,12 +137,12 @@ def commit() -> Finding:
 
 
 def gpu() -> Iterator[Finding]:
-    """Whether torch and the driver agree that there is a GPU."""
+    """Whether torch can use the GPUs that the driver shows."""
     try:
         import torch
-    except ImportError:  # told among the packages
+    except ImportError:  # reported by `packages`
         return
-    said = ask("nvidia-smi", "--query-gpu=name,driver_version,memory.free", "--format=csv,noheader")
+    listed = ask("nvidia-smi", "--query-gpu=name,driver_version,memory.free", "--format=csv,noheader")
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
             free, whole = torch.cuda.mem_get_info(index)
@@ -155,20 +155,20 @@ def gpu() -> Iterator[Finding]:
                 yield Finding("fine", f"{name}, {room}")
         if "triton" not in installed():
             yield Finding("broken", "no Triton: our decoder has no kernels on this GPU", "pip install triton")
-    elif said and os.environ.get("CUDA_VISIBLE_DEVICES") == "":
+    elif listed and os.environ.get("CUDA_VISIBLE_DEVICES") == "":
         yield Finding("warning", "CUDA_VISIBLE_DEVICES is empty: no GPU is used", "unset CUDA_VISIBLE_DEVICES")
-    elif said:
+    elif listed:
         built = torch.version.cuda or "no CUDA"
         fix = "install torch built for the driver's CUDA (pytorch.org, Get started), or a newer driver"
         yield Finding(
-            "broken", f"the driver shows {said.splitlines()[0]}, torch {torch.__version__} ({built}) none", fix
+            "broken", f"the driver shows {listed.splitlines()[0]}, torch {torch.__version__} ({built}) no GPU", fix
         )
     else:
         yield Finding("fine", f"no GPU: jobs run on the processor, {provenance.processor_name()}")
 
 
 def byte_code() -> Iterator[Finding]:
-    """Whether every job has to compile what it imports."""
+    """Whether compiled Python modules are kept, so that jobs start faster."""
     if os.environ.get("PYTHONDONTWRITEBYTECODE"):
         fix = "unset PYTHONDONTWRITEBYTECODE"
         yield Finding("warning", "PYTHONDONTWRITEBYTECODE is set: every job compiles all it imports again", fix)
@@ -183,7 +183,7 @@ def memory() -> Finding:
 
 
 def configuration(jobs: Jobs) -> Iterator[Finding]:
-    """What would stop the study's jobs: its sources and sizes, as `plan` checks them, and what this machine lacks."""
+    """Problems of the study's sources and sizes, as in `plan`, and missing memory or GPUs."""
     from shadowcore import preflight
 
     try:
@@ -193,16 +193,16 @@ def configuration(jobs: Jobs) -> Iterator[Finding]:
         return
     for problem in wrong:
         yield Finding("broken", problem, "change the configuration, or what it names")
-    if wrong:  # jobs of sources that are not there cannot be counted
+    if wrong:  # the jobs cannot be counted without the sources
         return
-    yield Finding("fine", f"configuration '{jobs.study.study}': its sources are there, and its sizes go together")
+    yield Finding("fine", f"configuration '{jobs.study.study}': its sources exist, and its sizes are right")
     if shortage := preflight.shortage(jobs):
         state = "warning" if jobs.study.run_anyway else "broken"
         yield Finding(state, shortage, preflight.ANYWAY)
 
 
 def planned(jobs: Jobs) -> float:
-    """Bytes that a study will have on its disk; 0 where that cannot be known, because a source is not there."""
+    """Bytes that a study needs on its disk; 0 if a missing source makes that unknown."""
     from shadowcore import plan
 
     try:
@@ -212,7 +212,7 @@ def planned(jobs: Jobs) -> float:
 
 
 def disk(results: Path, needed: float) -> Iterator[Finding]:
-    """Room and the right to write where results, and what is downloaded, go."""
+    """Free space and write permission in the folders of results and downloads."""
     for what, folder, need in (("results", results, max(needed, LEAST_FREE)), ("hub cache", hub_cache(), LEAST_FREE)):
         there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
         free = shutil.disk_usage(there).free
@@ -223,25 +223,25 @@ def disk(results: Path, needed: float) -> Iterator[Finding]:
         elif free < need:
             state = "broken" if needed and what == "results" else "warning"
             yield Finding(
-                state, f"{words}, {need / 1e9:,.0f} GB are wanted", "free some, or link the folder to a larger disk"
+                state, f"{words}, {need / 1e9:,.0f} GB needed", "free some, or link the folder to a larger disk"
             )
         else:
             yield Finding("fine", words)
 
 
 def hub_cache() -> Path:
-    """Where models and data sets of the hub are kept."""
+    """The folder of the hub's cache."""
     home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "huggingface"
     return Path(home).expanduser()
 
 
 def hub(study: Study | None) -> Iterator[Finding]:
-    """Whether what is switched off is needed: what a study has from the hub, and its cache has not."""
+    """Whether downloads are switched off although a source from the hub is not in the cache."""
     switched = [name for name in OFFLINE if os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE")]
     sources = {**study.models, **study.texts} if study else {}
     remote = {
         name: one.source["hub"] for name, one in sources.items() if "hub" in one.source
-    }  # none, if it was fetched
+    }  # empty for a fetched study
     missing = [name for name, source in remote.items() if not _snapshot(source).is_dir()]
     if remote:
         yield Finding("fine", f"{len(remote) - len(missing)} of {len(remote)} sources from the hub are in its cache")
@@ -255,7 +255,7 @@ def hub(study: Study | None) -> Iterator[Finding]:
 
 
 def _snapshot(source: Mapping[str, str]) -> Path:
-    """Where the hub's cache keeps a model or a data set at one commit."""
+    """The folder of a model or a data set at one commit in the hub's cache."""
     kind, name = ("models", source["repo"]) if "repo" in source else ("datasets", source["dataset"])
     cache = os.environ.get("HF_HUB_CACHE") or hub_cache() / "hub"
     return Path(cache) / f"{kind}--{name.replace('/', '--')}" / "snapshots" / source["revision"]
@@ -267,11 +267,11 @@ def snakemake(state: Path) -> Iterator[Finding]:
         fix = "shadowcore status CONFIG shows whether jobs run; if none does: snakemake --unlock"
         yield Finding("warning", "this folder is locked: a Snakemake runs here, or was killed", fix)
     if any((state / "incomplete").glob("*")):
-        yield Finding("fine", "files of a run that was cut off are marked: they will be made again")
+        yield Finding("fine", "an interrupted run left incomplete files, which will be made again")
 
 
 def slurm() -> Iterator[Finding]:
-    """Whether jobs can be submitted from here; warnings, as a study runs without a cluster too."""
+    """Whether SLURM jobs can be submitted here; only warnings, because a study does not need a cluster."""
     there = [name for name in SLURM if shutil.which(name)]
     if not there:
         yield Finding("fine", "no SLURM on this machine")

@@ -1,4 +1,4 @@
-"""`shadowcore explain`: by which command a file was made, from which files, by which code, on which device."""
+"""`shadowcore explain`: show the command, inputs, code and device that made a file."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from shadowcore.errors import ArtifactError
 from shadowcore.provenance_graph import Job, Lineage, run_of
 
 Facts = list[tuple[str, str]]
-LISTED = 12  # files read that are named one by one
-COMPARED = 4e9  # bytes of them that are hashed again
+LISTED = 12  # input files that are listed one by one
+COMPARED = 4e9  # total bytes of inputs up to which they are hashed again
 UNKNOWN = " (not in the header, as measured times are not; or changed since)"
 
 
@@ -32,10 +32,10 @@ def run(parsed: argparse.Namespace) -> None:
 
 
 def explain(path: Path) -> Facts:
-    """What is known of a file, as pairs of a word and a line. Raises ArtifactError where nothing is."""
+    """Facts about a file, as pairs of a word and a line; ArtifactError for a file of another origin."""
     path = Path(path)
     if not path.exists():
-        raise ArtifactError(f"{path}: no such file; one that a study made would fit, such as a table or a figure")
+        raise ArtifactError(f"{path}: no such file; name a file that a study made, such as a table or a figure")
     facts, lineage = [("file", str(path))], Lineage.of(path)
     inside = lineage.inside(path) if lineage else path
     if lineage and inside.parts[0] in ("logs", "benchmarks"):
@@ -54,11 +54,9 @@ def explain(path: Path) -> Facts:
     facts += _origin(header, job)
     if job is None:
         words = shlex.join(["python", "-m", "shadowcore", header["stage"], "--spec", json.dumps(header["spec"])])
-        return (
-            facts + _hashes(header) + [("command", f"{words} ... (its log is not there, which would have the files)")]
-        )
+        return facts + _hashes(header) + [("command", f"{words} ... (its log, which has the file names, is missing)")]
     facts += [*_read(header, lineage.inputs(header, job)), *_behind(lineage, path), ("log", str(job.log))]
-    return [*facts, *_times(lineage.root, job.log), ("command", _command(job.said))]
+    return [*facts, *_times(lineage.root, job.log), ("command", _command(job.content))]
 
 
 def _origin(header: Mapping[str, Any], job: Job | None) -> Facts:
@@ -66,7 +64,7 @@ def _origin(header: Mapping[str, Any], job: Job | None) -> Facts:
     module = f"shadowcore.stages.{header['stage'].replace('-', '_')}"
     if provenance.module_path(module):
         same = header["code"] == provenance.fingerprint(module)
-        words = "as in this tree" if same else "another than this tree's: snakemake would make the file again"
+        words = "same as here" if same else "differs from the code here: snakemake would make the file again"
         facts.append(("code", f"{header['code']}, {words}"))
     facts += [(name, run.pop(name, "not recorded")) for name in ("commit", "device")]
     return [*facts, ("versions", ", ".join(f"{name} {value}" for name, value in run.items()))]
@@ -90,16 +88,16 @@ def _read(header: Mapping[str, Any], files: Mapping[str, list[Path]]) -> Facts:
     facts = []
     for name, paths in files.items():
         were = header["inputs"][name]
-        told = [f"{name}: {path}{state}" for path, state in zip(paths, _states(paths, were), strict=True)]
-        facts += [("from", line) for line in told[:LISTED]]
-        if len(told) > LISTED:
-            changed = sum(line.endswith(")") for line in told[LISTED:])
-            facts.append(("from", f"{name}: {len(told) - LISTED} more, {changed} of them changed or gone"))
+        lines = [f"{name}: {path}{state}" for path, state in zip(paths, _states(paths, were), strict=True)]
+        facts += [("from", line) for line in lines[:LISTED]]
+        if len(lines) > LISTED:
+            changed = sum(line.endswith(")") for line in lines[LISTED:])
+            facts.append(("from", f"{name}: {len(lines) - LISTED} more, {changed} of them changed or missing"))
     return facts
 
 
 def _states(paths: list[Path], were: list[str]) -> Iterable[str]:
-    """Of each file: nothing if it is as it was, or what has become of it."""
+    """A remark on each file in brackets; empty if it has not changed."""
     there = [path.is_file() for path in paths]
     size = sum(path.stat().st_size for path, is_there in zip(paths, there, strict=True) if is_there)
     all_there = len(were) == len(paths)
@@ -117,16 +115,16 @@ def _states(paths: list[Path], were: list[str]) -> Iterable[str]:
 
 
 def _behind(lineage: Lineage, path: Path) -> Facts:
-    """What else it stands on: files by stage, device and commit."""
-    found = Counter()
+    """Counts of all files that it was made from, also indirectly, by stage, device and commit."""
+    counts = Counter()
     for one, header, job in lineage.behind(path):
         if one != path and "stage" in header:
             run = run_of(header, job)
             commit = run.get("commit", "a commit not recorded")
-            found[header["stage"], run.get("device", "a device not recorded"), commit] += 1
+            counts[header["stage"], run.get("device", "a device not recorded"), commit] += 1
     return [
         ("behind it", f"{stage}: {_files(count)}, on {device}, commit {commit}")
-        for (stage, device, commit), count in found.items()
+        for (stage, device, commit), count in counts.items()
     ]
 
 
@@ -135,21 +133,20 @@ def _files(count: int) -> str:
 
 
 def _of_log(root: Path, log: Path) -> Facts:
-    """A job by its log."""
+    """Facts about a job, from its log."""
     if not log.is_file():
         raise ArtifactError(f"{log}: no such log; the job that wrote the file has none")
-    said = logs.read(log)
-    if not said.command:
+    content = logs.read(log)
+    if not content.command:
         raise ArtifactError(f"{log}: no command in it; logs of this version of shadowcore begin with one")
-    ended = (
-        f"finished, on {said.device}" if said.finished else f"failed: {said.error}" if said.error else "not finished"
-    )
-    environment = ", ".join(f"{name} {value}" for name, value in said.environment.items())
-    return [("ended", ended), ("ran on", environment), *_times(root, log), ("command", _command(said))]
+    ended = f"failed: {content.error}" if content.error else "not finished"
+    ended = f"finished, on {content.device}" if content.finished else ended
+    environment = ", ".join(f"{name} {value}" for name, value in content.environment.items())
+    return [("ended", ended), ("ran on", environment), *_times(root, log), ("command", _command(content))]
 
 
-def _command(said: logs.Log) -> str:
-    return shlex.join(["python", "-m", "shadowcore", *said.command])
+def _command(log: logs.Log) -> str:
+    return shlex.join(["python", "-m", "shadowcore", *log.command])
 
 
 def _times(root: Path, log: Path) -> Facts:

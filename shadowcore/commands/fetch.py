@@ -1,4 +1,4 @@
-"""`shadowcore fetch`: gather what a study downloads."""
+"""`shadowcore fetch`: download a study's models, texts and benchmarks into a folder."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from shadowcore.jobs import Jobs
 
 def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", type=Path, help="a configuration, such as config/paper.yaml")
-    parser.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="where; then `offline: FOLDER`")
+    parser.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="the folder, for `offline: FOLDER`")
 
 
 def run(parsed: argparse.Namespace) -> None:
     study = load_study(parsed.config)
-    preflight.check(Jobs(study))  # before gigabytes are downloaded
+    preflight.check(Jobs(study))  # finds mistakes before gigabytes are downloaded
     fetch(study, parsed.to)

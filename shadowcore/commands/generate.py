@@ -1,4 +1,4 @@
-"""`shadowcore generate`: a prompt continued by a study's model, dense and sparse, with speed and share of weights."""
+"""`shadowcore generate`: continue a prompt with a study's model, dense and sparse, with the speed of each."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from shadowcore.errors import ConfigError, one_of
 from shadowcore.models.families import KINDS_OF
 
 SUFFIX = ".safetensors"
-PREFERRED = {"criterion": "plainact"}  # of several, as in the library
+PREFERRED = {"criterion": "plainact"}  # the default if the study has several
 
 
 class Trained(NamedTuple):
-    """A predictor of a study, as its path names it."""
+    """A trained predictor of a study: the parts of its path."""
 
     model: str
     calibration: str
@@ -42,7 +42,7 @@ def run(parsed: argparse.Namespace) -> None:
     if not 0 <= parsed.sparsity < 100:
         raise ConfigError(f"--sparsity: {parsed.sparsity} is not allowed; it must be a percentage from 0 to 99")
     trained = chosen(predictors_in(parsed.results), parsed)
-    # not above: `--help` stays fast
+    # imported here, so that `--help` is fast
     from shadowcore.library.decoding import decoder
     from shadowcore.measure.latency import bytes_per_step
     from shadowcore.models.families import dimensions_of
@@ -54,14 +54,14 @@ def run(parsed: argparse.Namespace) -> None:
     dtype = parsed.dtype or ("bfloat16" if device.type == "cuda" else "float32")
     model = inputs.read_model(card, weights, dtype)
     predictor = inputs.read_predictor(trained.path, dimensions_of(model.config))
-    made = decoder(model, predictor, parsed.sparsity / 100, parsed.units)
+    both = decoder(model, predictor, parsed.sparsity / 100, parsed.units)
     ids, read = tokenizer(parsed.prompt)["input_ids"], []
-    for name, dense, one in (("dense", True, made.dense), (trained.method, False, made.sparse)):
-        made.generate(ids, tokenizer, 2, dense=dense)  # the first call compiles kernels and allocates memory
+    for name, dense, variant in (("dense", True, both.dense), (trained.method, False, both.sparse)):
+        both.generate(ids, tokenizer, 2, dense=dense)  # the first call compiles kernels and allocates memory
         started = time.perf_counter()
-        new = made.generate(ids, tokenizer, parsed.max_new_tokens, dense=dense)
+        new = both.generate(ids, tokenizer, parsed.max_new_tokens, dense=dense)
         seconds = time.perf_counter() - started
-        read.append(bytes_per_step(one))
+        read.append(bytes_per_step(variant))
         print(f"{name}: {len(new) / seconds:.1f} tokens per second")
         print(f"{tokenizer.decode([*ids, *new.tolist()], skip_special_tokens=True)}\n")
     print(
@@ -75,20 +75,20 @@ def predictors_in(results: Path) -> list[Trained]:
     """All predictors of a study's results folder."""
     if not results.is_dir():
         raise ConfigError(f"{results}: no such folder; name a study's results, such as results/quick")
-    found = []
+    predictors = []
     for path in sorted((results / "predictors").glob(f"*/*/*{SUFFIX}")):
         parts = path.name.removesuffix(SUFFIX).split("+", 2)
         if not path.name.startswith(".") and len(parts) == 3:
-            found.append(Trained(path.parts[-3], path.parts[-2], *parts, path))
-    if not found:
+            predictors.append(Trained(path.parts[-3], path.parts[-2], *parts, path))
+    if not predictors:
         raise ConfigError(f"{results}: it has no trained predictors; run a study that trains one, such as `make study`")
-    return found
+    return predictors
 
 
-def chosen(found: Sequence[Trained], parsed: argparse.Namespace) -> Trained:
-    """The one predictor that the options name; ConfigError lists the choices where several are left."""
+def chosen(predictors: Sequence[Trained], parsed: argparse.Namespace) -> Trained:
+    """The predictor that the options name; ConfigError lists the choices if there are several."""
     for name in ("model", "calibration", "method", "criterion", "predictor"):
-        known = sorted({getattr(one, name) for one in found})
+        known = sorted({getattr(one, name) for one in predictors})
         wanted = getattr(parsed, name)
         if wanted is None and PREFERRED.get(name) in known:
             wanted = PREFERRED[name]
@@ -96,5 +96,5 @@ def chosen(found: Sequence[Trained], parsed: argparse.Namespace) -> Trained:
             raise ConfigError(f"--{name}: the study has several: {', '.join(known)}; name one of them")
         if wanted is not None:
             one_of(wanted, known, f"--{name}")
-            found = [one for one in found if getattr(one, name) == wanted]
-    return found[0]
+            predictors = [one for one in predictors if getattr(one, name) == wanted]
+    return predictors[0]

@@ -1,4 +1,4 @@
-"""`shadowcore new`: a commented configuration with defaults, to start a study from."""
+"""`shadowcore new`: write a commented configuration with defaults for a new study."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(parsed: argparse.Namespace) -> None:
-    """Write the file; ConfigError for a name that a study cannot have, or a file that is there."""
+    """Write the file; ConfigError for a name that is not allowed, or a file that exists already."""
     line = yaml.safe_dump({"study": parsed.name}).strip()  # with quotes where YAML needs them
     text = TEMPLATE.read_text(encoding="utf-8").replace("/mine", f"/{parsed.name}").replace("study: mine", line, 1)
     parse_study(yaml.safe_load(text), "NAME")
     path = Path("config", f"{parsed.name}.yaml")
     path.parent.mkdir(exist_ok=True)
     try:
-        with path.open("x") as file:
+        with path.open("x", encoding="utf-8") as file:
             file.write(text)
     except FileExistsError:
         raise ConfigError(f"NAME: {path} exists already; choose another name, or delete the file") from None

@@ -1,4 +1,4 @@
-"""`shadowcore plan`: what a study will take, or a refusal of it."""
+"""`shadowcore plan`: check a study and estimate its jobs, hours, disk and memory."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from shadowcore.work import DECODING, MEMORY, TFLOPS, Work
 
 def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", type=Path, help="a configuration, such as config/paper.yaml")
-    parser.add_argument("--measured", type=Path, metavar="CONFIG", help="one that ran here: its times count")
-    parser.add_argument("--budget-hours", type=float, metavar="N", help="refuse more hours of jobs than this")
-    parser.add_argument("--budget-gb", type=float, metavar="N", help="refuse more disk than this, 10^9 bytes")
+    parser.add_argument("--measured", type=Path, metavar="CONFIG", help="a study that ran here: use its times")
+    parser.add_argument("--budget-hours", type=float, metavar="N", help="fail if the jobs take more hours")
+    parser.add_argument("--budget-gb", type=float, metavar="N", help="fail if the study needs more disk, 10^9 bytes")
 
 
 def run(parsed: argparse.Namespace) -> None:
@@ -41,7 +41,7 @@ def run(parsed: argparse.Namespace) -> None:
 
 
 class Total(NamedTuple):
-    """What the jobs of one rule, or of all, take: hours of all jobs, bytes, and those of the largest job."""
+    """The cost of the jobs of one rule or of all. disk: bytes of all jobs; memory, gpus: of the largest job."""
 
     jobs: int
     hours: float
@@ -52,12 +52,12 @@ class Total(NamedTuple):
 
 
 def totals(
-    found: Sequence[Work], here: Mapping[str, float], known: Sequence[Rate] = (), at_once: float = math.inf
+    works: Sequence[Work], here: Mapping[str, float], known: Sequence[Rate] = (), at_once: float = math.inf
 ) -> dict[str, Total]:
-    """Totals by rule, in the order of MEMORY, and of all under "all", which has `at_once` bytes of disk at most.
+    """Totals by rule, in the order of MEMORY, and of all jobs as "all", whose disk is at most `at_once` bytes.
 
-    here: rates that were measured on this machine; known: of a device, for jobs that would have one for themselves, and
-    for those that hold no model.
+    here: rates measured on this machine; known: rates of a GPU, for jobs with a GPU of their own and jobs without a
+    model.
     """
 
     def hours_of(one: Work) -> float:
@@ -70,31 +70,31 @@ def totals(
         disk, memory = sum(one.written for one in part), max(one.memory for one in part)
         return Total(len(part), sum(hours), on_gpu, disk, memory, max(one.gpus for one in part))
 
-    by_rule = {rule: [one for one in found if one.rule == rule] for rule in MEMORY}
-    whole = total(found)
+    by_rule = {rule: [one for one in works if one.rule == rule] for rule in MEMORY}
+    whole = total(works)
     whole = whole._replace(disk=min(whole.disk, at_once))
     return {rule: total(part) for rule, part in by_rule.items() if part} | {"all": whole}
 
 
 def check_budget(planned: Mapping[str, Total], hours: float | None, gb: float | None) -> None:
-    """Raise ConfigError if all jobs together take more hours, or leave more behind, than they may."""
+    """Raise ConfigError if all jobs together take more hours or disk than allowed."""
     whole = planned["all"]
-    for name, found, unit, limit in (
+    for name, needed, unit, limit in (
         ("budget-hours", whole.hours, "hours", hours), ("budget-gb", whole.disk / 1e9, "GB", gb)
     ):  # fmt: skip
-        if limit is not None and found > limit:
+        if limit is not None and needed > limit:
             field = "hours" if unit == "hours" else "disk"
             most = max((rule for rule in planned if rule != "all"), key=lambda rule: getattr(planned[rule], field))
             raise ConfigError(
-                f"--{name} {limit:g}: the study takes about {found:,.4g} {unit}, most of it in {most}; make that "
-                f"stage smaller, or allow {math.ceil(found):,}"
+                f"--{name} {limit:g}: the study takes about {needed:,.4g} {unit}, most of it in {most}; make that "
+                f"stage smaller, or allow {math.ceil(needed):,}"
             )
 
 
 def print_totals(
     planned: Mapping[str, Total], here: Mapping[str, float], console: Console, known: Sequence[Rate] = ()
 ) -> None:
-    """A line per rule, and what the hours rest on: rates measured on this machine, or `known` of a device."""
+    """Print a line per rule, and the source of the rates: measured on this machine (`here`) or on a GPU (`known`)."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     table.add_column("stage")
     for name in ("jobs", "hours", "GPU-hours", "disk, GB", "memory of a job, GB", "GPUs of a job", "TFLOP/s"):
@@ -110,15 +110,15 @@ def print_totals(
     words = f"Traces: {traces / 1e9:,.1f} GB. "
     if known:
         words += (
-            f"Rates in brackets were measured on one {known[0].device} (shadowcore/rates.csv), and are those of jobs "
+            f"Rates in brackets were measured on one {known[0].device} (shadowcore/rates.csv), for jobs with a GPU of "
+            "their own. "
         )
-        words += "that have a GPU for themselves. "
-    words += f"Stages with no measured rate are taken to make {TFLOPS:g} TFLOP/s a job, "
-    words += f"{DECODING['latency']:g} where tokens are decoded one by one; "
-    console.print(f"{words}`--measured CONFIG` takes the times of a study that ran.", highlight=False)
+    words += f"Stages without a measured rate are assumed to make {TFLOPS:g} TFLOP/s per job, or "
+    words += f"{DECODING['latency']:g} if they decode token by token; "
+    console.print(f"{words}`--measured CONFIG` uses the times of a study that ran.", highlight=False)
 
 
 def span(rule: str, known: Sequence[Rate]) -> str:
-    """The known rates of a rule, from the slowest to the fastest model."""
-    found = sorted(rate.per_second / 1e12 for rate in known if rate.stage == rule)
-    return f"[{' to '.join(dict.fromkeys(f'{one:.3g}' for one in (found[0], found[-1])))}]" if found else ""
+    """The lowest and the highest known rate of a rule, as text."""
+    rates = sorted(rate.per_second / 1e12 for rate in known if rate.stage == rule)
+    return f"[{' to '.join(dict.fromkeys(f'{rate:.3g}' for rate in (rates[0], rates[-1])))}]" if rates else ""

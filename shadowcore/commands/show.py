@@ -1,4 +1,4 @@
-"""`shadowcore show`: the results of a study in the terminal, the answer first."""
+"""`shadowcore show`: print the results of a study, the answer first."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""`shadowcore status`: which jobs of a study are done, run, failed or wait, and when the rest may end.
+"""`shadowcore status`: show the state of a study's jobs and the estimated time left.
 
-Read from the study's files, logs and `benchmark:` files alone: nothing is locked, and no running Snakemake is
-disturbed. Whether a finished job will have to run again, because its code or its inputs changed, `snakemake -n` tells.
+Only files, logs and `benchmark:` files are read, so it can be used while Snakemake runs. It does not show whether
+finished jobs must run again because code or inputs have changed; `snakemake -n` does.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from shadowcore.config import load_study
 from shadowcore.jobs import Jobs
 from shadowcore.states import STATES, Job, counted, duration, states, summary
 
-SILENT = 600.0  # seconds after which a running job that says nothing is told
+SILENT = 600.0  # seconds without output after which a running job is shown as silent
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -35,7 +35,7 @@ def run(parsed: argparse.Namespace) -> None:
 
 
 def print_status(jobs: Sequence[Job], now: float, out: Console) -> None:
-    """A line per stage with its estimated end, what runs, and what failed with its error and its log."""
+    """Print a line per stage with its estimated end, then running jobs, and failed jobs with error and log."""
     count = counted(jobs)
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     table.add_column("stage")
@@ -50,7 +50,8 @@ def print_status(jobs: Sequence[Job], now: float, out: Console) -> None:
         unfinished = numbers[0] < len(part)
         ends = _clock(now + left / count["running"], now) if unfinished and count["running"] else ""
         took = sum(job.seconds for job in part if job.state == "done")
-        cells = [*(str(one or "") for one in numbers), duration(took), duration(waits) if unfinished else "", ends]
+        cells = [*(str(number or "") for number in numbers), duration(took)]
+        cells += [duration(waits) if unfinished else "", ends]
         table.add_row(rule, str(len(part)), *cells)
     out.print(table)
     for line in (summary(jobs), *_lines(jobs)):
@@ -58,20 +59,20 @@ def print_status(jobs: Sequence[Job], now: float, out: Console) -> None:
 
 
 def _lines(jobs: Sequence[Job]) -> Iterator[str]:
-    """A line for every job that runs, failed or was interrupted, and one for those whose files are gone."""
+    """A line for every running, failed or interrupted job, and one line for jobs whose files are missing."""
     for job in jobs:
         name = job.work.place
         if job.state == "running":
-            steps = f", step {job.said.done} of {job.said.total}" if job.said.total else ""
+            steps = f", step {job.content.done} of {job.content.total}" if job.content.total else ""
             silent = f", silent for {duration(job.silent)}" if job.silent > SILENT else ""
             yield f"running  {name}: {duration(job.seconds)}{steps}, about {duration(job.left)} left{silent}"
         if job.state == "failed":
-            yield f"failed   {name}: {job.said.error} ({job.log})"
+            yield f"failed   {name}: {job.content.error} ({job.log})"
         if job.state == "interrupted":
-            yield f"interrupted  {name}: {logs.UNSAID} ({job.log})"
+            yield f"interrupted  {name}: {logs.NO_MESSAGE} ({job.log})"
     if deleted := [job.work.place for job in jobs if job.deleted]:
         count = "1 finished job" if len(deleted) == 1 else f"{len(deleted)} finished jobs"
-        yield f"{count} must run again, because files are gone: {_some(deleted)}"
+        yield f"{count} must run again, because files are missing: {_some(deleted)}"
 
 
 def _some(names: Sequence[str], most: int = 5) -> str:
@@ -79,6 +80,6 @@ def _some(names: Sequence[str], most: int = 5) -> str:
 
 
 def _clock(then: float, now: float) -> str:
-    """The time of day, with the date where it is another day's."""
+    """The time of day, with the date if it is on another day."""
     form = "%H:%M" if time.localtime(then)[:3] == time.localtime(now)[:3] else "%d %b %H:%M"
     return time.strftime(form, time.localtime(then))

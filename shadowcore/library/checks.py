@@ -1,4 +1,4 @@
-"""Checks of what a user hands to the library; each failed one is one sentence."""
+"""Checks of the arguments of the library's functions; each raises ConfigError with one sentence."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NOT_COMPARED = ("kv_heads", "vocabulary", "positions")  # sizes that no predicto
 
 
 def percent(sparsity: float) -> int:
-    """The whole percentage of units to skip, 0 to 99, of a sparsity given as a fraction."""
+    """Convert a sparsity from a fraction to a whole percentage, 0 to 99."""
     if isinstance(sparsity, bool) or not isinstance(sparsity, Real) or not 0 <= sparsity < 1:
         raise ConfigError(
             f"sparsity: {sparsity!r} is not allowed; it must be a fraction from 0 to below 1, such as 0.5 for half of "
@@ -54,7 +54,7 @@ def require_model(model: torch.nn.Module) -> Dimensions:
 
 
 def require_fit(predictor: Predictor, model: torch.nn.Module) -> Dimensions:
-    """The dimensions of a model, if a predictor was trained for these."""
+    """The dimensions of a model; ConfigError if the predictor was trained for other dimensions."""
     if not isinstance(predictor, Predictor):
         raise ConfigError(
             f"predictor: {type(predictor).__name__} found; it must be what train_predictor or "
@@ -82,7 +82,7 @@ def kinds_of(predictor: Predictor, units: str | None) -> tuple[Kind, ...]:
 
 
 def require_policy(policy: str, predictor: Predictor) -> str:
-    """The policy, if the predictor has the scores that it needs, when it needs them."""
+    """The policy; ConfigError if it is unknown or needs the scores of all layers before the predictor has them."""
     one_of(policy, POLICIES, "policy")
     if policy in WHOLE_MODEL_POLICIES and len(predictor.groups) > 1:
         raise ConfigError(
@@ -93,7 +93,7 @@ def require_policy(policy: str, predictor: Predictor) -> str:
 
 
 def placed(predictor: Predictor, device: torch.device, dtype: torch.dtype) -> Predictor:
-    """The predictor on a device in a number format: itself where it already is, else a copy."""
+    """The predictor on a device in a number format; a copy, unless it is there already."""
     weight = next(predictor.parameters())
     if weight.device == device and weight.dtype == dtype:
         return predictor
@@ -101,7 +101,7 @@ def placed(predictor: Predictor, device: torch.device, dtype: torch.dtype) -> Pr
 
 
 def fitted(tokenizer, sizes: Dimensions):
-    """A copy of the tokenizer, all of whose tokens the model has; a padding token beyond them is left out."""
+    """A copy of the tokenizer without a padding token that the model does not have (see `fit_tokenizer`)."""
     if not hasattr(tokenizer, "get_vocab"):
         raise ConfigError(
             f"tokenizer: {type(tokenizer).__name__} found; it must be a tokenizer of transformers, such as "
@@ -124,7 +124,7 @@ def documents_of(texts: Iterable[str]) -> list[Document]:
 
 
 def window_length(sizes: Dimensions, window_tokens: int | None) -> int:
-    """Tokens a window: as asked for, or WINDOW_TOKENS, or all positions of a model that has fewer."""
+    """Tokens per window: the argument, or by default WINDOW_TOKENS or the model's positions if they are fewer."""
     if window_tokens is None:
         return min(WINDOW_TOKENS, sizes.positions)
     if isinstance(window_tokens, bool) or not isinstance(window_tokens, int) or window_tokens < 2:
@@ -134,5 +134,5 @@ def window_length(sizes: Dimensions, window_tokens: int | None) -> int:
 
 
 def windows_in(document: Document, tokenizer, length: int) -> int:
-    """How many windows of `length` tokens a document holds."""
+    """Number of windows of `length` tokens in a document."""
     return len(tokenizer(document.text, add_special_tokens=False, verbose=False)["input_ids"]) // length

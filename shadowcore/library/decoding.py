@@ -1,4 +1,4 @@
-"""Our decoder for a transformers model and a predictor: it does not read the weights of units that it skips."""
+"""Decode with a transformers model and a predictor, without reading the weights of skipped units."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from shadowcore.measure.sparsity import PredictedMasks
 from shadowcore.method.predictors import Predictor
 
 BACKENDS = ("torch", "triton")
-MOST_POSITIONS = 2048  # of the cache, unless asked for more: it is allocated at once
-STEPS_BETWEEN_CHECKS = {"torch": 1, "triton": 16}  # tokens that are decoded before the end of the text is looked for
+MOST_POSITIONS = 2048  # default limit of the cache's positions, which are all allocated at the start
+STEPS_BETWEEN_CHECKS = {"torch": 1, "triton": 16}  # tokens decoded between two checks for the end of the text
 
 
 class SparseDecoder:
-    """A model's weights laid out by unit, decoded sparse; `dense` decodes the same weights without skipping.
+    """A decoder that skips units; `dense` is a decoder of the same weights that skips nothing.
 
-    masks: what the evaluation keeps, for the check against the transformers model.
+    masks: the masks of the evaluation, to check the decoder against the masked transformers model.
     """
 
     def __init__(self, model: torch.nn.Module, sparse: Decoder, dense: Decoder, masks: PredictedMasks, backend: str):
@@ -46,7 +46,7 @@ class SparseDecoder:
         """
         stops = [stop] if isinstance(stop, str) else list(stop or ())
         if tokenizer is None and (isinstance(prompt, str) or stops):
-            raise ConfigError("tokenizer: it is missing; a text as prompt, and `stop`, need one")
+            raise ConfigError("tokenizer: it is missing; a prompt that is a text, and `stop`, need one")
         if not all(isinstance(one, str) and one for one in stops):
             raise ConfigError(f"stop: {stop!r} is not allowed; it must be texts that are not empty")
         positive(max_new_tokens=max_new_tokens)
@@ -67,7 +67,7 @@ class SparseDecoder:
     def _continued(
         self, decoder: Decoder, ids: list[int], most: int, ends: set[int], stops: list[str], tokenizer
     ) -> list[int]:
-        """New tokens up to the first that ends the text, that one included."""
+        """New tokens up to and including the first one that ends the text."""
         prompt = torch.tensor([ids], device=self.model.device)
         if len(ids) > 1:
             decoder.prefill(prompt[:, :-1])
@@ -105,9 +105,9 @@ class SparseDecoder:
         return ids
 
     def _ends(self, tokenizer) -> set[int]:
-        """Tokens that end a text by the model's generation configuration or by the tokenizer."""
-        of_model = getattr(getattr(self.model, "generation_config", None), "eos_token_id", None)
-        return _numbers(of_model) | _numbers(getattr(tokenizer, "eos_token_id", None))
+        """Tokens that end a text, from the model's generation configuration and the tokenizer."""
+        ends = getattr(getattr(self.model, "generation_config", None), "eos_token_id", None)
+        return _numbers(ends) | _numbers(getattr(tokenizer, "eos_token_id", None))
 
 
 def decoder(
@@ -119,12 +119,12 @@ def decoder(
     max_positions: int | None = None,
     backend: str | None = None,
 ) -> SparseDecoder:
-    """A decoder that skips units: Triton kernels on a GPU, torch on a CPU.
+    """Make a decoder that skips units, with Triton kernels on a GPU and torch on a CPU.
 
-    model, predictor, sparsity, units, policy: as `sparsify` takes them; the Triton backend has per_layer only. The
-    decoder holds a copy of the layers' weights beside the model's. max_positions: tokens of prompt and continuation
-    together, at most the model's, or its sliding window; 2048 by default, or that many where they are fewer. backend:
-    torch or triton, to have the other one.
+    model, predictor, sparsity, units, policy: as in `sparsify`; the Triton backend supports only per_layer. The decoder
+    copies the weights of the layers. max_positions: most tokens of prompt and continuation together, at most the
+    positions of the model or its sliding window; 2048 by default, or fewer if the model has fewer. backend: torch or
+    triton, instead of the device's default.
     """
     require_fit(predictor, model)
     kinds, pct = kinds_of(predictor, units), percent(sparsity)
@@ -138,12 +138,12 @@ def decoder(
     room = min(MOST_POSITIONS, layout.sizes.positions) if max_positions is None else max_positions
     sparse = make(layout, room, KeepPredicted(scorer, policy, dict.fromkeys(kinds, pct)))
     dense = make(layout, room)
-    dense.share_cache(sparse)  # one of them decodes at a time
+    dense.share_cache(sparse)  # the two never decode at the same time
     return SparseDecoder(model, sparse, dense, PredictedMasks(scorer, kinds, policy, pct), chosen)
 
 
 def _triton(*arguments: Any) -> Decoder:
-    """The Triton decoder, imported only where it is used: there may be no Triton."""
+    """The Triton decoder, imported only when it is used, because Triton may not be installed."""
     try:
         from shadowcore.decode.triton_decoder import GraphDecoder
     except ImportError as error:
@@ -152,11 +152,11 @@ def _triton(*arguments: Any) -> Decoder:
 
 
 def _text(tokenizer, ids: list[int], new: list[int]) -> str:
-    """What new tokens add to the text of a prompt; decoded alone, some tokenizers leave out their first space."""
+    """The text of new tokens, decoded after the prompt because some tokenizers would omit the first space."""
     before, whole = (tokenizer.decode(some, skip_special_tokens=True) for some in (ids, ids + new))
     return whole.removeprefix(before) if whole.startswith(before) else tokenizer.decode(new, skip_special_tokens=True)
 
 
 def _numbers(ids: int | Sequence[int] | None) -> set[int]:
-    """One number, several or none, as a set."""
+    """Token ids as a set: of one number, several, or None."""
     return set() if ids is None else {ids} if isinstance(ids, int) else set(ids)

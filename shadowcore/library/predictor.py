@@ -1,4 +1,4 @@
-"""A trained predictor as a folder that can be published: config.json, model.safetensors and a card."""
+"""Save and load a trained predictor as a folder that can be published: config.json, model.safetensors and a card."""
 
 from __future__ import annotations
 
@@ -26,10 +26,11 @@ CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid", strict=True))
 class PredictorConfig:
-    """What config.json says.
+    """The content of config.json.
 
-    ranks: hidden width per kind of unit; segments: number of groups of the design `segments`; bits: of a weight; block:
-    neighbouring neurons that share a score; model and dimensions: what it was trained for; training: how.
+    ranks: hidden width by kind of unit; segments: number of MLPs of the design `segments`; bits: per weight; block:
+    number of neighbouring neurons that share a score; model, dimensions: of the model that it was trained for;
+    training: record of the training.
     """
 
     schema: Literal["shadowcore-predictor/1"]
@@ -48,10 +49,10 @@ class PredictorConfig:
 
 
 class Predictor(predictors.Predictor):
-    """A predictor with what is needed to use it elsewhere: its criterion, its model's name and how it was trained.
+    """A predictor with its criterion, the name of its model and a record of its training.
 
-    training: windows, tokens, epochs, seed and held-out losses of `train_predictor`. `heldout_loss` close to
-    `heldout_loss_of_mean_scores` means that the predictor learned little beyond the units' mean scores.
+    training: windows, tokens, epochs, seed and held-out losses of `train_predictor`. If `heldout_loss` is close to
+    `heldout_loss_of_mean_scores`, the predictor has learned little more than the units' mean scores.
     """
 
     def __init__(
@@ -74,8 +75,8 @@ class Predictor(predictors.Predictor):
     def save_pretrained(self, folder: str | Path, licence: str = "unknown") -> None:
         """Write config.json, model.safetensors and README.md (a model card) into a folder, which is made if needed.
 
-        licence: as the Hugging Face hub names licences, such as "apache-2.0"; the model's own licence and that of the
-        texts decide. Raises ConfigError for a folder that has files of something else under these names.
+        licence: a name of the Hugging Face hub such as "apache-2.0"; it depends on the licences of the model and the
+        texts. Raises ConfigError if the folder has other files with these names.
         """
         from safetensors.torch import save_file
 
@@ -95,8 +96,8 @@ class Predictor(predictors.Predictor):
     def from_pretrained(cls, folder: str | Path, model: Any = None) -> Predictor:
         """The predictor in a folder that `save_pretrained` wrote, on the CPU in float32, in evaluation mode.
 
-        model: the transformers model that it is meant for; if given, its dimensions are compared. `sparsify` and
-        `decoder` compare them in any case. Raises ArtifactError for missing or damaged files.
+        model: the transformers model that it is used with; if given, its dimensions are checked, as `sparsify` and
+        `decoder` always do. Raises ArtifactError for missing or damaged files.
         """
         from safetensors.torch import load_file
 
@@ -132,7 +133,7 @@ class Predictor(predictors.Predictor):
 
 
 def read_config(folder: Path) -> PredictorConfig:
-    """config.json of a predictor's folder; ArtifactError, naming the key, for anything else."""
+    """Read config.json in a predictor's folder; ArtifactError, naming the key, if it is missing or wrong."""
     path = folder / CONFIG
     if not path.is_file():
         raise ArtifactError(
@@ -151,7 +152,7 @@ def read_config(folder: Path) -> PredictorConfig:
 
 
 def _require_own(folder: Path) -> None:
-    """Raise ConfigError unless writing a predictor into a folder replaces nothing but a predictor."""
+    """Raise ConfigError if writing a predictor into a folder would overwrite other files."""
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder}: it is a file; name a folder to save the predictor in")
     present = [name for name in (CONFIG, WEIGHTS, CARD) if (folder / name).exists()]
@@ -161,8 +162,8 @@ def _require_own(folder: Path) -> None:
         read_config(folder)
     except ArtifactError:
         raise ConfigError(
-            f"{folder}: it has a {present[0]} that is not a predictor's; choose an empty or a new folder, so that "
-            "nothing is overwritten"
+            f"{folder}: it has a {present[0]} that is not a predictor's and would be overwritten; choose an empty or a "
+            "new folder"
         ) from None
 
 

@@ -1,6 +1,6 @@
-"""Quality of a model or of its sparse view: perplexity of texts, and benchmarks through lm-eval.
+"""Measure the quality of a model or its sparse view: perplexity of texts, and benchmarks through lm-eval.
 
-The numbers are those of a study's `evaluate` stage under protocol `token`, on other texts.
+The computation is that of a study's stage `evaluate` under protocol `token`.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ def perplexity(
     window_tokens: int | None = None,
     batch: int = 4,
 ) -> Result:
-    """Perplexity of texts under a transformers model (dense) or its sparse view.
+    """Measure the perplexity of texts under a transformers model (dense) or its sparse view.
 
-    Each text is cut into windows of `window_tokens` tokens (128 by default, or the model's positions where it has
-    fewer); what is left over at its end does not count. A window's first token is not predicted. batch: windows in one
-    pass.
+    Each text is cut into windows of `window_tokens` tokens (by default 128, or the model's positions if they are
+    fewer); tokens after the last full window do not count. The first token of a window is not predicted. batch: windows
+    in one pass.
 
-    Returns value, stderr, the 95 % interval (low, high; over texts), and n, the number of texts that hold a window.
-    stderr, low and high are None for one text. Raises ConfigError where no text holds a window.
+    Returns value, stderr, the 95 % interval (low, high; over texts), and n, the number of texts with a window. stderr,
+    low and high are None for one text. Raises ConfigError if no text is long enough for a window.
     """
     sparse = _harness_model(model)
     positive(batch=batch)
@@ -74,12 +74,12 @@ def evaluate(
     offline_dir: str | None = None,
     batch: int = 16,
 ) -> dict[str, dict[str, Result]]:
-    """Benchmarks of a transformers model (dense) or its sparse view, through lm-eval's stock tasks.
+    """Measure benchmarks of a transformers model (dense) or its sparse view, through lm-eval's tasks.
 
-    tasks: names from `shadowcore.stock_tasks.BENCHMARKS`, such as ["piqa", "wikitext"]. fewshot: examples in a prompt.
+    tasks: names from `shadowcore.stock_tasks.BENCHMARKS`, such as ["piqa", "wikitext"]. fewshot: examples per prompt.
     limit: most documents of each task, a seeded subset; all by default. offline_dir: a folder with
-    <task>/<split>.parquet, as `shadowcore fetch` makes; without it the Hugging Face hub is asked. batch: requests in
-    one pass.
+    <task>/<split>.parquet, as `shadowcore fetch` makes it; by default the Hugging Face hub. batch: requests in one
+    pass.
 
     Returns, for each task and metric, value, stderr, the 95 % interval (low, high) and n, the number of documents.
     """
@@ -90,15 +90,15 @@ def evaluate(
     if isinstance(fewshot, bool) or not isinstance(fewshot, int) or fewshot < 0:
         raise ConfigError(f"fewshot: {fewshot!r} is not allowed; it must be a whole number of at least 0")
     for name in tasks:
-        one = BENCHMARKS[one_of(name, BENCHMARKS, "tasks")]
-        if fewshot and (one.rolling or one.train is None):
+        benchmark = BENCHMARKS[one_of(name, BENCHMARKS, "tasks")]
+        if fewshot and (benchmark.rolling or benchmark.train is None):
             raise ConfigError(f"fewshot: {fewshot} is not allowed for {name}, which has no examples; it must be 0")
-    tokenizer, found = fitted(tokenizer, sparse.sizes), {}
+    tokenizer, results = fitted(tokenizer, sparse.sizes), {}
     for name in dict.fromkeys(tasks):
         task, positions = _task(name, fewshot, limit, offline_dir), sparse.sizes.positions
         longest = min(ROLLING_TOKENS, positions) if BENCHMARKS[name].rolling else positions
-        found[name] = _estimates(_outcomes(sparse, tokenizer, task, batch, longest))
-    return found
+        results[name] = _estimates(_outcomes(sparse, tokenizer, task, batch, longest))
+    return results
 
 
 def _task(name: str, fewshot: int, limit: int | None, offline_dir: str | None):
@@ -111,15 +111,15 @@ def _task(name: str, fewshot: int, limit: int | None, offline_dir: str | None):
 
 
 def _outcomes(sparse: SparseModel, tokenizer, task, batch: int, longest: int) -> list[Mapping[str, Any]]:
-    """Every document's outcome, as the study's evaluation makes it."""
-    from shadowcore.measure.harness import Questions  # not above: lm-eval takes seconds to import
+    """The outcomes of all documents, as in a study's evaluation."""
+    from shadowcore.measure.harness import Questions  # imported here, because lm-eval takes seconds to import
 
     questions = Questions(sparse.model, tokenizer, [task], batch * min(longest, BATCHED), longest)
     return _alone(sparse, questions.outcomes)
 
 
 def _alone(sparse: SparseModel, measure: Callable[[Group], dict[str, Any]]) -> Any:
-    """What a measurement of several conditions finds for one; its error is raised."""
+    """The result of a measurement for a single condition; its error is raised."""
     group = Group({"": sparse})
     found = measure(group)
     for error in group.failed.values():

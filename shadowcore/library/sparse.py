@@ -1,7 +1,7 @@
-"""A transformers model made sparse for the length of a block: masks through hooks, prompt dense, one mask a token.
+"""Make a transformers model sparse while a block runs, by masks through hooks.
 
-What is computed is protocol `token` (measure.protocols): each position has its own mask, and a prompt is dense except
-for its last position, which predicts the first new token.
+This is protocol `token` (measure.protocols): each position has its own mask, and a prompt is dense except for its last
+position, which predicts the first new token.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from shadowcore.models.recording import Choose, Site, visiting
 class SparseCausalLM:
     """A causal model whose units are skipped by a predictor whenever it is run through this object.
 
-    Hooks are on the model only during a call, so `model(...)` itself stays dense.
+    The hooks are only on the model during a call, so `model(...)` itself stays dense.
     """
 
     def __init__(self, model: torch.nn.Module, masks: PredictedMasks):
@@ -37,22 +37,22 @@ class SparseCausalLM:
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """The device of the model."""
         return self.model.device
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """What the model returns for the same arguments; every position of the input gets a mask of its own."""
+        """Call the model; every position of the input gets its own mask."""
         with self._masked(0):
             return self.model(*args, **kwargs)
 
     def generate(self, inputs: torch.Tensor | None = None, **kwargs: Any) -> Any:
-        """`generate` of transformers with all its arguments: the prompt is dense, then each new token gets a mask.
+        """Call transformers' `generate` with all its arguments: the prompt is dense, then each new token gets a mask.
 
-        Prompts of a batch must be padded on the left, as transformers wants them.
+        Prompts in a batch must be padded on the left, as transformers requires.
         """
         prompts = (inputs, kwargs.get("input_ids"), kwargs.get("inputs_embeds"))
         prompt = next((prompt for prompt in prompts if prompt is not None), None)
-        # a compiled step would keep the masks of the first one
+        # a compiled step would use the masks of the first step for all steps
         if kwargs.get("generation_config") is not None:
             kwargs["generation_config"] = copy.deepcopy(kwargs["generation_config"])
             kwargs["generation_config"].disable_compile = True
@@ -63,12 +63,12 @@ class SparseCausalLM:
 
     @contextmanager
     def _masked(self, first: int) -> Iterator[None]:
-        """While the block runs, masks apply in every pass from position `first` of the rows on."""
+        """While the block runs, mask every pass from position `first` of the rows on."""
         if self.closed:
             raise ConfigError("sparsify: its block has ended; use the sparse model inside the `with` block")
         names = inspect.signature(self.model.forward)
         choose: Choose | None = None
-        dense = 0  # positions at the beginning of the pass under way that have no masks
+        dense = 0  # number of positions at the beginning of the current pass without masks
 
         def begin(module, args, kwargs):
             nonlocal choose, dense
@@ -106,20 +106,20 @@ def sparsify(
     units: str | None = None,
     policy: str = "per_layer",
 ) -> Iterator[SparseCausalLM]:
-    """A sparse view of a model: `with sparsify(model, predictor, sparsity=0.5) as sparse: sparse.generate(...)`.
+    """Make a sparse view of a model: `with sparsify(model, predictor, sparsity=0.5) as sparse: sparse.generate(...)`.
 
-    model: a causal model of transformers, in evaluation mode; it is left as it is.
+    model: a causal model of transformers, in evaluation mode; it is not changed.
     predictor: trained for a model of the same dimensions.
-    sparsity: the fraction of units to skip in every layer but the first, from 0 to below 1, in whole percents.
-    units: neurons, heads or both; by default all that the predictor scores.
+    sparsity: the fraction of units to skip in every layer but the first, from 0 to below 1, with two decimals.
+    units: neurons, heads or both; by default all kinds that the predictor scores.
     policy: per_layer, global or floored (docs/method.md).
 
-    The object can be called like the model and has its `generate`; `perplexity` and `evaluate` take it. It can be used
-    until the block ends. Raises ConfigError for arguments that are not allowed or do not fit each other.
+    The view can be called like the model, has `generate`, and can be given to `perplexity` and `evaluate`, until the
+    block ends. Raises ConfigError for wrong arguments.
     """
     require_fit(predictor, model)
     kinds, pct = kinds_of(predictor, units), percent(sparsity)
-    # as in the evaluation: a predictor of a model in 16 bits computes in 32
+    # as in the evaluation, the predictor of a 16-bit model computes in 32 bits
     scorer = placed(predictor, model.device, torch.promote_types(model.dtype, torch.float32))
     sparse = SparseCausalLM(model, PredictedMasks(scorer, kinds, require_policy(policy, predictor), pct))
     try:

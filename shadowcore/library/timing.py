@@ -1,4 +1,4 @@
-"""Time and bytes of a token: our decoder, sparse and dense, checked against the transformers model before timing."""
+"""Measure time and bytes per token of our decoder, sparse and dense, after a check against transformers."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ WARMUP = 1
 def benchmark(
     decoder: SparseDecoder, prompt_tokens: int = 32, new_tokens: int = 24, repeats: int = 5, seed: int = 0
 ) -> dict[str, Any]:
-    """Milliseconds per token of a decoder, sparse and dense, taking turns, for one sequence.
+    """Measure milliseconds per token of a decoder, sparse and dense in turns, for one sequence.
 
-    prompt_tokens: of a random prompt (2 or more, drawn with `seed`). new_tokens: steps whose mean is one time. repeats:
-    times of which the medians are returned.
+    prompt_tokens: length of a random prompt (2 or more, drawn with `seed`). new_tokens: steps per measurement, of which
+    the mean is taken. repeats: measurements, of which the median is taken.
 
     Returns device, backend, dtype; ms_per_token and dense_ms_per_token (medians), speedup (their ratio);
     bytes_per_token and dense_bytes_per_token (weights that a step reads, the predictor's included), and
@@ -51,7 +51,7 @@ def benchmark(
     both = {"sparse": decoder.sparse, "dense": decoder.dense}
     rows = {row["variant"]: row for row in latency.summarise(latency.measure(both, ids, new_tokens, repeats, WARMUP))}
     sparse_ms, dense_ms = (rows[name]["ms_per_token"] for name in both)
-    sparse_bytes, dense_bytes = (latency.bytes_per_step(one) for one in both.values())
+    sparse_bytes, dense_bytes = map(latency.bytes_per_step, both.values())
     limit = None
     if layout.device.type == "cuda":
         read = sparse_bytes + gpu_timing.bytes_cached(layout, decoder.sparse.position)

@@ -24,13 +24,13 @@ from shadowcore.models.families import KINDS_OF
 from shadowcore.texts import cutting
 from shadowcore.texts.documents import Document
 
-HELD_OUT = 0.1  # of the texts: on them the best epoch is chosen
-WINDOWS_TO_HELD_OUT = 8  # training windows for each held-out window
+HELD_OUT = 0.1  # share of texts that are held out to choose the best epoch
+WINDOWS_TO_HELD_OUT = 8  # training windows per held-out window
 
 
 @dataclass(frozen=True)
 class Split:
-    """Sizes of a split: tokens sampled from a window, and bits of a token's scores."""
+    """Sizes of a split: tokens sampled per window, and bits per score."""
 
     tokens_per_window: int
     bits: int
@@ -56,31 +56,31 @@ def train_predictor(
     batch: int = 4,
     seed: int = 0,
 ) -> Predictor:
-    """Train a predictor that scores a model's units for each token; the model is left as it is.
+    """Train a predictor that scores a model's units for each token; the model is not changed.
 
     model: a causal model of transformers, in evaluation mode. texts: at least two, each of `window_tokens` tokens or
     more; a tenth is held out to choose the best epoch.
-    design: shadow, layerwise, layerwise_own or segments (with so many `segments`).
-    criterion: what the scores mean (docs/method.md); it must have a token form.
+    design: shadow, layerwise, layerwise_own or segments (with this number of `segments`).
+    criterion: the importance criterion (docs/method.md); it must have a token form.
     rank: hidden width of the predictor. units: neurons, heads or both.
-    windows: most pieces of text to learn from; fewer where the texts hold fewer. window_tokens: length of each, 128 by
-    default, or the model's positions where it has fewer. batch: windows in one pass; more need more memory.
+    windows: most windows of text to train on. window_tokens: tokens per window, by default 128 or the model's positions
+    if they are fewer. batch: windows in one pass, which is limited by memory.
     epochs, learning_rate: of AdamW. seed: the same seed, texts and machine give the same predictor.
 
-    Returns the predictor on the CPU. Raises ConfigError for an argument that is not allowed, and for too little text.
+    Returns the predictor on the CPU. Raises ConfigError for wrong arguments and for too little text.
     """
     sizes = require_model(model)
     one_of(design, PREDICTORS, "design")
     positive(rank=rank, segments=segments, windows=windows, epochs=epochs, batch=batch)
     if not CRITERIA[one_of(criterion, CRITERIA, "criterion")].has_token_form:
-        known = ", ".join(name for name, one in CRITERIA.items() if one.has_token_form)
-        raise ConfigError(f"criterion: '{criterion}' has no score of a single token; it must be one of {known}")
+        allowed = ", ".join(name for name, one in CRITERIA.items() if one.has_token_form)
+        raise ConfigError(f"criterion: '{criterion}' has no score of a single token; it must be one of {allowed}")
     if not learning_rate > 0:
         raise ConfigError(f"learning_rate: {learning_rate!r} is not allowed; it must be above 0")
     kinds = KINDS_OF[one_of(units, KINDS_OF, "units")]
     length = window_length(sizes, window_tokens)
     parts = _windows(documents_of(texts), fitted(tokenizer, sizes), length, windows, seed)
-    with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they are
+    with torch.random.fork_rng(devices=[]):  # does not change the state of the caller's random numbers
         torch.default_generator.manual_seed(seed)
         predictor = Predictor(
             design, sizes, dict.fromkeys(kinds, rank), segments, criterion=criterion, model=_name_of(model)
@@ -93,7 +93,7 @@ def _learn(
     predictor: Predictor, model: torch.nn.Module, parts: dict[str, torch.Tensor], segments: int, epochs: int,
     learning_rate: float, batch: int, seed: int,
 ) -> None:  # fmt: skip
-    """Trace the model on the windows of both splits, train the predictor in place, and note how."""
+    """Trace the model on the windows of both splits, train the predictor in place, and record the training."""
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         traces = {
             split: _traces(stack, Path(folder), split, model, ids, predictor, batch, seed)
@@ -115,7 +115,7 @@ def _learn(
 
 
 class Bar:
-    """A progress bar on standard error for what reports how much of a total is done."""
+    """A progress bar on standard error, called with the number of finished steps and their total."""
 
     def __init__(self, what: str):
         self._bar = tqdm(desc=what)
@@ -132,7 +132,7 @@ class Bar:
 
 
 def _windows(documents: Sequence[Document], tokenizer, length: int, windows: int, seed: int) -> dict[str, torch.Tensor]:
-    """Token windows (N, length) to train on, and held-out ones of other texts."""
+    """Token windows (N, length) by split: to train on, and held-out ones from other texts."""
     held = {one.id: windows_in(one, tokenizer, length) for one in documents}
     long = [one for one in documents if held[one.id]]
     if len(long) < 2:
@@ -141,18 +141,18 @@ def _windows(documents: Sequence[Document], tokenizer, length: int, windows: int
             "least 2 are needed, one to train on and one held out"
         )
     train, heldout = cutting.split(long, max(HELD_OUT, 1 / len(long)), seed)
-    found = {}
+    ids = {}
     for split, part, most in (("train", train, windows), ("heldout", heldout, -(-windows // WINDOWS_TO_HELD_OUT))):
         count = min(most, sum(held[one.id] for one in part))
-        found[split] = torch.tensor([one.ids for one in cutting.windows(part, tokenizer, length, count, seed)])
-    return found
+        ids[split] = torch.tensor([window.ids for window in cutting.windows(part, tokenizer, length, count, seed)])
+    return ids
 
 
 def _traces(
     stack: ExitStack, folder: Path, split: str, model: torch.nn.Module, ids: torch.Tensor, predictor: Predictor,
     batch: int, seed: int,
 ) -> TraceDataset:  # fmt: skip
-    """The traces of one split, in a file that is open as long as the stack is."""
+    """The traces of one split, in a file that is open until the stack closes."""
     sizes, sites = SPLITS[split], [group.site for group in predictor.groups]
     sampled = min(sizes.tokens_per_window, ids.shape[1] - 1)
     plan = tracing.TracePlan((), (predictor.criterion,), sizes.bits, sampled, sites, seed)
@@ -169,6 +169,6 @@ def _traces(
 
 
 def _name_of(model: torch.nn.Module) -> str:
-    """The name that a model was loaded by; of a folder, its last part, because paths are private."""
+    """The name that a model was loaded by; for a folder only its last part, because paths are private."""
     name = getattr(model.config, "_name_or_path", "") or ""
     return Path(name).expanduser().resolve().name if name and Path(name).expanduser().exists() else name

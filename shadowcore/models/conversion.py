@@ -1,8 +1,7 @@
-"""Other people's model files as a folder that every stage can load: linked where they are, or else written anew."""
+"""Put other people's model files into a folder that every stage can load: as links, or converted."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from shadowcore.errors import SourceError
@@ -21,14 +20,14 @@ OTHER_FILES = ("[!.]*.json", "[!.]*.txt", "[!.]*.model", "[!.]*.jinja")  # confi
 
 
 def expand_gguf(path: Path, folder: Path) -> None:
-    """Write a GGUF model as float32 safetensors with the same logits."""
+    """Convert a GGUF model to float32 safetensors with the same logits."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     read = {"gguf_file": path.name, "local_files_only": True}
     quantized = AutoModelForCausalLM.from_pretrained(path.parent, dtype=torch.float32, **read)
     config = quantized.config
-    del config.quantization_config  # the weights are plain by now; saving would refuse them
+    del config.quantization_config  # the weights are no longer quantised, and saving would fail with this key
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model.load_state_dict(quantized.state_dict(), strict=True)
     model.save_pretrained(folder)
@@ -36,13 +35,13 @@ def expand_gguf(path: Path, folder: Path) -> None:
 
 
 def adopt(origin: Path, folder: Path) -> None:
-    """Link the model files of a folder in Hugging Face layout; only pickled weights are written anew."""
+    """Link the model files of a folder in Hugging Face layout; pickled weights are converted."""
     files = {path.name: path for pattern in OTHER_FILES for path in origin.glob(pattern)}
     if has_safetensors(origin):
         files |= {path.name: path for path in weight_files(origin)}
     else:
         _convert_pickled(origin, folder)
-    for name in (PICKLED_INDEX, *(() if WEIGHTS not in files else (WEIGHTS_INDEX,))):  # of weights that are not loaded
+    for name in (PICKLED_INDEX, *(() if WEIGHTS not in files else (WEIGHTS_INDEX,))):  # indices of unused weights
         files.pop(name, None)
     for name, path in files.items():
         if not (folder / name).exists():
@@ -50,7 +49,7 @@ def adopt(origin: Path, folder: Path) -> None:
 
 
 def _convert_pickled(origin: Path, folder: Path) -> None:
-    """Write a pickled checkpoint as safetensors; `weights_only` reads tensors and runs none of its code."""
+    """Convert a pickled checkpoint to safetensors; `weights_only` reads tensors and runs no code in the file."""
     from pickle import UnpicklingError
 
     from transformers import AutoModelForCausalLM
@@ -61,26 +60,18 @@ def _convert_pickled(origin: Path, folder: Path) -> None:
             local_files_only=True, output_loading_info=True, ignore_mismatched_sizes=True,
         )  # fmt: skip
     except (UnpicklingError, RuntimeError, OSError) as error:
-        raise SourceError(f"{origin}: {PICKLED} holds more than tensors, or is damaged ({reason_of(error)})") from None
+        raise SourceError(f"{origin}: {PICKLED} has more than tensors, or is damaged ({reason_of(error)})") from None
     require_all_loaded(origin, report)
     model.save_pretrained(folder)
 
 
-def readable_by_umask(folder: Path) -> None:
-    """Give the files of a folder the permissions of the user's umask; safetensors makes them their owner's alone."""
-    os.umask(umask := os.umask(0))
-    for path in folder.iterdir():
-        if not path.is_symlink():
-            path.chmod(0o666 & ~umask)
-
-
 def licence_of(folder: Path) -> str | None:
-    """The licence a model's README names in its metadata, if it does."""
+    """The licence in the metadata of a model's README; None if there is none."""
     from huggingface_hub import ModelCard
 
     readme = folder / "README.md"
     try:
         licence = ModelCard.load(readme).data.license if readme.is_file() else None
-    except Exception:  # metadata that is not YAML, or text of another encoding: no licence is named
+    except Exception:  # the metadata is not YAML, or the text has another encoding
         return None
     return ", ".join(map(str, licence)) if isinstance(licence, list) else licence

@@ -1,7 +1,7 @@
-"""Where heads and neurons live in each model family: a table of names, no behaviour.
+"""Names of the modules and configuration keys of each model family.
 
-A unit is a slice of the *input of an output projection*: a head is K numbers of the attention output
-projection's input, a neuron is one number of the FFN down projection's input.
+A unit is a slice of the *input of an output projection*: a head is K numbers of the input of the attention's output
+projection, a neuron is one number of the input of the FFN's down projection.
 """
 
 from __future__ import annotations
@@ -43,25 +43,25 @@ class Dimensions:
 
 @dataclass(frozen=True)
 class Family:
-    """Names of a model type's parts, as attribute paths, and of its sizes, as configuration keys.
+    """Names of a model type's modules, as attribute paths, and of its sizes, as configuration keys.
 
-    The defaults are Llama's. Names are from one layer, unless they say otherwise.
+    The defaults are Llama's. Paths begin at a layer, unless a comment says otherwise.
     """
 
-    decoder_layers: str = "model.layers"  # from the causal model to its list of layers
+    decoder_layers: str = "model.layers"  # the list of layers, from the causal model
     output_projection: str = "self_attn.o_proj"
     ffn_in: tuple[str, ...] = ("mlp.gate_proj", "mlp.up_proj")  # fc1, or gate and up
     ffn_down: str = "mlp.down_proj"
     neurons_key: str = "intermediate_size"  # configuration key of F
     activation_key: str = "hidden_act"  # ... and of the FFN's activation function
-    own_keys: tuple[str, ...] = GROUPED  # keys that the family's class reads, and not every other class does
-    rotary: float = 1.0  # share of a head that rotary positions turn by default; 0: learned positions
-    # query, key, value; none where a head's query is not rows of its own: fused, or normed with the other heads'
+    own_keys: tuple[str, ...] = GROUPED  # keys that this family's class reads, but some other classes do not
+    rotary: float = 1.0  # default share of a head with rotary positions; 0: learned positions
+    # query, key, value; empty if a head's query does not have rows of its own: fused, or normed with other heads
     attention_projections: tuple[str, ...] = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
     attention_norm: str = "input_layernorm"  # these norms, but for ffn_norm, are for our decoder only
     ffn_norm: str = "post_attention_layernorm"  # between residual and FFN; empty where the FFN has none of its own
     final_norm: str = "model.norm"  # from the causal model
-    head_norms: tuple[str, ...] = ()  # of each query head and of each key head, where there are any
+    head_norms: tuple[str, ...] = ()  # norms of each query head and each key head, if there are any
 
 
 FAMILIES: dict[str, Family] = {
@@ -104,10 +104,10 @@ FAMILIES: dict[str, Family] = {
 
 
 def family_of(config) -> Family:
-    """The family of a Hugging Face configuration, by its `model_type`.
+    """The family of a Hugging Face configuration, from its `model_type`.
 
-    Raises ConfigError for a model type that has no row in FAMILIES, and for rotary positions that depend on the
-    longest row of a batch: the same text would have another likelihood in another batch.
+    Raises ConfigError for a model type that is not in FAMILIES, and for rotary positions that depend on the longest row
+    of a batch, because the likelihood of a text would depend on the other texts in the batch.
     """
     model_type = getattr(config, "model_type", None)
     if not isinstance(model_type, str) or model_type not in FAMILIES:
@@ -125,17 +125,17 @@ def family_of(config) -> Family:
 
 
 def _rope_type(config) -> Any:
-    """The kind of rotary positions, under the key of this transformers version or of older ones."""
+    """The type of rotary positions, under the key of this or of older transformers versions."""
     rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None)
     return rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, Mapping) else "default"
 
 
 def dimensions_of(config) -> Dimensions:
-    """Sizes of the model a Hugging Face configuration describes."""
+    """Sizes of the model of a Hugging Face configuration."""
     family = family_of(config)
     heads = config.num_attention_heads
 
-    def own(key: str) -> Any:  # where its class does not read a key, that key says nothing
+    def own(key: str) -> Any:  # a key that the family's class does not read has no effect
         return getattr(config, key, None) if key in family.own_keys else None
 
     return Dimensions(

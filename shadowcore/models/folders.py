@@ -1,4 +1,4 @@
-"""A model folder in Hugging Face layout: checked and loaded, without remote code, nothing left to chance."""
+"""Check and load a model folder in Hugging Face layout, without remote code."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ END_OF_TEXT = "<|end|>"
 def read_config(folder: Path):
     """The Hugging Face configuration of a model folder.
 
-    Raises ArtifactError without a readable config.json, and for a model that is not run as it is meant: an adapter,
-    quantised weights, code of its own. Raises ConfigError for an unsupported model type.
+    Raises ArtifactError if config.json is missing or damaged, and for models that would not be computed as intended:
+    adapters, quantised weights, models with their own code. Raises ConfigError for an unsupported model type.
     """
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
@@ -35,14 +35,14 @@ def read_config(folder: Path):
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         _require_no_adapter(Path(folder))
-        raise ArtifactError(f"{path}: no such file; a folder in Hugging Face layout would fit") from None
+        raise ArtifactError(f"{path}: no such file; a folder in Hugging Face layout is needed") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ArtifactError(f"{path}: damaged JSON ({error})") from None
     except OSError as error:
         raise ArtifactError(f"{path}: cannot be read ({error.strerror})") from None
     if not isinstance(content, dict):
-        raise ArtifactError(f"{path}: {type(content).__name__} where an object of configuration keys is needed")
-    _require_family(path, SimpleNamespace(**content))  # before transformers meets a type that it may not know either
+        raise ArtifactError(f"{path}: {type(content).__name__} found; an object of configuration keys is needed")
+    _require_family(path, SimpleNamespace(**content))  # first, because transformers may not know the type either
     _require_plain(Path(folder), content)
     try:
         config = AutoConfig.from_pretrained(
@@ -56,7 +56,7 @@ def read_config(folder: Path):
 
 
 def _require_family(path: Path, config) -> None:
-    """Raise ConfigError, naming the file, for a model of no family of ours."""
+    """Raise ConfigError, naming the file, for a model of an unsupported family."""
     try:
         family_of(config)
     except ConfigError as error:
@@ -64,7 +64,7 @@ def _require_family(path: Path, config) -> None:
 
 
 def _require_generation_keys(folder: Path) -> None:
-    """Raise ArtifactError for another file of settings, which transformers reads as well, that holds no keys."""
+    """Raise ArtifactError for a damaged generation_config.json, which transformers reads, too."""
     path = folder / "generation_config.json"
     try:
         content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
@@ -75,7 +75,7 @@ def _require_generation_keys(folder: Path) -> None:
 
 
 def _require_no_adapter(folder: Path) -> None:
-    """Raise ArtifactError for an adapter: transformers would add it to the weights, our decoder would not."""
+    """Raise ArtifactError for an adapter, which transformers would add to the weights, but our decoder would not."""
     if (folder / "adapter_config.json").exists():
         raise ArtifactError(
             f"{folder}: adapter_config.json: adapters are not supported; merge the adapter into the weights first "
@@ -100,16 +100,16 @@ def _require_plain(folder: Path, content: dict[str, Any]) -> None:
         raise ArtifactError(f"{path}: architectures: {names!r} found; a name that ends in ForCausalLM is needed")
     if isinstance(content.get("auto_map"), dict) and "AutoModelForCausalLM" in content["auto_map"]:
         raise ArtifactError(
-            f"{path}: auto_map: the model has code of its own, which is never run; if transformers' own code computes "
+            f"{path}: auto_map: the model has its own code, which is never run; if the code of transformers computes "
             "the same, remove the key in a copy of the folder"
         )
     _require_read_keys(path, content)
 
 
 def _require_read_keys(path: Path, content: dict[str, Any]) -> None:
-    """Raise ArtifactError for keys that mean another model, and that transformers' class of the family does not read.
+    """Raise ArtifactError for keys that transformers' class of the family ignores, but that mean another computation.
 
-    These keys change what is computed from weights of the same names and shapes.
+    The weights of such a model have the same names and shapes.
     """
     family, rope = FAMILIES[content["model_type"]], content.get("rope_parameters")
     turned = (rope if isinstance(rope, dict) else content).get("partial_rotary_factor", 1)
@@ -132,28 +132,32 @@ def _require_read_keys(path: Path, content: dict[str, Any]) -> None:
 
 
 def _require_sizes(path: Path, config) -> None:
-    """Raise ArtifactError for dimensions that no model has, or none that units can be removed from."""
+    """Raise ArtifactError for impossible dimensions, and for models without a sparse layer."""
     from transformers.activations import ACT2FN
 
     family, sizes = family_of(config), dimensions_of(config)
     for name, value in asdict(sizes).items():
         if type(value) is not int or value < 1:
-            raise ArtifactError(f"{path}: {name.replace('_', ' ')} of {value!r}; a positive whole number would fit")
-    if sizes.heads % sizes.kv_heads or sizes.layers < 2:
+            name = name.replace("_", " ")
+            raise ArtifactError(f"{path}: {name}: {value!r} found; it must be a whole number above 0")
+    if sizes.layers < 2:
+        raise ArtifactError(f"{path}: {sizes.layers} layers; at least 2 are needed, because the first is always dense")
+    if sizes.heads % sizes.kv_heads:
         raise ArtifactError(
-            f"{path}: {sizes.layers} layers, {sizes.heads} heads over {sizes.kv_heads} key-value heads; at least 2 "
-            "layers (the first is always dense) and a divisor of the heads would fit"
+            f"{path}: {sizes.kv_heads} key-value heads; their number must divide the number of heads ({sizes.heads})"
         )
     if not family.rotary and sizes.width % sizes.heads:
-        raise ArtifactError(f"{path}: hidden_size: {sizes.width} is no multiple of num_attention_heads ({sizes.heads})")
+        raise ArtifactError(
+            f"{path}: hidden_size: {sizes.width} found; it must be a multiple of num_attention_heads ({sizes.heads})"
+        )
     one_of(ffn_activation(config), ACT2FN, f"{path}: activation function", ArtifactError)
 
 
 def load_model(folder: Path, dtype: str = "float32", device: str = "cpu"):
-    """The untouched Hugging Face causal model of a folder, in evaluation mode.
+    """The unchanged Hugging Face causal model of a folder, in evaluation mode.
 
-    Raises ConfigError for an unsupported model type (before weights are read) or dtype, ArtifactError for
-    a missing folder or weights that are missing, truncated, or of other sizes than the configuration's.
+    Raises ConfigError for an unsupported model type (before weights are read) or dtype, and ArtifactError for a missing
+    folder and for weights that are missing, truncated, or of other shapes than in the configuration.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -172,8 +176,8 @@ def load_model(folder: Path, dtype: str = "float32", device: str = "cpu"):
 def require_runnable(folder: Path) -> None:
     """Raise ArtifactError unless transformers can load and run the model of a folder; no weights are read.
 
-    On torch's device "meta" tensors have shapes and no numbers, so that names and shapes of all weights are compared
-    with the configuration's, and two tokens pass through all layers, in little time and memory.
+    Tensors on torch's device "meta" have shapes but no numbers. So names and shapes of all weights are compared with
+    the configuration, and two tokens pass through all layers, in little time and memory.
     """
     import torch
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
@@ -189,16 +193,18 @@ def require_runnable(folder: Path) -> None:
             )  # fmt: skip
         with torch.no_grad(), visiting(model, lambda site, units: None):
             logits = model(torch.zeros((1, 2), dtype=torch.int64, device="meta"), use_cache=True).logits
-    except Exception as error:  # whatever a configuration makes transformers stumble over
+    except Exception as error:  # transformers raises many kinds of errors for wrong configurations
         raise ArtifactError(f"{folder}: transformers cannot run this model ({reason_of(error)})") from None
     require_all_loaded(folder, report)
     if logits.shape[-1] != model.config.vocab_size:
-        raise ArtifactError(f"{folder}: {logits.shape[-1]} logits where vocab_size is {model.config.vocab_size}")
+        raise ArtifactError(
+            f"{folder}: the model has {logits.shape[-1]} logits, but vocab_size is {model.config.vocab_size}"
+        )
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without transformers' progress bar and its report of the weights, which `require_all_loaded` judges."""
+    """Hide transformers' progress bar and its report about weights, which `require_all_loaded` checks."""
     from transformers.utils import logging
 
     verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -215,7 +221,7 @@ def _quiet() -> Iterator[None]:
 def require_usable(folder: Path) -> None:
     """Raise ArtifactError, SourceError or ConfigError unless the study can use the model of a folder.
 
-    What is compared are configuration, names and shapes of weights, and the tokenizer; no weights are read.
+    Configuration, names and shapes of weights, and the tokenizer are checked; no weights are read.
     """
     config = read_config(folder)
     require_runnable(folder)
@@ -225,36 +231,36 @@ def require_usable(folder: Path) -> None:
 def load_tokenizer(folder: Path):
     """The tokenizer of a model folder.
 
-    Raises SourceError if there is none, or none that has a BOS or EOS token: the study starts a text with one.
+    Raises SourceError if there is none, or if it has no BOS or EOS token, with which the study begins a text.
     """
     from transformers import AutoTokenizer
 
     folder = Path(folder)
     present = [name for name in ("tokenizer.json", "vocab.json", "tokenizer.model") if (folder / name).is_file()]
     if not present:
-        raise SourceError(f"{folder}: no tokenizer; a folder with tokenizer.json (or tokenizer.model) would fit")
+        raise SourceError(f"{folder}: no tokenizer; the folder must have tokenizer.json (or tokenizer.model)")
     if present == ["tokenizer.model"] and find_spec("sentencepiece") is None:
         raise SourceError(
-            f"{folder}: tokenizer.model is read with the package 'sentencepiece', which is not installed; install it, "
+            f"{folder}: tokenizer.model needs the package 'sentencepiece', which is not installed; install it, "
             "or add the tokenizer as tokenizer.json (`save_pretrained` of transformers writes it)"
         )
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # the tokenizers library raises no narrower one
+    except Exception as error:  # the tokenizers library raises plain Exceptions
         reason = f"{type(error).__name__}: {reason_of(error)}"
-        raise SourceError(f"{folder}: damaged tokenizer, or one of another kind ({reason})") from None
+        raise SourceError(f"{folder}: damaged or unsupported tokenizer ({reason})") from None
     if tokenizer.bos_token_id is None and tokenizer.eos_token_id is None:
         raise SourceError(
-            f"{folder}: the tokenizer has neither a BOS nor an EOS token; a tokenizer_config.json naming one would fit"
+            f"{folder}: the tokenizer has neither a BOS nor an EOS token; name one of them in tokenizer_config.json"
         )
     return tokenizer
 
 
 def fit_tokenizer(tokenizer, vocabulary: int, where: str):
-    """The tokenizer, if all token ids that it makes of a text are among the model's `vocabulary` embeddings.
+    """The tokenizer, if the model has an embedding for each of its tokens. vocabulary: number of embeddings.
 
-    A padding token beyond them is fine, since the study never pads with it: it is taken out, so that a text with its
-    name is read letter by letter. Raises SourceError, naming `where`, for any other token beyond.
+    A padding token without an embedding is removed, because the study does not use it; a text with its name is then
+    read letter by letter. Raises SourceError, naming `where`, for any other token without an embedding.
     """
     pad, used = tokenizer.pad_token, (tokenizer.bos_token, tokenizer.eos_token, tokenizer.unk_token)
     if pad in _beyond(tokenizer, vocabulary) and pad not in used:
@@ -262,14 +268,14 @@ def fit_tokenizer(tokenizer, vocabulary: int, where: str):
     if beyond := _beyond(tokenizer, vocabulary):
         name = min(beyond, key=beyond.get)
         raise SourceError(
-            f"{where}: the tokenizer's token {name!r} has id {beyond[name]}, the model's vocabulary has {vocabulary} "
-            f"tokens; every id must be smaller than {vocabulary}, except that of a padding token"
+            f"{where}: the tokenizer's token {name!r} has id {beyond[name]}, but the model's vocabulary has "
+            f"{vocabulary} tokens; every id must be smaller than {vocabulary}, except that of a padding token"
         )
     return tokenizer
 
 
 def _beyond(tokenizer, vocabulary: int) -> dict[str, int]:
-    """Tokens whose ids have no embedding, added ones as well."""
+    """Ids of the tokens, also added ones, that have no embedding, by name."""
     return {name: number for name, number in tokenizer.get_vocab().items() if number >= vocabulary}
 
 
@@ -286,11 +292,11 @@ def _take_out(tokenizer, name: str) -> None:
 
 
 def byte_tokenizer():
-    """A tokenizer built in code: the 256 bytes, and one token that begins and ends a text."""
+    """A tokenizer of the 256 bytes and one token that begins and ends a text."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())  # one printable letter a byte
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())  # one printable letter per byte
     tokenizer = Tokenizer(models.BPE(vocab={letter: index for index, letter in enumerate(letters)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()

@@ -12,7 +12,7 @@ def example_losses(logits: torch.Tensor, ids: torch.Tensor, scored: torch.Tensor
 
 
 def divergences(logits: torch.Tensor, dense: torch.Tensor, scored: torch.Tensor) -> torch.Tensor:
-    """Mean Kullback-Leibler divergence per example (B,), in nats, of next-token distributions from the dense model's.
+    """Mean Kullback-Leibler divergence (B,) of next-token distributions from the dense model's, in nats.
 
     logits, dense: (B, T - 1, V); scored (B, T): tokens whose prediction counts.
     """
@@ -21,8 +21,8 @@ def divergences(logits: torch.Tensor, dense: torch.Tensor, scored: torch.Tensor)
 
 def token_divergences(logits: torch.Tensor, dense: torch.Tensor) -> torch.Tensor:
     """Kullback-Leibler divergence (...), in nats, of each next-token distribution from the dense model's (..., V)."""
-    found, wanted = logits.float().log_softmax(-1), dense.float().log_softmax(-1)
-    return functional.kl_div(found, wanted, reduction="none", log_target=True).sum(-1)
+    predicted, target = logits.float().log_softmax(-1), dense.float().log_softmax(-1)
+    return functional.kl_div(predicted, target, reduction="none", log_target=True).sum(-1)
 
 
 def token_losses(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
@@ -32,10 +32,10 @@ def token_losses(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
 
 def _mean_scored(per_token: torch.Tensor, scored: torch.Tensor) -> torch.Tensor:
     """Mean (B,) of values (B, T - 1) of predictions, over the tokens where `scored` (B, T)."""
-    wanted = scored[:, 1:].to(per_token.dtype)
-    return (per_token * wanted).sum(1) / wanted.sum(1).clamp(min=1)
+    weights = scored[:, 1:].to(per_token.dtype)
+    return (per_token * weights).sum(1) / weights.sum(1).clamp(min=1)
 
 
 def before_scored(scored: torch.Tensor) -> torch.Tensor:
-    """Positions (B, T - 1) that some scored token comes after; the last token predicts nothing and is not run."""
+    """Whether a scored token follows each position (B, T - 1); the last token predicts nothing and is not run."""
     return scored[:, 1:].flip(1).cummax(1).values.flip(1)

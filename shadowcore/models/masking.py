@@ -1,4 +1,4 @@
-"""Switching units off: by a mask while the model runs, or by cutting their weights out for good."""
+"""Remove units from a model: by a mask while it runs, or by cutting out their weights."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from shadowcore.models.recording import Site, visiting
 
 @contextmanager
 def masked(model: torch.nn.Module, keep: Mapping[Kind, torch.Tensor]) -> Iterator[None]:
-    """While the block runs, units whose entry of `keep[kind]` is False contribute nothing.
+    """While the block runs, units whose entry in `keep[kind]` is False contribute nothing.
 
-    keep[kind]: (L, U), the same units at every position, or (L, T, U), each of T positions its own.
+    keep[kind]: (L, U), the same units at every position, or (L, T, U), other units at each of T positions.
     """
 
     def visit(site: Site, units: torch.Tensor) -> torch.Tensor | None:
@@ -29,12 +29,12 @@ def masked(model: torch.nn.Module, keep: Mapping[Kind, torch.Tensor]) -> Iterato
 
 
 def cut_out(model: torch.nn.Module, keep: Mapping[Kind, torch.Tensor]) -> torch.nn.Module:
-    """A copy of `model` whose removed units' weights are gone, not masked.
+    """A copy of `model` without the weights of removed units.
 
-    A removed neuron loses its rows of fc1 (or gate and up) and its column of the down projection, so
-    the layer really is narrower. A removed head's K columns of the output projection are set to zero, and so are
-    its rows of the query projection where they are its alone: Hugging Face attention has one head count per model,
-    so narrower queries cannot be expressed there.
+    A removed neuron loses its rows of fc1 (or gate and up) and its column of the down projection, so the layer becomes
+    narrower. Heads cannot be cut out, because Hugging Face attention has one number of heads per model. So a removed
+    head's K columns of the output projection are set to zero, and its rows of the query projection if it has rows of
+    its own.
     """
     model = copy.deepcopy(model)
     family = family_of(model.config)

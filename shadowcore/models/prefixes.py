@@ -1,4 +1,4 @@
-"""Prompts that several rows continue, run once: a question's choices share their context, and so do all conditions."""
+"""Run a prompt once for all rows that continue it: the choices of a question, under all conditions."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import torch
 def continuing(
     model: torch.nn.Module, prefixes: Sequence[Sequence[int]], rows: torch.Tensor, length: int
 ) -> Callable[[], dict[str, Any]]:
-    """Run the dense model once on all prefixes (lists of token ids, none empty), for rows that continue them.
+    """Run the dense model once on all prefixes (non-empty lists of token ids), for rows that continue them.
 
-    Returns a function that makes what the model is called with besides its input (B, length), whose row b continues
-    prefixes[rows[b]]. It is called before every pass, because a model appends to the cache that it is given.
+    Returns a function that makes the keyword arguments for a pass with input (B, length), whose row b continues
+    prefixes[rows[b]]. Call it before every pass, because a model appends to its cache.
     """
     lengths = torch.tensor([len(prefix) for prefix in prefixes], device=model.device)
     longest = int(lengths.max())
@@ -29,7 +29,8 @@ def continuing(
     cache.batch_select_indices(rows)
     seen = torch.cat((mask[rows], mask.new_ones(len(rows), length)), 1).long()
     positions = lengths[rows, None] + torch.arange(length, device=model.device)
-    positions = positions.clamp(max=model.config.max_position_embeddings - 1)  # a short row's padding may lie beyond
+    # padding of short rows may be beyond the last position
+    positions = positions.clamp(max=model.config.max_position_embeddings - 1)
 
     def context() -> dict[str, Any]:
         fresh = copy.copy(cache)
@@ -40,9 +41,9 @@ def continuing(
 
 
 def _unchanged(layer: Any) -> Any:
-    """A layer of a cache that gives what it holds with what is appended, and keeps the latter no longer than needed.
+    """A copy of a cache's layer that returns appended keys and values but does not keep them.
 
-    Longer keys and values of all layers at once would take as much memory again as those of the prompts.
+    Keeping them in all layers would double the memory of the prompts' cache.
     """
     fresh = copy.copy(layer)
     fresh.update = lambda *more, **named: copy.copy(layer).update(*more, **named)

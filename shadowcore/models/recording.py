@@ -1,6 +1,6 @@
 """Looking inside someone else's model: visit each layer's residual, heads, FFN input and neurons as they flow by.
 
-The one mechanism under criteria (which look) and masks (which replace), and it leaves no trace.
+Criteria read these activations and masks replace them. The hooks are removed afterwards.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Site(NamedTuple):
 
 
 Visit = Callable[[Site, torch.Tensor], torch.Tensor | None]
-# at a site, given what flows there: the keep mask of its units, (B, T, U) or (U,), or None for all
+# from a site and its activations: the mask of kept units, (B, T, U) or (U,), or None for all
 Choose = Callable[[Site, torch.Tensor], torch.Tensor | None]
 
 
@@ -35,7 +35,7 @@ def visiting(model: torch.nn.Module, visit: Visit) -> Iterator[None]:
     happens inside.
     """
     sizes = dimensions_of(model.config)
-    shape = {}  # (B, T) of the pass under way: OPT flattens it away before its FFN
+    shape = {}  # (B, T) of the current pass, because OPT flattens the two dimensions before its FFN
 
     def at_residual(layer: int):
         def hook(module, args, kwargs):
@@ -76,11 +76,11 @@ def visiting(model: torch.nn.Module, visit: Visit) -> Iterator[None]:
 
 @contextmanager
 def frozen(model: torch.nn.Module) -> Iterator[None]:
-    """While the block runs no parameter requires a gradient; afterwards each is as it was."""
-    wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    """While the block runs, no parameter requires a gradient; the flags are restored afterwards."""
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
         model.requires_grad_(False)
         yield
     finally:
-        for parameter, flag in wanted:
+        for parameter, flag in flags:
             parameter.requires_grad_(flag)

@@ -1,8 +1,7 @@
-"""Where models come from: a package, the Hugging Face hub, a local folder, or random weights.
+"""Sources of models: a package, the Hugging Face hub, a local folder, or random weights.
 
-Every source ends as the same thing: a folder with config.json, safetensors and a tokenizer, beside a
-card that says what it is, and the hash of every file. Models are other people's: they are loaded as
-they are, without remote code, and pickled checkpoints only through torch's `weights_only` reader.
+Each source makes a folder with config.json, safetensors and a tokenizer, and a card with the origin and the hashes of
+all files. Models are loaded without remote code, and pickled checkpoints only with torch's `weights_only`.
 """
 
 from __future__ import annotations
@@ -17,11 +16,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
-from shadowcore.artifacts import neighbour, readable, writable
+from shadowcore.artifacts import apply_umask, temporary_neighbour, writable
 from shadowcore.devices import reserved
 from shadowcore.errors import ArtifactError, ConfigError, ShadowcoreError, SourceError, one_of
 from shadowcore.models.contents import hash_files
-from shadowcore.models.conversion import OTHER_FILES, adopt, expand_gguf, licence_of, readable_by_umask
+from shadowcore.models.conversion import OTHER_FILES, adopt, expand_gguf, licence_of
 from shadowcore.models.families import FAMILIES, dimensions_of
 from shadowcore.models.folders import (
     byte_tokenizer,
@@ -35,9 +34,9 @@ from shadowcore.models.weights import has_safetensors, reason_of
 from shadowcore.packaged_files import PackagedFile, Wheel, extract, require_pinned
 from shadowcore.provenance import device_name
 
-SHARD_BYTES = 2 * 10**9  # of a file of random weights: one is copied to be written, and several are hashed at once
+SHARD_BYTES = 2 * 10**9  # size of a file of random weights; small, because a file is copied to memory to be written
 PICKLED_FILES = "pytorch_model*.bin"
-OWN_DOWNLOADS = "SHADOWCORE_OWN_DOWNLOADS"  # 1: files of the hub are kept in the model's folder, not in the hub's cache
+OWN_DOWNLOADS = "SHADOWCORE_OWN_DOWNLOADS"  # 1: keep files of the hub in the model's folder, not in the hub's cache
 
 
 PACKAGED_MODELS = {
@@ -50,14 +49,13 @@ PACKAGED_MODELS = {
 }
 
 
-# Each source has a KIND, says in `check` what is wrong with it, as far as that is known without network and without
-# reading weights (`where`: the path of its keys in the configuration), and puts its model into an empty folder,
-# returning (licence or None, origin).
+# Each source has a KIND. `check` finds mistakes without network access and without reading weights (`where`: the path
+# of its keys in the configuration). `put_into` writes the model into an empty folder and returns licence and origin.
 
 
 @dataclass(frozen=True)
 class PackagedModel:
-    """A model out of a Python package archive (PACKAGED_MODELS), its 4-bit weights expanded to float32 once."""
+    """A model in a Python package archive (PACKAGED_MODELS), whose 4-bit weights are expanded to float32."""
 
     KIND: ClassVar[str] = "package"
     name: str = "smollm2-135m"
@@ -67,8 +65,8 @@ class PackagedModel:
         for package in ("gguf", "accelerate"):
             if find_spec(package) is None:
                 raise SourceError(
-                    f"{where}.name: model '{self.name}' is a GGUF file, read with the package '{package}', which is "
-                    "not installed; install it, or fetch the model on another machine and name its folder as the source"
+                    f"{where}.name: model '{self.name}' is a GGUF file, and the package '{package}', which reads it, "
+                    "is not installed; install it, or fetch the model on another machine and name its folder here"
                 )
 
     def put_into(self, folder: Path) -> tuple[str | None, str]:
@@ -82,7 +80,7 @@ class PackagedModel:
 class HubModel:
     """A repository of the Hugging Face hub at one commit, read through the hub's cache.
 
-    With SHADOWCORE_OWN_DOWNLOADS=1, and where downloads are allowed, nothing is left in that cache.
+    With SHADOWCORE_OWN_DOWNLOADS=1, if downloads are allowed, the hub's cache is not used.
     """
 
     KIND: ClassVar[str] = "hub"
@@ -96,7 +94,9 @@ class HubModel:
         try:
             validate_repo_id(self.repo)
         except HFValidationError as error:
-            raise ConfigError(f"{where}.repo: '{self.repo}' is no name of a repository ({reason_of(error)})") from None
+            raise ConfigError(
+                f"{where}.repo: '{self.repo}' is not the name of a repository ({reason_of(error)})"
+            ) from None
         require_pinned(f"{where}.revision of {self.repo}", self.revision)
 
     def put_into(self, folder: Path) -> tuple[str | None, str]:
@@ -105,15 +105,15 @@ class HubModel:
         if os.environ.get(OWN_DOWNLOADS, "0") in ("", "0") or constants.HF_HUB_OFFLINE:
             return self._read(folder, None)
         with tempfile.TemporaryDirectory(prefix=".", dir=folder) as cache:
-            found = self._read(folder, cache)
+            licence, origin = self._read(folder, cache)
             for path in [path for path in folder.iterdir() if path.is_symlink()]:
                 target = path.resolve()
                 path.unlink()
-                path.hardlink_to(target)  # stays when the cache goes
-        return found
+                path.hardlink_to(target)  # remains when the cache is deleted
+        return licence, origin
 
     def _read(self, folder: Path, cache: str | None) -> tuple[str | None, str]:
-        """Download into a cache, None for the hub's own, and link or convert its files."""
+        """Download into a cache (None: the hub's own), and link or convert the files."""
         snapshot = self._snapshot(cache, *OTHER_FILES, "README.md")
         try:
             read_config(snapshot)  # before the weights are downloaded
@@ -122,7 +122,7 @@ class HubModel:
                 self._snapshot(cache, PICKLED_FILES)
             require_usable(snapshot)
             adopt(snapshot, folder)
-        except ShadowcoreError as error:  # nobody knows the cache's folder by its name
+        except ShadowcoreError as error:  # users do not know the path in the cache
             name = f"hub model {self.repo} at {self.revision}"
             raise SourceError(str(error).replace(str(snapshot), name)) from None
         return licence_of(snapshot), f"Hugging Face hub, {self.repo} at {self.revision}"
@@ -132,8 +132,8 @@ class HubModel:
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
         try:
-            # "*/*": only the files at the top; sub-folders hold other formats of the same weights
-            found = snapshot_download(
+            # without sub-folders, which have the same weights in other formats
+            folder = snapshot_download(
                 self.repo, revision=self.revision, cache_dir=cache, allow_patterns=list(patterns),
                 ignore_patterns=["*/*"],
             )  # fmt: skip
@@ -141,9 +141,9 @@ class HubModel:
             reason = str(error).strip().splitlines()[0]
             raise SourceError(
                 f"hub model {self.repo} at {self.revision}: not available ({reason}); check the name and your access "
-                "(`hf auth login`), or download it where there is internet and name its folder as the source"
+                "(`hf auth login`), or download it on a machine with internet and name its folder as the source"
             ) from None
-        return Path(found)
+        return Path(folder)
 
 
 @dataclass(frozen=True)
@@ -174,11 +174,11 @@ class FolderModel:
 
 @dataclass(frozen=True)
 class RandomModel:
-    """Random weights of given dimensions: for tests and for measuring speed, which weights do not change.
+    """Random weights of given dimensions, for tests and for measuring speed, which does not depend on the weights.
 
-    Drawn as the family initialises itself and stored in 16 bits, as published checkpoints are: on the GPU where there
-    is one, in seconds. A seed gives the same weights on devices of one kind, which the card names; a GPU's are not a
-    CPU's. `tokenizer` is a folder to take the tokenizer from; without one, text is read byte by byte.
+    They are initialised by the family's own code, on the GPU if there is one, and stored in 16 bits like published
+    checkpoints. A seed gives the same weights on devices of one kind, which the card names; a GPU and a CPU give
+    different ones. tokenizer: a folder with a tokenizer; without it, text is read byte by byte.
     """
 
     KIND: ClassVar[str] = "random"
@@ -198,12 +198,12 @@ class RandomModel:
         kv_heads = self.heads if self.kv_heads is None else self.kv_heads
         least = {"layers": 2, "width": 1, "heads": 1, "neurons": 1, "kv_heads": 1, "vocabulary": 1, "positions": 1}
         for name, number in least.items():
-            if (found := getattr(self, name)) is not None and found < number:
+            if (value := getattr(self, name)) is not None and value < number:
                 why = ", because the first layer is always dense" if name == "layers" else ""
-                raise ConfigError(f"{where}.{name}: {found} is too small; it must be at least {number}{why}")
+                raise ConfigError(f"{where}.{name}: {value} is too small; it must be at least {number}{why}")
         if self.width % self.heads:
             raise ConfigError(f"{where}.width: {self.width} is not a multiple of heads ({self.heads})")
-        multiple = round(2 / family.rotary) if family.rotary else 1  # the turned share of a head must be even
+        multiple = round(2 / family.rotary) if family.rotary else 1  # rotary positions turn pairs of numbers
         if self.width // self.heads % multiple:
             raise ConfigError(
                 f"{where}.width: {self.width} over {self.heads} heads is {self.width // self.heads} a head; the rotary "
@@ -227,13 +227,13 @@ class RandomModel:
             self.family, **self._sizes(), bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
             pad_token_id=None,
         )  # fmt: skip
-        with reserved(0):  # a GPU that no job has for itself
+        with reserved(0):  # on a GPU that no job has reserved
             where = self._draw(config, folder)
         tokenizer.save_pretrained(folder)
         return None, f"random weights, seed {self.seed}, drawn on {where}"
 
     def _draw(self, config, folder: Path) -> str:
-        """Write the weights, drawn in the memory of the device that is returned, in the numbers they are stored in."""
+        """Draw the weights in float16 and write them; returns the name of the device."""
         import torch
         from transformers import AutoModelForCausalLM
 
@@ -244,19 +244,19 @@ class RandomModel:
                 model = AutoModelForCausalLM.from_config(config, dtype=torch.float16)
             except torch.OutOfMemoryError:
                 raise SourceError(
-                    f"source: the random weights do not fit into the free memory of {device_name()}; free it, or set "
-                    "CUDA_VISIBLE_DEVICES to nothing, so that they are drawn on the CPU (they are others then)"
+                    f"source: the random weights do not fit into the free memory of {device_name()}; free memory, or "
+                    "set CUDA_VISIBLE_DEVICES to nothing to draw them on the CPU, which gives other weights"
                 ) from None
         model.save_pretrained(folder, max_shard_size=SHARD_BYTES)
         return device_name() if device.type == "cuda" else "a CPU"
 
     def _tokenizer(self, where: str):
-        """The borrowed tokenizer, or the one of bytes; ConfigError if it has more tokens than the vocabulary."""
+        """The tokenizer of the folder, or that of bytes; ConfigError if it has more tokens than the vocabulary."""
         folder = Path(self.tokenizer or "").expanduser()
         if self.tokenizer is not None and not folder.is_dir():
             raise SourceError(
-                f"{where}.tokenizer: '{self.tokenizer}' is not a folder; name a folder with tokenizer.json, or leave "
-                "the key out to read text byte by byte"
+                f"{where}.tokenizer: '{self.tokenizer}' is not a folder; name a folder with tokenizer.json, or remove "
+                "the key to read text byte by byte"
             )
         try:
             tokenizer = byte_tokenizer() if self.tokenizer is None else load_tokenizer(folder)
@@ -280,7 +280,7 @@ class RandomModel:
         }
         own = {"num_key_value_heads": self.kv_heads or self.heads, "head_dim": self.width // self.heads}
         own |= {"sliding_window": None, "layer_types": None}
-        # each family's own keys: a foreign one would stay in the configuration and mislead its readers
+        # only keys that the family's class reads; other keys would mislead readers of the configuration
         sizes |= {key: own[key] for key in family.own_keys}
         return sizes if family.rotary else sizes | {"word_embed_proj_dim": self.width}
 
@@ -290,25 +290,25 @@ MODEL_SOURCES = {source.KIND: source for source in (PackagedModel, HubModel, Fol
 
 
 def fetch(source: ModelSource, folder: Path) -> dict[str, Any]:
-    """Make `folder` a ready model in Hugging Face layout and return its card.
+    """Write the model of a source to `folder`, in Hugging Face layout, and return its card.
 
-    The card holds the source, licence, origin, model_type, dimensions, and bytes and sha256 of every file.
-    The folder appears only when complete. Raises SourceError or ConfigError if the source does not fit.
+    The card has the source, licence, origin, model_type, dimensions, and bytes and sha256 of every file. The folder is
+    written atomically. Raises SourceError or ConfigError if the source is wrong or not available.
     """
     source.check()
     return put(source, source.put_into, folder)
 
 
 def put(source: Any, put_into: Callable[[Path], tuple[str | None, str]], folder: Path) -> dict[str, Any]:
-    """Have `put_into` fill a folder with a model of `source`, a dataclass with a KIND; as `fetch` otherwise."""
+    """Like `fetch`, with `put_into` writing the model. source: a dataclass with a KIND, for the card."""
     with _replacing_folder(Path(folder)) as partial:
         try:
             licence, origin = put_into(partial)
             require_runnable(partial)
             config = read_config(partial)
-            readable_by_umask(partial)
+            apply_umask(partial, partial)  # before the files' states are recorded with their hashes
             files = hash_files(partial)
-        except ArtifactError as error:  # someone else's files are damaged, not ours
+        except ArtifactError as error:  # the damaged files come from the source
             raise SourceError(str(error).replace(str(partial), str(folder))) from None
         return {
             "source": {"kind": source.KIND, **asdict(source)},
@@ -322,13 +322,12 @@ def put(source: Any, put_into: Callable[[Path], tuple[str | None, str]], folder:
 
 @contextmanager
 def _replacing_folder(folder: Path) -> Iterator[Path]:
-    """Yield an empty neighbour that takes the folder's place when the block ends well (as `artifacts.replacing`)."""
+    """Yield an empty temporary folder, which replaces `folder` if the block raises no error (as `replacing`)."""
     with writable(folder):
-        partial = neighbour(folder)
+        partial = temporary_neighbour(folder)
         partial.mkdir()
         try:
             yield partial
-            readable(partial, partial)
             shutil.rmtree(folder, ignore_errors=True)
             partial.rename(folder)
         finally:

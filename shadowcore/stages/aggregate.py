@@ -1,4 +1,4 @@
-"""Join what every job measured into the study's final tables; `check-tables` then judges them."""
+"""Join the measurements of all jobs into the study's final tables, which `check-tables` then checks."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ from shadowcore.stages.base import Missing, Progress, Stage, header
 
 @dataclass(frozen=True)
 class Spec:
-    """missing: what the tables lack, where they are made of a part of the study."""
+    """missing: jobs without results, if the tables are made of a part of the study."""
 
     missing: tuple[Missing, ...] = ()
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """evaluations: manifests, through which the outcome files beside them are read."""
+    """evaluations: manifests; the outcome files that they list are read, too."""
 
     evaluations: tuple[Path, ...]
     scores: tuple[Path, ...]
@@ -74,30 +74,30 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
         "comparisons": COMPARISONS.build(tables.comparisons(outcomes, predictors.to_pylist())),
         "best_at_bytes": BEST_AT_BYTES.build(best_at_bytes(outcomes)),
         "criteria": joined(inputs.scores, CRITERIA),
-        # every predictor's job reports the same constant predictor
+        # the jobs of several predictors report the same constant predictor
         "quality": distinct(joined(inputs.qualities, QUALITY)),
         "predictors": predictors,
         "latency": joined(inputs.latencies, LATENCY),
         "latency_repeats": joined(inputs.repeats, LATENCY_REPEATS),
         "refused": joined(inputs.refusals, REFUSED),
     }
-    # a table names what it was made from: what timing finds differs from run to run, the rest does not
+    # measured times differ from run to run, so only headers of timed tables have their hashes
     timed = header("aggregate", spec, inputs)
     untimed = header("aggregate", spec, replace(inputs, latencies=(), repeats=(), refusals=()))
     for name, table in final.items():
-        made = timed if name in TIMED_TABLES else untimed
-        artifacts.write_table(getattr(outputs, name), FINAL_TABLES[name].schema, table, made)
+        head = timed if name in TIMED_TABLES else untimed
+        artifacts.write_table(getattr(outputs, name), FINAL_TABLES[name].schema, table, head)
     progress(1, 1)
 
 
 def joined(paths: tuple[Path, ...], table: Table) -> pa.Table:
-    """The rows of several files of one schema, in the order given."""
+    """The rows of several files of one schema, in the order of the files."""
     parts = [table.read(path).replace_schema_metadata(None) for path in paths]
     return pa.concat_tables(parts) if parts else table.build([])
 
 
 def distinct(table: pa.Table) -> pa.Table:
-    """The rows without exact repeats, first come first kept."""
+    """The rows without duplicates; the first of equal rows is kept."""
     return pa.Table.from_pandas(table.to_pandas().drop_duplicates(), schema=table.schema, preserve_index=False)
 
 

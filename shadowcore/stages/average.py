@@ -1,4 +1,4 @@
-"""The static method: every unit's mean score over the calibration windows, and how much it varies."""
+"""Average every unit's score over the calibration windows, for the method `static`."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
             for kind in KINDS:
                 parts.append(averages(spec, criterion, kind, tracing.sequence_moments(traces, criterion, kind)))
             progress(done, len(spec.criteria))
-    # one chunk a column: Parquet's pages, and so the file's bytes, follow chunks
+    # one chunk per column, because the pages of Parquet, and so the bytes of the file, depend on chunks
     table = pa.concat_tables(parts).combine_chunks() if parts else CRITERIA.build([])
     artifacts.write_table(outputs.scores, CRITERIA.schema, table, header("average", spec, inputs))
 
 
 def averages(spec: Spec, criterion: str, kind: Kind, scores: tracing.Moments) -> pa.Table:
-    """Rows of CRITERIA, column by column: a large model has millions of them, one for every unit and criterion."""
+    """Rows of CRITERIA, made column by column because a large model has millions of them."""
     layers, units = scores.mean.shape
     keys = {"model": spec.model, "calibration": spec.calibration, "criterion": criterion, "kind": kind}
     columns = {name: pa.repeat(value, layers * units) for name, value in keys.items()} | {

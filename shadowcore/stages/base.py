@@ -1,4 +1,4 @@
-"""What all stages share: typed specifications, headers, progress, and loading what a model card names."""
+"""Shared by all stages: typed specifications, headers, progress, and model cards."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ CARD_SCHEMA = "model_card/1"
 
 @dataclasses.dataclass(frozen=True)
 class CardFile:
-    """What a model card says of one file."""
+    """One file in a model card."""
 
     bytes: int
     sha256: str
 
 
 def runtime_only() -> Any:
-    """A specification's field that changes how a stage works and not what it makes, such as the size of a batch.
+    """A field of a specification that does not change results, such as the size of a batch.
 
-    Results do not depend on it, so it is neither in the JSON that decides what is stale nor in headers; on the
-    command line it is an option of its own.
+    It is not in headers and not in the JSON by which Snakemake decides whether a job must run again. On the command
+    line it is an option of its own.
     """
     return dataclasses.field(metadata={"runtime_only": True})
 
@@ -42,10 +42,10 @@ def runtime_fields(kind: type) -> list[str]:
 
 
 def parse_spec(kind: type, data: Any, where: str = "--spec") -> Any:
-    """A specification dataclass from JSON data, strictly: no unknown key, no missing key, no other type."""
+    """Make a specification dataclass of JSON data; ConfigError for unknown keys, missing keys and wrong types."""
     if dataclasses.is_dataclass(kind):
         if not isinstance(data, Mapping):
-            raise ConfigError(f"{where}: {type(data).__name__} where an object of {kind.__name__} is needed")
+            raise ConfigError(f"{where}: {type(data).__name__} found; it must be an object of {kind.__name__}")
         fields = {field.name: field for field in dataclasses.fields(kind)}
         for key in data:
             if key not in fields:
@@ -60,32 +60,32 @@ def parse_spec(kind: type, data: Any, where: str = "--spec") -> Any:
     if origin in (typing.Union, types.UnionType):
         if data is None and type(None) in arguments:
             return None
-        return parse_spec(next(one for one in arguments if one is not type(None)), data, where)
+        return parse_spec(next(kind for kind in arguments if kind is not type(None)), data, where)
     if origin is tuple:
         if not isinstance(data, (list, tuple)):
-            raise ConfigError(f"{where}: {type(data).__name__} where a list is needed")
+            raise ConfigError(f"{where}: {type(data).__name__} found; it must be a list")
         return tuple(parse_spec(arguments[0], value, f"{where}[{i}]") for i, value in enumerate(data))
     if origin is dict:
         if not isinstance(data, Mapping):
-            raise ConfigError(f"{where}: {type(data).__name__} where an object is needed")
+            raise ConfigError(f"{where}: {type(data).__name__} found; it must be an object")
         return {key: parse_spec(arguments[1], value, f"{where}.{key}") for key, value in data.items()}
     if kind is float and isinstance(data, int) and not isinstance(data, bool):
         return float(data)
     if kind is not Any and (not isinstance(data, kind) or (isinstance(data, bool) and kind is not bool)):
-        raise ConfigError(f"{where}: {data!r} where a value of type {kind.__name__} is needed")
+        raise ConfigError(f"{where}: {data!r} found; it must be of type {kind.__name__}")
     return data
 
 
 def header(stage: str, spec: Any, inputs: Any, digest: Callable[[Path], str] = artifacts.digest) -> dict[str, Any]:
-    """What made a file: `origin`, and commit, versions and device."""
+    """The header of a file: `origin`, and commit, versions and device."""
     return origin(stage, spec, inputs, digest) | {"run": provenance.run_information()}
 
 
 def origin(stage: str, spec: Any, inputs: Any, digest: Callable[[Path], str] = artifacts.digest) -> dict[str, Any]:
-    """What determines a file's content: stage, specification, input hashes (`digest` of a file), code fingerprint.
+    """The part of a header that determines a file's content: stage, specification, input hashes, code fingerprint.
 
-    The header of models' cards and of traces. A study may delete these files and make them again at another commit,
-    with the same bytes; their jobs' logs name the commit, the versions and the device.
+    digest: returns the hash of an input. Models' cards and traces only have this part, because a study may delete them
+    and make them again at another commit with the same bytes. The logs have commit, versions and device.
     """
     files = {}
     for field in dataclasses.fields(inputs):
@@ -101,7 +101,7 @@ def origin(stage: str, spec: Any, inputs: Any, digest: Callable[[Path], str] = a
 
 
 class Progress:
-    """One line per step on standard error: what runs, how far, how long, and how long it may still take."""
+    """Print progress on standard error: one line per step with the time so far and the estimated time left."""
 
     def __init__(self, what: str):
         self.what, self.started = what, time.perf_counter()
@@ -119,7 +119,7 @@ class Progress:
 
 @dataclasses.dataclass(frozen=True)
 class Missing:
-    """What was not measured, in tables, figures and a page that are made of a part of a study: jobs, and why."""
+    """A job whose results are missing in the tables, figures or page of a study, and the reason."""
 
     job: str
     reason: str
@@ -127,7 +127,7 @@ class Missing:
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """A step of the study as a command: a specification and named files in, named files out."""
+    """A stage of the study: dataclasses of its specification, input files and output files, and its function."""
 
     spec: type
     inputs: type
@@ -136,7 +136,7 @@ class Stage:
 
 
 def read_card(path: Path) -> dict[str, Any]:
-    """The model card that `fetch-model` wrote; ArtifactError if it does not say what a model is."""
+    """The model card that `fetch-model` or `relufy` wrote; ArtifactError if it is damaged."""
     card = artifacts.read_record(path, CARD_SCHEMA)
     try:
         parse_spec(Dimensions, card.get("dimensions"), "dimensions")
@@ -147,7 +147,7 @@ def read_card(path: Path) -> dict[str, Any]:
 
 
 def to_json(spec: Any) -> str:
-    """What a specification makes, as the JSON that `parse_spec` reads; its `runtime_only` fields are left out."""
+    """A specification as the JSON that `parse_spec` reads, without its `runtime_only` fields."""
     left_out = runtime_fields(type(spec))
-    made = {field.name: getattr(spec, field.name) for field in dataclasses.fields(spec) if field.name not in left_out}
-    return json.dumps(made, sort_keys=True, default=vars)
+    values = {field.name: getattr(spec, field.name) for field in dataclasses.fields(spec) if field.name not in left_out}
+    return json.dumps(values, sort_keys=True, default=vars)

@@ -56,8 +56,8 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
         for layer in range(len(found.counts))
         for pct in spec.sparsities_pct
     ]
-    made = header("calibrate-thresholds", spec, inputs)
-    artifacts.write_table(outputs.thresholds, THRESHOLDS.schema, THRESHOLDS.build(rows), made)
+    head = header("calibrate-thresholds", spec, inputs)
+    artifacts.write_table(outputs.thresholds, THRESHOLDS.schema, THRESHOLDS.build(rows), head)
 
 
 STAGE = Stage(Spec, Inputs, Outputs, run)

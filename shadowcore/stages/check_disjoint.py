@@ -1,4 +1,4 @@
-"""Refuse a study that measures on documents its scores and predictors were made from."""
+"""Check that a study does not measure on documents from which its scores and predictors were made."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SCHEMA = "disjoint/1"
 
 @dataclass(frozen=True)
 class Spec:
-    """Names of the calibration text and of the text measured on."""
+    """Names of the calibration text and of the evaluated text."""
 
     calibration: str
     data: str
@@ -26,7 +26,7 @@ class Spec:
 
 @dataclass(frozen=True)
 class Inputs:
-    """calibrated, evaluated: documents files of the two texts; benchmarks: those measured beside the text."""
+    """calibrated, evaluated: documents of the two texts; benchmarks: files of the benchmarks that are measured, too."""
 
     calibrated: Path
     evaluated: Path
@@ -43,7 +43,7 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     table = DOCUMENTS.read(inputs.calibrated)
     seen = set()
     for content in table.filter(pc.not_equal(table["split"], "evaluation"))["text"].to_pylist():
-        # a document may be one paragraph, or one line, of a longer one
+        # an evaluated document may be one paragraph or one line of a calibration document
         seen.update(map(mark, [content, *paragraphs(content), *filter(visible, content.splitlines())]))
     table = DOCUMENTS.read(inputs.evaluated)
     evaluated = table.filter(pc.equal(table["split"], "evaluation"))["text"].to_pylist()
@@ -57,11 +57,11 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
 
 
 def _refuse(spec: Spec, what: str, marks: list[str], seen: set[str]) -> int:
-    """The number of documents, all of them outside `seen`; ConfigError otherwise."""
+    """The number of evaluated documents; ConfigError if `seen` has one of them."""
     if shared := sum(mark in seen for mark in marks):
         raise ConfigError(
-            f"calibration text '{spec.calibration}' holds {shared} of the {len(marks)} documents that {what} is "
-            "measured on; use another calibration text, or another split of this one"
+            f"calibration text '{spec.calibration}' contains {shared} of the {len(marks)} documents of {what}; they "
+            "must be disjoint; use another calibration text, or another split of this one"
         )
     return len(marks)
 

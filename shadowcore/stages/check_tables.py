@@ -1,4 +1,4 @@
-"""Refuse final tables that no measurement can have made; figures are drawn only after it has passed."""
+"""Check the final tables for impossible values; figures are only drawn if there are none."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ SCHEMA = "checked/1"
 
 @dataclass(frozen=True)
 class Spec:
-    """missing: what the tables lack, where they are made of a part of the study."""
+    """missing: jobs without results, if the tables are made of a part of the study."""
 
     missing: tuple[Missing, ...] = ()
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """tables: the final tables; the file name says which."""
+    """tables: the final tables, <name>.parquet."""
 
     tables: tuple[Path, ...]
 
@@ -45,7 +45,7 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
         rows[path.stem] = len(table)
     for warning in warnings:
         progress.say(f"warning: {warning}")
-    # times differ from run to run, and with them the hash of their table: it stays out of the header
+    # measured times differ from run to run, so the header does not have the hashes of their tables
     untimed = Inputs(tuple(path for path in inputs.tables if path.stem not in TIMED_TABLES))
     record = {"rows": rows, "warnings": warnings}
     artifacts.write_record(outputs.record, SCHEMA, record, header("check-tables", spec, untimed))

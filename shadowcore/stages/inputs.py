@@ -1,4 +1,4 @@
-"""What stages read: a model that is what its card says, windows of a text, mean scores, a trained predictor."""
+"""Read the inputs of stages: a model checked against its card, windows of a text, mean scores, a predictor."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ from shadowcore.texts.documents import DOCUMENTS, Window, documents_from_table
 
 
 def device() -> torch.device:
-    """Where models run: the GPU where there is one (CUDA_VISIBLE_DEVICES says which), or the CPU."""
+    """The device that models run on: the first visible GPU, or else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def read_tokenizer(card: Path, weights: Path):
     """The tokenizer of a model folder, whose files are checked against the card first."""
-    made = read_card(card)
-    check_files(weights, made)
-    return folders.fit_tokenizer(folders.load_tokenizer(weights), made["dimensions"]["vocabulary"], str(weights))
+    content = read_card(card)
+    check_files(weights, content)
+    return folders.fit_tokenizer(folders.load_tokenizer(weights), content["dimensions"]["vocabulary"], str(weights))
 
 
 def read_model(card: Path, weights: Path, dtype: str):
-    """The untouched Hugging Face model of a folder, on the device; its files are checked against the card first."""
-    # cuDNN's attention is planned anew for every shape of a batch, and an evaluation has hundreds of them
+    """The unchanged Hugging Face model of a folder, on the device; its files are checked against the card first."""
+    # cuDNN's attention makes a plan for every shape of a batch, and an evaluation has hundreds of shapes
     torch.backends.cuda.enable_cudnn_sdp(False)
     return read_model_on_cpu(card, weights, dtype).to(device())
 
 
 def read_model_on_cpu(card: Path, weights: Path, dtype: str):
-    """As `read_model`, in main memory: for who asks first whether it fits on the device."""
+    """Like `read_model`, but in main memory, for callers that first check whether it fits on the device."""
     check_files(weights, read_card(card))
     return folders.load_model(weights, dtype)
 
@@ -58,8 +58,8 @@ def windows_of(
 ) -> list[Window]:
     """`count` windows of `length` token ids from a split (train, heldout or evaluation) of a documents file.
 
-    key: of the configuration, which asks for so many; that of the split (WINDOWS_KEYS) unless given. Raises
-    ConfigError if the card's model has fewer positions than a window has tokens.
+    key: the configuration's key for `count`, by default that in WINDOWS_KEYS. Raises ConfigError if the split has too
+    few windows, or the model too few positions for a window.
     """
     require_positions(card, length, "window_tokens")
     table = DOCUMENTS.read(documents)

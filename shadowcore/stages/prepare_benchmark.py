@@ -1,4 +1,4 @@
-"""Get a benchmark's documents, cut to a seeded subset: the one file that every condition is measured on."""
+"""Read a benchmark's documents from its source, cut to a seeded subset, so that all conditions use the same ones."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from shadowcore.stages.base import Progress, Stage, header
 
 @dataclass(frozen=True)
 class Spec:
-    """name: the task; offline_dir: folder of <task>/<split>.parquet, or null for the hub; limit: documents kept,
-    null for all; fewshot: most examples in a prompt, which come from the training split.
+    """name: of the task; offline_dir: folder of <task>/<split>.parquet, null for the hub; limit: number of documents,
+    null for all; fewshot: largest number of examples in a prompt, which come from the training split.
     """
 
     name: str
@@ -28,7 +28,7 @@ class Spec:
 
 @dataclass(frozen=True)
 class Inputs:
-    """A source is not a file of the study."""
+    """None: sources are not files of the study."""
 
 
 @dataclass(frozen=True)
@@ -38,24 +38,24 @@ class Outputs:
 
 def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     progress = Progress(f"prepare-benchmark {spec.name}")
-    one = benchmarks.BENCHMARKS[one_of(spec.name, benchmarks.BENCHMARKS, "name")]
-    found, licence, origin = benchmarks.read(spec.name, one.split, spec.offline_dir)
-    evaluated = benchmarks.subset(spec.name, found, spec.limit, spec.seed)
-    examples = benchmarks.examples(spec.name, one.split, list(evaluated.values()), evaluated)
+    benchmark = benchmarks.BENCHMARKS[one_of(spec.name, benchmarks.BENCHMARKS, "name")]
+    documents, licence, origin = benchmarks.read(spec.name, benchmark.split, spec.offline_dir)
+    evaluated = benchmarks.subset(spec.name, documents, spec.limit, spec.seed)
+    examples = benchmarks.examples(spec.name, benchmark.split, list(evaluated.values()), evaluated)
     rows = [
         document | {benchmarks.SPLIT: "evaluation", benchmarks.MARK: mark(example)}
         for document, example in zip(evaluated.values(), examples, strict=True)
     ]
     if spec.fewshot:
-        if one.train is None:
-            raise ConfigError(f"evaluation.fewshot: {spec.name} has no training split to show examples from")
-        pool, *_ = benchmarks.read(spec.name, one.train, spec.offline_dir)
+        if benchmark.train is None:
+            raise ConfigError(f"evaluation.fewshot: {spec.name} has no training split with examples; leave it out")
+        pool, *_ = benchmarks.read(spec.name, benchmark.train, spec.offline_dir)
         benchmarks.require_pool(spec.name, spec.fewshot, len(pool))
-        benchmarks.examples(spec.name, one.train, pool)  # refuses what a prompt could not show
+        benchmarks.examples(spec.name, benchmark.train, pool)  # raises an error for a document without a prompt
         rows += [document | {benchmarks.SPLIT: "examples"} for document in pool]
-    progress.say(f"{len(evaluated)} of {len(found)} documents from {origin}")
-    made = header("prepare-benchmark", spec, inputs) | {"origin": origin, "licence": licence}
-    artifacts.write_table(outputs.documents, benchmarks.SCHEMA, pa.Table.from_pylist(rows), made)
+    progress.say(f"{len(evaluated)} of {len(documents)} documents from {origin}")
+    head = header("prepare-benchmark", spec, inputs) | {"origin": origin, "licence": licence}
+    artifacts.write_table(outputs.documents, benchmarks.SCHEMA, pa.Table.from_pylist(rows), head)
     progress(1, 1)
 
 

@@ -1,4 +1,4 @@
-"""Get a text from its source, split its documents three ways, and write a multiple-choice task from it."""
+"""Read a text from its source, split its documents in three parts, and make a multiple-choice task of it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from shadowcore.texts.documents import DOCUMENTS, TASKS, documents_to_table, tas
 
 @dataclass(frozen=True)
 class Task:
-    """Size of the `true_continuation` task: documents, and words of a context and of a continuation."""
+    """Sizes of the task `true_continuation`: questions, and words of a context and of a continuation."""
 
     documents: int
     context_words: int
@@ -37,7 +37,7 @@ class Spec:
 
 @dataclass(frozen=True)
 class Inputs:
-    """A source is not a file of the study."""
+    """None: sources are not files of the study."""
 
 
 @dataclass(frozen=True)

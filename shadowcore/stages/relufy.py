@@ -1,4 +1,4 @@
-"""Make a ReLU model of another one by distilling it into itself, with a card that says how well that went."""
+"""Replace a model's activation by ReLU and distil the original model into it; the card has the losses."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from shadowcore.models import sources
 from shadowcore.stages import inputs as reading
 from shadowcore.stages.base import CARD_SCHEMA, Progress, Stage, header, read_card
 
-SECONDS_BETWEEN = 120.0  # checkpoints, which have three times the bytes of the weights
+SECONDS_BETWEEN = 120.0  # between checkpoints, which have three times the bytes of the weights
 
 
 @dataclass(frozen=True)
 class Spec:
-    """recipe: as a model source has it; windows of real text to train on, and held-out ones for the card's losses."""
+    """recipe: of the model's source; windows: of real text to train on; heldout_windows: for the losses in the card."""
 
     recipe: Relufied
     windows: int
@@ -30,7 +30,7 @@ class Spec:
 
 @dataclass(frozen=True)
 class Inputs:
-    """documents: of the real text."""
+    """documents: the real text."""
 
     teacher_card: Path
     teacher_weights: Path
@@ -47,7 +47,7 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     progress = Progress(f"relufy {spec.recipe.teacher}")
     spec.recipe.check("recipe")
     spec.recipe.require_tokens(spec.window_tokens, "recipe")
-    torch.set_float32_matmul_precision("high")  # TF32 where a GPU has it: enough for training, never for measuring
+    torch.set_float32_matmul_precision("high")  # allows TF32, which is precise enough for training, not for measuring
     teacher_card = read_card(inputs.teacher_card)
     tokenizer = reading.read_tokenizer(inputs.teacher_card, inputs.teacher_weights)
     real, heldout = (
@@ -60,8 +60,8 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
         for split, count in (("train", spec.windows), ("heldout", spec.heldout_windows))
     )  # fmt: skip
     teacher = reading.read_model(inputs.teacher_card, inputs.teacher_weights, "float32")
-    made = header("relufy", spec, inputs)
-    checkpoint = Checkpoint(outputs.card, made, SECONDS_BETWEEN)
+    head = header("relufy", spec, inputs)
+    checkpoint = Checkpoint(outputs.card, head, SECONDS_BETWEEN)
     training = Distillation(teacher, real, spec.recipe, spec.seed)
     training.run(progress, checkpoint)
 
@@ -71,7 +71,7 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
         return teacher_card["licence"], f"{teacher_card['origin']}; with ReLU in its FFN, distilled into itself"
 
     card = sources.put(spec.recipe, put_into, outputs.weights) | {"training": training.report(heldout)}
-    artifacts.write_record(outputs.card, CARD_SCHEMA, card, made)
+    artifacts.write_record(outputs.card, CARD_SCHEMA, card, head)
     checkpoint.remove()
 
 

@@ -1,4 +1,4 @@
-"""Score every unit on one shard of one split of a text, by all criteria in one pass."""
+"""Score all units on one shard of one split of a text, with all criteria in one pass."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from shadowcore.stages.base import Progress, Stage, origin, runtime_only
 
 @dataclass(frozen=True)
 class Design:
-    """A predictor design, whose sites' features are kept."""
+    """A predictor design; the trace keeps the features that it reads."""
 
     method: str
     segments: int
@@ -28,7 +28,7 @@ class Design:
 
 @dataclass(frozen=True)
 class Spec:
-    """windows: of the whole split, of which shard `shard` of `shards` is traced; dtype of the model."""
+    """windows: number in the whole split, of which shard `shard` of `shards` is traced; dtype: of the model."""
 
     split: str
     shard: int
@@ -70,12 +70,12 @@ def write(
     outputs: Outputs,
     masking: Callable[[torch.nn.Module], Masking],
 ) -> None:
-    """Trace one shard of a split and write it; `made_from`: the stage's specification, `seed`: of sampled tokens."""
+    """Trace one shard of a split and write it. made_from: the stage's specification; seed: of sampled tokens."""
     progress = Progress(f"{stage} {spec.split} {spec.shard + 1} of {spec.shards}")
     if spec.shards > spec.windows:
         raise ConfigError(
-            f"traces.shards: {spec.shards} is too large; it must not be more than traces.windows ({spec.windows}), "
-            "because every shard needs a window"
+            f"traces.shards: {spec.shards} is too large; it must be at most traces.windows ({spec.windows}), because "
+            "every shard needs a window"
         )
     tokenizer = reading.read_tokenizer(inputs.card, inputs.weights)
     windows = reading.windows_of(
@@ -89,10 +89,10 @@ def write(
     tensors = trace(model, ids, plan, spec.batch, progress, masking(model))
     if not tensors["loss"].isfinite().all():
         raise ArtifactError(
-            f"{inputs.weights}: the model's loss is not finite on this text; other weights, or dtype float32 where it "
-            f"is {spec.dtype}, would fit"
+            f"{inputs.weights}: the model's loss on this text is not finite in {spec.dtype}; use dtype float32 or "
+            "other weights"
         )
-    artifacts.write_sealed(outputs.trace, SCHEMA, tensors, origin(stage, made_from, inputs))
+    artifacts.write_with_checksum(outputs.trace, SCHEMA, tensors, origin(stage, made_from, inputs))
 
 
 STAGE = Stage(Spec, Inputs, Outputs, run)

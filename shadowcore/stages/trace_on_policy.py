@@ -1,7 +1,7 @@
-"""Trace a model while a trained predictor's masks act on it: what the next predictor will meet and should know.
+"""Trace a model under the masks of a trained predictor, to train the next predictor.
 
-A predictor trained on the dense model's traces is used on a sparse one, where inputs of later layers differ and
-units matter otherwise. Each batch runs at a sparsity drawn from a range, so that one predictor serves them all.
+A predictor that is trained on the dense model is used on a sparse one, in which inputs of later layers and the
+importance of units differ. Each batch has a random sparsity from a range, so that one predictor works for all of them.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ POLICY = "per_layer"
 
 @dataclass(frozen=True)
 class Spec:
-    """trace: as without masks, but its batch is a part of what is made; units masked; lowest and highest sparsity of
-    a batch, percent; seed: of sparsities and sampled tokens.
+    """trace: as without masks, but results depend on its batch; units: masked kinds; lowest_pct, highest_pct: range of
+    sparsities of a batch, percent; seed: of sparsities and sampled tokens.
     """
 
     trace: trace.Spec

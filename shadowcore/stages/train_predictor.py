@@ -1,4 +1,4 @@
-"""Train one predictor on token traces and report how well it ranks held-out tokens' units."""
+"""Train one predictor on traces of tokens and report how well it ranks units on held-out tokens."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ JUDGED_AT_ONCE = 64  # tokens
 
 @dataclass(frozen=True)
 class Spec:
-    """Names for the tables' rows, the recipe, and what recall and precision are reported of.
+    """Names for the rows of the tables, the recipe, and sparsities and policies for recall and precision.
 
-    seed: of the training; text_seed: of the windows whose traces it reads; traced_under: the predictor whose masks
-    acted while they were made, None for the dense model's. base: the first predictor of its chain; rounds: how often
-    it was retrained since; tuned: whether it was tuned in the end.
+    seed: of training; text_seed: of the traced windows; traced_under: the predictor that masked the traced model, None
+    for the dense model; base: the first predictor of its chain; rounds: number of retrainings since; tuned: whether it
+    was tuned in the end.
     """
 
     model: str
@@ -69,7 +69,7 @@ class Outputs:
 
 
 def open_traces(stack: ExitStack, paths: tuple[Path, ...], spec: Spec, bits: int, predictor: Predictor) -> TraceDataset:
-    """What a predictor learns from or is judged by, open as long as the stack is."""
+    """The traces that a predictor is trained or judged on, open until the stack closes."""
     opened = [stack.enter_context(artifacts.open_tensors(path, tracing.SCHEMA)) for path in paths]
     sites = [group.site for group in predictor.groups]
     return TraceDataset(opened, spec.criterion, bits, predictor.sizes, predictor.kinds, sites, device())
@@ -81,29 +81,30 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     torch.manual_seed(spec.seed)
     recipe = spec.recipe
     predictor = Predictor(spec.method, sizes, recipe.rank, recipe.segments, recipe.bits, recipe.block).to(device())
-    made = header("train-predictor", spec, inputs)
-    checkpoint = Checkpoint(outputs.predictor, made)
+    head = header("train-predictor", spec, inputs)
+    checkpoint = Checkpoint(outputs.predictor, head)
     with ExitStack() as stack:
         train = open_traces(stack, inputs.traces, spec, spec.token_bits, predictor)
         held = open_traces(stack, inputs.heldout, spec, spec.heldout_bits, predictor)
         fits = fit(predictor, train, held, recipe, spec.seed, progress, checkpoint)
         training = [training_row(spec, predictor, kind, fits[kind], len(train), recipe.epochs[kind]) for kind in fits]
         quality = rank_quality(spec, predictor, train, held)
-    write(spec, predictor, quality, training, outputs, made)
+    write(predictor, quality, training, outputs, head)
     checkpoint.remove()
 
 
-def write(spec: Spec, predictor: Predictor, quality: list, training: list, outputs: Outputs, made: dict) -> None:
+def write(predictor: Predictor, quality: list, training: list, outputs: Outputs, head: dict) -> None:
     """Write a predictor and the rows about it."""
-    artifacts.write_sealed(outputs.predictor, PREDICTOR_SCHEMA, stored(predictor.state_dict(), predictor.bits), made)
-    artifacts.write_table(outputs.quality, QUALITY.schema, QUALITY.build(quality), made)
-    artifacts.write_table(outputs.training, PREDICTORS.schema, PREDICTORS.build(training), made)
+    tensors = stored(predictor.state_dict(), predictor.bits)
+    artifacts.write_with_checksum(outputs.predictor, PREDICTOR_SCHEMA, tensors, head)
+    artifacts.write_table(outputs.quality, QUALITY.schema, QUALITY.build(quality), head)
+    artifacts.write_table(outputs.training, PREDICTORS.schema, PREDICTORS.build(training), head)
 
 
 @torch.no_grad()
 def rank_quality(spec: Spec, predictor: Predictor, train: TraceDataset, held: TraceDataset) -> list[dict]:
-    """Rows of QUALITY: the predictor's on held-out tokens, and under `static` the constant predictor's."""
-    found: dict[tuple, list[torch.Tensor]] = {}  # kind, method, metric, policy, sparsity -> values (n, L - 1)
+    """Rows of QUALITY on held-out tokens: of the predictor, and as `static` of the constant predictor."""
+    measured: dict[tuple, list[torch.Tensor]] = {}  # kind, method, metric, policy, sparsity -> values (n, L - 1)
     for kind in predictor.kinds:
         constant = mean_scores(train, kind, spec.recipe.batch)[None, FIRST_SPARSE_LAYER:]
         static = order_of(constant, spec)
@@ -117,11 +118,11 @@ def rank_quality(spec: Spec, predictor: Predictor, train: TraceDataset, held: Tr
                 predicted = order_of(scores, spec, lambda values, kind=kind: predictor.spread(values, kind))
                 for method, order in ((spec.method, predicted), ("static", static)):
                     for keys, values in judged(order, true).items():
-                        found.setdefault((kind, method, *keys), []).append(values.double())
+                        measured.setdefault((kind, method, *keys), []).append(values.double())
     rows = []
-    for (kind, method, metric, policy, pct), parts in found.items():
+    for (kind, method, metric, policy, pct), parts in measured.items():
         values, static = torch.cat(parts), method == "static"
-        # the constant predictor is that of the traces, and learns nothing: one of the dense model's for all seeds
+        # the constant predictor depends on the traces only, so that of the dense model is the same for all seeds
         seed = spec.text_seed if static and spec.traced_under is None else spec.seed
         keys = {
             "model": spec.model, "calibration": spec.calibration, "criterion": spec.criterion, "method": method,
@@ -137,25 +138,25 @@ def rank_quality(spec: Spec, predictor: Predictor, train: TraceDataset, held: Tr
 
 
 class Order(NamedTuple):
-    """How scores order the units (n, layers, U): ranks, and by policy and sparsity the masks of what is kept."""
+    """The order of units by scores (n, layers, U): ranks, and masks of the kept units by policy and sparsity."""
 
     ranks: torch.Tensor
     kept: dict[tuple[str, int], torch.Tensor]
 
 
 def order_of(scores: torch.Tensor, spec: Spec, spread=lambda values: values) -> Order:
-    """The order of some scores; `spread`: makes those of blocks, and their masks, those of units."""
+    """The order of units by scores. spread: repeats values of blocks for their units."""
     pairs = product(spec.policies, spec.sparsities_pct)
     return Order(ranks(spread(scores)), {(policy, pct): spread(POLICIES[policy](scores, pct)) for policy, pct in pairs})
 
 
 def judged(order: Order, true: Order) -> dict[tuple, torch.Tensor]:
-    """Every measure (n, layers) of an order, which may be one (1, layers, U) for all tokens."""
-    found = {("spearman", None, None): correlation(order.ranks, true.ranks)}
+    """All metrics (n, layers) of an order, which may be the same (1, layers, U) for all tokens."""
+    values = {("spearman", None, None): correlation(order.ranks, true.ranks)}
     for pair, kept in order.kept.items():
-        found["recall", *pair] = recall(kept, true.kept[pair])
-        found["precision", *pair] = recall(true.kept[pair], kept)
-    return found
+        values["recall", *pair] = recall(kept, true.kept[pair])
+        values["precision", *pair] = recall(true.kept[pair], kept)
+    return values
 
 
 def training_row(spec: Spec, predictor: Predictor, kind: Kind, fits: list, tokens: int, epochs: int) -> dict:
@@ -168,9 +169,7 @@ def training_row(spec: Spec, predictor: Predictor, kind: Kind, fits: list, token
         "parameters": sum(p.numel() for p in predictor.scorers[kind].parameters()),
         "step_bytes": predictor.step_bytes([kind]),
         "tokens": tokens, "epochs": epochs,
-        "best_epoch": sum(one.best_epoch for one in fits) / len(fits),
-        "loss_constant": sum(one.loss_constant for one in fits) / len(fits),
-        "loss": sum(one.loss for one in fits) / len(fits),
+        **{n: sum(getattr(one, n) for one in fits) / len(fits) for n in ("best_epoch", "loss_constant", "loss")},
     }  # fmt: skip
 
 

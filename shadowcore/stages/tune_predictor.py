@@ -1,4 +1,4 @@
-"""Tune a trained predictor on the sparse model that its masks make, and report its ranking quality as before."""
+"""Tune a trained predictor on the sparse model that its masks make, and report its ranking quality again."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ POLICY = "per_layer"
 
 @dataclass(frozen=True)
 class Spec(train_predictor.Spec):
-    """As of the training, then: units masked, windows of text to tune on and to judge by, and the model's dtype."""
+    """As for training. units: masked kinds; windows, heldout_windows: to tune on and to judge; dtype: of the model."""
 
     tuning: Tuning
     units: str
@@ -44,7 +44,7 @@ class Inputs:
 
 def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     progress = Progress(f"tune {spec.method} {spec.criterion} {spec.predictor}")
-    torch.set_float32_matmul_precision("high")  # TF32 where a GPU has it: enough for training, never for measuring
+    torch.set_float32_matmul_precision("high")  # allows TF32, which is precise enough for training, not for measuring
     tokenizer = reading.read_tokenizer(inputs.card, inputs.weights)
     length, seed = spec.window_tokens, spec.text_seed
     windows, heldout = (
@@ -62,16 +62,16 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     def masking(sparsity_pct: int, ids: torch.Tensor, scored: torch.Tensor):
         return PredictedMasks(predictor, kinds, POLICY, sparsity_pct).begin(ids, scored, no_context)
 
-    made = header("tune-predictor", spec, inputs)
-    checkpoint = Checkpoint(outputs.predictor, made)
-    found = tune(model, predictor, kinds, windows, heldout, spec.tuning, spec.seed, masking, progress, checkpoint)
+    head = header("tune-predictor", spec, inputs)
+    checkpoint = Checkpoint(outputs.predictor, head)
+    fit = tune(model, predictor, kinds, windows, heldout, spec.tuning, spec.seed, masking, progress, checkpoint)
     tokens = len(windows) * (spec.window_tokens - 1)
-    rows = [train_predictor.training_row(spec, predictor, kind, [found], tokens, spec.tuning.epochs) for kind in kinds]
+    rows = [train_predictor.training_row(spec, predictor, kind, [fit], tokens, spec.tuning.epochs) for kind in kinds]
     with ExitStack() as stack:
         train = open_traces(stack, inputs.traces, spec, spec.token_bits, predictor)
         held = open_traces(stack, inputs.heldout, spec, spec.heldout_bits, predictor)
         quality = train_predictor.rank_quality(spec, predictor, train, held)
-    train_predictor.write(spec, predictor, quality, rows, outputs, made)
+    train_predictor.write(predictor, quality, rows, outputs, head)
     checkpoint.remove()
 
 

@@ -14,7 +14,7 @@ from shadowcore.stages.base import Missing, Progress, Stage, header
 
 @dataclass(frozen=True)
 class Spec:
-    """configuration: the study's, as it was written; missing: what the page lacks, where a part of it was measured."""
+    """configuration: of the study, without defaults; missing: jobs without results, if a part of it was measured."""
 
     configuration: dict[str, Any]
     missing: tuple[Missing, ...] = ()
@@ -22,7 +22,7 @@ class Spec:
 
 @dataclass(frozen=True)
 class Inputs:
-    """tables: the final tables; drawn: what `draw` wrote of each model; introduction: reStructuredText."""
+    """tables: the final tables; drawn: the record of `draw` for each model; introduction: reStructuredText."""
 
     tables: tuple[Path, ...]
     drawn: tuple[Path, ...]
@@ -36,11 +36,11 @@ class Outputs:
 
 def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     progress = Progress("write-page")
-    found = tables.read_files(inputs.tables)
+    frames = tables.read_files(inputs.tables)
     figures = drawn.read(inputs.drawn)
-    files = (*inputs.tables, *(path for one in figures for path in one.files.values()))
+    files = (*inputs.tables, *(path for figure in figures for path in figure.files.values()))
     introduction = inputs.introduction.read_text(encoding="utf-8")
-    text = page(spec.configuration, found, figures, introduction, header("write-page", spec, inputs), files)
+    text = page(spec.configuration, frames, figures, introduction, header("write-page", spec, inputs), files)
     with artifacts.replacing(outputs.page) as partial:
         partial.write_text(text, encoding="utf-8")
     progress(1, 1)

@@ -1,4 +1,4 @@
-"""Documents and questions, and their tables."""
+"""Documents, windows and questions, and their tables."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from shadowcore.schemas import INTEGER, TEXT, Table
 
 @dataclass(frozen=True)
 class Document:
-    """A text and its title; its id is the beginning of its text's SHA-256."""
+    """A text and its title. id: the first 16 digits of the text's SHA-256."""
 
     id: str
     title: str
@@ -23,10 +23,10 @@ class Document:
 
     @classmethod
     def of(cls, title: str, text: str) -> Document:
-        """A document, its id made of its text; SourceError for text that UTF-8 has no bytes for."""
+        """Make a document with the id of its text; SourceError for text that cannot be encoded in UTF-8."""
         try:
             return cls(hashlib.sha256(text.encode()).hexdigest()[:16], title, text)
-        except UnicodeEncodeError as error:  # half of a surrogate pair, which JSON can write
+        except UnicodeEncodeError as error:  # half of a surrogate pair, which JSON can contain
             raise SourceError(
                 f"{title}: character {error.start} is {text[error.start]!r}, which is not Unicode text"
             ) from None
@@ -34,7 +34,7 @@ class Document:
 
 @dataclass(frozen=True)
 class Window:
-    """Consecutive token ids of one document, from token `start`; no special tokens."""
+    """Consecutive token ids of one document from token `start`, without special tokens."""
 
     document_id: str
     start: int
@@ -47,8 +47,8 @@ DOCUMENTS = Table(
     "one document",
     {
         "id": (TEXT, "first 16 hexadecimal digits of the SHA-256 of text"),
-        "title": (TEXT, "its title, or where it lies in the source"),
-        "text": (TEXT, "plain text; a blank line parts paragraphs"),
+        "title": (TEXT, "its title, or its place in the source"),
+        "text": (TEXT, "plain text; blank lines separate paragraphs"),
     },
 )
 TASKS = Table(

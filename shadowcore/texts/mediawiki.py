@@ -1,4 +1,4 @@
-"""An encyclopaedia's export: pages of wiki markup to prose."""
+"""Read the export of a MediaWiki encyclopaedia: articles as prose without markup."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ END_MATTER = {
     "see also", "references", "notes", "notes and references", "references and notes", "footnotes", "citations",
     "sources", "bibliography", "works cited", "further reading", "external links",
 }  # fmt: skip
-RESIDUE = [  # what removed templates and pictures leave behind, and white space; in this order
+RESIDUE = [  # remainders of removed templates and pictures, and white space; in this order
     (r"^.*(?:\[\[(?:File|Image):|\bthumb\|).*$", ""),
     (r"'{2,}", ""),
     (r"[ \t\xa0]+", " "),
@@ -29,7 +29,7 @@ RESIDUE = [  # what removed templates and pictures leave behind, and white space
 
 
 def articles(path: Path) -> Iterator[tuple[str, str]]:
-    """Title and prose of every article of a MediaWiki export (XML, bzip2); redirects are left out."""
+    """Title and prose of every article in a MediaWiki export (XML, bzip2), without redirects."""
     with bz2.open(path) as export:
         for _, element in ElementTree.iterparse(export):
             if element.tag.endswith("}page"):
@@ -39,12 +39,12 @@ def articles(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def prose(markup: str) -> str:
-    """Wiki markup to plain paragraphs: no references, tables, templates, pictures, nor the end matter."""
+    """Convert wiki markup to plain paragraphs without references, tables, templates, pictures and end matter."""
     import mwparserfromhell
     from mwparserfromhell.nodes import Heading, Tag, Wikilink
 
     markup, tables = MARKUP_DROPPED.sub("", markup), 1
-    while tables:  # from the inside out
+    while tables:  # nested tables, the innermost first
         markup, tables = INNERMOST_TABLE.subn("", markup)
     code = mwparserfromhell.parse(markup)
     kept = []

@@ -1,4 +1,8 @@
-"""Where documents come from: each source has a KIND, and reads titles and texts, licence or None, and origin."""
+"""Sources of texts: a package, the Hugging Face hub, a local folder, a benchmark, or random words.
+
+Each source has a KIND. `check` finds mistakes without network access. `read` returns titles with texts, the licence (or
+None), and the origin.
+"""
 
 from __future__ import annotations
 
@@ -39,13 +43,13 @@ PACKAGED_TEXTS: dict[str, tuple[PackagedFile, Callable[[Path], Iterator[tuple[st
 
 @dataclass(frozen=True)
 class PackagedText:
-    """Text out of a Python package archive (PACKAGED_TEXTS)."""
+    """A text in a Python package archive (PACKAGED_TEXTS)."""
 
     KIND: ClassVar[str] = "package"
     name: str = "wikipedia-articles"
 
     def check(self) -> None:
-        """Raise ConfigError unless the text is a known one."""
+        """Raise ConfigError for an unknown name."""
         one_of(self.name, PACKAGED_TEXTS, "source.name")
 
     def read(self) -> tuple[list[tuple[str, str]], str | None, str]:
@@ -58,7 +62,7 @@ class PackagedText:
 
 @dataclass(frozen=True)
 class HubText:
-    """One column of one split of a data set of the Hugging Face hub, at one commit."""
+    """One column of one split of a data set on the Hugging Face hub, at one commit."""
 
     KIND: ClassVar[str] = "hub"
     dataset: str
@@ -68,15 +72,15 @@ class HubText:
     config: str | None = None
 
     def check(self) -> None:
-        """Raise ConfigError unless the revision is a commit; of the hub nothing is asked."""
+        """Raise ConfigError unless the revision is a commit; the hub is not accessed."""
         require_pinned(f"source.revision of {self.dataset}", self.revision)
 
     def read(self) -> tuple[list[tuple[str, str]], str | None, str]:
         self.check()
-        found, licence = table_reading.of_hub(
+        rows, licence = table_reading.of_hub(
             self.dataset, self.config, self.split, self.revision, {self.column: OPTIONAL_TEXT}, "source.column"
         )
-        texts = [(f"{self.split}, row {number}", row[self.column]) for number, row in enumerate(found)]
+        texts = [(f"{self.split}, row {number}", row[self.column]) for number, row in enumerate(rows)]
         return texts, licence, f"Hugging Face hub, {self.dataset} at {self.revision}"
 
 
@@ -84,8 +88,8 @@ class HubText:
 class FolderText:
     """A file, or all files of a folder: one column of Parquet or JSON lines (.jsonl), or plain text (.txt).
 
-    A folder's Parquet files are read where it has some, or else its JSON lines, or else its plain texts, each of
-    which is one document; among other files plain texts are taken for notes, and the folder is refused.
+    A folder's Parquet files are read, or else its JSON lines, or else its plain texts, each as one document. Plain
+    texts among files of other kinds may be notes, so such a folder is refused.
     """
 
     KIND: ClassVar[str] = "folder"
@@ -93,14 +97,14 @@ class FolderText:
     column: str = "text"
 
     def check(self) -> None:
-        """Raise SourceError or ConfigError unless there are files of one kind, with the column; no file is read."""
+        """Raise SourceError or ConfigError unless there are files of one kind with the column; texts are not read."""
         for file in self._files():
             if file.suffix == ".parquet":
                 table_reading.check_file(file, {self.column: OPTIONAL_TEXT}, "source.column")
             elif file.suffix == ".jsonl":
                 next(table_reading.of_lines(file, self.column, "source.column"), None)
             elif self.column != "text":
-                raise ConfigError(f"source.column: '{self.column}' found, but {file} is plain text without columns")
+                raise ConfigError(f"source.column: '{self.column}' found, but {file} is plain text and has no columns")
 
     def read(self) -> tuple[list[tuple[str, str | None]], str | None, str]:
         self.check()
@@ -114,10 +118,10 @@ class FolderText:
             raise SourceError(f"source.path: '{self.path}' does not exist; {self._needed()}")
         files = [path] if path.is_file() else sorted(one for one in path.glob("[!.]*") if one.is_file())
         for suffix in SUFFIXES:
-            fitting = [one for one in files if one.suffix == suffix]
-            if fitting and (suffix != ".txt" or len(fitting) == len(files)):
-                return fitting
-        kinds = Counter(one.suffix or "without suffix" for one in files)
+            of_kind = [file for file in files if file.suffix == suffix]
+            if of_kind and (suffix != ".txt" or len(of_kind) == len(files)):
+                return of_kind
+        kinds = Counter(file.suffix or "without suffix" for file in files)
         found = ", ".join(f"{count} {suffix}" for suffix, count in sorted(kinds.items())) or "no files"
         raise SourceError(f"source.path: no Parquet files in '{self.path}' (found: {found}); {self._needed()}")
 
@@ -137,7 +141,7 @@ class FolderText:
 
 @dataclass(frozen=True)
 class RandomText:
-    """Documents of invented words, drawn by a seed: for tests, and to check an installation without internet."""
+    """Documents of random words: for tests, and to check an installation without internet."""
 
     KIND: ClassVar[str] = "random"
     documents: int = 20
@@ -145,24 +149,24 @@ class RandomText:
     seed: int = 0
 
     def check(self) -> None:
-        """Raise ConfigError unless there are words to draw."""
+        """Raise ConfigError for numbers below 1."""
         for name in ("documents", "words"):
-            if (found := getattr(self, name)) < 1:
-                raise ConfigError(f"source.{name}: {found} is too small; it must be at least 1")
+            if (number := getattr(self, name)) < 1:
+                raise ConfigError(f"source.{name}: {number} is too small; it must be at least 1")
 
     def read(self) -> tuple[list[tuple[str, str]], str | None, str]:
         self.check()
         chooser = Random(self.seed)
         vocabulary = ["".join(chooser.choices("abcdefgh", k=chooser.randint(2, 6))) for _ in range(80)]
         texts = [(f"document {i}", " ".join(chooser.choices(vocabulary, k=self.words))) for i in range(self.documents)]
-        return texts, None, f"invented words, seed {self.seed}"
+        return texts, None, f"random words, seed {self.seed}"
 
 
-SUFFIXES = (".parquet", ".jsonl", ".txt")  # the first that a folder has is read
+SUFFIXES = (".parquet", ".jsonl", ".txt")  # a folder's files with the first of these suffixes are read
 
 
 def _plain_text(file: Path) -> str:
-    """The text of a file, without the byte order mark that some editors write."""
+    """The text of a file without a byte order mark, which some editors write."""
     try:
         return file.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -174,7 +178,7 @@ TEXT_SOURCES = {source.KIND: source for source in (PackagedText, HubText, Folder
 
 
 def fetch(source: TextSource) -> tuple[list[Document], dict[str, Any]]:
-    """The documents of a source, in its order and without empty ones, and the card: source, licence, origin, sizes.
+    """The non-empty documents of a source in its order, and a card with source, licence, origin and sizes.
 
     Raises SourceError or ConfigError if the source cannot be read.
     """

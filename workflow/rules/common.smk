@@ -18,11 +18,11 @@ from shadowcore.provenance import fingerprint
 from shadowcore.states import REPORT
 from shadowcore.work import Work
 
-# Snakemake's jobs live as long as it does: to look for garbage among ten thousand of them takes a fifth of its time.
+# Garbage collection among ten thousand of Snakemake's jobs, which are never freed, would take a fifth of its time.
 gc.set_threshold(500_000)
 
 
-# Snakemake looks for wildcards in paths, and a clone may stand in a folder with braces in its name.
+# Snakemake takes braces in a path for wildcards, and the folder of a clone may have braces in its name.
 def escaped(path):
     return str(path).replace("{", "{{").replace("}", "}}")
 
@@ -30,7 +30,7 @@ def escaped(path):
 ENVIRONMENT = escaped(f"{workflow.basedir}/environment.yml")
 
 
-# Snakemake asks every function for its parameters, several times for every job: they are found once, here.
+# Snakemake inspects the parameters of every function several times per job; this caches them.
 def with_signature(function):
     overwrite_function_params(function, signature(function).parameters)
     return function
@@ -39,7 +39,7 @@ def with_signature(function):
 with_signature(Resource.evaluate)
 
 
-# Weights and traces, which Snakemake deletes in a study of one model at a time when no job of the run needs them.
+# Weights and traces; with `one_model_at_a_time`, Snakemake deletes them when no job of the run needs them.
 def deletable(path):
     return temp(path) if study.one_model_at_a_time else path
 
@@ -48,22 +48,22 @@ def deletable(path):
 def planned():
     try:
         return {(one.rule, one.name): one for one in work(jobs)}
-    except ShadowcoreError as error:  # one sentence, without the frames of a function that a rule asks
+    except ShadowcoreError as error:  # one sentence, without a traceback
         raise WorkflowError(str(error))
 
 
-# What rules ask the study about their wildcards: memory, GPUs and time of a job, by the size of its model and by how
-# often it has been tried (`--retries`). A cluster that counts GPUs as `gres` says so in its profile's resource scopes.
-def asked(rule, name):
-    def asking(what):
-        def answer(wildcards, attempt):
+# Memory, time limit and GPUs of a rule's jobs, from the size of the model and the number of attempts (`--retries`).
+# name: the job's name as a pattern of wildcards. GPUs are named `gres` if the cluster's profile has it as a scope.
+def resources_of(rule, name):
+    def function(resource):
+        def amount(wildcards, attempt):
             key = rule, name.format(**wildcards)
-            return planned().get(key, Work(*key)).resources(attempt)[what]
+            return planned().get(key, Work(*key)).resources(attempt)[resource]
 
-        return with_signature(answer)
+        return with_signature(amount)
 
-    counted = "gres" if "gres" in workflow.resource_scopes else "gpu"
-    return {what: asking(what) for what in ("mem_mb", "runtime", "devices", counted)}
+    gpus = "gres" if "gres" in workflow.resource_scopes else "gpu"
+    return {resource: function(resource) for resource in ("mem_mb", "runtime", "devices", gpus)}
 
 
 def halving(batch):
@@ -74,7 +74,7 @@ def teacher_of(file):
     return lambda wildcards: f"{root}/models/{study.models[wildcards.model].relufied.teacher}/{file}"
 
 
-# ... and what is to be done. `slug`: the wildcard that names a predictor of a model and text.
+# The predictor of a job. slug: the name of the wildcard with the predictor's slug.
 def predictor(wildcards, slug):
     return jobs.trained[wildcards.model, wildcards.calibration, wildcards[slug]]
 
@@ -95,8 +95,8 @@ def begun_with(wildcards):
     return [f"{jobs.stem(jobs.parent(predictor(wildcards, 'tuned')))}.safetensors"]
 
 
-# Traces and predictors are too large to be read once more for what is in them. They are `ancient`, as the models'
-# weights are: the small files with their checksums say when they changed.
+# Traces and predictors are too large to be hashed by Snakemake. They are `ancient`, like the models' weights, and the
+# small files with their checksums are inputs, which show when they have changed.
 def unhashed(files):
     return with_signature(lambda wildcards: [ancient(path) for path in files(wildcards)])
 
@@ -114,7 +114,7 @@ def benchmarks_of(wildcards):
     return jobs.gathered(wildcards.data)
 
 
-# read by no one: nothing is measured before this check has passed
+# not read by the job; an input only so that nothing is measured before this check has passed
 @with_signature
 def disjoint_of(wildcards):
     return jobs.disjoint(evaluation(wildcards))
@@ -140,7 +140,7 @@ interruptions = []
 
 
 def notice_interruption():
-    """Remember Ctrl-C, which Snakemake does not tell from a failure when it calls `onerror`."""
+    """Remember Ctrl-C, because Snakemake calls `onerror` for it as for a failure."""
 
     def remember(number, frame):
         interruptions.append(number)
@@ -157,7 +157,7 @@ progress_lines = []
 
 
 def show_progress():
-    """One line of progress instead of pages on single jobs, unless `--verbose` asks for them."""
+    """Show one line of progress instead of messages about single jobs, unless `--verbose` is given."""
     if not workflow.output_settings.verbose:
         progress_lines.append(progress_line.install(logger, jobs))
 
@@ -168,31 +168,31 @@ def end_progress():
 
 
 def require_queue():
-    """Without SLURM's commands, its executor would wait for ever."""
+    """Raise WorkflowError if SLURM is to be used and its commands are missing; its executor would wait for ever."""
     if workflow.executor_plugin.name.startswith("slurm") and not shutil.which("sbatch"):
         raise WorkflowError(
-            "this machine has no SLURM (there is no command `sbatch`); start on a login node of the cluster, or "
-            "without `--workflow-profile` to run on this machine alone"
+            "this machine has no SLURM (no command `sbatch`); start on a login node of the cluster, or without "
+            "`--workflow-profile` to run on this machine alone"
         )
 
 
 def place_of(job):
-    """What `Work.place` is: a job by its log."""
+    """The job's `Work.place`, from the path of its log."""
     return str(Path(job.log[0]).relative_to(jobs.root / "logs").with_suffix(""))
 
 
 def report_what_there_is():
-    """After a failure: make tables and page of what there is, and end with each failed job's own sentence."""
-    single = [one for job in workflow.scheduler.failed for one in getattr(job, "jobs", [job])]
+    """After a failure: make tables and page of the existing results, and print the error of each failed job."""
+    single = [member for job in workflow.scheduler.failed for member in getattr(job, "jobs", [job])]
     unfinished = [job for job in workflow.dag.needrun_jobs() if job.log]
     failed = {place_of(job) for job in single if job in set(unfinished)}
     ended = incomplete.Ended(jobs, failed, {place_of(job) for job in unfinished})
-    if not workflow.storage_settings.default_storage_provider:  # else what there is is not on this machine
+    if not workflow.storage_settings.default_storage_provider:  # else the results are not on this machine
         for job in unfinished:
             if job.rule.name in REPORT and place_of(job) not in failed:
-                workflow.persistence.started(job)  # so that the next run makes it again, whatever its inputs say
+                workflow.persistence.started(job)  # marks its outputs as incomplete, so the next run makes them again
         try:
             incomplete.report(ended, Path(workflow.basedir, "workflow", "report", "workflow.rst"))
         except OSError as error:  # a full disk, which may be why the jobs failed
-            print(f"Tables and page cannot be made of the other jobs: {error}", file=sys.stderr)
+            print(f"The tables and the page of the other jobs could not be written: {error}", file=sys.stderr)
     print("", *incomplete.end_of_run(ended), sep="\n", file=sys.stderr)

@@ -1,8 +1,8 @@
-# A job's outcome files, one a condition, are beside its manifest. Snakemake does not know them, so it never deletes what
-# was measured. It also would not notice that one is gone, but that their manifest is: its job then runs again.
+# A job's outcome files, one per condition, are in the folder of its manifest. Snakemake does not know them, so it never
+# deletes them. If one of them is missing, the manifest is deleted here, so that the job runs again.
 for path in map(Path, jobs.manifests() if workflow.is_main_process else ()):
     if path.is_file() and manifests.absent(path):
-        with suppress(OSError):  # a folder that somebody may only look at
+        with suppress(OSError):  # a read-only folder
             path.unlink()
 
 
@@ -17,7 +17,7 @@ rule evaluate:
         scores=scores_of,
         thresholds=thresholds_of,
         predictors=unhashed(predictors_of),
-        seals=checksums_of(predictors_of),
+        checksums=checksums_of(predictors_of),
     output:
         manifest=f"{root}/outcomes/{{model}}/{{data}}/{{pct}}.json",
     log:
@@ -28,7 +28,7 @@ rule evaluate:
         ENVIRONMENT
     threads: 1
     resources:
-        **asked("evaluate", "{model}/{data}/{pct}"),
+        **resources_of("evaluate", "{model}/{data}/{pct}"),
         window_batch=halving(study.evaluation.window_batch),
         request_tokens=halving(study.evaluation.request_tokens),
     params:
@@ -59,11 +59,13 @@ rule evaluate_oracle:
         ENVIRONMENT
     threads: 1
     resources:
-        **asked("evaluate_oracle", f"{{model}}/{{data}}/{manifests.ORACLE}"),
+        **resources_of("evaluate_oracle", f"{{model}}/{{data}}/{manifests.ORACLE}"),
         window_batch=halving(study.evaluation.window_batch),
         request_tokens=halving(study.evaluation.request_tokens),
     params:
-        spec=lambda wildcards: jobs.evaluate(jobs.evaluations[wildcards.model, wildcards.data, manifests.ORACLE])["spec"],
+        spec=lambda wildcards: jobs.evaluate(jobs.evaluations[wildcards.model, wildcards.data, manifests.ORACLE])[
+            "spec"
+        ],
         code=fingerprint("shadowcore.stages.evaluate_oracle"),
     shell:
         "python -m shadowcore evaluate-oracle --spec {params.spec:q} --threads {threads} --devices {resources.devices}"

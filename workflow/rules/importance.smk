@@ -1,4 +1,4 @@
-# The weights are `ancient`: the card holds their hashes, so the card says when they changed.
+# The weights are `ancient`: the card has their hashes, so a change of the weights changes the card.
 rule trace:
     input:
         card=rules.fetch_model.output.card,
@@ -6,7 +6,7 @@ rule trace:
         documents=f"{root}/texts/{{calibration}}/documents.parquet",
     output:
         trace=deletable(f"{root}/traces/{{model}}/{{calibration}}/{{split}}-{{shard}}.safetensors"),
-        seal=f"{root}/traces/{{model}}/{{calibration}}/{{split}}-{{shard}}.safetensors.sha256",
+        checksum=f"{root}/traces/{{model}}/{{calibration}}/{{split}}-{{shard}}.safetensors.sha256",
     log:
         f"{root}/logs/trace/{{model}}/{{calibration}}/{{split}}-{{shard}}.log",
     benchmark:
@@ -16,7 +16,7 @@ rule trace:
         ENVIRONMENT
     threads: 1
     resources:
-        **asked("trace", "{model}/{calibration}/{split}-{shard}"),
+        **resources_of("trace", "{model}/{calibration}/{split}-{shard}"),
         batch=halving(study.traces.batch),
     params:
         spec=lambda wildcards: jobs.trace(wildcards.model, wildcards.split, wildcards.shard)["spec"],
@@ -33,10 +33,10 @@ rule trace_on_policy:
         weights=ancient(rules.fetch_model.output.weights),
         documents=f"{root}/texts/{{calibration}}/documents.parquet",
         predictor=ancient(f"{root}/predictors/{{model}}/{{calibration}}/{{masking}}.safetensors"),
-        seal=f"{root}/predictors/{{model}}/{{calibration}}/{{masking}}.safetensors.sha256",
+        checksum=f"{root}/predictors/{{model}}/{{calibration}}/{{masking}}.safetensors.sha256",
     output:
         trace=deletable(f"{root}/traces/{{model}}/{{calibration}}/{{masking}}/{{split}}-{{shard}}.safetensors"),
-        seal=f"{root}/traces/{{model}}/{{calibration}}/{{masking}}/{{split}}-{{shard}}.safetensors.sha256",
+        checksum=f"{root}/traces/{{model}}/{{calibration}}/{{masking}}/{{split}}-{{shard}}.safetensors.sha256",
     log:
         f"{root}/logs/trace_on_policy/{{model}}/{{calibration}}/{{masking}}/{{split}}-{{shard}}.log",
     benchmark:
@@ -46,7 +46,7 @@ rule trace_on_policy:
         ENVIRONMENT
     threads: 1
     resources:
-        **asked("trace_on_policy", "{model}/{calibration}/{masking}/{split}-{shard}"),
+        **resources_of("trace_on_policy", "{model}/{calibration}/{masking}/{split}-{shard}"),
     params:
         spec=lambda wildcards: jobs.trace_on_policy(predictor(wildcards, "masking"), wildcards.split, wildcards.shard)[
             "spec"
@@ -62,7 +62,7 @@ rule trace_on_policy:
 rule average:
     input:
         traces=unhashed(traced),
-        seals=checksums_of(traced),
+        checksums=checksums_of(traced),
     output:
         scores=f"{root}/scores/{{model}}/{{calibration}}.parquet",
     log:
@@ -73,7 +73,7 @@ rule average:
         ENVIRONMENT
     threads: 1
     resources:
-        **asked("average", "{model}/{calibration}"),
+        **resources_of("average", "{model}/{calibration}"),
     params:
         spec=lambda wildcards: jobs.average(wildcards.model, wildcards.calibration)["spec"],
         code=fingerprint("shadowcore.stages.average"),
@@ -97,7 +97,7 @@ rule calibrate_thresholds:
         ENVIRONMENT
     threads: 1
     resources:
-        **asked("calibrate_thresholds", "{model}/{calibration}"),
+        **resources_of("calibrate_thresholds", "{model}/{calibration}"),
         batch=halving(study.traces.batch),
     params:
         spec=lambda wildcards: jobs.calibrate_thresholds(wildcards.model, wildcards.calibration)["spec"],

@@ -6,7 +6,7 @@ rule latency:
         documents=f"{root}/texts/{study.evaluation.texts[0]}/documents.parquet",
         scores=f"{root}/scores/{{model}}/{study.calibration[0]}.parquet",
         predictors=unhashed(timed_predictors),
-        seals=checksums_of(timed_predictors),
+        checksums=checksums_of(timed_predictors),
     output:
         summary=f"{root}/latency/{{model}}.parquet",
         repeats=f"{root}/latency/{{model}}.repeats.parquet",
@@ -19,7 +19,7 @@ rule latency:
         ENVIRONMENT
     threads: workflow.cores
     resources:
-        **asked("latency", "{model}"),
+        **resources_of("latency", "{model}"),
     params:
         spec=lambda wildcards: jobs.latency(wildcards.model)["spec"],
         code=fingerprint("shadowcore.stages.latency"),
@@ -44,7 +44,7 @@ rule latency_random:
         ENVIRONMENT
     threads: workflow.cores
     resources:
-        **asked("latency_random", "{published}/{lengths}"),
+        **resources_of("latency_random", "{published}/{lengths}"),
     params:
         spec=lambda wildcards: jobs.latency_random(wildcards.published, wildcards.lengths)["spec"],
         code=fingerprint("shadowcore.stages.latency_random"),

@@ -1,14 +1,14 @@
-# A study of one model at a time (`one_model_at_a_time: true`), which Snakemake has no settings for:
-# - Jobs of a model start when no job of the models before it runs or can start. Jobs that failed, and jobs that need
-#   their files, hold no later model up; that is why a model's files are not inputs of the next one's jobs.
-# - Files that were deleted are made again for the jobs that read them, and those jobs alone run. Snakemake would run
-#   everything again that was once made of such a file, although the new file is the same.
+# Running one model at a time (`one_model_at_a_time: true`), for which Snakemake has no settings:
+# - Jobs of a model start when no job of the models before it is running or can start. Failed jobs of a model, and jobs
+#   that need their files, do not delay the next models; therefore files of one model are not inputs of another's jobs.
+# - Deleted files are made again for jobs that read them, and only those jobs run. Snakemake would run all jobs again
+#   that have ever read such a file, although the new file is the same.
 from snakemake.dag import DAG
 from snakemake.io import is_flagged
 
 
 def take_turns(scheduler):
-    """Let the scheduler choose only among jobs of no model and of one model, the first that has jobs."""
+    """Let the scheduler choose only among jobs without a model and jobs of the first model that has jobs."""
     select, order, current = scheduler.job_selector, list(study.models), 0
 
     def turn(job):
@@ -19,7 +19,7 @@ def take_turns(scheduler):
         nonlocal current
         turns = {turn(job) for job in {*ready, *scheduler.running}}
         first = min(turns - {None}, default=current)
-        if first < current or None not in turns:  # else jobs of this model may be waiting for a text
+        if first < current or None not in turns:  # otherwise jobs of this model may be waiting for a text
             current = first
         chosen = {job for job in ready if turn(job) in (None, current)}
         return select(chosen) if chosen else []
@@ -28,8 +28,8 @@ def take_turns(scheduler):
 
 
 def jobs_to_run(dag):
-    """Of the jobs that Snakemake would run: those that have a reason of their own, or whose inputs become other ones,
-    and those that make deleted files for them.
+    """The jobs that must run, of those that Snakemake would run: jobs with a reason of their own, jobs whose inputs
+    change, and jobs that make deleted files for them.
     """
     possible = set(dag.needrun_jobs())
     changed = {job for job in possible if dag.reason(job).forced or not dag.reason(job).derived}

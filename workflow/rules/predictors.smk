@@ -3,10 +3,10 @@ rule train_predictor:
         card=rules.fetch_model.output.card,
         traces=unhashed(trained_on("train", "trained")),
         heldout=unhashed(trained_on("heldout", "trained")),
-        seals=checksums_of(trained_on("train", "trained"), trained_on("heldout", "trained")),
+        checksums=checksums_of(trained_on("train", "trained"), trained_on("heldout", "trained")),
     output:
         predictor=f"{root}/predictors/{{model}}/{{calibration}}/{{trained}}.safetensors",
-        seal=f"{root}/predictors/{{model}}/{{calibration}}/{{trained}}.safetensors.sha256",
+        checksum=f"{root}/predictors/{{model}}/{{calibration}}/{{trained}}.safetensors.sha256",
         quality=f"{root}/predictors/{{model}}/{{calibration}}/{{trained}}.quality.parquet",
         training=f"{root}/predictors/{{model}}/{{calibration}}/{{trained}}.training.parquet",
     log:
@@ -18,7 +18,7 @@ rule train_predictor:
         ENVIRONMENT
     threads: 1
     resources:
-        **asked("train_predictor", "{model}/{calibration}/{trained}"),
+        **resources_of("train_predictor", "{model}/{calibration}/{trained}"),
     params:
         spec=lambda wildcards: jobs.train_predictor(predictor(wildcards, "trained"))["spec"],
         code=fingerprint("shadowcore.stages.train_predictor"),
@@ -34,13 +34,13 @@ rule tune_predictor:
         weights=ancient(rules.fetch_model.output.weights),
         documents=f"{root}/texts/{{calibration}}/documents.parquet",
         trained=unhashed(begun_with),
-        trained_seal=checksums_of(begun_with),
+        trained_checksum=checksums_of(begun_with),
         traces=unhashed(trained_on("train", "tuned")),
         heldout=unhashed(trained_on("heldout", "tuned")),
-        seals=checksums_of(trained_on("train", "tuned"), trained_on("heldout", "tuned")),
+        checksums=checksums_of(trained_on("train", "tuned"), trained_on("heldout", "tuned")),
     output:
         predictor=f"{root}/predictors/{{model}}/{{calibration}}/{{tuned}}.safetensors",
-        seal=f"{root}/predictors/{{model}}/{{calibration}}/{{tuned}}.safetensors.sha256",
+        checksum=f"{root}/predictors/{{model}}/{{calibration}}/{{tuned}}.safetensors.sha256",
         quality=f"{root}/predictors/{{model}}/{{calibration}}/{{tuned}}.quality.parquet",
         training=f"{root}/predictors/{{model}}/{{calibration}}/{{tuned}}.training.parquet",
     log:
@@ -52,7 +52,7 @@ rule tune_predictor:
         ENVIRONMENT
     threads: 1
     resources:
-        **asked("tune_predictor", "{model}/{calibration}/{tuned}"),
+        **resources_of("tune_predictor", "{model}/{calibration}/{tuned}"),
     params:
         spec=lambda wildcards: jobs.tune_predictor(predictor(wildcards, "tuned"))["spec"],
         code=fingerprint("shadowcore.stages.tune_predictor"),

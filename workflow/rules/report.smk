@@ -27,7 +27,7 @@ rule aggregate:
         ENVIRONMENT
     threads: 1
     resources:
-        **asked("aggregate", "aggregate"),
+        **resources_of("aggregate", "aggregate"),
     params:
         code=fingerprint("shadowcore.stages.aggregate"),
         outputs=lambda wildcards, output: " ".join(
@@ -52,7 +52,7 @@ rule check_tables:
         ENVIRONMENT
     threads: 1
     resources:
-        **asked("check_tables", "check_tables"),
+        **resources_of("check_tables", "check_tables"),
     params:
         code=fingerprint("shadowcore.stages.check_tables"),
     shell:
@@ -63,7 +63,7 @@ rule judge_claims:
     input:
         tables=jobs.tables(MEASURED_TABLES),
         checked=rules.check_tables.output.record,
-        published=local(escaped(relpath(PUBLISHED))),  # is in this tree, and never in an object store
+        published=local(escaped(relpath(PUBLISHED))),  # a file of this repository, never in an object store
     output:
         claims=report(f"{root}/tables/claims.parquet", category="Tables", caption="../report/tables.rst"),
     log:
@@ -74,7 +74,7 @@ rule judge_claims:
         ENVIRONMENT
     threads: 1
     resources:
-        **asked("judge_claims", "judge_claims"),
+        **resources_of("judge_claims", "judge_claims"),
     params:
         code=fingerprint("shadowcore.stages.judge_claims"),
     shell:
@@ -82,7 +82,7 @@ rule judge_claims:
         " --claims {output.claims:q} &> {log:q}"
 
 
-# one job a model: most of drawing a figure is importing what draws it
+# one job per model, because importing the plotting packages takes longer than drawing a figure
 rule draw:
     input:
         tables=jobs.tables(MEASURED_TABLES),
@@ -93,7 +93,7 @@ rule draw:
             directory(f"{root}/figures/{{model}}"),
             patterns=["{figure}.png"],
             category="Figures",
-            labels={"figure": "{figure}", "model": "{model}"},  # of two models the second label is a switch
+            labels={"figure": "{figure}", "model": "{model}"},  # the second label becomes a switch between models
             caption="../report/figure.rst",
         ),
     log:
@@ -104,7 +104,7 @@ rule draw:
         ENVIRONMENT
     threads: 1
     resources:
-        **asked("draw", "{model}"),
+        **resources_of("draw", "{model}"),
     params:
         spec=lambda wildcards: json.dumps({"model": wildcards.model}),
         figures=lambda wildcards: jobs.figure_files(wildcards.model),
@@ -135,7 +135,7 @@ rule write_page:
         ENVIRONMENT
     threads: 1
     resources:
-        **asked("write_page", "write_page"),
+        **resources_of("write_page", "write_page"),
     params:
         spec=jobs.write_page()["spec"],
         code=jobs.write_page()["code"],

@@ -10,18 +10,18 @@ rule fetch_model:
         ENVIRONMENT
     threads: 1
     resources:
-        **asked("fetch_model", "{model}"),
+        **resources_of("fetch_model", "{model}"),
     params:
         spec=lambda wildcards: jobs.fetch_model(wildcards.model)["spec"],
         code=fingerprint("shadowcore.stages.fetch_model"),
     shell:
-        # a download goes with the model's weights, and is not kept in the hub's cache
+        # downloads are deleted with the model's weights, so they must not be kept in the hub's cache
         ("export SHADOWCORE_OWN_DOWNLOADS=1; " if study.one_model_at_a_time else "")
         + "python -m shadowcore fetch-model --spec {params.spec:q} --threads {threads}"
         " --card {output.card:q} --weights {output.weights:q} &> {log:q}"
 
 
-# Its outputs are a model's, as those of `fetch_model`: a model that another one teaches is made by this rule.
+# This rule has the same outputs as `fetch_model`; models that are distilled from another one are made by this rule.
 ruleorder: relufy > fetch_model
 
 
@@ -43,7 +43,7 @@ rule relufy:
         ENVIRONMENT
     threads: 1
     resources:
-        **asked("relufy", "{model}"),
+        **resources_of("relufy", "{model}"),
     params:
         spec=lambda wildcards: jobs.relufy(wildcards.model)["spec"],
         code=fingerprint("shadowcore.stages.relufy"),
@@ -65,7 +65,7 @@ rule prepare_text:
         ENVIRONMENT
     threads: 1
     resources:
-        **asked("prepare_text", "{text}"),
+        **resources_of("prepare_text", "{text}"),
     params:
         spec=lambda wildcards: jobs.prepare_text(wildcards.text)["spec"],
         code=fingerprint("shadowcore.stages.prepare_text"),
@@ -85,7 +85,7 @@ rule prepare_benchmark:
         ENVIRONMENT
     threads: 1
     resources:
-        **asked("prepare_benchmark", "{task}"),
+        **resources_of("prepare_benchmark", "{task}"),
     params:
         spec=lambda wildcards: jobs.prepare_benchmark(wildcards.task)["spec"],
         code=fingerprint("shadowcore.stages.prepare_benchmark"),
@@ -94,7 +94,7 @@ rule prepare_benchmark:
         " --documents {output.documents:q} &> {log:q}"
 
 
-# One file for all: of every benchmark that is an input, twenty thousand jobs would each be asked whether it changed.
+# One file for all benchmarks, because Snakemake checks every input of each of twenty thousand jobs for changes.
 rule gather_benchmarks:
     input:
         prepared=jobs.benchmarks(study.evaluation.texts[0]),
@@ -108,7 +108,7 @@ rule gather_benchmarks:
         ENVIRONMENT
     threads: 1
     resources:
-        **asked("gather_benchmarks", "gather_benchmarks"),
+        **resources_of("gather_benchmarks", "gather_benchmarks"),
     params:
         code=fingerprint("shadowcore.stages.gather_benchmarks"),
     shell:
@@ -131,7 +131,7 @@ rule check_disjoint:
         ENVIRONMENT
     threads: 1
     resources:
-        **asked("check_disjoint", "{calibration}+{text}"),
+        **resources_of("check_disjoint", "{calibration}+{text}"),
     params:
         spec=lambda wildcards: jobs.check_disjoint(wildcards.calibration, wildcards.text)["spec"],
         code=fingerprint("shadowcore.stages.check_disjoint"),
