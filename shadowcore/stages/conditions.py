@@ -21,11 +21,12 @@ AT_ONCE_BYTES = 4e9
 
 @dataclass(frozen=True)
 class Spec:
-    """Conditions of one model and text, and the size of their measurement; batches in windows, or tokens of requests.
+    """Conditions of one model and text, and the sizes of their measurement.
 
-    conditions: by name (`manifests.name`); window_batch, request_tokens: windows, and tokens of lm-eval requests, in a pass; tasks:
-    our own tasks and benchmarks, which are measured in addition to the perplexity of windows; fewshot: numbers of
-    examples in a benchmark's prompts; rolling_tokens: longest window of a rolling benchmark; text_seed: of windows.
+    conditions: by name (`manifests.name`); window_batch, request_tokens: windows and tokens of lm-eval requests in a
+    pass; tasks: our own tasks and benchmarks, which are measured in addition to the perplexity of windows; fewshot:
+    numbers of examples in a benchmark's prompts; rolling_tokens: longest window of a rolling benchmark; text_seed: of
+    windows.
     """
 
     conditions: dict[str, Condition]
