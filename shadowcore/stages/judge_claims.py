@@ -1,4 +1,4 @@
-"""Put the published claims beside the study's final tables, with a verdict for each."""
+"""Compare the published claims with the study's final tables and give each a verdict."""
 
 from __future__ import annotations
 
