@@ -938,3 +938,12 @@ def test_bytes_are_drawn_where_they_were_counted_and_dominated_conditions_are_no
     rows = pd.DataFrame({"read_share": [0.9, 0.8, 0.7, 0.8], "value": [1.5, 1.2, 2.0, 1.3]})
     assert list(undominated(rows).index) == [1, 2]
     assert "oracle" not in texts(FIGURES["quality_per_byte"](frames, MODEL))
+
+
+def test_the_published_designs_are_drawn_however_many_methods_are_better(frames):
+    rows = frames["perplexity"]
+    static = rows[rows["method"] == "static"]
+    better = [static.assign(method=f"new{i}", value=static["value"] / (9 - i)) for i in range(7)]
+    found = texts(FIGURES["quality_per_byte"](frames | {"perplexity": pd.concat([rows, *better])}, MODEL))
+    assert {"shadow", "layerwise", "new0"} <= set(found) and len({"static", *COST} & set(found)) == 2
+    assert sum(text.startswith("new") for text in found) == 4
