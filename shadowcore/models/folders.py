@@ -219,13 +219,9 @@ def _quiet() -> Iterator[None]:
 
 
 def require_usable(folder: Path) -> None:
-    """Raise ArtifactError, SourceError or ConfigError unless the study can use the model of a folder.
-
-    Configuration, names and shapes of weights, and the tokenizer are checked; no weights are read.
-    """
-    config = read_config(folder)
+    """Raise an error unless configuration, names and shapes of weights, and tokenizer of a folder are usable."""
     require_runnable(folder)
-    fit_tokenizer(load_tokenizer(folder), config.vocab_size, str(folder))
+    fit_tokenizer(load_tokenizer(folder), read_config(folder).vocab_size, str(folder))
 
 
 def load_tokenizer(folder: Path):

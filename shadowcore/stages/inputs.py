@@ -69,6 +69,15 @@ def windows_of(
     )
 
 
+def training_windows(card: Path, documents: Path, tokenizer, spec, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids (N, T) of training and held-out windows. spec: has windows, heldout_windows and window_tokens."""
+    train, heldout = (
+        windows_of(card, documents, split, tokenizer, spec.window_tokens, count, seed)
+        for split, count in (("train", spec.windows), ("heldout", spec.heldout_windows))
+    )
+    return torch.tensor([window.ids for window in train]), torch.tensor([window.ids for window in heldout])
+
+
 def read_mean_scores(
     path: Path, criterion: str, kinds: tuple[Kind, ...], sizes: Dimensions
 ) -> dict[Kind, torch.Tensor]:

@@ -50,15 +50,7 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     torch.set_float32_matmul_precision("high")  # allows TF32, which is precise enough for training, not for measuring
     teacher_card = read_card(inputs.teacher_card)
     tokenizer = reading.read_tokenizer(inputs.teacher_card, inputs.teacher_weights)
-    real, heldout = (
-        torch.tensor([
-            window.ids
-            for window in reading.windows_of(
-                inputs.teacher_card, inputs.documents, split, tokenizer, spec.window_tokens, count, spec.seed
-            )
-        ])
-        for split, count in (("train", spec.windows), ("heldout", spec.heldout_windows))
-    )  # fmt: skip
+    real, heldout = reading.training_windows(inputs.teacher_card, inputs.documents, tokenizer, spec, spec.seed)
     teacher = reading.read_model(inputs.teacher_card, inputs.teacher_weights, "float32")
     head = header("relufy", spec, inputs)
     checkpoint = Checkpoint(outputs.card, head, SECONDS_BETWEEN)

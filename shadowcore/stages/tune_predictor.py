@@ -46,14 +46,7 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     progress = Progress(f"tune {spec.method} {spec.criterion} {spec.predictor}")
     torch.set_float32_matmul_precision("high")  # allows TF32, which is precise enough for training, not for measuring
     tokenizer = reading.read_tokenizer(inputs.card, inputs.weights)
-    length, seed = spec.window_tokens, spec.text_seed
-    windows, heldout = (
-        torch.tensor([
-            window.ids
-            for window in reading.windows_of(inputs.card, inputs.documents, split, tokenizer, length, count, seed)
-        ])
-        for split, count in (("train", spec.windows), ("heldout", spec.heldout_windows))
-    )  # fmt: skip
+    windows, heldout = reading.training_windows(inputs.card, inputs.documents, tokenizer, spec, spec.text_seed)
     model = reading.read_model(inputs.card, inputs.weights, spec.dtype)
     sizes = dimensions_of(model.config)
     predictor = reading.read_predictor(inputs.trained, sizes).to(model.device)
