@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, OP
 
 from shadowcore.decode.decoder import Decoder
 from shadowcore.decode.layout import compacted, from_model, weights_of
-from shadowcore.decode.selection import KeepFixed, KeepPredicted, kept_of
+from shadowcore.decode.selection import FixedSelection, PredictedSelection, kept_of
 from shadowcore.errors import ConfigError
 from shadowcore.measure.dense_baselines import HuggingFaceDecoder
 from shadowcore.measure.equivalence import check
@@ -98,7 +98,7 @@ def test_variants_of_the_families(variant, tokens):
         torch.nn.init.normal_(parameter, std=0.3)
     keep = random_masks(model)
     close(logits_of(Decoder(from_model(model), 16), tokens), all_logits(model, tokens))
-    check("gathered", Decoder(from_model(model), 16, KeepFixed(keep)), model, tokens[:1], 3, expected=keep)
+    check("gathered", Decoder(from_model(model), 16, FixedSelection(keep)), model, tokens[:1], 3, expected=keep)
     check("compacted", Decoder(compacted(from_model(model), keep), 16), model, tokens[:1], 3, expected=keep)
 
 
@@ -112,7 +112,7 @@ def test_generates_what_the_model_would(tiny, tokens):
 
 def test_skipped_units_are_masked_units(tiny, tokens):
     keep = random_masks(tiny)
-    decoder, theirs = Decoder(from_model(tiny), 16, KeepFixed(keep)), HuggingFaceDecoder(tiny)
+    decoder, theirs = Decoder(from_model(tiny), 16, FixedSelection(keep)), HuggingFaceDecoder(tiny)
     close(decoder.prefill(tokens[:, :PROMPT]), theirs.prefill(tokens[:, :PROMPT]))  # the prompt is dense
     with masked(tiny, keep):
         for step in tokens[:, PROMPT:].T:
@@ -134,7 +134,7 @@ def test_a_layer_may_keep_nothing(tiny, tokens, batch):
     for mask in keep.values():
         mask[2] = False
     ids = tokens[:batch]
-    gathered, cut = Decoder(from_model(tiny), 16, KeepFixed(keep)), Decoder(compacted(from_model(tiny), keep), 16)
+    gathered, cut = Decoder(from_model(tiny), 16, FixedSelection(keep)), Decoder(compacted(from_model(tiny), keep), 16)
     for decoder in (gathered, cut):
         decoder.reset(batch)
     with masked(tiny, keep):
@@ -148,7 +148,7 @@ def test_a_layer_may_keep_nothing(tiny, tokens, batch):
 @pytest.mark.parametrize("design, policy", [("shadow", "per_layer"), ("shadow", "global"), ("layerwise", "per_layer")])
 def test_predicted_steps_are_the_harness_token_by_token(tiny, tokens, design, policy, kinds):
     predictor = random_predictor(tiny, design)
-    decoder = Decoder(from_model(tiny), 16, KeepPredicted(predictor, policy, dict.fromkeys(kinds, 50)))
+    decoder = Decoder(from_model(tiny), 16, PredictedSelection(predictor, policy, dict.fromkeys(kinds, 50)))
     masks = PredictedMasks(predictor, kinds, policy, 50)
     for row in tokens:
         check(design, decoder, tiny, row[None], 4, masks)
@@ -163,7 +163,7 @@ def test_predicted_steps_in_16_bits_are_the_harness_but_for_rounding(tiny, token
         parameter.data *= 0.3  # as tame as a trained model: with large weights every layer multiplies rounding
     tiny = tiny.to(dtype)
     predictor = random_predictor(tiny, design)
-    decoder = Decoder(from_model(tiny), 20, KeepPredicted(predictor, "per_layer", HALF))
+    decoder = Decoder(from_model(tiny), 20, PredictedSelection(predictor, "per_layer", HALF))
     for row in tokens:
         check(design, decoder, tiny, row[None], 8, PredictedMasks(predictor, KINDS, "per_layer", 50))
 
@@ -171,7 +171,7 @@ def test_predicted_steps_in_16_bits_are_the_harness_but_for_rounding(tiny, token
 @pytest.mark.parametrize("design", sorted(set(PREDICTORS) - {"layerwise_own"}))
 def test_rows_of_a_batch_do_not_see_each_other(tiny, tokens, design):
     tiny = tiny.double()
-    decoder = Decoder(from_model(tiny), 16, KeepPredicted(random_predictor(tiny, design), "per_layer", HALF))
+    decoder = Decoder(from_model(tiny), 16, PredictedSelection(random_predictor(tiny, design), "per_layer", HALF))
     together = logits_of(decoder, tokens)
     for row in range(len(tokens)):
         close(logits_of(decoder, tokens[row : row + 1]), together[row : row + 1])
@@ -181,7 +181,7 @@ def test_rows_of_a_batch_do_not_see_each_other(tiny, tokens, design):
 def test_keeping_everything_changes_nothing(tiny, tokens, batch):
     layout, ids = from_model(tiny), tokens[:batch]
     dense = logits_of(Decoder(layout, 16), ids)
-    gathered_all = KeepPredicted(random_predictor(tiny, "shadow"), "per_layer", dict.fromkeys(KINDS, 0))
+    gathered_all = PredictedSelection(random_predictor(tiny, "shadow"), "per_layer", dict.fromkeys(KINDS, 0))
     close(logits_of(Decoder(layout, 16, gathered_all), ids), dense)
     all_kept = {kind: torch.ones_like(mask) for kind, mask in random_masks(tiny).items()}
     close(logits_of(Decoder(compacted(layout, all_kept), 16), ids), dense)
@@ -254,14 +254,14 @@ def test_positions_are_limited(tiny, tokens):
 
 def test_selections_that_cannot_be_are_refused(tiny):
     with pytest.raises(ConfigError, match="global"):
-        KeepPredicted(random_predictor(tiny, "layerwise"), "global", HALF)
+        PredictedSelection(random_predictor(tiny, "layerwise"), "global", HALF)
     with pytest.raises(ConfigError, match="did you mean 'per_layer'"):
-        KeepPredicted(random_predictor(tiny, "shadow"), "perlayer", HALF)
+        PredictedSelection(random_predictor(tiny, "shadow"), "perlayer", HALF)
     with pytest.raises(ConfigError, match="reads the heads it should skip"):
-        KeepPredicted(random_predictor(tiny, "layerwise_own"), "per_layer", HALF)
+        PredictedSelection(random_predictor(tiny, "layerwise_own"), "per_layer", HALF)
     heads_only = Predictor("shadow", dimensions_of(tiny.config), {"heads": 8})
     with pytest.raises(ConfigError, match="unknown 'neurons'"):
-        KeepPredicted(heads_only, "per_layer", HALF)
+        PredictedSelection(heads_only, "per_layer", HALF)
 
 
 def test_timing_takes_turns_and_keeps_raw_times(tiny, tokens):
@@ -270,7 +270,7 @@ def test_timing_takes_turns_and_keeps_raw_times(tiny, tokens):
         "huggingface": HuggingFaceDecoder(tiny),
         "dense": Decoder(layout, 20),
         "static": Decoder(compacted(layout, random_masks(tiny)), 20),
-        "shadow": Decoder(layout, 20, KeepPredicted(random_predictor(tiny, "shadow"), "per_layer", HALF)),
+        "shadow": Decoder(layout, 20, PredictedSelection(random_predictor(tiny, "shadow"), "per_layer", HALF)),
     }
     raw = measure(variants, tokens, new_tokens=3, repeats=2, warmup=1)
     assert [(row["repeat"], row["variant"]) for row in raw] == [(r, name) for r in (0, 1) for name in variants]
@@ -288,9 +288,9 @@ def test_bytes_of_a_step_are_counted(tiny, tokens):
     predictor = random_predictor(tiny, "shadow")
     decoders = {
         "dense": Decoder(layout, 20),
-        "gathered": Decoder(layout, 20, KeepFixed(keep)),
+        "gathered": Decoder(layout, 20, FixedSelection(keep)),
         "compacted": Decoder(compacted(layout, keep), 20),
-        "shadow": Decoder(layout, 20, KeepPredicted(predictor, "per_layer", {"neurons": 25})),
+        "shadow": Decoder(layout, 20, PredictedSelection(predictor, "per_layer", {"neurons": 25})),
     }
     read = {}
     for name, decoder in decoders.items():

@@ -8,7 +8,7 @@ from test_decoder import VARIANTS, random_masks, random_predictor
 
 from shadowcore.decode.decoder import Decoder
 from shadowcore.decode.layout import from_model
-from shadowcore.decode.selection import KeepFixed, KeepPredicted, Kept
+from shadowcore.decode.selection import FixedSelection, Kept, PredictedSelection
 from shadowcore.measure.equivalence import NEAR_TIE, Disagreement, check, check_thresholds, near_ties
 from shadowcore.measure.sparsity import PredictedMasks
 from shadowcore.method.policies import per_layer
@@ -57,7 +57,7 @@ class ReportsOthers(Decoder):
         return masks | {"neurons": masks["neurons"].roll(1, 1)}
 
 
-class NextUnits(KeepFixed):
+class NextUnits(FixedSelection):
     """A list of neurons off by one, in what is computed and in what is reported."""
 
     def kept(self, layer, kind):
@@ -65,7 +65,7 @@ class NextUnits(KeepFixed):
         return kept if kind == "heads" else Kept((kept.units + 1) % 48, None)
 
 
-class NextPredicted(KeepPredicted):
+class NextPredicted(PredictedSelection):
     """The same for a predictor's list."""
 
     def kept(self, layer, kind):
@@ -123,17 +123,17 @@ def test_wrong_steps_are_refused(tiny, ids, decoder):
 
 def test_units_that_are_not_the_ones_asked_for_are_refused(model, ids):
     layout, keep = from_model(model), random_masks(model)
-    check("right", Decoder(layout, ROOM, KeepFixed(keep)), model, ids, NEW, expected=keep)
+    check("right", Decoder(layout, ROOM, FixedSelection(keep)), model, ids, NEW, expected=keep)
     with pytest.raises(Disagreement, match="neurons that it kept"):
         check("wrong", Decoder(layout, ROOM, NextUnits(keep)), model, ids, NEW, expected=keep)
     with pytest.raises(Disagreement, match="logits of step"):
-        check("wrong", ReportsOthers(layout, ROOM, KeepFixed(keep)), model, ids, NEW)
+        check("wrong", ReportsOthers(layout, ROOM, FixedSelection(keep)), model, ids, NEW)
 
 
 def test_a_predictors_list_off_by_one_is_refused(model, ids):
     predictor, layout = random_predictor(model, "shadow"), from_model(model)
     masks, halves = PredictedMasks(predictor, KINDS, "per_layer", 50), dict.fromkeys(KINDS, 50)
-    check("right", Decoder(layout, ROOM, KeepPredicted(predictor, "per_layer", halves)), model, ids, NEW, masks)
+    check("right", Decoder(layout, ROOM, PredictedSelection(predictor, "per_layer", halves)), model, ids, NEW, masks)
     with pytest.raises(Disagreement, match="neurons"):
         check("wrong", Decoder(layout, ROOM, NextPredicted(predictor, "per_layer", halves)), model, ids, NEW, masks)
 
