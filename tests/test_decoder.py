@@ -84,48 +84,81 @@ def all_logits(model, ids):
     return model(ids).logits[:, PROMPT - 1 :]
 
 
-def test_dense_decoder_is_the_model(tiny, tokens):
-    decoder = Decoder(from_model(tiny), 16)
-    close(logits_of(decoder, tokens), all_logits(tiny, tokens))
-    close(logits_of(decoder, tokens[:1]), all_logits(tiny, tokens[:1]))  # a smaller batch, on a used decoder
+def test_dense_decoder_is_the_model(backend, tiny, ids):
+    close(logits_of(backend(from_model(tiny), 16), ids), all_logits(tiny, ids))
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_variants_of_the_families(variant, tokens):
+def random_model(variant):
     torch.manual_seed(3)
     model = VARIANTS[variant]().eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
-    keep = random_masks(model)
-    close(logits_of(Decoder(from_model(model), 16), tokens), all_logits(model, tokens))
-    check("gathered", Decoder(from_model(model), 16, FixedSelection(keep)), model, tokens[:1], 3, expected=keep)
-    check("compacted", Decoder(compacted(from_model(model), keep), 16), model, tokens[:1], 3, expected=keep)
+    return model
 
 
-def test_generates_what_the_model_would(tiny, tokens):
-    decoder = Decoder(from_model(tiny), 20)
-    for row in tokens:
-        check("dense", decoder, tiny, row[None], 6)
-    from_one_token = decoder.generate(tokens[:, :1], 3)
-    assert torch.equal(from_one_token, Decoder(from_model(tiny), 20).generate(tokens[:, :1], 3))
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_variants_of_the_families(backend, variant, ids):
+    model = random_model(variant)
+    keep, layout = random_masks(model), from_model(model)
+    close(logits_of(backend(layout, 16), ids), all_logits(model, ids))
+    check("gathered", backend(layout, 16, FixedSelection(keep)), model, ids[:1], 2, expected=keep)
+    check("compacted", backend(compacted(layout, keep), 16), model, ids[:1], 2, expected=keep)
 
 
-def test_skipped_units_are_masked_units(tiny, tokens):
+def test_generates_what_the_model_would(backend, tiny, ids):
+    decoder = backend(from_model(tiny), 20)
+    for row in ids:
+        check("dense", decoder, tiny, row[None], 3)
+    from_one_token = decoder.generate(ids[:, :1], 2)  # a used decoder, no prompt
+    assert torch.equal(from_one_token, backend(from_model(tiny), 20).generate(ids[:, :1], 2))
+
+
+def test_skipped_units_are_masked_units(backend, tiny, ids):
     keep = random_masks(tiny)
-    decoder, theirs = Decoder(from_model(tiny), 16, FixedSelection(keep)), HuggingFaceDecoder(tiny)
-    close(decoder.prefill(tokens[:, :PROMPT]), theirs.prefill(tokens[:, :PROMPT]))  # the prompt is dense
+    keep["heads"][1], keep["neurons"][2], keep["heads"][3] = True, False, False  # all and none are kept, too
+    decoder, theirs = backend(from_model(tiny), 16, FixedSelection(keep)), HuggingFaceDecoder(tiny)
+    close(decoder.prefill(ids[:, :PROMPT]), theirs.prefill(ids[:, :PROMPT]))  # the prompt is dense
     with masked(tiny, keep):
-        for step in tokens[:, PROMPT:].T:
+        for step in ids[:, PROMPT:].T:
             close(decoder.step(step), theirs.step(step))
     assert all(torch.equal(decoder.keep_masks()[kind], keep[kind]) for kind in KINDS)
 
 
-def test_compacted_weights_are_masked_units(tiny, tokens):
+def test_fixed_units_take_turns(backend, tiny, ids):
+    layout, steps, lists = from_model(tiny), 3, {}
+    generator = torch.Generator().manual_seed(5)
+    for kind in KINDS:
+        units = layout.sizes.units(kind)
+        order = torch.rand(steps, layout.sizes.layers, units, generator=generator).argsort(-1)
+        lists[kind] = order[..., : units // 2].to(torch.int32)
+    decoder, theirs = backend(layout, 16, FixedSelection.in_turns(lists)), HuggingFaceDecoder(tiny)
+    decoder.prefill(ids[:, :PROMPT]), theirs.prefill(ids[:, :PROMPT])
+    for position, step in enumerate(ids[:, PROMPT:].T, PROMPT):
+        keep = {kind: torch.zeros_like(mask).scatter(1, lists[kind][position % steps].long(), True)
+                for kind, mask in random_masks(tiny).items()}  # fmt: skip
+        with masked(tiny, keep):
+            close(decoder.step(step), theirs.step(step))
+        assert all(torch.equal(decoder.keep_masks()[kind], keep[kind]) for kind in KINDS)
+
+
+def test_compacted_weights_are_masked_units(backend, tiny, ids):
     keep = random_masks(tiny)
-    decoder = Decoder(compacted(from_model(tiny), keep), 16)
+    for mask in keep.values():
+        mask[2] = False
+    decoder = backend(compacted(from_model(tiny), keep), 16)
     with masked(tiny, keep):
-        close(logits_of(decoder, tokens), all_logits(tiny, tokens))
+        close(logits_of(decoder, ids), all_logits(tiny, ids))
     assert all(torch.equal(decoder.keep_masks()[kind], keep[kind]) for kind in KINDS)
+
+
+@pytest.mark.slow
+def test_drawing_is_seeded_and_cold_drawing_is_greedy(backend, tokens):
+    decoder, prompt = backend(from_model(VARIANTS["opt without biases"]().eval()), 12), tokens[:1, :3]
+    greedy = decoder.generate(prompt, 4)
+    assert torch.equal(decoder.generate(prompt, 4, temperature=1e-4, seed=3), greedy)
+    drawn = decoder.generate(prompt, 4, temperature=2.0, seed=3)
+    assert torch.equal(decoder.generate(prompt, 4, temperature=2.0, seed=3), drawn)
+    assert not torch.equal(decoder.generate(prompt, 4, temperature=2.0, seed=4), drawn)
 
 
 @pytest.mark.parametrize("batch", [1, 2])

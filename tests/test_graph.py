@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_decoder import HALF, PROMPT, VARIANTS, all_logits, close, logits_of, random_masks, random_predictor
+from test_decoder import HALF, PROMPT, all_logits, close, logits_of, random_masks, random_model, random_predictor
 from transformers import OPTConfig, OPTForCausalLM
 
 pytest.importorskip("triton", reason="Triton is not installed, so there is no Triton decoder to test")
@@ -15,13 +15,12 @@ from shadowcore.decode.packed_predictor import pack
 from shadowcore.decode.selection import FixedSelection, PredictedSelection
 from shadowcore.decode.triton_decoder import GraphDecoder
 from shadowcore.errors import ConfigError
-from shadowcore.measure.dense_baselines import HuggingFaceDecoder, TorchGraph
+from shadowcore.measure.dense_baselines import TorchGraph
 from shadowcore.measure.equivalence import check, gate
 from shadowcore.measure.latency import bytes_per_step, predictor_bytes
 from shadowcore.measure.sparsity import PredictedMasks
 from shadowcore.method.weight_quantization import eight_bits
 from shadowcore.models.families import KINDS
-from shadowcore.models.masking import masked
 
 ROOM = 16
 
@@ -35,49 +34,6 @@ def slow(*values):
 def ids(tokens):
     """One short sequence (1, 8): the interpreter is slow."""
     return tokens[:1, :8]
-
-
-def test_dense_decoder_is_the_model(tiny, ids):
-    close(logits_of(GraphDecoder(from_model(tiny), ROOM), ids), all_logits(tiny, ids))
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_variants_of_the_families(variant, ids):
-    torch.manual_seed(3)
-    model = VARIANTS[variant]().eval()
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    keep = random_masks(model)
-    close(logits_of(GraphDecoder(from_model(model), ROOM), ids), all_logits(model, ids))
-    check("gathered", GraphDecoder(from_model(model), ROOM, FixedSelection(keep)), model, ids, 2, expected=keep)
-    check("compacted", GraphDecoder(compacted(from_model(model), keep), ROOM), model, ids, 2, expected=keep)
-
-
-def test_generates_what_the_model_would(tiny, ids):
-    decoder = GraphDecoder(from_model(tiny), 20)
-    check("dense", decoder, tiny, ids, 3)
-    first = decoder.generate(ids[:, :1], 2)  # a used decoder, no prompt
-    assert torch.equal(first, GraphDecoder(from_model(tiny), 20).generate(ids[:, :1], 2))
-
-
-def test_skipped_units_are_masked_units(tiny, ids):
-    keep = random_masks(tiny)
-    keep["heads"][1], keep["neurons"][2], keep["heads"][3] = True, False, False  # all and none are kept, too
-    decoder, theirs = GraphDecoder(from_model(tiny), ROOM, FixedSelection(keep)), HuggingFaceDecoder(tiny)
-    close(decoder.prefill(ids[:, :PROMPT]), theirs.prefill(ids[:, :PROMPT]))
-    with masked(tiny, keep):
-        for step in ids[:, PROMPT:].T:
-            close(decoder.step(step), theirs.step(step))
-    assert all(torch.equal(decoder.keep_masks()[kind], keep[kind]) for kind in KINDS)
-
-
-def test_a_layer_may_have_nothing_left(tiny, ids):
-    keep = random_masks(tiny)
-    for mask in keep.values():
-        mask[2] = False
-    decoder = GraphDecoder(compacted(from_model(tiny), keep), ROOM)
-    with masked(tiny, keep):
-        close(logits_of(decoder, ids), all_logits(tiny, ids))
 
 
 @pytest.mark.parametrize("kinds", [slow(("heads",)), slow(("neurons",)), KINDS])
@@ -144,12 +100,7 @@ def test_8_bit_predictors_choose_nearly_the_same(tiny, ids):
 
 
 def test_relu_loses_nothing_and_a_threshold_masks(ids):
-    torch.manual_seed(0)
-    model = OPTForCausalLM(
-        OPTConfig(hidden_size=32, ffn_dim=64, num_hidden_layers=2, num_attention_heads=4, vocab_size=96,
-                  max_position_embeddings=64, word_embed_proj_dim=32, init_std=0.3)
-    ).eval()  # fmt: skip
-    layout = from_model(model)
+    layout = from_model(random_model("opt without biases"))
     dense = logits_of(GraphDecoder(layout, ROOM), ids)
     close(logits_of(GraphDecoder(layout, ROOM, thresholds=[0.0] * layout.sizes.layers), ids), dense)
     assert not torch.allclose(
@@ -161,24 +112,6 @@ def test_relu_loses_nothing_and_a_threshold_masks(ids):
 
 def test_the_dense_baseline_is_the_model(tiny, ids):
     close(logits_of(TorchGraph(from_model(tiny), ROOM), ids), all_logits(tiny, ids))
-
-
-def test_given_units_take_turns(tiny, ids):
-    layout, turns = from_model(tiny), 3
-    generator = torch.Generator().manual_seed(5)
-    lists = {}
-    for kind in KINDS:
-        units = layout.sizes.units(kind)
-        order = torch.rand(turns, layout.sizes.layers, units, generator=generator).argsort(-1)
-        lists[kind] = order[..., : units // 2].to(torch.int32)
-    decoder, theirs = GraphDecoder(layout, ROOM, FixedSelection.in_turns(lists)), HuggingFaceDecoder(tiny)
-    decoder.prefill(ids[:, :PROMPT]), theirs.prefill(ids[:, :PROMPT])
-    for position, step in enumerate(ids[:, PROMPT:].T, PROMPT):
-        keep = {kind: torch.zeros_like(mask).scatter(1, lists[kind][position % turns].long(), True)
-                for kind, mask in random_masks(tiny).items()}  # fmt: skip
-        with masked(tiny, keep):
-            close(decoder.step(step), theirs.step(step))
-        assert all(torch.equal(decoder.keep_masks()[kind], keep[kind]) for kind in KINDS)
 
 
 def test_what_is_not_served_is_refused(tiny, tokens):
@@ -227,9 +160,7 @@ def test_several_sequences_share_what_is_read(tiny, tokens):
     "variant", ["llama with biases, untied, wide heads", "qwen3, a norm for each head, wide heads"]
 )
 def test_several_sequences_with_fixed_or_compacted_units(tokens, variant):
-    model = VARIANTS[variant]().eval()
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
+    model = random_model(variant)
     keep, layout, ids = random_masks(model), from_model(model), tokens[:, :SHORT]
     for given, selection in (
         (layout, FixedSelection(keep)),
@@ -238,15 +169,3 @@ def test_several_sequences_with_fixed_or_compacted_units(tokens, variant):
         ours, theirs = GraphDecoder(given, ROOM, selection), Decoder(given, ROOM, selection)
         close(logits_of(ours, ids), logits_of(theirs, ids))
     close(logits_of(TorchGraph(layout, ROOM), ids), logits_of(Decoder(layout, ROOM), ids))
-
-
-@pytest.mark.slow
-def test_drawing_is_seeded_and_cold_drawing_is_greedy(tokens):
-    model = VARIANTS["opt without biases"]().eval()
-    for backend in (GraphDecoder, Decoder):
-        decoder, prompt = backend(from_model(model), 12), tokens[:1, :3]
-        greedy = decoder.generate(prompt, 4)
-        assert torch.equal(decoder.generate(prompt, 4, temperature=1e-4, seed=3), greedy)
-        drawn = decoder.generate(prompt, 4, temperature=2.0, seed=3)
-        assert torch.equal(decoder.generate(prompt, 4, temperature=2.0, seed=3), drawn)
-        assert not torch.equal(decoder.generate(prompt, 4, temperature=2.0, seed=4), drawn)
