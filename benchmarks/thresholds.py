@@ -99,7 +99,13 @@ def times(rows: pd.DataFrame) -> list[str]:
 def variants(rows: pd.DataFrame) -> list[str]:
     """Milliseconds a token of every variant at 50 %, a column a model."""
     half = rows[rows["sparsity_pct"] == 50].copy()
-    half["mode"] = half["mode"].replace({"oracle": "given units, nothing predicted", "static": "kept units cut out"})
+    half["mode"] = (
+        half["mode"]
+        .replace("oracle", "given")
+        .replace(  # "oracle": the name of "given" in older tables
+            {"given": "given units, nothing predicted", "static": "kept units cut out"}
+        )
+    )
     ranks = half["predictor_rank_heads"].fillna(half["predictor_rank"]).map("{:.0f}".format)
     ranks = (ranks + "/" + half["predictor_rank"].map("{:.0f}".format)).where(half["predictor_rank"].notna(), "")
     bits = half["predictor_bits"].map({8: ", 8 bits"}).fillna("")

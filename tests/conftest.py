@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from shadowcore.models.families import FAMILIES
 from shadowcore.texts.sources import RandomText
 
-LONG = ("test_workflow.py", "test_graph.py", "test_report.py", "test_kernels.py")
+LONG = ("test_workflow.py", "test_graph.py", "test_decoder.py", "test_report.py", "test_kernels.py")
 
 
 def pytest_collection_modifyitems(items):
@@ -72,6 +72,27 @@ def of_family(request):
 def tokens():
     """Token ids (2, 12) for the tiny models."""
     return torch.randint(3, 96, (2, 12), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(params=["torch", "triton"])
+def backend(request):
+    """The class of each of our decoders in turn; the kernels of the Triton decoder are interpreted."""
+    if request.param == "torch":
+        from shadowcore.decode.decoder import Decoder
+
+        return Decoder
+    pytest.importorskip("triton", reason="Triton is not installed, so there is no Triton decoder to test")
+    if torch.cuda.is_available():
+        pytest.skip("models on the CPU, kernels interpreted; test_gpu.py tests them on a GPU")
+    from shadowcore.decode.triton_decoder import GraphDecoder
+
+    return GraphDecoder
+
+
+@pytest.fixture
+def ids(backend, tokens):
+    """Two sequences (2, 12), or one short one (1, 8) for the Triton decoder: the interpreter is slow."""
+    return tokens if backend.__name__ == "Decoder" else tokens[:1, :8]
 
 
 def write_words(folder):

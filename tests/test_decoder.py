@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, OP
 
 from shadowcore.decode.decoder import Decoder
 from shadowcore.decode.layout import compacted, from_model, weights_of
-from shadowcore.decode.selection import KeepFixed, KeepPredicted, kept_of
+from shadowcore.decode.selection import FixedSelection, PredictedSelection, kept_of
 from shadowcore.errors import ConfigError
 from shadowcore.measure.dense_baselines import HuggingFaceDecoder
 from shadowcore.measure.equivalence import check
@@ -84,48 +84,81 @@ def all_logits(model, ids):
     return model(ids).logits[:, PROMPT - 1 :]
 
 
-def test_dense_decoder_is_the_model(tiny, tokens):
-    decoder = Decoder(from_model(tiny), 16)
-    close(logits_of(decoder, tokens), all_logits(tiny, tokens))
-    close(logits_of(decoder, tokens[:1]), all_logits(tiny, tokens[:1]))  # a smaller batch, on a used decoder
+def test_dense_decoder_is_the_model(backend, tiny, ids):
+    close(logits_of(backend(from_model(tiny), 16), ids), all_logits(tiny, ids))
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_variants_of_the_families(variant, tokens):
+def random_model(variant):
     torch.manual_seed(3)
     model = VARIANTS[variant]().eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
-    keep = random_masks(model)
-    close(logits_of(Decoder(from_model(model), 16), tokens), all_logits(model, tokens))
-    check("gathered", Decoder(from_model(model), 16, KeepFixed(keep)), model, tokens[:1], 3, expected=keep)
-    check("compacted", Decoder(compacted(from_model(model), keep), 16), model, tokens[:1], 3, expected=keep)
+    return model
 
 
-def test_generates_what_the_model_would(tiny, tokens):
-    decoder = Decoder(from_model(tiny), 20)
-    for row in tokens:
-        check("dense", decoder, tiny, row[None], 6)
-    from_one_token = decoder.generate(tokens[:, :1], 3)
-    assert torch.equal(from_one_token, Decoder(from_model(tiny), 20).generate(tokens[:, :1], 3))
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_variants_of_the_families(backend, variant, ids):
+    model = random_model(variant)
+    keep, layout = random_masks(model), from_model(model)
+    close(logits_of(backend(layout, 16), ids), all_logits(model, ids))
+    check("gathered", backend(layout, 16, FixedSelection(keep)), model, ids[:1], 2, expected=keep)
+    check("compacted", backend(compacted(layout, keep), 16), model, ids[:1], 2, expected=keep)
 
 
-def test_skipped_units_are_masked_units(tiny, tokens):
+def test_generates_what_the_model_would(backend, tiny, ids):
+    decoder = backend(from_model(tiny), 20)
+    for row in ids:
+        check("dense", decoder, tiny, row[None], 3)
+    from_one_token = decoder.generate(ids[:, :1], 2)  # a used decoder, no prompt
+    assert torch.equal(from_one_token, backend(from_model(tiny), 20).generate(ids[:, :1], 2))
+
+
+def test_skipped_units_are_masked_units(backend, tiny, ids):
     keep = random_masks(tiny)
-    decoder, theirs = Decoder(from_model(tiny), 16, KeepFixed(keep)), HuggingFaceDecoder(tiny)
-    close(decoder.prefill(tokens[:, :PROMPT]), theirs.prefill(tokens[:, :PROMPT]))  # the prompt is dense
+    keep["heads"][1], keep["neurons"][2], keep["heads"][3] = True, False, False  # all and none are kept, too
+    decoder, theirs = backend(from_model(tiny), 16, FixedSelection(keep)), HuggingFaceDecoder(tiny)
+    close(decoder.prefill(ids[:, :PROMPT]), theirs.prefill(ids[:, :PROMPT]))  # the prompt is dense
     with masked(tiny, keep):
-        for step in tokens[:, PROMPT:].T:
+        for step in ids[:, PROMPT:].T:
             close(decoder.step(step), theirs.step(step))
     assert all(torch.equal(decoder.keep_masks()[kind], keep[kind]) for kind in KINDS)
 
 
-def test_compacted_weights_are_masked_units(tiny, tokens):
+def test_fixed_units_take_turns(backend, tiny, ids):
+    layout, steps, lists = from_model(tiny), 3, {}
+    generator = torch.Generator().manual_seed(5)
+    for kind in KINDS:
+        units = layout.sizes.units(kind)
+        order = torch.rand(steps, layout.sizes.layers, units, generator=generator).argsort(-1)
+        lists[kind] = order[..., : units // 2].to(torch.int32)
+    decoder, theirs = backend(layout, 16, FixedSelection.in_turns(lists)), HuggingFaceDecoder(tiny)
+    decoder.prefill(ids[:, :PROMPT]), theirs.prefill(ids[:, :PROMPT])
+    for position, step in enumerate(ids[:, PROMPT:].T, PROMPT):
+        keep = {kind: torch.zeros_like(mask).scatter(1, lists[kind][position % steps].long(), True)
+                for kind, mask in random_masks(tiny).items()}  # fmt: skip
+        with masked(tiny, keep):
+            close(decoder.step(step), theirs.step(step))
+        assert all(torch.equal(decoder.keep_masks()[kind], keep[kind]) for kind in KINDS)
+
+
+def test_compacted_weights_are_masked_units(backend, tiny, ids):
     keep = random_masks(tiny)
-    decoder = Decoder(compacted(from_model(tiny), keep), 16)
+    for mask in keep.values():
+        mask[2] = False
+    decoder = backend(compacted(from_model(tiny), keep), 16)
     with masked(tiny, keep):
-        close(logits_of(decoder, tokens), all_logits(tiny, tokens))
+        close(logits_of(decoder, ids), all_logits(tiny, ids))
     assert all(torch.equal(decoder.keep_masks()[kind], keep[kind]) for kind in KINDS)
+
+
+@pytest.mark.slow
+def test_drawing_is_seeded_and_cold_drawing_is_greedy(backend, tokens):
+    decoder, prompt = backend(from_model(VARIANTS["opt without biases"]().eval()), 12), tokens[:1, :3]
+    greedy = decoder.generate(prompt, 4)
+    assert torch.equal(decoder.generate(prompt, 4, temperature=1e-4, seed=3), greedy)
+    drawn = decoder.generate(prompt, 4, temperature=2.0, seed=3)
+    assert torch.equal(decoder.generate(prompt, 4, temperature=2.0, seed=3), drawn)
+    assert not torch.equal(decoder.generate(prompt, 4, temperature=2.0, seed=4), drawn)
 
 
 @pytest.mark.parametrize("batch", [1, 2])
@@ -134,7 +167,7 @@ def test_a_layer_may_keep_nothing(tiny, tokens, batch):
     for mask in keep.values():
         mask[2] = False
     ids = tokens[:batch]
-    gathered, cut = Decoder(from_model(tiny), 16, KeepFixed(keep)), Decoder(compacted(from_model(tiny), keep), 16)
+    gathered, cut = Decoder(from_model(tiny), 16, FixedSelection(keep)), Decoder(compacted(from_model(tiny), keep), 16)
     for decoder in (gathered, cut):
         decoder.reset(batch)
     with masked(tiny, keep):
@@ -148,7 +181,7 @@ def test_a_layer_may_keep_nothing(tiny, tokens, batch):
 @pytest.mark.parametrize("design, policy", [("shadow", "per_layer"), ("shadow", "global"), ("layerwise", "per_layer")])
 def test_predicted_steps_are_the_harness_token_by_token(tiny, tokens, design, policy, kinds):
     predictor = random_predictor(tiny, design)
-    decoder = Decoder(from_model(tiny), 16, KeepPredicted(predictor, policy, dict.fromkeys(kinds, 50)))
+    decoder = Decoder(from_model(tiny), 16, PredictedSelection(predictor, policy, dict.fromkeys(kinds, 50)))
     masks = PredictedMasks(predictor, kinds, policy, 50)
     for row in tokens:
         check(design, decoder, tiny, row[None], 4, masks)
@@ -163,7 +196,7 @@ def test_predicted_steps_in_16_bits_are_the_harness_but_for_rounding(tiny, token
         parameter.data *= 0.3  # as tame as a trained model: with large weights every layer multiplies rounding
     tiny = tiny.to(dtype)
     predictor = random_predictor(tiny, design)
-    decoder = Decoder(from_model(tiny), 20, KeepPredicted(predictor, "per_layer", HALF))
+    decoder = Decoder(from_model(tiny), 20, PredictedSelection(predictor, "per_layer", HALF))
     for row in tokens:
         check(design, decoder, tiny, row[None], 8, PredictedMasks(predictor, KINDS, "per_layer", 50))
 
@@ -171,7 +204,7 @@ def test_predicted_steps_in_16_bits_are_the_harness_but_for_rounding(tiny, token
 @pytest.mark.parametrize("design", sorted(set(PREDICTORS) - {"layerwise_own"}))
 def test_rows_of_a_batch_do_not_see_each_other(tiny, tokens, design):
     tiny = tiny.double()
-    decoder = Decoder(from_model(tiny), 16, KeepPredicted(random_predictor(tiny, design), "per_layer", HALF))
+    decoder = Decoder(from_model(tiny), 16, PredictedSelection(random_predictor(tiny, design), "per_layer", HALF))
     together = logits_of(decoder, tokens)
     for row in range(len(tokens)):
         close(logits_of(decoder, tokens[row : row + 1]), together[row : row + 1])
@@ -181,7 +214,7 @@ def test_rows_of_a_batch_do_not_see_each_other(tiny, tokens, design):
 def test_keeping_everything_changes_nothing(tiny, tokens, batch):
     layout, ids = from_model(tiny), tokens[:batch]
     dense = logits_of(Decoder(layout, 16), ids)
-    gathered_all = KeepPredicted(random_predictor(tiny, "shadow"), "per_layer", dict.fromkeys(KINDS, 0))
+    gathered_all = PredictedSelection(random_predictor(tiny, "shadow"), "per_layer", dict.fromkeys(KINDS, 0))
     close(logits_of(Decoder(layout, 16, gathered_all), ids), dense)
     all_kept = {kind: torch.ones_like(mask) for kind, mask in random_masks(tiny).items()}
     close(logits_of(Decoder(compacted(layout, all_kept), 16), ids), dense)
@@ -254,14 +287,14 @@ def test_positions_are_limited(tiny, tokens):
 
 def test_selections_that_cannot_be_are_refused(tiny):
     with pytest.raises(ConfigError, match="global"):
-        KeepPredicted(random_predictor(tiny, "layerwise"), "global", HALF)
+        PredictedSelection(random_predictor(tiny, "layerwise"), "global", HALF)
     with pytest.raises(ConfigError, match="did you mean 'per_layer'"):
-        KeepPredicted(random_predictor(tiny, "shadow"), "perlayer", HALF)
+        PredictedSelection(random_predictor(tiny, "shadow"), "perlayer", HALF)
     with pytest.raises(ConfigError, match="reads the heads it should skip"):
-        KeepPredicted(random_predictor(tiny, "layerwise_own"), "per_layer", HALF)
+        PredictedSelection(random_predictor(tiny, "layerwise_own"), "per_layer", HALF)
     heads_only = Predictor("shadow", dimensions_of(tiny.config), {"heads": 8})
     with pytest.raises(ConfigError, match="unknown 'neurons'"):
-        KeepPredicted(heads_only, "per_layer", HALF)
+        PredictedSelection(heads_only, "per_layer", HALF)
 
 
 def test_timing_takes_turns_and_keeps_raw_times(tiny, tokens):
@@ -270,7 +303,7 @@ def test_timing_takes_turns_and_keeps_raw_times(tiny, tokens):
         "huggingface": HuggingFaceDecoder(tiny),
         "dense": Decoder(layout, 20),
         "static": Decoder(compacted(layout, random_masks(tiny)), 20),
-        "shadow": Decoder(layout, 20, KeepPredicted(random_predictor(tiny, "shadow"), "per_layer", HALF)),
+        "shadow": Decoder(layout, 20, PredictedSelection(random_predictor(tiny, "shadow"), "per_layer", HALF)),
     }
     raw = measure(variants, tokens, new_tokens=3, repeats=2, warmup=1)
     assert [(row["repeat"], row["variant"]) for row in raw] == [(r, name) for r in (0, 1) for name in variants]
@@ -288,9 +321,9 @@ def test_bytes_of_a_step_are_counted(tiny, tokens):
     predictor = random_predictor(tiny, "shadow")
     decoders = {
         "dense": Decoder(layout, 20),
-        "gathered": Decoder(layout, 20, KeepFixed(keep)),
+        "gathered": Decoder(layout, 20, FixedSelection(keep)),
         "compacted": Decoder(compacted(layout, keep), 20),
-        "shadow": Decoder(layout, 20, KeepPredicted(predictor, "per_layer", {"neurons": 25})),
+        "shadow": Decoder(layout, 20, PredictedSelection(predictor, "per_layer", {"neurons": 25})),
     }
     read = {}
     for name, decoder in decoders.items():

@@ -4,11 +4,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_decoder import VARIANTS, random_masks, random_predictor
+from test_decoder import random_masks, random_model, random_predictor
 
+from shadowcore.decode import operations
 from shadowcore.decode.decoder import Decoder
 from shadowcore.decode.layout import from_model
-from shadowcore.decode.selection import KeepFixed, KeepPredicted, Kept
+from shadowcore.decode.selection import FixedSelection, Kept, PredictedSelection
 from shadowcore.measure.equivalence import NEAR_TIE, Disagreement, check, check_thresholds, near_ties
 from shadowcore.measure.sparsity import PredictedMasks
 from shadowcore.method.policies import per_layer
@@ -57,7 +58,7 @@ class ReportsOthers(Decoder):
         return masks | {"neurons": masks["neurons"].roll(1, 1)}
 
 
-class NextUnits(KeepFixed):
+class NextUnits(FixedSelection):
     """A list of neurons off by one, in what is computed and in what is reported."""
 
     def kept(self, layer, kind):
@@ -65,7 +66,7 @@ class NextUnits(KeepFixed):
         return kept if kind == "heads" else Kept((kept.units + 1) % 48, None)
 
 
-class NextPredicted(KeepPredicted):
+class NextPredicted(PredictedSelection):
     """The same for a predictor's list."""
 
     def kept(self, layer, kind):
@@ -87,10 +88,7 @@ MUTATIONS = {
 @pytest.fixture
 def model():
     """A tiny Llama with biases, so that each mutation has something to change."""
-    torch.manual_seed(3)
-    model = VARIANTS["llama with biases, untied, wide heads"]().eval()
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
+    model = random_model("llama with biases, untied, wide heads")
     model.get_input_embeddings().weight.data *= 0.1  # as small as real models have them: epsilon matters
     return model
 
@@ -100,19 +98,12 @@ def ids(tokens):
     return tokens[:1, :8]
 
 
-@pytest.mark.parametrize("backend", ["torch", "triton"])
 @pytest.mark.parametrize("mutation", MUTATIONS)
 def test_wrong_weights_are_refused(model, ids, mutation, backend):
-    if backend == "triton":
-        pytest.importorskip("triton", reason="Triton is not installed, so there is no Triton decoder to test")
-        from shadowcore.decode.triton_decoder import GraphDecoder
-
-        if torch.cuda.is_available():
-            pytest.skip("the model is on the CPU")
-    layout, decoder = from_model(model), GraphDecoder if backend == "triton" else Decoder
+    layout = from_model(model)
     check("right", Decoder(layout, ROOM), model, ids, NEW)
     with pytest.raises(Disagreement, match=f"'{mutation}': logits"):
-        check(mutation, decoder(mutated(layout, **MUTATIONS[mutation]), ROOM), model, ids, 1)
+        check(mutation, backend(mutated(layout, **MUTATIONS[mutation]), ROOM), model, ids, 1)
 
 
 @pytest.mark.parametrize("decoder", [PositionAhead, StaleCache])
@@ -123,17 +114,17 @@ def test_wrong_steps_are_refused(tiny, ids, decoder):
 
 def test_units_that_are_not_the_ones_asked_for_are_refused(model, ids):
     layout, keep = from_model(model), random_masks(model)
-    check("right", Decoder(layout, ROOM, KeepFixed(keep)), model, ids, NEW, expected=keep)
+    check("right", Decoder(layout, ROOM, FixedSelection(keep)), model, ids, NEW, expected=keep)
     with pytest.raises(Disagreement, match="neurons that it kept"):
         check("wrong", Decoder(layout, ROOM, NextUnits(keep)), model, ids, NEW, expected=keep)
     with pytest.raises(Disagreement, match="logits of step"):
-        check("wrong", ReportsOthers(layout, ROOM, KeepFixed(keep)), model, ids, NEW)
+        check("wrong", ReportsOthers(layout, ROOM, FixedSelection(keep)), model, ids, NEW)
 
 
 def test_a_predictors_list_off_by_one_is_refused(model, ids):
     predictor, layout = random_predictor(model, "shadow"), from_model(model)
     masks, halves = PredictedMasks(predictor, KINDS, "per_layer", 50), dict.fromkeys(KINDS, 50)
-    check("right", Decoder(layout, ROOM, KeepPredicted(predictor, "per_layer", halves)), model, ids, NEW, masks)
+    check("right", Decoder(layout, ROOM, PredictedSelection(predictor, "per_layer", halves)), model, ids, NEW, masks)
     with pytest.raises(Disagreement, match="neurons"):
         check("wrong", Decoder(layout, ROOM, NextPredicted(predictor, "per_layer", halves)), model, ids, NEW, masks)
 
@@ -147,20 +138,9 @@ def test_a_threshold_may_decide_near_ties_either_way_and_nothing_else(tiny, ids)
         def _ffn(self, layer, x, kept):
             if x.dim() == 3:  # the prompt
                 return super()._ffn(layer, x, kept)
-            active = self._activate(self._inner(layer, x))
-            return self._add(layer, active * (active.abs() > self.thresholds[self._layer(layer)]))
-
-        def _layer(self, layer):
-            return next(i for i, one in enumerate(self.layout.layers) if one is layer)
-
-        def _inner(self, layer, x):
-            from shadowcore.decode import operations
-
-            return operations.project(layer.ffn_in, layer.ffn_in_bias, x)
-
-        def _add(self, layer, active):
-            from shadowcore.decode import operations
-
+            index = next(i for i, one in enumerate(self.layout.layers) if one is layer)
+            active = self._activate(operations.project(layer.ffn_in, layer.ffn_in_bias, x))
+            active = active * (active.abs() > self.thresholds[index])
             return operations.add(layer.ffn_down, layer.ffn_down_bias, active)
 
     decoder, thresholds = Dropping(from_model(tiny), ROOM), torch.full((4,), 0.5)

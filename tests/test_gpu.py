@@ -6,7 +6,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalL
 
 from shadowcore.decode.decoder import Decoder
 from shadowcore.decode.layout import from_model, upcast
-from shadowcore.decode.selection import KeepFixed, KeepPredicted
+from shadowcore.decode.selection import FixedSelection, PredictedSelection
 from shadowcore.measure.equivalence import check, gate
 from shadowcore.measure.gpu_timing import fill_cache
 from shadowcore.measure.sparsity import PredictedMasks
@@ -36,7 +36,7 @@ def made(name, dtype):
 
 def masks_of(selection):
     """What the evaluation harness keeps with the same predictor; None without one."""
-    if not isinstance(selection, KeepPredicted):
+    if not isinstance(selection, PredictedSelection):
         return None
     return PredictedMasks(selection.predictor, KINDS, "per_layer", selection.sparsity_pct["neurons"])
 
@@ -45,7 +45,7 @@ def predicted(design, count, sizes, block=1):
     predictor = Predictor(design, sizes, {"heads": 64, "neurons": 256}, count, block=block).eval()
     for parameter in predictor.parameters():
         torch.nn.init.normal_(parameter, std=0.05)
-    return KeepPredicted(predictor.to("cuda"), "per_layer", dict.fromkeys(KINDS, 50))
+    return PredictedSelection(predictor.to("cuda"), "per_layer", dict.fromkeys(KINDS, 50))
 
 
 def decoders(layout, room):
@@ -53,7 +53,7 @@ def decoders(layout, room):
 
     sizes = layout.sizes
     keep = {k: torch.rand(sizes.layers, sizes.units(k), device="cuda") < 0.5 for k in KINDS}
-    selections = {"dense": None, "gathered": KeepFixed(keep)}
+    selections = {"dense": None, "gathered": FixedSelection(keep)}
     for design, count in (("shadow", 1), ("segments", 2), ("layerwise", 1)):
         selections[design] = predicted(design, count, sizes)
     selections["blocks"] = predicted("shadow", 1, sizes, block=16)

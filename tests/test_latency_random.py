@@ -13,7 +13,7 @@ from shadowcore.errors import ConfigError
 from shadowcore.measure import equivalence, gpu_timing
 from shadowcore.measure.dense_baselines import HuggingFaceGenerate
 from shadowcore.measure.equivalence import Disagreement
-from shadowcore.measure.latency_variants import Design, Modes, on_gpu
+from shadowcore.measure.latency_variants import Design, Modes, variants
 from shadowcore.method.predictors import FIRST_SPARSE_LAYER
 from shadowcore.models.families import KINDS
 from shadowcore.models.published import PUBLISHED
@@ -41,7 +41,7 @@ def test_the_rule_measures_the_torch_backend_on_a_cpu_and_says_so(model, batch, 
     outputs = Outputs(*(tmp_path / f"{name}.parquet" for name in ("summary", "repeats", "refused")))
     run(spec, Inputs(), outputs)
     rows, raw = pd.read_parquet(outputs.summary), pd.read_parquet(outputs.repeats)
-    assert list(rows["mode"]) == ["dense", "static", "oracle", "shadow", "layerwise", "segments"]
+    assert list(rows["mode"]) == ["dense", "static", "given", "shadow", "layerwise", "segments"]
     assert set(rows["batch"]) == {batch} and set(rows["prompt_tokens"]) == {8} and set(rows["new_tokens"]) == {3}
     assert set(raw["batch"]) == {batch} and len(raw) == len(rows) * spec.repeats
     assert set(rows["backend"]) == {"torch"} and set(rows["weights"]) == {"random"} and rows["threads"].notna().all()
@@ -62,7 +62,7 @@ def test_every_mode_of_a_gpu_passes_its_gate(model):
     reference, timed = Decoder(upcast(layout), room), {}
 
     def build(modes, keys, wanted=()):
-        for name, own, make in on_gpu(modes, layout):
+        for name, own, make in variants(modes, layout, triton=True):
             if wanted and own["mode"] not in wanted:
                 continue
             timed[name] = built(name, keys | own, make, SPEC, layout, timed, reference)
@@ -136,9 +136,9 @@ def test_models_that_do_not_fit_say_so(monkeypatch):
     [
         ({"model": "opt-6b"}, "did you mean 'opt-66b'|did you mean 'opt-6.7b'"),
         ({"baselines": ("cubla",)}, "did you mean 'cublas'"),
-        ({"short_tokens": 3}, "between 0 and new_tokens 3"),
-        ({"prompt_tokens": 62}, "65 found, opt-tiny has 64 positions"),
-        ({"designs": (Design("shadow", 8, 16, bits=8),)}, "no 8-bit predictors; 16 would fit"),
+        ({"short_tokens": 3}, "short_tokens: 3 .* new_tokens 3"),
+        ({"prompt_tokens": 62}, "prompt_tokens.*65 .* opt-tiny has 64 positions"),
+        ({"designs": (Design("shadow", 8, 16, bits=8),)}, "no 8-bit predictors; bits must be 16"),
     ],
 )
 def test_bad_input(changes, says, tmp_path):

@@ -6,7 +6,7 @@ from test_decoder import PROMPT
 
 from shadowcore.decode.decoder import Decoder
 from shadowcore.decode.layout import from_model
-from shadowcore.decode.selection import KeepPredicted
+from shadowcore.decode.selection import PredictedSelection
 from shadowcore.measure.equivalence import gate
 from shadowcore.measure.sparsity import PredictedMasks, no_context
 from shadowcore.method.policies import kept_units
@@ -35,13 +35,13 @@ def predictor(tiny):
 @torch.no_grad()
 def test_a_decoder_rounds_an_8_bit_predictor_to_what_its_file_holds(predictor):
     pytest.importorskip("triton", reason="Triton is not installed, so there is no Triton decoder to test")
-    from shadowcore.decode.triton_selection import groups_of
+    from shadowcore.decode.packed_predictor import pack
 
     file = stored(predictor.state_dict(), 8)
     x = torch.randn(predictor.sizes.width, generator=torch.Generator().manual_seed(1))
-    groups = groups_of(predictor, KINDS, torch.bfloat16, torch.device("cpu"), predictor.bits)
-    assert predictor.step_bytes(KINDS) == sum(tensor.nbytes for group in groups for tensor in group.tensors())
-    for index, group in enumerate(groups):
+    packed = pack(predictor, KINDS, torch.bfloat16, torch.device("cpu"))
+    assert predictor.step_bytes(KINDS) == sum(tensor.nbytes for tensor in packed.tensors())
+    for index, group in enumerate(packed.groups):
         names = [f"scorers.{kind}.{index}" for kind in KINDS]
         assert torch.equal(group.inner, torch.cat([file[f"{name}.inner.weight"] for name in names]))
         assert torch.equal(group.inner_scale, torch.cat([file[f"{name}.inner.step"] for name in names]))
@@ -61,7 +61,7 @@ def test_whole_blocks_are_kept_alike_by_the_model_and_by_the_decoder(predictor):
     masks = PredictedMasks(predictor, KINDS, "per_layer", pct).begin(
         ids, torch.ones_like(ids, dtype=torch.bool), no_context
     )
-    decoder = KeepPredicted(predictor, "per_layer", dict.fromkeys(KINDS, pct))
+    decoder = PredictedSelection(predictor, "per_layer", dict.fromkeys(KINDS, pct))
     generator = torch.Generator().manual_seed(3)
     for group in predictor.groups:
         x = torch.randn(1, 1, sizes.width, generator=generator, dtype=torch.float64)
@@ -81,7 +81,7 @@ def test_blocks_are_skipped_alike_by_both_decoders(tiny, tokens, predictor):
     from shadowcore.decode.triton_decoder import GraphDecoder
 
     predictor.bits = 16  # the same numbers: of several sequences, 8-bit weights are multiplied with 16-bit features
-    layout, selection = from_model(tiny), KeepPredicted(predictor, "per_layer", dict.fromkeys(KINDS, 50))
+    layout, selection = from_model(tiny), PredictedSelection(predictor, "per_layer", dict.fromkeys(KINDS, 50))
     for ids in (tokens[:1, :PROMPT], tokens[:, :PROMPT]):  # one sequence, and several
         ours, reference = GraphDecoder(layout, 16, selection), Decoder(layout, 16)
         ours.prefill(ids)  # fills the cache that both continue from

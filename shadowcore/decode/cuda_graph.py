@@ -1,4 +1,4 @@
-"""Steps that never wait for the host: their launches captured once as a CUDA graph, their state on the device."""
+"""Decoder steps captured as one CUDA graph: their state is on the device, so that they never wait for the host."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class Replay:
         self.graph.replay()
 
     def _captured(self) -> torch.cuda.CUDAGraph:
-        """The launches as a graph; made once before, so that every kernel is compiled, and undone."""
+        """The launches as a graph. They run once before, to compile every kernel; `state` is restored afterwards."""
         before = [tensor.clone() for tensor in self._state]
         self._launch()
         graph = torch.cuda.CUDAGraph(keep_graph=True)
-        gc.collect()  # nothing may be given back to the device meanwhile
+        gc.collect()  # no memory may be freed during the capture
         with torch.cuda.graph(graph):
             self._launch()
         graph.instantiate()
@@ -52,7 +52,7 @@ class Replay:
 
 
 class ReplayedDecoder(Decoder):
-    """A decoder whose step is one graph: `launch` leads from tokens and a position to the next ones."""
+    """A decoder whose step is one CUDA graph; `launch` computes the next tokens and position from the current ones."""
 
     most_sequences = 16
 
@@ -63,8 +63,8 @@ class ReplayedDecoder(Decoder):
     def _allocate(self, batch: int) -> None:
         if batch > self.most_sequences:
             raise ConfigError(
-                f"batch: a replayed step decodes up to {self.most_sequences} sequences, {batch} found; "
-                "the torch backend decodes any number"
+                f"batch: {batch} sequences are too many; a CUDA graph decodes up to {self.most_sequences}, the torch "
+                "backend any number"
             )
         super()._allocate(batch)
         device = self.layout.device
@@ -74,32 +74,29 @@ class ReplayedDecoder(Decoder):
         self.replay = Replay(self.launch, device, (self._token, self._position))
 
     def reset(self, batch: int = 1) -> None:
-        """Forget everything cached; the next sequences are `batch` many."""
+        """Empty the cache, for `batch` sequences."""
         super().reset(batch)
         self._position.zero_()
 
     def go_to(self, position: int) -> None:
-        """Continue at another position, as if the cache were filled up to there."""
         super().go_to(position)
         self._position.fill_(position)
 
     @torch.inference_mode()
     def prefill(self, ids: torch.Tensor) -> torch.Tensor:
-        """Start anew with ids (B, T), dense, and return the logits (B, V) of the last position."""
         logits = super().prefill(ids)
         self._position.fill_(self.position)
         return logits
 
     @torch.inference_mode()
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Append tokens (B,) and return the logits (B, V) of the next ones."""
         self._token.copy_(tokens)
         self.advance(1)
         return self._scores.to(self.layout.dtype, copy=True)
 
     @torch.inference_mode()
     def advance(self, steps: int) -> None:
-        """Decode on from the tokens of the last step, without asking the device anything."""
+        """Decode on from the tokens of the last step, without waiting for the device."""
         self._require_room(steps)
         for _ in range(steps):
             self.replay()
@@ -114,6 +111,6 @@ class ReplayedDecoder(Decoder):
         return self._emitted[start : self.position].T.clone()
 
     def sample(self, temperature: float, seed: int) -> None:
-        """How the next tokens are chosen: greedily at temperature 0. Raises ConfigError where only that is served."""
+        """Set how the next tokens are chosen: greedily. Raises ConfigError for a temperature other than 0."""
         if temperature != 0:
-            raise ConfigError(f"temperature: {type(self).__name__} decodes greedily, at 0; {temperature:g} found")
+            raise ConfigError(f"temperature: {type(self).__name__} decodes greedily, at 0 only (got {temperature:g})")

@@ -1,8 +1,8 @@
 """Our decoder: a dense pass over the prompt, then steps of one token that really skip units.
 
-Protocol `token`: every next-token prediction comes from a step, and a step's masks come from that very
-position. Skipped neurons are not read at all. Of a skipped head the query, the attention and the output
-projection are left out; keys and values of all heads are always computed, so the cache has no holes.
+Protocol `token`: every next-token prediction comes from a step, and a step's masks are computed at its own position.
+The weights of skipped neurons are not read. Of a skipped head, the query, the attention and the output projection are
+left out; keys and values of all heads are always computed, so the cache is complete.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from shadowcore.decode import operations
 from shadowcore.decode.layout import Layer, Layout
-from shadowcore.decode.selection import KeepAll, Kept, Selection
+from shadowcore.decode.selection import DenseSelection, Kept, Selection
 from shadowcore.errors import ConfigError
 from shadowcore.models.families import KINDS, Kind
 from shadowcore.models.recording import Site
@@ -21,8 +21,8 @@ from shadowcore.models.recording import Site
 class Decoder:
     """Decoding of a layout with a static cache of keys and values, each (L, B, G, max_positions, K).
 
-    `selection` says what steps skip; without one they are dense. Raises ConfigError where more positions are
-    asked for than the model, or later the cache, has.
+    `selection` says what steps skip; without one they are dense. Raises ConfigError for more positions than the model
+    has and, when decoding, for more than the cache has.
     """
 
     def __init__(self, layout: Layout, max_positions: int, selection: Selection | None = None):
@@ -32,7 +32,7 @@ class Decoder:
                 "the model's positions, or its sliding window: the decoder attends to all positions"
             )
         self.layout, self.max_positions = layout, max_positions
-        self.selection = KeepAll() if selection is None else selection
+        self.selection = DenseSelection() if selection is None else selection
         self.position = 0
         self._sites = [
             {what: Site(layer, what) for what in ("residual", "heads")} for layer in range(len(layout.layers))
@@ -43,7 +43,7 @@ class Decoder:
         self._allocate(batch=1)
 
     def reset(self, batch: int = 1) -> None:
-        """Forget everything cached; the next sequences are `batch` many."""
+        """Empty the cache, for `batch` sequences."""
         self.position = 0
         if batch != self.batch:
             self._allocate(batch)
@@ -80,6 +80,7 @@ class Decoder:
         """Append tokens (B,) and return the logits (B, V) of the next ones."""
         self._require_room(1)
         selection, position = self.selection, self.position
+        selection.start(position)
         x = self._embed(tokens, position)  # (B, D)
         for index, layer in enumerate(self.layout.layers):
             selection.see(self._sites[index]["residual"], x)
@@ -97,7 +98,7 @@ class Decoder:
         draws the same tokens on the same backend. Raises ConfigError for a negative temperature.
         """
         if not temperature >= 0:
-            raise ConfigError(f"temperature: {temperature:g} found, 0 (greedy) or more fits")
+            raise ConfigError(f"temperature: {temperature:g} is not allowed; it must be 0 (greedy) or more")
         if prompt_ids.shape[1] > 1:
             self.prefill(prompt_ids[:, :-1])
         else:
@@ -105,20 +106,20 @@ class Decoder:
         return self.continued(prompt_ids[:, -1], new_tokens, temperature, seed)
 
     def continued(self, tokens: torch.Tensor, new_tokens: int, temperature: float = 0.0, seed: int = 0) -> torch.Tensor:
-        """So many tokens (B, new_tokens) after these (B,)."""
+        """The next new_tokens tokens, (B, new_tokens), after tokens (B,) and the cached ones."""
         generator, generated = torch.Generator(self.layout.device).manual_seed(seed), []
         for _ in range(new_tokens):
             logits = self.step(tokens)
             if temperature > 0:
-                shares = (logits.float() / temperature).softmax(-1)
-                tokens = torch.multinomial(shares, 1, generator=generator).squeeze(1)
+                probabilities = (logits.float() / temperature).softmax(-1)
+                tokens = torch.multinomial(probabilities, 1, generator=generator).squeeze(1)
             else:
                 tokens = logits.argmax(-1)
             generated.append(tokens)
         return torch.stack(generated, 1)
 
     def go_to(self, position: int) -> None:
-        """Continue at another position, as if the cache were filled up to there: to time steps without a prompt."""
+        """Continue at another position, as if the cache were filled up to there; it times steps without a prompt."""
         self.position = position
 
     def advance(self, steps: int) -> None:
@@ -127,7 +128,7 @@ class Decoder:
             self._token = self.step(self._token).argmax(-1)
 
     def share_cache(self, other: Decoder) -> None:
-        """Use the keys and values of another decoder of as many positions: one of the two at a time."""
+        """Use the cache of another decoder with as many positions; only one of the two may decode at a time."""
         self._keys, self._values = other._keys, other._values
 
     def keep_masks(self) -> dict[Kind, torch.Tensor]:
@@ -203,7 +204,7 @@ class Decoder:
         return functional.linear(self.layout.final_norm(x), self.layout.head)
 
     def _kv_heads_of(self, layer: Layer) -> list[int] | None:
-        """Whose keys each query head of a layer reads; None where all heads are there."""
+        """The KV head of each query head of a layer; None where no head has been removed."""
         sizes = self.layout.sizes
         if len(layer.output) == sizes.heads:
             return None

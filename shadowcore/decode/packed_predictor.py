@@ -8,15 +8,22 @@ from typing import NamedTuple
 
 import torch
 
-from shadowcore.decode.kernels.select import Scorer
-from shadowcore.method.predictors import Predictor, UnitScorer
+from shadowcore.method.predictors import Predictor
 from shadowcore.method.weight_quantization import eight_bits
 from shadowcore.models.families import KINDS, Kind
 from shadowcore.models.recording import Site
 
 
-class Group(NamedTuple):
-    """Weights of one group of a predictor as the kernels read them: D -> r of all kinds -> (layers, U) of each.
+class Scorer(NamedTuple):
+    """One kind of unit's weights (layers, U, r), one scale a row where they are 8-bit, and biases (layers, U)."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor
+    scale: torch.Tensor | None = None
+
+
+class PackedGroup(NamedTuple):
+    """Weights of one group of a predictor: D -> r of all kinds -> (layers, U) of each.
 
     Standardising the feature is folded into `inner`, scaling the scores into each kind's weights.
     """
@@ -28,29 +35,60 @@ class Group(NamedTuple):
     inner_scale: torch.Tensor | None
     outer: Mapping[Kind, Scorer]
 
+    def hidden(self, kind: Kind) -> slice:
+        """Which of the hidden numbers belong to a kind of unit."""
+        start = self.outer["heads"].weight.shape[-1] if kind == "neurons" and "heads" in self.outer else 0
+        return slice(start, start + self.outer[kind].weight.shape[-1])
+
+
+class PackedPredictor:
+    """A predictor for the kinds of unit that its groups score; blocks[kind]: neighbouring units that share a score."""
+
+    def __init__(self, design: str, groups: Sequence[PackedGroup], blocks: Mapping[Kind, int]):
+        self.design, self.groups, self.blocks = design, list(groups), dict(blocks)
+        self.group_at = {group.site: index for index, group in enumerate(groups)}
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """Kinds of unit this predictor scores."""
+        return tuple(self.groups[0].outer)
+
     def tensors(self) -> list[torch.Tensor]:
         """All weights."""
-        outer = [tensor for scorer in self.outer.values() for tensor in scorer]
-        return [t for t in (self.inner, self.inner_bias, self.inner_scale, *outer) if t is not None]
+        tensors = []
+        for group in self.groups:
+            tensors += [group.inner, group.inner_bias, group.inner_scale]
+            tensors += [tensor for scorer in group.outer.values() for tensor in scorer]
+        return [tensor for tensor in tensors if tensor is not None]
+
+    def read(self, site: Site, feature: torch.Tensor, kind: Kind) -> tuple[tuple[int, ...], torch.Tensor]:
+        """The layers predicted from `site` and their scores (..., layers, U) in float32, for a feature (..., D)."""
+        group = self.groups[self.group_at[site]]
+        part, (weight, bias, scale) = group.hidden(kind), group.outer[kind]
+        inner = _float(group.inner[part], None if group.inner_scale is None else group.inner_scale[part])
+        hidden = torch.relu(feature.float() @ inner.T + group.inner_bias[part])
+        scores = [  # one layer at a time: all of them in float32 may not fit into memory
+            hidden @ _float(weight[i], None if scale is None else scale[i]).T + bias[i] for i in range(len(weight))
+        ]
+        return group.layers, torch.stack(scores, -2)
+
+    def spread(self, values: torch.Tensor, kind: Kind) -> torch.Tensor:
+        """Values of blocks (..., U / block) as those of units (..., U)."""
+        return values.repeat_interleave(self.blocks[kind], -1)
 
 
-def groups_of(
-    predictor: Predictor, kinds: Sequence[Kind], dtype: torch.dtype, device: torch.device, bits: int = 16
-) -> list[Group]:
-    """A trained predictor's weights for the given kinds of unit as the kernels read them; bits: of a weight, 16 or 8.
-
-    With 16 bits weights have `dtype`.
-    """
+def pack(predictor: Predictor, kinds: Sequence[Kind], dtype: torch.dtype, device: torch.device) -> PackedPredictor:
+    """A trained predictor's weights for the given kinds of unit: in 8 bits, or in `dtype` where its `bits` are 16."""
     groups = []
     for index, (site, layers) in enumerate(predictor.groups):
-        scorers: dict[Kind, UnitScorer] = {
+        scorers = {
             kind: deepcopy(predictor.scorers[kind][index]).to(device=device, dtype=torch.float32)
             for kind in KINDS
             if kind in kinds
         }
         with torch.no_grad():
-            inner = [(s.inner.weight / s.feature_scale, s.inner.bias) for s in scorers.values()]
-            biases = [bias - weight @ s.feature_mean for (weight, bias), s in zip(inner, scorers.values(), strict=True)]
+            inner = [s.inner.weight / s.feature_scale for s in scorers.values()]
+            biases = [s.inner.bias - weight @ s.feature_mean for weight, s in zip(inner, scorers.values(), strict=True)]
             outer = {
                 kind: (
                     s.outer.weight.view(s.layers, s.units, -1) * s.score_scale[:, :, None],
@@ -58,19 +96,14 @@ def groups_of(
                 )
                 for kind, s in scorers.items()
             }
-        groups.append(group(site, layers, torch.cat([w for w, _ in inner]), torch.cat(biases), outer, dtype, bits))
-    return groups
+        groups.append(pack_group(site, layers, torch.cat(inner), torch.cat(biases), outer, dtype, predictor.bits))
+    return PackedPredictor(predictor.design, groups, predictor.blocks)
 
 
-def group(
-    site: Site,
-    layers: tuple[int, ...],
-    inner: torch.Tensor,
-    inner_bias: torch.Tensor,
-    outer: Mapping[Kind, tuple[torch.Tensor, torch.Tensor]],
-    dtype: torch.dtype,
-    bits: int,
-) -> Group:
+def pack_group(
+    site: Site, layers: tuple[int, ...], inner: torch.Tensor, inner_bias: torch.Tensor,
+    outer: Mapping[Kind, tuple[torch.Tensor, torch.Tensor]], dtype: torch.dtype, bits: int,
+) -> PackedGroup:  # fmt: skip
     """A group with its weights in `dtype`, or in 8 bits with one scale a row."""
 
     def stored(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -81,4 +114,9 @@ def group(
         small, scale = stored(weight)
         scorers[kind] = Scorer(small, bias.float(), scale)
     small, scale = stored(inner)
-    return Group(site, layers, small, inner_bias.float(), scale, scorers)
+    return PackedGroup(site, layers, small, inner_bias.float(), scale, scorers)
+
+
+def _float(weight: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
+    """Stored weights (rows, columns) as float32; `scale`, one number a row, multiplies 8-bit ones."""
+    return weight.float() if scale is None else weight.float() * scale[:, None]

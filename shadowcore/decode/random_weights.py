@@ -1,7 +1,7 @@
 """Models and predictors by their dimensions alone, with random weights made where they are used.
 
-Time does not depend on what weights say, so a published model's speed is measured without downloading it. Weights
-are normal, scaled so that activations neither vanish nor grow; never zeros, which some hardware reads faster.
+Time does not depend on the values of weights, so a published model's speed is measured without downloading it. Weights
+are normal, scaled so that activations neither vanish nor grow. They are not zeros, which some hardware reads faster.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from statistics import NormalDist
-from typing import Any
 
 import torch
 
 from shadowcore.decode.layout import Layer, Layout, Norm
+from shadowcore.decode.packed_predictor import PackedPredictor, pack_group
 from shadowcore.errors import ConfigError
 from shadowcore.method.predictors import Predictor, feature_width, groups_of
 from shadowcore.models.families import KINDS, Dimensions, Kind
@@ -99,13 +99,11 @@ def random_layout(
     )
 
 
-def random_groups(
+def random_packed_predictor(
     design: str, sizes: Dimensions, ranks: Mapping[Kind, int], segments: int, bits: int, dtype: torch.dtype,
     device: torch.device, seed: int,
-) -> list[Any]:  # fmt: skip
+) -> PackedPredictor:  # fmt: skip
     """A random predictor of a design (`method.predictors`) for the kinds of unit in `ranks`, for the kernels."""
-    from shadowcore.decode.packed_predictor import group  # Triton is there where this is called
-
     generator = torch.Generator(device).manual_seed(seed)
 
     def normal(*shape: int) -> torch.Tensor:
@@ -124,8 +122,8 @@ def random_groups(
         }
         rank = sum(ranks[kind] for kind in kinds)
         inner = normal(rank, feature_width(sizes, site))
-        groups.append(group(site, layers, inner, torch.zeros(rank, device=device), outer, dtype, bits))
-    return groups
+        groups.append(pack_group(site, layers, inner, torch.zeros(rank, device=device), outer, dtype, bits))
+    return PackedPredictor(design, groups, dict.fromkeys(KINDS, 1))
 
 
 def random_predictor(
@@ -142,7 +140,7 @@ def random_predictor(
 def last_units(layout: Layout, kept: Mapping[Kind, int], first_layer: int) -> Layout:
     """The layout with only the last `kept` units of each kind from `first_layer` on: views, no copies.
 
-    With random weights that is as good a choice as any: what compacted weights reach at equal numbers of units.
+    With random weights, any choice of this many units takes the same time.
     """
 
     def cut(layer: Layer) -> Layer:

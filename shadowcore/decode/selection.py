@@ -1,12 +1,17 @@
-"""Which units a decode step keeps: all of them, fixed ones, or those a predictor chooses on the way."""
+"""Which units a decode step keeps: all (dense), fixed ones, or those that a predictor chooses in every step.
+
+A caller makes one of these selections, whatever the backend. The torch decoder uses it as it is; the Triton decoder
+makes its counterpart, which decides on the device (`triton_selection`).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 
+from shadowcore.decode.packed_predictor import PackedPredictor
 from shadowcore.errors import ConfigError, one_of
 from shadowcore.method.policies import POLICIES, WHOLE_MODEL_POLICIES
 from shadowcore.method.predictors import Predictor
@@ -15,7 +20,7 @@ from shadowcore.models.recording import Site
 
 
 class Kept(NamedTuple):
-    """Units of one layer that some sequence of the batch keeps, ascending, and which sequences keep them."""
+    """Units of one layer that at least one sequence of the batch keeps, and which sequences keep them."""
 
     units: torch.Tensor  # (n,)
     rows: torch.Tensor | None  # (B, n) bool; None: every sequence keeps all of them
@@ -25,62 +30,75 @@ class Kept(NamedTuple):
 Scores = dict[Kind, tuple[Sequence[int], torch.Tensor]]
 
 
-class Selection(Protocol):
-    """Decides, while a step runs, what its later layers skip; for that it reads `weight_bytes` of its own."""
+class Selection:
+    """What every selection does in a step; by itself it keeps all units.
 
-    weight_bytes: int
-    score_dtype: torch.dtype | None  # what scores are computed in, where it is not the layout's number format
+    weight_bytes: weights of its own that a step reads. score_dtype: number format of its scores, where it is not the
+    layout's.
+    """
 
-    def see(self, site: Site, feature: torch.Tensor) -> None:
-        """Told by the decoder what flows at each residual and at each layer's heads, (B, D) or (B, H K)."""
+    weight_bytes = 0
+    score_dtype: torch.dtype | None = None
 
-    def kept(self, layer: int, kind: Kind) -> Kept | None:
-        """Units to compute there in the step under way (afterwards: in the last one); None for all."""
-
-    def scores(self, site: Site, feature: torch.Tensor) -> Scores:
-        """What a predictor that reads `site` scores there; empty without one."""
-
-
-class KeepAll:
-    """Dense: nothing is skipped."""
-
-    weight_bytes, score_dtype = 0, None
+    def start(self, position: int | torch.Tensor) -> None:
+        """Begin a step at a position; a Triton selection gets it as one integer on the device."""
 
     def see(self, site: Site, feature: torch.Tensor) -> None:
-        pass
+        """Read a feature: the residual entering a layer (B, D), or the outputs of all its heads (B, H K)."""
 
     def kept(self, layer: int, kind: Kind) -> Kept | None:
+        """Units to compute in the current step, or those of the last step once it has ended; None for all."""
         return None
 
     def scores(self, site: Site, feature: torch.Tensor) -> Scores:
+        """The scores of a predictor that reads `site`; empty where there is none."""
         return {}
 
 
-class KeepFixed(KeepAll):
-    """The same units in every step, gathered from the full weights; `keep[kind]` is a mask (L, U)."""
-
-    def __init__(self, keep: Mapping[Kind, torch.Tensor]):
-        self._kept = {
-            (layer, kind): None if row.all() else Kept(row.nonzero().squeeze(1), None)
-            for kind, mask in keep.items()
-            for layer, row in enumerate(mask)
-        }
-
-    def kept(self, layer: int, kind: Kind) -> Kept | None:
-        return self._kept.get((layer, kind))
+class DenseSelection(Selection):
+    """Nothing is skipped."""
 
 
-class KeepPredicted:
-    """Units chosen in every step: predictor's scores at its sites, then a policy per kind of unit.
+class FixedSelection(Selection):
+    """Units that are given in advance, gathered from the full weights; `keep[kind]` is a mask (L, U).
 
-    The predictor's weights must be on the decoder's device in its number format. Raises ConfigError for
-    an unknown policy, one that needs more layers at once than the predictor scores, or a kind of unit the
-    predictor does not score.
+    `units[kind]` has a list for each of S steps, which take turns, of each layer's units, None where it keeps all.
     """
 
-    score_dtype = None
+    def __init__(self, keep: Mapping[Kind, torch.Tensor]):
+        self.units: dict[Kind, list[list[torch.Tensor | None]]] = {
+            kind: [[None if row.all() else row.nonzero().squeeze(1) for row in mask]] for kind, mask in keep.items()
+        }
+        self._position = 0
 
-    def __init__(self, predictor: Predictor, policy: str, sparsity_pct: Mapping[Kind, int]):
+    @classmethod
+    def in_turns(cls, lists: Mapping[Kind, torch.Tensor], first_layer: int = 0) -> FixedSelection:
+        """The units lists[kind] (S, L, n), in this order, of S steps in turn; layers before `first_layer` keep all."""
+        selection = cls({})
+        selection.units = {
+            kind: [[None] * first_layer + list(step[first_layer:]) for step in steps] for kind, steps in lists.items()
+        }
+        return selection
+
+    def start(self, position: int | torch.Tensor) -> None:
+        self._position = int(position)
+
+    def kept(self, layer: int, kind: Kind) -> Kept | None:
+        if kind not in self.units:
+            return None
+        units = self.units[kind][self._position % len(self.units[kind])][layer]
+        return None if units is None else Kept(units.long(), None)
+
+
+class PredictedSelection(Selection):
+    """Units chosen in every step: a predictor's scores at its sites, then a policy for each kind of unit.
+
+    For the torch decoder, the predictor's weights must be on its device in its number format. Raises ConfigError for
+    an unknown policy, one that needs more layers at once than the predictor scores, or a kind of unit the predictor
+    does not score.
+    """
+
+    def __init__(self, predictor: Predictor | PackedPredictor, policy: str, sparsity_pct: Mapping[Kind, int]):
         one_of(policy, POLICIES, "policy")
         if policy in WHOLE_MODEL_POLICIES and len(predictor.groups) > 1:
             raise ConfigError(f"policy '{policy}' needs all scores at once; a {predictor.design} predictor has not")
@@ -94,8 +112,7 @@ class KeepPredicted:
             )
         self.predictor, self.policy_name, self.policy = predictor, policy, POLICIES[policy]
         self.sparsity_pct = dict(sparsity_pct)
-        scorers = [predictor.scorers[kind] for kind in sparsity_pct]
-        self.weight_bytes = sum(t.nbytes for scorer in scorers for t in (*scorer.parameters(), *scorer.buffers()))
+        self.weight_bytes = sum(tensor.nbytes for tensor in _weights(predictor, self.sparsity_pct))
         self._kept: dict[tuple[int, Kind], Kept] = {}
 
     def see(self, site: Site, feature: torch.Tensor) -> None:
@@ -110,12 +127,20 @@ class KeepPredicted:
     def scores(self, site: Site, feature: torch.Tensor) -> Scores:
         if site not in self.predictor.group_at:
             return {}
-        feature = feature.to(next(self.predictor.parameters()).dtype)
+        if isinstance(self.predictor, Predictor):
+            feature = feature.to(next(self.predictor.parameters()).dtype)
         return {kind: self.predictor.read(site, feature, kind) for kind in self.sparsity_pct}
 
 
+def _weights(predictor: Predictor | PackedPredictor, kinds: Mapping[Kind, int]) -> list[torch.Tensor]:
+    if isinstance(predictor, PackedPredictor):
+        return predictor.tensors()
+    scorers = [predictor.scorers[kind] for kind in kinds]
+    return [tensor for scorer in scorers for tensor in (*scorer.parameters(), *scorer.buffers())]
+
+
 def kept_of(keep: torch.Tensor) -> list[Kept]:
-    """Per layer, the units of a keep mask (B, layers, U); several sequences share the union of theirs."""
+    """The units of each layer of a keep mask (B, layers, U), ascending: the union over the sequences."""
     union = keep.any(0)  # (layers, U)
     units = union.nonzero()[:, 1].split(union.sum(1).tolist())  # one search for all layers
     if len(keep) == 1:

@@ -1,9 +1,9 @@
-"""The decoder at the speed of memory: Triton kernels, and the whole step one CUDA graph that the host only replays.
+"""The Triton decoder: a step is one CUDA graph of Triton kernels, and the host only replays it.
 
-The same interface, prompt pass and cache as the torch decoder; a step reads each kept weight once. Seven kernels a
-layer: norm, query-key-value rows, attention, output rows, norm, FFN rows in and out. What a step needs from the one
-before, its token and position, stays on the device. One sequence, or a few that share what is read. Units of later
-layers are chosen beside the layers before them.
+It has the interface, prompt pass and cache of the torch decoder. A step reads each kept weight once, with seven kernels
+a layer: norm, query-key-value rows, attention, output rows, norm, FFN rows in and out. Token and position stay on the
+device. Several sequences share the weights that are read. The units of later layers are chosen concurrently with
+earlier layers.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from shadowcore.decode.kernels.fused_norm import Normed, Partial, Read, embed, f
 from shadowcore.decode.kernels.launch import Branch, Units
 from shadowcore.decode.kernels.sampler import Chooser
 from shadowcore.decode.layout import Layer, Layout, Norm
-from shadowcore.decode.selection import Selection
-from shadowcore.decode.triton_selection import AllUnits, on_device
+from shadowcore.decode.selection import DenseSelection, Selection
+from shadowcore.decode.triton_selection import TritonSelection, on_device
 from shadowcore.errors import ConfigError
 from shadowcore.models.recording import Site
 
@@ -30,26 +30,27 @@ OLDEST_CAPABILITY = (8, 0)  # bfloat16 arithmetic
 
 
 class GraphDecoder(ReplayedDecoder):
-    """Decoding of up to 16 sequences. On a CPU the kernels must be interpreted (TRITON_INTERPRET=1): for tests.
+    """Decoding of up to 16 sequences. On a CPU, tests run the kernels interpreted (TRITON_INTERPRET=1).
 
-    `thresholds`, one a layer: neurons whose activation is not above it are left out of the down projection; 0 loses
-    nothing after ReLU. Raises ConfigError for a number format, head size or device the kernels do not serve.
+    thresholds, one a layer: the down projection leaves out neurons whose activation is not above it; 0 changes nothing
+    after ReLU. Raises ConfigError for a number format, head size or device the kernels do not serve.
     """
+
+    selection: TritonSelection
 
     def __init__(
         self,
         layout: Layout,
         max_positions: int,
-        selection: Selection | AllUnits | None = None,
+        selection: Selection | None = None,
         thresholds: Sequence[float] | None = None,
     ):
         check_served(layout)
-        selection = on_device(selection, layout.sizes, layout.dtype, layout.device)
         self._thresholds = thresholds
         self._compacted = any(len(layer.output) < layout.sizes.heads for layer in layout.layers)
-        if self._compacted and type(selection) is not AllUnits:
+        if self._compacted and not (selection is None or isinstance(selection, DenseSelection)):
             raise ConfigError("selection: a compacted layout has only its kept units; decode it without a selection")
-        super().__init__(layout, max_positions, selection)
+        super().__init__(layout, max_positions, on_device(selection, layout))
         self._turns = None
         if layout.inverse_frequencies is not None:
             self._turns = self._cos.squeeze(1), self._signed_sin.squeeze(1)  # (positions, K)
@@ -61,7 +62,7 @@ class GraphDecoder(ReplayedDecoder):
     def _allocate(self, batch: int) -> None:
         super()._allocate(batch)
         if batch > 1 and self._thresholds is not None:
-            raise ConfigError(f"batch: a threshold decodes 1 sequence, {batch} found; without one more are served")
+            raise ConfigError(f"thresholds: they support batch size 1 only (got {batch})")
         sizes, device, dtype = self.layout.sizes, self.layout.device, self.layout.dtype
         self.selection.allocate(batch)
         floats = {"dtype": torch.float32, "device": device}
@@ -80,7 +81,7 @@ class GraphDecoder(ReplayedDecoder):
 
     def launch(self) -> None:
         """Everything one step does, kernel by kernel: from the token and position on the device to the next ones."""
-        layout, sites = self.layout, self.selection.sites()
+        layout, sites = self.layout, self.selection.sites
         self.selection.start(self._position)
         norm = layout.layers[0].attention_norm
         embed(
@@ -101,19 +102,19 @@ class GraphDecoder(ReplayedDecoder):
         self.emit()
 
     def _see(self, site: Site) -> None:
-        """Let the selection choose from what flows here, beside the layers that do not depend on it.
+        """Let the selection read a feature and choose, concurrently with the layers that do not depend on the choice.
 
-        Those touch nothing of the selection's but the lists of layers chosen for before.
+        Those layers read only lists of units that were chosen earlier.
         """
-        first = self.selection.sites().get(site)
+        first = self.selection.sites.get(site)
         if first is not None:
-            self._branch.join()  # the group before may have its results where this one's will be
+            self._branch.join()  # the buffers hold the results of one group at a time
             self.selection.see(site, self.feature(site), self._branch)
-            if first == site.layer:  # no layer to be beside
+            if first == site.layer:  # this layer needs the choice
                 self._branch.join()
 
     def feature(self, site: Site) -> torch.Tensor:
-        """What flows at a site while its layer is computed: the residual, or all heads' outputs, (B, ...)."""
+        """The feature at a site while its layer is computed: the residual, or all heads' outputs, (B, ...)."""
         if site.what == "residual":
             return self._residual
         return self._attend.combined(self._mixed, self.layout.sizes.heads).flatten(1)
@@ -124,12 +125,12 @@ class GraphDecoder(ReplayedDecoder):
         self._choose.seed.fill_(seed)
 
     def emit(self) -> None:
-        """The next token, and on to the next position."""
+        """Choose the next token and advance the position."""
         self._project(self._normed_by(self.layout.final_norm), self.layout.head, self._read_head, self._scores)
         self._choose(self._scores, self._token, self._position, self._emitted)
 
     def attention(self, index: int, layer: Layer) -> Partial:
-        """A layer's attention of the normed residual, as the sum it adds."""
+        """A layer's attention of the normed residual: the sum that it adds to the residual."""
         sizes, units = self.layout.sizes, self.selection.units(index, "heads")
         heads = self._heads[index] if units is None else units
         kv_rows = 2 * sizes.kv_heads * sizes.head_width
@@ -154,7 +155,7 @@ class GraphDecoder(ReplayedDecoder):
         return partial
 
     def ffn(self, index: int, layer: Layer) -> Partial:
-        """A layer's FFN of the normed residual, as the sum it adds."""
+        """A layer's FFN of the normed residual: the sum that it adds to the residual."""
         units = self.selection.units(index, "neurons")
         block = 1 if units is None else units.block
         width = len(layer.ffn_down) if units is None else units.capacity * block
@@ -172,7 +173,7 @@ class GraphDecoder(ReplayedDecoder):
         return partial
 
     def settle(self, partial: Partial, bias: torch.Tensor | None, norm: Norm) -> None:
-        """Add a sum to the residual, and half norm it for what reads it next."""
+        """Add a sum to the residual, and prepare its norm for the kernel that reads it next."""
         settle(partial, bias, self._residual, norm.weight, self._normed)
 
     def _normed_by(self, norm: Norm) -> Normed:
@@ -182,7 +183,7 @@ class GraphDecoder(ReplayedDecoder):
         (single if self.batch == 1 else batched).project(*arguments, **more)
 
     def _partial(self, slots: int, unit_rows: int) -> Partial:
-        """Room for the sum of so many rows, shared by the layers."""
+        """The buffer for the sum of this many rows, shared by the layers."""
         if (slots, unit_rows) not in self._partials:
             width, device = self.layout.sizes.width, self.layout.device
             if self.batch == 1:
@@ -194,7 +195,7 @@ class GraphDecoder(ReplayedDecoder):
 
 
 def _read(layer: Layer) -> tuple[Read, Read]:
-    """What a layer's two products of a normed residual need beside their weights."""
+    """Norms and biases of a layer's two products of a normed residual, folded for the kernels."""
     return (
         _folded(layer.query_key_value, layer.query_key_value_bias, layer.attention_norm),
         _folded(layer.ffn_in, layer.ffn_in_bias, layer.ffn_norm),

@@ -9,7 +9,7 @@ import torch
 
 from shadowcore.decode.decoder import Decoder
 from shadowcore.decode.layout import from_model
-from shadowcore.decode.selection import KeepPredicted
+from shadowcore.decode.selection import PredictedSelection
 from shadowcore.errors import ConfigError, one_of
 from shadowcore.library.checks import kinds_of, percent, placed, positive, require_fit, require_policy
 from shadowcore.measure.sparsity import PredictedMasks
@@ -136,7 +136,7 @@ def decoder(
     scorer = placed(predictor, model.device, model.dtype)
     layout = from_model(model)
     room = min(MOST_POSITIONS, layout.sizes.positions) if max_positions is None else max_positions
-    sparse = make(layout, room, KeepPredicted(scorer, policy, dict.fromkeys(kinds, pct)))
+    sparse = make(layout, room, PredictedSelection(scorer, policy, dict.fromkeys(kinds, pct)))
     dense = make(layout, room)
     dense.share_cache(sparse)  # the two never decode at the same time
     return SparseDecoder(model, sparse, dense, PredictedMasks(scorer, kinds, policy, pct), chosen)

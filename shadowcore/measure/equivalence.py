@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 
 from shadowcore.decode.decoder import Decoder
-from shadowcore.decode.selection import KeepAll, Kept
+from shadowcore.decode.selection import DenseSelection, Kept, Selection
 from shadowcore.errors import ShadowcoreError
 from shadowcore.measure.dense_baselines import HuggingFaceDecoder
 from shadowcore.measure.predictor_free import ThresholdMasks
@@ -188,8 +188,8 @@ def near_ties(
     return int(differ.sum())
 
 
-class ForcedUnits(KeepAll):
-    """The units that another decoder kept in its last step, as units of the whole model; records what it sees."""
+class ForcedUnits(Selection):
+    """The units that another decoder kept in its last step, as units of the whole model; records the features."""
 
     def __init__(self, decoder: Decoder):
         self.features: dict[Site, torch.Tensor] = {}
@@ -235,7 +235,7 @@ def gate(name: str, decoder: Decoder, reference: Decoder, position: int, tokens:
 def gate_prompt(name: str, rival: Any, reference: Decoder, tokens: torch.Tensor) -> Agreement:
     """As `gate`, for another dense model: logits after short prompts that begin with tokens (B,)."""
     ids = tokens[:, None] + torch.arange(8, device=tokens.device)
-    reference.selection = KeepAll()
+    reference.selection = DenseSelection()
     exact = reference.prefill(ids)
     return Agreement(_within(name, rival.prefill(ids).float(), exact, rival.layout.dtype))
 

@@ -1,7 +1,7 @@
-"""Time per token of decoders that live on a GPU: what the memory can do, turns, and where the time goes.
+"""Time per token on a GPU: the memory's read bandwidth, turns of the decoders, and the time of each part of a step.
 
-Time is the slope between a short and a long run of graph replays from one position on, between two events: what
-starting costs falls out. On a CPU, where the torch decoder is measured, the clock takes the place of the events.
+Time per token is the slope between a short and a long run of graph replays from one position, so that the cost of
+starting cancels. A GPU is timed by events; a CPU, where the torch decoder is measured, by the clock.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from shadowcore.decode.layout import Layout, weights_of
 from shadowcore.measure.latency import milliseconds
 
 CEILING_BYTES = 4 * 2**30  # read at once: many times any cache
-SELECTIONS = 10  # in a graph: starting it does not count
+SELECTIONS = 10  # in one graph, so that starting it costs little
 CLOCKS = ("sm_mhz", "memory_mhz", "power_w", "temperature_c", "throttled")
 
 
@@ -46,7 +46,7 @@ def turns(
 ) -> list[dict[str, Any]]:
     """One row {variant, repeat, ms_per_token, and the device's clocks} a turn; variants alternate in every repeat.
 
-    To warm up it takes the short run.
+    A warm-up turn is a short run.
     """
     rows = []
     for _ in range(warmup):
@@ -141,9 +141,9 @@ def parts(decoder: Any, position: int, repeats: int = 20) -> dict[str, float]:
 
     Alone a part cannot overlap with its neighbours, so the parts may add up to more than the step.
     """
-    layers, sites = decoder.layout.layers, decoder.selection.sites()
+    layers, sites = decoder.layout.layers, decoder.selection.sites
     decoder.go_to(position)
-    decoder.replay()  # every buffer holds what a step leaves there
+    decoder.replay()  # fills every buffer with the results of a step
 
     def predictor() -> None:
         for site in sites:
@@ -169,13 +169,13 @@ def parts(decoder: Any, position: int, repeats: int = 20) -> dict[str, float]:
             for site in sites:
                 decoder.selection.choose(site)
 
-    found = {"attention_ms": attention, "ffn_ms": ffn, "norms_ms": norms, "vocabulary_ms": decoder.emit}
+    timed = {"attention_ms": attention, "ffn_ms": ffn, "norms_ms": norms, "vocabulary_ms": decoder.emit}
     if sites:
-        found["predictor_ms"] = predictor
+        timed["predictor_ms"] = predictor
         if decoder.batch == 1:
-            found["selection_ms"] = selections
+            timed["selection_ms"] = selections
     times = {}
-    for name, part in found.items():
+    for name, part in timed.items():
         replay = Replay(part, decoder.layout.device)
         samples = []
         for _ in range(repeats + 1):

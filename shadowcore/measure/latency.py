@@ -1,7 +1,7 @@
-"""Time per token, measured so that it can be believed: checked numbers first, then turns, then raw times.
+"""Time per token: decoders that have passed their checks take turns, and every time is kept.
 
-Variants take turns inside each repeat, so that a machine that slows down slows all of them. Times are of
-the loop a user sees: a step, its argmax, the next step.
+Variants take turns inside each repeat, so that a machine that slows down slows all of them. The timed loop is the one
+that a user runs: a step, its argmax, the next step.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 
 from shadowcore.decode.decoder import Decoder
 from shadowcore.decode.layout import weights_of
-from shadowcore.decode.selection import KeepPredicted
+from shadowcore.decode.selection import PredictedSelection
 from shadowcore.errors import ConfigError
 from shadowcore.models.families import KINDS
 from shadowcore.schemas import REFUSED
@@ -42,10 +42,10 @@ def measure(
     """Raw times of decoding after prompt_ids (B, T): one row {variant, repeat, ttft_ms, ms_per_token} a turn.
 
     ttft_ms is the prompt's pass (all but its last token), ms_per_token the mean of `new_tokens` greedy steps.
-    They must have passed their gates (`equivalence`). Raises ConfigError for a prompt of fewer than two tokens.
+    Variants must have passed their checks (`equivalence`). Raises ConfigError for a prompt of fewer than two tokens.
     """
     if prompt_ids.shape[1] < 2:
-        raise ConfigError("prompt_tokens: a prompt of 1 token has nothing to prefill, 2 or more are needed")
+        raise ConfigError("prompt_tokens: a prompt of 1 token has nothing to prefill; it must have 2 or more")
     rows = []
     for repeat in range(-warmup, repeats):
         for name, decoder in variants.items():
@@ -83,8 +83,8 @@ def predictor_time(decoder: Decoder, token: torch.Tensor, repeats: int) -> float
     Each reading follows a whole decode step, which leaves the predictor's weights as cold as they are in use.
     """
     selection, layout = decoder.selection, decoder.layout
-    if not isinstance(selection, KeepPredicted):
-        raise ConfigError(f"predictor_time: a step of {type(selection).__name__} has no predictor; KeepPredicted has")
+    if not isinstance(selection, PredictedSelection):
+        raise ConfigError(f"predictor_time: {type(selection).__name__} has no predictor; PredictedSelection has one")
     features = []
     for group in selection.predictor.groups:
         width = layout.layers[0].output.flatten(0, 1).shape[0] if group.site.what == "heads" else layout.sizes.width
@@ -134,19 +134,16 @@ def summarise(raw: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
         by_variant.setdefault(row["variant"], []).append(row)
     summary = []
     for variant, rows in by_variant.items():
-        times = torch.tensor([row["ms_per_token"] for row in rows], dtype=torch.float64)
-        low, middle, high = torch.quantile(times, torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)).tolist()
-        summary.append(
-            {
-                "variant": variant,
-                "ms_per_token": middle,
-                "ms_p10": low,
-                "ms_p90": high,
-                "ttft_ms": statistics.median(row["ttft_ms"] for row in rows),
-                "repeats": len(rows),
-            }
-        )
+        ttft_ms = statistics.median(row["ttft_ms"] for row in rows)
+        summary.append({"variant": variant, "ttft_ms": ttft_ms} | quantiles([row["ms_per_token"] for row in rows]))
     return summary
+
+
+def quantiles(times: list[float]) -> dict[str, Any]:
+    """Median, 10th and 90th percentile of times per token, and their number."""
+    levels = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
+    low, middle, high = torch.quantile(torch.tensor(times, dtype=torch.float64), levels).tolist()
+    return {"ms_per_token": middle, "ms_p10": low, "ms_p90": high, "repeats": len(times)}
 
 
 def refusals(reasons: Mapping[str, str], keys: Mapping[str, Mapping[str, Any]]) -> pa.Table:

@@ -1,4 +1,4 @@
-"""Every way to decode a model known by its dimensions: modes and baselines, by name, with what tells them apart."""
+"""Every way to decode a model known by its dimensions: the modes and the dense baselines, by name."""
 
 from __future__ import annotations
 
@@ -11,20 +11,21 @@ import torch
 
 from shadowcore.decode.decoder import Decoder
 from shadowcore.decode.layout import Layout
-from shadowcore.decode.random_weights import last_units, random_groups, random_predictor
-from shadowcore.decode.selection import KeepFixed, KeepPredicted
+from shadowcore.decode.random_weights import last_units, random_packed_predictor, random_predictor
+from shadowcore.decode.selection import FixedSelection, PredictedSelection
 from shadowcore.errors import ConfigError
+from shadowcore.measure.dense_baselines import HuggingFaceGenerate, TorchGraph
 from shadowcore.method.policies import kept_units
 from shadowcore.method.predictors import FIRST_SPARSE_LAYER, groups_of
 from shadowcore.models.families import KINDS_OF, Kind
 
 RIVALS = ("cublas", "compiled", "gather_ordered", "gather_shuffled", "relu", "huggingface", "huggingface_static")
-FRESH_LISTS = 8  # of given units, one after the other
+FRESH_LISTS = 8  # of given units, for steps that take turns
 
 
 @dataclass(frozen=True)
 class Design:
-    """A predictor to time: its design and sizes, `bits` a weight; sparsities_pct: at which, all where empty."""
+    """A predictor to time: its design, sizes and bits a weight; sparsities_pct: where it is timed, all if empty."""
 
     method: str
     rank_heads: int
@@ -36,7 +37,7 @@ class Design:
 
 @dataclass(frozen=True)
 class Modes:
-    """What is timed together: `batch` sequences, each with room for `room` positions; the rest as in a study."""
+    """What is timed together: `batch` sequences of up to `room` positions; the other fields are those of a study."""
 
     units: str
     sparsities_pct: tuple[int, ...]
@@ -50,130 +51,94 @@ class Modes:
 Variant = tuple[str, dict[str, Any], Callable[[], Any]]
 
 
-def variants(modes: Modes, layout: Layout) -> Iterator[Variant]:
-    """Name, key columns and maker of everything to be timed; the dense Triton decoder first."""
-    return (on_gpu if layout.device.type == "cuda" else on_cpu)(modes, layout)
+def variants(modes: Modes, layout: Layout, triton: bool) -> Iterator[Variant]:
+    """Name, key columns and maker of everything to be timed, the dense decoder first.
 
+    The Triton decoder is timed with dense baselines, the torch decoder without. Raises ConfigError for 8-bit
+    predictors in the torch decoder.
+    """
+    sizes = layout.sizes
+    generator = torch.Generator(layout.device).manual_seed(modes.seed)
 
-def kept_of(modes: Modes, layout: Layout, pct: int) -> dict[Kind, int]:
-    """Units kept in each sparse layer."""
-    return {kind: kept_units(layout.sizes.units(kind), pct) for kind in KINDS_OF[modes.units]}
+    def make(layout: Layout = layout, decoder: Callable = graph_decoder if triton else Decoder, **more: Any) -> Decoder:
+        made = decoder(layout, modes.room, **more)
+        made.reset(modes.batch)
+        return made
 
-
-def on_gpu(modes: Modes, layout: Layout) -> Iterator[Variant]:
-    """The Triton decoder in all modes, and other dense decoders."""
-    from shadowcore.decode.triton_decoder import GraphDecoder
-    from shadowcore.decode.triton_selection import GivenUnits, PredictedUnits
-    from shadowcore.measure.dense_baselines import HuggingFaceGenerate, TorchGraph
-
-    sizes, device = layout.sizes, layout.device
-    first = range(FIRST_SPARSE_LAYER)
-    generator = torch.Generator(device).manual_seed(modes.seed)
-
-    def lists(kept: dict[Kind, int], turns: int, shuffled: bool) -> GivenUnits:
-        chosen = {}
+    def given(kept: dict[Kind, int], steps: int, shuffled: bool = False) -> Decoder:
+        """Random units, chosen in advance for some steps that take turns; layer 0 is dense."""
+        lists = {}
         for kind, count in kept.items():
-            order = torch.rand(turns, sizes.layers, sizes.units(kind), generator=generator, device=device).argsort(-1)
-            order = order[..., :count]
-            chosen[kind] = (order if shuffled else order.sort(-1).values).to(torch.int32)
-        return GivenUnits(chosen, dense=dict.fromkeys(kept, tuple(first)))
+            order = torch.rand(steps, sizes.layers, sizes.units(kind), generator=generator, device=layout.device)
+            order = order.argsort(-1)[..., :count]
+            lists[kind] = (order if shuffled else order.sort(-1).values).to(torch.int32)
+        return make(selection=FixedSelection.in_turns(lists, FIRST_SPARSE_LAYER))
 
-    def graph(layout: Layout = layout, selection: Any = None, **more: Any) -> GraphDecoder:
-        return sequences(GraphDecoder(layout, modes.room, selection, **more), modes.batch)
+    def static(kept: dict[Kind, int]) -> Decoder:
+        return make(last_units(layout, kept, FIRST_SPARSE_LAYER))
 
-    all_units = kept_of(modes, layout, 0)
-    dense = {
-        "dense": graph,
-        "cublas": lambda: sequences(TorchGraph(layout, modes.room), modes.batch),
-        "compiled": lambda: sequences(TorchGraph(layout, modes.room, compiled=True), modes.batch),
-        "gather_ordered": lambda: graph(selection=lists(all_units, 1, shuffled=False)),
-        "gather_shuffled": lambda: graph(selection=lists(all_units, 1, shuffled=True)),
-        "relu": lambda: graph(thresholds=[0.0] * sizes.layers),
-    }
-    for name, make in dense.items():
-        if name == "dense" or (name in modes.baselines and (name != "relu" or layout.exact_zeros)):
-            yield name, {"mode": name, "sparsity_pct": 0}, make
+    yield "dense", {"mode": "dense", "sparsity_pct": 0}, make
+    all_units = {kind: sizes.units(kind) for kind in KINDS_OF[modes.units]}
+    if triton:
+        yield from baselines(modes, layout, make, lambda shuffled: given(all_units, 1, shuffled))
     for pct in modes.sparsities_pct:
-        keys, kept = {"units": modes.units, "sparsity_pct": pct}, kept_of(modes, layout, pct)
-        yield (
-            f"static {pct}",
-            keys | {"mode": "static"},
-            lambda kept=kept: graph(last_units(layout, kept, FIRST_SPARSE_LAYER)),
-        )
-        yield (
-            f"oracle {pct}",
-            keys | {"mode": "oracle"},
-            lambda kept=kept: graph(selection=lists(kept, FRESH_LISTS, shuffled=False)),
-        )
-
+        keys = {"units": modes.units, "sparsity_pct": pct}
+        kept = {kind: kept_units(count, pct) for kind, count in all_units.items()}
+        yield f"static {pct}", keys | {"mode": "static"}, partial(static, kept)
+        yield f"given {pct}", keys | {"mode": "given"}, partial(given, kept, FRESH_LISTS if triton else 1)
     for index, design in enumerate(modes.designs):
-        ranks = ranks_of(modes, design)
+        if design.bits != 16 and not triton:
+            raise ConfigError(f"designs: the torch backend has no {design.bits}-bit predictors; bits must be 16")
+        predictor, reason = None, None
         try:
-            groups = random_groups(
-                design.method, sizes, ranks, design.segments, design.bits, layout.dtype, device, modes.seed + index
-            )
-        except torch.OutOfMemoryError as error:
-            groups, short = [], error
+            predictor = predictor_of(modes, design, layout, modes.seed + index, triton)
+        except torch.OutOfMemoryError as error:  # this design is refused; the next one may fit
+            reason = error
         for pct in design.sparsities_pct or modes.sparsities_pct:
-            name, keys = named(modes, design, pct, len(groups_of(design.method, sizes.layers, design.segments)))
-            kept = kept_of(modes, layout, pct)
-            if groups:
-                make = partial(lambda groups, kept: graph(selection=PredictedUnits(groups, sizes, kept)), groups, kept)
-            else:
-                make = partial(_refuse, short)  # this design is refused, the next one may fit
-            yield name, keys, make
-    for name in ("huggingface", "huggingface_static"):
-        if name in modes.baselines:
-            static = name == "huggingface_static"
             yield (
-                name,
-                {"mode": name, "sparsity_pct": 0},
-                lambda static=static: HuggingFaceGenerate(layout, modes.room, static),
+                *named(modes, design, pct, sizes.layers),
+                partial(predicted, make, predictor, reason, modes.units, pct),
             )
+    for name in ("huggingface", "huggingface_static"):
+        if triton and name in modes.baselines:
+            make = partial(HuggingFaceGenerate, layout, modes.room, name == "huggingface_static")
+            yield name, {"mode": name, "sparsity_pct": 0}, make
 
 
-def _refuse(error: Exception) -> Any:
-    raise error
+def baselines(modes: Modes, layout: Layout, make: Callable, gather: Callable[[bool], Decoder]) -> Iterator[Variant]:
+    """Other dense decoders, those that the study names; `gather` lists all units, in order or shuffled."""
+    makers = {
+        "cublas": lambda: make(decoder=TorchGraph),
+        "compiled": lambda: make(decoder=TorchGraph, compiled=True),
+        "gather_ordered": lambda: gather(False),
+        "gather_shuffled": lambda: gather(True),
+        "relu": lambda: make(thresholds=[0.0] * layout.sizes.layers),
+    }
+    for name, maker in makers.items():
+        if name in modes.baselines and (name != "relu" or layout.exact_zeros):
+            yield name, {"mode": name, "sparsity_pct": 0}, maker
 
 
-def sequences(decoder: Decoder, batch: int) -> Decoder:
-    """The decoder, ready for so many sequences."""
-    decoder.reset(batch)
-    return decoder
+def graph_decoder(*arguments: Any, **more: Any) -> Decoder:
+    """The Triton decoder, imported only where it is used."""
+    from shadowcore.decode.triton_decoder import GraphDecoder
+
+    return GraphDecoder(*arguments, **more)
 
 
-def on_cpu(modes: Modes, layout: Layout) -> Iterator[Variant]:
-    """The torch decoder in the modes it has."""
+def predictor_of(modes: Modes, design: Design, layout: Layout, seed: int, triton: bool) -> Any:
+    """A random predictor as the backend reads it."""
+    shape = design.method, layout.sizes, ranks_of(modes, design), design.segments
+    if triton:
+        return random_packed_predictor(*shape, design.bits, layout.dtype, layout.device, seed)
+    return random_predictor(*shape, layout.dtype, seed)
 
-    def torch_decoder(layout: Layout = layout, selection: Any = None) -> Decoder:
-        return sequences(Decoder(layout, modes.room, selection), modes.batch)
 
-    generator = torch.Generator().manual_seed(modes.seed)
-
-    def masks(kept: dict[Kind, int]) -> KeepFixed:
-        keep = {kind: layout.keep_masks()[kind] for kind in kept}
-        for kind, count in kept.items():
-            order = torch.rand(keep[kind].shape, generator=generator).argsort(-1)
-            keep[kind][FIRST_SPARSE_LAYER:] = order[FIRST_SPARSE_LAYER:] < count
-        return KeepFixed(keep)
-
-    yield "dense", {"mode": "dense", "sparsity_pct": 0}, torch_decoder
-    for pct in modes.sparsities_pct:
-        keys, kept = {"units": modes.units, "sparsity_pct": pct}, kept_of(modes, layout, pct)
-        compact = last_units(layout, kept, FIRST_SPARSE_LAYER)
-        yield f"static {pct}", keys | {"mode": "static"}, lambda compact=compact: torch_decoder(compact)
-        yield f"oracle {pct}", keys | {"mode": "oracle"}, lambda kept=kept: torch_decoder(selection=masks(kept))
-    for index, design in enumerate(modes.designs):
-        if design.bits != 16:
-            raise ConfigError(f"designs: the torch backend has no {design.bits}-bit predictors; 16 would fit")
-        ranks = ranks_of(modes, design)
-        predictor = random_predictor(
-            design.method, layout.sizes, ranks, design.segments, layout.dtype, modes.seed + index
-        )
-        for pct in design.sparsities_pct or modes.sparsities_pct:
-            name, keys = named(modes, design, pct, len(predictor.groups))
-            selection = KeepPredicted(predictor, "per_layer", dict.fromkeys(KINDS_OF[modes.units], pct))
-            yield name, keys, lambda selection=selection: torch_decoder(selection=selection)
+def predicted(make: Callable, predictor: Any, reason: Exception | None, units: str, pct: int) -> Decoder:
+    """The decoder with a predictor; raises the reason where there is none."""
+    if reason is not None:
+        raise reason
+    return make(selection=PredictedSelection(predictor, "per_layer", dict.fromkeys(KINDS_OF[units], pct)))
 
 
 def ranks_of(modes: Modes, design: Design) -> dict[Kind, int]:
@@ -182,9 +147,9 @@ def ranks_of(modes: Modes, design: Design) -> dict[Kind, int]:
     return {kind: ranks[kind] for kind in KINDS_OF[modes.units]}
 
 
-def named(modes: Modes, design: Design, pct: int, groups: int) -> tuple[str, dict[str, Any]]:
-    """What a predicted mode is called, and its key columns."""
-    ranks = list(ranks_of(modes, design).values())
+def named(modes: Modes, design: Design, pct: int, layers: int) -> tuple[str, dict[str, Any]]:
+    """The name and the key columns of a predicted mode."""
+    ranks, groups = list(ranks_of(modes, design).values()), len(groups_of(design.method, layers, design.segments))
     keys = {
         "mode": design.method, "units": modes.units, "sparsity_pct": pct, "predictor_rank": ranks[-1],
         "predictor_rank_heads": ranks[0] if len(ranks) > 1 else None, "predictor_bits": design.bits,

@@ -1,8 +1,8 @@
-"""Time per token of one model on this machine: dense, static and predicted, all in one run, taking turns.
+"""Time per token of one model on this machine: dense, static and predicted variants take turns in one run.
 
-On a GPU the Triton decoder is measured, with modes that only it has; without one the torch decoder, and every row
-says so. Before it is timed, each variant is checked against the Hugging Face model (`measure.equivalence`). A variant
-that fails is not timed; the table `refused` names it and the reason.
+On a GPU the Triton decoder is measured, with modes that only it has; without a GPU, the torch decoder. The column
+`backend` says which. Before it is timed, each variant is checked against the Hugging Face model
+(`measure.equivalence`). A variant that fails is not timed; the table `refused` names it and the reason.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from shadowcore import artifacts, provenance
 from shadowcore.decode.decoder import Decoder
 from shadowcore.decode.layout import Layout, compacted, decoded_positions, from_model
 from shadowcore.decode.random_weights import require_bytes
-from shadowcore.decode.selection import KeepFixed, KeepPredicted
+from shadowcore.decode.selection import FixedSelection, PredictedSelection
 from shadowcore.measure import gpu_timing, latency
 from shadowcore.measure.dense_baselines import HuggingFaceDecoder
 from shadowcore.measure.equivalence import Agreement, Disagreement, check, check_thresholds
+from shadowcore.measure.latency_variants import graph_decoder
 from shadowcore.measure.sparsity import PredictedMasks
 from shadowcore.method.policies import POLICIES
 from shadowcore.method.predictors import FIRST_SPARSE_LAYER, Predictor
@@ -151,7 +152,7 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
 
 
 class Choosers(NamedTuple):
-    """What says which units to keep: mean scores (L, U) per kind, predictors, text (N, T) to set thresholds by."""
+    """What selections are made from: mean scores (L, U) per kind, predictors, and text (N, T) for the thresholds."""
 
     means: Mapping[Kind, torch.Tensor]
     predictors: Sequence[Predictor]
@@ -159,51 +160,46 @@ class Choosers(NamedTuple):
 
 
 def variants_of(spec: Spec, model: torch.nn.Module, room: int, choosers: Choosers, triton: bool) -> dict[str, Variant]:
-    """Everything to be timed, by name: by the Triton decoder, which has thresholds, too, or by the torch decoder."""
+    """Everything to be timed, by name, with the Triton decoder, which also has thresholds, or the torch decoder."""
     layout, kinds = from_model(model), KINDS_OF[spec.units]
     make = graph_decoder if triton else Decoder
-    every = layout.keep_masks()
-
-    found = {
+    variants = {
         "huggingface": Variant({"mode": "huggingface", "sparsity_pct": 0}, HuggingFaceDecoder(model)),
-        "dense": Variant({"mode": "dense", "sparsity_pct": 0}, make(layout, room), expected=every),
+        "dense": Variant({"mode": "dense", "sparsity_pct": 0}, make(layout, room), expected=layout.keep_masks()),
     }
     if triton and layout.exact_zeros:
         keys = {"mode": "relu", "sparsity_pct": 0}
         zeros = [0.0] * layout.sizes.layers
-        found["relu"] = Variant(keys, make(layout, room, thresholds=zeros), thresholds=torch.tensor(zeros))
+        variants["relu"] = Variant(keys, make(layout, room, thresholds=zeros), thresholds=torch.tensor(zeros))
     magnitudes = neuron_magnitudes(model, choosers.windows, 1) if triton and "neurons" in kinds else None
     for pct in spec.sparsities_pct:
         keys = {"units": spec.units, "sparsity_pct": pct}
         keep = static_masks(choosers.means, layout, pct)
-        found[f"static {pct}"] = Variant(keys | {"mode": "static"}, make(compacted(layout, keep), room), expected=keep)
-        found[f"given {pct}"] = Variant(keys | {"mode": "given"}, make(layout, room, KeepFixed(keep)), expected=keep)
+        variants[f"static {pct}"] = Variant(
+            keys | {"mode": "static"}, make(compacted(layout, keep), room), expected=keep
+        )
+        variants[f"given {pct}"] = Variant(
+            keys | {"mode": "given"}, make(layout, room, FixedSelection(keep)), expected=keep
+        )
         for method, predictor in zip(spec.predictors, choosers.predictors, strict=True):
-            found[f"{method} {pct}"] = Variant(
+            variants[f"{method} {pct}"] = Variant(
                 keys | {"mode": method, "predictor_rank": predictor.ranks[kinds[-1]], "predictor_bits": predictor.bits}
                 | {"predictor_groups": len(predictor.groups)},
-                make(layout, room, KeepPredicted(predictor, POLICY, dict.fromkeys(kinds, pct))),
+                make(layout, room, PredictedSelection(predictor, POLICY, dict.fromkeys(kinds, pct))),
                 masks=PredictedMasks(predictor, kinds, POLICY, pct),
             )  # fmt: skip
         if magnitudes is not None:
             layers = range(FIRST_SPARSE_LAYER, layout.sizes.layers)
             thresholds = [-1.0] * FIRST_SPARSE_LAYER + [magnitudes.threshold(layer, pct) for layer in layers]
-            found[f"threshold {pct}"] = Variant(
+            variants[f"threshold {pct}"] = Variant(
                 {"mode": "threshold", "units": "neurons", "sparsity_pct": pct},
                 make(layout, room, thresholds=thresholds), thresholds=torch.tensor(thresholds),
             )  # fmt: skip
-    return found
-
-
-def graph_decoder(*arguments: Any, **more: Any) -> Decoder:
-    """The Triton decoder, imported only where there is a GPU."""
-    from shadowcore.decode.triton_decoder import GraphDecoder
-
-    return GraphDecoder(*arguments, **more)
+    return variants
 
 
 def check_variant(name: str, variant: Variant, model: torch.nn.Module, ids: torch.Tensor, new_tokens: int) -> Agreement:
-    """Raise Disagreement unless a variant computes what the Hugging Face model masked like it computes."""
+    """Raise Disagreement unless a variant computes what the Hugging Face model with the same masks computes."""
     if isinstance(variant.decoder, HuggingFaceDecoder):
         return Agreement(0.0)
     if variant.thresholds is not None:
@@ -223,19 +219,19 @@ def costs(decoder: Any, token: torch.Tensor, ms_per_token: float, ceiling: float
     """Counted weight bytes of a step, units kept, and the predictor's share of bytes and time."""
     if not isinstance(decoder, Decoder):
         return {}
-    found: dict[str, Any] = {"gb_per_token": latency.bytes_per_step(decoder) / 1e9}
-    found |= {f"kept_{kind}": int(mask.sum()) for kind, mask in decoder.keep_masks().items()}
-    found["gb_per_s"] = found["gb_per_token"] / ms_per_token * 1e3
+    columns: dict[str, Any] = {"gb_per_token": latency.bytes_per_step(decoder) / 1e9}
+    columns |= {f"kept_{kind}": int(mask.sum()) for kind, mask in decoder.keep_masks().items()}
+    columns["gb_per_s"] = columns["gb_per_token"] / ms_per_token * 1e3
     if ceiling is not None:
         cached = gpu_timing.bytes_cached(decoder.layout, decoder.position) / 1e9
-        found["roofline_ms"] = (found["gb_per_token"] + cached) / ceiling * 1e3
-        found["nodes"] = decoder.replay.nodes()
-        found |= gpu_timing.parts(decoder, decoder.position - 1)
+        columns["roofline_ms"] = (columns["gb_per_token"] + cached) / ceiling * 1e3
+        columns["nodes"] = decoder.replay.nodes()
+        columns |= gpu_timing.parts(decoder, decoder.position - 1)
     if decoder.selection.weight_bytes:
-        found["predictor_mb"] = latency.predictor_bytes(decoder) / 1e6
+        columns["predictor_mb"] = latency.predictor_bytes(decoder) / 1e6
         if ceiling is None:
-            found["predictor_ms"] = latency.predictor_time(decoder, token, repeats=20)
-    return found
+            columns["predictor_ms"] = latency.predictor_time(decoder, token, repeats=20)
+    return columns
 
 
 STAGE = Stage(Spec, Inputs, Outputs, run)

@@ -1,6 +1,7 @@
-"""Time per token of a model known by its dimensions, random weights: every mode in one run, gated, in turns.
+"""Time per token of a model known by its dimensions, with random weights: all modes take turns in one run.
 
-On a GPU the Triton decoder and its baselines are measured; without one the torch decoder, and every row says so.
+On a GPU the Triton decoder and its baselines are measured; without a GPU, the torch decoder. The column `backend` says
+which. Before it is timed, each mode is checked against the torch decoder in float32 (`measure.equivalence`).
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ class Outputs:
 
 @dataclass
 class Timed:
-    """One mode on its way through gate and turns to a row."""
+    """A mode that has passed its check: key columns, decoder, and what was counted about it."""
 
     keys: dict[str, Any]
     decoder: Any
@@ -76,10 +77,14 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     for name in spec.baselines:
         one_of(name, RIVALS, "baselines")
     if not 0 < spec.short_tokens < spec.new_tokens:
-        raise ConfigError(f"short_tokens: {spec.short_tokens} found; between 0 and new_tokens {spec.new_tokens} fits")
+        raise ConfigError(
+            f"short_tokens: {spec.short_tokens} is not allowed; it must be between 0 and new_tokens {spec.new_tokens}"
+        )
     room = spec.prompt_tokens + spec.new_tokens
     if room > sizes.positions:
-        raise ConfigError(f"prompt_tokens + new_tokens: {room} found, {spec.model} has {sizes.positions} positions")
+        raise ConfigError(
+            f"prompt_tokens + new_tokens: {room} is too large; {spec.model} has {sizes.positions} positions"
+        )
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     dtype = getattr(torch, one_of(spec.dtype, DTYPES, "dtype"))
     ceiling = gpu_timing.read_ceiling(device)
@@ -98,7 +103,7 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     reference = Decoder(upcast(layout), room)
     reasons: dict[str, str] = {}
     all_keys: dict[str, dict[str, Any]] = {}
-    for name, own, make in variants(modes, layout):
+    for name, own, make in variants(modes, layout, triton=device.type == "cuda"):
         all_keys[name] = shared | keys | own
         try:
             timed[name] = built(name, keys | own, make, spec, layout, timed, reference)
@@ -118,7 +123,9 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     rows = []
     for name, one in timed.items():
         times = [row["ms_per_token"] for row in raw if row["variant"] == name]
-        rows.append(shared | one.keys | one.facts | quantiles(times) | roofline(one.facts, times, ceiling, cached))
+        rows.append(
+            shared | one.keys | one.facts | latency.quantiles(times) | roofline(one.facts, times, ceiling, cached)
+        )
     made = header("latency_random", spec, inputs)
     artifacts.write_table(outputs.summary, LATENCY.schema, LATENCY.build(rows), made)
     repeats = [shared | timed[row["variant"]].keys | row for row in raw]
@@ -132,14 +139,14 @@ def built(
     name: str, keys: dict[str, Any], make: Callable, spec: Spec, layout: Layout, timed: dict[str, Timed],
     reference: Decoder,
 ) -> Timed:  # fmt: skip
-    """A decoder that has passed its gate, and what can be counted about it; all share the first one's cache."""
+    """A decoder that has passed its check, and what is counted about it; all share the first one's cache."""
     gpu, position = layout.device.type == "cuda", keys["prompt_tokens"]
     if gpu:
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
     decoder = make()
     tokens = torch.arange(keys["batch"], device=layout.device) + spec.seed % 100 + 10
-    if not isinstance(decoder, Decoder):  # a model of others: from its own prompt, not from the cache
+    if not isinstance(decoder, Decoder):  # another library's model: it starts from a prompt
         agreement = equivalence.gate_prompt(name, decoder, reference, tokens)
         return Timed(keys, decoder, agreement, {"gate_error": agreement.error})
     facts: dict[str, Any] = {}
@@ -172,14 +179,6 @@ def built(
         prefills = [latency.milliseconds(lambda: decoder.prefill(prompt), layout.device) for _ in range(4)]
         facts["ttft_ms"] = statistics.median(prefills[1:])
     return Timed(keys, decoder, agreement, facts)
-
-
-def quantiles(times: list[float]) -> dict[str, Any]:
-    """Median, 10th and 90th percentile, and how many."""
-    low, middle, high = torch.quantile(
-        torch.tensor(times, dtype=torch.float64), torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
-    ).tolist()
-    return {"ms_per_token": middle, "ms_p10": low, "ms_p90": high, "repeats": len(times)}
 
 
 def roofline(facts: dict[str, Any], times: list[float], ceiling: float, cached: float) -> dict[str, float]:

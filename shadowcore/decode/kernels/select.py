@@ -11,6 +11,7 @@ import triton.language as tl
 
 from shadowcore.decode.kernels.gemv import dot, rows_together, weights_of_rows
 from shadowcore.decode.kernels.launch import options, pdl_launch_dependents, pdl_wait, power_of_two, processors
+from shadowcore.decode.packed_predictor import Scorer
 
 PIECE, COLUMNS, WARPS = 4096, 4, 8  # scores whose places are found together, in rows of a few; and warps
 
@@ -54,14 +55,6 @@ def _score(
             (program - programs) * ROWS, hidden + HEAD_RANK, neuron_weight, neuron_bias, neuron_scale, scores,
             layers * NEURONS, STRIDE, START, NEURONS, NEURON_RANK, ROWS, NEURON_COLUMNS, PDL,
         )  # fmt: skip
-
-
-class Scorer(NamedTuple):
-    """One kind of unit's weights (layers, U, r), one scale a row where they are 8-bit, and biases (layers, U)."""
-
-    weight: torch.Tensor
-    bias: torch.Tensor
-    scale: torch.Tensor | None = None
 
 
 def score(hidden: torch.Tensor, heads: Scorer | None, neurons: Scorer | None, scores: torch.Tensor, start: int) -> None:
