@@ -1,6 +1,6 @@
 """How large the kernels' pieces should be, on the GPU at hand: a few layers of published models, one size changed.
 
-    python benchmarks/kernels.py [seconds] >> tuning.txt
+    python benchmarks/time_kernels.py [seconds] >> tuning.txt
 
 Prints the selection timed alone, then milliseconds a token of 12 layers of each model, dense, and with random lists
 of half and of a tenth of the units given (speed-up over dense beside them), then the same for several sequences.
@@ -17,12 +17,13 @@ import torch
 
 from shadowcore.decode.cuda_graph import Replay
 from shadowcore.decode.kernels import batched_gemm, fused_norm, gemv, select
-from shadowcore.decode.random_weights import random_groups, random_layout
+from shadowcore.decode.random_weights import random_layout, random_packed_predictor
+from shadowcore.decode.selection import FixedSelection
 from shadowcore.decode.triton_decoder import GraphDecoder
-from shadowcore.decode.triton_selection import GivenUnits, PredictedUnits
+from shadowcore.decode.triton_selection import TritonPredicted
 from shadowcore.measure import gpu_timing
 from shadowcore.measure.latency import milliseconds
-from shadowcore.method.policies import kept_units
+from shadowcore.method.policies import kept_units, top_units
 from shadowcore.models.families import KINDS
 from shadowcore.models.published import PUBLISHED
 
@@ -87,12 +88,13 @@ def selection_us(layers: int, units: int, ties: bool = False, times: int = 20) -
     return statistics.median(milliseconds(replay, DEVICE) for _ in range(20)) / times * 1e3
 
 
-def lists(sizes, pct: int) -> GivenUnits:
-    chosen = {}
+def lists(sizes, pct: int) -> FixedSelection:
+    keep = {}
     for kind in KINDS:
-        order = torch.rand(1, sizes.layers, sizes.units(kind), device=DEVICE).argsort(-1)
-        chosen[kind] = order[..., : kept_units(sizes.units(kind), pct)].sort(-1).values.to(torch.int32)
-    return GivenUnits(chosen, dense={kind: (0,) for kind in KINDS})
+        mask = top_units(torch.rand(sizes.layers, sizes.units(kind)), kept_units(sizes.units(kind), pct))
+        mask[0] = True
+        keep[kind] = mask
+    return FixedSelection(keep)
 
 
 def step_ms(decoder: GraphDecoder) -> float:
@@ -107,11 +109,13 @@ def single(layout, name: str) -> str:
 
 
 def several(layout, name: str, sequences: int) -> str:
-    groups = random_groups("shadow", layout.sizes, dict.fromkeys(KINDS, 256), 1, 16, layout.dtype, DEVICE, 0)
+    predictor = random_packed_predictor(
+        "shadow", layout.sizes, dict.fromkeys(KINDS, 256), 1, 16, layout.dtype, DEVICE, 0
+    )
     times = []
     for pct in (0, 50, 90):
         kept = {kind: kept_units(layout.sizes.units(kind), pct) for kind in KINDS}
-        decoder = GraphDecoder(layout, ROOM, PredictedUnits(groups, layout.sizes, kept) if pct else None)
+        decoder = GraphDecoder(layout, ROOM, TritonPredicted(predictor, layout.sizes, kept) if pct else None)
         decoder.reset(sequences)
         times.append(step_ms(decoder))
     return f"{name} x{sequences} {times[0]:.3f} {times[1]:.3f} {times[2]:.3f}"
