@@ -18,9 +18,8 @@ import torch
 from shadowcore.decode.cuda_graph import Replay
 from shadowcore.decode.kernels import batched_gemm, fused_norm, gemv, select
 from shadowcore.decode.random_weights import random_layout, random_packed_predictor
-from shadowcore.decode.selection import FixedSelection
+from shadowcore.decode.selection import FixedSelection, PredictedSelection
 from shadowcore.decode.triton_decoder import GraphDecoder
-from shadowcore.decode.triton_selection import TritonPredicted
 from shadowcore.measure import gpu_timing
 from shadowcore.measure.latency import milliseconds
 from shadowcore.method.policies import kept_units, top_units
@@ -109,13 +108,12 @@ def single(layout, name: str) -> str:
 
 
 def several(layout, name: str, sequences: int) -> str:
-    predictor = random_packed_predictor(
-        "shadow", layout.sizes, dict.fromkeys(KINDS, 256), 1, 16, layout.dtype, DEVICE, 0
-    )
+    ranks = dict.fromkeys(KINDS, 256)
+    predictor = random_packed_predictor("shadow", layout.sizes, ranks, 1, 16, layout.dtype, DEVICE, 0)
     times = []
     for pct in (0, 50, 90):
-        kept = {kind: kept_units(layout.sizes.units(kind), pct) for kind in KINDS}
-        decoder = GraphDecoder(layout, ROOM, TritonPredicted(predictor, layout.sizes, kept) if pct else None)
+        selection = PredictedSelection(predictor, "per_layer", dict.fromkeys(KINDS, pct)) if pct else None
+        decoder = GraphDecoder(layout, ROOM, selection)
         decoder.reset(sequences)
         times.append(step_ms(decoder))
     return f"{name} x{sequences} {times[0]:.3f} {times[1]:.3f} {times[2]:.3f}"
