@@ -17,9 +17,9 @@ import torch
 
 from shadowcore.decode.cuda_graph import Replay
 from shadowcore.decode.kernels import batched_gemm, fused_norm, gemv, select
-from shadowcore.decode.random_weights import random_groups, random_layout
+from shadowcore.decode.random_weights import random_layout, random_packed_predictor
+from shadowcore.decode.selection import FixedSelection, PredictedSelection
 from shadowcore.decode.triton_decoder import GraphDecoder
-from shadowcore.decode.triton_selection import GivenUnits, PredictedUnits
 from shadowcore.measure import gpu_timing
 from shadowcore.measure.latency import milliseconds
 from shadowcore.method.policies import kept_units
@@ -87,12 +87,12 @@ def selection_us(layers: int, units: int, ties: bool = False, times: int = 20) -
     return statistics.median(milliseconds(replay, DEVICE) for _ in range(20)) / times * 1e3
 
 
-def lists(sizes, pct: int) -> GivenUnits:
+def lists(sizes, pct: int) -> FixedSelection:
     chosen = {}
     for kind in KINDS:
         order = torch.rand(1, sizes.layers, sizes.units(kind), device=DEVICE).argsort(-1)
         chosen[kind] = order[..., : kept_units(sizes.units(kind), pct)].sort(-1).values.to(torch.int32)
-    return GivenUnits(chosen, dense={kind: (0,) for kind in KINDS})
+    return FixedSelection.in_turns(chosen, first_layer=1)
 
 
 def step_ms(decoder: GraphDecoder) -> float:
@@ -107,11 +107,12 @@ def single(layout, name: str) -> str:
 
 
 def several(layout, name: str, sequences: int) -> str:
-    groups = random_groups("shadow", layout.sizes, dict.fromkeys(KINDS, 256), 1, 16, layout.dtype, DEVICE, 0)
+    ranks = dict.fromkeys(KINDS, 256)
+    predictor = random_packed_predictor("shadow", layout.sizes, ranks, 1, 16, layout.dtype, DEVICE, 0)
     times = []
     for pct in (0, 50, 90):
-        kept = {kind: kept_units(layout.sizes.units(kind), pct) for kind in KINDS}
-        decoder = GraphDecoder(layout, ROOM, PredictedUnits(groups, layout.sizes, kept) if pct else None)
+        selection = PredictedSelection(predictor, "per_layer", dict.fromkeys(KINDS, pct)) if pct else None
+        decoder = GraphDecoder(layout, ROOM, selection)
         decoder.reset(sequences)
         times.append(step_ms(decoder))
     return f"{name} x{sequences} {times[0]:.3f} {times[1]:.3f} {times[2]:.3f}"
