@@ -22,7 +22,7 @@ from shadowcore.decode.selection import FixedSelection, PredictedSelection
 from shadowcore.decode.triton_decoder import GraphDecoder
 from shadowcore.measure import gpu_timing
 from shadowcore.measure.latency import milliseconds
-from shadowcore.method.policies import kept_units, top_units
+from shadowcore.method.policies import kept_units
 from shadowcore.models.families import KINDS
 from shadowcore.models.published import PUBLISHED
 
@@ -88,12 +88,11 @@ def selection_us(layers: int, units: int, ties: bool = False, times: int = 20) -
 
 
 def lists(sizes, pct: int) -> FixedSelection:
-    keep = {}
+    chosen = {}
     for kind in KINDS:
-        mask = top_units(torch.rand(sizes.layers, sizes.units(kind)), kept_units(sizes.units(kind), pct))
-        mask[0] = True
-        keep[kind] = mask
-    return FixedSelection(keep)
+        order = torch.rand(1, sizes.layers, sizes.units(kind), device=DEVICE).argsort(-1)
+        chosen[kind] = order[..., : kept_units(sizes.units(kind), pct)].sort(-1).values.to(torch.int32)
+    return FixedSelection.in_turns(chosen, first_layer=1)
 
 
 def step_ms(decoder: GraphDecoder) -> float:

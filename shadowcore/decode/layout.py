@@ -154,35 +154,30 @@ def from_model(model: torch.nn.Module, release: bool = False) -> Layout:
 
 
 def compacted(layout: Layout, keep: Mapping[Kind, torch.Tensor]) -> Layout:
-    """A layout in which removed units have no weights at all: `keep[kind]` (L, U) is cut into it, once.
+    """A layout that has weights of the kept units only: `keep[kind]` is a mask (L, U).
 
-    Keys and values of all heads stay. The prompt's pass has the kept units only, too.
+    Keys and values of all heads stay. The prompt's pass computes the kept units only, too.
     """
-    groups = layout.sizes.kv_heads
     layers = []
     for index, layer in enumerate(layout.layers):
-        if "heads" in keep:
-            kept = keep["heads"][index].nonzero().squeeze(1)
-            heads = len(layer.output)
-            rows = torch.cat((kept, torch.arange(heads, heads + 2 * groups, device=kept.device)))
-            layer = replace(
-                layer,
-                query_key_value=layer.query_key_value[rows],
-                query_key_value_bias=_rows(layer.query_key_value_bias, rows),
-                output=layer.output[kept],
-                present={**layer.present, "heads": layer.present["heads"][kept]},
-            )
-        if "neurons" in keep:
-            kept = keep["neurons"][index].nonzero().squeeze(1)
-            layer = replace(
-                layer,
-                ffn_in=layer.ffn_in[kept],
-                ffn_in_bias=_rows(layer.ffn_in_bias, kept),
-                ffn_down=layer.ffn_down[kept],
-                present={**layer.present, "neurons": layer.present["neurons"][kept]},
-            )
+        for kind, mask in keep.items():
+            layer = with_units(layer, kind, mask[index].nonzero().squeeze(1))
         layers.append(layer)
     return replace(layout, layers=tuple(layers))
+
+
+def with_units(layer: Layer, kind: Kind, units: torch.Tensor | slice) -> Layer:
+    """A layer with some units of a kind: those at indices, copied, or in views the last ones, `slice(start, None)`."""
+    present = {**layer.present, kind: layer.present[kind][units]}
+    if kind == "neurons":
+        bias = _rows(layer.ffn_in_bias, units)
+        ffn_in, ffn_down = layer.ffn_in[units], layer.ffn_down[units]
+        return replace(layer, present=present, ffn_in=ffn_in, ffn_in_bias=bias, ffn_down=ffn_down)
+    rows, weight = units, layer.query_key_value
+    if isinstance(units, torch.Tensor):  # keys and values come after the heads, and all of them stay
+        rows = torch.cat((units, torch.arange(len(layer.output), len(weight), device=units.device)))
+    bias, output = _rows(layer.query_key_value_bias, rows), layer.output[units]
+    return replace(layer, present=present, query_key_value=weight[rows], query_key_value_bias=bias, output=output)
 
 
 def weights_of(part: Layer | Norm) -> Iterator[torch.Tensor]:
@@ -259,7 +254,7 @@ def _fused_bias(linears: list[torch.nn.Linear], fuse) -> torch.Tensor | None:
     return None if linears[0].bias is None else fuse([linear.bias.detach() for linear in linears])
 
 
-def _rows(bias: torch.Tensor | None, rows: torch.Tensor) -> torch.Tensor | None:
+def _rows(bias: torch.Tensor | None, rows: torch.Tensor | slice) -> torch.Tensor | None:
     return None if bias is None else bias[rows]
 
 

@@ -12,7 +12,7 @@ from statistics import NormalDist
 
 import torch
 
-from shadowcore.decode.layout import Layer, Layout, Norm
+from shadowcore.decode.layout import Layer, Layout, Norm, with_units
 from shadowcore.decode.packed_predictor import PackedPredictor, pack_group
 from shadowcore.errors import ConfigError
 from shadowcore.method.predictors import Predictor, feature_width, groups_of
@@ -144,20 +144,9 @@ def last_units(layout: Layout, kept: Mapping[Kind, int], first_layer: int) -> La
     """
 
     def cut(layer: Layer) -> Layer:
-        changes = {}
-        if "heads" in kept:
-            start = layout.sizes.heads - kept["heads"]  # keys and values come after the heads, all stay
-            bias = layer.query_key_value_bias
-            changes["query_key_value"] = layer.query_key_value[start:]
-            changes["query_key_value_bias"] = None if bias is None else bias[start:]
-            changes["output"] = layer.output[start:]
-        if "neurons" in kept:
-            start, bias = layout.sizes.neurons - kept["neurons"], layer.ffn_in_bias
-            changes["ffn_in"] = layer.ffn_in[start:]
-            changes["ffn_in_bias"] = None if bias is None else bias[start:]
-            changes["ffn_down"] = layer.ffn_down[start:]
-        present = {kind: units[len(units) - kept.get(kind, len(units)) :] for kind, units in layer.present.items()}
-        return replace(layer, present=present, **changes)
+        for kind, count in kept.items():
+            layer = with_units(layer, kind, slice(layout.sizes.units(kind) - count, None))
+        return layer
 
     layers = [cut(layer) if index >= first_layer else layer for index, layer in enumerate(layout.layers)]
     return replace(layout, layers=tuple(layers))
