@@ -78,6 +78,11 @@ def perplexity(name: str, pct: int | str, data: str = "wikipedia") -> str:
     return "" if found.empty else interval(found.iloc[0])
 
 
+def share(name: str, pct: str) -> str:
+    """Weights that a step reads, in percent of the dense model's."""
+    return f"{100 * windows(name, pct, 'wikipedia')['read_share'].iloc[0]:.0f} %"
+
+
 def tasks(name: str) -> str:
     """Mean accuracy of the benchmarks at 50 %, with its standard error over documents."""
     found = rows(name, "accuracy", metric="acc", sparsity_pct=0 if name == "dense" else 50)

@@ -54,7 +54,7 @@ def grid() -> list[str]:
     ]
 
 
-OF_ACCURACY = ("perplexity", "main_accuracy", "all_accuracy", "worse", "difference", "seeds")
+OF_ACCURACY = ("perplexity", "main_accuracy", "all_accuracy", "worse", "difference", "seeds", "share")
 NUMBERS = {
     **{name: getattr(accuracy, name) for name in OF_ACCURACY},
     "criteria": lambda: accuracy.half("criterion of the mean scores", 2, *accuracy.CRITERIA),

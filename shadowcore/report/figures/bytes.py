@@ -28,7 +28,7 @@ def quality_per_byte(tables: Tables, model: str) -> Drawing:
     scale = dense if len(dense) else rows
     best = rows.groupby(["data", "method"])["value"].min()
     bottom, top = min(best.min(), scale["value"].min()), max(best.max(), MOST_LOSS * scale["value"].max())
-    figure, axes = panels(len(texts), columns=min(len(texts), 2), sharey=True, height=3.4)
+    figure, axes = panels(len(texts), sharey=True, height=3.4)
     for panel, text in zip(axes, texts, strict=True):
         panel.set_ylim(bottom / ROOM, top * ROOM)
         log_axis(panel)
