@@ -10,7 +10,7 @@ finish. Leaving the sum out gives its token form, score(t, u), where that is mea
 Letters: a(t, u) is the unit's activation (a number for a neuron, a K-vector for a head),
 g(t, u) = dLoss/da(t, u), and h(t, u) = d(sum <g, stop(g)>)/da(t, u), the loss's Hessian in all units of the
 model times its gradient. All criteria of a layer are computed from one `Signals`, so they share one forward
-and backward pass, and h is one more backward pass through the first (see `passes`).
+and backward pass, and h is one more backward pass through the first (see `gradient_capture`).
 
 jacov and epenas rate a network by how little the gradients of different data agree. Here the data are the
 PARTS equal parts of one example's tokens (what is left over at its end does not count), a datum is a
