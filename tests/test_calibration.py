@@ -125,7 +125,7 @@ def test_examples_that_are_evaluated_too_stop_the_study(study, measured, tmp_pat
     params = {"spec": params["spec"].replace(str(folder.parent), str(leaky.parent))}
     out = {"documents": tmp_path / "text.parquet", "tasks": tmp_path / "tasks.parquet"}
     leaked = job(params, "prepare_text", out)["documents"]
-    with pytest.raises(ConfigError, match=r"'piqa-train' holds \d+ of the 96 documents that benchmark 'piqa' is meas"):
+    with pytest.raises(ConfigError, match=r"'piqa-train' contains \d+ of the 96 documents of benchmark 'piqa'"):
         job(study.check_disjoint("piqa-train", "words"), "check_disjoint", {"record": tmp_path / "record.json"},
             calibrated=leaked, evaluated=study.root / "words.parquet",
             benchmarks=(study.root / "piqa.parquet",))  # fmt: skip

@@ -84,6 +84,7 @@ def test_sites_come_in_order_with_their_shapes(tiny, tokens):
     for layer in range(sizes.layers):
         want.append(((layer, "residual"), (*batch, sizes.width)))
         want.append(((layer, "heads"), (*batch, sizes.heads, sizes.head_width)))
+        want.append(((layer, "ffn_input"), (*batch, sizes.width)))
         want.append(((layer, "neurons"), (*batch, sizes.neurons, 1)))
     assert seen == want
     assert len(layers_of(tiny)) == sizes.layers

@@ -121,7 +121,7 @@ def test_another_archive_than_the_pinned_one_is_refused(tmp_path, monkeypatch):
         return subprocess.CompletedProcess(command, 0, "", "")
 
     monkeypatch.setattr(packaged_files.subprocess, "run", downloaded)
-    with pytest.raises(SourceError, match="do not use it"):
+    with pytest.raises(SourceError, match="do not use"):
         packaged_files.download(packaged_files.Wheel("one", "1", "0" * 64), tmp_path)
 
 

@@ -171,7 +171,9 @@ def variants_of(spec: Spec, model: torch.nn.Module, room: int, choosers: Chooser
         keys = {"mode": "relu", "sparsity_pct": 0}
         zeros = [0.0] * layout.sizes.layers
         variants["relu"] = Variant(keys, make(layout, room, thresholds=zeros), thresholds=torch.tensor(zeros))
-    magnitudes = neuron_magnitudes(model, choosers.windows, 1) if triton and "neurons" in kinds else None
+    magnitudes = None
+    if triton and "neurons" in kinds:
+        magnitudes = neuron_magnitudes(model, choosers.windows, 1, ["threshold"])["threshold"]
     for pct in spec.sparsities_pct:
         keys = {"units": spec.units, "sparsity_pct": pct}
         keep = static_masks(choosers.means, layout, pct)
