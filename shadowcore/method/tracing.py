@@ -51,7 +51,7 @@ def trace(
 ) -> dict[str, torch.Tensor]:
     """Tensors of a trace (see the module's text) of token windows (N, T), on the CPU.
 
-    masking(ids, scored): what chooses the masks of a batch's pass (`models.recording.Choose`), or None for the dense model.
+    masking(ids, scored): what chooses the masks of a pass (`models.recording.Choose`); None: dense.
     """
     importance = ImportancePass(model)
     layers = dimensions_of(model.config).layers
