@@ -1,6 +1,5 @@
 import json
 import os
-import re
 
 # The workflow of a study: configuration, rules of all stages, final outputs.
 from shadowcore import ownership, preflight
@@ -33,9 +32,7 @@ if study.offline:  # a missing source is an error
     shell.prefix("export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1; ")
 
 
-def named(values):
-    """A pattern that matches exactly these values; without values it matches nothing."""
-    return "|".join(map(re.escape, dict.fromkeys(values))) or "(?!)"
+include: "workflow/rules/common.smk"
 
 
 wildcard_constraints:
@@ -54,9 +51,6 @@ wildcard_constraints:
 
 
 report: "workflow/report/workflow.rst"
-
-
-include: "workflow/rules/common.smk"
 
 
 if study.one_model_at_a_time:

@@ -1,4 +1,5 @@
 import gc
+import re
 import shutil
 import signal
 import sys
@@ -25,6 +26,11 @@ gc.set_threshold(500_000)
 # Snakemake takes braces in a path for wildcards, and the folder of a clone may have braces in its name.
 def escaped(path):
     return str(path).replace("{", "{{").replace("}", "}}")
+
+
+def named(values):
+    """A pattern that matches exactly these values; without values it matches nothing."""
+    return "|".join(map(re.escape, dict.fromkeys(values))) or "(?!)"
 
 
 ENVIRONMENT = escaped(f"{workflow.basedir}/environment.yml")

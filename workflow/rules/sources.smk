@@ -38,7 +38,7 @@ rule relufy:
     benchmark:
         f"{root}/benchmarks/relufy/{{model}}.tsv"
     wildcard_constraints:
-        model="|".join(re.escape(name) for name, one in study.models.items() if one.relufied) or "(?!)",
+        model=named(name for name, one in study.models.items() if one.relufied),
     conda:
         ENVIRONMENT
     threads: 1
