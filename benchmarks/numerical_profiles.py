@@ -29,7 +29,7 @@ PROFILES: dict[str, dict[str, str]] = {
     "AVX2": {"ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2", "ONEDNN_MAX_CPU_ISA": "AVX2"},
     "baseline": {"ATEN_CPU_CAPABILITY": "default", "MKL_CBWR": "COMPATIBLE", "ONEDNN_MAX_CPU_ISA": "SSE41"},
 }
-TESTS = [f"tests/test_{name}.py" for name in ("decoder", "equivalence", "latency", "sparsity", "small")]
+TESTS = [f"tests/test_{name}.py" for name in ("decoder", "equivalence", "latency", "sparsity", "weight_quantization")]
 TIES = re.compile(r"logits within (\S+), (\d+) near ties of units, (\d+) of tokens")
 EVALUATED = ("0",)  # sparsities, percent, of the evaluations: the dense one
 
@@ -78,7 +78,7 @@ def tried(study: Path, name: str) -> tuple[dict[str, object], pd.Series, list[st
         "ties of tokens": sum(int(tokens) for *_, tokens in passed),
     }
     wrong = [f"{name}: {reason}" for reason in refused["reason"]]
-    return row, pd.concat(parts, ignore_index=True), wrong + ([tests.stdout] if tests.returncode else [])
+    return row, pd.concat(parts, ignore_index=True), wrong + ([tests.stdout + tests.stderr] if tests.returncode else [])
 
 
 def main(study: Path) -> int:
