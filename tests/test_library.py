@@ -112,8 +112,13 @@ def test_the_cells_of_the_notebook_run(quick, monkeypatch):
     assert (names["table"].value > 1).all() and len(names["table"]) == 8
 
 
-def test_importing_the_package_imports_no_torch():
-    code = "import sys, shadowcore; assert not {'torch', 'lm_eval', 'transformers'} & set(sys.modules), 'slow'"
+@pytest.mark.parametrize(
+    ("module", "slow"),
+    # every start of Snakemake imports `jobs`
+    [("shadowcore", {"torch", "lm_eval", "transformers"}), ("shadowcore.jobs", {"lm_eval", "transformers"})],
+)
+def test_imports_leave_out_packages_that_take_seconds(module, slow):
+    code = f"import sys, {module}; assert not {slow} & set(sys.modules), 'slow'"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

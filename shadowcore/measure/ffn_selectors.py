@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import torch
 from torch.nn.functional import linear
-from transformers.activations import ACT2FN
 
 from shadowcore.measure.protocols import TOKEN, Protocol
 from shadowcore.measure.read_bytes import unit_bytes
@@ -22,8 +21,8 @@ from shadowcore.measure.sparsity import Context, Masks
 from shadowcore.method.low_bit import copy_bytes, low_bit, row_steps
 from shadowcore.method.policies import per_layer
 from shadowcore.method.predictors import FIRST_SPARSE_LAYER
-from shadowcore.models.families import Kind, dimensions_of, ffn_activation, output_projection
-from shadowcore.models.ffn import ffn_inputs, ffn_norm, gate_activation, require_relu
+from shadowcore.models.families import Kind, dimensions_of, output_projection
+from shadowcore.models.ffn import activation_function, ffn_inputs, ffn_norm, gate_activation, require_relu
 from shadowcore.models.recording import Choose, Site
 
 
@@ -90,7 +89,7 @@ class ProxyMasks(FfnMasks):
         """bits: of a weight of the copy. ahead: read the residual that enters the layer, not the FFN's input."""
         super().__init__(model)
         self.read_at = "residual" if ahead else "ffn_input"
-        self.bits, self.sparsity_pct, self.activation = bits, sparsity_pct, ACT2FN[ffn_activation(model.config)]
+        self.bits, self.sparsity_pct, self.activation = bits, sparsity_pct, activation_function(model)
         self.before = {layer: ffn_norm(model, layer) for layer in self.layers} if ahead else {}
         with torch.no_grad():  # steps only: a copy of every matrix would take almost as much memory as the model
             self.norms = {i: output_projection(model, i, "neurons").weight.float().norm(dim=0) for i in self.layers}

@@ -14,7 +14,6 @@ from shadowcore.decode.layout import Layout
 from shadowcore.decode.random_weights import last_units, random_packed_predictor, random_predictor
 from shadowcore.decode.selection import FixedSelection, PredictedSelection
 from shadowcore.errors import ConfigError
-from shadowcore.measure.dense_baselines import HuggingFaceGenerate, TorchGraph
 from shadowcore.method.policies import kept_units
 from shadowcore.method.predictors import FIRST_SPARSE_LAYER, groups_of
 from shadowcore.models.families import KINDS_OF, Kind
@@ -57,6 +56,8 @@ def variants(modes: Modes, layout: Layout, triton: bool) -> Iterator[Variant]:
     The Triton decoder is timed with dense baselines, the torch decoder without. Raises ConfigError for 8-bit
     predictors in the torch decoder.
     """
+    from shadowcore.measure.dense_baselines import HuggingFaceGenerate  # not above: configurations read RIVALS
+
     sizes = layout.sizes
     generator = torch.Generator(layout.device).manual_seed(modes.seed)
 
@@ -101,12 +102,14 @@ def variants(modes: Modes, layout: Layout, triton: bool) -> Iterator[Variant]:
             )
     for name in ("huggingface", "huggingface_static"):
         if triton and name in modes.baselines:
-            make = partial(HuggingFaceGenerate, layout, modes.room, name == "huggingface_static")
-            yield name, {"mode": name, "sparsity_pct": 0}, make
+            static = name == "huggingface_static"
+            yield name, {"mode": name, "sparsity_pct": 0}, partial(HuggingFaceGenerate, layout, modes.room, static)
 
 
 def baselines(modes: Modes, layout: Layout, make: Callable, gather: Callable[[bool], Decoder]) -> Iterator[Variant]:
     """Other dense decoders, those that the study names; `gather` lists all units, in order or shuffled."""
+    from shadowcore.measure.dense_baselines import TorchGraph  # as in `variants`
+
     makers = {
         "cublas": lambda: make(decoder=TorchGraph),
         "compiled": lambda: make(decoder=TorchGraph, compiled=True),

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch.nn.functional import linear
-from transformers.activations import ACT2FN
 
 from shadowcore.errors import ConfigError
 from shadowcore.models.families import family_of, ffn_activation, layers_of
@@ -15,11 +16,18 @@ def ffn_inputs(model: torch.nn.Module, layer: int) -> list[torch.nn.Linear]:
     return [layers_of(model)[layer].get_submodule(name) for name in family_of(model.config).ffn_in]
 
 
+def activation_function(model: torch.nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The activation function of the model's FFN."""
+    from transformers.activations import ACT2FN  # takes over a second, which every start of Snakemake would pay
+
+    return ACT2FN[ffn_activation(model.config)]
+
+
 def gate_activation(model: torch.nn.Module, layer: int, x: torch.Tensor) -> torch.Tensor:
     """act(gate x) (..., F) of the FFN's input x (..., D); without a gate act(fc1 x), the neurons themselves."""
     gate = ffn_inputs(model, layer)[0]
     # not by calling the module: its hooks are who asks
-    return ACT2FN[ffn_activation(model.config)](linear(x, gate.weight, gate.bias))
+    return activation_function(model)(linear(x, gate.weight, gate.bias))
 
 
 def ffn_norm(model: torch.nn.Module, layer: int) -> torch.nn.Module:
