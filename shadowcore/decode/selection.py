@@ -14,7 +14,7 @@ import torch
 from shadowcore.decode.packed_predictor import PackedPredictor
 from shadowcore.errors import ConfigError, one_of
 from shadowcore.method.policies import POLICIES, WHOLE_MODEL_POLICIES
-from shadowcore.method.predictors import Predictor
+from shadowcore.method.predictors import Predictor, reads_own_heads
 from shadowcore.models.families import Kind
 from shadowcore.models.recording import Site
 
@@ -104,9 +104,7 @@ class PredictedSelection(Selection):
             raise ConfigError(f"policy '{policy}' needs all scores at once; a {predictor.design} predictor has not")
         for kind in sparsity_pct:
             one_of(kind, predictor.kinds, "units to skip")
-        if "heads" in sparsity_pct and any(
-            g.site.what == "heads" and g.site.layer in g.layers for g in predictor.groups
-        ):
+        if "heads" in sparsity_pct and reads_own_heads(predictor.groups):
             raise ConfigError(
                 f"a {predictor.design} predictor reads the heads it should skip; it can skip neurons only"
             )

@@ -15,7 +15,7 @@ import torch
 from shadowcore.measure.protocols import TOKEN, Protocol
 from shadowcore.measure.read_bytes import dense_bytes, unit_bytes
 from shadowcore.method.policies import POLICIES
-from shadowcore.method.predictors import FIRST_SPARSE_LAYER, Predictor
+from shadowcore.method.predictors import FIRST_SPARSE_LAYER, Predictor, reads_own_heads
 from shadowcore.models.families import KINDS, Dimensions, Kind, dimensions_of, family_of
 from shadowcore.models.recording import Choose, Site, visiting
 
@@ -77,18 +77,19 @@ class PredictedMasks(Masks):
         keep: dict[Site, torch.Tensor] = {}  # what earlier sites of this pass decided
 
         def choose(site: Site, x: torch.Tensor) -> torch.Tensor | None:
-            feature = x.flatten(2) if source is None else x.flatten(2)[rows, source][:, None]  # (B, T or 1, D)
-            for kind in self.kinds if site in self.predictor.group_at else ():
-                layers, chosen = self._chosen(site, feature, kind)
-                keep.update({Site(layer, kind): chosen[..., i, :] for i, layer in enumerate(layers)})
+            if site in self.predictor.group_at:
+                feature = x.flatten(2) if source is None else x.flatten(2)[rows, source][:, None]  # (B, T or 1, D)
+                for kind in self.kinds:
+                    layers, chosen = self._chosen(site, feature, kind)
+                    keep.update({Site(layer, kind): chosen[..., i, :] for i, layer in enumerate(layers)})
             return keep.pop(site, None)
 
         return choose
 
     def spared_bytes(self, model: torch.nn.Module) -> dict[Kind, int]:
         spared = super().spared_bytes(model)
-        if any(site.what == "heads" and site.layer in layers for site, layers in self.predictor.groups):
-            spared["heads"] = 0  # it reads the very heads that it scores
+        if reads_own_heads(self.predictor.groups):
+            spared["heads"] = 0
         return spared
 
     def selector_bytes(self, model: torch.nn.Module) -> int:

@@ -18,9 +18,9 @@ score may stand for a block of neighbouring neurons, which are then kept or remo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -78,6 +78,14 @@ PREDICTORS: dict[str, Callable[..., list[Group]]] = {
 def groups_of(design: str, layers: int, count: int = 1) -> list[Group]:
     """The groups of a design in a model of `layers` layers; `count` is the number of segments."""
     return segments(layers, count) if design == "segments" else PREDICTORS[design](layers)
+
+
+def reads_own_heads(groups: Iterable[Any]) -> bool:
+    """Whether one of these groups reads the very heads that it scores, which are then computed and cannot be skipped.
+
+    groups: with `site` and `layers`, as a Group or as decoders pack them.
+    """
+    return any(group.site.what == "heads" and group.site.layer in group.layers for group in groups)
 
 
 class UnitScorer(nn.Module):

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import torch
 
 from shadowcore.models.families import Kind, family_of, layers_of, output_projection
+from shadowcore.models.ffn import ffn_inputs
 from shadowcore.models.recording import Site, visiting
 
 
@@ -41,8 +42,8 @@ def cut_out(model: torch.nn.Module, keep: Mapping[Kind, torch.Tensor]) -> torch.
     for index, layer in enumerate(layers_of(model)):
         if "neurons" in keep:
             kept = keep["neurons"][index].nonzero().squeeze(1)
-            for name in family.ffn_in:
-                _select(layer.get_submodule(name), kept, rows=True)
+            for projection in ffn_inputs(model, index):
+                _select(projection, kept, rows=True)
             _select(output_projection(model, index, "neurons"), kept, rows=False)
         if "heads" in keep:
             projection = output_projection(model, index, "heads")

@@ -11,7 +11,8 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from shadowcore.models.families import KINDS, Kind, dimensions_of, family_of, layers_of, output_projection
+from shadowcore.models.families import KINDS, Kind, dimensions_of, layers_of, output_projection
+from shadowcore.models.ffn import ffn_inputs
 
 
 class Site(NamedTuple):
@@ -63,8 +64,7 @@ def visiting(model: torch.nn.Module, visit: Visit) -> Iterator[None]:
     try:
         for index, layer in enumerate(layers_of(model)):
             handles.append(layer.register_forward_pre_hook(at_residual(index), with_kwargs=True))
-            first = layer.get_submodule(family_of(model.config).ffn_in[0])
-            handles.append(first.register_forward_pre_hook(at_ffn_input(index)))
+            handles.append(ffn_inputs(model, index)[0].register_forward_pre_hook(at_ffn_input(index)))
             for kind in KINDS:
                 projection = output_projection(model, index, kind)
                 handles.append(projection.register_forward_pre_hook(at_units(index, kind)))

@@ -117,7 +117,7 @@ def project(
     activation: str = "none",
     scale: torch.Tensor | None = None,
 ) -> None:
-    """As `rows.project` for x (B, D) and out (B, ...), its rows together; B up to 16.
+    """As `gemv.project` for x (B, D) and out (B, ...), its rows together; B up to 16.
 
     What a sequence does not keep is zero; beside rows that all keep it is left to who reads it.
     """
