@@ -9,7 +9,7 @@ from accuracy_tables import REFERENCE, interval
 def table(of: str) -> pd.DataFrame:
     """A table of the quick study, its missing keys as empty text."""
     found = pd.read_parquet(REFERENCE / "quick" / "tables" / f"{of}.parquet")
-    return found.fillna(dict.fromkeys(({"criterion", "predictor", "policy", "units", "protocol"} & set(found)), ""))
+    return found.fillna(dict.fromkeys({"criterion", "predictor", "policy", "units", "protocol"} & set(found), ""))
 
 
 def perplexity(policy: str, units: str) -> list[str]:

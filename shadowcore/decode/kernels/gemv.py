@@ -23,7 +23,7 @@ from shadowcore.decode.kernels.launch import (
 
 RELU, SILU = tl.constexpr(1), tl.constexpr(2)
 ACTIVATIONS = {"none": 0, "relu": 1, "gated_relu": 1, "silu": 2}
-GATED = ("gated_relu", "silu")  # of the gate row, times the row beside it
+GATED = ("gated_relu", "silu")  # activations of the gate row, which multiply the up row
 COLUMNS = 1024  # of a weight row, in one piece
 # sizes of the work of one program, as measured (results/reference/gpu-h100/tuning.txt)
 TILE, WARPS = 16384, 4  # weights of a product
@@ -133,8 +133,8 @@ def project(
     """out_j = activation(scale_r W_r x + b_r), r the j-th row of the chosen units, then of the last tail_rows rows.
 
     x (D,) or the norm of a residual (1, D), weight (..., D), read.bias and scale one number a row, out float32. Rows of
-    unused places of `units` are left as they were. With `silu` or `gated_relu` two rows belong together, the gate and
-    the one beside it: out_j = silu(gate) up, or relu(gate) up.
+    unused places of `units` are left as they were. With `silu` or `gated_relu` two rows belong together, gate and up:
+    out_j = silu(gate) up, or relu(gate) up.
     """
     width = weight.shape[-1]
     parts = 2 if activation in GATED else 1
