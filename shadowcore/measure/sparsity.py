@@ -14,7 +14,7 @@ import torch
 
 from shadowcore.measure.protocols import TOKEN, Protocol
 from shadowcore.measure.read_bytes import dense_bytes, unit_bytes
-from shadowcore.method.policies import POLICIES
+from shadowcore.method.policies import POLICIES, kept_units
 from shadowcore.method.predictors import FIRST_SPARSE_LAYER, Predictor, reads_own_heads
 from shadowcore.models.families import KINDS, Dimensions, Kind, dimensions_of, family_of
 from shadowcore.models.recording import Choose, Site, visiting
@@ -106,8 +106,15 @@ class PredictedMasks(Masks):
         for part in feature.split(max(1, int(SCORES_AT_ONCE // position)), 1):
             with _tensor_cores(part):
                 layers, scores = self.predictor.read(site, part, kind)
-            masks.append(self.policy(scores, self.sparsity_pct))
+            masks.append(self._kept(scores))
         return layers, self.predictor.spread(torch.cat(masks, 1), kind)
+
+    def _kept(self, scores: torch.Tensor) -> torch.Tensor:
+        if not scores.is_cuda or self.policy_name != "per_layer":
+            return self.policy(scores, self.sparsity_pct)
+        from shadowcore.decode.kernels import select  # not at the top: there is no Triton without a GPU
+
+        return select.top_units(scores, kept_units(scores.shape[-1], self.sparsity_pct))
 
 
 @contextmanager
@@ -165,9 +172,9 @@ class SparseModel:
             keep = choose(site, x)
             if keep is None:
                 return None
-            keep = keep | untouched  # (B, T, U)
-            self.removed[site.what] = self.removed[site.what] + keep.numel() - keep.count_nonzero()
-            return x * keep[..., None]
+            removed = (keep.shape[-1] - keep.count_nonzero(-1)) * applied
+            self.removed[site.what] = self.removed[site.what] + removed.sum()
+            return x.where((keep | untouched)[..., None], 0)
 
         with visiting(self.model, visit):
             return self.model(inputs, logits_to_keep=logits_to_keep, **context()).logits
