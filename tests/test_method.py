@@ -173,7 +173,7 @@ def traces(tmp_path):
     """Opens token traces (8 bits) of given features and scores, a file for each pair."""
     with ExitStack() as stack:
 
-        def opened(*shards):
+        def opened(*shards, most=None):
             files = []
             for features, scores in shards:
                 codes_of, top = score_quantization.encode(scores, 8)
@@ -186,7 +186,7 @@ def traces(tmp_path):
                 tensors = dict(zip(names, (codes_of, top, features), strict=True))
                 artifacts.write_tensors(path, "trace", tensors, {})
                 files.append(stack.enter_context(artifacts.open_tensors(path, "trace")))
-            return TraceDataset(files, "plainact", 8, SIZES, ["neurons"], [Site(0, "heads")], torch.device("cpu"))
+            return TraceDataset(files, "plainact", 8, SIZES, ["neurons"], [Site(0, "heads")], torch.device("cpu"), most)
 
         yield opened
 
@@ -414,6 +414,20 @@ def test_chunks_and_batches_hold_every_token_once(traces, monkeypatch):
     seen = torch.cat([chunk.feature(Site(0, "heads"), index) for chunk, index in batches])
     assert not torch.equal(seen, features.float())
     assert sorted(map(tuple, seen.tolist())) == sorted(map(tuple, features.float().tolist()))
+
+
+@pytest.mark.parametrize("most", [1, 11, 35, 50, 60])
+def test_the_first_tokens_alone(traces, monkeypatch, most):
+    monkeypatch.setattr(trace_dataset, "CHUNK_BYTES", 800)
+    features, scores = learnable(50, 1)
+    files = (features[:30], scores[:30]), (features[30:], scores[30:])
+    some, whole = traces(*files, most=most), traces(*files)
+    assert len(some) == min(most, 50)
+    first, every = (
+        torch.cat([chunk.feature(Site(0, "heads"), torch.arange(len(chunk))) for chunk in one.chunks()])
+        for one in (some, whole)
+    )
+    assert torch.equal(first, every[:most])
 
 
 def test_more_tokens_a_batch_than_there_are_is_an_error(traces):

@@ -52,7 +52,10 @@ class Chunk:
 
 
 class TraceDataset:
-    """The token traces of one split by one criterion: open files (`artifacts.open_tensors`), shard after shard."""
+    """The token traces of one split by one criterion: open files (`artifacts.open_tensors`), shard after shard.
+
+    most: how many tokens there are at most, the first ones; None for all.
+    """
 
     def __init__(
         self,
@@ -63,6 +66,7 @@ class TraceDataset:
         kinds: Sequence[Kind],
         sites: Sequence[Site],
         device: torch.device,
+        most: int | None = None,
     ):
         self.bits, self.sizes, self.device = bits, sizes, device
         self.features = {site: feature_name(site) for site in sites}
@@ -85,6 +89,7 @@ class TraceDataset:
                         f"{trace.path}: tensor '{name}' is {found.get_dtype()} {found.get_shape()} where {dtype} "
                         f"{[tokens, *shape]} is read; delete the file and run the study again"
                     )
+            tokens = tokens if most is None else min(tokens, most - len(self))
             self.places += [(trace, start, min(start + rows, tokens)) for start in range(0, tokens, rows)]
 
     def __len__(self) -> int:

@@ -68,11 +68,13 @@ class Outputs:
     training: Path
 
 
-def open_traces(stack: ExitStack, paths: tuple[Path, ...], spec: Spec, bits: int, predictor: Predictor) -> TraceDataset:
-    """The traces that a predictor is trained or judged on, open until the stack closes."""
+def open_traces(
+    stack: ExitStack, paths: tuple[Path, ...], spec: Spec, bits: int, predictor: Predictor, most: int | None = None
+) -> TraceDataset:
+    """The traces that a predictor is trained or judged on, open until the stack closes; the first `most` tokens."""
     opened = [stack.enter_context(artifacts.open_tensors(path, tracing.SCHEMA)) for path in paths]
     sites = [group.site for group in predictor.groups]
-    return TraceDataset(opened, spec.criterion, bits, predictor.sizes, predictor.kinds, sites, device())
+    return TraceDataset(opened, spec.criterion, bits, predictor.sizes, predictor.kinds, sites, device(), most)
 
 
 def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
@@ -84,7 +86,7 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     head = header("train-predictor", spec, inputs)
     checkpoint = Checkpoint(outputs.predictor, head)
     with ExitStack() as stack:
-        train = open_traces(stack, inputs.traces, spec, spec.token_bits, predictor)
+        train = open_traces(stack, inputs.traces, spec, spec.token_bits, predictor, recipe.tokens)
         held = open_traces(stack, inputs.heldout, spec, spec.heldout_bits, predictor)
         fits = fit(predictor, train, held, recipe, spec.seed, progress, checkpoint)
         training = [training_row(spec, predictor, kind, fits[kind], len(train), recipe.epochs[kind]) for kind in fits]
