@@ -1,0 +1,89 @@
+"""GPUs that are pretended: tensors stay on the CPU, but each belongs to a device, and two devices may not meet."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+CPU = torch.device("cpu")
+MOVES = ("copy_", "__set__", "_has_compatible_shallow_copy_type")  # may have tensors of two devices; the first stays where it is
+ASKS = ("__get__", "size", "dim", "__len__")  # read no number, and may give a view
+
+
+def where(x: torch.Tensor) -> torch.device:
+    """The pretended device of a tensor; views and parameters share a storage, and so a device."""
+    return getattr(x.untyped_storage(), "pretended", CPU)
+
+
+def leaves(value):
+    """The tensors in nested tuples, lists and dictionaries."""
+    if isinstance(value, torch.Tensor):
+        return [value]
+    values = value.values() if isinstance(value, dict) else value if isinstance(value, (tuple, list)) else ()
+    return [x for one in values for x in leaves(one)]
+
+
+def put(value, device: torch.device):
+    for x in leaves(value):
+        x.untyped_storage().pretended = device
+    return value
+
+
+def device(name) -> torch.device:
+    return torch.device("cuda", name) if isinstance(name, int) else torch.device(name)
+
+
+class PretendedGPUs(TorchFunctionMode):
+    """While the block runs, `cuda:0`, `cuda:1` ... exist; RuntimeError where an operation reads two devices.
+
+    As on a GPU, a number on the CPU (a tensor without dimensions) may meet any device, and numpy reads the CPU only.
+    """
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs, name = dict(kwargs or {}), getattr(function, "__name__", "")
+        if function is torch.device:
+            return device(*args, **kwargs)
+        if function == torch.Tensor.device.__get__:
+            return where(args[0])
+        if function == torch.Tensor.is_cuda.__get__:
+            return where(args[0]).type == "cuda"
+        if name in ("to", "cpu"):
+            return self._moved(name, *args, **kwargs)
+        if name == "register_hook":  # gradients are made outside of Python
+            x, hook = args
+            return function(x, lambda g: hook(put(g, where(x))))
+        if name == "backward":  # hooks run inside
+            with self:
+                return torch.autograd.backward(*args, **kwargs)
+        if function is torch.autograd.grad:
+            found = function(*args, **kwargs)
+            return tuple(put(g, where(x)) for g, x in zip(found, args[1], strict=True))
+        wanted = kwargs.pop("device", None)
+        inputs = leaves([args, kwargs])
+        found = {where(x) for x in inputs if x.dim() or where(x) != CPU}
+        if len(found) > 1 and name not in MOVES:
+            raise RuntimeError(f"{name} got tensors on {', '.join(sorted(map(str, found)))}")
+        if name in ("numpy", "from_numpy", "__array__") and CPU not in {*found, CPU} - {torch.device("cuda")}:
+            raise TypeError(f"{name} of a tensor on {found}")
+        made = function(*args, **kwargs)
+        if wanted is None and not inputs:
+            wanted = CPU
+        return put(made, device(wanted) if wanted is not None else where(inputs[0]) if not found else found.pop())
+
+    def _moved(self, name, x, *args, **kwargs):
+        there, dtype = where(x), kwargs.get("dtype")
+        target = CPU if name == "cpu" else kwargs.get("device")
+        for value in args:
+            if isinstance(value, torch.Tensor):
+                target, dtype = where(value), value.dtype
+            elif isinstance(value, torch.dtype):
+                dtype = value
+            elif isinstance(value, (str, torch.device)) or type(value) is int:
+                target = value
+        target = there if target is None else device(target)
+        y = x if dtype is None else x.to(dtype)
+        if kwargs.get("copy") or target != there:
+            y = y.clone() if y is x else y
+        return put(y, target)
