@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-
 import torch
 from torch.overrides import TorchFunctionMode
 
 CPU = torch.device("cpu")
-MOVES = ("copy_", "__set__", "_has_compatible_shallow_copy_type")  # may have tensors of two devices; the first stays where it is
-ASKS = ("__get__", "size", "dim", "__len__")  # read no number, and may give a view
+# may have tensors of two devices; the first stays where it is
+MOVES = ("__set__", "copy_", "_has_compatible_shallow_copy_type")
 
 
 def where(x: torch.Tensor) -> torch.device:
@@ -31,8 +29,10 @@ def put(value, device: torch.device):
     return value
 
 
-def device(name) -> torch.device:
-    return torch.device("cuda", name) if isinstance(name, int) else torch.device(name)
+def device(kind, index: int | None = None) -> torch.device:
+    """As torch.device, which refuses a number where there is no GPU; `cuda` is the first."""
+    made = torch.device("cuda", kind) if isinstance(kind, int) else torch.device(kind)
+    return torch.device("cuda", index or made.index or 0) if made.type == "cuda" else made
 
 
 class PretendedGPUs(TorchFunctionMode):
@@ -54,9 +54,10 @@ class PretendedGPUs(TorchFunctionMode):
         if name == "register_hook":  # gradients are made outside of Python
             x, hook = args
             return function(x, lambda g: hook(put(g, where(x))))
-        if name == "backward":  # hooks run inside
+        if function is torch.Tensor.backward:  # hooks run inside, where devices may not meet either
             with self:
-                return torch.autograd.backward(*args, **kwargs)
+                run = torch.autograd.Variable._execution_engine.run_backward
+                return run((args[0],), (torch.ones_like(args[0]),), False, False, (), allow_unreachable=True, accumulate_grad=True)
         if function is torch.autograd.grad:
             found = function(*args, **kwargs)
             return tuple(put(g, where(x)) for g, x in zip(found, args[1], strict=True))
@@ -65,12 +66,12 @@ class PretendedGPUs(TorchFunctionMode):
         found = {where(x) for x in inputs if x.dim() or where(x) != CPU}
         if len(found) > 1 and name not in MOVES:
             raise RuntimeError(f"{name} got tensors on {', '.join(sorted(map(str, found)))}")
-        if name in ("numpy", "from_numpy", "__array__") and CPU not in {*found, CPU} - {torch.device("cuda")}:
-            raise TypeError(f"{name} of a tensor on {found}")
+        if name == "numpy" and where(args[0]) != CPU:
+            raise TypeError(f"numpy got a tensor on {where(args[0])}")
         made = function(*args, **kwargs)
-        if wanted is None and not inputs:
-            wanted = CPU
-        return put(made, device(wanted) if wanted is not None else where(inputs[0]) if not found else found.pop())
+        if wanted is None and inputs:
+            wanted = where(inputs[0]) if name in MOVES else next(iter(found), CPU)
+        return put(made, device(wanted or CPU))
 
     def _moved(self, name, x, *args, **kwargs):
         there, dtype = where(x), kwargs.get("dtype")
