@@ -60,7 +60,7 @@ class ConstantMasks(Masks):
         def choose(site: Site, x: torch.Tensor) -> torch.Tensor | None:
             if site.what not in self.keep or site.layer < FIRST_SPARSE_LAYER:
                 return None
-            return self.keep[site.what][site.layer - FIRST_SPARSE_LAYER].to(x.device)
+            return self.keep[site.what][site.layer - FIRST_SPARSE_LAYER]
 
         return choose
 
