@@ -55,7 +55,9 @@ def reserved(count: int) -> Iterator[list[str]]:
         return
     if count > len(every):
         there = "this machine has" if before is None else f"{VISIBLE} allows"
-        raise ConfigError(f"--devices: the job needs {count} GPUs, but {there} {len(every)}; give it more, or larger ones")
+        raise ConfigError(
+            f"--devices: the job needs {count} GPUs, but {there} {len(every)}; give it more, or larger ones"
+        )
     with ExitStack() as held:
         # the waiting job holds this lock, so that a later job cannot take the devices that it waits for
         with ExitStack() as queue:

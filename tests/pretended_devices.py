@@ -57,7 +57,8 @@ class PretendedGPUs(TorchFunctionMode):
         if function is torch.Tensor.backward:  # hooks run inside, where devices may not meet either
             with self:
                 run = torch.autograd.Variable._execution_engine.run_backward
-                return run((args[0],), (torch.ones_like(args[0]),), False, False, (), allow_unreachable=True, accumulate_grad=True)
+                start = torch.ones_like(args[0])
+                return run((args[0],), (start,), False, False, (), allow_unreachable=True, accumulate_grad=True)
         if function is torch.autograd.grad:
             found = function(*args, **kwargs)
             return tuple(put(g, where(x)) for g, x in zip(found, args[1], strict=True))

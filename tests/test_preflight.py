@@ -247,7 +247,8 @@ def test_a_study_that_needs_more_than_the_machine_has_is_refused_unless_it_is_to
     assert "24 GB of memory" in lacking("paper") and "opt-30b" in lacking("paper")
     monkeypatch.setattr(machine, "memory", lambda: 10**12)
     assert lacking("paper") is None
-    monkeypatch.setattr(machine, "gpu_memory", lambda: [40e9])  # OPT-30B in 16 bits is 60 GB, on as many GPUs as it takes
+    # OPT-30B in 16 bits is 60 GB, on as many GPUs as it takes
+    monkeypatch.setattr(machine, "gpu_memory", lambda: [40e9])
     assert "opt-30b" in lacking("paper") and "40 GB of GPU memory" in lacking("paper")
     monkeypatch.setattr(machine, "gpu_memory", lambda: [40e9] * 3)
     assert lacking("paper") is None

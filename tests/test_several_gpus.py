@@ -1,5 +1,6 @@
-"""A model that is spread over GPUs computes what it computes on one: on pretended GPUs, where no two devices may meet."""
+"""A model on several GPUs computes what it computes on one device: on pretended GPUs, where no two may meet."""
 
+from contextlib import contextmanager
 from itertools import chain
 
 import pytest
@@ -11,13 +12,15 @@ import shadowcore as sc
 from shadowcore.measure.oracle import OracleMasks, OraclePass
 from shadowcore.measure.protocols import PROTOCOLS
 from shadowcore.measure.sparsity import PredictedMasks, SparseModel, no_context
+from shadowcore.method import policies
 from shadowcore.method.criteria import CRITERIA
 from shadowcore.method.predictors import PREDICTORS, Predictor
 from shadowcore.method.thresholds import neuron_magnitudes
 from shadowcore.method.tracing import TracePlan, trace
 from shadowcore.method.tuning import Tuning, tune
 from shadowcore.models import folders
-from shadowcore.models.families import KINDS, dimensions_of, layers_of
+from shadowcore.models.families import KINDS, device_of, dimensions_of
+from shadowcore.models.masking import masked
 from shadowcore.models.recording import Site, visiting
 
 
@@ -26,16 +29,30 @@ def loading(monkeypatch):
     """Pretended GPUs, and transformers without what needs real ones: worker threads, and memory asked for ahead."""
     monkeypatch.setenv("HF_DEACTIVATE_ASYNC_LOAD", "1")
     monkeypatch.setattr("transformers.modeling_utils.caching_allocator_warmup", lambda *arguments: None)
+    current = [torch.device("cuda", 0)]
+
+    @contextmanager
+    def using(device):
+        current.append(device)
+        yield
+        current.pop()
+
+    def top_units(scores, count):
+        assert scores.device == current[-1]  # a kernel starts on the current device
+        return policies.top_units(scores, count)
+
+    monkeypatch.setattr(torch.cuda, "device", using)
+    monkeypatch.setattr("shadowcore.decode.kernels.select.top_units", top_units)
     with PretendedGPUs():
         yield
 
 
 @pytest.fixture
 def both(tiny, tmp_path, loading):
-    """A tiny model on one device, and the same spread over three GPUs: layers 0 and 1, layer 2, layer 3."""
+    """A tiny model on the CPU, and the same spread over three GPUs: layers 0 and 1, layer 2, layer 3."""
     tiny.save_pretrained(tmp_path)
     spread = folders.load_model(tmp_path, "float32", 3)
-    assert [str(next(layer.parameters()).device) for layer in layers_of(spread)] == ["cuda:0", "cuda:0", "cuda:1", "cuda:2"]
+    assert [device_of(spread, layer) for layer in range(4)] == [torch.device("cuda", gpu) for gpu in (0, 0, 1, 2)]
     return tiny, spread
 
 
@@ -64,7 +81,11 @@ def test_every_site_is_seen_on_the_device_of_its_layer_and_the_logits_where_the_
     with torch.no_grad(), visiting(both[1], lambda site, x: seen.update({site: x.device})):
         logits = both[1](tokens.to(both[1].device)).logits
     assert {str(there) for site, there in seen.items() if site.layer == 2} == {"cuda:1"} and len(seen) == 4 * 4
-    assert logits.device == both[1].device == torch.device("cuda", 0) and torch.equal(logits.cpu(), both[0](tokens).logits)
+    keep = {kind: torch.rand(4, dimensions_of(both[0].config).units(kind)) < 0.5 for kind in KINDS}
+    with torch.no_grad(), masked(both[0], keep), masked(both[1], keep):
+        assert torch.equal(both[1](tokens.to("cuda:0")).logits.cpu(), both[0](tokens).logits)
+    assert logits.device == both[1].device == torch.device("cuda", 0)
+    assert torch.equal(logits.cpu(), both[0](tokens).logits)
 
 
 @pytest.mark.parametrize("design", [None, "shadow", "layerwise"])

@@ -15,7 +15,7 @@ import torch
 
 from shadowcore.measure.protocols import TOKEN, Protocol
 from shadowcore.measure.read_bytes import dense_bytes, unit_bytes
-from shadowcore.method.policies import POLICIES
+from shadowcore.method.policies import POLICIES, kept_units
 from shadowcore.method.predictors import FIRST_SPARSE_LAYER, Predictor, reads_own_heads
 from shadowcore.models.families import KINDS, Dimensions, Kind, dimensions_of, family_of
 from shadowcore.models.recording import Choose, Site, visiting
@@ -109,8 +109,16 @@ class PredictedMasks(Masks):
         for part in feature.split(max(1, int(SCORES_AT_ONCE // position)), 1):
             with _tensor_cores(part):
                 layers, scores = self.predictor.read(site, part, kind)
-            masks.append(self.policy(scores, self.sparsity_pct))
+            masks.append(self._kept(scores))
         return layers, self.predictor.spread(torch.cat(masks, 1), kind)
+
+    def _kept(self, scores: torch.Tensor) -> torch.Tensor:
+        if not scores.is_cuda or self.policy_name != "per_layer":
+            return self.policy(scores, self.sparsity_pct)
+        from shadowcore.decode.kernels import select  # not at the top: there is no Triton without a GPU
+
+        with torch.cuda.device(scores.device):  # Triton starts kernels on the current one
+            return select.top_units(scores, kept_units(scores.shape[-1], self.sparsity_pct))
 
 
 @contextmanager
@@ -162,16 +170,17 @@ class SparseModel:
             return self.model(inputs, logits_to_keep=logits_to_keep, **context()).logits
         self.positions = self.positions + applied.sum()
         choose = self.masks.begin(ids, scored, context, self.protocol)
-        untouched = cache((~applied[..., None]).to)  # (B, T, 1), on the devices of a model that is spread over several
+        untouched = ~applied[..., None]  # (B, T, 1)
+        on = cache(lambda device: (applied.to(device), untouched.to(device)))  # a model may be on several devices
 
         def visit(site: Site, x: torch.Tensor) -> torch.Tensor | None:
             keep = choose(site, x)
             if keep is None:
                 return None
-            keep = keep.to(x.device) | untouched(x.device)  # (B, T, U)
-            removed = keep.numel() - keep.count_nonzero()
+            keep, (here, others) = keep.to(x.device), on(x.device)  # keep: (B, T, U)
+            removed = ((keep.shape[-1] - keep.count_nonzero(-1)) * here).sum()
             self.removed[site.what] = self.removed[site.what] + removed.to(self.model.device)
-            return x * keep[..., None]
+            return x.where((keep | others)[..., None], 0)
 
         with visiting(self.model, visit):
             return self.model(inputs, logits_to_keep=logits_to_keep, **context()).logits

@@ -122,8 +122,9 @@ def read_predictor(path: Path, sizes: Dimensions) -> Predictor:
     try:
         made_by = artifacts.read_header(path)["spec"]
         shape = (made_by["recipe"][name] for name in ("rank", "segments", "bits", "block"))
-        predictor = Predictor(made_by["method"], sizes, *shape)
-        predictor.load_state_dict(restored(state))
+        with torch.device("meta"):  # initial weights of a large model's predictor take longer than reading it
+            predictor = Predictor(made_by["method"], sizes, *shape)
+        predictor.load_state_dict(restored(state), assign=True)
     except (KeyError, TypeError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ArtifactError(
