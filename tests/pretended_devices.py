@@ -41,6 +41,8 @@ class PretendedGPUs(TorchFunctionMode):
     As on a GPU, a number on the CPU (a tensor without dimensions) may meet any device, and numpy reads the CPU only.
     """
 
+    backward = False  # while it is True, tensors that were never on a device are gradients, made outside of Python
+
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs, name = dict(kwargs or {}), getattr(function, "__name__", "")
         if function is torch.device:
@@ -55,21 +57,26 @@ class PretendedGPUs(TorchFunctionMode):
             x, hook = args
             return function(x, lambda g: hook(put(g, where(x))))
         if function is torch.Tensor.backward:  # hooks run inside, where devices may not meet either
+            start, self.backward = torch.ones_like(args[0]), True
             with self:
                 run = torch.autograd.Variable._execution_engine.run_backward
-                start = torch.ones_like(args[0])
-                return run((args[0],), (start,), False, False, (), allow_unreachable=True, accumulate_grad=True)
+                run((args[0],), (start,), False, False, (), allow_unreachable=True, accumulate_grad=True)
+            self.backward = False
+            return None
         if function is torch.autograd.grad:
             found = function(*args, **kwargs)
             return tuple(put(g, where(x)) for g, x in zip(found, args[1], strict=True))
         wanted = kwargs.pop("device", None)
         inputs = leaves([args, kwargs])
-        found = {where(x) for x in inputs if x.dim() or where(x) != CPU}
+        known = [x for x in inputs if not self.backward or hasattr(x.untyped_storage(), "pretended")]
+        found = {where(x) for x in known if x.dim() or where(x) != CPU}
         if len(found) > 1 and name not in MOVES:
             raise RuntimeError(f"{name} got tensors on {', '.join(sorted(map(str, found)))}")
         if name == "numpy" and where(args[0]) != CPU:
             raise TypeError(f"numpy got a tensor on {where(args[0])}")
         made = function(*args, **kwargs)
+        if self.backward and inputs and not known:
+            return made
         if wanted is None and inputs:
             wanted = where(inputs[0]) if name in MOVES else next(iter(found), CPU)
         return put(made, device(wanted or CPU))

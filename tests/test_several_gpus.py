@@ -3,12 +3,19 @@
 from contextlib import contextmanager
 from itertools import chain
 
+import pandas as pd
 import pytest
+import safetensors.torch
 import torch
 from pretended_devices import PretendedGPUs
+from test_chain import chain as stages
+from test_chain import here
+from test_chain import tiny as tiny_study
 from test_sparsity import baselines, likelihoods, losses_of, predictor_of, sources
 
 import shadowcore as sc
+from shadowcore.config import parse_study
+from shadowcore.jobs import Jobs
 from shadowcore.measure.oracle import OracleMasks, OraclePass
 from shadowcore.measure.protocols import PROTOCOLS
 from shadowcore.measure.sparsity import PredictedMasks, SparseModel, no_context
@@ -22,6 +29,9 @@ from shadowcore.models import folders
 from shadowcore.models.families import KINDS, device_of, dimensions_of
 from shadowcore.models.masking import masked
 from shadowcore.models.recording import Site, visiting
+
+FOLDERS = ("traces", "scores", "predictors", "outcomes")
+READERS = {".parquet": pd.read_parquet, ".safetensors": safetensors.torch.load_file}
 
 
 @pytest.fixture
@@ -158,3 +168,33 @@ def test_tuning_gives_the_same_predictor(both, tokens, design):
 def test_the_library_makes_it_sparse(both, tokens):
     with sc.sparsify(both[0], predictor_of(both[0])) as one, sc.sparsify(both[1], predictor_of(both[0])) as spread:
         assert torch.equal(one(tokens).logits, spread(tokens.to(spread.device)).logits.cpu())
+
+
+@pytest.mark.slow
+def test_every_stage_writes_the_same_numbers_with_two_gpus_as_with_one(tmp_path, monkeypatch, loading):
+    """From the traces to the oracle, as benchmarks/chain.py runs them; the jobs see one GPU, then two."""
+    study = parse_study(tiny_study(tmp_path), "tiny")
+    monkeypatch.setattr("shadowcore.method.trace_dataset._room", lambda device: 0)
+    written, spread, device_map = [], [], folders.device_map
+    monkeypatch.setattr(folders, "device_map", lambda config, gpus: spread.append(gpus) or device_map(config, gpus))
+    for gpus in (1, 2):
+        made = stages.Chain(Jobs(study, tmp_path / f"{gpus}"))
+        with torch._C.DisableTorchFunction():
+            jobs = [*made.of(""), *(job for job in made.of("one") if job.stage == "fetch-model")]
+            assert stages.run(made.root, "shared", jobs, float("inf"), here)
+        with monkeypatch.context() as patched:
+            patched.setattr(torch.cuda, "is_available", lambda: True)
+            patched.setattr(torch.cuda, "device_count", lambda gpus=gpus: gpus)
+            stages.run(made.root, "one", made.of("one"), float("inf"), here)
+        rows = pd.read_parquet(made.root / "measured" / "one.parquet")
+        assert not rows["error"].any(), rows["error"].tolist()
+        written.append({})
+        for path in (path for folder in FOLDERS for path in (made.root / folder).rglob("*.*")):
+            if path.suffix in READERS:
+                written[-1][path.relative_to(made.root)] = READERS[path.suffix](path)
+    assert set(spread) == {2} and written[0].keys() == written[1].keys() and len(written[0]) > 12
+    for path, content in written[0].items():
+        if path.suffix == ".parquet":
+            pd.testing.assert_frame_equal(content, written[1][path])
+        else:
+            assert equal(content, written[1][path]), path
