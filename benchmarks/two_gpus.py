@@ -42,13 +42,12 @@ from shadowcore.method.policies import kept_units, lowest_kept, per_layer
 from shadowcore.method.predictors import PREDICTORS, Predictor
 from shadowcore.models import folders
 from shadowcore.models.families import KINDS, dimensions_of
-from shadowcore.models.recording import Site, visiting
+from shadowcore.models.recording import visiting
 
 WINDOWS, TOKENS, SCORED, PCT, RANK = 4, 256, 64, 50, 64  # of the comparison
-Rows = list[dict[str, Any]]
 
 
-def jobs(made: chain.Chain, model: str) -> Rows:
+def jobs(made: chain.Chain, model: str) -> list[dict[str, Any]]:
     """What came of traces side by side: exit code, last line of the log, GPUs that it saw, seconds since the start."""
     (one,) = [job for job in made.of(model) if job.work.name.endswith("train-0")]
     rows = []
@@ -68,7 +67,7 @@ def jobs(made: chain.Chain, model: str) -> Rows:
     return rows
 
 
-def compared(made: chain.Chain, model: str) -> Rows:
+def compared(made: chain.Chain, model: str) -> list[dict[str, Any]]:
     """A row a measurement, of the model on one device and on all GPUs.
 
     apart: the largest difference, as a share of the largest number; of kept units that differ, how far their scores are
@@ -78,49 +77,48 @@ def compared(made: chain.Chain, model: str) -> Rows:
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     alone, spread = (measured(folder, dtype, count) for count in (min(gpus, 1), gpus))
     rows = []
-    for what, (result, seconds) in alone.items():
+    for what, (one, seconds) in alone.items():
         other, longer = spread[what]
         row = {"model": model, "gpus": gpus, "what": what, "seconds_one": seconds, "seconds_spread": longer}
         if what == "kept units":
-            row |= units_apart(result, other)
+            changed = per_layer(one, PCT) != per_layer(other, PCT)
+            lowest = lowest_kept(one, kept_units(one.shape[-1], PCT))
+            away = (one - lowest).abs() / (one.amax(-1, keepdim=True) - one.amin(-1, keepdim=True))
+            row |= {"apart": float((away * changed).max()), "differ": int(changed.sum()), "units": changed.numel()}
         else:
-            row |= {"apart": float((result - other).abs().max() / result.abs().max()), "mean": float(result.mean())}
+            row |= {"apart": float((one - other).abs().max() / one.abs().max()), "mean": float(one.mean())}
         rows.append(row)
     return rows
 
 
-def measured(folder: Path, dtype: str, gpus: int) -> dict[str, tuple[Any, float]]:
-    """Logits, scores of units, and losses under each method, with the seconds of each; gpus: 0 is the CPU."""
+def measured(folder: Path, dtype: str, gpus: int) -> dict[str, tuple[torch.Tensor, float]]:
+    """Logits, magnitudes of neurons, and losses under each method, with the seconds of each; gpus: 0 is the CPU."""
     model = folders.load_model(folder, dtype, gpus if gpus > 1 else 0)
     model = model.to("cuda") if gpus == 1 else model
     vocabulary, positions = model.config.vocab_size, model.config.max_position_embeddings
     ids = torch.randint(vocabulary, (WINDOWS, min(TOKENS, positions)), generator=torch.Generator().manual_seed(0))
-    works: dict[str, Callable[[], Any]] = {
-        "logits": lambda: model(ids.to(model.device)).logits.float().cpu(),
-        "kept units": lambda: magnitudes(model, ids[:1, :SCORED]),
-    }
-    methods = ("dense", "static", "shadow", "layerwise", "oracle")
-    works |= {f"loss, {name}": partial(losses, name, model, ids) for name in methods}
+    works = {"logits": partial(logits, model, ids), "kept units": partial(magnitudes, model, ids[:1, :SCORED])}
+    for name in ("dense", "static", "shadow", "layerwise", "oracle"):
+        works[f"loss, {name}"] = partial(losses, name, model, ids)
     found = {}
-    with torch.no_grad():
-        for what, work in works.items():
-            work()  # the first run allocates memory and compiles kernels
-            started = time.perf_counter()
-            found[what] = work(), time.perf_counter() - started
+    for what, work in works.items():
+        work()  # the first run allocates memory and compiles kernels
+        started = time.perf_counter()
+        found[what] = work(), time.perf_counter() - started
     return found
 
 
-def magnitudes(model: torch.nn.Module, ids: torch.Tensor) -> dict[Site, torch.Tensor]:
-    """Magnitudes (T, U) of the units at every site of units."""
-    found: dict[Site, torch.Tensor] = {}
+@torch.no_grad()
+def logits(model: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
+    return model(ids.to(model.device)).logits.float().cpu()
 
-    def see(site: Site, x: torch.Tensor) -> None:
-        if site.what in KINDS:
-            found[site] = x[0].float().norm(dim=-1).cpu()
 
-    with visiting(model, see):
-        model(ids.to(model.device))
-    return found
+def magnitudes(model: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
+    """Magnitudes (L, T, U) of all neurons."""
+    found = []
+    with visiting(model, lambda site, x: found.append(x.cpu()) if site.what == "neurons" else None):
+        logits(model, ids)
+    return torch.stack(found)[:, 0, ..., 0].float().abs()
 
 
 def losses(name: str, model: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
@@ -143,19 +141,7 @@ def losses(name: str, model: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor
     return found[name]
 
 
-def units_apart(one: dict[Site, torch.Tensor], other: dict[Site, torch.Tensor]) -> dict[str, float]:
-    """Number of units, of those that one keeps and the other does not, and `apart` (see `compared`)."""
-    differ, units, apart = 0, 0, 0.0
-    for site, scores in one.items():
-        changed = per_layer(scores, PCT) != per_layer(other[site], PCT)
-        lowest = lowest_kept(scores, kept_units(scores.shape[-1], PCT))
-        away = (scores - lowest).abs() / (scores.amax(-1, keepdim=True) - scores.amin(-1, keepdim=True))
-        differ, units = differ + int(changed.sum()), units + changed.numel()
-        apart = max(apart, float((away * changed).max()))
-    return {"apart": apart, "differ": differ, "units": units}
-
-
-def write(table: Path, work: Callable[[chain.Chain, str], Rows], made: chain.Chain, model: str) -> None:
+def write(table: Path, work: Callable, made: chain.Chain, model: str) -> None:
     pd.DataFrame(work(made, model)).to_parquet(table)
 
 
