@@ -25,7 +25,9 @@ from shadowcore.report.best_at_bytes import best_at_bytes
 from shadowcore.report.captions import CAPTIONS
 from shadowcore.report.figures import FIGURES, TIMED_FIGURES, save
 from shadowcore.report.figures.bytes import undominated
-from shadowcore.report.figures.lines import best_predictors, contextual, lines, over_seeds, trained_alike
+from shadowcore.report.figures.lines import lines
+from shadowcore.report.looks import METHODS
+from shadowcore.report.select import best_predictors, contextual, over_seeds, trained_alike
 from shadowcore.report.outcomes import grouped
 from shadowcore.schemas import BEST_AT_BYTES, CONDITION, FINAL_TABLES, OUTCOMES
 from shadowcore.stages import draw
@@ -669,7 +671,7 @@ def test_a_panel_has_at_most_seven_lines_and_every_method_of_its_own_is_among_th
 
 
 def test_methods_differ_in_colour_and_in_marker():
-    for one, other in itertools.combinations(style.METHODS.values(), 2):
+    for one, other in itertools.combinations(METHODS.values(), 2):
         apart = np.subtract(*(matplotlib.colors.to_rgb(each.color) for each in (one, other)))
         assert np.linalg.norm(apart) > 0.25 and one.marker != other.marker, (one, other)
 

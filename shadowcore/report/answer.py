@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from shadowcore.report.best_at_bytes import NO_CANDIDATES
-from shadowcore.report.figures.lines import asked, contextual, criterion_order, middle, over_seeds, units_order, where
+from shadowcore.report.select import asked, contextual, criterion_order, middle, over_seeds, units_order, where
 from shadowcore.report.tables import Tables
 
 MOST = 50  # answers that are read

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from shadowcore.report.answer import Best, best, change, leading, ordered, p_value
-from shadowcore.report.figures.lines import NAMES, ORDERS, asked, first_of, where
+from shadowcore.report.select import NAMES, ORDERS, asked, first_of, where
 from shadowcore.report.tables import Tables
 
 # what a line is about; what is the same in every line is written once, above them

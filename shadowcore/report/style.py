@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import wraps
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -23,43 +23,11 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFor
 
 from shadowcore import artifacts
 from shadowcore.artifacts import Header
+from shadowcore.report.looks import look
 
 FIGURE_SCHEMA = "figure/1"
+End = tuple[float, float, str, str]  # x, y, label, color of the last point of a line
 Drawing = Figure | str  # a figure, or the reason why there is nothing to show
-
-
-class Look(NamedTuple):
-    """How a method is named and drawn."""
-
-    label: str
-    color: str
-    marker: str
-
-
-METHODS = {
-    "dense": Look("dense", "#000000", ""),
-    "huggingface": Look("Hugging Face, dense", "#666666", "P"),
-    "random": Look("random", "#8C8C8C", "X"),
-    "static": Look("static (mean scores)", "#E69F00", "s"),
-    "given": Look("given (static units, gathered)", "#C9A66B", "d"),
-    "threshold": Look("threshold (large activations)", "#56B4E9", "p"),
-    "cats": Look("cats (large gates)", "#44AA99", "H"),
-    "griffin": Look("griffin (large over the prompt)", "#999933", "h"),
-    "relu": Look("relu (zeros, lossless)", "#8B4513", "*"),
-    "sparseinfer": Look("sparseinfer (sign bits)", "#F0E442", "+"),
-    "proxy4": Look("proxy4 (4-bit copy)", "#332288", ">"),
-    "proxy3": Look("proxy3 (3-bit copy)", "#6A4FC3", "8"),
-    "proxy2": Look("proxy2 (2-bit copy)", "#B39DDB", "x"),
-    "proxy4_ahead": Look("proxy4_ahead (before attention)", "#117733", "1"),
-    "proxy3_ahead": Look("proxy3_ahead (before attention)", "#66CC33", "2"),
-    "proxy2_ahead": Look("proxy2_ahead (before attention)", "#B8E986", "3"),
-    "shadow": Look("shadow (one predictor)", "#0072B2", "o"),
-    "segments": Look("segments (one per group of layers)", "#882255", "v"),
-    "layerwise": Look("layerwise (one per layer)", "#009E73", "^"),
-    "layerwise_own": Look("layerwise, reading its own layer", "#D55E00", "<"),
-    "oracle": Look("oracle (true scores)", "#CC79A7", "D"),
-}
-ORDER = {method: rank for rank, method in enumerate(METHODS)}
 FAINT, GREY = "#D9D9D9", "#666666"
 WIDTH = 8.5  # inches of a figure, at most: text of 9 points is read well at 800 pixels
 
@@ -84,16 +52,6 @@ RC = {
     "svg.hashsalt": "shadowcore",
 }
 PNG_DPI = 150
-
-
-def look(method: str) -> Look:
-    """The look of a method; one that is not in METHODS is drawn red under its own name."""
-    return METHODS.get(method, Look(method, "#E3000F", "p"))
-
-
-def method_order(method: str) -> tuple[int, str]:
-    """A key to sort by: methods in the order of their looks, others after them by name."""
-    return ORDER.get(method, len(ORDER)), method
 
 
 def styled(draw: Callable[..., Drawing]) -> Callable[..., Drawing]:
@@ -159,10 +117,10 @@ def key(label: str, color: str, marker: str = "", line: str = "-", **more: objec
     return Line2D([], [], label=label, color=color, marker=marker, linestyle=line, **more)
 
 
-def end_labels(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
+def end_labels(axes: Axes, ends: Sequence[End]) -> None:
     """Write the label of each line right of the panel at the height of its end, apart from each other.
 
-    ends: (x, y, label, color) of the last points. The panel's limits and scales must be set before.
+    The panel's limits and scales must be set before.
     """
     axes.autoscale_view()
     low, high = axes.get_ylim()
@@ -185,6 +143,11 @@ def end_labels(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> Non
             label, (x, y), (1.05, height), "axes fraction", "axes fraction", color=color, va="center", fontsize=8,
             annotation_clip=False, arrowprops={"arrowstyle": "-", "color": color, "linewidth": 0.5, "alpha": 0.6},
         )  # fmt: skip
+
+
+def counted(row: Mapping[str, Any], what: str = "windows") -> str:
+    """How many windows of which text were measured: a fact for the title."""
+    return f"{row['data'] if 'data' in row else row['calibration']}: {row['n']:,} {what}"
 
 
 def level(axes: Axes, value: float, low: float, high: float) -> None:
