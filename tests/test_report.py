@@ -27,8 +27,8 @@ from shadowcore.report.figures import FIGURES, TIMED_FIGURES, save
 from shadowcore.report.figures.bytes import undominated
 from shadowcore.report.figures.lines import lines
 from shadowcore.report.looks import METHODS
-from shadowcore.report.select import best_predictors, contextual, over_seeds, trained_alike
 from shadowcore.report.outcomes import grouped
+from shadowcore.report.select import best_predictors, contextual, over_seeds, trained_alike
 from shadowcore.schemas import BEST_AT_BYTES, CONDITION, FINAL_TABLES, OUTCOMES
 from shadowcore.stages import draw
 
