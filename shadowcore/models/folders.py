@@ -31,17 +31,8 @@ def read_config(folder: Path):
     from transformers import AutoConfig
 
     path = Path(folder) / "config.json"
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        _require_no_adapter(Path(folder))
-        raise ArtifactError(f"{path}: no such file; a folder in Hugging Face layout is needed") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ArtifactError(f"{path}: damaged JSON ({error})") from None
-    except OSError as error:
-        raise ArtifactError(f"{path}: cannot be read ({error.strerror})") from None
-    if not isinstance(content, dict):
-        raise ArtifactError(f"{path}: {type(content).__name__} found; an object of configuration keys is needed")
+    _require_no_adapter(Path(folder))
+    content = _read_keys(path)
     _require_family(path, SimpleNamespace(**content))  # first, because transformers may not know the type either
     _require_plain(Path(folder), content)
     try:
@@ -63,15 +54,19 @@ def _require_family(path: Path, config) -> None:
         raise ConfigError(f"{path}: {error}") from None
 
 
-def _require_generation_keys(folder: Path) -> None:
-    """Raise ArtifactError for a damaged generation_config.json, which transformers reads, too."""
-    path = folder / "generation_config.json"
+def _read_keys(path: Path) -> dict[str, Any]:
+    """The keys in a JSON file; ArtifactError if it is missing, damaged, or no object."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    except (OSError, ValueError) as error:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ArtifactError(f"{path}: no such file; a folder in Hugging Face layout is needed") from None
+    except OSError as error:
+        raise ArtifactError(f"{path}: cannot be read ({error.strerror})") from None
+    except ValueError as error:
         raise ArtifactError(f"{path}: damaged JSON ({error})") from None
     if not isinstance(content, dict):
         raise ArtifactError(f"{path}: {type(content).__name__} found; an object of keys is needed")
+    return content
 
 
 def _require_no_adapter(folder: Path) -> None:
@@ -85,8 +80,8 @@ def _require_no_adapter(folder: Path) -> None:
 
 def _require_plain(folder: Path, content: dict[str, Any]) -> None:
     """Raise ArtifactError unless config.json describes a plain causal model of the family's own code."""
-    _require_no_adapter(folder)
-    _require_generation_keys(folder)
+    if (folder / "generation_config.json").exists():  # transformers reads it, too
+        _read_keys(folder / "generation_config.json")
     path = folder / "config.json"
     for key in QUANTIZED_KEYS:
         if content.get(key):
