@@ -110,7 +110,7 @@ BEST_AT_BYTES = Table(
         "next_high": (NUMBER, "upper end of its 95 % paired interval"),
         "p_value": (NUMBER, "of next_difference, as in `comparisons`"),
         "p_holm": (NUMBER, "p_value corrected (Holm 1979) among the rows of one model and metric"),
-        "verdict": (TEXT, "significant (p_holm < 0.05), undecided, only method or none (where no other reads as little)"),
+        "verdict": (TEXT, "significant (p_holm < 0.05), undecided, only method, or none (that reads as little)"),
     },
 )  # fmt: skip
 
