@@ -55,6 +55,7 @@ def ready(tmp_path_factory):
     made = tmp_path_factory.mktemp("ready")
     for family in ("llama", "opt", "mistral", "gpt_neox", "gemma"):
         saved(made / family, family)
+    saved(made / "llama, 3 layers", "llama", num_hidden_layers=3)
     return made
 
 
@@ -87,14 +88,10 @@ def refused(source, *names, place):
 def test_adapters_are_refused_and_merging_is_named(folder, tmp_path):
     (folder / "adapter_config.json").write_text(json.dumps(ADAPTER))
     refused(FolderModel(str(folder)), "adapter", "merge_and_unload", str(folder), place=tmp_path / "out")
-    (folder / "config.json").unlink()  # as an adapter is published
-    refused(FolderModel(str(folder)), "adapter", "merge_and_unload", str(folder), place=tmp_path / "out")
-
-
-def test_an_adapter_among_weights_that_were_fetched_before_is_refused_when_loaded(folder):
-    (folder / "adapter_config.json").write_text(json.dumps(ADAPTER))
     with pytest.raises(ArtifactError, match="adapter"):
         folders.load_model(folder)
+    (folder / "config.json").unlink()  # as an adapter is published
+    refused(FolderModel(str(folder)), "adapter", "merge_and_unload", str(folder), place=tmp_path / "out")
 
 
 QUANTISED = [
@@ -141,16 +138,11 @@ def test_of_two_kinds_of_safetensors_the_file_that_transformers_loads_is_fetched
     refused(FolderModel(str(folder)), "model-00002", str(folder), place=tmp_path / "none")
 
 
-@pytest.mark.parametrize("names", [[], ["model.gguf"], ["pytorch_model-00001-of-00002.bin"], ["tf_model.h5"]])
-def test_a_folder_without_weights_names_what_is_needed(names, folder, tmp_path):
+@pytest.mark.parametrize("name", ["model.gguf", "pytorch_model-00001-of-00002.bin", "tf_model.h5"])
+def test_a_folder_without_weights_names_what_is_needed(name, folder, tmp_path):
     (folder / "model.safetensors").unlink()
-    for name in names:
-        (folder / name).write_bytes(b"weights")
+    (folder / name).write_bytes(b"weights")
     refused(FolderModel(str(folder)), "no weights", "model.safetensors", str(folder), place=tmp_path / "out")
-
-
-def test_a_missing_shard_of_a_pickled_checkpoint_is_named(folder, tmp_path):
-    (folder / "model.safetensors").unlink()
     index = {"weight_map": {"lm_head.weight": "pytorch_model-00002-of-00002.bin"}}
     (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
     refused(FolderModel(str(folder)), "pytorch_model-00002-of-00002.bin", place=tmp_path / "out")
@@ -177,7 +169,7 @@ def test_pickled_checkpoints_are_judged_without_reading_their_numbers(spoil, nam
     refused(FolderModel(str(folder)), named, str(folder), place=tmp_path / "out")
 
 
-@pytest.mark.parametrize("text", ["[]", "{", "3"])
+@pytest.mark.parametrize("text", ["[]", "{"])
 def test_generation_settings_that_are_none_are_named(text, folder, tmp_path):
     (folder / "generation_config.json").write_text(text)
     refused(FolderModel(str(folder)), "generation_config.json", place=tmp_path / "out")
@@ -208,25 +200,17 @@ ROPES = [
 ]
 
 
-@pytest.mark.parametrize("rope", ROPES, ids=lambda rope: rope["rope_type"])
-def test_rope_that_depends_on_the_longest_row_is_refused(rope, folder, tmp_path):
-    change(folder, rope_parameters=rope)
-    refused(FolderModel(str(folder)), "rope_type", rope["rope_type"], str(folder), place=tmp_path / "out")
+OLD_ROPE = {"rope_parameters": None, "rope_theta": 100.0, "rope_scaling": {"type": "dynamic", "factor": 2.0}}
 
 
-@pytest.mark.parametrize("rope", ROPES[:2], ids=lambda rope: rope["rope_type"])
-def test_rope_that_depends_on_the_longest_row_is_refused_in_memory_too(rope):
-    model = LlamaForCausalLM(LlamaConfig(**SIZES | LLAMA, rope_parameters=rope))
-    with pytest.raises(ConfigError, match="rope_type"):
-        SparseModel(model, None)
-
-
-def test_old_names_of_rope_are_refused_as_well(folder, tmp_path):
-    content = json.loads((folder / "config.json").read_text())
-    del content["rope_parameters"]
-    content |= {"rope_theta": 100.0, "rope_scaling": {"type": "dynamic", "factor": 2.0}}
-    (folder / "config.json").write_text(json.dumps(content))
-    refused(FolderModel(str(folder)), "rope_type", "dynamic", place=tmp_path / "out")
+@pytest.mark.parametrize("keys", [*({"rope_parameters": rope} for rope in ROPES), OLD_ROPE], ids=str)
+def test_rope_that_depends_on_the_longest_row_is_refused(keys, folder, tmp_path):
+    change(folder, **keys)
+    name = keys["rope_parameters"]["rope_type"] if keys["rope_parameters"] else "dynamic"
+    refused(FolderModel(str(folder)), "rope_type", name, str(folder), place=tmp_path / "out")
+    if name != "weird":  # which transformers does not make
+        with pytest.raises(ConfigError, match="rope_type"):
+            SparseModel(LlamaForCausalLM(LlamaConfig(**SIZES | LLAMA, **keys)), None)
 
 
 SERVED_ROPES = [
@@ -266,6 +250,7 @@ REFUSED = [
     ("llama", {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4}}, "factor"),
     ("llama", {"rope_parameters": {"rope_theta": "x"}}, "transformers cannot run"),
     ("llama", {"num_hidden_layers": 3}, "disagree"),
+    ("llama, 3 layers", {"num_hidden_layers": 2}, "no place in the model"),
     ("opt", {"num_hidden_layers": 3}, "disagree"),
     ("llama", {"attention_bias": True}, "disagree"),
     ("opt", {"enable_bias": False}, "no place in the model"),  # transformers would leave the biases out
@@ -302,28 +287,17 @@ def test_configurations_that_mean_something_else_are_refused(family, keys, name,
     refused(FolderModel(str(folder)), name, str(folder), place=tmp_path / "out")
 
 
-def test_layers_of_the_weights_that_the_configuration_does_not_name_are_refused(tmp_path):
-    saved(tmp_path / "model", "llama", num_hidden_layers=3)
-    change(tmp_path / "model", num_hidden_layers=2)
-    refused(FolderModel(str(tmp_path / "model")), "no place in the model", "model.layers.2", place=tmp_path / "out")
-
-
-def test_buffers_of_old_checkpoints_are_no_weights(folder, tmp_path):
-    weights = load_file(folder / "model.safetensors")
-    save_file(weights | {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}, folder / "model.safetensors")
-    sources.fetch(FolderModel(str(folder)), tmp_path / "out")
-    assert logits(tmp_path / "out").isfinite().all()
-
-
-def test_buffers_of_old_gpt_neox_checkpoints_are_no_weights(ready, tmp_path):
-    folder = shutil.copytree(ready / "gpt_neox", tmp_path / "model")
-    attention = "gpt_neox.layers.0.attention"
-    buffers = {"bias": torch.ones(1, 1, 64, 64).bool(), "masked_bias": torch.tensor(-1e9)}
-    buffers |= {"rotary_emb.inv_freq": torch.ones(1)}
-    old = {f"{attention}.{name}": value for name, value in buffers.items()}
+@pytest.mark.parametrize(
+    "family, place", [("llama", "model.layers.0.self_attn"), ("gpt_neox", "gpt_neox.layers.0.attention")]
+)
+def test_buffers_of_old_checkpoints_are_no_weights(family, place, ready, tmp_path):
+    folder = shutil.copytree(ready / family, tmp_path / "model")
+    old = {f"{place}.rotary_emb.inv_freq": torch.ones(1)}
+    if family == "gpt_neox":
+        old |= {f"{place}.bias": torch.ones(1, 1, 64, 64).bool(), f"{place}.masked_bias": torch.tensor(-1e9)}
     save_file(load_file(folder / "model.safetensors") | old, folder / "model.safetensors")
     sources.fetch(FolderModel(str(folder)), tmp_path / "out")
-    assert torch.equal(logits(tmp_path / "out"), logits(ready / "gpt_neox"))
+    assert torch.equal(logits(tmp_path / "out"), logits(ready / family))
 
 
 # family, configuration, does our decoder compute it?
@@ -410,29 +384,21 @@ def test_an_unused_padding_token_beyond_the_embeddings_is_fine_and_never_comes_o
 
 
 @pytest.mark.parametrize(
-    "tokens, named",
+    "vocabulary, tokens, named",
     [
-        ({"plain": ["hello"]}, "hello"),
-        ({"special": ["<|im_start|>"]}, "<|im_start|>"),
-        ({"plain": ["hello"], "pad": "<pad>"}, "hello"),
-        ({"pad": "<pad>", "special": ["<sep>"]}, "<sep>"),
+        (257, {"plain": ["hello"]}, "hello"),
+        (257, {"special": ["<|im_start|>"]}, "<|im_start|>"),
+        (257, {"plain": ["hello"], "pad": "<pad>"}, "hello"),
+        (257, {"pad": "<pad>", "special": ["<sep>"]}, "<sep>"),
+        (256, {"pad": "<|end|>"}, "<|end|>"),  # also BOS
+        (200, {}, "vocabulary"),  # the tokenizer's own is larger
     ],
 )
-def test_tokens_beyond_the_embeddings_are_refused(tokens, named, tmp_path):
-    saved(tmp_path / "model", "llama", vocab_size=257)
+def test_tokens_beyond_the_embeddings_are_refused(vocabulary, tokens, named, tmp_path):
+    saved(tmp_path / "model", "llama", vocab_size=vocabulary, bos_token_id=1, eos_token_id=1)
     with_tokens(tmp_path / "model", **tokens)
-    refused(FolderModel(str(tmp_path / "model")), named, "257", str(tmp_path / "model"), place=tmp_path / "out")
-
-
-def test_a_tokenizer_whose_own_vocabulary_is_larger_is_refused(tmp_path):
-    saved(tmp_path / "model", "opt", vocab_size=200, bos_token_id=1, eos_token_id=1)
-    refused(FolderModel(str(tmp_path / "model")), "200", str(tmp_path / "model"), place=tmp_path / "out")
-
-
-def test_a_padding_token_that_is_also_bos_is_refused(tmp_path):
-    saved(tmp_path / "model", "llama", vocab_size=256, bos_token_id=1, eos_token_id=1)
-    with_tokens(tmp_path / "model", pad="<|end|>")
-    refused(FolderModel(str(tmp_path / "model")), "<|end|>", "256", place=tmp_path / "out")
+    names = (named, str(vocabulary), str(tmp_path / "model"))
+    refused(FolderModel(str(tmp_path / "model")), *names, place=tmp_path / "out")
 
 
 def test_a_sentencepiece_model_without_the_package_names_it(folder, tmp_path, monkeypatch):
@@ -440,11 +406,6 @@ def test_a_sentencepiece_model_without_the_package_names_it(folder, tmp_path, mo
     (folder / "tokenizer.model").write_bytes(b"\n\x0e\n\x05<unk>\x15\0\0\0\0\x18\x02")
     monkeypatch.setattr(folders, "find_spec", lambda name: None)
     refused(FolderModel(str(folder)), "sentencepiece", str(folder), place=tmp_path / "out")
-
-
-def test_other_faults_of_a_tokenizer_name_the_folder_that_was_given(folder, tmp_path):
-    (folder / "tokenizer.json").write_text("{}")
-    refused(FolderModel(str(folder)), "tokenizer", str(folder), place=tmp_path / "out")
 
 
 # ---- random models, packages, the hub: from their keys alone
@@ -456,13 +417,9 @@ RANDOM = [
     ({"family": "gpt_neox", "width": 16}, ["width", "gpt_neox", "a multiple of 8"]),  # a quarter of a head is turned
     ({"family": "gpt_neox", "kv_heads": 2}, ["kv_heads", "2", "4"]),
     ({"heads": 0}, ["heads", "0"]),
-    ({"heads": -4}, ["heads", "-4"]),
-    ({"width": -32}, ["width", "-32"]),
     ({"layers": 1}, ["layers", "1", "2"]),
-    ({"layers": 0}, ["layers", "0"]),
     ({"neurons": 0}, ["neurons", "0"]),
     ({"positions": 0}, ["positions", "0"]),
-    ({"vocabulary": -1}, ["vocabulary", "-1"]),
     ({"vocabulary": 256}, ["vocabulary", "256"]),
     ({"kv_heads": 0}, ["kv_heads", "0"]),
     ({"kv_heads": 3}, ["kv_heads", "3", "4"]),
@@ -500,7 +457,8 @@ def test_a_random_models_tokenizer_without_its_padding_token_is_the_one_saved(fo
 
 def test_packages_and_hub_are_checked_without_network(monkeypatch, tmp_path):
     refused(PackagedModel("smollm-135m"), "smollm2-135m", place=tmp_path / "out")
-    refused(HubModel("someone/tiny", "main"), "someone/tiny", "main", place=tmp_path / "out")
+    for revision in ("main", "v1.0", "0123456789ab", "A" * 40):
+        refused(HubModel("someone/tiny", revision), "someone/tiny", revision, place=tmp_path / "out")
     for repository in ("./model", "a/b/c", "", "some one/tiny"):
         refused(HubModel(repository, "0" * 40), "repo", repository, place=tmp_path / "out")
     for package in ("gguf", "accelerate"):

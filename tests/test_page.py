@@ -13,8 +13,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from made_study import MODEL, final_tables, outcomes
 from markupsafe import escape
-from test_report import MODEL, final_tables, outcomes
 
 from shadowcore import artifacts, cli
 from shadowcore.report import style

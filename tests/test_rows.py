@@ -238,6 +238,7 @@ def test_folders_of_plain_text_and_of_json_lines_are_texts(tmp_path):
     [
         ({"a.csv": b"x", "b.csv": b"x", "README": b"x"}, "text", "source.path: .*found: 2 .csv, 1 without suffix.*txt"),
         ({"a.csv": b"x", "README.txt": b"x"}, "text", "source.path: .*found: 1 .csv, 1 .txt"),
+        ({}, "text", "source.path: no Parquet files in .*found: no files"),
         ({"a.txt": b"x"}, "page", "source.column: 'page' .*a.txt is plain text"),
         ({"a.jsonl": b'{"page": "x"}'}, "text", "a.jsonl, row 0: no column 'text'.*page"),
         ({"a.jsonl": b'{"text": 3}'}, "text", "a.jsonl, row 0: column 'text' holds 3; allowed is text"),

@@ -231,7 +231,11 @@ def test_no_stage_reads_a_model_or_a_tokenizer_by_itself():
     assert [path.name for path in sorted(stages.glob("*.py")) if loading.search(path.read_text())] == ["inputs.py"]
 
 
-def test_weights_changed_in_size_are_named_with_both_sizes(study):
+def test_weights_changed_in_size_and_surplus_files_are_named(study):
+    (study[2] / "surplus.json").write_text("{}")
+    with pytest.raises(ArtifactError, match="surplus.json: 2 bytes .*the model's card has no file"):
+        check(study)
+    (study[2] / "surplus.json").unlink()
     weights = study[0] / "model.safetensors"
     save_file(load_file(weights) | {"more": torch.zeros(3)}, weights)
     with pytest.raises(ArtifactError, match=rf"model.safetensors: {weights.stat().st_size} bytes"):
