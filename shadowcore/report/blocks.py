@@ -122,9 +122,7 @@ def measured(found: Tables) -> Iterator[Block]:
         return f"{_between(row, 'difference low high', scale)} {p_value(row['p_value'])}"
 
     def times(row: pd.Series) -> str:
-        median, low, high = (
-            number(row[name], like=row["ms_per_token"]) for name in ("ms_per_token", "ms_p10", "ms_p90")
-        )
+        median, low, high = (number(row[f"ms_{name}"], row["ms_per_token"]) for name in ("per_token", "p10", "p90"))
         return f"{median} [{low}, {high}]"
 
     compared = where(found["comparisons"], reference="dense")
