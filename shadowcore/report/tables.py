@@ -48,10 +48,7 @@ def perplexity(outcomes: Outcomes) -> list[Row]:
 
     def estimate(group: Documents) -> Row:
         measured = statistics.perplexity(group.value, group.weight)
-        return measured._asdict() | {
-            "metric": PERPLEXITIES[group.keys["metric"]],
-            "counted": int(group.weight.sum()),
-        }
+        return measured._asdict() | {"metric": PERPLEXITIES[group.keys["metric"]], "counted": int(group.weight.sum())}
 
     return _estimates(outcomes, tuple(PERPLEXITIES), estimate)
 
