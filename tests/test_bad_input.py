@@ -28,6 +28,10 @@ from shadowcore.jobs import Jobs
 ROOT = Path(__file__).parent.parent
 QUICK = yaml.safe_load((ROOT / "tests" / "base_study.yaml").read_text())
 MANIFEST, OUTCOME = "manifest.json", "outcomes/30.parquet"
+MODEL, WORDS, PIQA = "model/config.json", "words/part.parquet", "benchmarks/piqa/validation.parquet"
+GATHERED, MODEL_FILES = "tasks/benchmarks.parquet", {"card": "card.json", "weights": "weights"}
+WEIGHTS, TRACE, PREDICTOR = "model/model.safetensors", "train.safetensors", "predictor.safetensors"
+INDEX = "model.safetensors.index.json"
 SIZES = {"layers": 3, "width": 16, "heads": 2, "neurons": 24, "positions": 128}
 
 
@@ -71,7 +75,7 @@ class House:
         return self.fetch_model() or self.trace()
 
     def evaluated(self):
-        """... or measured, without a trace."""
+        """A model is fetched, and measured without a trace."""
         return self.fetch_model() or self.evaluate("random")
 
     def prepare_text(self):
@@ -86,30 +90,26 @@ class House:
         return self.run("gather-benchmarks", {"spec": "{}"}, prepared=files, benchmarks=GATHERED)
 
     def trace(self, split="train"):
-        files = {"card": "card.json", "weights": "weights", "documents": "documents.parquet"}
-        return self.run("trace", self.jobs.trace("tiny", split, "0"), **files, trace=f"{split}.safetensors")
+        params, files = self.jobs.trace("tiny", split, "0"), {"documents": "documents.parquet"}
+        return self.run("trace", params, **MODEL_FILES, **files, trace=f"{split}.safetensors")
 
     def average(self):
         params = self.jobs.average("tiny", "wikipedia")
-        return self.run("average", params, traces=("train.safetensors",), scores="scores.parquet")
+        return self.run("average", params, traces=(TRACE,), scores="scores.parquet")
 
     def train(self):
         params = self.jobs.train_predictor(self.jobs.trained["tiny", "wikipedia", "shadow+plainact+small"])
-        return self.run(
-            "train-predictor", params, card="card.json", traces=("train.safetensors",),
-            heldout=("heldout.safetensors",), predictor="predictor.safetensors", quality="quality.parquet",
-            training="training.parquet",
-        )  # fmt: skip
+        files = {"traces": (TRACE,), "heldout": ("heldout.safetensors",), "predictor": PREDICTOR}
+        made = {"quality": "quality.parquet", "training": "training.parquet"}
+        return self.run("train-predictor", params, card="card.json", **files, **made)
 
     def evaluate(self, method="shadow"):
         condition = next(one for one in self.jobs.conditions.values() if one.method == method)
-        return self.run(
-            "evaluate", self.jobs.evaluate({"outcomes/30": condition}), card="card.json", weights="weights",
-            documents="documents.parquet", tasks="tasks.parquet", manifest=MANIFEST,
-            benchmarks=(GATHERED,),
-            scores=("scores.parquet",) if method == "static" else (),
-            predictors=("predictor.safetensors",) if method == "shadow" else (),
-        )  # fmt: skip
+        files = {"documents": "documents.parquet", "tasks": "tasks.parquet", "benchmarks": (GATHERED,)}
+        files["scores"] = ("scores.parquet",) if method == "static" else ()
+        files["predictors"] = (PREDICTOR,) if method == "shadow" else ()
+        params = self.jobs.evaluate({"outcomes/30": condition})
+        return self.run("evaluate", params, **MODEL_FILES, **files, manifest=MANIFEST)
 
     def aggregate(self):
         from shadowcore.schemas import MEASURED_TABLES
@@ -269,10 +269,6 @@ def index(content):
     return damage
 
 
-MODEL, WORDS, PIQA = "model/config.json", "words/part.parquet", "benchmarks/piqa/validation.parquet"
-GATHERED = "tasks/benchmarks.parquet"
-WEIGHTS, TRACE, PREDICTOR = "model/model.safetensors", "train.safetensors", "predictor.safetensors"
-INDEX = "model.safetensors.index.json"
 MISTAKES = [
     # a model's folder
     ("model", MODEL, remove, "config.json"),

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ from shadowcore.models import folders, sources
 from shadowcore.models.families import FAMILIES, dimensions_of, require_positions
 from shadowcore.models.masking import cut_out, masked
 from shadowcore.models.sources import FolderModel, HubModel, PackagedModel, RandomModel
-from shadowcore.stages import calibrate_thresholds, evaluate, latency, trace, trace_on_policy
+from shadowcore.stages import inputs, latency
 from shadowcore.stages.base import CARD_SCHEMA, parse_spec
 
 SMALL = {"layers": 2, "width": 32, "heads": 4, "neurons": 48, "positions": 64}
@@ -455,7 +456,10 @@ def test_a_random_models_tokenizer_without_its_padding_token_is_the_one_saved(fo
     assert max(AutoTokenizer.from_pretrained(tmp_path / "out")("a <pad> b")["input_ids"]) < 257
 
 
-def test_packages_and_hub_are_checked_without_network(monkeypatch, tmp_path):
+def test_folders_packages_and_hub_are_checked_without_network(monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    for name in ("nowhere", "file"):
+        refused(FolderModel(str(tmp_path / name)), name, "not a folder", place=tmp_path / "out")
     refused(PackagedModel("smollm-135m"), "smollm2-135m", place=tmp_path / "out")
     for revision in ("main", "v1.0", "0123456789ab", "A" * 40):
         refused(HubModel("someone/tiny", revision), "someone/tiny", revision, place=tmp_path / "out")
@@ -464,12 +468,6 @@ def test_packages_and_hub_are_checked_without_network(monkeypatch, tmp_path):
     for package in ("gguf", "accelerate"):
         monkeypatch.setattr(sources, "find_spec", lambda name, missing=package: None if name == missing else name)
         refused(PackagedModel(), package, place=tmp_path / "out")
-
-
-@pytest.mark.parametrize("missing", ["nowhere", "file"])
-def test_a_folder_that_is_none(missing, tmp_path):
-    (tmp_path / "file").write_text("")
-    refused(FolderModel(str(tmp_path / missing)), missing, "not a folder", place=tmp_path / "out")
 
 
 def test_checking_writes_nothing_and_says_nothing(ready, capfd):
@@ -496,65 +494,31 @@ def test_exactly_the_configured_positions_are_usable(family, ready):
         require_positions(positions, positions + 1, "traces.window_tokens", "models.tiny")
 
 
-@pytest.fixture(scope="module")
-def fetched(ready, tmp_path_factory):
-    """Card and weights of a Llama of 64 positions; the texts are not there, so what refuses must do it before."""
-    place = tmp_path_factory.mktemp("fetched")
-    card = sources.fetch(FolderModel(str(ready / "llama")), place / "weights")
-    artifacts.write_record(place / "card.json", CARD_SCHEMA, card, {})
-    return place
-
-
-TRACED = {
-    "split": "train", "shard": 0, "shards": 1, "windows": 4, "window_tokens": 65, "tokens_per_window": 8, "designs": [],
-    "criteria": ["plainact"], "token_criteria": [], "token_bits": 4, "batch": 2, "dtype": "float32", "seed": 0,
-}  # fmt: skip
-EVALUATED = {
-    "conditions": {"dense": {"model": "tiny", "data": "text", "method": "dense", "seed": 0}},
-    "windows": 2, "window_tokens": 65, "window_batch": 2, "request_tokens": 2,
-    "dtype": "float32", "text_seed": 0, "tasks": ["second_half"],
-}  # fmt: skip
 TIMED = {
     "model": "tiny", "weights": "random", "dtype": "float32", "criterion": "plainact", "units": "neurons",
-    "sparsities_pct": [50], "predictors": [], "prompt_tokens": 40, "new_tokens": 25, "repeats": 1, "warmup": 0,
-    "seed": 0,
+    "sparsities_pct": [50], "predictors": [], "new_tokens": 25, "repeats": 1, "warmup": 0, "seed": 0,
 }  # fmt: skip
-CALIBRATED = {
-    "model": "tiny", "calibration": "text", "windows": 2, "window_tokens": 65, "batch": 2, "methods": ["cats"],
-    "sparsities_pct": [50], "dtype": "float32", "seed": 0,
-}  # fmt: skip
-TOO_LONG = [
-    (trace, TRACED, "window_tokens: 65"),
-    (
-        trace_on_policy,
-        {"trace": TRACED, "units": "both", "lowest_pct": 10, "highest_pct": 20, "seed": 0},
-        "window_tokens: 65",
-    ),
-    (calibrate_thresholds, CALIBRATED, "window_tokens: 65"),
-    (evaluate, EVALUATED, "window_tokens: 65"),
-    (latency, TIMED, "prompt_tokens . new_tokens: 65"),
-]
 
 
-def inputs_of(stage, place, tmp_path):
-    """Inputs of a stage of which only a model is there, and outputs."""
-    files = {
-        field.name: () if field.name in ("scores", "benchmarks", "thresholds", "predictors") else tmp_path / field.name
-        for field in dataclasses.fields(stage.Inputs)
-    }
-    made = stage.Inputs(**files | {"card": place / "card.json", "weights": place / "weights"})
-    return made, stage.Outputs(**{field.name: tmp_path / "out" for field in dataclasses.fields(stage.Outputs)})
+@pytest.mark.parametrize(
+    "family, keys, prompt, named", [("llama", {}, 40, "65 .* 64"), ("mistral", {"sliding_window": 32}, 8, "33 .* 32")]
+)
+def test_windows_and_prompts_longer_than_the_model_are_refused_before_a_text_is_read(
+    family, keys, prompt, named, tmp_path
+):
+    saved(tmp_path / "model", family, **keys)
+    card, weights = tmp_path / "card.json", tmp_path / "weights"
+    artifacts.write_record(card, CARD_SCHEMA, sources.fetch(FolderModel(str(tmp_path / "model")), weights), {})
+    with pytest.raises(ConfigError, match="^window_tokens: 65 is too large; it must be at most 64"):
+        inputs.windows_of(card, tmp_path / "nowhere", "train", None, 65, 4, 0)
+    files = {"card": card, "weights": weights, "tasks": tmp_path / "nowhere"}
+    files = {one.name: files.get(one.name, ()) for one in dataclasses.fields(latency.Inputs)}
+    outputs = latency.Outputs(*[tmp_path / "out"] * len(dataclasses.fields(latency.Outputs)))
+    with pytest.raises(ConfigError, match=rf"^prompt_tokens \+ new_tokens: {named}"):
+        latency.run(parse_spec(latency.Spec, TIMED | {"prompt_tokens": prompt}), latency.Inputs(**files), outputs)
 
 
-@pytest.mark.parametrize("stage, spec, named", TOO_LONG, ids=[stage.__name__.split(".")[-1] for stage, *_ in TOO_LONG])
-def test_stages_refuse_windows_longer_than_the_model(stage, spec, named, fetched, tmp_path):
-    with pytest.raises(ConfigError, match=rf"^{named} is too large; it must be at most 64"):
-        stage.run(parse_spec(stage.Spec, spec), *inputs_of(stage, fetched, tmp_path))
-
-
-def test_the_decoder_is_not_timed_beyond_a_sliding_window(tmp_path):
-    saved(tmp_path / "model", "mistral", sliding_window=32)
-    card = sources.fetch(FolderModel(str(tmp_path / "model")), tmp_path / "weights")
-    artifacts.write_record(tmp_path / "card.json", CARD_SCHEMA, card, {})
-    with pytest.raises(ConfigError, match=r"new_tokens: 33 is too large; it must be at most 32.*sliding window"):
-        latency.run(parse_spec(latency.Spec, TIMED | {"prompt_tokens": 8}), *inputs_of(latency, tmp_path, tmp_path))
+def test_no_stage_cuts_windows_by_itself():
+    """`inputs.windows_of` checks their length."""
+    stages = Path(inputs.__file__).parent
+    assert [path.name for path in sorted(stages.glob("*.py")) if "cutting.windows" in path.read_text()] == ["inputs.py"]

@@ -329,6 +329,7 @@ BREAKS += ["\u2028", "\u2029", "\n\n\n", "\x0b\x0b"]
 @pytest.mark.parametrize("between", BREAKS)
 def test_paragraphs_end_at_breaks_of_any_kind(between):
     assert paragraphs(f"one two{between}three\r\nfour{between}") == ["one two", "three\nfour"]
+    assert mark(f"one  two{between}\u200b\nthree") == mark("one two three") != mark("one two four")
     words = [[f"{letter}{number}" for number in range(8)] for letter in "abcdef"]
     documents = [Document.of(part[0], between.join([" ".join(part[:4]), " ".join(part[4:])])) for part in words]
     with pytest.raises(ConfigError, match="hold 0 passages"):  # of five words, where paragraphs have four
@@ -356,11 +357,6 @@ def test_no_break_hides_a_benchmark_in_a_calibration_text(tmp_path, between):
         check_disjoint.run(check_disjoint.Spec("a", "a"), files, check_disjoint.Outputs(tmp_path / "disjoint.json"))
 
 
-def test_a_mark_is_of_the_visible_words():
-    assert mark("one  two\r\n \u200b\nthree") == mark("one two three") != mark("one two four")
-    assert visible("a\u0301") and not visible("\u200b \t\u00ad\ufe0f")
-
-
 def test_examples_of_several_paragraphs_are_found_again(tmp_path):
     rows = [GOOD["piqa"] | {"goal": f"go {number}\r\n \r\nnow\u2029please"} for number in range(3)]
     documents, card = sources.fetch(BenchmarkText("piqa", write(tmp_path, "piqa", *rows, split="train")))
@@ -368,7 +364,7 @@ def test_examples_of_several_paragraphs_are_found_again(tmp_path):
     assert marks == list(map(mark, benchmarks.examples("piqa", "train", rows)))
 
 
-def test_choices_of_words_that_show_nothing_are_no_choices():
+def test_words_that_show_nothing_are_no_words():
     parts = {letter: " ".join(f"{letter}{number}" for number in range(3)) for letter in "abcdefg"}
     documents = [Document.of(letter, f"{part} \u200b \ufeff") for letter, part in parts.items()]
     for row in cutting.true_continuation(documents, 7, 2, 1, seed=0):
