@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
-from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
@@ -184,13 +184,11 @@ def whole_ticks(axes: Axes) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
 
 
-def colour_scale(low: float, high: float) -> Normalize:
-    """Logarithmic between positive ends, else linear: importance spans orders of magnitude."""
-    return LogNorm(low, high) if 0 < low < high else Normalize(low, high)
-
-
-def colour_bar(image: AxesImage, axes: Axes, label: str) -> None:
-    """The scale of an image's colours right of it, open at both ends, in plain numbers."""
-    ticks = LogLocator(subs=(1, 2, 5)) if isinstance(image.norm, LogNorm) else None
+def colour_map(axes: Axes, values: np.ndarray, low: float, high: float, label: str, **shown: object) -> None:
+    """Values as colours with their scale at the right, logarithmic between positive ends, open, in plain numbers."""
+    norm = LogNorm(low, high) if 0 < low < high else Normalize(low, high)
+    image = axes.imshow(values, aspect="auto", interpolation="nearest", cmap="viridis", norm=norm, **shown)
+    ticks = LogLocator(subs=(1, 2, 5)) if isinstance(norm, LogNorm) else None
     bar = axes.figure.colorbar(image, ax=axes, label=label, extend="both", pad=0.02, ticks=ticks, format="%g")
     bar.minorticks_off()
+    axes.grid(False)

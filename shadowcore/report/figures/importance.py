@@ -29,15 +29,12 @@ def importance_map(tables: Tables, model: str) -> Drawing:
             values = -np.sort(-values, axis=1)
         # a few outliers would take all colours for themselves
         low, high = np.quantile(values[values > 0] if (values > 0).any() else values, [0.001, 0.999])
-        image = panel.imshow(
-            values, aspect="auto", origin="lower", interpolation="nearest", cmap="viridis",
-            norm=style.colour_scale(low, high), extent=(0, values.shape[1], layers.min() - 0.5, layers.max() + 0.5),
-        )  # fmt: skip
-        panel.grid(False)
+        extent = (0, values.shape[1], layers.min() - 0.5, layers.max() + 0.5)
+        label = f"mean {facts['criterion']} of a window"
+        style.colour_map(panel, values, low, high, label, origin="lower", extent=extent)
         order = "most important first" if kind == "neurons" else "in their order"
         panel.set_xlabel(f"{kind} of a layer, {order}")
         style.whole_ticks(panel)
-        style.colour_bar(image, panel, f"mean {facts['criterion']} of a window")
     axes[0].set_ylabel("layer")
     style.title(figure, f"Importance of every unit ({facts['criterion']})", [model, style.counted(facts)])
     return figure

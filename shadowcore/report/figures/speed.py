@@ -17,6 +17,7 @@ TIMES = ("ms_per_token", "ms_p10", "ms_p90")
 DENSE = ("dense", "huggingface")
 HALO = {"facecolor": "white", "alpha": 0.75, "linewidth": 0, "pad": 0.5}  # behind labels that cross lines
 SETTING = ["device", "threads", "backend", "weights", "dtype", "batch", "prompt_tokens", "new_tokens"]
+PLACE = ["method", "units", "sparsity_pct"]
 MOST_SETTINGS = 6
 
 
@@ -57,8 +58,9 @@ def pareto(tables: Tables, model: str) -> Drawing:
     timed = select.of_model(tables, "latency", model).rename(columns={"mode": "method"})
     scored = select.first_of(select.text_perplexities(tables, model), "data", "calibration")
     dense = where(scored, method="dense")
-    scored = _as_decoded(scored)
-    settings = [(setting, points) for setting in _settings(timed) if len(points := _points(setting, scored))]
+    scored = select.best_predictors(_as_decoded(scored), low_is_good=True)
+    settings = [(one, scored.merge(one.sparse[[*PLACE, *TIMES]], on=PLACE)) for one in _settings(timed)]
+    settings = [(setting, points) for setting, points in settings if len(points)]
     if not settings:
         return "no condition has both a perplexity and a decoding time"
     figure, axes = style.panels(len(settings), height=3.6)
@@ -88,11 +90,6 @@ def _as_decoded(rows: pd.DataFrame) -> pd.DataFrame:
     rows = where(rows[rows["protocol"].isna() | (rows["protocol"] == "token")], policy="per_layer")
     rows = rows[~rows["method"].isin(["dense", "random"])]
     return select.first_of(rows[rows["criterion"].notna()], "criterion")
-
-
-def _points(setting: Setting, scored: pd.DataFrame) -> pd.DataFrame:
-    place = ["method", "units", "sparsity_pct"]
-    return select.best_predictors(scored, low_is_good=True).merge(setting.sparse[[*place, *TIMES]], on=place)
 
 
 def _reach(rows: pd.DataFrame) -> float:
@@ -128,7 +125,7 @@ def _settings(rows: pd.DataFrame) -> list[Setting]:
         sparse = group[~dense].sort_values(
             ["predictor_rank", "predictor_bits"], ascending=[True, False], kind="stable"
         )  # fmt: skip
-        sparse = sparse.drop_duplicates(["method", "units", "sparsity_pct"])
+        sparse = sparse.drop_duplicates(PLACE)
         for units in sorted(set(sparse["units"].dropna()), key=select.units_order) or [None]:
             of_units = where(sparse, units=units) if units else sparse
             settings.append(Setting(name, units, of_units, group[dense].nsmallest(1, "ms_per_token")))
