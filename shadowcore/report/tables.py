@@ -67,18 +67,15 @@ def comparisons(outcomes: Outcomes, predictors: Iterable[Row] = ()) -> list[Row]
     """
     # those on the same documents one after the other: they share their resamples
     groups = sorted(_documents(outcomes), key=lambda one: order(one.keys, SAME_DOCUMENTS))
-    dense, placed = {}, {}
+    dense, placed, rows = {}, {}, []
     for one in groups:
-        if one.keys["method"] == "dense":
-            seeds = dense.setdefault(_values(one.keys, SAME_DOCUMENTS), {})
-            if one.keys["seed"] in seeds:
-                raise ArtifactError(
-                    f"{row_name(one.keys)}: two dense conditions with seed {one.keys['seed']}; there must be one"
-                )
-            seeds[one.keys["seed"]] = one
-        else:
+        if one.keys["method"] != "dense":
             placed.setdefault(_values(one.keys, [*SAME_DOCUMENTS, *SAME_PLACE]), []).append(one)
-    rows = []
+            continue
+        seeds, seed = dense.setdefault(_values(one.keys, SAME_DOCUMENTS), {}), one.keys["seed"]
+        if seed in seeds:
+            raise ArtifactError(f"{row_name(one.keys)}: two dense conditions with seed {seed}; there must be one")
+        seeds[seed] = one
     for one in groups:
         keys, seeds = one.keys, dense.get(_values(one.keys, SAME_DOCUMENTS), {})
         if keys["method"] == "dense" or not seeds:
@@ -88,11 +85,7 @@ def comparisons(outcomes: Outcomes, predictors: Iterable[Row] = ()) -> list[Row]
                 f"{row_name(keys)}: its seed is {keys['seed']}, where dense was run with {sorted(seeds)}"
             )
         reference = seeds[keys["seed"]] if len(seeds) > 1 else next(iter(seeds.values()))
-        rows.append(
-            compared(
-                keys | {"reference": "dense", "reference_criterion": None, "reference_predictor": None}, one, reference
-            )
-        )
+        rows.append(compared(keys | dict.fromkeys(REFERENCE) | {"reference": "dense"}, one, reference))
     training = _training(groups, predictors)
     for alike in placed.values():
         for one, other in product(alike, repeat=2):
@@ -201,9 +194,7 @@ def compared(row: Row, group: Documents, reference: Documents) -> Row:
         named = {"p_value": p_value}
     else:
         if (group.weight != reference.weight).any():
-            raise ArtifactError(
-                f"{row_name(row)}: its windows have other token counts than dense; score the same tokens"
-            )
+            raise ArtifactError(f"{row_name(row)}: its windows have other token counts than dense; score the same ones")
         estimate = statistics.log_perplexity_difference(group.value, reference.value, group.weight)
         p_value = statistics.paired_p(estimate)
         named = {"metric": LOG_PERPLEXITIES[metric], "p_value": p_value}
