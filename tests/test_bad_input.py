@@ -74,7 +74,7 @@ class House:
         return self.fetch_model() or self.trace()
 
     def evaluated(self):
-        """A model is fetched, and measured without a trace."""
+        """... or measured, without a trace."""
         return self.fetch_model() or self.evaluate("random")
 
     def prepare_text(self):
@@ -89,26 +89,30 @@ class House:
         return self.run("gather-benchmarks", {"spec": "{}"}, prepared=files, benchmarks=GATHERED)
 
     def trace(self, split="train"):
-        params, files = self.jobs.trace("tiny", split, "0"), {"documents": "documents.parquet"}
-        return self.run("trace", params, **MODEL_FILES, **files, trace=f"{split}.safetensors")
+        files = {"card": "card.json", "weights": "weights", "documents": "documents.parquet"}
+        return self.run("trace", self.jobs.trace("tiny", split, "0"), **files, trace=f"{split}.safetensors")
 
     def average(self):
         params = self.jobs.average("tiny", "wikipedia")
-        return self.run("average", params, traces=(TRACE,), scores="scores.parquet")
+        return self.run("average", params, traces=("train.safetensors",), scores="scores.parquet")
 
     def train(self):
         params = self.jobs.train_predictor(self.jobs.trained["tiny", "wikipedia", "shadow+plainact+small"])
-        files = {"traces": (TRACE,), "heldout": ("heldout.safetensors",), "predictor": PREDICTOR}
-        made = {"quality": "quality.parquet", "training": "training.parquet"}
-        return self.run("train-predictor", params, card="card.json", **files, **made)
+        return self.run(
+            "train-predictor", params, card="card.json", traces=("train.safetensors",),
+            heldout=("heldout.safetensors",), predictor="predictor.safetensors", quality="quality.parquet",
+            training="training.parquet",
+        )  # fmt: skip
 
     def evaluate(self, method="shadow"):
         condition = next(one for one in self.jobs.conditions.values() if one.method == method)
-        files = {"documents": "documents.parquet", "tasks": "tasks.parquet", "benchmarks": (GATHERED,)}
-        files["scores"] = ("scores.parquet",) if method == "static" else ()
-        files["predictors"] = (PREDICTOR,) if method == "shadow" else ()
-        params = self.jobs.evaluate({"outcomes/30": condition})
-        return self.run("evaluate", params, **MODEL_FILES, **files, manifest=MANIFEST)
+        return self.run(
+            "evaluate", self.jobs.evaluate({"outcomes/30": condition}), card="card.json", weights="weights",
+            documents="documents.parquet", tasks="tasks.parquet", manifest=MANIFEST,
+            benchmarks=(GATHERED,),
+            scores=("scores.parquet",) if method == "static" else (),
+            predictors=("predictor.safetensors",) if method == "shadow" else (),
+        )  # fmt: skip
 
     def aggregate(self):
         from shadowcore.schemas import MEASURED_TABLES

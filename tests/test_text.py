@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from shadowcore.errors import ConfigError, SourceError
-from shadowcore.models.folders import byte_tokenizer
+from shadowcore.models.tokenizers import byte_tokenizer
 from shadowcore.texts import cutting, mediawiki, sources
 from shadowcore.texts.documents import Document, documents_from_table, documents_to_table, tasks_to_table
 from shadowcore.texts.sources import FolderText, HubText, RandomText

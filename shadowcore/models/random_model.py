@@ -9,7 +9,7 @@ from typing import ClassVar
 from shadowcore.devices import reserved
 from shadowcore.errors import ConfigError, SourceError, one_of
 from shadowcore.models.families import FAMILIES
-from shadowcore.models.folders import byte_tokenizer, fit_tokenizer, load_tokenizer
+from shadowcore.models.tokenizers import byte_tokenizer, fit_tokenizer, load_tokenizer
 from shadowcore.provenance import device_name
 
 SHARD_BYTES = 2 * 10**9  # size of a file of weights; small, because a file is copied to memory to be written
