@@ -32,25 +32,12 @@ FAINT, GREY = "#D9D9D9", "#666666"
 WIDTH = 8.5  # inches of a figure, at most: text of 9 points is read well at 800 pixels
 
 RC = {
-    "font.size": 9,
-    "axes.titlesize": 9,
-    "figure.titlesize": 10,
-    "legend.fontsize": 8.5,
-    "xtick.labelsize": 8.5,
-    "ytick.labelsize": 8.5,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.8,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#EBEBEB",
-    "grid.linewidth": 0.6,
-    "lines.linewidth": 1.4,
-    "lines.markersize": 4.5,
-    "legend.frameon": False,
+    "font.size": 9, "axes.titlesize": 9, "figure.titlesize": 10, "legend.fontsize": 8.5, "legend.frameon": False,
+    "xtick.labelsize": 8.5, "ytick.labelsize": 8.5, "lines.linewidth": 1.4, "lines.markersize": 4.5,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.8, "axes.grid": True,
+    "axes.axisbelow": True, "grid.color": "#EBEBEB", "grid.linewidth": 0.6, "svg.hashsalt": "shadowcore",
     "pdf.fonttype": 42,  # fonts as text, not outlines
-    "svg.hashsalt": "shadowcore",
-}
+}  # fmt: skip
 PNG_DPI = 150
 
 
