@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -224,21 +224,16 @@ def of_study(results: Path) -> dict[str, pd.DataFrame]:
     return read(folder)
 
 
-class Asked(Mapping):
-    """Tables that remember the names they were asked for."""
+class Asked(dict):
+    """Tables that remember the names they were asked for by `[name]`."""
 
     def __init__(self, found: Tables):
-        self._found, self.names = found, set()
+        super().__init__(found)
+        self.names: set[str] = set()
 
     def __getitem__(self, name: str) -> pd.DataFrame:
         self.names.add(name)
-        return self._found[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._found)
-
-    def __len__(self) -> int:
-        return len(self._found)
+        return super().__getitem__(name)
 
 
 def frame(table: pa.Table | pd.DataFrame) -> pd.DataFrame:

@@ -35,7 +35,8 @@ MOST = 3  # places of a claim
 
 def claims(tables: Tables, model: str) -> Drawing:
     """A row per claim and place: our effect on every text with its interval, and the published one."""
-    measured = {name: tables.get(name, table.build([]).to_pandas()) for name, table in MEASURED_TABLES.items()}
+    empty = {name: table.build([]).to_pandas() for name, table in MEASURED_TABLES.items() if name not in tables}
+    measured = empty | {name: tables[name] for name in MEASURED_TABLES if name in tables}
     rows = pd.DataFrame([row for row in judged.judge(measured) if row["model"] == model])
     rows = rows[rows["verdict"] != "not attempted"] if len(rows) else rows
     if rows.empty:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from shadowcore.report import style
-from shadowcore.report.figures.scaling import DENSE, fastest_dense, timed
+from shadowcore.report.figures.scaling import DENSE, timed
 from shadowcore.report.looks import look
 from shadowcore.report.select import where
 from shadowcore.report.style import GREY, Drawing
@@ -29,7 +29,7 @@ def batches(tables, _: str) -> Drawing:
     figure, axes = style.panels(len(models) + 1, height=3.0)
     points = {}
     for panel, model in zip(axes, models, strict=False):
-        gains = gains_of(where(rows, model=model), "batch")
+        gains = gains_of(where(rows, model=model))
         points[model] = break_even(gains).rename_axis("batch").reset_index(name="gain")
         ends = _levels(panel, {f"{pct:g} %": line for pct, line in gains.groupby("sparsity_pct")})
         panel.axhline(1, color=GREY, linestyle="--", linewidth=0.9)
@@ -79,18 +79,12 @@ def contexts(tables, _: str) -> Drawing:
     return figure
 
 
-def gains_of(rows: pd.DataFrame, by: str) -> pd.DataFrame:
-    """How many times faster than the fastest dense decoder the first predictor's mode is, per `by` and sparsity."""
-    found = []
-    for value, alike in rows.groupby(by):
-        if alike["mode"].isin(DENSE).any():
-            dense = fastest_dense(alike)["ms_per_token"]
-            lines = _narrowest(where(alike, mode="shadow"))
-            found += [
-                {by: value, "sparsity_pct": row.sparsity_pct, "gain": dense / row.ms_per_token}
-                for row in lines.itertuples()
-            ]
-    return pd.DataFrame(found)
+def gains_of(rows: pd.DataFrame) -> pd.DataFrame:
+    """How many times faster than the fastest dense decoder the smallest predictor is, per batch and sparsity."""
+    dense = rows[rows["mode"].isin(DENSE)].groupby("batch")["ms_per_token"].min()
+    lines = pd.concat([_narrowest(line) for _, line in where(rows, mode="shadow").groupby("batch")])
+    lines = lines.assign(gain=lines["batch"].map(dense) / lines["ms_per_token"])
+    return lines[["batch", "sparsity_pct", "gain"]].dropna()
 
 
 def break_even(gains: pd.DataFrame) -> pd.Series:
@@ -102,13 +96,10 @@ def break_even(gains: pd.DataFrame) -> pd.Series:
     def crossing(line: pd.DataFrame) -> float:
         line = line.sort_values("sparsity_pct")
         pct, gain = line["sparsity_pct"].to_numpy(float), line["gain"].to_numpy()
-        slower = np.flatnonzero(gain < 1)
-        if not len(slower):
+        last = np.flatnonzero(gain < 1).max(initial=-1)  # the last one that is slower
+        if last < 0:
             return pct[0]
-        last = slower[-1]
-        if last + 1 == len(pct):
-            return np.nan
-        return pct[last] + (pct[last + 1] - pct[last]) * (1 - gain[last]) / (gain[last + 1] - gain[last])
+        return np.interp(1, gain[last : last + 2], pct[last : last + 2]) if last + 1 < len(pct) else np.nan
 
     return gains.groupby("batch")[["sparsity_pct", "gain"]].apply(crossing)
 
