@@ -106,6 +106,8 @@ class Study(Strict):
             if predictor.parent and not (self.tuning if predictor.tuned_from else self.traces.on_policy):
                 section = "tuning" if predictor.tuned_from else "traces.on_policy"
                 raise ValueError(f"predictors.{name}: needs the section `{section}`, which is missing")
+        if self.latency and self.recipe_of(self.latency.predictor).scaling == "per_example":
+            raise ValueError("latency.predictor: our decoders do not scale every example; use standard or min_max")
         return self
 
     @model_validator(mode="after")
@@ -132,6 +134,11 @@ class Study(Strict):
                 raise ValueError(f"conditions[{i}]: {sorted(trained)} need `predictors`, a list of names")
             if not grid.criteria and (scored := [name for name in grid.methods if SPARSE[name].scores]):
                 raise ValueError(f"conditions[{i}]: {sorted(scored)} need `criteria`, a list of names")
+            if "static_tuned" in trained and (other := [n for n in grid.predictors if not self._only_tuned(n)]):
+                raise ValueError(
+                    f"conditions[{i}].predictors: static_tuned cannot have {other}; it needs predictors with "
+                    "`tuned_from` that were not retrained before"
+                )
             several = [name for name in trained if self._several_groups(name, grid.predictors)]
             if several and set(grid.policies) & WHOLE_MODEL_POLICIES:
                 raise ValueError(
@@ -147,6 +154,10 @@ class Study(Strict):
                 )
         return self
 
+    def _only_tuned(self, predictor: str) -> bool:
+        """Whether a predictor is tuned from one that is trained on the dense model."""
+        return len(self.chain(predictor)) == 2 and self.predictors[predictor].tuned_from is not None
+
     def _several_groups(self, design: str, predictors: list[str]) -> bool:
         """Whether a predictor of this design scores its layers in several steps."""
         counts = {self.recipe_of(name).segments for name in predictors}
@@ -158,12 +169,13 @@ class Study(Strict):
         for name in self.evaluation.texts if "true_continuation" in self.evaluation.tasks else ():
             if self.texts[name].true_continuation is None:
                 raise ValueError(f"texts.{name}: true_continuation is missing, which evaluation.tasks needs")
-        tokens = self.traces.windows * self.traces.tokens_per_window
         for name in sorted({self.chain(name)[0] for name in self.used_predictors}):
-            if (batch := self.predictors[name].batch) > tokens:
+            recipe = self.predictors[name]
+            count = recipe.examples_in(self.traces.windows, self.traces.tokens_per_window)
+            if recipe.batch > count:
                 raise ValueError(
-                    f"predictors.{name}.batch: {batch} is too large; traces.windows x traces.tokens_per_window is "
-                    f"{tokens} tokens"
+                    f"predictors.{name}.batch: {recipe.batch} is too large; the traces have {count} {recipe.examples} "
+                    "(traces.windows, times traces.tokens_per_window for tokens)"
                 )
         unfit = [name for name in self.token_criteria if not CRITERIA[name].has_token_form]
         if unfit:

@@ -1,13 +1,20 @@
 """Tuning on the sparse model: what its gradient is, and that it brings the sparse model nearer to the dense one."""
 
+from itertools import product
+from types import SimpleNamespace
+
 import pytest
 import torch
 
-from shadowcore.measure.sparsity import PredictedMasks, no_context
+from shadowcore.measure.methods import METHODS
+from shadowcore.measure.sparsity import ConstantMasks, PredictedMasks, no_context
+from shadowcore.method.policies import POLICIES
 from shadowcore.method.predictors import Predictor
+from shadowcore.method.tracing import TracePlan, trace
+from shadowcore.method.training import set_constants
 from shadowcore.method.training_state import Checkpoint
 from shadowcore.method.tuning import Tuning, gate_losses, tune
-from shadowcore.models.families import dimensions_of
+from shadowcore.models.families import KINDS, dimensions_of
 from shadowcore.models.losses import divergences
 from shadowcore.models.recording import Site
 
@@ -50,7 +57,37 @@ def test_a_gate_opens_where_a_score_passes_the_lowest_kept(tiny, block):
     torch.testing.assert_close(scorer.outer.bias.grad.view(layers, units), slope * gates * (1 - gates) / 0.3)
 
 
-@pytest.mark.parametrize("design", ["shadow", "layerwise", "segments"])
+@torch.no_grad()
+def test_tuned_constants_begin_as_static_and_read_nothing(tiny):
+    """The masks of `static` at every policy and sparsity, whatever the features are."""
+    windows = torch.randint(3, 96, (3, 12), generator=torch.Generator().manual_seed(0))
+    found = trace(tiny, windows, TracePlan(["plainact", "l2_norm"], [], 4, 2, [], 0), 2)
+    sizes = dimensions_of(tiny.config)
+    for criterion, kind in product(("plainact", "l2_norm"), KINDS):
+        predictor = Predictor("static_tuned", sizes, {"heads": 3, "neurons": 5}, bits=8, block=8)
+        set_constants(predictor, [Opened(found)], criterion)
+        means = {kind: found[f"sequence.{criterion}.{kind}.mean"]}
+        for policy, pct in product(POLICIES, (0, 30, 50, 90)):
+            static = ConstantMasks(means, policy, pct)
+            ours = METHODS["static_tuned"].masks(
+                tiny, SimpleNamespace(kinds=(kind,), policy=policy, sparsity_pct=pct), predictor
+            )
+            assert torch.equal(ours.keep[kind], static.keep[kind]) and ours.selector_bytes(tiny) == 0
+            tuned = PredictedMasks(predictor, (kind,), policy, pct)  # as they act while they are tuned
+            _, keep = tuned._chosen(predictor.groups[0].site, torch.randn(2, 1, sizes.width), kind)
+            assert torch.equal(keep, static.keep[kind].expand_as(keep))
+
+
+class Opened(dict):
+    """Tensors in memory as an open file has them."""
+
+    get_tensor = dict.__getitem__
+
+    def get_slice(self, name):
+        return SimpleNamespace(get_shape=lambda: list(self[name].shape))
+
+
+@pytest.mark.parametrize("design", ["shadow", "layerwise", "segments", "dejavu", "static_tuned"])
 def test_tuning_brings_the_sparse_model_nearer_to_the_dense_one_and_repeats_itself(tiny, design, tmp_path):
     sizes = dimensions_of(tiny.config)
     windows = torch.randint(tiny.config.vocab_size, (8, 12), generator=torch.Generator().manual_seed(3))

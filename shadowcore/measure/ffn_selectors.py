@@ -102,7 +102,7 @@ class ProxyMasks(FfnMasks):
 
     def scores(self, layer: int, x: torch.Tensor) -> torch.Tensor:
         """Scores (B, T, F) of a layer's neurons."""
-        x = self.before[layer](x) if self.before else x
+        x = self.before[layer].forward(x) if self.before else x  # not a call of the module: its hooks are who asks
         gate, *up = (
             linear(x, low_bit(one.weight, step, self.bits), one.bias)
             for one, step in zip(ffn_inputs(self.model, layer), self.steps[layer], strict=True)

@@ -7,7 +7,7 @@ jobs, their costs and the evaluation read the row.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -100,6 +100,11 @@ METHODS: dict[str, Method] = {
     ),
     **{f"proxy{bits}{'_ahead' * ahead}": _proxy(bits, ahead) for ahead in (False, True) for bits in (4, 3, 2)},
     **dict.fromkeys(PREDICTORS, PREDICTED),
+    "dejavu": replace(PREDICTED, units=["neurons"]),  # its predictors of heads read another site
+    "static_tuned": replace(
+        PREDICTED,
+        masks=lambda model, one, read: ConstantMasks(read.constants(one.kinds), one.policy, one.sparsity_pct),
+    ),
     "oracle": Method(_own_stage, scores="token"),  # its scoring pass, shared by its conditions, is counted apart
 }  # fmt: skip
 SPARSE = {name: method for name, method in METHODS.items() if name != "dense"}

@@ -6,7 +6,9 @@ one site of the model at each position and scores the units of its layers there:
     shadow          one group: reads layer 0's head outputs, scores layers 1 to L-1 (ShadowLLM, section 4)
     layerwise       L-1 groups: layer l is scored from the residual entering layer l-1   (Deja Vu, section 4.3)
     layerwise_own   L-1 groups: layer l is scored from its own head outputs         (ShadowLLM's own comparison)
+    dejavu          L-1 groups: layer l is scored from the residual after the attention of layer l-1 (Deja Vu's code)
     segments        G groups of neighbouring layers, each scored from the residual entering its first layer
+    static_tuned    one group that reads nothing: constant scores, which begin as those of `static` and are tuned
 
 Segments lie between the first two: G = 1 is the shadow predictor reading a little later, G = L - 1 a predictor
 per layer. layerwise_own sees the heads it should save, so it can rank them but not skip them.
@@ -21,6 +23,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
+from warnings import catch_warnings
 
 import torch
 from torch import nn
@@ -55,6 +58,11 @@ def layerwise_own(layers: int) -> list[Group]:
     return [Group(Site(layer, "heads"), (layer,)) for layer in range(FIRST_SPARSE_LAYER, layers)]
 
 
+def dejavu(layers: int) -> list[Group]:
+    """A predictor per layer, reading the residual between attention and FFN of the layer before."""
+    return [Group(Site(layer - 1, "ffn_residual"), (layer,)) for layer in range(FIRST_SPARSE_LAYER, layers)]
+
+
 def segments(layers: int, count: int = 1) -> list[Group]:
     """`count` predictors, each reading the residual where its group of layers begins; groups differ by one layer.
 
@@ -72,12 +80,26 @@ PREDICTORS: dict[str, Callable[..., list[Group]]] = {
     "layerwise": layerwise,
     "layerwise_own": layerwise_own,
     "segments": segments,
+    "dejavu": dejavu,
+    "static_tuned": shadow,  # its scorers ignore what they read
 }
+DECODED = ("shadow", "layerwise", "layerwise_own", "segments")  # designs that our decoders run
 
 
 def groups_of(design: str, layers: int, count: int = 1) -> list[Group]:
     """The groups of a design in a model of `layers` layers; `count` is the number of segments."""
     return segments(layers, count) if design == "segments" else PREDICTORS[design](layers)
+
+
+def is_constant(design: str) -> bool:
+    """Whether the scores of a design are the same for every token, so that a step need not read its predictor."""
+    return design == "static_tuned"
+
+
+def unit_range(values: torch.Tensor) -> torch.Tensor:
+    """Values (..., n) moved and scaled so that the least is 0 and the largest is 1."""
+    low, high = values.aminmax(dim=-1, keepdim=True)
+    return (values - low) / (high - low).clamp(min=1e-30)
 
 
 def reads_own_heads(groups: Iterable[Any]) -> bool:
@@ -93,14 +115,16 @@ class UnitScorer(nn.Module):
 
     The feature is standardised on the way in; on the way out, the learned deviation is scaled and
     added to the units' mean scores. With its last weights at zero it is the constant predictor, which
-    is where training starts: whatever it learns is contextual.
+    is where training starts: whatever it learns is contextual. With rank 0 it stays constant.
     """
 
-    def __init__(self, width: int, rank: int, layers: int, units: int):
+    def __init__(self, width: int, rank: int, layers: int, units: int, per_example: bool = False):
+        """per_example: every feature is first scaled to the range from 0 to 1, by its own extremes."""
         super().__init__()
-        self.layers, self.units = layers, units
-        self.inner = nn.Linear(width, rank)
-        self.outer = nn.Linear(rank, layers * units)
+        self.layers, self.units, self.per_example = layers, units, per_example
+        with catch_warnings(category=UserWarning, action="ignore"):  # torch's, that rank 0 has no weights
+            self.inner = nn.Linear(width, rank)
+            self.outer = nn.Linear(rank, layers * units)
         nn.init.zeros_(self.outer.weight)
         nn.init.zeros_(self.outer.bias)
         self.register_buffer("feature_mean", torch.zeros(width))
@@ -110,6 +134,7 @@ class UnitScorer(nn.Module):
 
     def deviation(self, feature: torch.Tensor) -> torch.Tensor:
         """Scaled deviation from the mean scores, (..., layers, U), for a feature (..., D)."""
+        feature = unit_range(feature) if self.per_example else feature
         hidden = torch.relu(self.inner((feature - self.feature_mean) / self.feature_scale))
         return self.outer(hidden).unflatten(-1, (self.layers, self.units))
 
@@ -123,14 +148,18 @@ class Predictor(nn.Module):
     """Scorers of each kind for every group of a predictor design."""
 
     def __init__(
-        self, design: str, sizes: Dimensions, ranks: Mapping[Kind, int], count: int = 1, bits: int = 16, block: int = 1
-    ):
+        self, design: str, sizes: Dimensions, ranks: Mapping[Kind, int], count: int = 1, bits: int = 16, block: int = 1,
+        per_example: bool = False,
+    ):  # fmt: skip
         """ranks: hidden width per kind to score; count: number of groups where the design has a choice; bits: of a
-        weight in files and decoders, 16 or 8; block: neighbouring neurons that share a score.
+        weight in files and decoders, 16 or 8; block: neighbouring neurons that share a score; per_example: scaling of
+        features, as in UnitScorer. A constant design has none of these.
 
         Raises ConfigError unless the blocks divide a layer's neurons.
         """
         super().__init__()
+        if is_constant(design):
+            ranks, bits, block, per_example = dict.fromkeys(ranks, 0), 16, 1, False
         self.design, self.sizes, self.ranks, self.bits = design, sizes, dict(ranks), bits
         self.blocks: dict[Kind, int] = {"heads": 1, "neurons": block}
         if sizes.neurons % block:
@@ -144,6 +173,7 @@ class Predictor(nn.Module):
                         ranks[kind],
                         len(group.layers),
                         sizes.units(kind) // self.blocks[kind],
+                        per_example,
                     )
                     for group in self.groups
                 )
@@ -167,6 +197,12 @@ class Predictor(nn.Module):
         if index is None:
             return None
         return self.groups[index].layers, self.scorers[kind][index](feature)
+
+    def constants(self, kinds: Sequence[Kind]) -> dict[Kind, torch.Tensor]:
+        """Scores (L, U) of a constant design; those of the layers that it does not score are 0."""
+        with torch.no_grad():
+            found = {kind: self.scorers[kind][0](self.scorers[kind][0].feature_mean) for kind in kinds}
+        return {kind: nn.functional.pad(scores, (0, 0, FIRST_SPARSE_LAYER, 0)) for kind, scores in found.items()}
 
     def spread(self, values: torch.Tensor, kind: Kind) -> torch.Tensor:
         """Scores or masks (..., U / block) as those of units (..., U): every unit has its block's."""
