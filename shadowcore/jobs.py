@@ -242,7 +242,7 @@ class Jobs:
         from shadowcore.stages.tune_predictor import Spec, Tuning
 
         tuning, plan = self.study.tuning.model_dump(), self.study.traces
-        tuning["learning_rate"] = self.study.predictors[key.predictor].learning_rate or tuning["learning_rate"]
+        tuning["learning_rate"] = self.study.predictors[key.predictor].tuning_rate or tuning["learning_rate"]
         spec = Spec(
             **self._training(key), units=tuning.pop("units"), tuning=Tuning(**tuning), windows=plan.windows,
             heldout_windows=plan.heldout_windows, window_tokens=plan.window_tokens,

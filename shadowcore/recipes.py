@@ -113,20 +113,20 @@ class DerivedConfig(Strict):
     retrained_from: the parent; the predictor is trained on traces of the model under the parent's masks
     (`traces.on_policy`).
     tuned_from: the parent, which is tuned on the sparse model that its own masks make (`tuning`).
-    learning_rate: of this tuning, by default that of the section `tuning`.
+    tuning_rate: learning rate of this tuning, by default that of the section `tuning`.
     """
 
     retrained_from: str | None = None
     tuned_from: str | None = None
-    learning_rate: AboveZero | None = None
+    tuning_rate: AboveZero | None = None
 
     @model_validator(mode="after")
     def of_one(self) -> DerivedConfig:
         """Exactly one parent must be given."""
         if (self.retrained_from is None) == (self.tuned_from is None):
             raise ValueError("must have either retrained_from or tuned_from, with the name of another predictor")
-        if self.learning_rate and not self.tuned_from:
-            raise Within("learning_rate", "needs tuned_from; a retrained predictor has the rate of its recipe")
+        if self.tuning_rate and not self.tuned_from:
+            raise Within("tuning_rate", "needs tuned_from; a retrained predictor has the learning_rate of its recipe")
         return self
 
     @property
@@ -137,7 +137,7 @@ class DerivedConfig(Strict):
 
 def _kind(value: Any) -> str:
     # by the beginning of the keys, so that a misspelt one gets the right message
-    derived = isinstance(value, dict) and any(str(key).startswith(("retrain", "tune")) for key in value)
+    derived = isinstance(value, dict) and any(str(key).startswith(("retrain", "tun")) for key in value)
     return "<DerivedConfig>" if derived or isinstance(value, DerivedConfig) else "<PredictorConfig>"
 
 

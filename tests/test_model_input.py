@@ -549,7 +549,8 @@ def fetched(ready, tmp_path_factory):
 
 TRACED = {
     "split": "train", "shard": 0, "shards": 1, "windows": 4, "window_tokens": 65, "tokens_per_window": 8, "designs": [],
-    "criteria": ["plainact"], "token_criteria": [], "token_bits": 4, "batch": 2, "dtype": "float32", "seed": 0,
+    "criteria": ["plainact"], "token_criteria": [], "window_criteria": [], "token_bits": 4, "batch": 2,
+    "dtype": "float32", "seed": 0,
 }  # fmt: skip
 EVALUATED = {
     "conditions": {"dense": {"model": "tiny", "data": "text", "method": "dense", "seed": 0}},

@@ -42,6 +42,8 @@ def tiny_study(folder):
         "predictors": {
             **study["predictors"],
             "tiny": {"recipe": "published", "rank_neurons": 8, "rank_heads": 4, "batch": 16, "bits": 8, "block": 8},
+            "deja": {"recipe": "dejavu", "rank_neurons": 8, "rank_heads": 4, "batch": 16, "epochs": 2},
+            "windows": {"recipe": "published_lookahead", "rank_neurons": 8, "rank_heads": 4, "batch": 4, "epochs": 2},
         },
         "conditions": [
             {"methods": ["random"], "sparsities_pct": [50]},
@@ -51,6 +53,9 @@ def tiny_study(folder):
             {"methods": ["threshold", "cats", "proxy2_ahead"], "models": ["tiny-opt"], "sparsities_pct": [50]},
             {"methods": ["griffin"], "models": ["tiny-opt"], "protocols": ["prompt"], "sparsities_pct": [50]},
             {"methods": ["relu", "sparseinfer"], "models": ["tiny-opt"], "sparsities_pct": [0]},
+            grid | {"methods": ["dejavu"], "predictors": ["deja"], "models": ["tiny-opt"]},
+            grid | {"methods": ["static_tuned"], "predictors": ["tuned"], "models": ["tiny-opt"]},
+            grid | {"predictors": ["windows"], "models": ["tiny-opt"], "protocols": ["lookahead"], "units": ["both"]},
             study["conditions"][-1],
         ],
         "evaluation": study["evaluation"] | {

@@ -83,7 +83,8 @@ PREDICTORS: dict[str, Callable[..., list[Group]]] = {
     "dejavu": dejavu,
     "static_tuned": shadow,  # its scorers ignore what they read
 }
-DECODED = ("shadow", "layerwise", "layerwise_own", "segments")  # designs that our decoders run
+# designs that our decoders run: they do not read the residual before the FFN, and constant units need no selection
+DECODED = tuple(name for name in PREDICTORS if name not in ("dejavu", "static_tuned"))
 
 
 def groups_of(design: str, layers: int, count: int = 1) -> list[Group]:

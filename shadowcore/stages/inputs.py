@@ -115,7 +115,7 @@ def read_predictor(path: Path, sizes: Dimensions) -> Predictor:
     try:
         made_by = artifacts.read_header(path)["spec"]
         shape = (made_by["recipe"][name] for name in ("rank", "segments", "bits", "block"))
-        predictor = Predictor(made_by["method"], sizes, *shape, made_by["recipe"]["scaling"] == "per_example")
+        predictor = Predictor(made_by["method"], sizes, *shape, made_by["recipe"].get("scaling") == "per_example")
         predictor.load_state_dict(restored(state))
     except (KeyError, TypeError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]

@@ -17,7 +17,8 @@ UNITS_ORDER = {"neurons": 0, "heads": 1, "both": 2}
 MAIN_CRITERION = "plainact"  # ShadowLLM's criterion: shown first, and where there is room for one
 INTERVAL = ("value", "low", "high")
 NAMES = {"lookahead": "lookahead (not causal)"}  # longer names of values that are not clear alone
-CONTEXTUAL = ("shadow", "segments", "layerwise", "layerwise_own", "oracle")  # select by a criterion for each input
+# methods that select by a criterion for each input
+CONTEXTUAL = ("shadow", "segments", "layerwise", "layerwise_own", "dejavu", "oracle")
 MOST_LINES = 7  # in a panel
 # methods that are drawn where there are more than MOST_LINES, those that a user has added before them
 FIRST = ("dense", "static", "oracle", "shadow", "layerwise", "segments", "threshold")
