@@ -41,7 +41,7 @@ METHODS = {
     "huggingface": Look("Hugging Face, dense", "#666666", "P"),
     "random": Look("random", "#8C8C8C", "X"),
     "static": Look("static (mean scores)", "#E69F00", "s"),
-    "static_tuned": Look("static_tuned (constants tuned)", "#B8860B", "."),
+    "static_tuned": Look("static_tuned (constants tuned)", "#B00000", "."),
     "given": Look("given (static units, gathered)", "#C9A66B", "d"),
     "threshold": Look("threshold (large activations)", "#56B4E9", "p"),
     "cats": Look("cats (large gates)", "#44AA99", "H"),
@@ -58,7 +58,7 @@ METHODS = {
     "segments": Look("segments (one per group of layers)", "#882255", "v"),
     "layerwise": Look("layerwise (one per layer)", "#009E73", "^"),
     "layerwise_own": Look("layerwise, reading its own layer", "#D55E00", "<"),
-    "dejavu": Look("dejavu (one per layer, after attention)", "#8FBC8F", "4"),
+    "dejavu": Look("dejavu (one per layer, after attention)", "#D010D0", "4"),
     "oracle": Look("oracle (true scores)", "#CC79A7", "D"),
 }
 ORDER = {method: rank for rank, method in enumerate(METHODS)}
