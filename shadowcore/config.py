@@ -23,7 +23,7 @@ from shadowcore.measure.conditions import Condition
 from shadowcore.measure.methods import SPARSE
 from shadowcore.method.criteria import CRITERIA
 from shadowcore.method.policies import WHOLE_MODEL_POLICIES
-from shadowcore.method.predictors import groups_of
+from shadowcore.method.predictors import TUNED_ONLY, groups_of
 from shadowcore.recipes import AnyPredictor, PredictorConfig, TuningConfig, replacement
 from shadowcore.sections import Evaluation, Grid, Latency, LatencyRandom, Model, Text, Traces, made_here, needs_network
 from shadowcore.stages.conditions import NEEDS_PROMPTS
@@ -134,9 +134,10 @@ class Study(Strict):
                 raise ValueError(f"conditions[{i}]: {sorted(trained)} need `predictors`, a list of names")
             if not grid.criteria and (scored := [name for name in grid.methods if SPARSE[name].scores]):
                 raise ValueError(f"conditions[{i}]: {sorted(scored)} need `criteria`, a list of names")
-            if "static_tuned" in trained and (other := [n for n in grid.predictors if not self._only_tuned(n)]):
+            tuned = [name for name in trained if name in TUNED_ONLY]
+            if tuned and (other := [name for name in grid.predictors if not self._only_tuned(name)]):
                 raise ValueError(
-                    f"conditions[{i}].predictors: static_tuned cannot have {other}; it needs predictors with "
+                    f"conditions[{i}].predictors: {tuned[0]} cannot have {other}; it needs predictors with "
                     "`tuned_from` that were not retrained before"
                 )
             several = [name for name in trained if self._several_groups(name, grid.predictors)]

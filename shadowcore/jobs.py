@@ -20,6 +20,7 @@ from shadowcore.benchmarks import BENCHMARKS
 from shadowcore.config import Study
 from shadowcore.measure.conditions import Condition, PredictorId
 from shadowcore.measure.methods import METHODS
+from shadowcore.method.predictors import PROXIES
 from shadowcore.provenance import fingerprint
 from shadowcore.report.figures import FIGURES
 from shadowcore.schemas import FINAL_TABLES
@@ -188,7 +189,7 @@ class Jobs:
         from shadowcore.stages.trace import Design, Spec
 
         plan, train = self.study.traces, split == "train"
-        recipes = [(one, self.study.recipe_of(one.predictor)) for one in readers]
+        recipes = [(one, self.study.recipe_of(one.predictor)) for one in readers if one.method not in PROXIES]
         designs = {Design(one.method, recipe.segments, recipe.examples) for one, recipe in recipes}
         of_windows = {one.criterion for one, recipe in recipes if recipe.examples == "windows"}
         return Spec(

@@ -23,7 +23,7 @@ from shadowcore.measure.conditions import Condition, PredictorId
 from shadowcore.measure.methods import METHODS
 from shadowcore.measure.protocols import PROTOCOLS
 from shadowcore.method.criteria import CRITERIA
-from shadowcore.method.predictors import feature_width, groups_of, is_constant
+from shadowcore.method.predictors import TUNED_ONLY, feature_width, groups_of
 from shadowcore.method.relufy import CACHE_BYTES, LOGITS_AT_ONCE, Relufied
 from shadowcore.method.tracing import WINDOW_BITS
 from shadowcore.models.families import KINDS, Dimensions, Kind, dimensions_of
@@ -243,7 +243,7 @@ class Costs:
         """Number of weights of a predictor by kind of unit; 0 if the model's size is unknown."""
         recipe, size = self.study.recipe_of(one.predictor).training_recipe(), self.sizes[one.model]
         weights = dict.fromkeys(KINDS, 0)
-        known = size and not is_constant(one.method)  # a constant predictor has scores, but no weights
+        known = size and one.method not in TUNED_ONLY  # they have no matrices
         for group in groups_of(one.method, size.dimensions.layers, recipe.segments) if known else ():
             units = {"heads": size.dimensions.heads, "neurons": size.dimensions.neurons // recipe.block}
             for kind in KINDS:

@@ -4,7 +4,8 @@
     sparseinfer   sign bits of gate (or fc1) and of the FFN's input: a neuron is removed where more than half of its
                   products are negative, which predicts that ReLU makes it zero (arXiv 2411.12692, its alpha is 1)
     proxyB        a copy of gate and up (or fc1) in B bits: kept are the neurons with the largest |act(gate x) * up x|
-                  by the copy, times the norm of their column of the down projection
+                  by the copy, times the norm of their column of the down projection (proxyB_tuned: times that norm
+                  and a gain, which is tuned on the sparse model; it costs nothing where it is multiplied into the norm)
     proxyB_ahead  the same from the residual that enters the layer, so that the choice can run beside the attention
 
 Layer 0 stays dense.

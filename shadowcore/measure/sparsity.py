@@ -78,7 +78,8 @@ class PredictedMasks(Masks):
 
         def choose(site: Site, x: torch.Tensor) -> torch.Tensor | None:
             if site in self.predictor.group_at:
-                feature = x.flatten(2) if source is None else x.flatten(2)[rows, source][:, None]  # (B, T or 1, D)
+                feature = self.predictor.feature(site, x)
+                feature = feature if source is None else feature[rows, source][:, None]  # (B, T or 1, D)
                 for kind in self.kinds:
                     layers, chosen = self._chosen(site, feature, kind)
                     keep.update({Site(layer, kind): chosen[..., i, :] for i, layer in enumerate(layers)})

@@ -9,6 +9,8 @@ one site of the model at each position and scores the units of its layers there:
     dejavu          L-1 groups: layer l is scored from the residual after the attention of layer l-1 (Deja Vu's code)
     segments        G groups of neighbouring layers, each scored from the residual entering its first layer
     static_tuned    one group that reads nothing: constant scores, which begin as those of `static` and are tuned
+    proxyB_tuned    L-1 groups: layer l is scored by a copy of its weights in B bits, and a tuned gain of each neuron
+                    (proxyB_ahead_tuned: from the residual entering the layer; `measure.ffn_selectors` makes the copies)
 
 Segments lie between the first two: G = 1 is the shadow predictor reading a little later, G = L - 1 a predictor
 per layer. layerwise_own sees the heads it should save, so it can rank them but not skip them.
@@ -75,6 +77,12 @@ def segments(layers: int, count: int = 1) -> list[Group]:
     return [Group(Site(first, "residual"), tuple(range(first, end))) for first, end in pairwise(borders)]
 
 
+def proxied(layers: int, ahead: bool) -> list[Group]:
+    """A group per layer, which reads the input of that layer's FFN or, ahead of its attention, the layer's input."""
+    what = "residual" if ahead else "ffn_input"
+    return [Group(Site(layer, what), (layer,)) for layer in range(FIRST_SPARSE_LAYER, layers)]
+
+
 PREDICTORS: dict[str, Callable[..., list[Group]]] = {
     "shadow": shadow,
     "layerwise": layerwise,
@@ -83,18 +91,17 @@ PREDICTORS: dict[str, Callable[..., list[Group]]] = {
     "dejavu": dejavu,
     "static_tuned": shadow,  # its scorers ignore what they read
 }
-# designs that our decoders run: they do not read the residual before the FFN, and constant units need no selection
-DECODED = tuple(name for name in PREDICTORS if name not in ("dejavu", "static_tuned"))
+# bits of the copy, and whether it is used ahead of the attention
+PROXIES = {f"proxy{bits}{'_ahead' * ahead}_tuned": (bits, ahead) for ahead in (False, True) for bits in (4, 3, 2)}
+TUNED_ONLY = ("static_tuned", *PROXIES)  # designs with nothing to learn from traces
+DECODED = tuple(name for name in PREDICTORS if name not in ("dejavu", *TUNED_ONLY))  # designs that our decoders run
 
 
 def groups_of(design: str, layers: int, count: int = 1) -> list[Group]:
     """The groups of a design in a model of `layers` layers; `count` is the number of segments."""
+    if design in PROXIES:
+        return proxied(layers, *PROXIES[design][1:])
     return segments(layers, count) if design == "segments" else PREDICTORS[design](layers)
-
-
-def is_constant(design: str) -> bool:
-    """Whether the scores of a design are the same for every token, so that a step need not read its predictor."""
-    return design == "static_tuned"
 
 
 def unit_range(values: torch.Tensor) -> torch.Tensor:
@@ -145,6 +152,17 @@ class UnitScorer(nn.Module):
         return self.deviation(feature).mul_(self.score_scale).add_(self.score_mean)
 
 
+class Gains(UnitScorer):
+    """Log scores of a proxy, which are made of what it reads, plus a learned log gain of each neuron."""
+
+    def __init__(self, units: int):
+        super().__init__(units, 0, 1, units)
+
+    def forward(self, feature: torch.Tensor) -> torch.Tensor:
+        """Log scores (..., 1, U) of a proxy's scores (..., U)."""
+        return super().forward(feature) + feature.clamp(min=1e-30).log()[..., None, :]
+
+
 class Predictor(nn.Module):
     """Scorers of each kind for every group of a predictor design."""
 
@@ -154,13 +172,15 @@ class Predictor(nn.Module):
     ):  # fmt: skip
         """ranks: hidden width per kind to score; count: number of groups where the design has a choice; bits: of a
         weight in files and decoders, 16 or 8; block: neighbouring neurons that share a score; per_example: scaling of
-        features, as in UnitScorer. A constant design has none of these.
+        features, as in UnitScorer. A design that is only tuned has none of these.
 
         Raises ConfigError unless the blocks divide a layer's neurons.
         """
         super().__init__()
-        if is_constant(design):
-            ranks, bits, block, per_example = dict.fromkeys(ranks, 0), 16, 1, False
+        if design in TUNED_ONLY:
+            kinds = ("neurons",) if design in PROXIES else tuple(ranks)
+            ranks, bits, block, per_example = dict.fromkeys(kinds, 0), 16, 1, False
+        self.proxy: Callable[[int, torch.Tensor], torch.Tensor] | None = None  # of a layer and what its site has
         self.design, self.sizes, self.ranks, self.bits = design, sizes, dict(ranks), bits
         self.blocks: dict[Kind, int] = {"heads": 1, "neurons": block}
         if sizes.neurons % block:
@@ -169,7 +189,9 @@ class Predictor(nn.Module):
         self.scorers = nn.ModuleDict(
             {
                 kind: nn.ModuleList(
-                    UnitScorer(
+                    Gains(sizes.units(kind))
+                    if design in PROXIES
+                    else UnitScorer(
                         feature_width(sizes, group.site),
                         ranks[kind],
                         len(group.layers),
@@ -189,6 +211,10 @@ class Predictor(nn.Module):
         """Kinds of unit this predictor scores."""
         return tuple(self.scorers)
 
+    def feature(self, site: Site, x: torch.Tensor) -> torch.Tensor:
+        """What a group reads (B, T, D) of a site's activations (B, T, ...): a proxy's scores, if it has one."""
+        return x.flatten(2) if self.proxy is None else self.proxy(site.layer, x)
+
     def read(self, site: Site, feature: torch.Tensor, kind: Kind) -> tuple[tuple[int, ...], torch.Tensor] | None:
         """If a group reads `site`: its layers and their scores (..., layers, U) for a feature (..., D).
 
@@ -200,9 +226,12 @@ class Predictor(nn.Module):
         return self.groups[index].layers, self.scorers[kind][index](feature)
 
     def constants(self, kinds: Sequence[Kind]) -> dict[Kind, torch.Tensor]:
-        """Scores (L, U) of a constant design; those of the layers that it does not score are 0."""
+        """Scores (L, U) of scorers that add nothing to a feature of ones; 0 in layers that they do not score."""
         with torch.no_grad():
-            found = {kind: self.scorers[kind][0](self.scorers[kind][0].feature_mean) for kind in kinds}
+            found = {
+                kind: torch.cat([scorer(torch.ones_like(scorer.feature_mean)) for scorer in self.scorers[kind]])
+                for kind in kinds
+            }
         return {kind: nn.functional.pad(scores, (0, 0, FIRST_SPARSE_LAYER, 0)) for kind, scores in found.items()}
 
     def spread(self, values: torch.Tensor, kind: Kind) -> torch.Tensor:

@@ -89,7 +89,9 @@ PNG_DPI = 150
 
 
 def look(method: str) -> Look:
-    """The look of a method; one that is not in METHODS is drawn red under its own name."""
+    """The look of a method; a tuned proxy has its proxy's colour, one that is not in METHODS is drawn red."""
+    if method not in METHODS and (proxy := METHODS.get(method.removesuffix("_tuned"))):
+        return Look(f"{method} (gains tuned)", proxy.color, "$t$")
     return METHODS.get(method, Look(method, "#E3000F", "p"))
 
 

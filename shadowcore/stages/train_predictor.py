@@ -13,7 +13,7 @@ import torch
 from shadowcore import artifacts
 from shadowcore.method import tracing
 from shadowcore.method.policies import POLICIES
-from shadowcore.method.predictors import FIRST_SPARSE_LAYER, PREDICTOR_SCHEMA, Predictor, is_constant
+from shadowcore.method.predictors import FIRST_SPARSE_LAYER, PREDICTOR_SCHEMA, PROXIES, TUNED_ONLY, Predictor
 from shadowcore.method.ranking import correlation, ranks, recall
 from shadowcore.method.trace_dataset import TraceDataset
 from shadowcore.method.training import Recipe, fit, mean_scores, set_constants, target_of
@@ -24,6 +24,7 @@ from shadowcore.schemas import PREDICTORS, QUALITY
 from shadowcore.stages.base import Progress, Stage, header, read_card
 from shadowcore.stages.inputs import device
 
+RESULTS = ("best_epoch", "loss_constant", "loss")  # of FitResult
 JUDGED_AT_ONCE = 64  # tokens
 
 
@@ -39,7 +40,7 @@ class Spec:
     model: str
     calibration: str
     method: str
-    criterion: str
+    criterion: str | None
     predictor: str
     recipe: Recipe
     sparsities_pct: tuple[int, ...]
@@ -81,17 +82,20 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     sizes = Dimensions(**read_card(inputs.card)["dimensions"])
     torch.manual_seed(spec.seed)
     recipe = spec.recipe
-    if is_constant(spec.method):  # nothing to learn from traces
+    if spec.method in TUNED_ONLY:
         recipe = replace(recipe, epochs=dict.fromkeys(recipe.epochs, 0))
     shape = (recipe.rank, recipe.segments, recipe.bits, recipe.block, recipe.scaling == "per_example")
     predictor = Predictor(spec.method, sizes, *shape).to(device())
     head = header("train-predictor", spec, inputs)
     checkpoint = Checkpoint(outputs.predictor, head)
+    if spec.method in PROXIES:  # gains of 1, and no trace has what they read
+        write(predictor, [], [training_row(spec, predictor, "neurons", [], 0, 0)], outputs, head)
+        return
     with ExitStack() as stack:
         train = open_traces(stack, inputs.traces, spec, spec.token_bits, predictor)
         held = open_traces(stack, inputs.heldout, spec, spec.heldout_bits, predictor)
         fits = fit(predictor, train, held, recipe, spec.seed, progress, checkpoint)
-        if is_constant(spec.method):
+        if spec.method in TUNED_ONLY:
             set_constants(predictor, train.traces, spec.criterion)
         training = [training_row(spec, predictor, kind, fits[kind], len(train), recipe.epochs[kind]) for kind in fits]
         quality = rank_quality(spec, predictor, train, held)
@@ -193,7 +197,7 @@ def training_row(spec: Spec, predictor: Predictor, kind: Kind, fits: list, token
         "parameters": sum(p.numel() for p in predictor.scorers[kind].parameters()),
         "step_bytes": predictor.step_bytes([kind]),
         "tokens": tokens, "epochs": epochs,
-        **{n: sum(getattr(one, n) for one in fits) / len(fits) for n in ("best_epoch", "loss_constant", "loss")},
+        **{n: sum(getattr(one, n) for one in fits) / len(fits) for n in RESULTS if fits},
     }  # fmt: skip
 
 
