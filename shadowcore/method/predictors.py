@@ -245,7 +245,12 @@ class Predictor(nn.Module):
         return values if block == 1 else values.unflatten(-1, (-1, block)).sum(-1)
 
     def step_bytes(self, kinds: Sequence[Kind]) -> int:
-        """Bytes that a decoder reads of it per token: weights, and what goes with each of their rows in 32 bits."""
+        """Bytes that a decoder reads of it per token: weights, and what goes with each of their rows in 32 bits.
+
+        None of a design that is only tuned: constants are known before, and gains are multiplied into norms.
+        """
+        if self.design in TUNED_ONLY:
+            return 0
         matrices = [
             layer.weight for kind in kinds for scorer in self.scorers[kind] for layer in (scorer.inner, scorer.outer)
         ]

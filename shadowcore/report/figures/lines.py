@@ -74,10 +74,11 @@ def trained_alike(tables: Tables, model: str, rows: pd.DataFrame) -> pd.DataFram
     """Rows without the predictors whose training another method lacks, so that methods differ in their design alone.
 
     A training is how often a predictor was retrained on the sparse model, and whether it was tuned: of those that all
-    methods with predictors have, the longest one. Rows stay as they are where there is none.
+    methods with predictors have, the longest one. Rows stay as they are where there is none. Methods of rank 0, whose
+    constants or gains can only be tuned, are not asked.
     """
     made = of_model(tables, "predictors", model)
-    trainings = {(one.method, one.predictor): (one.rounds, one.tuned) for one in made.itertuples()}
+    trainings = {(one.method, one.predictor): (one.rounds, one.tuned) for one in made.itertuples() if one.rank}
     pairs = set(rows.loc[rows["predictor"].notna(), ["method", "predictor"]].itertuples(index=False, name=None))
     of_method: dict[str, set] = {}
     for method, predictor in pairs & set(trainings):
