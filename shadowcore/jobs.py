@@ -20,6 +20,7 @@ from shadowcore.benchmarks import BENCHMARKS
 from shadowcore.config import Study
 from shadowcore.measure.conditions import Condition, PredictorId
 from shadowcore.measure.methods import METHODS
+from shadowcore.method.predictors import PROXIES
 from shadowcore.provenance import fingerprint
 from shadowcore.report.figures import FIGURES
 from shadowcore.schemas import FINAL_TABLES
@@ -188,13 +189,15 @@ class Jobs:
         from shadowcore.stages.trace import Design, Spec
 
         plan, train = self.study.traces, split == "train"
-        designs = {Design(one.method, self.study.recipe_of(one.predictor).segments) for one in readers}
+        recipes = [(one, self.study.recipe_of(one.predictor)) for one in readers if one.method not in PROXIES]
+        designs = {Design(one.method, recipe.segments, recipe.examples) for one, recipe in recipes}
+        of_windows = {one.criterion for one, recipe in recipes if recipe.examples == "windows"}
         return Spec(
             split=split, shard=int(shard), shards=plan.shards if train else 1,
             windows=plan.windows if train else plan.heldout_windows, window_tokens=plan.window_tokens,
             tokens_per_window=plan.tokens_per_window if train else plan.heldout_tokens_per_window,
             designs=tuple(sorted(designs, key=str)), criteria=tuple(criteria), token_criteria=tuple(token_criteria),
-            token_bits=plan.bits if train else 8, batch=plan.batch,
+            window_criteria=tuple(sorted(of_windows)), token_bits=plan.bits if train else 8, batch=plan.batch,
             dtype=self.study.models[model].dtype, seed=self.study.seed,
         )  # fmt: skip
 
@@ -240,6 +243,7 @@ class Jobs:
         from shadowcore.stages.tune_predictor import Spec, Tuning
 
         tuning, plan = self.study.tuning.model_dump(), self.study.traces
+        tuning["learning_rate"] = self.study.predictors[key.predictor].tuning_rate or tuning["learning_rate"]
         spec = Spec(
             **self._training(key), units=tuning.pop("units"), tuning=Tuning(**tuning), windows=plan.windows,
             heldout_windows=plan.heldout_windows, window_tokens=plan.window_tokens,

@@ -20,7 +20,7 @@ from shadowcore.measure.methods import SPARSE
 from shadowcore.measure.protocols import PROTOCOLS
 from shadowcore.method.criteria import CRITERIA
 from shadowcore.method.policies import POLICIES
-from shadowcore.method.predictors import PREDICTORS
+from shadowcore.method.predictors import DECODED
 from shadowcore.method.relufy import Relufied
 from shadowcore.models.families import KINDS_OF
 from shadowcore.models.folders import DTYPES
@@ -209,7 +209,7 @@ class Evaluation(Strict):
 class Latency(Strict):
     criterion: among(CRITERIA)
     predictor: str
-    methods: list_of(among(PREDICTORS), least=1)
+    methods: list_of(among(DECODED), least=1)
     units: among(KINDS_OF)
     sparsities_pct: list_of(Percent, least=1)
     prompt_tokens: Annotated[int, Field(ge=2)]
@@ -231,7 +231,7 @@ class ForSome(Strict):
 class Design(ForSome):
     """A predictor with random weights; see `shadowcore.stages.latency_random`."""
 
-    method: among(PREDICTORS)
+    method: among(DECODED)
     rank_heads: Positive
     rank_neurons: Positive
     segments: Positive = 1

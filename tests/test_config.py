@@ -106,6 +106,13 @@ def test_shipped_configurations_are_valid(path):
             {"units": "neurons", "lowest_pct": 60, "highest_pct": 30},
             "60.*above highest_pct .30",
         ),
+        (["conditions", 1, "methods"], ["static_tuned"], r"static_tuned cannot have \['small'\].*`tuned_from`"),
+        (["conditions", 1, "methods"], ["proxy3_tuned"], r"proxy3_tuned cannot have \['small'\].*`tuned_from`"),
+        (["conditions", 3, "methods"], ["dejavu"], r"units: \['both'\] .*dejavu; allowed: \['neurons'\]"),
+        (["predictors", "more"], {"retrained_from": "small", "tuning_rate": 0.1}, "more.tuning_rate: needs tuned_from"),
+        (["predictors", "small", "scaling"], "per_example", "latency.predictor: .*standard or min_max"),
+        (["predictors", "small"], SMALL | {"examples": "windows", "batch": 65}, "small.batch: 65 .* have 64 windows"),
+        (["latency", "methods"], ["dejavu"], "latency.methods.*unknown 'dejavu'"),
         (["predictors", "small"], {"recipe": "publishd"}, "recipe: unknown 'publishd'; did you mean 'published'"),
         (["predictors", "small", "bits"], 4, r"predictors.small.bits: must be 16 or 8 \(found 4\)"),
         (["predictors", "small", "scaling"], "minmax", "unknown 'minmax'; did you mean 'min_max'"),
@@ -216,6 +223,7 @@ def test_a_recipe_is_named_and_may_be_bent(name):
     bent = PredictorConfig(recipe=name, rank_neurons=64, bits=8).training_recipe()
     assert bent == replace(known, rank={**known.rank, "neurons": 64}, bits=8)
     data = changed(["predictors", "small"], {"recipe": name})
+    del data["latency"]  # a decoder does not scale every example
     jobs = Jobs(parse_study(data, "c"))
     spec = jobs.train_predictor(jobs.trained["smollm2-135m", "wikipedia", "shadow+plainact+small"])
     assert json.loads(spec["spec"])["recipe"] == asdict(known)

@@ -1,4 +1,7 @@
-"""Token traces as training reads them: chunk by chunk, so that a device never holds more than a chunk of them."""
+"""Traces as training reads them: chunk by chunk, so that a device never holds more than a chunk of them.
+
+An example is a token or a whole window; the words below are those of tokens.
+"""
 
 from __future__ import annotations
 
@@ -52,9 +55,9 @@ class Chunk:
 
 
 class TraceDataset:
-    """The token traces of one split by one criterion: open files (`artifacts.open_tensors`), shard after shard.
+    """The traces of one split by one criterion: open files (`artifacts.open_tensors`), shard after shard.
 
-    most: how many tokens there are at most, the first ones; None for all.
+    examples: tokens or windows; most: how many there are at most, the first ones, None for all.
     """
 
     def __init__(
@@ -66,11 +69,14 @@ class TraceDataset:
         kinds: Sequence[Kind],
         sites: Sequence[Site],
         device: torch.device,
+        examples: str = "tokens",
         most: int | None = None,
     ):
-        self.bits, self.sizes, self.device = bits, sizes, device
-        self.features = {site: feature_name(site) for site in sites}
-        self.packed = {kind: (codes_name(criterion, kind), top_name(criterion, kind)) for kind in kinds}
+        self.traces, self.bits, self.sizes, self.device = traces, bits, sizes, device
+        self.features = {site: feature_name(site, examples) for site in sites}
+        self.packed = {
+            kind: (codes_name(criterion, kind, examples), top_name(criterion, kind, examples)) for kind in kinds
+        }
         packed = sum(sizes.layers * (sizes.units(kind) * bits // 8 + 4) for kind in kinds)
         rows = max(1, CHUNK_BYTES // (packed + len(sites) * sizes.width * 2))
         self.kept: dict[tuple, torch.Tensor] = {}  # what was read, as long as there is room for it on the device

@@ -95,7 +95,7 @@ def tune(
 
             def see_feature(site: Site, x: torch.Tensor) -> None:
                 if site in predictor.group_at:
-                    features[site] = x.to(model.device)  # noqa: B023 (called before the next step)
+                    features[site] = predictor.feature(site, x).to(model.device)  # noqa: B023 (called before the next step)
 
             def see_units(site: Site, signals: Signals) -> None:
                 if site.what in kinds:

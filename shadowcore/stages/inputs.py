@@ -124,7 +124,7 @@ def read_predictor(path: Path, sizes: Dimensions) -> Predictor:
         made_by = artifacts.read_header(path)["spec"]
         shape = (made_by["recipe"][name] for name in ("rank", "segments", "bits", "block"))
         with torch.device("meta"):  # initial weights of a large model's predictor take longer than reading it
-            predictor = Predictor(made_by["method"], sizes, *shape)
+            predictor = Predictor(made_by["method"], sizes, *shape, made_by["recipe"].get("scaling") == "per_example")
         predictor.load_state_dict(restored(state), assign=True)
     except (KeyError, TypeError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
