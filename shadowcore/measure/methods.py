@@ -17,6 +17,7 @@ from shadowcore.measure.conditions import Condition
 from shadowcore.measure.ffn_selectors import GateMasks, ProxyMasks, SignMasks
 from shadowcore.measure.predictor_free import PromptMasks, ThresholdMasks, nonzero_masks
 from shadowcore.measure.sparsity import ConstantMasks, Masks, PredictedMasks, random_scores
+from shadowcore.method.low_bit import PROXIES
 from shadowcore.method.predictors import PREDICTORS
 from shadowcore.models.families import dimensions_of
 
@@ -98,7 +99,7 @@ METHODS: dict[str, Method] = {
         lambda model, one, read: SignMasks(model), has_policy=False,
         protocols=["token"], policies=["per_layer"], units=["neurons"], sparsities_pct=[0],
     ),
-    **{f"proxy{bits}{'_ahead' * ahead}": _proxy(bits, ahead) for ahead in (False, True) for bits in (4, 3, 2)},
+    **{name: _proxy(*proxy) for name, proxy in PROXIES.items()},
     **dict.fromkeys(PREDICTORS, PREDICTED),
     "oracle": Method(_own_stage, scores="token"),  # its scoring pass, shared by its conditions, is counted apart
 }  # fmt: skip

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import torch
 
+# the methods that choose by such copies: their bits, and whether they read the residual that enters the layer
+PROXIES = {f"proxy{bits}{'_ahead' * ahead}": (bits, ahead) for ahead in (False, True) for bits in (4, 3, 2)}
 CLIPS = tuple(i / 40 for i in range(8, 41))
 SCALE_BYTES = 4  # a row's step size, in 32 bits
 
@@ -20,11 +22,16 @@ def row_steps(weight: torch.Tensor, bits: int) -> torch.Tensor:
     return steps.gather(0, errors.argmin(0)[None, :, None]).squeeze(0)
 
 
-def low_bit(weight: torch.Tensor, step: torch.Tensor, bits: int) -> torch.Tensor:
-    """A matrix (F, D) rounded to the middles of 2^bits intervals of each row's step (F, 1)."""
+def low_bit(weight: torch.Tensor, step: torch.Tensor, bits: int, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """A matrix (F, D) rounded to the middles of 2^bits intervals of each row's step (F, 1), in its format or dtype."""
+    dtype = dtype or weight.dtype
+    return (interval(weight, step, bits) + 0.5).to(dtype) * step.to(dtype)
+
+
+def interval(weight: torch.Tensor, step: torch.Tensor, bits: int) -> torch.Tensor:
+    """The interval of each weight, a whole number from -2^(bits - 1) to 2^(bits - 1) - 1."""
     half = 2 ** (bits - 1)
-    codes = (weight.float() / step.float()).floor().clamp(-half, half - 1)
-    return (codes + 0.5).to(weight.dtype) * step
+    return (weight.float() / step.float()).floor().clamp(-half, half - 1)
 
 
 def copy_bytes(rows: int, columns: int, bits: int) -> int:
