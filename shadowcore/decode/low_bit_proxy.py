@@ -20,15 +20,13 @@ from shadowcore.method.predictors import FIRST_SPARSE_LAYER, Group
 from shadowcore.models.families import Kind
 from shadowcore.models.recording import Site
 
-PLANES = {4: (4,), 3: (2, 1), 2: (2,)}  # bits of a code that are packed together: the high ones, then the low ones
-WORD = 32  # bits
+WORD, ALIGNED = 32, 4  # bits of a word; words that are read at once
 
 
 class PackedLayer(NamedTuple):
     """A layer's copies as the kernels read them: R rows, those of each neuron together; W words a row."""
 
-    high: torch.Tensor  # (R, W) int32
-    low: torch.Tensor | None  # (R, W) int32, of 3 bits
+    words: torch.Tensor  # (R, W) int32
     steps: torch.Tensor  # (R,) float32
     norms: torch.Tensor  # (F,) float32, of the down projection's rows
 
@@ -61,8 +59,8 @@ class LowBitCopies:
         """A layer's copies in words."""
         if layer not in self._packed:
             codes = interval(self._rows(layer), self.steps[layer], self.bits).int() + 2 ** (self.bits - 1)
-            high, low = packed(codes, self.bits)
-            self._packed[layer] = PackedLayer(high, low, self.steps[layer].squeeze(1).float(), self.norms[layer])
+            steps = self.steps[layer].squeeze(1).float()
+            self._packed[layer] = PackedLayer(packed(codes, self.bits), steps, self.norms[layer])
         return self._packed[layer]
 
     def scores(self, layer: int, x: torch.Tensor, normed: bool) -> torch.Tensor:
@@ -113,19 +111,10 @@ class Proxy:
         return sum(tensor.nbytes for tensor in (*read, *self.copies.norms.values()))
 
 
-def packed(codes: torch.Tensor, bits: int) -> list[torch.Tensor | None]:
-    """Codes (R, D) from 0 to 2^bits - 1, int32, in words: their high bits and, of 3, the low ones."""
-    words, rest = [], bits
-    for width in PLANES[bits]:
-        rest -= width
-        words.append(_plane(codes >> rest & 2**width - 1, width))
-    return [*words, None][:2]
-
-
-def _plane(codes: torch.Tensor, width: int) -> torch.Tensor:
-    """Codes (R, D) of `width` bits in W words a row, (R, W) int32: word j has columns j, j + W, j + 2 W and so on."""
-    fields = WORD // width
-    words = -(-codes.shape[1] // fields)
+def packed(codes: torch.Tensor, bits: int) -> torch.Tensor:
+    """Codes (R, D) from 0 to 2^bits - 1, int32, in W words a row, (R, W): word j has columns j, j + W, j + 2 W ..."""
+    fields = WORD // bits
+    words = -(-codes.shape[1] // (fields * ALIGNED)) * ALIGNED
     codes = functional.pad(codes, (0, words * fields - codes.shape[1])).view(-1, fields, words)
-    shifts = torch.arange(0, WORD, width, dtype=torch.int32, device=codes.device)[:, None]
+    shifts = torch.arange(0, fields * bits, bits, dtype=torch.int32, device=codes.device)[:, None]
     return (codes << shifts).sum(1, dtype=torch.int32)  # no two have a bit in common
