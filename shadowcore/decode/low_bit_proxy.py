@@ -79,18 +79,20 @@ class LowBitCopies:
 class Proxy:
     """Low-bit copies in the place of a predictor (`method.predictors`): each layer's neurons are a group of their own.
 
-    method: one of PROXIES. like: a proxy of the same layout, whose copies are used where they have as many bits.
+    method: one of PROXIES. made: copies of this layout by their bits, which are used, or added where they are missing.
     Raises ConfigError for another method.
     """
 
     kinds: tuple[Kind, ...] = ("neurons",)
     blocks: Mapping[Kind, int] = {"neurons": 1}
 
-    def __init__(self, layout: Layout, method: str, like: Proxy | None = None):
+    def __init__(self, layout: Layout, method: str, made: dict[int, LowBitCopies] | None = None):
         self.bits, self.ahead = PROXIES[one_of(method, PROXIES, "method")]
         self.design = method
-        shared = like is not None and like.bits == self.bits
-        self.copies = like.copies if shared else LowBitCopies(layout, self.bits)
+        made = {} if made is None else made
+        if self.bits not in made:
+            made[self.bits] = LowBitCopies(layout, self.bits)
+        self.copies = made[self.bits]
         site = "residual" if self.ahead else "ffn_input"
         self.groups = [Group(Site(layer, site), (layer,)) for layer in self.copies.layers]
         self.group_at = {group.site: index for index, group in enumerate(self.groups)}
