@@ -12,10 +12,16 @@ import torch
 PROXIES = {f"proxy{bits}{'_ahead' * ahead}": (bits, ahead) for ahead in (False, True) for bits in (4, 3, 2)}
 CLIPS = tuple(i / 40 for i in range(8, 41))
 SCALE_BYTES = 4  # a row's step size, in 32 bits
+CPU_NUMBERS, GPU_NUMBERS = 2**17, 2**26  # that are rounded at once: they fit into a processor's cache, a GPU's memory
 
 
 def row_steps(weight: torch.Tensor, bits: int) -> torch.Tensor:
     """The best step size (F, 1) of each row of a matrix (F, D), in its number format."""
+    rows = max(1, (GPU_NUMBERS if weight.is_cuda else CPU_NUMBERS) // weight.shape[1])
+    return torch.cat([_best_steps(some, bits) for some in weight.split(rows)])
+
+
+def _best_steps(weight: torch.Tensor, bits: int) -> torch.Tensor:
     largest = weight.abs().amax(1, keepdim=True).float().clamp_min(1e-30)
     steps = torch.stack([(largest * clip / (2 ** (bits - 1) - 0.5)).to(weight.dtype) for clip in CLIPS])
     errors = torch.stack([(low_bit(weight, step, bits) - weight).float().square().sum(1) for step in steps])
