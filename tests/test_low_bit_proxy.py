@@ -72,7 +72,7 @@ def test_the_triton_decoder_is_the_torch_decoder(tiny, sequences, method):
     decoder.reset(sequences)
     fill_cache(decoder, seed=1)
     gate(method, decoder, Decoder(layout, 20), 9, torch.arange(sequences) + 11)
-    decoder.selection._copies[2][0].words[:, 0] ^= -1
+    decoder.selection._copies[2].words[:, 0] ^= -1
     with pytest.raises(Disagreement, match="kept by one side only"):
         gate(method, decoder, Decoder(layout, 20), 9, torch.arange(sequences) + 11)
 

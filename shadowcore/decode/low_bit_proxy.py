@@ -28,13 +28,15 @@ class PackedLayer(NamedTuple):
 
     words: torch.Tensor  # (R, W) int32
     steps: torch.Tensor  # (R,) float32
+    gains: torch.Tensor | None  # (R,) float32, of the norm before the FFN and its biases, folded (`fused_norm.folded`)
+    bias: torch.Tensor | None
     norms: torch.Tensor  # (F,) float32, of the down projection's rows
 
 
 class LowBitCopies:
     """Copies in a few bits of the FFN's input rows, in all layers but the first.
 
-    The step sizes (F P, 1) are made at once, a layer's copy when it is first used: as numbers for torch, or packed.
+    The step sizes (F P, 1) are made at once, the copies when they are first used: as numbers for torch, or packed.
     """
 
     def __init__(self, layout: Layout, bits: int):
@@ -43,7 +45,7 @@ class LowBitCopies:
         self.steps = {i: row_steps(self._rows(i), bits) for i in self.layers}
         self.norms = {i: layout.layers[i].ffn_down.float().norm(dim=1) for i in self.layers}
         self._unpacked: dict[int, torch.Tensor] = {}
-        self._packed: dict[int, PackedLayer] = {}
+        self._packed: dict[int, PackedLayer] | None = None
 
     def unpacked(self, layer: int, dtype: torch.dtype) -> torch.Tensor:
         """A layer's copies (F, P, D) as numbers; those in the layout's own format are kept."""
@@ -55,13 +57,21 @@ class LowBitCopies:
             self._unpacked[layer] = copies
         return copies
 
-    def packed(self, layer: int) -> PackedLayer:
-        """A layer's copies in words."""
-        if layer not in self._packed:
-            codes = interval(self._rows(layer), self.steps[layer], self.bits).int() + 2 ** (self.bits - 1)
-            steps = self.steps[layer].squeeze(1).float()
-            self._packed[layer] = PackedLayer(packed(codes, self.bits), steps, self.norms[layer])
-        return self._packed[layer]
+    def packed(self) -> dict[int, PackedLayer]:
+        """Every layer's copies in words, made once."""
+        if self._packed is None:
+            self._packed = {i: self._in_words(i) for i in self.layers}
+        return self._packed
+
+    def _in_words(self, layer: int) -> PackedLayer:
+        from shadowcore.decode.kernels.fused_norm import folded  # not above: it needs Triton
+
+        weights, rows, steps = self.layout.layers[layer], self._rows(layer), self.steps[layer]
+        norm, bias = weights.ffn_norm, weights.ffn_in_bias
+        copies = low_bit(rows, steps, self.bits, torch.float32)
+        read = folded(copies, None if bias is None else bias.flatten(), norm.weight, norm.bias, norm.rms)
+        words = packed(interval(rows, steps, self.bits).int() + 2 ** (self.bits - 1), self.bits)
+        return PackedLayer(words, steps.squeeze(1).float(), read.gains, read.bias, self.norms[layer])
 
     def scores(self, layer: int, x: torch.Tensor, normed: bool) -> torch.Tensor:
         """Scores (..., F) of a layer's neurons from the FFN's input x (..., D), or from a residual (not `normed`)."""

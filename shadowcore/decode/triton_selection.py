@@ -11,13 +11,13 @@ from collections.abc import Callable, Mapping
 import torch
 
 from shadowcore.decode.kernels import batched_gemm as batched
-from shadowcore.decode.kernels.fused_norm import Normed, Read, folded
+from shadowcore.decode.kernels.fused_norm import Normed, Read
 from shadowcore.decode.kernels.gemv import project
 from shadowcore.decode.kernels.launch import Units
 from shadowcore.decode.kernels.low_bit import score_neurons
 from shadowcore.decode.kernels.select import Choice, score, select, unite
 from shadowcore.decode.layout import Layout
-from shadowcore.decode.low_bit_proxy import LowBitCopies, Proxy
+from shadowcore.decode.low_bit_proxy import Proxy
 from shadowcore.decode.packed_predictor import PackedGroup, PackedPredictor, pack
 from shadowcore.decode.selection import DenseSelection, FixedSelection, Kept, PredictedSelection, Scores, Selection
 from shadowcore.errors import ConfigError
@@ -228,11 +228,8 @@ class TritonProxy(TritonChosen):
 
     def __init__(self, predictor: Proxy, sparsity_pct: Mapping[Kind, int], layout: Layout):
         super().__init__(predictor, sparsity_pct, layout)
-        self.ahead, copies = predictor.ahead, predictor.copies
-        self._activation, self._bits = layout.activation, copies.bits
-        self._copies = {layer: (copies.packed(layer), _through(copies, layer)) for layer in copies.layers}
-        read = [tensor for pair in self._copies.values() for part in pair for tensor in part if tensor is not None]
-        self.weight_bytes = sum(tensor.nbytes for tensor in read)
+        self.ahead, self._activation, self._copies = predictor.ahead, layout.activation, predictor.copies.packed()
+        self.weight_bytes = sum(t.nbytes for copies in self._copies.values() for t in copies if t is not None)
 
     def see(self, site: Site, feature: Normed, launch: Launcher = operator.call) -> None:
         """Choose the neurons of the site's layer."""
@@ -241,19 +238,11 @@ class TritonProxy(TritonChosen):
     def _choose(self, group: Group, feature: Normed) -> None:
         units = self._scored["neurons"]
         scores = self._scores.view(-1)[: self.batch * units].view(self.batch, units)
-        score_neurons(feature, *self._copies[group.site.layer], scores, self._activation, self._bits)
+        score_neurons(feature, self._copies[group.site.layer], scores, self._activation, self.predictor.bits)
         if self.batch == 1:
             self.choose(group.site)
         else:
             self._unite(group, "neurons", scores[:, None])
-
-
-def _through(copies: LowBitCopies, layer: int) -> Read:
-    """The norm and the biases of a layer's FFN, folded for the kernel."""
-    weights = copies.layout.layers[layer]
-    norm, bias = weights.ffn_norm, weights.ffn_in_bias
-    rows = copies.unpacked(layer, torch.float32).flatten(0, 1)
-    return folded(rows, None if bias is None else bias.flatten(), norm.weight, norm.bias, norm.rms)
 
 
 def _span(group: PackedGroup | Group) -> slice:

@@ -98,10 +98,7 @@ def variants(modes: Modes, layout: Layout, triton: bool) -> Iterator[Variant]:
             raise ConfigError(f"designs: the torch backend has no {design.bits}-bit predictors; bits must be 16")
         predictor, reason = None, None
         try:
-            if design.method in PROXIES:
-                predictor = Proxy(layout, design.method, copies)
-            else:
-                predictor = predictor_of(modes, design, layout, modes.seed + index, triton)
+            predictor = predictor_of(modes, design, layout, modes.seed + index, triton, copies)
         except torch.OutOfMemoryError as error:  # this design is refused; the next one may fit
             reason = error
         for pct in design.sparsities_pct or modes.sparsities_pct:
@@ -138,8 +135,15 @@ def graph_decoder(*arguments: Any, **more: Any) -> Decoder:
     return GraphDecoder(*arguments, **more)
 
 
-def predictor_of(modes: Modes, design: Design, layout: Layout, seed: int, triton: bool) -> Any:
-    """A random predictor as the backend reads it."""
+def predictor_of(
+    modes: Modes, design: Design, layout: Layout, seed: int, triton: bool, copies: dict[int, LowBitCopies]
+) -> Any:
+    """A random predictor as the backend reads it, or a proxy, which takes its copies from `copies` or adds them."""
+    if design.method in PROXIES:
+        proxy = Proxy(layout, design.method, copies)
+        if triton:
+            proxy.copies.packed()  # now: what they need while they are made is not the decoder's
+        return proxy
     shape = design.method, layout.sizes, ranks_of(modes, design), design.segments
     if triton:
         return random_packed_predictor(*shape, design.bits, layout.dtype, layout.device, seed)

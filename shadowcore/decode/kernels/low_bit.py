@@ -10,7 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
-from shadowcore.decode.kernels.fused_norm import Normed, Read, norm_of, norm_sizes
+from shadowcore.decode.kernels.fused_norm import Normed, norm_of, norm_sizes
 from shadowcore.decode.kernels.gemv import ACTIVATIONS, GATED, activated, constants_of, finished, weights_of_rows
 from shadowcore.decode.kernels.launch import options, pdl_launch_dependents, pdl_wait, power_of_two, power_of_two_within
 from shadowcore.decode.low_bit_proxy import PackedLayer
@@ -72,16 +72,16 @@ def _score_neurons(
     tl.store(scores + sequence * stride + neuron, score, mask=neuron < neurons)
 
 
-def score_neurons(x: Normed, copies: PackedLayer, read: Read, scores: torch.Tensor, activation: str, bits: int) -> None:
+def score_neurons(x: Normed, copies: PackedLayer, scores: torch.Tensor, activation: str, bits: int) -> None:
     """scores (B, F) = |act(gate x) * up x| * norm by a layer's copies of `bits`; x: the norm of a residual (B, D).
 
-    activation: as in `gemv.project`. read: the norm's gain and shift through the copies (`fused_norm.folded`).
+    activation: as in `gemv.project`.
     """
     (batch, width), words, neurons = x.scaled.shape, copies.words.shape[1], len(copies.norms)
     parts = 2 if activation in GATED else 1
     rows = max(parts, power_of_two_within(TILE // words))
     _score_neurons[batch, triton.cdiv(neurons * parts, rows)](
-        x.scaled, x.moments, copies.words, copies.steps, read.gains, read.bias, copies.norms, scores,
+        x.scaled, x.moments, copies.words, copies.steps, copies.gains, copies.bias, copies.norms, scores,
         neurons, scores.stride(0), x.eps,
         D=width, W=words, WIDTH=bits, PARTS=parts, ACTIVATION=ACTIVATIONS[activation], ROWS=rows,
         COLUMNS=min(COLUMNS, power_of_two(words)), **norm_sizes(x), **options(scores.device, WARPS),
