@@ -15,7 +15,8 @@ from shadowcore.decode.kernels.gemv import ACTIVATIONS, GATED, activated, consta
 from shadowcore.decode.kernels.launch import options, pdl_launch_dependents, pdl_wait, power_of_two, power_of_two_within
 from shadowcore.decode.low_bit_proxy import PackedLayer
 
-TILE, COLUMNS, WARPS = 2048, 128, 1  # words of one program, and those of a row in one piece: one load of its only warp
+# most words of one program, which lie in the registers of its only warp, and those of a row in one piece
+TILE, COLUMNS, WARPS = 3584, 128, 1
 
 
 @triton.jit
