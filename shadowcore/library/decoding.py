@@ -132,8 +132,13 @@ def decoder(
     continuation together, at most the positions of the model or its sliding window; 2048 by default, or fewer if the
     model has fewer. backend: torch or triton, instead of the device's default.
     """
-    proxy = one_of(predictor, PROXIES, "predictor") if isinstance(predictor, str) else None
-    if proxy:
+    proxy = predictor if isinstance(predictor, str) else None
+    if proxy is not None:
+        if proxy not in PROXIES:
+            raise ConfigError(
+                f"predictor: '{proxy}' is not allowed; it must be what train_predictor or Predictor.from_pretrained "
+                f"returns, or one of {', '.join(PROXIES)}"
+            )
         require_model(model)
     else:
         require_fit(predictor, model)
