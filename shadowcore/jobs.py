@@ -20,7 +20,8 @@ from shadowcore.benchmarks import BENCHMARKS
 from shadowcore.config import Study
 from shadowcore.measure.conditions import Condition, PredictorId
 from shadowcore.measure.methods import METHODS
-from shadowcore.method.predictors import PROXIES
+from shadowcore.method.low_bit import PROXIES
+from shadowcore.method.predictors import PREDICTORS, TUNED_PROXIES
 from shadowcore.provenance import fingerprint
 from shadowcore.report.figures import FIGURES
 from shadowcore.schemas import FINAL_TABLES
@@ -165,7 +166,9 @@ class Jobs:
         """The predictors of a model whose speed is measured."""
         plan, text = self.study.latency, self.study.calibration[0]
         return [
-            PredictorId(model, text, method, plan.criterion, plan.predictor, self.study.seed) for method in plan.methods
+            PredictorId(model, text, method, plan.criterion, plan.predictor, self.study.seed)
+            for method in plan.methods
+            if method in PREDICTORS
         ]
 
     def trace(self, model: str, split: str, shard: str) -> dict[str, str]:
@@ -189,7 +192,7 @@ class Jobs:
         from shadowcore.stages.trace import Design, Spec
 
         plan, train = self.study.traces, split == "train"
-        recipes = [(one, self.study.recipe_of(one.predictor)) for one in readers if one.method not in PROXIES]
+        recipes = [(one, self.study.recipe_of(one.predictor)) for one in readers if one.method not in TUNED_PROXIES]
         designs = {Design(one.method, recipe.segments, recipe.examples) for one, recipe in recipes}
         of_windows = {one.criterion for one, recipe in recipes if recipe.examples == "windows"}
         return Spec(
@@ -287,8 +290,10 @@ class Jobs:
         spec = Spec(
             model=model, weights="random" if kind == "random" else "pretrained", dtype=self.study.models[model].dtype,
             criterion=plan.criterion, units=plan.units, sparsities_pct=tuple(plan.sparsities_pct),
-            predictors=tuple(plan.methods), prompt_tokens=plan.prompt_tokens, new_tokens=plan.new_tokens,
-            repeats=plan.repeats, warmup=plan.warmup, seed=self.study.seed,
+            predictors=tuple(name for name in plan.methods if name in PREDICTORS),
+            proxies=tuple(name for name in plan.methods if name in PROXIES),
+            prompt_tokens=plan.prompt_tokens, new_tokens=plan.new_tokens, repeats=plan.repeats,
+            warmup=plan.warmup, seed=self.study.seed,
         )  # fmt: skip
         return self.params("latency", spec)
 
