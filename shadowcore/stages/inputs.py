@@ -14,6 +14,7 @@ from shadowcore.method.weight_quantization import restored
 from shadowcore.models import families, folders
 from shadowcore.models.contents import check_files
 from shadowcore.models.families import Dimensions, Kind
+from shadowcore.models.products import make_fast
 from shadowcore.schemas import CRITERIA, THRESHOLDS
 from shadowcore.stages.base import read_card
 from shadowcore.texts import cutting
@@ -36,7 +37,7 @@ def read_model(card: Path, weights: Path, dtype: str):
     """The unchanged Hugging Face model of a folder, on the device; its files are checked against the card first."""
     # cuDNN's attention makes a plan for every shape of a batch, and an evaluation has hundreds of shapes
     torch.backends.cuda.enable_cudnn_sdp(False)
-    return read_model_on_cpu(card, weights, dtype).to(device())
+    return make_fast(read_model_on_cpu(card, weights, dtype).to(device()))
 
 
 def read_model_on_cpu(card: Path, weights: Path, dtype: str):
@@ -124,4 +125,4 @@ def read_predictor(path: Path, sizes: Dimensions) -> Predictor:
         ) from None
     if lost := [name for name, value in state.items() if not value.isfinite().all()]:
         raise ArtifactError(f"{path}: tensor '{lost[0]}' is not finite; delete the file and run the study again")
-    return predictor.eval()
+    return make_fast(predictor.eval())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from shadowcore.report.claims import PUBLISHED
+from shadowcore.report import PUBLISHED
 from shadowcore.report.figures.lines import intervals, where
 from shadowcore.report.style import GREY, Drawing, end_labels, key, legend, look, panels, styled, title, whole_ticks
 from shadowcore.report.tables import Tables
