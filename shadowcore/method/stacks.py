@@ -16,6 +16,7 @@ from shadowcore.models.products import product
 
 # of what a stack reads or makes for a batch, several times over: as much as a CPU's cache holds, or as keeps a GPU busy
 STACK_BYTES = {"cpu": 2**21, "cuda": 2**28}
+SMALL = 2**14  # numbers in a matrix, below which a call of its own for each group takes longer than the product
 
 
 class Stack:
@@ -85,9 +86,10 @@ class Linear(torch.autograd.Function):
 
 def _products(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """`product` of every group, (G, n, out), for x (G, n, in), weight (G, out, in) and bias (G, out)."""
-    if x.is_cuda:  # one call for all groups
+    if x.is_cuda or weight[0].numel() < SMALL:  # one call for all groups
         return x @ weight.mT if bias is None else torch.baddbmm(bias[:, None], x, weight.mT)
-    return torch.stack([product(*group) for group in zip(x, weight, *([] if bias is None else [bias]), strict=True)])
+    made = [product(*group) for group in zip(x, weight, *([] if bias is None else [bias]), strict=True)]
+    return made[0][None] if len(made) == 1 else torch.stack(made)  # a stack of one would be a copy
 
 
 def stacks_of(predictor: Predictor, kind: Kind, batch: int) -> list[Stack]:
