@@ -23,7 +23,7 @@ from shadowcore.measure.methods import METHODS
 from shadowcore.method.low_bit import PROXIES
 from shadowcore.method.predictors import PREDICTORS, TUNED_PROXIES
 from shadowcore.provenance import fingerprint
-from shadowcore.report.figures import FIGURES
+from shadowcore.report.captions import CAPTIONS
 from shadowcore.schemas import FINAL_TABLES
 from shadowcore.stages.base import parse_spec, to_json
 
@@ -332,4 +332,4 @@ class Jobs:
 
     def figure_files(self, model: str) -> list[str]:
         """The files of all figures of a model; figures with nothing to show are not written."""
-        return [f"{self.root}/figures/{model}/{name}.{kind}" for name, kind in product(FIGURES, ("pdf", "png"))]
+        return [f"{self.root}/figures/{model}/{name}.{kind}" for name, kind in product(CAPTIONS, ("pdf", "png"))]
