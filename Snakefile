@@ -58,12 +58,7 @@ if study.one_model_at_a_time:
     include: "workflow/rules/one_model.smk"
 
 
-include: "workflow/rules/sources.smk"
-include: "workflow/rules/importance.smk"
-include: "workflow/rules/predictors.smk"
-include: "workflow/rules/evaluation.smk"
-include: "workflow/rules/latency.smk"
-include: "workflow/rules/report.smk"
+include: "workflow/rules/stages.smk"
 
 
 localrules:

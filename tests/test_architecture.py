@@ -21,7 +21,7 @@ MODULES = sorted(
 LAYERS = [
     names.split()
     for names in """
-errors provenance processes rates terminal
+errors provenance processes rates terminal rules
 devices artifacts logs
 machine manifests schemas packaged_files table_reading paragraphs provenance_graph
 stock_tasks
@@ -37,8 +37,10 @@ config_types config_file config_errors
 recipes
 sections
 config
+inventory
 jobs ownership work
-fetch plan
+fetch costs
+plan
 states incomplete progress_line
 preflight
 commands

@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from shadowcore import artifacts, cli, plan, preflight
 from shadowcore.config import load_study, parse_study
 from shadowcore.errors import ConfigError
-from shadowcore.jobs import Jobs
+from shadowcore.jobs import Jobs, as_json
 
 ROOT = Path(__file__).parent.parent
 QUICK = yaml.safe_load((ROOT / "tests" / "base_study.yaml").read_text())
@@ -54,14 +54,14 @@ class House:
     def jobs(self):
         return Jobs(parse_study(self.study, "study"))
 
-    def run(self, stage, params, **files):
+    def run(self, stage, spec, **files):
         """The exit code of a stage; `files` are paths below the folder, tuples of them, or absolute."""
         how = {"trace": ["--batch", "2"], "evaluate": ["--window-batch", "2", "--request-tokens", "4"]}
         options = []
         for name, value in files.items():
             paths = value if isinstance(value, tuple) else (value,)
             options += [f"--{name.replace('_', '-')}", *(str(self.folder / path) for path in paths)]
-        return cli.main([stage, "--spec", params["spec"], *how.get(stage, []), *options])
+        return cli.main([stage, "--spec", as_json(spec), *how.get(stage, []), *options])
 
     def fetch_model(self):
         return self.run("fetch-model", self.jobs.fetch_model("tiny"), card="card.json", weights="weights")
@@ -83,18 +83,19 @@ class House:
 
     def gather(self):
         files = ("tasks/piqa.parquet", "tasks/wikitext.parquet")
-        return self.run("gather-benchmarks", {"spec": "{}"}, prepared=files, benchmarks=GATHERED)
+        return self.run("gather-benchmarks", {}, prepared=files, benchmarks=GATHERED)
 
     def trace(self, split="train"):
+        spec = self.jobs.trace("tiny", "wikipedia", split, "0")
         files = {"card": "card.json", "weights": "weights", "documents": "documents.parquet"}
-        return self.run("trace", self.jobs.trace("tiny", split, "0"), **files, trace=f"{split}.safetensors")
+        return self.run("trace", spec, **files, trace=f"{split}.safetensors")
 
     def average(self):
         params = self.jobs.average("tiny", "wikipedia")
         return self.run("average", params, traces=("train.safetensors",), scores="scores.parquet")
 
     def train(self):
-        params = self.jobs.train_predictor(self.jobs.trained["tiny", "wikipedia", "shadow+plainact+small"])
+        params = self.jobs.train_predictor("tiny", "wikipedia", "shadow+plainact+small")
         return self.run(
             "train-predictor", params, card="card.json", traces=("train.safetensors",),
             heldout=("heldout.safetensors",), predictor="predictor.safetensors", quality="quality.parquet",
@@ -104,7 +105,7 @@ class House:
     def evaluate(self, method="shadow"):
         condition = next(one for one in self.jobs.conditions.values() if one.method == method)
         return self.run(
-            "evaluate", self.jobs.evaluate({"outcomes/30": condition}), card="card.json", weights="weights",
+            "evaluate", self.jobs.evaluation({"outcomes/30": condition}), card="card.json", weights="weights",
             documents="documents.parquet", tasks="tasks.parquet", manifest=MANIFEST,
             benchmarks=(GATHERED,),
             scores=("scores.parquet",) if method == "static" else (),
@@ -115,7 +116,7 @@ class House:
         from shadowcore.schemas import MEASURED_TABLES
 
         outputs = {name: f"tables/{name}.parquet" for name in MEASURED_TABLES}
-        return self.run("aggregate", {"spec": "{}"}, evaluations=(MANIFEST,), **outputs)
+        return self.run("aggregate", {}, evaluations=(MANIFEST,), **outputs)
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@
 
 import copy
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +11,7 @@ import yaml
 from shadowcore import manifests
 from shadowcore.config import load_study, parse_study
 from shadowcore.errors import ConfigError
-from shadowcore.jobs import Jobs
+from shadowcore.jobs import Jobs, as_json
 from shadowcore.measure.methods import METHODS
 from shadowcore.measure.protocols import PROTOCOLS
 from shadowcore.method.criteria import CRITERIA
@@ -169,9 +169,9 @@ def test_seeds_repeat_what_is_trained_and_leave_the_other_paths_alone():
     assert sum(map(len, again.evaluations.values())) == len(again.conditions)
     # the windows that are read stay those of the study
     key, one = next(iter(more.items()))
-    spec = json.loads(again.evaluate({key[2]: one})["spec"])
+    spec = json.loads(as_json(again.evaluation({key[2]: one})))
     assert spec["conditions"][key[2]]["seed"] == 3 and spec["text_seed"] == 0
-    trained = json.loads(again.train_predictor(one.predictor_id)["spec"])
+    trained = again.train_predictor(one.model, one.calibration, one.predictor_id.slug(0))
     assert {"seed": 3, "text_seed": 0, "predictor": "small"}.items() <= trained.items()
 
 
@@ -193,12 +193,11 @@ def test_a_predictor_that_begins_with_another_shares_its_trainings_and_traces():
     assert jobs.traces(ids["once"], "heldout") == [f"{folder}/{slugs['small']}/heldout-0.safetensors"]
     assert jobs.traces(ids["twice"], "heldout") == [f"{folder}/{slugs['once']}/heldout-0.safetensors"]
     assert jobs.traces(ids["tuned"], "heldout") == jobs.traces(ids["once"], "heldout")
-    traced = [
-        json.loads(jobs.trace_on_policy(replace(ids["small"], seed=seed), "train", "0")["spec"]) for seed in (0, 3)
-    ]
-    assert [one["seed"] for one in traced] == [0, 3] and traced[0]["trace"] == traced[1]["trace"]
-    specs = {name: json.loads(jobs.train_predictor(one)["spec"]) for name, one in ids.items() if name != "tuned"}
-    specs["tuned"] = json.loads(jobs.tune_predictor(ids["tuned"])["spec"])
+    place = "smollm2-135m", "wikipedia"
+    traced = jobs.trace_on_policy(*place, slugs["small"], "train", "0")
+    assert traced["seed"] == 3 and traced["trace"]["seed"] == 0  # the windows are those of the study
+    specs = {name: jobs.train_predictor(*place, slug) for name, slug in slugs.items() if name != "tuned"}
+    specs["tuned"] = jobs.tune_predictor(*place, slugs["tuned"])
     made = {name: [spec[key] for key in ("base", "rounds", "tuned", "traced_under")] for name, spec in specs.items()}
     assert made == {
         "small": ["small", 0, False, None], "once": ["small", 1, False, "shadow small"],
@@ -217,8 +216,7 @@ def test_a_recipe_is_named_and_may_be_bent(name):
     assert bent == replace(known, rank={**known.rank, "neurons": 64}, bits=8)
     data = changed(["predictors", "small"], {"recipe": name})
     jobs = Jobs(parse_study(data, "c"))
-    spec = jobs.train_predictor(jobs.trained["smollm2-135m", "wikipedia", "shadow+plainact+small"])
-    assert json.loads(spec["spec"])["recipe"] == asdict(known)
+    assert jobs.train_predictor("smollm2-135m", "wikipedia", "shadow+plainact+small")["recipe"] == known
 
 
 def test_the_published_recipe_is_the_published_one():
@@ -263,8 +261,8 @@ def test_specifications_change_only_where_the_configuration_does():
     before = Jobs(parse_study(QUICK, "config"))
     after = Jobs(parse_study(changed(["evaluation", "windows"], 4), "config"))
     key = next(iter(before.conditions))
-    assert before.trace(key[0], "train", "0") == after.trace(key[0], "train", "0")
-    assert before.evaluate({"": before.conditions[key]}) != after.evaluate({"": before.conditions[key]})
+    assert before.trace(key[0], "wikipedia", "train", "0") == after.trace(key[0], "wikipedia", "train", "0")
+    assert before.evaluation({"": before.conditions[key]}) != after.evaluation({"": before.conditions[key]})
 
 
 def test_the_size_of_a_batch_makes_nothing_stale():
@@ -272,8 +270,8 @@ def test_the_size_of_a_batch_makes_nothing_stale():
     study = changed(["traces", "batch"], 1)
     study["evaluation"] |= {"window_batch": 1, "request_tokens": 1}
     after, key = Jobs(parse_study(study, "config")), next(iter(before.conditions))
-    assert before.trace(key[0], "train", "0") == after.trace(key[0], "train", "0")
-    assert before.evaluate({"": before.conditions[key]}) == after.evaluate({"": before.conditions[key]})
+    assert before.trace(key[0], "wikipedia", "train", "0") == after.trace(key[0], "wikipedia", "train", "0")
+    assert before.evaluation({"": before.conditions[key]}) == after.evaluation({"": before.conditions[key]})
 
 
 @pytest.mark.parametrize("value", ["no", "off", "yes", "on", "None", "null", "", "0", 0, 1, None, 0.5, ["a"]])

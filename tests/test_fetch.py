@@ -15,7 +15,7 @@ from shadowcore import cli
 from shadowcore.config import parse_study
 from shadowcore.errors import ConfigError
 from shadowcore.fetch import SOURCES, SUMS, fetch
-from shadowcore.jobs import Jobs
+from shadowcore.jobs import Jobs, as_json
 from shadowcore.models import sources
 from shadowcore.models.sources import RandomModel
 from shadowcore.provenance import file_sha256
@@ -54,9 +54,9 @@ def no_network(monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
 
 
-def run(command, params, **files):
+def run(command, spec, **files):
     options = [f"--{name.replace('_', '-')}={path}" for name, path in files.items()]
-    assert cli.main([command, "--spec", params["spec"], *options]) == 0
+    assert cli.main([command, "--spec", as_json(spec), *options]) == 0
 
 
 def measured(data, folder):
@@ -67,14 +67,14 @@ def measured(data, folder):
     run("prepare-text", jobs.prepare_text("wikipedia"), **text)
     for task in ("piqa", "wikitext"):
         run("prepare-benchmark", jobs.prepare_benchmark(task), documents=folder / f"{task}.parquet")
-    spec = jobs.evaluate({"dense/0": jobs.conditions["tiny", "wikipedia", "dense", 0]})["spec"]
+    spec = jobs.evaluation({"dense/0": jobs.conditions["tiny", "wikipedia", "dense", 0]})
     prepared = [str(folder / "piqa.parquet"), str(folder / "wikitext.parquet")]
     assert cli.main(["gather-benchmarks", "--prepared", *prepared, "--benchmarks", str(folder / "asked.parquet")]) == 0
     arguments = ["--card", folder / "card.json", "--weights", folder / "weights"]
     arguments += ["--benchmarks", folder / "asked.parquet"]
     arguments += ["--documents", text["documents"], "--tasks", text["tasks"], "--manifest", folder / "0.json"]
     batches = ["--window-batch", "2", "--request-tokens", "4"]
-    assert cli.main(["evaluate", "--spec", spec, *batches, *map(str, arguments)]) == 0
+    assert cli.main(["evaluate", "--spec", as_json(spec), *batches, *map(str, arguments)]) == 0
     return pq.read_table(folder / "dense" / "0.parquet").replace_schema_metadata(None)
 
 

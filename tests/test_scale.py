@@ -14,8 +14,8 @@ import yaml
 
 from shadowcore import manifests
 from shadowcore.config import load_study
+from shadowcore.costs import LETTERS
 from shadowcore.jobs import Jobs
-from shadowcore.plan import LETTERS
 from shadowcore.schemas import MEASURED_TABLES, OUTCOMES
 
 ROOT = Path(__file__).parent.parent

@@ -140,7 +140,7 @@ def test_every_file_is_an_output_that_some_job_is_known_for_and_others_may_read_
     from shadowcore.config import load_study
     from shadowcore.jobs import Jobs
     from shadowcore.plan import work
-    from shadowcore.states import outputs
+    from shadowcore.rules import outputs
 
     root = results(house)
     known = {path for one in work(Jobs(load_study(house / "config" / "tiny.yaml"), house / "results"))

@@ -18,7 +18,8 @@ from shadowcore.config import load_study
 from shadowcore.errors import ConfigError
 from shadowcore.jobs import Jobs
 from shadowcore.rates import Rate
-from shadowcore.work import DECODING, MEMORY, TFLOPS, Work
+from shadowcore.rules import RULES
+from shadowcore.work import DECODING, TFLOPS, Work
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -54,7 +55,7 @@ class Total(NamedTuple):
 def totals(
     works: Sequence[Work], here: Mapping[str, float], known: Sequence[Rate] = (), at_once: float = math.inf
 ) -> dict[str, Total]:
-    """Totals by rule, in the order of MEMORY, and of all jobs as "all", whose disk is at most `at_once` bytes.
+    """Totals by rule, in the order of the stages, and of all jobs as "all", whose disk is at most `at_once` bytes.
 
     here: rates measured on this machine; known: rates of a GPU, for jobs with a GPU of their own and jobs without a
     model.
@@ -70,7 +71,7 @@ def totals(
         disk, memory = sum(one.written for one in part), max(one.memory for one in part)
         return Total(len(part), sum(hours), on_gpu, disk, memory, max(one.gpus for one in part))
 
-    by_rule = {rule: [one for one in works if one.rule == rule] for rule in MEMORY}
+    by_rule = {rule: [one for one in works if one.rule == rule] for rule in RULES}
     whole = total(works)
     whole = whole._replace(disk=min(whole.disk, at_once))
     return {rule: total(part) for rule, part in by_rule.items() if part} | {"all": whole}
@@ -114,7 +115,7 @@ def print_totals(
             "their own. "
         )
     words += f"Stages without a measured rate are assumed to make {TFLOPS:g} TFLOP/s per job, or "
-    words += f"{DECODING['latency']:g} if they decode token by token; "
+    words += f"{DECODING:g} if they decode token by token; "
     console.print(f"{words}`--measured CONFIG` uses the times of a study that ran.", highlight=False)
 
 

@@ -16,8 +16,7 @@ from shadowcore import incomplete, manifests, progress_line
 from shadowcore.errors import ShadowcoreError
 from shadowcore.plan import work
 from shadowcore.provenance import fingerprint
-from shadowcore.states import REPORT
-from shadowcore.work import Work
+from shadowcore.rules import RULES
 
 # Garbage collection among ten thousand of Snakemake's jobs, which are never freed, would take a fifth of its time.
 gc.set_threshold(500_000)
@@ -45,99 +44,12 @@ def with_signature(function):
 with_signature(Resource.evaluate)
 
 
-# Weights and traces; with `one_model_at_a_time`, Snakemake deletes them when no job of the run needs them.
-def deletable(path):
-    return temp(path) if study.one_model_at_a_time else path
-
-
 @cache
 def planned():
     try:
         return {(one.rule, one.name): one for one in work(jobs)}
     except ShadowcoreError as error:  # one sentence, without a traceback
         raise WorkflowError(str(error))
-
-
-# Memory, time limit and GPUs of a rule's jobs, from the size of the model and the number of attempts (`--retries`).
-# name: the job's name as a pattern of wildcards. GPUs are named `gres` if the cluster's profile has it as a scope.
-def resources_of(rule, name):
-    def function(resource):
-        def amount(wildcards, attempt):
-            key = rule, name.format(**wildcards)
-            return planned().get(key, Work(*key)).resources(attempt)[resource]
-
-        return with_signature(amount)
-
-    gpus = "gres" if "gres" in workflow.resource_scopes else "gpu"
-    return {resource: function(resource) for resource in ("mem_mb", "runtime", "devices", gpus)}
-
-
-def halving(batch):
-    return with_signature(lambda wildcards, attempt: max(1, batch // 2 ** (attempt - 1)))
-
-
-def teacher_of(file):
-    return lambda wildcards: f"{root}/models/{study.models[wildcards.model].relufied.teacher}/{file}"
-
-
-# The predictor of a job. slug: the name of the wildcard with the predictor's slug.
-def predictor(wildcards, slug):
-    return jobs.trained[wildcards.model, wildcards.calibration, wildcards[slug]]
-
-
-def traced(wildcards):
-    return jobs.dense_traces(wildcards.model, wildcards.calibration)
-
-
-def timed_predictors(wildcards):
-    return [f"{jobs.stem(one)}.safetensors" for one in jobs.latency_predictors(wildcards.model)]
-
-
-def trained_on(split, slug):
-    return lambda wildcards: jobs.traces(predictor(wildcards, slug), split)
-
-
-def begun_with(wildcards):
-    return [f"{jobs.stem(jobs.parent(predictor(wildcards, 'tuned')))}.safetensors"]
-
-
-# Traces and predictors are too large to be hashed by Snakemake. They are `ancient`, like the models' weights, and the
-# small files with their checksums are inputs, which show when they have changed.
-def unhashed(files):
-    return with_signature(lambda wildcards: [ancient(path) for path in files(wildcards)])
-
-
-def checksums_of(*files):
-    return with_signature(lambda wildcards: [f"{path}.sha256" for of in files for path in of(wildcards)])
-
-
-def evaluation(wildcards):
-    return wildcards.model, wildcards.data, wildcards.pct
-
-
-@with_signature
-def benchmarks_of(wildcards):
-    return jobs.gathered(wildcards.data)
-
-
-# not read by the job; an input only so that nothing is measured before this check has passed
-@with_signature
-def disjoint_of(wildcards):
-    return jobs.disjoint(evaluation(wildcards))
-
-
-@with_signature
-def scores_of(wildcards):
-    return jobs.tables_of("scores", evaluation(wildcards))
-
-
-@with_signature
-def thresholds_of(wildcards):
-    return jobs.tables_of("thresholds", evaluation(wildcards))
-
-
-def predictors_of(wildcards):
-    return [f"{stem}.safetensors" for stem in jobs.predictors_of(evaluation(wildcards))]
 
 
 # ---- how a run ends
@@ -195,7 +107,7 @@ def report_what_there_is():
     ended = incomplete.Ended(jobs, failed, {place_of(job) for job in unfinished})
     if not workflow.storage_settings.default_storage_provider:  # else the results are not on this machine
         for job in unfinished:
-            if job.rule.name in REPORT and place_of(job) not in failed:
+            if RULES[job.rule.name].joins and place_of(job) not in failed:
                 workflow.persistence.started(job)  # marks its outputs as incomplete, so the next run makes them again
         try:
             incomplete.report(ended, Path(workflow.basedir, "workflow", "report", "workflow.rst"))
