@@ -22,7 +22,7 @@ LAYERS = [
     names.split()
     for names in """
 errors provenance processes rates terminal rules
-devices artifacts logs
+devices atomic artifacts logs
 machine manifests schemas packaged_files table_reading paragraphs provenance_graph
 stock_tasks
 benchmarks

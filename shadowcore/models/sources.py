@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
-from shadowcore.artifacts import apply_umask, temporary_neighbour, writable
+from shadowcore.atomic import apply_umask, temporary_neighbour, writable
 from shadowcore.devices import reserved
 from shadowcore.errors import ArtifactError, ConfigError, ShadowcoreError, SourceError, one_of
 from shadowcore.models.contents import hash_files
