@@ -21,21 +21,16 @@ Evaluation = tuple[str, str, str]  # an evaluation job: model, text, and `manife
 
 
 class Inventory:
-    """Conditions of a study by slug, the jobs of every rule, and paths of files."""
+    """The conditions of a study by evaluation job, the jobs of every rule, and paths of files."""
 
     def __init__(self, study: Study, results: Path = Path("results")):
         self.study, self.root = study, results / study.study
         self.timed_dimensions = study.timed_dimensions
-        self.conditions: dict[tuple[str, str, str, int], Condition] = {}
-        for model, data in product(study.models, study.evaluation.texts):
-            for condition in study.conditions_on(model, data):
-                slug = condition.slug(study.seed)
-                self.conditions[model, data, slug, condition.sparsity_pct] = condition
 
     @cached_property
     def names(self) -> dict[str, list[tuple[str, ...]]]:
         """The jobs of every rule, by the values of its wildcards."""
-        study, conditions = self.study, self.conditions.values()
+        study, conditions = self.study, self.conditions
         places = list(product(study.models, study.calibration))
         shards = [*(("train", str(shard)) for shard in range(study.traces.shards)), ("heldout", "0")]
         masking = sorted(filter(None, set(map(self.traced_under, self.trained.values()))))
@@ -76,11 +71,20 @@ class Inventory:
     @cached_property
     def evaluations(self) -> dict[Evaluation, dict[str, Condition]]:
         """The conditions of every evaluation job by their names, sorted."""
+        found = {}  # several grids may have the same condition
+        for model, data in product(self.study.models, self.study.evaluation.texts):
+            for one in self.study.conditions_on(model, data):
+                found[model, data, one.slug(self.study.seed), one.sparsity_pct] = one
         evaluations: dict[Evaluation, dict[str, Condition]] = {}
-        for (model, data, slug, pct), condition in sorted(self.conditions.items()):
-            key = model, data, manifests.part(condition.method, pct)
-            evaluations.setdefault(key, {})[manifests.name(slug, pct)] = condition
+        for (model, data, slug, pct), one in sorted(found.items()):
+            key = model, data, manifests.part(one.method, pct)
+            evaluations.setdefault(key, {})[manifests.name(slug, pct)] = one
         return evaluations
+
+    @property
+    def conditions(self) -> list[Condition]:
+        """All conditions."""
+        return [one for job in self.evaluations.values() for one in job.values()]
 
     def manifests(self) -> list[str]:
         """The manifests of all evaluation jobs."""
@@ -112,7 +116,7 @@ class Inventory:
     @cached_property
     def used_predictors(self) -> set[PredictorId]:
         """The predictors that conditions and the section `latency` use."""
-        used = {one.predictor_id for one in self.conditions.values() if one.predictor_id}
+        used = {one.predictor_id for one in self.conditions if one.predictor_id}
         return used.union(*map(self.latency_predictors, self.study.models if self.study.latency else ()))
 
     @cached_property

@@ -158,7 +158,7 @@ class Jobs(Inventory):
 
     def calibrate_thresholds(self, model: str, calibration: str) -> Spec:
         plan = self.study.traces
-        calibrated = [one for one in self.conditions.values() if METHODS[one.method].reads == "thresholds"]
+        calibrated = [one for one in self.conditions if METHODS[one.method].reads == "thresholds"]
         return {
             "model": model, "calibration": calibration, "windows": plan.windows, "window_tokens": plan.window_tokens,
             "methods": sorted({one.method for one in calibrated}),

@@ -34,7 +34,7 @@ report
 library
 stages
 config_types config_file config_errors
-recipes
+recipes latency_sections
 sections
 config
 inventory

@@ -103,7 +103,7 @@ class House:
         )  # fmt: skip
 
     def evaluate(self, method="shadow"):
-        condition = next(one for one in self.jobs.conditions.values() if one.method == method)
+        condition = next(one for one in self.jobs.conditions if one.method == method)
         return self.run(
             "evaluate", self.jobs.evaluation({"outcomes/30": condition}), card="card.json", weights="weights",
             documents="documents.parquet", tasks="tasks.parquet", manifest=MANIFEST,

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-from shadowcore import manifests
 from shadowcore.config import load_study, parse_study
 from shadowcore.errors import ConfigError
 from shadowcore.jobs import Jobs, as_json
@@ -150,7 +149,7 @@ def test_one_mask_for_a_prompt_needs_documents_with_prompts():
 def test_conditions_of_another_protocol_are_others():
     def setups(*protocols):
         jobs = Jobs(parse_study(changed(["conditions", 1, "protocols"], list(protocols)), "config"))
-        return {setup for _, _, setup, _ in jobs.conditions}
+        return {one.slug(0) for one in jobs.conditions}
 
     more = setups("token", "lookahead") - setups("token")
     assert more == setups("lookahead") - setups("token") != set()
@@ -160,17 +159,15 @@ def test_conditions_of_another_protocol_are_others():
 def test_seeds_repeat_what_is_trained_and_leave_the_other_paths_alone():
     once, again = (Jobs(parse_study(changed(["conditions", 1, "seeds"], seeds), "config")) for seeds in ([], [0, 3]))
     assert once.conditions == Jobs(parse_study(QUICK, "config")).conditions
-    more = {key: one for key, one in again.conditions.items() if key not in once.conditions}
-    assert again.conditions == once.conditions | more
-    repeated = [one for one in once.conditions.values() if one.predictor and one.policy == "per_layer"]
-    repeated = [one for one in repeated if one.units == "neurons"]
-    assert sorted(map(str, more.values())) == sorted(str(replace(one, seed=3)) for one in repeated)
-    assert all("+small+seed3+" in setup for _, _, setup, _ in more)
-    assert sum(map(len, again.evaluations.values())) == len(again.conditions)
+    more = set(again.conditions) - set(once.conditions)
+    repeated = [one for one in once.conditions if one.predictor and one.policy == "per_layer"]
+    assert more == {replace(one, seed=3) for one in repeated if one.units == "neurons"}
+    assert set(again.conditions) == set(once.conditions) | more
+    assert all("+small+seed3+" in one.slug(0) for one in more)
     # the windows that are read stay those of the study
-    key, one = next(iter(more.items()))
-    spec = json.loads(as_json(again.evaluation({key[2]: one})))
-    assert spec["conditions"][key[2]]["seed"] == 3 and spec["text_seed"] == 0
+    one = next(iter(more))
+    spec = json.loads(as_json(again.evaluation({"one": one})))
+    assert spec["conditions"]["one"]["seed"] == 3 and spec["text_seed"] == 0
     trained = again.train_predictor(one.model, one.calibration, one.predictor_id.slug(0))
     assert {"seed": 3, "text_seed": 0, "predictor": "small"}.items() <= trained.items()
 
@@ -234,7 +231,7 @@ def test_the_page_names_every_choice():
 def test_a_grid_may_be_for_some_models_only():
     study = changed(["conditions", 0], {"methods": ["relu"], "models": ["other"], "sparsities_pct": [0]})
     study["models"]["other"] = study["models"]["smollm2-135m"]
-    conditions = Jobs(parse_study(study, "config")).conditions.values()
+    conditions = Jobs(parse_study(study, "config")).conditions
     assert {one.model for one in conditions if one.method == "relu"} == {"other"}
     assert {one.model for one in conditions if one.method == "static"} == {"other", "smollm2-135m"}
 
@@ -250,28 +247,31 @@ def test_a_file_that_is_not_yaml_is_named(tmp_path):
 
 def test_conditions_are_distinct_and_have_a_dense_row():
     jobs = Jobs(parse_study(QUICK, "config"))
-    assert len(jobs.conditions) == len(set(jobs.conditions.values()))
-    names = sorted(manifests.name(*key[2:]) for key in jobs.conditions)
-    assert sorted(name for job in jobs.evaluations.values() for name in job) == names
-    assert len(set(jobs.manifests())) == len(jobs.evaluations)
-    assert [one for one in jobs.conditions.values() if one.method == "dense"][0].sparsity_pct == 0
+    assert len(jobs.conditions) == len(set(jobs.conditions))
+    names = [name for job in jobs.evaluations.values() for name in job]  # of one model and text: outcome files
+    assert len(set(names)) == len(names) and len(set(jobs.manifests())) == len(jobs.evaluations)
+    assert [one for one in jobs.conditions if one.method == "dense"][0].sparsity_pct == 0
 
 
 def test_specifications_change_only_where_the_configuration_does():
     before = Jobs(parse_study(QUICK, "config"))
     after = Jobs(parse_study(changed(["evaluation", "windows"], 4), "config"))
-    key = next(iter(before.conditions))
-    assert before.trace(key[0], "wikipedia", "train", "0") == after.trace(key[0], "wikipedia", "train", "0")
-    assert before.evaluation({"": before.conditions[key]}) != after.evaluation({"": before.conditions[key]})
+    assert _spec_of_trace(before) == _spec_of_trace(after)
+    key = next(iter(before.evaluations))
+    assert before.evaluate(*key) != after.evaluate(*key)
+
+
+def _spec_of_trace(jobs):
+    return jobs.trace(*jobs.names["trace"][0])
 
 
 def test_the_size_of_a_batch_makes_nothing_stale():
     before = Jobs(parse_study(QUICK, "config"))
     study = changed(["traces", "batch"], 1)
     study["evaluation"] |= {"window_batch": 1, "request_tokens": 1}
-    after, key = Jobs(parse_study(study, "config")), next(iter(before.conditions))
-    assert before.trace(key[0], "wikipedia", "train", "0") == after.trace(key[0], "wikipedia", "train", "0")
-    assert before.evaluation({"": before.conditions[key]}) == after.evaluation({"": before.conditions[key]})
+    after, key = Jobs(parse_study(study, "config")), next(iter(before.evaluations))
+    assert _spec_of_trace(before) == _spec_of_trace(after)
+    assert before.evaluate(*key) == after.evaluate(*key)
 
 
 @pytest.mark.parametrize("value", ["no", "off", "yes", "on", "None", "null", "", "0", 0, 1, None, 0.5, ["a"]])

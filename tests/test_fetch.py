@@ -67,7 +67,7 @@ def measured(data, folder):
     run("prepare-text", jobs.prepare_text("wikipedia"), **text)
     for task in ("piqa", "wikitext"):
         run("prepare-benchmark", jobs.prepare_benchmark(task), documents=folder / f"{task}.parquet")
-    spec = jobs.evaluation({"dense/0": jobs.conditions["tiny", "wikipedia", "dense", 0]})
+    spec = jobs.evaluation({"dense/0": jobs.evaluations["tiny", "wikipedia", "0"]["dense/0"]})
     prepared = [str(folder / "piqa.parquet"), str(folder / "wikitext.parquet")]
     assert cli.main(["gather-benchmarks", "--prepared", *prepared, "--benchmarks", str(folder / "asked.parquet")]) == 0
     arguments = ["--card", folder / "card.json", "--weights", folder / "weights"]
