@@ -17,6 +17,7 @@ import pytest
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from shadowcore.models.families import FAMILIES
+from shadowcore.rules import RULES
 from shadowcore.texts.sources import RandomText
 
 LONG = ("test_workflow.py", "test_graph.py", "test_decoder.py", "test_report.py", "test_kernels.py")
@@ -130,3 +131,16 @@ def write_benchmarks(folder, documents=8):
             path.parent.mkdir(parents=True, exist_ok=True)
             pd.DataFrame([make() for _ in range(documents)]).to_parquet(path)
     return folder
+
+
+def run_jobs(jobs, *rules):
+    """Run the jobs of these rules in this process, as Snakemake does; by default up to the tables."""
+    from shadowcore import cli
+    from shadowcore.jobs import options
+
+    for rule in rules or [*(rule for rule, facts in RULES.items() if not facts.joins), "aggregate"]:
+        for values in jobs.names[rule]:
+            files = jobs.inputs(rule, *values) | jobs.outputs(rule, *values)
+            batches = [f"--{name.replace('_', '-')}=4" for name in RULES[rule].batches]
+            command = [rule.replace("_", "-"), "--spec", jobs.spec(rule, *values), *batches, *options(files)]
+            assert cli.main(command) == 0, command

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-from conftest import write_benchmarks, write_words
+from conftest import run_jobs, write_benchmarks, write_words
 from test_workflow import tiny_study
 
 from shadowcore.config import parse_study
@@ -53,53 +53,8 @@ def study(tmp_path_factory):
 @pytest.fixture(scope="module")
 def measured(study):
     """The final tables."""
-    root = study.root
-    model = job(study.fetch_model(MODEL), "fetch_model", {"card": root / "card.json", "weights": root / "weights"})
-    texts = {
-        name: job(
-            study.prepare_text(name), "prepare_text", {"documents": root / f"{name}.parquet", "tasks": root / name}
-        )
-        for name in TEXTS
-    }
-    piqa = job(study.prepare_benchmark("piqa"), "prepare_benchmark", {"documents": root / "piqa.parquet"})["documents"]
-    asked = job({}, "gather_benchmarks", {"benchmarks": root / "asked.parquet"},
-                prepared=(piqa,))["benchmarks"]  # fmt: skip
-    made = {}
-    for name in TEXTS:
-        documents = texts[name]["documents"]
-        job(study.check_disjoint(name, "words"), "check_disjoint", {"record": root / f"{name}.json"},
-            calibrated=documents, evaluated=texts["words"]["documents"], benchmarks=(piqa,))  # fmt: skip
-        traces = {}
-        for split in ("train", "heldout"):
-            out = {"trace": root / f"{name}-{split}.safetensors"}
-            spec = study.trace(MODEL, name, split, "0")
-            traces[split] = job(spec, "trace", out, documents=documents, **model)["trace"]
-        scores = job(study.average(MODEL, name), "average", {"scores": root / f"{name}-scores.parquet"},
-                     traces=(traces["train"],))  # fmt: skip
-        stem = f"{name}-shadow"
-        trained = job(
-            study.train_predictor(MODEL, name, "shadow+plainact+small"), "train_predictor",
-            {name: root / f"{stem}.{name}.safetensors" for name in ("predictor", "quality", "training")},
-            card=model["card"], traces=(traces["train"],), heldout=(traces["heldout"],),
-        )  # fmt: skip
-        made[name] = scores | trained
-    evaluations = []
-    for key, conditions in study.evaluations.items():
-        of = {method: [made[one.calibration] for one in conditions.values() if one.method == method]
-              for method in METHODS}  # fmt: skip
-        evaluations.append(
-            job(
-                study.evaluation(conditions), "evaluate", {"manifest": root / f"{key[2]}.json"}, **model,
-                **texts["words"], benchmarks=(asked,), scores=tuple(one["scores"] for one in of["static"]),
-                predictors=tuple(one["predictor"] for one in of["shadow"]),
-            )["manifest"]
-        )  # fmt: skip
-    names = [f"{name}.parquet" for name in import_module("shadowcore.stages.aggregate").Outputs.__dataclass_fields__]
-    tables = {Path(name).stem: root / "tables" / name for name in names}
-    job({}, "aggregate", tables, evaluations=evaluations, scores=[one["scores"] for one in made.values()],
-        qualities=[one["quality"] for one in made.values()],
-        trainings=[one["training"] for one in made.values()])  # fmt: skip
-    return {name: pq.read_table(path).to_pandas() for name, path in tables.items()}
+    run_jobs(study)
+    return {path.stem: pq.read_table(path).to_pandas() for path in (study.root / "tables").iterdir()}
 
 
 def test_in_task_and_out_of_task_calibration_are_rows_of_their_own(measured):
@@ -127,6 +82,6 @@ def test_examples_that_are_evaluated_too_stop_the_study(study, measured, tmp_pat
     leaked = job(spec, "prepare_text", out)["documents"]
     with pytest.raises(ConfigError, match=r"'piqa-train' contains \d+ of the 96 documents of benchmark 'piqa'"):
         job(study.check_disjoint("piqa-train", "words"), "check_disjoint", {"record": tmp_path / "record.json"},
-            calibrated=leaked, evaluated=study.root / "words.parquet",
-            benchmarks=(study.root / "piqa.parquet",))  # fmt: skip
+            calibrated=leaked, evaluated=study.root / "texts" / "words" / "documents.parquet",
+            benchmarks=(study.root / "tasks" / "piqa.parquet",))  # fmt: skip
     assert not (tmp_path / "record.json").exists()
