@@ -133,14 +133,18 @@ def write_benchmarks(folder, documents=8):
     return folder
 
 
-def run_jobs(jobs, *rules):
-    """Run the jobs of these rules in this process, as Snakemake does; by default up to the tables."""
+def run_job(jobs, rule, *values):
+    """Run a job in this process, as Snakemake does; its exit code."""
     from shadowcore import cli
     from shadowcore.jobs import options
 
+    files = jobs.inputs(rule, *values) | jobs.outputs(rule, *values)
+    batches = [f"--{name.replace('_', '-')}=4" for name in RULES[rule].batches]
+    return cli.main([rule.replace("_", "-"), "--spec", jobs.spec(rule, *values), *batches, *options(files)])
+
+
+def run_jobs(jobs, *rules):
+    """Run the jobs of these rules, by default all up to the tables."""
     for rule in rules or [*(rule for rule, facts in RULES.items() if not facts.joins), "aggregate"]:
         for values in jobs.names[rule]:
-            files = jobs.inputs(rule, *values) | jobs.outputs(rule, *values)
-            batches = [f"--{name.replace('_', '-')}=4" for name in RULES[rule].batches]
-            command = [rule.replace("_", "-"), "--spec", jobs.spec(rule, *values), *batches, *options(files)]
-            assert cli.main(command) == 0, command
+            assert run_job(jobs, rule, *values) == 0, (rule, values)
