@@ -1,11 +1,13 @@
 import gc
 import re
+import shlex
 import shutil
 import signal
 import sys
 from contextlib import suppress
 from functools import cache
 from inspect import signature
+from os.path import relpath
 from pathlib import Path
 
 from snakemake.common import overwrite_function_params
@@ -14,9 +16,14 @@ from snakemake.resources import Resource
 
 from shadowcore import incomplete, manifests, progress_line
 from shadowcore.errors import ShadowcoreError
+from shadowcore.jobs import options
 from shadowcore.plan import work
 from shadowcore.provenance import fingerprint
-from shadowcore.rules import RULES
+from shadowcore.report.captions import CAPTIONS
+from shadowcore.report.claims import PUBLISHED
+from shadowcore.rules import RULES, name_of
+from shadowcore.schemas import FINAL_TABLES
+from shadowcore.work import Work
 
 # Garbage collection among ten thousand of Snakemake's jobs, which are never freed, would take a fifth of its time.
 gc.set_threshold(500_000)
@@ -50,6 +57,96 @@ def planned():
         return {(one.rule, one.name): one for one in work(jobs)}
     except ShadowcoreError as error:  # one sentence, without a traceback
         raise WorkflowError(str(error))
+
+
+# ---- what a rule is made of
+
+# inputs that are files of this repository, which are never in an object store
+REPOSITORY = {
+    "judge_claims": {"published": relpath(PUBLISHED)},
+    "write_page": {"introduction": relpath(f"{workflow.basedir}/workflow/report/workflow.rst")},
+}
+# where Snakemake's report shows an output
+REPORTED = {
+    "figures": {
+        "category": "Figures",
+        "caption": "../report/figure.rst",
+        "patterns": ["{figure}.png"],
+        "labels": {"figure": "{figure}", "model": "{model}"},  # the second label becomes a switch between models
+    },
+    "page": {"category": "Page", "caption": "../report/page.rst", "labels": {"page": "the study on one page"}},
+    **{name: {"category": "Tables", "caption": "../report/tables.rst"} for name in FINAL_TABLES},
+}
+
+
+def values(rule, wildcards):
+    return [wildcards[name] for name in RULES[rule].wildcards]
+
+
+# Traces, predictors and weights are too large to be hashed by Snakemake. They are `ancient`; the small files with their
+# checksums are inputs, which show when they have changed. The hashes of weights are in the model's card.
+def inputs_of(rule):
+    def files(wildcards):
+        named, checksums = {}, []
+        for option, paths in jobs.inputs(rule, *values(rule, wildcards)).items():
+            paths = [paths] if isinstance(paths, str) else paths
+            named[option] = [ancient(path) if Path(path).suffix in ("", ".safetensors") else path for path in paths]
+            checksums += [f"{path}.sha256" for path in paths if path.endswith(".safetensors")]
+        return named | {"checksums": checksums}
+
+    return with_signature(files)
+
+
+def outputs_of(rule):
+    made = {}
+    for option, path in RULES[rule].outputs.items():
+        made[option] = path = f"{root}/{path}".format(name=RULES[rule].job or rule)
+        if path.endswith(".safetensors"):
+            made["checksum"] = f"{path}.sha256"
+        if not Path(path).suffix:
+            made[option] = directory(path)
+        if RULES[rule].temporary and option in ("weights", "trace") and study.one_model_at_a_time:
+            made[option] = temp(made[option])
+        if RULES[rule].joins and option in REPORTED:
+            made[option] = report(made[option], **REPORTED[option])
+    return made
+
+
+# Memory, time limit and GPUs of a rule's jobs, from the size of the model and the number of attempts (`--retries`);
+# `options` tells them to the job. GPUs are named `gres` if the cluster's profile has it as a scope.
+def resources_of(rule):
+    facts, gpus = RULES[rule], "gres" if "gres" in workflow.resource_scopes else "gpu"
+
+    def needed(wildcards, attempt):
+        key = rule, name_of(rule, *values(rule, wildcards))
+        return planned().get(key, Work(*key)).resources(attempt)
+
+    def runtime(wildcards, attempt):
+        words = [f"--devices {needed(wildcards, attempt)['devices']}"] if facts.torch == "gpu" else []
+        for name in facts.batches:
+            batch = getattr(study.traces if name == "batch" else study.evaluation, name)
+            words.append(f"--{name.replace('_', '-')} {max(1, batch // 2 ** (attempt - 1))}")
+        return " ".join(words)
+
+    def function(name):
+        return with_signature(lambda wildcards, attempt: needed(wildcards, attempt)[name])
+
+    amounts = {name: function(name) for name in ("mem_mb", "runtime", "devices", gpus)}
+    return amounts | {"options": with_signature(runtime)}
+
+
+def params_of(rule):
+    def files(wildcards, input):  # Snakemake runs no job again because of a parameter that is made from its inputs
+        read = jobs.inputs(rule, *values(rule, wildcards)) | REPOSITORY.get(rule, {})
+        return shlex.join(options(read | jobs.outputs(rule, *values(rule, wildcards))))
+
+    params = {
+        "stage": rule.replace("_", "-"),
+        "spec": with_signature(lambda wildcards: jobs.spec(rule, *values(rule, wildcards))),
+        "code": fingerprint(f"shadowcore.stages.{rule}"),
+        "files": with_signature(files),
+    }
+    return params | ({"captions": CAPTIONS} if rule == "draw" else {})
 
 
 # ---- how a run ends
