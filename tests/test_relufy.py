@@ -323,7 +323,7 @@ def test_what_it_learned_from_is_kept_apart_from_what_it_is_measured_on(study):
     data["models"]["relu"]["source"]["relufied"]["text"] = "more"
     jobs = Jobs(parse_study(data, "study"))
     key = next(key for key in jobs.evaluations if key[0] == "relu")
-    assert f"{jobs.root}/checks/disjoint/more+words.json" in jobs.disjoint(key)
+    assert f"{jobs.root}/checks/disjoint/more+words.json" in jobs.inputs("evaluate", *key)["after"]
     assert "more+words" in {one.name for one in work(jobs) if one.rule == "check_disjoint"}
 
 
