@@ -13,7 +13,6 @@ from dataclasses import asdict
 from typing import Any
 
 from shadowcore.benchmarks import BENCHMARKS
-from shadowcore.inventory import Evaluation as Evaluation
 from shadowcore.inventory import Inventory
 from shadowcore.measure.conditions import Condition, PredictorId
 from shadowcore.measure.methods import METHODS

@@ -19,7 +19,8 @@ from shadowcore import artifacts, benchmarks, costs, machine, plan, states
 from shadowcore.benchmarks import BENCHMARKS
 from shadowcore.decode.layout import require_decoded
 from shadowcore.errors import ArtifactError, ConfigError, ShadowcoreError
-from shadowcore.jobs import Evaluation, Jobs, as_json, options
+from shadowcore.inventory import Evaluation
+from shadowcore.jobs import Jobs, as_json, options
 from shadowcore.method.predictors import FIRST_SPARSE_LAYER
 from shadowcore.models.families import Dimensions, require_positions
 from shadowcore.models.published import PUBLISHED
