@@ -16,6 +16,7 @@ from shadowcore.benchmarks import BENCHMARKS
 from shadowcore.inventory import Inventory
 from shadowcore.measure.conditions import Condition, PredictorId
 from shadowcore.measure.methods import METHODS
+from shadowcore.method.predictors import PROXIES
 from shadowcore.rules import RULES, name_of
 from shadowcore.schemas import MEASURED_TABLES
 
@@ -138,14 +139,16 @@ class Jobs(Inventory):
     ) -> Spec:  # fmt: skip
         """Specification for one shard of a split, with the features for the predictors `readers`."""
         plan, train = self.study.traces, split == "train"
-        designs = {(one.method, self.study.recipe_of(one.predictor).segments) for one in readers}
+        recipes = [(one, self.study.recipe_of(one.predictor)) for one in readers if one.method not in PROXIES]
+        designs = {(one.method, recipe.segments, recipe.examples) for one, recipe in recipes}
         return {
             "split": split, "shard": int(shard), "shards": plan.shards if train else 1,
             "windows": plan.windows if train else plan.heldout_windows, "window_tokens": plan.window_tokens,
             "tokens_per_window": plan.tokens_per_window if train else plan.heldout_tokens_per_window,
-            "designs": [{"method": method, "segments": count}
-                        for method, count in sorted(designs, key=lambda one: (one[0], str(one[1])))],
+            "designs": [{"method": method, "segments": count, "examples": examples}
+                        for method, count, examples in sorted(designs, key=lambda one: (one[0], *map(str, one[1:])))],
             "criteria": list(criteria), "token_criteria": list(token_criteria),
+            "window_criteria": sorted({one.criterion for one, recipe in recipes if recipe.examples == "windows"}),
             "token_bits": plan.bits if train else 8, "dtype": self.study.models[model].dtype, "seed": self.study.seed,
         }  # fmt: skip
 
@@ -185,6 +188,8 @@ class Jobs(Inventory):
 
     def tune_predictor(self, *place: str) -> Spec:
         tuning, plan = self.study.tuning.model_dump(), self.study.traces
+        own = self.study.predictors[self.trained[place].predictor].tuning_rate
+        tuning["learning_rate"] = own or tuning["learning_rate"]
         return self.train_predictor(*place) | {
             "units": tuning.pop("units"), "tuning": tuning, "windows": plan.windows,
             "heldout_windows": plan.heldout_windows, "window_tokens": plan.window_tokens,

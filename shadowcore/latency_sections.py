@@ -10,7 +10,7 @@ from shadowcore.config_errors import Within
 from shadowcore.config_types import Fraction, Percent, Positive, Strict, among, list_of
 from shadowcore.measure.latency_variants import RIVALS
 from shadowcore.method.criteria import CRITERIA
-from shadowcore.method.predictors import PREDICTORS
+from shadowcore.method.predictors import DECODED
 from shadowcore.models.families import KINDS_OF
 from shadowcore.models.folders import DTYPES
 from shadowcore.models.published import PUBLISHED
@@ -19,7 +19,7 @@ from shadowcore.models.published import PUBLISHED
 class Latency(Strict):
     criterion: among(CRITERIA)
     predictor: str
-    methods: list_of(among(PREDICTORS), least=1)
+    methods: list_of(among(DECODED), least=1)
     units: among(KINDS_OF)
     sparsities_pct: list_of(Percent, least=1)
     prompt_tokens: Annotated[int, Field(ge=2)]
@@ -41,7 +41,7 @@ class ForSome(Strict):
 class Design(ForSome):
     """A predictor with random weights; see `shadowcore.stages.latency_random`."""
 
-    method: among(PREDICTORS)
+    method: among(DECODED)
     rank_heads: Positive
     rank_neurons: Positive
     segments: Positive = 1

@@ -37,7 +37,8 @@ class Rule:
     does: in a line; outputs: paths below the study's folder, by the option of the stage that names them; job: name of a
     job, made from its wildcards, by default the rule's name.
     memory_mb: of a job without its model's weights; copies: of the weights that it has in memory.
-    torch: where it computes with torch, "cpu" or, if there is one, "gpu".
+    torch: where it computes with torch, "cpu" or, if there is one, "gpu"; spreads: whether on several, if its model is
+    too large for one.
     batches: options for the size of its batch, which is halved when it is tried again.
     temporary: whether its large outputs can be deleted when no job needs them; early: whether it starts before others.
     timed: whether it measures time, token by token: nothing else may run then.
@@ -50,6 +51,7 @@ class Rule:
     memory_mb: int = 1000
     copies: float = 0
     torch: Literal["cpu", "gpu"] | None = None
+    spreads: bool = False
     batches: tuple[str, ...] = ()
     temporary: bool = False
     early: bool = False
@@ -89,11 +91,13 @@ RULES = {
     ),
     "trace": Rule(
         "importance scores and predictor features of one shard of a text",
-        TRACE, PLACE + "/{split}-{shard}", 1400, copies=3, torch="gpu", batches=("batch",), temporary=True, early=True,
+        TRACE, PLACE + "/{split}-{shard}", 1400, copies=3,
+        torch="gpu", spreads=True, batches=("batch",), temporary=True, early=True,
     ),
     "trace_on_policy": Rule(
         "scores and features of a model under the masks of a predictor",
-        TRACE, PLACE + "/{masking}/{split}-{shard}", 1400, copies=3, torch="gpu", temporary=True, early=True,
+        TRACE, PLACE + "/{masking}/{split}-{shard}", 1400, copies=3,
+        torch="gpu", spreads=True, temporary=True, early=True,
     ),
     "average": Rule(
         "mean score of every unit over the calibration windows", {"scores": "scores/{name}.parquet"}, PLACE, 2000,
@@ -101,7 +105,8 @@ RULES = {
     ),
     "calibrate_thresholds": Rule(
         "quantiles of the absolute activations of every layer's neurons",
-        {"thresholds": "thresholds/{name}.parquet"}, PLACE, 1400, copies=3, torch="gpu", batches=("batch",),
+        {"thresholds": "thresholds/{name}.parquet"}, PLACE, 1400, copies=3,
+        torch="gpu", spreads=True, batches=("batch",),
     ),
     "train_predictor": Rule(
         "train a predictor and report its ranking quality",
@@ -109,15 +114,17 @@ RULES = {
     ),
     "tune_predictor": Rule(
         "tune a predictor on the sparse model that its masks make",
-        PREDICTOR, PLACE + "/{tuned}", 1800, copies=4, torch="gpu", early=True,
+        PREDICTOR, PLACE + "/{tuned}", 1800, copies=4, torch="gpu", spreads=True, early=True,
     ),
     "evaluate": Rule(
         "accuracy and perplexity of all conditions of one sparsity",
-        MANIFEST, "{model}/{data}/{pct}", 1400, copies=2, torch="gpu", batches=("window_batch", "request_tokens"),
+        MANIFEST, "{model}/{data}/{pct}", 1400, copies=2,
+        torch="gpu", spreads=True, batches=("window_batch", "request_tokens"),
     ),
     "evaluate_oracle": Rule(
         "accuracy and perplexity with the true scores of each example",
-        MANIFEST, "{model}/{data}/oracle", 1400, copies=3, torch="gpu", batches=("window_batch", "request_tokens"),
+        MANIFEST, "{model}/{data}/oracle", 1400, copies=3,
+        torch="gpu", spreads=True, batches=("window_batch", "request_tokens"),
     ),
     "latency": Rule(
         "time per token of our decoder, dense and sparse",

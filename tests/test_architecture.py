@@ -25,7 +25,7 @@ LAYERS = [
     for names in """
 errors provenance processes rates terminal rules
 devices atomic artifacts logs
-machine manifests schemas packaged_files table_reading paragraphs provenance_graph
+machine manifests table_schema schemas packaged_files table_reading paragraphs provenance_graph
 stock_tasks
 benchmarks
 texts models data_dictionary

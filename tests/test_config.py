@@ -105,6 +105,13 @@ def test_shipped_configurations_are_valid(path):
             {"units": "neurons", "lowest_pct": 60, "highest_pct": 30},
             "60.*above highest_pct .30",
         ),
+        (["conditions", 1, "methods"], ["static_tuned"], r"static_tuned cannot have \['small'\].*`tuned_from`"),
+        (["conditions", 1, "methods"], ["proxy3_tuned"], r"proxy3_tuned cannot have \['small'\].*`tuned_from`"),
+        (["conditions", 3, "methods"], ["dejavu"], r"units: \['both'\] .*dejavu; allowed: \['neurons'\]"),
+        (["predictors", "more"], {"retrained_from": "small", "tuning_rate": 0.1}, "more.tuning_rate: needs tuned_from"),
+        (["predictors", "small", "scaling"], "per_example", "latency.predictor: .*standard or min_max"),
+        (["predictors", "small"], SMALL | {"examples": "windows", "batch": 65}, "small.batch: 65 .* have 64 windows"),
+        (["latency", "methods"], ["dejavu"], "latency.methods.*unknown 'dejavu'"),
         (["predictors", "small"], {"recipe": "publishd"}, "recipe: unknown 'publishd'; did you mean 'published'"),
         (["predictors", "small", "bits"], 4, r"predictors.small.bits: must be 16 or 8 \(found 4\)"),
         (["predictors", "small", "scaling"], "minmax", "unknown 'minmax'; did you mean 'min_max'"),
@@ -212,6 +219,7 @@ def test_a_recipe_is_named_and_may_be_bent(name):
     bent = PredictorConfig(recipe=name, rank_neurons=64, bits=8).training_recipe()
     assert bent == replace(known, rank={**known.rank, "neurons": 64}, bits=8)
     data = changed(["predictors", "small"], {"recipe": name})
+    del data["latency"]  # a decoder does not scale every example
     jobs = Jobs(parse_study(data, "c"))
     assert jobs.train_predictor("smollm2-135m", "wikipedia", "shadow+plainact+small")["recipe"] == known
 
@@ -364,6 +372,8 @@ def test_a_missing_key_and_one_that_is_like_none_are_both_named():
         (["traces", "shards"], 65, ["traces.shards: 65 is too large", "windows (64)"]),
         (["traces", "heldout_tokens_per_window"], 128, ["traces.heldout_tokens_per_window: 128", "window_tokens"]),
         (["predictors", "small", "batch"], 4097, ["predictors.small.batch: 4097 is too large", "4096 tokens"]),
+        (["predictors", "small", "tokens"], 4097, ["predictors.small.tokens: 4097 is too large", "4096 tokens"]),
+        (["predictors", "small", "tokens"], 9, ["predictors.small.batch: 64 is too large", "tokens is 9"]),
         (["evaluation", "window_tokens"], 1, ["evaluation.window_tokens: must be 2 or more"]),
         (["latency", "prompt_tokens"], 1, ["latency.prompt_tokens: must be 2 or more"]),
         # fractions

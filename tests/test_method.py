@@ -130,7 +130,7 @@ def test_predictors_cover_every_layer_but_the_first_once(design):
     groups = PREDICTORS[design](SIZES.layers)
     assert sorted(layer for group in groups for layer in group.layers) == [1, 2, 3]
     # causal: nothing is read after what it decides, neurons or (but for layerwise_own) heads
-    order = {"residual": 0, "heads": 1, "neurons": 2}
+    order = {"residual": 0, "heads": 1, "ffn_residual": 2, "neurons": 3}
     decided = "neurons" if design == "layerwise_own" else "heads"
     for group in groups:
         assert (group.site.layer, order[group.site.what]) < (min(group.layers), order[decided])
@@ -173,7 +173,7 @@ def traces(tmp_path):
     """Opens token traces (8 bits) of given features and scores, a file for each pair."""
     with ExitStack() as stack:
 
-        def opened(*shards):
+        def opened(*shards, most=None):
             files = []
             for features, scores in shards:
                 codes_of, top = score_quantization.encode(scores, 8)
@@ -186,7 +186,9 @@ def traces(tmp_path):
                 tensors = dict(zip(names, (codes_of, top, features), strict=True))
                 artifacts.write_tensors(path, "trace", tensors, {})
                 files.append(stack.enter_context(artifacts.open_tensors(path, "trace")))
-            return TraceDataset(files, "plainact", 8, SIZES, ["neurons"], [Site(0, "heads")], torch.device("cpu"))
+            return TraceDataset(
+                files, "plainact", 8, SIZES, ["neurons"], [Site(0, "heads")], torch.device("cpu"), most=most
+            )
 
         yield opened
 
@@ -202,14 +204,23 @@ SHAPES = [
     {"bits": 8},
     {"bits": 8, "scaling": "min_max"},
     {"block": 5, "bits": 8},
+    {"target": "active", "active_pct": 30},
+    {"target": "active", "bits": 8},
+    {"scaling": "per_example"},
+    {"scaling": "per_example", "epoch_kept": "last", "bits": 8},
 ]
+
+
+def shaped(recipe):
+    per_example = recipe.scaling == "per_example"
+    return Predictor("shadow", SIZES, {"neurons": 64}, 1, recipe.bits, recipe.block, per_example)
 
 
 def trained(traces, seed=0, **more):
     features, scores = learnable(1024, 1)
     recipe = replace(RECIPE, **more)
     torch.manual_seed(seed)
-    predictor = Predictor("shadow", SIZES, {"neurons": 64}, 1, recipe.bits, recipe.block)
+    predictor = shaped(recipe)
     train = traces((features[:500], scores[:500]), (features[500:], scores[500:]))
     (fit,) = training.fit(predictor, train, traces(learnable(256, 2)), recipe, seed)["neurons"]
     return predictor, fit
@@ -267,12 +278,13 @@ def test_a_killed_training_goes_on_and_ends_in_the_same_bytes(traces, tmp_path):
 
 @pytest.mark.parametrize("more", SHAPES, ids=str)
 def test_a_trained_predictor_is_exactly_what_its_file_holds(traces, more):
-    predictor, _ = trained(traces, **more, epochs={"neurons": 2})
+    predictor, fit = trained(traces, **more, epochs={"neurons": 2})
+    assert more.get("epoch_kept") != "last" or fit.best_epoch == 2
     file = stored(predictor.state_dict(), predictor.bits)
     weights = {str(value.dtype) for name, value in file.items() if name.endswith("weight")}
     assert weights == {"torch.int8" if predictor.bits == 8 else "torch.bfloat16"}
     assert {str(value.dtype) for name, value in file.items() if not name.endswith("weight")} == {"torch.float32"}
-    again = Predictor("shadow", SIZES, {"neurons": 64}, 1, predictor.bits, predictor.blocks["neurons"])
+    again = shaped(replace(RECIPE, **more))
     again.load_state_dict(restored(file))
     assert all(torch.equal(value, file[name]) for name, value in stored(again.state_dict(), again.bits).items())
     features = learnable(16, 5)[0].float()
@@ -319,7 +331,8 @@ def test_scores_of_any_size_are_learned_alike(traces, scaling):
         predictor = Predictor("shadow", SIZES, {"neurons": 16})
         some, recipe = traces((features, scores * size)), replace(RECIPE, epochs={"neurons": 2}, scaling=scaling)
         (fit,) = training.fit(predictor, some, some, recipe, 0)["neurons"]
-        found.append((fit, predictor.scorers["neurons"][0](features.float()) / size))
+        unit = 1.0 if scaling == "per_example" else size  # scaled scores have no unit
+        found.append((fit, predictor.scorers["neurons"][0](features.float()) / unit))
     torch.testing.assert_close(*(values for _, values in found), rtol=1e-4, atol=1e-3)
     assert found[1][0].loss == pytest.approx(found[0][0].loss, rel=1e-4)
 
@@ -327,7 +340,9 @@ def test_scores_of_any_size_are_learned_alike(traces, scaling):
 @pytest.mark.parametrize("target", training.TARGETS)
 def test_targets_leave_the_order_of_units(target):
     scores = torch.rand(3, 4, 10, generator=torch.Generator().manual_seed(0)) ** 3
-    assert torch.equal(training.TARGETS[target](scores).argsort(-1), scores.argsort(-1))
+    found = training.TARGETS[target](scores, RECIPE).gather(-1, scores.argsort(-1))
+    assert (found.diff(dim=-1) >= 0).all()
+    assert len(found[0, 0].unique()) == (2 if target == "active" else 10)
 
 
 def test_published_scaling_is_from_the_least_to_the_most(traces):
@@ -414,6 +429,20 @@ def test_chunks_and_batches_hold_every_token_once(traces, monkeypatch):
     seen = torch.cat([chunk.feature(Site(0, "heads"), index) for chunk, index in batches])
     assert not torch.equal(seen, features.float())
     assert sorted(map(tuple, seen.tolist())) == sorted(map(tuple, features.float().tolist()))
+
+
+@pytest.mark.parametrize("most", [1, 11, 35, 50, 60])
+def test_the_first_tokens_alone(traces, monkeypatch, most):
+    monkeypatch.setattr(trace_dataset, "CHUNK_BYTES", 800)
+    features, scores = learnable(50, 1)
+    files = (features[:30], scores[:30]), (features[30:], scores[30:])
+    some, whole = traces(*files, most=most), traces(*files)
+    assert len(some) == min(most, 50)
+    first, every = (
+        torch.cat([chunk.feature(Site(0, "heads"), torch.arange(len(chunk))) for chunk in one.chunks()])
+        for one in (some, whole)
+    )
+    assert torch.equal(first, every[:most])
 
 
 def test_more_tokens_a_batch_than_there_are_is_an_error(traces):

@@ -54,15 +54,15 @@ def test_all_criteria_of_an_example_at_opt_13b_are_less_than_4_mb(tmp_path):
         for kind in KINDS:
             scores = torch.rand(1, sizes.layers, sizes.units(kind), generator=generator)
             for part, value in zip(("codes", "top"), encode(scores, 4), strict=True):
-                tensors[f"token.{name}.{kind}.{part}"] = value
-    tensors["feature.heads.0"] = torch.rand(1, sizes.width, generator=generator).bfloat16()
+                tensors[f"tokens.{name}.{kind}.{part}"] = value
+    tensors["tokens.feature.heads.0"] = torch.rand(1, sizes.width, generator=generator).bfloat16()
     tensors["loss"] = torch.zeros(1)
     artifacts.write_tensors(tmp_path / "one.safetensors", "trace", tensors, {})
     found = (tmp_path / "one.safetensors").stat().st_size
     assert len(names) >= 5 and found < 4e6
     spec = {
         "shard": 0, "shards": 1, "windows": 1, "tokens_per_window": 1, "criteria": [], "token_criteria": names,
-        "token_bits": 4, "designs": [{"method": "shadow", "segments": 1}],
+        "window_criteria": [], "token_bits": 4, "designs": [{"method": "shadow", "segments": 1, "examples": "tokens"}],
     }  # fmt: skip
     assert trace_bytes(spec, sizes) == sum(one.nbytes for one in tensors.values()) <= found
 
@@ -201,7 +201,12 @@ def test_a_model_of_unknown_size_stops_the_plan_and_not_the_study(tmp_path):
         plan.work(jobs, strict=True)
     card = {"model_type": "opt", "dimensions": vars(PUBLISHED["opt-30b"].dimensions), "files": {}}
     artifacts.write_record(jobs.root / "models" / "mine" / "card.json", "model_card/1", card, {})
-    assert {one.gpus for one in plan.work(jobs, strict=True) if one.rule == "trace"} == {2}  # 120 GB
+    # the number of GPUs follows from those that are here: a trace needs 120 GB, and latency one GPU
+    for rule, counts in (("trace", (2, 2, 1, 3)), ("latency", (1, 1, 1, 1))):
+        (one, *_) = [one for one in plan.work(jobs, strict=True) if one.rule == rule]
+        here = ((), [80e9] * 2, [150e9], [80e9, 60e9, 80e9, 80e9])
+        assert tuple(one.resources(here=gpus)["devices"] for gpus in here) == counts and one.gpus == counts[0]
+        assert one.resources(here=[20e9])["devices"] == 1  # the study is to run anyway
 
 
 def test_the_plan_is_printed_whole(tmp_path, capsys):

@@ -177,7 +177,7 @@ def test_what_comes_later_changes_nothing_before_but_under_lookahead(tiny, token
             tiny, PredictedMasks(predictor_of(tiny, design), KINDS, "per_layer", 50), PROTOCOLS[protocol]
         )  # fmt: skip
         change = (sparse.logits(tokens, scored) - sparse.logits(other, scored))[:, :8].abs().max()
-        assert change < 1e-4 if causal else change > 1e-2
+        assert change < 1e-4 if causal or design == "static_tuned" else change > 1e-2
 
 
 def test_griffin_keeps_what_was_large_over_the_prompt(tiny, tokens):
@@ -234,7 +234,7 @@ def test_skipping_zeros_loses_nothing(tiny, tokens):
 def likelihoods(model, source, requests, batch, order, max_length=64, protocol="token"):
     """Log-likelihoods of token-id requests (context, continuation) asked in an order, in the requests' own order."""
     lm = SparseLM.__new__(SparseLM)  # without a tokenizer: requests are already token ids
-    lm._model, lm.batch_tokens, lm._max_length, lm._device = model, batch * max_length, max_length, "cpu"
+    lm._model, lm.batch_tokens, lm._max_length, lm._device = model, batch * max_length, max_length, model.device
     group = Group({"": SparseModel(model, source, PROTOCOLS[protocol])})
     answers = lm._likelihoods(group, [(("", ""), *requests[i]) for i in order])[""]
     by_request = dict(zip(order, answers, strict=True))

@@ -1,5 +1,6 @@
 """Groups of one shape train together: each ends where it ends alone, in fewer calls."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -125,6 +126,37 @@ def test_held_out_losses_are_each_scorers_own(traces):
 
 
 @pytest.mark.parametrize("design", DESIGNS)
+def test_a_classifiers_loss_and_gradient_are_torchs_own(traces, design):
+    """Cross-entropy of the scores, which are logits, with the highest third of a layer's units as the class 1."""
+    predictor, recipe = new(design), replace(RECIPE, target="active", active_pct=33)
+    held = traces(40, predictor)
+    chunk, index = next(held.chunks()), torch.arange(40)
+    made = {kind: stacks.stacks_of(predictor, kind, 16) for kind in KINDS}
+    training._scale(predictor, made, held, recipe)
+    with torch.no_grad():
+        for parameter in predictor.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)) / 4)
+    expected = {}
+    for kind in KINDS:
+        scores = chunk.scores(kind, index)
+        # of equal scores the lower index first
+        place = scores.argsort(dim=-1, descending=True, stable=True).argsort(-1)
+        active = (place < round(0.33 * SIZES.units(kind))).float()
+        for stack in made[kind]:
+            stack.loss(chunk, index, active[:, stack.layers], training.loss_of(recipe)).backward()
+        for i, (group, scorer) in enumerate(zip(predictor.groups, predictor.scorers[kind], strict=True)):
+            scorer.zero_grad()
+            labels = active[:, list(group.layers)]
+            loss = torch.nn.functional.binary_cross_entropy(scorer(chunk.feature(group.site, index)).sigmoid(), labels)
+            loss.backward()
+            expected[f"{kind}.{i}"] = loss.item()
+        for name in ("inner.weight", "inner.bias", "outer.weight", "outer.bias"):
+            alone = torch.stack([scorer.get_parameter(name).grad for scorer in predictor.scorers[kind]][:1])
+            torch.testing.assert_close(made[kind][0].parameters[name].grad[:1], alone, rtol=1e-4, atol=1e-6)
+    assert training.held_out_losses(predictor, made, held, recipe) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("design", DESIGNS)
 def test_trained_scorers_have_memory_of_their_own_and_repeat_themselves(traces, design):
     """A view would keep all of its neighbours' numbers, also in a copy or a file of one of them."""
     train, held, found = traces(70, new(design)), traces(40, new(design)), []
@@ -192,7 +224,7 @@ def test_codes_are_looked_up_as_the_ladder_has_them(bits, units):
 
 def test_one_order_for_all_tokens_is_judged_as_one_for_each():
     """The constant predictor's, made once."""
-    spec = SimpleNamespace(policies=("per_layer", "global", "floored"), sparsities_pct=(30, 50))
+    spec = SimpleNamespace(recipe=RECIPE, policies=("per_layer", "global", "floored"), sparsities_pct=(30, 50))
     generator = torch.Generator().manual_seed(0)
     constant, true = (torch.rand(tokens, 3, 40, generator=generator) for tokens in (1, 9))
     once = judged(order_of(constant, spec), order_of(true, spec))

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 
+from shadowcore.errors import ConfigError
 from shadowcore.method.predictors import Predictor
 from shadowcore.method.weight_quantization import eight_bits
 from shadowcore.models.families import KINDS, Kind
@@ -79,6 +80,8 @@ class PackedPredictor:
 
 def pack(predictor: Predictor, kinds: Sequence[Kind], dtype: torch.dtype, device: torch.device) -> PackedPredictor:
     """A trained predictor's weights for the given kinds of unit: in 8 bits, or in `dtype` where its `bits` are 16."""
+    if any(scorer.per_example for kind in kinds for scorer in predictor.scorers[kind]):
+        raise ConfigError("the predictor scales each example (`scaling: per_example`), which the kernels do not")
     groups = []
     for index, (site, layers) in enumerate(predictor.groups):
         scorers = {

@@ -14,7 +14,7 @@ import torch
 from shadowcore.decode.packed_predictor import PackedPredictor
 from shadowcore.errors import ConfigError, one_of
 from shadowcore.method.policies import POLICIES, WHOLE_MODEL_POLICIES
-from shadowcore.method.predictors import Predictor, reads_own_heads
+from shadowcore.method.predictors import DECODED, Predictor, reads_own_heads
 from shadowcore.models.families import Kind
 from shadowcore.models.recording import Site
 
@@ -100,6 +100,7 @@ class PredictedSelection(Selection):
 
     def __init__(self, predictor: Predictor | PackedPredictor, policy: str, sparsity_pct: Mapping[Kind, int]):
         one_of(policy, POLICIES, "policy")
+        one_of(predictor.design, DECODED, "a decoder's predictor")
         if policy in WHOLE_MODEL_POLICIES and len(predictor.groups) > 1:
             raise ConfigError(f"policy '{policy}' needs all scores at once; a {predictor.design} predictor has not")
         for kind in sparsity_pct:

@@ -4,7 +4,8 @@
     sparseinfer   sign bits of gate (or fc1) and of the FFN's input: a neuron is removed where more than half of its
                   products are negative, which predicts that ReLU makes it zero (arXiv 2411.12692, its alpha is 1)
     proxyB        a copy of gate and up (or fc1) in B bits: kept are the neurons with the largest |act(gate x) * up x|
-                  by the copy, times the norm of their column of the down projection
+                  by the copy, times the norm of their column of the down projection (proxyB_tuned: times that norm
+                  and a gain, which is tuned on the sparse model; it costs nothing where it is multiplied into the norm)
     proxyB_ahead  the same from the residual that enters the layer, so that the choice can run beside the attention
 
 Layer 0 stays dense.
@@ -102,7 +103,7 @@ class ProxyMasks(FfnMasks):
 
     def scores(self, layer: int, x: torch.Tensor) -> torch.Tensor:
         """Scores (B, T, F) of a layer's neurons."""
-        x = self.before[layer](x) if self.before else x
+        x = self.before[layer].forward(x) if self.before else x  # not a call of the module: its hooks are who asks
         gate, *up = (
             linear(x, low_bit(one.weight, step, self.bits), one.bias)
             for one, step in zip(ffn_inputs(self.model, layer), self.steps[layer], strict=True)

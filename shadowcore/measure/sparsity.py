@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 from typing import Protocol as Interface
 
@@ -14,7 +15,7 @@ import torch
 
 from shadowcore.measure.protocols import TOKEN, Protocol
 from shadowcore.measure.read_bytes import dense_bytes, unit_bytes
-from shadowcore.method.policies import POLICIES
+from shadowcore.method.policies import POLICIES, kept_units
 from shadowcore.method.predictors import FIRST_SPARSE_LAYER, Predictor, reads_own_heads
 from shadowcore.models.families import KINDS, Dimensions, Kind, dimensions_of, family_of
 from shadowcore.models.recording import Choose, Site, visiting
@@ -59,7 +60,7 @@ class ConstantMasks(Masks):
         def choose(site: Site, x: torch.Tensor) -> torch.Tensor | None:
             if site.what not in self.keep or site.layer < FIRST_SPARSE_LAYER:
                 return None
-            return self.keep[site.what][site.layer - FIRST_SPARSE_LAYER].to(x.device)
+            return self.keep[site.what][site.layer - FIRST_SPARSE_LAYER]
 
         return choose
 
@@ -73,12 +74,13 @@ class PredictedMasks(Masks):
 
     def begin(self, ids: torch.Tensor, scored: torch.Tensor, context: Context, protocol: Protocol = TOKEN) -> Choose:
         source = protocol.source(scored)
-        rows = torch.arange(len(ids), device=ids.device)
         keep: dict[Site, torch.Tensor] = {}  # what earlier sites of this pass decided
 
         def choose(site: Site, x: torch.Tensor) -> torch.Tensor | None:
             if site in self.predictor.group_at:
-                feature = x.flatten(2) if source is None else x.flatten(2)[rows, source][:, None]  # (B, T or 1, D)
+                feature = self.predictor.feature(site, x)  # (B, T or 1, D)
+                if source is not None:
+                    feature = feature[torch.arange(len(x), device=x.device), source.to(x.device)][:, None]
                 for kind in self.kinds:
                     layers, chosen = self._chosen(site, feature, kind)
                     keep.update({Site(layer, kind): chosen[..., i, :] for i, layer in enumerate(layers)})
@@ -101,13 +103,22 @@ class PredictedMasks(Masks):
         Scores of a large model's layers take more memory than the model, so only some positions are scored at once.
         """
         scorer = self.predictor.scorers[kind][self.predictor.group_at[site]]
+        feature = feature.to(scorer.score_mean.device)
         position = len(feature) * scorer.layers * scorer.units * 4
         masks = []
         for part in feature.split(max(1, int(SCORES_AT_ONCE // position)), 1):
             with _tensor_cores(part):
                 layers, scores = self.predictor.read(site, part, kind)
-            masks.append(self.policy(scores, self.sparsity_pct))
+            masks.append(self._kept(scores))
         return layers, self.predictor.spread(torch.cat(masks, 1), kind)
+
+    def _kept(self, scores: torch.Tensor) -> torch.Tensor:
+        if not scores.is_cuda or self.policy_name != "per_layer":
+            return self.policy(scores, self.sparsity_pct)
+        from shadowcore.decode.kernels import select  # not at the top: there is no Triton without a GPU
+
+        with torch.cuda.device(scores.device):  # Triton starts kernels on the current one
+            return select.top_units(scores, kept_units(scores.shape[-1], self.sparsity_pct))
 
 
 @contextmanager
@@ -160,14 +171,16 @@ class SparseModel:
         self.positions = self.positions + applied.sum()
         choose = self.masks.begin(ids, scored, context, self.protocol)
         untouched = ~applied[..., None]  # (B, T, 1)
+        on = cache(lambda device: (applied.to(device), untouched.to(device)))  # a model may be on several devices
 
         def visit(site: Site, x: torch.Tensor) -> torch.Tensor | None:
             keep = choose(site, x)
             if keep is None:
                 return None
-            keep = keep | untouched  # (B, T, U)
-            self.removed[site.what] = self.removed[site.what] + keep.numel() - keep.count_nonzero()
-            return x * keep[..., None]
+            keep, (here, others) = keep.to(x.device), on(x.device)  # keep: (B, T, U)
+            removed = ((keep.shape[-1] - keep.count_nonzero(-1)) * here).sum()
+            self.removed[site.what] = self.removed[site.what] + removed.to(self.model.device)
+            return x.where((keep | others)[..., None], 0)
 
         with visiting(self.model, visit):
             return self.model(inputs, logits_to_keep=logits_to_keep, **context()).logits

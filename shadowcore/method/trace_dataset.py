@@ -1,4 +1,7 @@
-"""Token traces as training reads them: chunk by chunk, so that a device never holds more than a chunk of them."""
+"""Traces as training reads them: chunk by chunk, so that a device never holds more than a chunk of them.
+
+An example is a token or a whole window; the words below are those of tokens.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +55,10 @@ class Chunk:
 
 
 class TraceDataset:
-    """The token traces of one split by one criterion: open files (`artifacts.open_tensors`), shard after shard."""
+    """The traces of one split by one criterion: open files (`artifacts.open_tensors`), shard after shard.
+
+    examples: tokens or windows; most: how many there are at most, the first ones, None for all.
+    """
 
     def __init__(
         self,
@@ -63,10 +69,14 @@ class TraceDataset:
         kinds: Sequence[Kind],
         sites: Sequence[Site],
         device: torch.device,
+        examples: str = "tokens",
+        most: int | None = None,
     ):
-        self.bits, self.sizes, self.device = bits, sizes, device
-        self.features = {site: feature_name(site) for site in sites}
-        self.packed = {kind: (codes_name(criterion, kind), top_name(criterion, kind)) for kind in kinds}
+        self.traces, self.bits, self.sizes, self.device = traces, bits, sizes, device
+        self.features = {site: feature_name(site, examples) for site in sites}
+        self.packed = {
+            kind: (codes_name(criterion, kind, examples), top_name(criterion, kind, examples)) for kind in kinds
+        }
         packed = sum(sizes.layers * (sizes.units(kind) * bits // 8 + 4) for kind in kinds)
         rows = max(1, CHUNK_BYTES // (packed + len(sites) * sizes.width * 2))
         self.kept: dict[tuple, torch.Tensor] = {}  # what was read, as long as there is room for it on the device
@@ -85,6 +95,7 @@ class TraceDataset:
                         f"{trace.path}: tensor '{name}' is {found.get_dtype()} {found.get_shape()} where {dtype} "
                         f"{[tokens, *shape]} is read; delete the file and run the study again"
                     )
+            tokens = tokens if most is None else min(tokens, most - len(self))
             self.places += [(trace, start, min(start + rows, tokens)) for start in range(0, tokens, rows)]
 
     def __len__(self) -> int:

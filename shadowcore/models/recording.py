@@ -1,4 +1,4 @@
-"""Looking inside someone else's model: visit each layer's residual, heads, FFN input and neurons as they flow by.
+"""Looking inside someone else's model: visit each layer's residuals, heads, FFN input and neurons as they flow by.
 
 Criteria read these activations and masks replace them. The hooks are removed afterwards.
 """
@@ -11,15 +11,17 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from shadowcore.models.families import KINDS, Kind, dimensions_of, layers_of, output_projection
-from shadowcore.models.ffn import ffn_inputs
+from shadowcore.models.families import KINDS, Kind, device_of, dimensions_of, layers_of, output_projection
+from shadowcore.models.ffn import ffn_inputs, norm_before_ffn
 
 
 class Site(NamedTuple):
-    """A place in the model: the residual entering a layer, its heads, the input of its FFN, or its neurons."""
+    """A place in the model: the residual entering a layer, its heads, the residual that the norm of its FFN reads, the
+    input of its FFN, or its neurons. A family without such a norm has no `ffn_residual`.
+    """
 
     layer: int
-    what: Literal["residual", "ffn_input"] | Kind
+    what: Literal["residual", "ffn_residual", "ffn_input"] | Kind
 
 
 Visit = Callable[[Site, torch.Tensor], torch.Tensor | None]
@@ -31,9 +33,9 @@ Choose = Callable[[Site, torch.Tensor], torch.Tensor | None]
 def visiting(model: torch.nn.Module, visit: Visit) -> Iterator[None]:
     """While the block runs, call `visit(site, x)` at every site of every forward pass, in order.
 
-    x is (B, T, D) at a residual or FFN input and (B, T, U, K) at units (K = 1 for neurons). At units, a returned
-    tensor of the same shape takes the place of x; None leaves it. Hooks are gone afterwards, whatever
-    happens inside.
+    x is (B, T, D) at residuals and FFN inputs, and (B, T, U, K) at units (K = 1 for neurons). At units, a returned
+    tensor of the same shape takes the place of x; None leaves it. x is on the device of the site's layer, if the model
+    is spread over several. Hooks are gone afterwards, whatever happens inside.
     """
     sizes = dimensions_of(model.config)
     shape = {}  # (B, T) of the current pass, because OPT flattens the two dimensions before its FFN
@@ -42,13 +44,13 @@ def visiting(model: torch.nn.Module, visit: Visit) -> Iterator[None]:
         def hook(module, args, kwargs):
             hidden = args[0] if args else kwargs["hidden_states"]
             shape["batch"] = hidden.shape[:2]
-            visit(Site(layer, "residual"), hidden)
+            visit(Site(layer, "residual"), hidden.to(device_of(model, layer)))
 
         return hook
 
-    def at_ffn_input(layer: int):
+    def at_width(layer: int, what: Literal["ffn_residual", "ffn_input"]):
         def hook(module, args):
-            visit(Site(layer, "ffn_input"), args[0].view(*shape["batch"], sizes.width))
+            visit(Site(layer, what), args[0].view(*shape["batch"], sizes.width))
 
         return hook
 
@@ -64,7 +66,9 @@ def visiting(model: torch.nn.Module, visit: Visit) -> Iterator[None]:
     try:
         for index, layer in enumerate(layers_of(model)):
             handles.append(layer.register_forward_pre_hook(at_residual(index), with_kwargs=True))
-            handles.append(ffn_inputs(model, index)[0].register_forward_pre_hook(at_ffn_input(index)))
+            if (norm := norm_before_ffn(model, index)) is not None:
+                handles.append(norm.register_forward_pre_hook(at_width(index, "ffn_residual")))
+            handles.append(ffn_inputs(model, index)[0].register_forward_pre_hook(at_width(index, "ffn_input")))
             for kind in KINDS:
                 projection = output_projection(model, index, kind)
                 handles.append(projection.register_forward_pre_hook(at_units(index, kind)))

@@ -14,6 +14,7 @@ from shadowcore.method.weight_quantization import restored
 from shadowcore.models import families, folders
 from shadowcore.models.contents import check_files
 from shadowcore.models.families import Dimensions, Kind
+from shadowcore.models.tokenizers import fit_tokenizer, load_tokenizer
 from shadowcore.schemas import CRITERIA, THRESHOLDS
 from shadowcore.stages.base import read_card
 from shadowcore.texts import cutting
@@ -29,13 +30,20 @@ def read_tokenizer(card: Path, weights: Path):
     """The tokenizer of a model folder, whose files are checked against the card first."""
     content = read_card(card)
     check_files(weights, content)
-    return folders.fit_tokenizer(folders.load_tokenizer(weights), content["dimensions"]["vocabulary"], str(weights))
+    return fit_tokenizer(load_tokenizer(weights), content["dimensions"]["vocabulary"], str(weights))
 
 
-def read_model(card: Path, weights: Path, dtype: str):
-    """The unchanged Hugging Face model of a folder, on the device; its files are checked against the card first."""
+def read_model(card: Path, weights: Path, dtype: str, spread: bool = True):
+    """The unchanged Hugging Face model of a folder; its files are checked against the card first.
+
+    It is on the device, or, with `spread`, on all GPUs that the job sees (see `folders.device_map`).
+    """
     # cuDNN's attention makes a plan for every shape of a batch, and an evaluation has hundreds of shapes
     torch.backends.cuda.enable_cudnn_sdp(False)
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() and spread else 1
+    if gpus > 1:
+        check_files(weights, read_card(card))
+        return folders.load_model(weights, dtype, gpus)
     return read_model_on_cpu(card, weights, dtype).to(device())
 
 
@@ -115,8 +123,9 @@ def read_predictor(path: Path, sizes: Dimensions) -> Predictor:
     try:
         made_by = artifacts.read_header(path)["spec"]
         shape = (made_by["recipe"][name] for name in ("rank", "segments", "bits", "block"))
-        predictor = Predictor(made_by["method"], sizes, *shape)
-        predictor.load_state_dict(restored(state))
+        with torch.device("meta"):  # initial weights of a large model's predictor take longer than reading it
+            predictor = Predictor(made_by["method"], sizes, *shape, made_by["recipe"].get("scaling") == "per_example")
+        predictor.load_state_dict(restored(state), assign=True)
     except (KeyError, TypeError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ArtifactError(

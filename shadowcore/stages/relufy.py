@@ -51,7 +51,7 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     teacher_card = read_card(inputs.teacher_card)
     tokenizer = reading.read_tokenizer(inputs.teacher_card, inputs.teacher_weights)
     real, heldout = reading.training_windows(inputs.teacher_card, inputs.documents, tokenizer, spec, spec.seed)
-    teacher = reading.read_model(inputs.teacher_card, inputs.teacher_weights, "float32")
+    teacher = reading.read_model(inputs.teacher_card, inputs.teacher_weights, "float32", spread=False)
     head = header("relufy", spec, inputs)
     checkpoint = Checkpoint(outputs.card, head, SECONDS_BETWEEN)
     training = Distillation(teacher, real, spec.recipe, spec.seed)

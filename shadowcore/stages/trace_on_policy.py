@@ -45,7 +45,7 @@ class Inputs:
 
 def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     def masking(model: torch.nn.Module):
-        predictor = reading.read_predictor(inputs.predictor, dimensions_of(model.config)).to(model.device)
+        predictor = reading.read_predictor(inputs.predictor, dimensions_of(model.config)).put_on(model)
         draw = Random(f"{spec.seed} {spec.trace.split} {spec.trace.shard}")
 
         def of_batch(ids: torch.Tensor, scored: torch.Tensor):

@@ -14,7 +14,7 @@ from snakemake.common import overwrite_function_params
 from snakemake.logging import logger
 from snakemake.resources import Resource
 
-from shadowcore import incomplete, manifests, progress_line
+from shadowcore import incomplete, machine, manifests, progress_line
 from shadowcore.errors import ShadowcoreError
 from shadowcore.jobs import options
 from shadowcore.plan import work
@@ -57,6 +57,12 @@ def planned():
         return {(one.rule, one.name): one for one in work(jobs)}
     except ShadowcoreError as error:  # one sentence, without a traceback
         raise WorkflowError(str(error))
+
+
+# Bytes of the GPUs of this machine, if jobs run here.
+@cache
+def gpus_here():
+    return machine.gpu_memory() if workflow.resource_settings.nodes is None else ()
 
 
 # ---- what a rule is made of
@@ -119,7 +125,7 @@ def resources_of(rule):
 
     def needed(wildcards, attempt):
         key = rule, name_of(rule, *values(rule, wildcards))
-        return planned().get(key, Work(*key)).resources(attempt)
+        return planned().get(key, Work(*key)).resources(attempt, gpus_here())
 
     def runtime(wildcards, attempt):
         words = [f"--devices {needed(wildcards, attempt)['devices']}"] if facts.torch == "gpu" else []
