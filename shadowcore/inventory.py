@@ -13,6 +13,7 @@ from shadowcore.benchmarks import BENCHMARKS
 from shadowcore.config import Study
 from shadowcore.measure.conditions import Condition, PredictorId
 from shadowcore.measure.methods import METHODS
+from shadowcore.method.predictors import PREDICTORS
 from shadowcore.report.figures import FIGURES
 from shadowcore.rules import RULES, name_of
 from shadowcore.schemas import FINAL_TABLES
@@ -130,7 +131,9 @@ class Inventory:
         """The predictors of a model whose speed is measured."""
         plan, text = self.study.latency, self.study.calibration[0]
         return [
-            PredictorId(model, text, method, plan.criterion, plan.predictor, self.study.seed) for method in plan.methods
+            PredictorId(model, text, method, plan.criterion, plan.predictor, self.study.seed)
+            for method in plan.methods
+            if method in PREDICTORS
         ]
 
     def is_tuned(self, key: PredictorId) -> bool:

@@ -16,7 +16,8 @@ from shadowcore.benchmarks import BENCHMARKS
 from shadowcore.inventory import Inventory
 from shadowcore.measure.conditions import Condition, PredictorId
 from shadowcore.measure.methods import METHODS
-from shadowcore.method.predictors import PROXIES
+from shadowcore.method.low_bit import PROXIES
+from shadowcore.method.predictors import PREDICTORS, TUNED_PROXIES
 from shadowcore.rules import RULES, name_of
 from shadowcore.schemas import MEASURED_TABLES
 
@@ -139,7 +140,7 @@ class Jobs(Inventory):
     ) -> Spec:  # fmt: skip
         """Specification for one shard of a split, with the features for the predictors `readers`."""
         plan, train = self.study.traces, split == "train"
-        recipes = [(one, self.study.recipe_of(one.predictor)) for one in readers if one.method not in PROXIES]
+        recipes = [(one, self.study.recipe_of(one.predictor)) for one in readers if one.method not in TUNED_PROXIES]
         designs = {(one.method, recipe.segments, recipe.examples) for one, recipe in recipes}
         return {
             "split": split, "shard": int(shard), "shards": plan.shards if train else 1,
@@ -233,7 +234,9 @@ class Jobs(Inventory):
         section = self.study.latency.model_dump(exclude={"predictor", "methods"})
         return section | {
             "model": model, "weights": "random" if "random" in self.study.models[model].source else "pretrained",
-            "predictors": self.study.latency.methods, "dtype": self.study.models[model].dtype, "seed": self.study.seed,
+            "predictors": [name for name in self.study.latency.methods if name in PREDICTORS],
+            "proxies": [name for name in self.study.latency.methods if name in PROXIES],
+            "dtype": self.study.models[model].dtype, "seed": self.study.seed,
         }  # fmt: skip
 
     def _latency_reads(self, model: str) -> Files:

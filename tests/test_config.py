@@ -409,6 +409,10 @@ def test_a_sentence_names_the_key_what_was_found_and_what_is_allowed(path, value
         ({"also": [{"batch": 2}, {"batch": 2}]}, ["latency_random.also", "twice"]),
         ({"active": 1.5}, ["latency_random.active: must be less than 1"]),
         ({"designs": [{"method": "shadow", "rank_heads": 0, "rank_neurons": 4}]}, ["designs[0].rank_heads: must be 1"]),
+        ({"designs": [{"method": "shadow", "rank_heads": 4}]}, ["designs[0].rank_neurons: must be given"]),
+        ({"designs": [{"method": "proxy4", "rank_heads": 4}]}, ["designs[0].rank_heads", "left out", "proxy4"]),
+        ({"designs": [{"method": "proxy4", "bits": 8}]}, ["designs[0].method: proxy4", "bits"]),
+        ({"designs": [{"method": "proxy4"}], "units": "heads"}, ["latency_random.designs: proxy4", "heads"]),
         ({"desing": []}, ["latency_random: unknown key 'desing'; did you mean 'designs'"]),
     ],
 )
@@ -421,6 +425,17 @@ def test_what_is_timed_with_random_weights_is_checked_as_the_rest(changes, names
     with pytest.raises(ConfigError) as refused:
         parse_study(data, "config")
     assert all(name in str(refused.value) for name in names), refused.value
+
+
+def test_proxies_are_timed_without_a_predictor():
+    study = changed(["latency", "methods"], ["proxy4", "shadow", "proxy3_ahead"])
+    jobs = Jobs(parse_study(study, "config"))
+    spec = json.loads(jobs.latency("smollm2-135m")["spec"])
+    assert spec["predictors"] == ["shadow"] and spec["proxies"] == ["proxy4", "proxy3_ahead"]
+    assert [one.method for one in jobs.latency_predictors("smollm2-135m")] == ["shadow"]
+    study["latency"]["units"] = "heads"
+    with pytest.raises(ConfigError, match="latency.methods: proxy4 .*heads"):
+        parse_study(study, "config")
 
 
 def test_examples_need_a_training_split_or_a_task_without_them():

@@ -17,6 +17,7 @@ import shadowcore as sc
 from shadowcore import artifacts, benchmarks, cli
 from shadowcore.errors import ArtifactError, ConfigError, SourceError
 from shadowcore.library import decoding
+from shadowcore.measure.equivalence import check
 from shadowcore.measure.group import Group
 from shadowcore.measure.harness import Questions
 from shadowcore.measure.perplexity import window_losses
@@ -250,6 +251,17 @@ def test_the_model_is_left_as_it_was_whatever_happens(tiny, tokens):
     for use in (lambda: sparse(tokens), lambda: sparse.generate(tokens), lambda: sc.perplexity(sparse, None, [])):
         with pytest.raises(ConfigError, match="block has ended"):
             use()
+
+
+@pytest.mark.parametrize("method", ["proxy4", "proxy3_ahead"])
+def test_a_proxy_needs_no_predictor(tiny, tokens, method):
+    tiny = tiny.float()
+    decoder = sc.decoder(tiny, method, sparsity=0.25)
+    check(method, decoder.sparse, tiny, tokens[:1], 3, decoder.masks)
+    assert len(decoder.generate(tokens[0].tolist(), max_new_tokens=3, eos_token_id=-1)) == 3
+    kept = decoder.sparse.keep_masks()
+    neurons = kept["neurons"].shape[1]
+    assert kept["neurons"].sum(1).tolist() == [neurons] + 3 * [neurons * 3 // 4] and kept["heads"].all()
 
 
 def test_the_decoder_says_what_the_sparse_model_says(tiny, tokens):
@@ -487,6 +499,8 @@ def test_a_model_or_a_predictor_that_does_not_fit_is_one_sentence(loaded, texts,
         (lambda: sc.train_predictor("gpt2", tokenizer, texts), ["model", "str"]),
         (lambda: sc.decoder(model, "smollm2-shadow"), ["predictor", "from_pretrained"]),
         (lambda: sc.decoder(model, predictor, units="both"), ["units", "heads"]),
+        (lambda: sc.decoder(model, "proxy4", units="both"), ["units", "heads"]),
+        (lambda: sc.decoder(model, "proxy5"), ["predictor", "proxy4"]),
         (lambda: sc.decoder(model, predictor, policy="globl"), ["policy", "global"]),
         (lambda: sc.decoder(model, layerwise, policy="global"), ["policy", "layerwise", "per_layer"]),
         (lambda: sc.decoder(model, predictor, backend="cuda"), ["backend", "triton"]),
@@ -596,6 +610,8 @@ def test_generate_prints_dense_and_sparse(study, capsys):
     study[1]("shadow+l2_norm+small")  # the papers' criterion is taken of two
     assert cli.main([*command, "--max-new-tokens", "1"]) == 0
     assert "by plainact" in capsys.readouterr().out
+    assert cli.main(["generate", str(study[0]), "x", "--method", "proxy2", "--max-new-tokens", "1"]) == 0
+    assert "proxy2 skips 50 % of the neurons of smollm2-135m by low-bit copies" in capsys.readouterr().out
 
 
 def test_generate_names_the_choices_and_what_is_missing(study, capsys, tmp_path):
@@ -616,5 +632,7 @@ def test_generate_names_the_choices_and_what_is_missing(study, capsys, tmp_path)
     assert "no such folder" in refused(str(root / "none"), "x")
     (tmp_path / "empty").mkdir()
     assert "no trained predictors" in refused(str(tmp_path / "empty"), "x")
+    assert "--model: " in refused(str(tmp_path / "empty"), "x", "--method", "proxy4")
+    assert "'smollm'" in refused(str(root), "x", "--method", "proxy4", "--model", "smollm")
     (root / "models").unlink()
     assert "card.json: no such file" in refused(str(root), "x", "--predictor", "small")

@@ -10,7 +10,7 @@ from shadowcore.measure.ffn_selectors import ProxyMasks
 from shadowcore.measure.methods import METHODS
 from shadowcore.measure.sparsity import ConstantMasks, PredictedMasks, no_context
 from shadowcore.method.policies import POLICIES, per_layer
-from shadowcore.method.predictors import PROXIES, Predictor
+from shadowcore.method.predictors import TUNED_PROXIES, Predictor
 from shadowcore.method.tracing import TracePlan, trace
 from shadowcore.method.training import set_constants
 from shadowcore.method.training_state import Checkpoint
@@ -82,7 +82,7 @@ def test_tuned_constants_begin_as_static_and_read_nothing(tiny):
 @pytest.mark.parametrize("name", ["proxy3_tuned", "proxy2_ahead_tuned"])
 def test_tuned_gains_begin_as_the_proxy_and_multiply_its_norms(tiny, tokens, name):
     """Before tuning the masks are the proxy's; afterwards those of the scores times the gains. No byte is added."""
-    bits, ahead = PROXIES[name]
+    bits, ahead = TUNED_PROXIES[name]
     predictor, proxy = Predictor(name, dimensions_of(tiny.config), {"heads": 2, "neurons": 8}), None
     for gains in (torch.zeros(3, predictor.sizes.neurons), torch.randn(3, predictor.sizes.neurons)):
         for scorer, values in zip(predictor.scorers["neurons"], gains, strict=True):
@@ -126,8 +126,8 @@ def test_tuning_brings_the_sparse_model_nearer_to_the_dense_one_and_repeats_itse
     def tuned(progress=lambda done, total: None):
         torch.manual_seed(0)
         predictor = Predictor(design, sizes, {"neurons": 8, "heads": 2}, 2)
-        if design in PROXIES:
-            predictor.proxy = ProxyMasks(tiny, *PROXIES[design][:1], 0, *PROXIES[design][1:]).scores
+        if design in TUNED_PROXIES:
+            predictor.proxy = ProxyMasks(tiny, *TUNED_PROXIES[design][:1], 0, *TUNED_PROXIES[design][1:]).scores
         others = predictor.scorers["heads"] if "heads" in predictor.kinds else torch.nn.Module()
         before = {name: value.clone() for name, value in others.state_dict().items()}
 

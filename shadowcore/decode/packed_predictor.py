@@ -54,13 +54,14 @@ class PackedPredictor:
         """Kinds of unit this predictor scores."""
         return tuple(self.groups[0].outer)
 
-    def tensors(self) -> list[torch.Tensor]:
-        """All weights."""
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all weights."""
         tensors = []
         for group in self.groups:
             tensors += [group.inner, group.inner_bias, group.inner_scale]
             tensors += [tensor for scorer in group.outer.values() for tensor in scorer]
-        return [tensor for tensor in tensors if tensor is not None]
+        return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
     def read(self, site: Site, feature: torch.Tensor, kind: Kind) -> tuple[tuple[int, ...], torch.Tensor]:
         """The layers predicted from `site` and their scores (..., layers, U) in float32, for a feature (..., D)."""

@@ -75,7 +75,7 @@ class TorchGraph(ReplayedDecoder):
         mixed = functional.scaled_dot_product_attention(query[:, :, None], keys, values, visible, enable_gqa=grouped)
         x = x + operations.add(out_weight.flatten(0, 1), out_bias, mixed.flatten(1))
         normed = _norm(x, norms[2], norms[3], first.ffn_norm.eps, first.ffn_norm.rms)
-        active = self._activate(operations.project(in_weight, in_bias, normed))
+        active = operations.activate(operations.project(in_weight, in_bias, normed), self.layout.activation)
         return x + operations.add(down_weight, down_bias, active)
 
 

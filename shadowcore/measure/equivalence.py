@@ -23,6 +23,7 @@ from shadowcore.decode.decoder import Decoder
 from shadowcore.decode.selection import DenseSelection, Kept, Selection
 from shadowcore.errors import ShadowcoreError
 from shadowcore.measure.dense_baselines import HuggingFaceDecoder
+from shadowcore.measure.ffn_selectors import ProxyMasks
 from shadowcore.measure.predictor_free import ThresholdMasks
 from shadowcore.measure.sparsity import PredictedMasks, SparseModel
 from shadowcore.method.policies import WHOLE_MODEL_POLICIES, top_units
@@ -80,13 +81,13 @@ def check(
     model: torch.nn.Module,
     ids: torch.Tensor,
     new_tokens: int,
-    masks: PredictedMasks | None = None,
+    masks: PredictedMasks | ProxyMasks | None = None,
     expected: Mapping[Kind, torch.Tensor] | None = None,
 ) -> Agreement:
     """Compare a decoder's greedy continuation of ids (1, T), T at least 2, with the Hugging Face model's.
 
-    masks: what the evaluation harness would keep, for a decoder with a predictor. expected[kind] (L, U): the units
-    that every step must keep, for a decoder whose units are fixed. Raises Disagreement, naming the variant.
+    masks: what the evaluation harness would keep, for a decoder with a predictor or a proxy. expected[kind] (L, U): the
+    units that every step must keep, for a decoder whose units are fixed. Raises Disagreement, naming the variant.
     """
     steps = record(decoder, ids, new_tokens)
     for kind, mask in (expected or {}).items():
@@ -96,7 +97,7 @@ def check(
 
     def see(site: Site, x: torch.Tensor) -> None:
         for kind in masks.kinds if masks else ():
-            if (reading := masks.predictor.read(site, x.flatten(2), kind)) is not None:
+            if (reading := masks.read(site, x.flatten(2), kind)) is not None:
                 scores.setdefault(site, {})[kind] = reading
 
     reference = HuggingFaceDecoder(model)
@@ -113,7 +114,7 @@ def check(
     unit_ties = 0
     for by_kind in scores.values():
         for kind, (layers, scored) in by_kind.items():
-            block = masks.predictor.blocks[kind]
+            block = masks.blocks[kind]
             kept = steps.keep[kind][list(layers)].transpose(0, 1)[None]  # (1, N, layers, U)
             wanted = masks.policy(scored, masks.sparsity_pct)
             whole = masks.policy_name in WHOLE_MODEL_POLICIES

@@ -71,6 +71,7 @@ class PredictedMasks(Masks):
     def __init__(self, predictor: Predictor, kinds: tuple[Kind, ...], policy: str, sparsity_pct: int):
         self.predictor, self.kinds, self.sparsity_pct = predictor, kinds, sparsity_pct
         self.policy_name, self.policy = policy, POLICIES[policy]
+        self.read, self.blocks = predictor.read, predictor.blocks
 
     def begin(self, ids: torch.Tensor, scored: torch.Tensor, context: Context, protocol: Protocol = TOKEN) -> Choose:
         source = protocol.source(scored)

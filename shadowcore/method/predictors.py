@@ -31,6 +31,7 @@ import torch
 from torch import nn
 
 from shadowcore.errors import ConfigError
+from shadowcore.method.low_bit import PROXIES
 from shadowcore.models.families import KINDS, Dimensions, Kind, device_of
 from shadowcore.models.recording import Site
 
@@ -91,16 +92,15 @@ PREDICTORS: dict[str, Callable[..., list[Group]]] = {
     "dejavu": dejavu,
     "static_tuned": shadow,  # its scorers ignore what they read
 }
-# bits of the copy, and whether it is used ahead of the attention
-PROXIES = {f"proxy{bits}{'_ahead' * ahead}_tuned": (bits, ahead) for ahead in (False, True) for bits in (4, 3, 2)}
-TUNED_ONLY = ("static_tuned", *PROXIES)  # designs with nothing to learn from traces
+TUNED_PROXIES = {f"{name}_tuned": proxy for name, proxy in PROXIES.items()}
+TUNED_ONLY = ("static_tuned", *TUNED_PROXIES)  # designs with nothing to learn from traces
 DECODED = tuple(name for name in PREDICTORS if name not in ("dejavu", *TUNED_ONLY))  # designs that our decoders run
 
 
 def groups_of(design: str, layers: int, count: int = 1) -> list[Group]:
     """The groups of a design in a model of `layers` layers; `count` is the number of segments."""
-    if design in PROXIES:
-        return proxied(layers, *PROXIES[design][1:])
+    if design in TUNED_PROXIES:
+        return proxied(layers, *TUNED_PROXIES[design][1:])
     return segments(layers, count) if design == "segments" else PREDICTORS[design](layers)
 
 
@@ -178,7 +178,7 @@ class Predictor(nn.Module):
         """
         super().__init__()
         if design in TUNED_ONLY:
-            kinds = ("neurons",) if design in PROXIES else tuple(ranks)
+            kinds = ("neurons",) if design in TUNED_PROXIES else tuple(ranks)
             ranks, bits, block, per_example = dict.fromkeys(kinds, 0), 16, 1, False
         self.proxy: Callable[[int, torch.Tensor], torch.Tensor] | None = None  # of a layer and what its site has
         self.design, self.sizes, self.ranks, self.bits = design, sizes, dict(ranks), bits
@@ -190,7 +190,7 @@ class Predictor(nn.Module):
             {
                 kind: nn.ModuleList(
                     Gains(sizes.units(kind))
-                    if design in PROXIES
+                    if design in TUNED_PROXIES
                     else UnitScorer(
                         feature_width(sizes, group.site),
                         ranks[kind],

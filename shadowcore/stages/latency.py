@@ -8,6 +8,7 @@ On a GPU the Triton decoder is measured, with modes that only it has; without a 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,12 +18,14 @@ import torch
 from shadowcore import artifacts, provenance
 from shadowcore.decode.decoder import Decoder
 from shadowcore.decode.layout import Layout, compacted, decoded_positions, from_model
+from shadowcore.decode.low_bit_proxy import LowBitCopies, Proxy
 from shadowcore.decode.random_weights import require_bytes
 from shadowcore.decode.selection import FixedSelection, PredictedSelection
 from shadowcore.measure import gpu_timing, latency
 from shadowcore.measure.dense_baselines import HuggingFaceDecoder
 from shadowcore.measure.equivalence import Agreement, Disagreement, check, check_thresholds
-from shadowcore.measure.latency_variants import graph_decoder
+from shadowcore.measure.ffn_selectors import ProxyMasks
+from shadowcore.measure.latency_variants import graph_decoder, proxy_keys
 from shadowcore.measure.sparsity import PredictedMasks
 from shadowcore.method.policies import POLICIES
 from shadowcore.method.predictors import FIRST_SPARSE_LAYER, Predictor
@@ -46,7 +49,7 @@ THRESHOLD_WINDOWS = 8  # of the prompt's length, to see how large neurons are
 
 @dataclass(frozen=True)
 class Spec:
-    """predictors: the method of each file of --predictors, in order."""
+    """predictors: the method of each file of --predictors, in order. proxies: methods that choose by low-bit copies."""
 
     model: str
     weights: str
@@ -55,6 +58,7 @@ class Spec:
     units: str
     sparsities_pct: tuple[int, ...]
     predictors: tuple[str, ...]
+    proxies: tuple[str, ...]
     prompt_tokens: int
     new_tokens: int
     repeats: int
@@ -82,13 +86,14 @@ class Outputs:
 class Variant:
     """One way to decode: the key columns of its rows, its decoder, and what its check compares.
 
-    masks: what the evaluation harness would keep, for a predictor; expected[kind] (L, U): the units it must keep,
-    where they are fixed; thresholds (L,): of neurons' magnitudes, for a decoder that does not report what it kept.
+    masks: what the evaluation harness would keep, for a predictor or proxy; expected[kind] (L, U): the units that it
+    must keep, where they are fixed; thresholds (L,): of neurons' magnitudes, for a decoder that does not report what it
+    kept.
     """
 
     keys: dict[str, Any]
     decoder: Any
-    masks: PredictedMasks | None = None
+    masks: PredictedMasks | ProxyMasks | None = None
     expected: Mapping[Kind, torch.Tensor] | None = None
     thresholds: torch.Tensor | None = None
 
@@ -171,6 +176,7 @@ def variants_of(spec: Spec, model: torch.nn.Module, room: int, choosers: Chooser
         keys = {"mode": "relu", "sparsity_pct": 0}
         zeros = [0.0] * layout.sizes.layers
         variants["relu"] = Variant(keys, make(layout, room, thresholds=zeros), thresholds=torch.tensor(zeros))
+    proxies = proxies_of(spec.proxies, model, layout)
     magnitudes = None
     if triton and "neurons" in kinds:
         magnitudes = neuron_magnitudes(model, choosers.windows, 1, ["threshold"])["threshold"]
@@ -190,6 +196,13 @@ def variants_of(spec: Spec, model: torch.nn.Module, room: int, choosers: Chooser
                 make(layout, room, PredictedSelection(predictor, POLICY, dict.fromkeys(kinds, pct))),
                 masks=PredictedMasks(predictor, kinds, POLICY, pct),
             )  # fmt: skip
+        for method, (proxy, masks) in proxies.items():
+            at_pct = copy(masks)
+            at_pct.sparsity_pct = pct
+            variants[f"{method} {pct}"] = Variant(
+                proxy_keys(method, pct, layout.sizes.layers),
+                make(layout, room, PredictedSelection(proxy, POLICY, {"neurons": pct})), masks=at_pct,
+            )  # fmt: skip
         if magnitudes is not None:
             layers = range(FIRST_SPARSE_LAYER, layout.sizes.layers)
             thresholds = [-1.0] * FIRST_SPARSE_LAYER + [magnitudes.threshold(layer, pct) for layer in layers]
@@ -198,6 +211,13 @@ def variants_of(spec: Spec, model: torch.nn.Module, room: int, choosers: Chooser
                 make(layout, room, thresholds=thresholds), thresholds=torch.tensor(thresholds),
             )  # fmt: skip
     return variants
+
+
+def proxies_of(methods: Sequence[str], model: torch.nn.Module, layout: Layout) -> dict[str, tuple[Proxy, ProxyMasks]]:
+    """Each proxy of the decoders, and what the evaluation makes of the same method."""
+    copies: dict[int, LowBitCopies] = {}
+    proxies = [Proxy(layout, method, copies) for method in methods]
+    return {proxy.design: (proxy, ProxyMasks(model, proxy.bits, 0, proxy.ahead)) for proxy in proxies}
 
 
 def check_variant(name: str, variant: Variant, model: torch.nn.Module, ids: torch.Tensor, new_tokens: int) -> Agreement:

@@ -13,7 +13,7 @@ import torch
 from shadowcore import artifacts
 from shadowcore.method import tracing
 from shadowcore.method.policies import POLICIES
-from shadowcore.method.predictors import FIRST_SPARSE_LAYER, PREDICTOR_SCHEMA, PROXIES, TUNED_ONLY, Predictor
+from shadowcore.method.predictors import FIRST_SPARSE_LAYER, PREDICTOR_SCHEMA, TUNED_ONLY, TUNED_PROXIES, Predictor
 from shadowcore.method.ranking import correlation, ranks, recall
 from shadowcore.method.trace_dataset import TraceDataset
 from shadowcore.method.training import Recipe, fit, mean_scores, set_constants, target_of
@@ -93,7 +93,7 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     predictor = Predictor(spec.method, sizes, *shape).to(device())
     head = header("train-predictor", spec, inputs)
     checkpoint = Checkpoint(outputs.predictor, head)
-    if spec.method in PROXIES:  # gains of 1, and no trace has what they read
+    if spec.method in TUNED_PROXIES:  # gains of 1, and no trace has what they read
         write(predictor, [], [training_row(spec, predictor, "neurons", [], 0, 0)], outputs, head)
         return
     with ExitStack() as stack:

@@ -11,7 +11,7 @@ import torch
 from shadowcore.errors import ConfigError
 from shadowcore.measure.ffn_selectors import ProxyMasks
 from shadowcore.measure.sparsity import PredictedMasks, no_context
-from shadowcore.method.predictors import PROXIES
+from shadowcore.method.predictors import TUNED_PROXIES
 from shadowcore.method.training_state import Checkpoint
 from shadowcore.method.tuning import Tuning, tune
 from shadowcore.models.families import KINDS_OF, dimensions_of
@@ -56,8 +56,8 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     kinds = tuple(kind for kind in KINDS_OF[spec.units] if kind in predictor.kinds)
     if not kinds:
         raise ConfigError(f"tuning.units: {spec.units} cannot be tuned for {spec.method}, which has neurons only")
-    if spec.method in PROXIES:
-        bits, ahead = PROXIES[spec.method]
+    if spec.method in TUNED_PROXIES:
+        bits, ahead = TUNED_PROXIES[spec.method]
         predictor.proxy = ProxyMasks(model, bits, 0, ahead).scores  # their sparsity is not used
 
     def masking(sparsity_pct: int, ids: torch.Tensor, scored: torch.Tensor):
@@ -70,7 +70,7 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     rows = [train_predictor.training_row(spec, predictor, kind, [fit], tokens, spec.tuning.epochs) for kind in kinds]
     with ExitStack() as stack:
         quality = []
-        if spec.method not in PROXIES:  # no trace has what they read
+        if spec.method not in TUNED_PROXIES:  # no trace has what they read
             train = open_traces(stack, inputs.traces, spec, spec.token_bits, predictor)
             held = open_traces(stack, inputs.heldout, spec, spec.heldout_bits, predictor)
             quality = train_predictor.rank_quality(spec, predictor, train, held)
