@@ -430,7 +430,7 @@ def test_what_is_timed_with_random_weights_is_checked_as_the_rest(changes, names
 def test_proxies_are_timed_without_a_predictor():
     study = changed(["latency", "methods"], ["proxy4", "shadow", "proxy3_ahead"])
     jobs = Jobs(parse_study(study, "config"))
-    spec = json.loads(jobs.latency("smollm2-135m")["spec"])
+    spec = jobs.latency("smollm2-135m")
     assert spec["predictors"] == ["shadow"] and spec["proxies"] == ["proxy4", "proxy3_ahead"]
     assert [one.method for one in jobs.latency_predictors("smollm2-135m")] == ["shadow"]
     study["latency"]["units"] = "heads"
