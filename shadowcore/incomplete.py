@@ -23,7 +23,7 @@ from shadowcore import artifacts, logs, manifests, plan
 from shadowcore.errors import ShadowcoreError
 from shadowcore.jobs import Jobs, as_json, options
 from shadowcore.provenance import fingerprint
-from shadowcore.report.claims import PUBLISHED
+from shadowcore.report import PUBLISHED
 from shadowcore.report.tables import read_files
 from shadowcore.rules import RULES, name_of, outputs
 from shadowcore.schemas import MEASURED_TABLES

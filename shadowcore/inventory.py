@@ -14,7 +14,7 @@ from shadowcore.config import Study
 from shadowcore.measure.conditions import Condition, PredictorId
 from shadowcore.measure.methods import METHODS
 from shadowcore.method.predictors import PREDICTORS
-from shadowcore.report.figures import FIGURES
+from shadowcore.report.captions import CAPTIONS
 from shadowcore.rules import RULES, name_of
 from shadowcore.schemas import FINAL_TABLES
 
@@ -177,4 +177,4 @@ class Inventory:
 
     def figure_files(self, model: str) -> list[str]:
         """The files of all figures of a model; figures with nothing to show are not written."""
-        return [f"{self.root}/figures/{model}/{name}.{kind}" for name, kind in product(FIGURES, ("pdf", "png"))]
+        return [f"{self.root}/figures/{model}/{name}.{kind}" for name, kind in product(CAPTIONS, ("pdf", "png"))]

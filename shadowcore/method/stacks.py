@@ -12,10 +12,12 @@ from torch.nn import functional
 from shadowcore.method.predictors import Group, Predictor, UnitScorer, unit_range
 from shadowcore.method.trace_dataset import Chunk
 from shadowcore.models.families import Kind
+from shadowcore.models.products import product
 
 Loss = Callable[..., torch.Tensor]  # of torch.nn.functional: (found, wanted, reduction) -> loss
 # of what a stack reads or makes for a batch, several times over: as much as a CPU's cache holds, or as keeps a GPU busy
 STACK_BYTES = {"cpu": 2**21, "cuda": 2**28}
+SMALL = 2**14  # numbers in a matrix, below which a call of its own for each group takes longer than the product
 
 
 class Stack:
@@ -80,13 +82,21 @@ class Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias):
         ctx.save_for_backward(x, weight)
-        return torch.baddbmm(bias[:, None], x, weight.mT)
+        return _products(x, weight, bias)
 
     @staticmethod
     def backward(ctx, slope):
         x, weight = ctx.saved_tensors
-        to_x = slope @ weight if ctx.needs_input_grad[0] else None
-        return to_x, slope.mT @ x, slope.sum(1)
+        to_x = _products(slope, weight.mT) if ctx.needs_input_grad[0] else None
+        return to_x, _products(slope.mT, x.mT), slope.sum(1)
+
+
+def _products(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """`product` of every group, (G, n, out), for x (G, n, in), weight (G, out, in) and bias (G, out)."""
+    if x.is_cuda or weight[0].numel() < SMALL:  # one call for all groups
+        return x @ weight.mT if bias is None else torch.baddbmm(bias[:, None], x, weight.mT)
+    made = [product(*group) for group in zip(x, weight, *([] if bias is None else [bias]), strict=True)]
+    return made[0][None] if len(made) == 1 else torch.stack(made)  # a stack of one would be a copy
 
 
 def stacks_of(predictor: Predictor, kind: Kind, batch: int) -> list[Stack]:

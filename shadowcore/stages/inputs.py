@@ -14,6 +14,7 @@ from shadowcore.method.weight_quantization import restored
 from shadowcore.models import families, folders
 from shadowcore.models.contents import check_files
 from shadowcore.models.families import Dimensions, Kind
+from shadowcore.models.products import make_fast
 from shadowcore.models.tokenizers import fit_tokenizer, load_tokenizer
 from shadowcore.schemas import CRITERIA, THRESHOLDS
 from shadowcore.stages.base import read_card
@@ -44,7 +45,7 @@ def read_model(card: Path, weights: Path, dtype: str, spread: bool = True):
     if gpus > 1:
         check_files(weights, read_card(card))
         return folders.load_model(weights, dtype, gpus)
-    return read_model_on_cpu(card, weights, dtype).to(device())
+    return make_fast(read_model_on_cpu(card, weights, dtype).to(device()))
 
 
 def read_model_on_cpu(card: Path, weights: Path, dtype: str):
@@ -133,4 +134,4 @@ def read_predictor(path: Path, sizes: Dimensions) -> Predictor:
         ) from None
     if lost := [name for name, value in state.items() if not value.isfinite().all()]:
         raise ArtifactError(f"{path}: tensor '{lost[0]}' is not finite; delete the file and run the study again")
-    return predictor.eval()
+    return make_fast(predictor.eval())

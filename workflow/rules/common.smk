@@ -14,13 +14,13 @@ from snakemake.common import overwrite_function_params
 from snakemake.logging import logger
 from snakemake.resources import Resource
 
-from shadowcore import incomplete, machine, manifests, progress_line
+from shadowcore import machine, manifests, progress_line
 from shadowcore.errors import ShadowcoreError
 from shadowcore.jobs import options
 from shadowcore.plan import work
 from shadowcore.provenance import fingerprint
+from shadowcore.report import PUBLISHED
 from shadowcore.report.captions import CAPTIONS
-from shadowcore.report.claims import PUBLISHED
 from shadowcore.rules import RULES, name_of
 from shadowcore.schemas import FINAL_TABLES
 from shadowcore.work import Work
@@ -204,6 +204,8 @@ def place_of(job):
 
 def report_what_there_is():
     """After a failure: make tables and page of the existing results, and print the error of each failed job."""
+    from shadowcore import incomplete  # imports the plotting packages
+
     single = [member for job in workflow.scheduler.failed for member in getattr(job, "jobs", [job])]
     unfinished = [job for job in workflow.dag.needrun_jobs() if job.log]
     failed = {place_of(job) for job in single if job in set(unfinished)}
