@@ -28,8 +28,10 @@ try:
 except ShadowcoreError as error:
     raise WorkflowError(str(error))
 study, root = jobs.study, str(jobs.root)
-if study.offline:  # a missing source is an error
-    shell.prefix("export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1; ")
+settings = ["HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1"] if study.offline else []  # a missing source is an error
+if study.one_model_at_a_time:  # downloads are deleted with the model's weights, so the hub's cache must not keep them
+    settings.append("SHADOWCORE_OWN_DOWNLOADS=1")
+shell.prefix("".join(f"export {setting}; " for setting in settings))
 
 
 include: "workflow/rules/common.smk"
@@ -58,12 +60,7 @@ if study.one_model_at_a_time:
     include: "workflow/rules/one_model.smk"
 
 
-include: "workflow/rules/sources.smk"
-include: "workflow/rules/importance.smk"
-include: "workflow/rules/predictors.smk"
-include: "workflow/rules/evaluation.smk"
-include: "workflow/rules/latency.smk"
-include: "workflow/rules/report.smk"
+include: "workflow/rules/stages.smk"
 
 
 localrules:

@@ -29,7 +29,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -39,10 +39,12 @@ import numpy as np
 import pandas as pd
 import psutil
 
-from shadowcore import cli, manifests, plan, provenance, rates, states
+from shadowcore import cli, manifests, provenance, rates
 from shadowcore.config import load_study
-from shadowcore.jobs import Evaluation, Jobs
-from shadowcore.work import MEMORY, Work
+from shadowcore.costs import Costs
+from shadowcore.jobs import Jobs
+from shadowcore.rules import RULES, name_of, outputs
+from shadowcore.work import Work
 
 COLUMNS = {
     "model": "name of the model; empty for jobs that all models share",
@@ -71,7 +73,7 @@ accelerate datasets lm_eval.evaluator lm_eval.models.huggingface lm_eval.tasks p
 torch transformers.models.auto.modeling_auto transformers.models.auto.tokenization_auto
 transformers.models.opt.modeling_opt
 """
-SKIPPED = ("latency", "latency_random", *states.REPORT)
+SKIPPED = {rule for rule, facts in RULES.items() if facts.timed or facts.joins}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,19 +111,23 @@ class Chain:
     def __init__(self, jobs: Jobs, gpus: int | None = None):
         self.gpus = gpus
         self.jobs, self.study, self.root = jobs, jobs.study, jobs.root
-        self.costs = plan.Costs(jobs)
+        self.costs = Costs(jobs)
 
     def of(self, model: str) -> Iterator[Job]:
         """A model's jobs; for the empty name those of no model, texts and benchmarks."""
-        order = list(MEMORY)
+        order = [rule for rule in RULES if rule not in SKIPPED]
 
-        def place(work: Work) -> tuple[int, float]:
-            return order.index(work.rule.removesuffix("_oracle")), work.flops  # of evaluations the longest last
+        def place(job: Job) -> tuple[int, float]:
+            return order.index(job.work.rule.removesuffix("_oracle")), job.work.flops  # of evaluations the longest last
 
-        for work in sorted(plan.work(self.jobs), key=place):
-            owner = work.name.split("/")[0]
-            if model == (owner if owner in self.study.models else "") and work.rule not in SKIPPED:
-                yield self.job(work, model)
+        every = [(rule, values) for rule in order for values in self.jobs.names[rule]]
+        of_model = [(rule, values) for rule, values in every if model == self.owner(rule, values)]
+        yield from sorted((self.job(rule, *values) for rule, values in of_model), key=place)
+
+    @staticmethod
+    def owner(rule: str, values: Sequence[str]) -> str:
+        """The model of a job; empty for jobs of no model."""
+        return values[0] if "model" in RULES[rule].wildcards else ""
 
     def alone(self, model: str, count: int) -> Iterator[Job]:
         """Some of a model's conditions, each in a job of its own: what one job for many saves."""
@@ -131,114 +137,28 @@ class Chain:
         jobs.evaluations = {(model, data, f"{ALONE}/{name}"): {name: one} for data, name, one in each[:count]}
         chain = Chain(jobs, self.gpus)
         for key in jobs.evaluations:
-            yield chain.job(chain.costs.evaluated(key), model)
+            yield chain.job("evaluate", *key)
 
-    def job(self, work: Work, model: str) -> Job:
-        """The job that a rule makes of what its wildcards make of a job's name."""
-        made = getattr(self, work.rule)(*work.name.split("/"))
-        outputs = states.outputs(self.root, work.rule, work.name)
-        return Job(work, model, made.pop("options"), outputs, gpus=self.gpus, **made)
-
-    # ---- what the rules say, one method each
-
-    def fetch_model(self, model: str) -> dict[str, Any]:
-        return {"options": {**self.spec(self.jobs.fetch_model(model)), **self.model(model)}}
-
-    def prepare_text(self, text: str) -> dict[str, Any]:
-        return {"options": {**self.spec(self.jobs.prepare_text(text)), **self.text(text, "documents", "tasks")}}
-
-    def prepare_benchmark(self, task: str) -> dict[str, Any]:
-        spec = self.spec(self.jobs.prepare_benchmark(task))
-        return {"options": {**spec, "documents": f"{self.root}/tasks/{task}.parquet"}}
-
-    def gather_benchmarks(self, name: str) -> dict[str, Any]:
-        text = self.study.evaluation.texts[0]
-        return {
-            "options": {"prepared": self.jobs.benchmarks(text), "benchmarks": f"{self.root}/tasks/benchmarks.parquet"}
-        }
-
-    def check_disjoint(self, pair: str) -> dict[str, Any]:
-        calibration, text = pair.split("+")
-        options = {
-            **self.spec(self.jobs.check_disjoint(calibration, text)),
-            "calibrated": f"{self.root}/texts/{calibration}/documents.parquet",
-            "evaluated": f"{self.root}/texts/{text}/documents.parquet",
-            "benchmarks": self.jobs.benchmarks(text),
-            "record": f"{self.root}/checks/disjoint/{pair}.json",
-        }
-        return {"options": options}
-
-    def trace(self, model: str, calibration: str, part: str) -> dict[str, Any]:
-        params = self.jobs.trace(model, *part.split("-"))
-        spec = json.loads(params["spec"])
-        options = {
-            **self.spec(params), "batch": self.study.traces.batch, **self.model(model),
-            **self.text(calibration, "documents"),
-            "trace": f"{self.root}/traces/{model}/{calibration}/{part}.safetensors",
-        }  # fmt: skip
-        windows = len(range(spec["shard"], spec["windows"], spec["shards"]))
-        return {"options": options, "tokens": windows * spec["window_tokens"]}
-
-    def average(self, model: str, calibration: str) -> dict[str, Any]:
-        options = {
-            **self.spec(self.jobs.average(model, calibration)),
-            "traces": self.jobs.dense_traces(model, calibration),
-            "scores": f"{self.root}/scores/{model}/{calibration}.parquet",
-        }
-        return {"options": options}
-
-    def train_predictor(self, model: str, calibration: str, name: str) -> dict[str, Any]:
-        one = self.jobs.trained[model, calibration, name]
-        stem = self.jobs.stem(one)
-        options = {
-            **self.spec(self.jobs.train_predictor(one)),
-            "card": self.model(model)["card"],
-            "traces": self.jobs.traces(one, "train"),
-            "heldout": self.jobs.traces(one, "heldout"),
-            "predictor": f"{stem}.safetensors",
-            "quality": f"{stem}.quality.parquet",
-            "training": f"{stem}.training.parquet",
-        }
-        plan = self.study.traces
-        return {"options": options, "tokens": plan.windows * plan.tokens_per_window}
-
-    def evaluate(self, model: str, data: str, *part: str) -> dict[str, Any]:
-        key = model, data, "/".join(part)
-        own = {
-            "scores": self.jobs.tables_of("scores", key),
-            "thresholds": self.jobs.tables_of("thresholds", key),
-            "predictors": [f"{stem}.safetensors" for stem in self.jobs.predictors_of(key)],
-        }
-        return self.evaluation(key, own)
-
-    def evaluate_oracle(self, model: str, data: str, part: str) -> dict[str, Any]:
-        return self.evaluation((model, data, part), {})
-
-    def evaluation(self, key: Evaluation, own: dict[str, list[str]]) -> dict[str, Any]:
-        model, data, _ = key
-        sizes, conditions, measured = self.study.evaluation, self.jobs.evaluations[key], self.costs.measured[data]
-        options = {
-            **self.spec(self.jobs.evaluate(conditions)),
-            "window_batch": sizes.window_batch, "request_tokens": sizes.request_tokens, **self.model(model),
-            **self.text(data, "documents", "tasks"), "benchmarks": self.jobs.gathered(data), **own,
-            "manifest": f"{self.root}/outcomes/{'/'.join(key)}.json",
-        }  # fmt: skip
-        tokens = measured.prompts + len(conditions) * measured.continued
-        return {"options": options, "conditions": len(conditions), "tokens": tokens}
-
-    # ---- options that several stages have
-
-    def spec(self, params: dict[str, str]) -> dict[str, str]:
-        return {"spec": params["spec"]}
-
-    def model(self, model: str) -> dict[str, str]:
-        return {
-            name: f"{self.root}/models/{model}/{file}" for name, file in (("card", "card.json"), ("weights", "weights"))
-        }
-
-    def text(self, text: str, *names: str) -> dict[str, str]:
-        files = {"documents": "documents", "tasks": "true_continuation"}
-        return {name: f"{self.root}/texts/{text}/{files[name]}.parquet" for name in names}
+    def job(self, rule: str, *values: str) -> Job:
+        """A rule's job. values: of the rule's wildcards."""
+        jobs, name, plan = self.jobs, name_of(rule, *values), self.study.traces
+        read = {option: paths for option, paths in jobs.inputs(rule, *values).items() if option != "after"}
+        batches = {option: getattr(plan if option == "batch" else self.study.evaluation, option)
+                   for option in RULES[rule].batches}  # fmt: skip
+        given = {"spec": jobs.spec(rule, *values), **batches, **read, **jobs.outputs(rule, *values)}
+        conditions, tokens = 0, 0
+        if rule.startswith("evaluate"):
+            measured = self.costs.measured[values[1]]
+            conditions = len(jobs.evaluations[values if rule == "evaluate" else (*values, "oracle")])
+            tokens = measured.prompts + conditions * measured.continued
+        elif rule == "trace":
+            spec = jobs.trace(*values)
+            tokens = len(range(spec["shard"], spec["windows"], spec["shards"])) * spec["window_tokens"]
+        elif rule == "train_predictor":
+            tokens = plan.windows * plan.tokens_per_window
+        work = Work(rule, name, **self.costs.of(rule, *values))
+        files = outputs(self.root, rule, name)
+        return Job(work, self.owner(rule, values), given, files, conditions, tokens, self.gpus)
 
 
 # ---- running them
@@ -353,7 +273,7 @@ def forks_work() -> bool:
 
 def written(job: Job) -> list[Path]:
     """Files and folders that a job left behind, the outcome files that its manifest lists included."""
-    listing = [path for path in job.outputs if job.work.rule in states.EVALUATIONS and path.is_file()]
+    listing = [path for path in job.outputs if "manifest" in RULES[job.work.rule].outputs and path.is_file()]
     return [path for path in (*job.outputs, *manifests.outcomes(listing)) if path.exists()]
 
 

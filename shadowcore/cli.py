@@ -23,32 +23,11 @@ from pathlib import Path
 from shadowcore import __version__, logs
 from shadowcore.devices import reserved
 from shadowcore.errors import ConfigError, OutOfMemory, ShadowcoreError, one_of, out_of_memory
+from shadowcore.rules import RULES
 from shadowcore.terminal import tolerant
 
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # names of glibc's malloc.h
-STAGES = {
-    "fetch-model": "get a model from its source, checked, as safetensors",
-    "relufy": "replace a model's activation by ReLU and distil the original model into it",
-    "prepare-text": "get a text, split it by document, write its multiple-choice task",
-    "prepare-benchmark": "get a benchmark's documents, cut to a seeded subset",
-    "gather-benchmarks": "put the documents of all benchmarks into one file",
-    "check-disjoint": "check that no calibration document is also evaluated",
-    "trace": "importance scores and predictor features of one shard of a text",
-    "trace-on-policy": "scores and features of a model under the masks of a predictor",
-    "average": "mean score of every unit over the calibration windows",
-    "calibrate-thresholds": "quantiles of the absolute activations of every layer's neurons",
-    "train-predictor": "train a predictor and report its ranking quality",
-    "tune-predictor": "tune a predictor on the sparse model that its masks make",
-    "evaluate": "accuracy and perplexity of all conditions of one sparsity",
-    "evaluate-oracle": "accuracy and perplexity with the true scores of each example",
-    "latency": "time per token of our decoder, dense and sparse",
-    "latency-random": "time per token of a published model's dimensions with random weights",
-    "aggregate": "final tables from the measurements of all jobs",
-    "judge-claims": "verdicts on the published claims from the final tables",
-    "check-tables": "check the final tables for impossible values",
-    "draw": "draw a model's figures from the final tables",
-    "write-page": "write a study's page: its figures, tables and origin in one HTML file",
-}
+STAGES = {name.replace("_", "-"): rule.does for name, rule in RULES.items()}
 COMMANDS = {
     "new": "write a commented configuration with defaults to config/NAME.yaml",
     "doctor": "check this machine and environment for problems and suggest fixes",
@@ -103,7 +82,8 @@ def usage() -> str:
 
 def run_stage(name: str, arguments: Sequence[str]) -> None:
     """Parse a stage's options and run it."""
-    stage = import_module(f"shadowcore.stages.{name.replace('-', '_')}").STAGE
+    rule = name.replace("-", "_")
+    stage = import_module(f"shadowcore.stages.{rule}").STAGE
     # imported here, so that `shadowcore --help` is fast
     from shadowcore.stages.base import parse_spec, runtime_fields
 
@@ -134,7 +114,7 @@ def run_stage(name: str, arguments: Sequence[str]) -> None:
     chosen = {name: value for name in runtime_fields(stage.spec) if (value := getattr(parsed, name)) is not None}
     spec = parse_spec(stage.spec, data | chosen if isinstance(data, dict) else data)
     keep_freed_memory()
-    if parsed.threads:
+    if parsed.threads and RULES[rule].torch:
         import torch
 
         torch.set_num_threads(parsed.threads)

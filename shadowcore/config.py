@@ -7,8 +7,6 @@ configuration reruns only stages that read this part.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
-from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,13 +17,14 @@ from shadowcore.config_errors import sentence
 from shadowcore.config_file import read_yaml
 from shadowcore.config_types import Name, Seed, Strict, Switch, list_of
 from shadowcore.errors import ConfigError, near_miss
+from shadowcore.latency_sections import Latency, LatencyRandom
 from shadowcore.measure.conditions import Condition
 from shadowcore.measure.methods import SPARSE
 from shadowcore.method.criteria import CRITERIA
 from shadowcore.method.policies import WHOLE_MODEL_POLICIES
 from shadowcore.method.predictors import TUNED_ONLY, groups_of
 from shadowcore.recipes import AnyPredictor, PredictorConfig, TuningConfig, replacement
-from shadowcore.sections import Evaluation, Grid, Latency, LatencyRandom, Model, Text, Traces, made_here, needs_network
+from shadowcore.sections import Evaluation, Grid, Model, Text, Traces, made_here, needs_network
 from shadowcore.stages.conditions import NEEDS_PROMPTS
 
 
@@ -222,25 +221,8 @@ class Study(Strict):
         dense = Condition(model=model, data=data, method="dense", seed=self.seed)
         yield dense
         for grid in self.conditions:
-            if grid.models and model not in grid.models:
-                continue
-            for name, policy, protocol, units, pct in product(
-                grid.methods, grid.policies, grid.protocols, grid.units, grid.sparsities_pct
-            ):
-                method = SPARSE[name]
-                condition = replace(
-                    dense, method=name, policy=policy if method.has_policy else None, protocol=protocol, units=units,
-                    sparsity_pct=pct,
-                )  # fmt: skip
-                for criterion, predictor, calibration, seed in product(
-                    grid.criteria if method.scores else [method.criterion],
-                    grid.predictors if method.trained else [None],
-                    self.calibration if method.reads else [None],
-                    grid.seeds if method.trained and grid.seeds else [self.seed],
-                ):
-                    yield replace(
-                        condition, criterion=criterion, predictor=predictor, calibration=calibration, seed=seed
-                    )
+            if not grid.models or model in grid.models:
+                yield from grid.combinations(dense, self.calibration)
 
     def chain(self, predictor: str) -> list[str]:
         """A predictor and all predictors that it begins with, the one trained on the dense model first."""

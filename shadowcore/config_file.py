@@ -19,7 +19,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 text (byte {error.start}); save the file as UTF-8") from None
     try:
-        data = _parse(text, path)
+        data = _Loader(text).get_single_data()
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
     except yaml.MarkedYAMLError as error:
         raise ConfigError(f"{path}: not YAML{_line(error)} ({_reason(error)})") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -33,39 +35,21 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return data
 
 
-def _parse(text: str, path: Path) -> Any:
-    loader = yaml.SafeLoader(text)
-    try:
-        node = loader.get_single_node()
-        if node is None:
-            return None
-        _refuse_repeated_keys(node, path)
-        return loader.construct_document(node)
-    finally:
-        loader.dispose()
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that a mapping has twice, because YAML readers silently keep the last one."""
 
-
-def _refuse_repeated_keys(root: yaml.Node, path: Path) -> None:
-    """Raise ConfigError for a key that a mapping has twice, because YAML readers silently keep the last one."""
-    waiting, seen = [root], set()
-    while waiting:
-        node = waiting.pop()
-        if id(node) in seen:  # an alias
-            continue
-        seen.add(id(node))
-        if isinstance(node, yaml.SequenceNode):
-            waiting += reversed(node.value)
-        elif isinstance(node, yaml.MappingNode):
-            lines: dict[tuple[str, str], int] = {}
-            for key, _ in node.value:
-                line, name = key.start_mark.line + 1, (key.tag, str(key.value))
-                if name in lines and isinstance(key, yaml.ScalarNode):
-                    raise ConfigError(
-                        f"{path}: line {line}: the key '{key.value}' is already given on line {lines[name]}; "
-                        "a key may be given once"
-                    )
-                lines[name] = line
-            waiting += [value for _, value in reversed(node.value)]
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        lines: dict[tuple[str, str], int] = {}
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            line, name = key.start_mark.line + 1, (key.tag, key.value)
+            if name in lines:
+                raise ConfigError(
+                    f"line {line}: the key '{key.value}' is already given on line {lines[name]}; a key may be given "
+                    "once"
+                )
+            lines[name] = line
+        return node
 
 
 def _line(error: yaml.MarkedYAMLError) -> str:

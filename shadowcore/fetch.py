@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shadowcore import benchmarks
-from shadowcore.artifacts import replacing
+from shadowcore.atomic import replacing
 from shadowcore.benchmarks import BENCHMARKS
 from shadowcore.config import Study
 from shadowcore.errors import ConfigError, SourceError

@@ -12,22 +12,23 @@ import shutil
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import redirect_stderr
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from shadowcore import artifacts, logs, manifests, plan
 from shadowcore.errors import ShadowcoreError
-from shadowcore.jobs import Jobs
+from shadowcore.jobs import Jobs, as_json, options
+from shadowcore.provenance import fingerprint
 from shadowcore.report import PUBLISHED
 from shadowcore.report.tables import read_files
+from shadowcore.rules import RULES, name_of, outputs
 from shadowcore.schemas import MEASURED_TABLES
-from shadowcore.stages import aggregate, check_tables, draw, judge_claims, write_page
 from shadowcore.stages.base import Missing, to_json
-from shadowcore.states import REPORT, outputs
+from shadowcore.work import Work
 
 NOT_RUN = "not run, because a job before it did not succeed"
 NO_LOG = "it left no log; see the output of Snakemake"
@@ -49,13 +50,9 @@ class Ended:
         unfinished = set(self.unfinished)
         self.work = {work.place: work for work in plan.work(self.jobs) if work.place in unfinished}
         self.missing = [Missing(place, sentence(log_of(self.jobs, place))) for place in sorted(self.failed)]
-        others = [work for place, work in self.work.items() if place not in self.failed and work.rule not in REPORT]
+        others = [work for place, work in self.work.items() if place not in self.failed and not RULES[work.rule].joins]
         for rule, count in Counter(work.rule for work in others).items():
             self.missing.append(Missing(f"{count} {'job' if count == 1 else 'jobs'} of {rule}", NOT_RUN))
-
-    def made_again(self, place: str) -> bool:
-        """Whether this step of the report did not run because an input was missing, so that we must run it."""
-        return place in self.work and place not in self.failed
 
 
 def log_of(jobs: Jobs, place: str) -> Path:
@@ -73,59 +70,32 @@ def report(ended: Ended, introduction: Path) -> None:
 
     introduction: text of the page. If a step fails, it is added to the missing results, and the others continue.
     """
-    jobs = ended.jobs
-    stale = {path for work in ended.work.values() for path in outputs(jobs.root, work.rule, work.name)}
+    jobs, stale = ended.jobs, set()
     for work in ended.work.values():
-        if work.rule in REPORT:  # as Snakemake does before it runs a job
-            for path in outputs(jobs.root, work.rule, work.name):
-                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-
-    def there(*paths: str) -> tuple[Path, ...]:
-        """The files that exist and that no unfinished job would write again."""
-        return tuple(path for path in map(Path, paths) if path not in stale and path.exists())
-
-    tables = [Path(path) for path in jobs.tables(MEASURED_TABLES)]
-    _step(
-        ended, "aggregate", aggregate, aggregate.Spec(tuple(ended.missing)), _measurements(ended, there),
-        aggregate.Outputs(**{path.stem: path for path in tables}),
-    )  # fmt: skip
-    measured, record = tuple(filter(Path.exists, tables)), jobs.root / "checks" / "tables.json"
-    if measured:
-        _step(
-            ended, "check_tables", check_tables, check_tables.Spec(tuple(ended.missing)),
-            check_tables.Inputs(measured), check_tables.Outputs(record),
-        )  # fmt: skip
-    if not record.exists():  # tables with impossible values are not judged, drawn or shown
-        measured = ()
-    claims = Path(*jobs.tables(["claims"]))
-    if measured:
-        _step(
-            ended, "judge_claims", judge_claims, judge_claims.Spec(tuple(ended.missing)),
-            judge_claims.Inputs(measured, PUBLISHED), judge_claims.Outputs(claims),
-        )  # fmt: skip
-    drawn = _draw(ended, measured)
-    shown = (*measured, claims) if measured and claims.exists() else measured
-    spec = json.loads(jobs.write_page()["spec"]) | {"missing": tuple(ended.missing)}
-    _step(
-        ended, "write_page", write_page, write_page.Spec(**spec),
-        write_page.Inputs(shown, drawn, introduction),
-        write_page.Outputs(jobs.root / "index.html"),
-    )  # fmt: skip
-
-
-def _measurements(ended: Ended, there: Callable[..., tuple[Path, ...]]) -> aggregate.Inputs:
-    """The existing inputs of `aggregate`."""
-    jobs = ended.jobs
-    predictors, latencies = jobs.predictors(), jobs.latencies()
-    return aggregate.Inputs(
-        evaluations=there(*jobs.manifests()) + tuple(_of_failed(ended)),
-        scores=there(*jobs.scores()),
-        qualities=there(*(f"{stem}.quality.parquet" for stem in predictors)),
-        trainings=there(*(f"{stem}.training.parquet" for stem in predictors)),
-        latencies=there(*(f"{stem}.parquet" for stem in latencies)),
-        repeats=there(*(f"{stem}.repeats.parquet" for stem in latencies)),
-        refusals=there(*(f"{stem}.refused.parquet" for stem in latencies)),
-    )
+        written = outputs(jobs.root, work.rule, work.name)
+        stale.update(written)  # an unfinished job would write them again
+        for path in written if RULES[work.rule].joins else ():  # as Snakemake does before it runs a job
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    measurements = {
+        option: tuple(path for path in map(Path, paths) if path not in stale and path.exists())
+        for option, paths in jobs.inputs("aggregate").items()
+    }
+    measurements["evaluations"] += tuple(_of_failed(ended))
+    _step(ended, "aggregate", **measurements)
+    tables = tuple(filter(Path.exists, map(Path, jobs.tables(MEASURED_TABLES))))
+    if tables:
+        _step(ended, "check_tables", tables=tables)
+    if not all(map(Path.exists, outputs(jobs.root, "check_tables", ""))):
+        tables = ()  # tables with impossible values are not judged, drawn or shown
+    claims = outputs(jobs.root, "judge_claims", "")
+    if tables:
+        _step(ended, "judge_claims", tables=tables, published=PUBLISHED)
+        models = set().union(*(frame["model"] for frame in read_files(tables).values()))
+        for model in (model for model in jobs.study.models if model in models):
+            _step(ended, "draw", model, tables=tables)
+    drawn = tuple(filter(Path.exists, map(Path, jobs.made_by("draw", "drawn") if tables else ())))
+    shown = (*tables, *filter(Path.exists, claims)) if tables else ()
+    _step(ended, "write_page", tables=shown, drawn=drawn, introduction=introduction)
 
 
 def _of_failed(ended: Ended) -> Iterator[Path]:
@@ -134,56 +104,38 @@ def _of_failed(ended: Ended) -> Iterator[Path]:
     for (model, data, part), conditions in jobs.evaluations.items():
         path = manifests.unfinished(jobs.root / "outcomes" / model / data / f"{part}.json")
         if f"evaluate/{model}/{data}/{part}" in ended.failed and path.is_file():
-            header, params = artifacts.read_header(path), jobs.evaluate(conditions)
-            if (header["code"], header["spec"]) == (params["code"], json.loads(params["spec"])):
+            header, rule = artifacts.read_header(path), "evaluate_oracle" if part == manifests.ORACLE else "evaluate"
+            wanted = fingerprint(f"shadowcore.stages.{rule}"), json.loads(as_json(jobs.evaluation(conditions)))
+            if (header["code"], header["spec"]) == wanted:
                 yield path
 
 
-def _draw(ended: Ended, measured: tuple[Path, ...]) -> tuple[Path, ...]:
-    """Draw the figures of all models with rows; returns the records of all models with figures."""
-    if not measured:
-        return ()
-    frames, drawn = read_files(measured), []
-    models = set().union(*(frame["model"] for frame in frames.values()))
-    for model in ended.jobs.study.models:
-        record = outputs(ended.jobs.root, "draw", model)[0]
-        spec = draw.Spec(model, tuple(ended.missing))
-        if model in models:
-            files = draw.Outputs(record, tuple(map(Path, ended.jobs.figure_files(model))))
-            _step(ended, f"draw/{model}", draw, spec, draw.Inputs(measured), files)
-        drawn += [record] if record.exists() else []
-    return tuple(drawn)
-
-
-def _step(ended: Ended, place: str, module: ModuleType, spec: Any, inputs: Any, results: Any) -> None:
+def _step(ended: Ended, rule: str, *values: str, **inputs: Any) -> None:
     """Run a stage of the report like its rule, with the same log, if it must run; a failure is added to `missing`.
 
     Any exception counts as a failure, so that a figure that cannot handle missing rows does not prevent the page.
     """
-    if not ended.made_again(place):
+    jobs, place = ended.jobs, Work(rule, name_of(rule, *values)).place
+    if place not in ended.work or place in ended.failed:  # Snakemake made it, or tried to
         return
-    log = log_of(ended.jobs, place)
+    stage = import_module(f"shadowcore.stages.{rule}")
+    spec = stage.Spec(**json.loads(jobs.spec(rule, *values)), missing=tuple(ended.missing))
+    made = {option: tuple(map(Path, paths)) if isinstance(paths, list) else Path(paths)
+            for option, paths in jobs.outputs(rule, *values).items()}  # fmt: skip
+    log, name = log_of(jobs, place), rule.replace("_", "-")
     log.parent.mkdir(parents=True, exist_ok=True)
-    stage = module.__name__.rpartition(".")[2].replace("_", "-")
     with open(log, "w", encoding="utf-8") as handle, redirect_stderr(handle):
         started = time.time()
-        print(logs.heading([stage, "--spec", to_json(spec), *_words(inputs), *_words(results)], started), file=handle)
+        print(logs.heading([name, "--spec", to_json(spec), *options(inputs | made)], started), file=handle)
         try:
-            module.run(spec, inputs, results)
+            stage.run(spec, stage.Inputs(**inputs), stage.Outputs(**made))
             print(logs.ending(started), file=handle)
         except ShadowcoreError as error:
-            print(f"shadowcore {stage}: {error}", file=handle)
+            print(f"shadowcore {name}: {error}", file=handle)
         except Exception:
             traceback.print_exc(file=handle)
     if (error := logs.read(log).error) is not None:
         ended.missing.append(Missing(place, error))
-
-
-def _words(files: Any) -> Iterable[str]:
-    """The options that name a stage's files on the command line."""
-    for name, paths in vars(files).items():
-        yield f"--{name.replace('_', '-')}"
-        yield from map(str, paths if isinstance(paths, tuple) else [paths])
 
 
 def end_of_run(ended: Ended) -> list[str]:

@@ -1,335 +1,282 @@
-"""The jobs of a study: specifications for all stages, and paths of all files.
+"""The jobs of a study: the specification and the inputs of each.
 
-Only this module knows the meaning of the rules' wildcards. A line of YAML below `conditions` becomes a call in five
-steps: `sections.Grid` checks it; `Study.conditions_on` makes a `Condition` of each combination; `Jobs.evaluate` puts
-the conditions of one job into a specification, which the rule gives to `shadowcore evaluate`; `stages.evaluate.sources`
-reads the files that a condition's method needs; and the method's row in `measure.methods.METHODS` makes the masks.
+A line of YAML below `conditions` becomes a call in three steps: `Study.conditions_on` makes a `Condition` of each
+combination; `Jobs.evaluate` puts the conditions of one job into the specification for `shadowcore evaluate`; and
+`stages.evaluate.sources` looks up the row of each condition's method in `measure.methods.METHODS`, which makes masks.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, replace
-from functools import cached_property
-from itertools import product
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 
-from shadowcore import manifests
 from shadowcore.benchmarks import BENCHMARKS
-from shadowcore.config import Study
+from shadowcore.inventory import Inventory
 from shadowcore.measure.conditions import Condition, PredictorId
 from shadowcore.measure.methods import METHODS
 from shadowcore.method.low_bit import PROXIES
 from shadowcore.method.predictors import PREDICTORS, TUNED_PROXIES
-from shadowcore.provenance import fingerprint
-from shadowcore.report.captions import CAPTIONS
-from shadowcore.schemas import FINAL_TABLES
-from shadowcore.stages.base import parse_spec, to_json
+from shadowcore.rules import RULES, name_of
+from shadowcore.schemas import MEASURED_TABLES
 
-Evaluation = tuple[str, str, str]  # an evaluation job: model, text, and `manifests.part`
+Files = dict[str, "str | list[str]"]
+Spec = dict[str, Any]
+MODEL = {"card": "models/{model}/card.json", "weights": "models/{model}/weights"}
+CALIBRATION = {"documents": "texts/{calibration}/documents.parquet"}
+EVALUATED = MODEL | {
+    "documents": "texts/{data}/documents.parquet", "tasks": "texts/{data}/true_continuation.parquet"
+}  # fmt: skip
+# inputs by option, those with a path of the wildcards alone; `Jobs.inputs` adds the others
+INPUTS = {
+    "check_disjoint": {
+        "calibrated": "texts/{calibration}/documents.parquet", "evaluated": "texts/{text}/documents.parquet"
+    },
+    "trace": MODEL | CALIBRATION,
+    "trace_on_policy": MODEL | CALIBRATION | {"predictor": "predictors/{model}/{calibration}/{masking}.safetensors"},
+    "calibrate_thresholds": MODEL | CALIBRATION,
+    "train_predictor": {"card": MODEL["card"]},
+    "tune_predictor": MODEL | CALIBRATION,
+    "evaluate": EVALUATED,
+    "evaluate_oracle": EVALUATED,
+    "latency": MODEL,
+}  # fmt: skip
 
 
-class Jobs:
-    """Conditions of a study by slug, specifications of its jobs, and paths of its files.
+def as_json(spec: Spec) -> str:
+    """A specification as a stage takes it."""
+    return json.dumps(spec, sort_keys=True, default=vars)
 
-    A method with the name of a stage returns the parameters of the stage's rule.
-    """
 
-    def __init__(self, study: Study, results: Path = Path("results")):
-        self.study, self.root = study, results / study.study
-        self.timed_dimensions = study.timed_dimensions
-        self.conditions: dict[tuple[str, str, str, int], Condition] = {}
-        for model, data in product(study.models, study.evaluation.texts):
-            for condition in study.conditions_on(model, data):
-                slug = condition.slug(study.seed)
-                self.conditions[model, data, slug, condition.sparsity_pct] = condition
+def options(files: Mapping[str, Any]) -> list[str]:
+    """The words of a stage's command that name its files."""
+    words = [[f"--{name.replace('_', '-')}", *(one if isinstance(one, list | tuple) else [one])]
+             for name, one in files.items() if name != "after"]  # fmt: skip
+    return list(map(str, sum(words, [])))
 
-    def params(self, stage: str, spec: Any) -> dict[str, str]:
-        """A rule's parameters: the specification as JSON, and the fingerprint of the stage's code."""
-        return {"spec": to_json(spec), "code": fingerprint(f"shadowcore.stages.{stage.replace('-', '_')}")}
 
-    def fetch_model(self, model: str) -> dict[str, str]:
-        from shadowcore.stages.fetch_model import Spec
+class Jobs(Inventory):
+    """Methods with a rule's name return the fields of the specification of one of its jobs, from its wildcards."""
 
+    def spec(self, rule: str, *values: str) -> str:
+        """A job's specification as JSON. values: of the rule's wildcards."""
+        method = getattr(self, rule, None)
+        return as_json(method(*values) if method else {})
+
+    def inputs(self, rule: str, *values: str) -> Files:
+        """The files that a job reads, by the option of its stage that names them; `after`: those it only waits for."""
+        wildcards = dict(zip(RULES[rule].wildcards, values, strict=True))
+        fixed = {option: f"{self.root}/{path}".format(**wildcards) for option, path in INPUTS.get(rule, {}).items()}
+        method = getattr(self, f"_{rule}_reads", None)
+        return fixed | (method(*values) if method else {})
+
+    def outputs(self, rule: str, *values: str) -> Files:
+        """The files that a job writes, by the option of its stage that names them."""
+        name = name_of(rule, *values)
+        files = {option: f"{self.root}/{path}".format(name=name) for option, path in RULES[rule].outputs.items()}
+        return files | ({"figures": self.figure_files(*values)} if rule == "draw" else {})
+
+    # ---- models and texts
+
+    def fetch_model(self, model: str) -> Spec:
         kind, source = next(iter(self.study.models[model].source.items()))
-        return self.params("fetch-model", Spec(kind, source))
+        return {"kind": kind, "source": source}
 
-    def relufy(self, model: str) -> dict[str, str]:
-        from shadowcore.stages.relufy import Spec
+    def relufy(self, model: str) -> Spec:
+        traces = self.study.traces
+        return {
+            "recipe": self.study.models[model].relufied, "windows": traces.windows,
+            "heldout_windows": traces.heldout_windows, "window_tokens": traces.window_tokens, "seed": self.study.seed,
+        }  # fmt: skip
 
-        plan, recipe = self.study.traces, self.study.models[model].relufied
-        return self.params(
-            "relufy", Spec(recipe, plan.windows, plan.heldout_windows, plan.window_tokens, self.study.seed)
-        )
+    def _relufy_reads(self, model: str) -> Files:
+        recipe = self.study.models[model].relufied
+        teacher = f"{self.root}/models/{recipe.teacher}"
+        documents = f"{self.root}/texts/{recipe.text}/documents.parquet"
+        return {"teacher_card": f"{teacher}/card.json", "teacher_weights": f"{teacher}/weights", "documents": documents}
 
-    def prepare_text(self, name: str) -> dict[str, str]:
-        from shadowcore.stages.prepare_text import Spec, Task
-
+    def prepare_text(self, name: str) -> Spec:
         text = self.study.texts[name]
         kind, source = next(iter(text.source.items()))
-        task = Task(**text.true_continuation.model_dump()) if text.true_continuation else None
-        spec = Spec(kind, source, text.heldout_fraction, text.evaluation_fraction, task, self.study.seed)
-        return self.params("prepare-text", spec)
+        return {
+            "kind": kind, "source": source, "heldout_fraction": text.heldout_fraction,
+            "evaluation_fraction": text.evaluation_fraction, "seed": self.study.seed,
+            "task": text.true_continuation and text.true_continuation.model_dump(),
+        }  # fmt: skip
 
-    def prepare_benchmark(self, name: str) -> dict[str, str]:
-        from shadowcore.stages.prepare_benchmark import Spec
+    def prepare_benchmark(self, name: str) -> Spec:
+        plan, benchmark = self.study.evaluation, BENCHMARKS[name]
+        shots = max(plan.fewshot) if benchmark.train and not benchmark.rolling else 0
+        return {
+            "name": name, "offline_dir": plan.offline_dir, "limit": plan.limit.get(name), "fewshot": shots,
+            "seed": self.study.seed,
+        }  # fmt: skip
 
-        plan = self.study.evaluation
-        shots = max(plan.fewshot) if BENCHMARKS[name].train and not BENCHMARKS[name].rolling else 0
-        spec = Spec(name, plan.offline_dir, plan.limit.get(name), shots, self.study.seed)
-        return self.params("prepare-benchmark", spec)
+    def _gather_benchmarks_reads(self) -> Files:
+        return {"prepared": self.made_by("prepare_benchmark", "documents")}
 
-    def check_disjoint(self, calibration: str, data: str) -> dict[str, str]:
-        from shadowcore.stages.check_disjoint import Spec
+    def check_disjoint(self, calibration: str, data: str) -> Spec:
+        return {"calibration": calibration, "data": data}
 
-        return self.params("check-disjoint", Spec(calibration, data))
+    def _check_disjoint_reads(self, calibration: str, data: str) -> Files:
+        return {"benchmarks": self.benchmarks(data)}
 
-    def benchmarks(self, data: str) -> list[str]:
-        """Files of the benchmarks, which the jobs of the first text measure; none for other texts."""
-        tasks, texts = self.study.evaluation.tasks, self.study.evaluation.texts
-        return [f"{self.root}/tasks/{name}.parquet" for name in tasks if name in BENCHMARKS and data == texts[0]]
+    # ---- traces and what is made of them
 
-    def gathered(self, data: str) -> list[str]:
-        """The file with the documents of all these benchmarks, if there are any."""
-        return [f"{self.root}/tasks/benchmarks.parquet"] if self.benchmarks(data) else []
-
-    @cached_property
-    def evaluations(self) -> dict[Evaluation, dict[str, Condition]]:
-        """The conditions of every evaluation job by their names, sorted."""
-        evaluations: dict[Evaluation, dict[str, Condition]] = {}
-        for (model, data, slug, pct), condition in sorted(self.conditions.items()):
-            key = model, data, manifests.part(condition.method, pct)
-            evaluations.setdefault(key, {})[manifests.name(slug, pct)] = condition
-        return evaluations
-
-    def disjoint(self, key: Evaluation) -> list[str]:
-        """Records of the checks that a job's conditions were calibrated and are measured on different documents."""
-        pairs = self.disjoint_pairs(self.evaluations[key].values())
-        return [f"{self.root}/checks/disjoint/{calibration}+{data}.json" for calibration, data in pairs]
-
-    def disjoint_pairs(self, conditions: Iterable[Condition]) -> list[tuple[str, str]]:
-        """Pairs of a text that predictors, scores or relufied models learn from and a text they are measured on."""
-        recipes, pairs = {name: model.relufied for name, model in self.study.models.items()}, set()
-        for condition in conditions:
-            recipe = recipes[condition.model]
-            pairs |= {(text, condition.data) for text in (condition.calibration, recipe and recipe.text) if text}
-        return sorted(pairs)
-
-    def tables_of(self, reads: str, key: Evaluation) -> list[str]:
-        """The tables of `scores` or `thresholds` that a job reads, one for each condition whose method reads one."""
-        readers = [one for one in self.evaluations[key].values() if METHODS[one.method].reads == reads]
-        return [f"{self.root}/{reads}/{one.model}/{one.calibration}.parquet" for one in readers]
-
-    def predictors_of(self, key: Evaluation) -> list[str]:
-        """Path stems of the predictors that a job reads, one for each condition with a predictor."""
-        return [self.stem(one.predictor_id) for one in self.evaluations[key].values() if one.predictor_id]
-
-    # ---- predictors
-
-    @cached_property
-    def used_predictors(self) -> set[PredictorId]:
-        """The predictors that conditions and the section `latency` use."""
-        used = {one.predictor_id for one in self.conditions.values() if one.predictor_id}
-        return used.union(*map(self.latency_predictors, self.study.models if self.study.latency else ()))
-
-    @cached_property
-    def trained(self) -> dict[tuple[str, str, str], PredictorId]:
-        """All predictors that are trained, also those that only others begin with, by model, text and slug."""
-        chain = self.study.chain
-        every = {replace(one, predictor=name) for one in self.used_predictors for name in chain(one.predictor)}
-        return {(one.model, one.calibration, one.slug(self.study.seed)): one for one in sorted(every)}
-
-    def is_tuned(self, key: PredictorId) -> bool:
-        """Whether a predictor is tuned from another one, not trained on traces."""
-        return self.study.predictors[key.predictor].tuned_from is not None
-
-    def parent(self, key: PredictorId) -> PredictorId | None:
-        """The predictor that this one begins with; None if it is trained on the dense model."""
-        name = self.study.predictors[key.predictor].parent
-        return name and replace(key, predictor=name)
-
-    def traced_under(self, key: PredictorId) -> PredictorId | None:
-        """The predictor that masks the model in the traces of this predictor; None for traces of the dense model."""
-        parent = self.parent(key)
-        return self.traced_under(parent) if self.is_tuned(key) else parent
-
-    def stem(self, key: PredictorId) -> str:
-        """Path stem of a trained predictor."""
-        return f"{self.root}/predictors/{key.model}/{key.calibration}/{key.slug(self.study.seed)}"
-
-    def predictors(self) -> list[str]:
-        """Path stems of all predictors that conditions or the section `latency` use, sorted."""
-        return sorted(map(self.stem, self.used_predictors))
-
-    def latency_predictors(self, model: str) -> list[PredictorId]:
-        """The predictors of a model whose speed is measured."""
-        plan, text = self.study.latency, self.study.calibration[0]
-        return [
-            PredictorId(model, text, method, plan.criterion, plan.predictor, self.study.seed)
-            for method in plan.methods
-            if method in PREDICTORS
-        ]
-
-    def trace(self, model: str, split: str, shard: str) -> dict[str, str]:
+    def trace(self, model: str, calibration: str, split: str, shard: str) -> Spec:
         criteria, scored = self.study.traces.criteria, self.study.token_criteria
         readers = [one for one in self.used_predictors if one.model == model]
-        return self.params("trace", self._trace(model, split, shard, criteria, scored, readers))
+        return self._trace(model, split, shard, criteria, scored, readers)
 
-    def trace_on_policy(self, key: PredictorId, split: str, shard: str) -> dict[str, str]:
-        """key: the predictor that masks the model."""
-        from shadowcore.stages.trace_on_policy import Spec
-
-        masks = self.study.traces.on_policy
-        traced = self._trace(key.model, split, shard, [], [key.criterion], {key})
-        return self.params("trace-on-policy", Spec(traced, masks.units, masks.lowest_pct, masks.highest_pct, key.seed))
+    def trace_on_policy(self, model: str, calibration: str, masking: str, split: str, shard: str) -> Spec:
+        masks, key = self.study.traces.on_policy, self.trained[model, calibration, masking]
+        traced = self._trace(model, split, shard, [], [key.criterion], [key])
+        return masks.model_dump() | {"trace": traced | {"batch": self.study.traces.batch}, "seed": key.seed}
 
     def _trace(
         self, model: str, split: str, shard: str, criteria: Iterable[str], token_criteria: Iterable[str],
         readers: Iterable[PredictorId],
-    ):  # fmt: skip
+    ) -> Spec:  # fmt: skip
         """Specification for one shard of a split, with the features for the predictors `readers`."""
-        from shadowcore.stages.trace import Design, Spec
-
         plan, train = self.study.traces, split == "train"
         recipes = [(one, self.study.recipe_of(one.predictor)) for one in readers if one.method not in TUNED_PROXIES]
-        designs = {Design(one.method, recipe.segments, recipe.examples) for one, recipe in recipes}
-        of_windows = {one.criterion for one, recipe in recipes if recipe.examples == "windows"}
-        return Spec(
-            split=split, shard=int(shard), shards=plan.shards if train else 1,
-            windows=plan.windows if train else plan.heldout_windows, window_tokens=plan.window_tokens,
-            tokens_per_window=plan.tokens_per_window if train else plan.heldout_tokens_per_window,
-            designs=tuple(sorted(designs, key=str)), criteria=tuple(criteria), token_criteria=tuple(token_criteria),
-            window_criteria=tuple(sorted(of_windows)), token_bits=plan.bits if train else 8, batch=plan.batch,
-            dtype=self.study.models[model].dtype, seed=self.study.seed,
-        )  # fmt: skip
+        designs = {(one.method, recipe.segments, recipe.examples) for one, recipe in recipes}
+        return {
+            "split": split, "shard": int(shard), "shards": plan.shards if train else 1,
+            "windows": plan.windows if train else plan.heldout_windows, "window_tokens": plan.window_tokens,
+            "tokens_per_window": plan.tokens_per_window if train else plan.heldout_tokens_per_window,
+            "designs": [{"method": method, "segments": count, "examples": examples}
+                        for method, count, examples in sorted(designs, key=lambda one: (one[0], *map(str, one[1:])))],
+            "criteria": list(criteria), "token_criteria": list(token_criteria),
+            "window_criteria": sorted({one.criterion for one, recipe in recipes if recipe.examples == "windows"}),
+            "token_bits": plan.bits if train else 8, "dtype": self.study.models[model].dtype, "seed": self.study.seed,
+        }  # fmt: skip
 
-    def traces(self, key: PredictorId, split: str) -> list[str]:
-        """The traces of a split that a predictor is trained or judged on."""
-        under = self.traced_under(key)
-        place = f"{key.model}/{key.calibration}"
-        return self._shards(f"{place}/{under.slug(self.study.seed)}" if under else place, split)
+    def average(self, model: str, calibration: str) -> Spec:
+        return {"model": model, "calibration": calibration, "criteria": self.study.traces.criteria}
 
-    def dense_traces(self, model: str, calibration: str) -> list[str]:
-        """The traces of the dense model on the training windows."""
-        return self._shards(f"{model}/{calibration}", "train")
+    def _average_reads(self, model: str, calibration: str) -> Files:
+        return {"traces": self.shards(f"{model}/{calibration}", "train")}
 
-    def _shards(self, folder: str, split: str) -> list[str]:
-        shards = self.study.traces.shards if split == "train" else 1
-        return [f"{self.root}/traces/{folder}/{split}-{shard}.safetensors" for shard in range(shards)]
-
-    def average(self, model: str, calibration: str) -> dict[str, str]:
-        from shadowcore.stages.average import Spec
-
-        return self.params("average", Spec(model, calibration, tuple(self.study.traces.criteria)))
-
-    def calibrate_thresholds(self, model: str, calibration: str) -> dict[str, str]:
-        from shadowcore.stages.calibrate_thresholds import Spec
-
+    def calibrate_thresholds(self, model: str, calibration: str) -> Spec:
         plan = self.study.traces
-        conditions = self.conditions.values()
-        calibrated = [one for one in conditions if METHODS[one.method].reads == "thresholds"]
-        methods, reached = {one.method for one in calibrated}, {one.sparsity_pct for one in calibrated}
-        spec = Spec(
-            model=model, calibration=calibration, windows=plan.windows, window_tokens=plan.window_tokens,
-            batch=plan.batch, methods=tuple(sorted(methods)), sparsities_pct=tuple(sorted(reached)),
-            dtype=self.study.models[model].dtype, seed=self.study.seed,
-        )  # fmt: skip
-        return self.params("calibrate-thresholds", spec)
+        calibrated = [one for one in self.conditions if METHODS[one.method].reads == "thresholds"]
+        return {
+            "model": model, "calibration": calibration, "windows": plan.windows, "window_tokens": plan.window_tokens,
+            "methods": sorted({one.method for one in calibrated}),
+            "sparsities_pct": sorted({one.sparsity_pct for one in calibrated}),
+            "dtype": self.study.models[model].dtype, "seed": self.study.seed,
+        }  # fmt: skip
 
-    def train_predictor(self, key: PredictorId) -> dict[str, str]:
-        from shadowcore.stages.train_predictor import Spec
-
-        return self.params("train-predictor", Spec(**self._training(key)))
-
-    def tune_predictor(self, key: PredictorId) -> dict[str, str]:
-        from shadowcore.stages.tune_predictor import Spec, Tuning
-
-        tuning, plan = self.study.tuning.model_dump(), self.study.traces
-        tuning["learning_rate"] = self.study.predictors[key.predictor].tuning_rate or tuning["learning_rate"]
-        spec = Spec(
-            **self._training(key), units=tuning.pop("units"), tuning=Tuning(**tuning), windows=plan.windows,
-            heldout_windows=plan.heldout_windows, window_tokens=plan.window_tokens,
-            dtype=self.study.models[key.model].dtype,
-        )  # fmt: skip
-        return self.params("tune-predictor", spec)
-
-    def _training(self, key: PredictorId) -> dict[str, Any]:
-        """The fields that the specifications of training and tuning share."""
+    def train_predictor(self, *place: str) -> Spec:
+        key = self.trained[place]
         grids, chain, under = self.study.conditions, self.study.chain(key.predictor), self.traced_under(key)
-        reported = sorted({pct for grid in grids for pct in grid.sparsities_pct})
         policies = sorted({policy for grid in grids if key.method in grid.methods for policy in grid.policies})
         return asdict(key) | {
             "recipe": self.study.recipe_of(key.predictor).training_recipe(),
-            "sparsities_pct": tuple(reported), "policies": tuple(policies) or ("per_layer",),
+            "sparsities_pct": sorted({pct for grid in grids for pct in grid.sparsities_pct}),
+            "policies": policies or ["per_layer"],
             "token_bits": self.study.traces.bits, "heldout_bits": 8, "text_seed": self.study.seed,
             "traced_under": under and f"{under.method} {under.predictor}", "base": chain[0],
             "rounds": sum(not self.study.predictors[name].tuned_from for name in chain[1:]),
             "tuned": self.is_tuned(key),
         }  # fmt: skip
 
-    def evaluate(self, conditions: Mapping[str, Condition]) -> dict[str, str]:
+    def _train_predictor_reads(self, *place: str) -> Files:
+        key = self.trained[place]
+        return {"traces": self.traces(key, "train"), "heldout": self.traces(key, "heldout")}
+
+    def tune_predictor(self, *place: str) -> Spec:
+        tuning, plan = self.study.tuning.model_dump(), self.study.traces
+        own = self.study.predictors[self.trained[place].predictor].tuning_rate
+        tuning["learning_rate"] = own or tuning["learning_rate"]
+        return self.train_predictor(*place) | {
+            "units": tuning.pop("units"), "tuning": tuning, "windows": plan.windows,
+            "heldout_windows": plan.heldout_windows, "window_tokens": plan.window_tokens,
+            "dtype": self.study.models[place[0]].dtype,
+        }  # fmt: skip
+
+    def _tune_predictor_reads(self, *place: str) -> Files:
+        begun = self.stem(self.parent(self.trained[place]))
+        return {"trained": f"{begun}.safetensors"} | self._train_predictor_reads(*place)
+
+    # ---- measurements
+
+    def evaluate(self, *key: str) -> Spec:
+        return self.evaluation(self.evaluations[key])
+
+    def evaluate_oracle(self, model: str, data: str) -> Spec:
+        return self.evaluate(model, data, "oracle")
+
+    def evaluation(self, conditions: Mapping[str, Condition]) -> Spec:
         """conditions: of one evaluation job, by name."""
-        from shadowcore.stages.conditions import Spec
-
         plan, first = self.study.evaluation, next(iter(conditions.values()))
-        spec = Spec(
-            conditions=dict(conditions), windows=plan.windows, window_tokens=plan.window_tokens,
-            window_batch=plan.window_batch, request_tokens=plan.request_tokens,
-            dtype=self.study.models[first.model].dtype,
-            tasks=tuple(name for name in plan.tasks if name not in BENCHMARKS or first.data == plan.texts[0]),
-            fewshot=tuple(plan.fewshot), rolling_tokens=plan.rolling_tokens, text_seed=self.study.seed,
-        )  # fmt: skip
-        return self.params("evaluate-oracle" if first.method == "oracle" else "evaluate", spec)
+        return {
+            "conditions": dict(conditions), "windows": plan.windows, "window_tokens": plan.window_tokens,
+            "dtype": self.study.models[first.model].dtype,
+            "tasks": [name for name in plan.tasks if name not in BENCHMARKS or first.data == plan.texts[0]],
+            "fewshot": plan.fewshot, "rolling_tokens": plan.rolling_tokens, "text_seed": self.study.seed,
+        }  # fmt: skip
 
-    def latency(self, model: str) -> dict[str, str]:
-        from shadowcore.stages.latency import Spec
+    def _evaluate_oracle_reads(self, model: str, data: str) -> Files:
+        return {"benchmarks": self.made_by("gather_benchmarks", "benchmarks") if self.benchmarks(data) else []}
 
-        plan = self.study.latency
-        kind = next(iter(self.study.models[model].source))
-        spec = Spec(
-            model=model, weights="random" if kind == "random" else "pretrained", dtype=self.study.models[model].dtype,
-            criterion=plan.criterion, units=plan.units, sparsities_pct=tuple(plan.sparsities_pct),
-            predictors=tuple(name for name in plan.methods if name in PREDICTORS),
-            proxies=tuple(name for name in plan.methods if name in PROXIES),
-            prompt_tokens=plan.prompt_tokens, new_tokens=plan.new_tokens, repeats=plan.repeats,
-            warmup=plan.warmup, seed=self.study.seed,
-        )  # fmt: skip
-        return self.params("latency", spec)
+    def _evaluate_reads(self, *key: str) -> Files:
+        checks = self.disjoint_pairs(self.evaluations[key].values())
+        return self._evaluate_oracle_reads(*key[:2]) | {
+            "scores": self.tables_of("scores", key), "thresholds": self.tables_of("thresholds", key),
+            "predictors": [f"{stem}.safetensors" for stem in self.predictors_of(key)],
+            "after": [f"{self.root}/checks/disjoint/{calibration}+{data}.json" for calibration, data in checks],
+        }  # fmt: skip
 
-    def latency_random(self, model: str, lengths: str) -> dict[str, str]:
-        from shadowcore.stages.latency_random import Spec
+    def latency(self, model: str) -> Spec:
+        section = self.study.latency.model_dump(exclude={"predictor", "methods"})
+        return section | {
+            "model": model, "weights": "random" if "random" in self.study.models[model].source else "pretrained",
+            "predictors": [name for name in self.study.latency.methods if name in PREDICTORS],
+            "proxies": [name for name in self.study.latency.methods if name in PROXIES],
+            "dtype": self.study.models[model].dtype, "seed": self.study.seed,
+        }  # fmt: skip
 
-        spec = self.timed_dimensions[model, lengths] | {"seed": self.study.seed}
-        return self.params("latency-random", parse_spec(Spec, spec))
+    def _latency_reads(self, model: str) -> Files:
+        return {
+            "documents": f"{self.root}/texts/{self.study.evaluation.texts[0]}/documents.parquet",
+            "scores": f"{self.root}/scores/{model}/{self.study.calibration[0]}.parquet",
+            "predictors": [f"{self.stem(one)}.safetensors" for one in self.latency_predictors(model)],
+        }
 
-    def write_page(self) -> dict[str, str]:
-        from shadowcore.stages.write_page import Spec
+    def latency_random(self, model: str, lengths: str) -> Spec:
+        return self.timed_dimensions[model, lengths] | {"seed": self.study.seed}
 
+    # ---- report
+
+    def _aggregate_reads(self) -> Files:
+        times = {option: [path for rule in ("latency", "latency_random") for path in self.made_by(rule, option)]
+                 for option in ("summary", "repeats", "refused")}  # fmt: skip
+        return {
+            "evaluations": self.manifests(),
+            "scores": self.made_by("average", "scores"),
+            "qualities": [f"{stem}.quality.parquet" for stem in self.predictors()],
+            "trainings": [f"{stem}.training.parquet" for stem in self.predictors()],
+            "latencies": times["summary"], "repeats": times["repeats"], "refusals": times["refused"],
+        }  # fmt: skip
+
+    def _check_tables_reads(self) -> Files:
+        return {"tables": self.tables(MEASURED_TABLES)}
+
+    def _judge_claims_reads(self) -> Files:
+        return self._check_tables_reads() | {"after": self.made_by("check_tables", "record")}
+
+    def draw(self, model: str) -> Spec:
+        return {"model": model}
+
+    def _draw_reads(self, model: str) -> Files:
+        return self._judge_claims_reads()
+
+    def write_page(self) -> Spec:
         # only the keys in the file, without defaults
-        return self.params("write-page", Spec(self.study.model_dump(mode="json", exclude_unset=True)))
+        return {"configuration": self.study.model_dump(mode="json", exclude_unset=True)}
 
-    def scores(self) -> list[str]:
-        """Tables of mean scores."""
-        return [f"{self.root}/scores/{m}/{c}.parquet" for m, c in product(self.study.models, self.study.calibration)]
-
-    def manifests(self) -> list[str]:
-        """The manifests of all evaluation jobs."""
-        return [f"{self.root}/outcomes/{model}/{data}/{part}.json" for model, data, part in self.evaluations]
-
-    def latencies(self) -> list[str]:
-        """Path stems of all latency measurements."""
-        random = [f"random/{model}/{lengths}" for model, lengths in self.timed_dimensions]
-        return [f"{self.root}/latency/{name}" for name in (*(self.study.models if self.study.latency else ()), *random)]
-
-    def tables(self, names: Iterable[str] = FINAL_TABLES) -> list[str]:
-        """The final tables."""
-        return [f"{self.root}/tables/{name}.parquet" for name in names]
-
-    def drawn(self) -> list[str]:
-        """The records of the figures that were drawn, one per model."""
-        return [f"{self.root}/figures/{model}.json" for model in self.study.models]
-
-    def figure_files(self, model: str) -> list[str]:
-        """The files of all figures of a model; figures with nothing to show are not written."""
-        return [f"{self.root}/figures/{model}/{name}.{kind}" for name, kind in product(CAPTIONS, ("pdf", "png"))]
+    def _write_page_reads(self) -> Files:
+        return {"tables": self.tables(), "drawn": self.made_by("draw", "drawn")}

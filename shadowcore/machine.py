@@ -35,6 +35,12 @@ def gpu_memory() -> list[float]:
     return [mebibytes[name] * 2**20 if name in mebibytes else float("inf") for name in devices()]
 
 
+def gpu_names() -> list[str]:
+    """Names of the kinds of GPU in this machine, such as "NVIDIA H200"."""
+    lines = (ask("nvidia-smi", "--query-gpu=name", "--format=csv,noheader") or "").splitlines()
+    return list(dict.fromkeys(line.strip() for line in lines))
+
+
 def ask(*command: str) -> str | None:
     """The output of a system command; None if it is missing or fails."""
     try:

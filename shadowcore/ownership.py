@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from shadowcore.artifacts import replacing
+from shadowcore.atomic import replacing
 from shadowcore.errors import ConfigError
 from shadowcore.jobs import Jobs
 

@@ -14,7 +14,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from shadowcore.artifacts import replacing
+from shadowcore.atomic import replacing
 from shadowcore.errors import ConfigError, SourceError, near_miss
 from shadowcore.provenance import file_sha256
 

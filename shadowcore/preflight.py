@@ -15,15 +15,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from shadowcore import artifacts, benchmarks, machine, plan, states
+from shadowcore import artifacts, benchmarks, costs, machine, plan, states
 from shadowcore.benchmarks import BENCHMARKS
 from shadowcore.decode.layout import require_decoded
 from shadowcore.errors import ArtifactError, ConfigError, ShadowcoreError
-from shadowcore.jobs import Evaluation, Jobs
+from shadowcore.inventory import Evaluation
+from shadowcore.jobs import Jobs, as_json, options
 from shadowcore.method.predictors import FIRST_SPARSE_LAYER
 from shadowcore.models.families import Dimensions, require_positions
 from shadowcore.models.published import PUBLISHED
 from shadowcore.models.sources import MODEL_SOURCES
+from shadowcore.rules import outputs
 from shadowcore.sections import Text
 from shadowcore.stages.base import parse_spec
 from shadowcore.texts.sources import SUFFIXES, TEXT_SOURCES
@@ -58,16 +60,16 @@ def problems(jobs: Jobs) -> list[str]:
 
 def sources(jobs: Jobs) -> Iterator[str]:
     """Messages about models, texts and benchmarks that are missing or not as the configuration needs them."""
-    study, root = jobs.study, jobs.root
+    study = jobs.study
     for name in study.models:
-        params = jobs.relufy(name) if study.models[name].relufied else jobs.fetch_model(name)
-        if not made(root / "models" / name / "card.json", params):
+        rule = "relufy" if study.models[name].relufied else "fetch_model"
+        if not made(jobs, rule, name):
             yield from refusal(_check_model, jobs, name)
     for name in study.texts:
-        if not made(root / "texts" / name / "documents.parquet", jobs.prepare_text(name)):
+        if not made(jobs, "prepare_text", name):
             yield from refusal(_check_text, f"texts.{name}", study.texts[name])
     for name in (task for task in study.evaluation.tasks if task in BENCHMARKS):
-        if not made(root / "tasks" / f"{name}.parquet", jobs.prepare_benchmark(name)):
+        if not made(jobs, "prepare_benchmark", name):
             yield from refusal(_check_benchmark, jobs, name)
 
 
@@ -80,10 +82,11 @@ def refusal(check: Callable[..., None], *arguments: Any) -> list[str]:
     return []
 
 
-def made(path: Path, params: dict[str, str]) -> bool:
-    """Whether a job's output exists and was made with the job's present specification."""
+def made(jobs: Jobs, rule: str, name: str) -> bool:
+    """Whether a job's first output exists and was made with the job's present specification."""
+    path = outputs(jobs.root, rule, name)[0]
     try:
-        return path.is_file() and artifacts.read_header(path).get("spec") == json.loads(params["spec"])
+        return path.is_file() and artifacts.read_header(path).get("spec") == json.loads(jobs.spec(rule, name))
     except ArtifactError:
         return False
 
@@ -139,8 +142,8 @@ def _check_fractions(where: str, text: Text, documents: int | None) -> None:
 
 
 def _check_benchmark(jobs: Jobs, name: str) -> None:
-    evaluation, spec = jobs.study.evaluation, json.loads(jobs.prepare_benchmark(name)["spec"])
-    benchmarks.check(name, evaluation.offline_dir, spec["fewshot"], evaluation.limit.get(name))
+    spec = jobs.prepare_benchmark(name)
+    benchmarks.check(name, spec["offline_dir"], spec["fewshot"], spec["limit"])
 
 
 # ---- sizes
@@ -149,7 +152,7 @@ def _check_benchmark(jobs: Jobs, name: str) -> None:
 def sizes(jobs: Jobs) -> Iterator[str]:
     """Messages about models that are too small for the study, if their sizes are known, and about too large jobs."""
     for name in jobs.study.models:
-        if size := plan.size_of(jobs, name):
+        if size := costs.size_of(jobs, name):
             yield from refusal(_check_decoded, jobs, name, size.family)
             yield from refusal(_check_positions, jobs, f"models.{name}", size.dimensions)
             yield from refusal(_check_predictors, jobs, name, size.dimensions)
@@ -162,8 +165,8 @@ def sizes(jobs: Jobs) -> Iterator[str]:
 def _check_command(jobs: Jobs, key: Evaluation) -> None:
     """Raise ConfigError for an evaluation job whose command would be too long for a shell."""
     conditions = jobs.evaluations[key]
-    files = [*jobs.tables_of("scores", key), *jobs.tables_of("thresholds", key), *jobs.predictors_of(key)]
-    size = len(jobs.evaluate(conditions)["spec"]) + sum(len(f"'{file}.safetensors' ") for file in files)
+    words = as_json(jobs.evaluation(conditions)), *options(jobs.inputs("evaluate", *key))
+    size = sum(len(word) + 3 for word in words)
     if size > COMMAND_BYTES:
         model, _, part = key
         raise ConfigError(

@@ -1,12 +1,14 @@
-"""The sections of a configuration file: models, texts, traces, conditions, evaluation and latency.
+"""The sections of a configuration file: models, texts, traces, conditions and evaluation.
 
-Each section is checked on its own. Checks between sections are in `shadowcore.config`.
+Each section is checked on its own; those of times and predictors are in `latency_sections` and `recipes`. Checks
+between sections are in `shadowcore.config`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterator
+from dataclasses import replace
 from itertools import product
 from typing import Annotated, Any, Literal
 
@@ -16,17 +18,14 @@ from shadowcore.benchmarks import BENCHMARKS
 from shadowcore.config_errors import Within
 from shadowcore.config_types import Fraction, Percent, Positive, Seed, Strict, among, list_of
 from shadowcore.errors import ConfigError, near_miss
-from shadowcore.measure.latency_variants import RIVALS
+from shadowcore.measure.conditions import Condition
 from shadowcore.measure.methods import SPARSE
 from shadowcore.measure.protocols import PROTOCOLS
 from shadowcore.method.criteria import CRITERIA
-from shadowcore.method.low_bit import PROXIES
 from shadowcore.method.policies import POLICIES
-from shadowcore.method.predictors import DECODED
 from shadowcore.method.relufy import Relufied
 from shadowcore.models.families import KINDS_OF
 from shadowcore.models.folders import DTYPES
-from shadowcore.models.published import PUBLISHED
 from shadowcore.models.sources import MODEL_SOURCES, RandomModel
 from shadowcore.recipes import MaskingConfig
 from shadowcore.stages.base import parse_spec
@@ -174,6 +173,23 @@ class Grid(Strict):
                 raise Within(key, f"{unfit} cannot be combined with {method}; allowed: {sorted(allowed)}")
         return self
 
+    def combinations(self, dense: Condition, calibration: list[str]) -> Iterator[Condition]:
+        """Every combination of the grid's values, on the model and the text of the condition `dense`."""
+        for name, policy, protocol, units, pct in product(
+            self.methods, self.policies, self.protocols, self.units, self.sparsities_pct
+        ):
+            method = SPARSE[name]
+            for criterion, predictor, text, seed in product(
+                self.criteria if method.scores else [method.criterion],
+                self.predictors if method.trained else [None],
+                calibration if method.reads else [None],
+                self.seeds if method.trained and self.seeds else [dense.seed],
+            ):
+                yield replace(
+                    dense, method=name, policy=policy if method.has_policy else None, protocol=protocol, units=units,
+                    sparsity_pct=pct, criterion=criterion, predictor=predictor, calibration=text, seed=seed,
+                )  # fmt: skip
+
 
 class Evaluation(Strict):
     """Texts and tasks on which every condition is measured. The jobs of the first text also measure the benchmarks.
@@ -205,121 +221,4 @@ class Evaluation(Strict):
                     f"{self.fewshot} has no 0, but {name} has no training split with examples; add 0 to the list, or "
                     "leave the task out",
                 )
-        return self
-
-
-class Latency(Strict):
-    criterion: among(CRITERIA)
-    predictor: str
-    methods: list_of(among((*DECODED, *PROXIES)), least=1)
-    units: among(KINDS_OF)
-    sparsities_pct: list_of(Percent, least=1)
-    prompt_tokens: Annotated[int, Field(ge=2)]
-    new_tokens: Positive
-    repeats: Positive
-    warmup: Annotated[int, Field(ge=0)]
-
-    @model_validator(mode="after")
-    def proxies_choose_neurons(self) -> Latency:
-        """A proxy needs neurons to choose among."""
-        require_neurons("methods", self.methods, self.units)
-        return self
-
-
-def require_neurons(key: str, methods: Iterable[str], units: str) -> None:
-    """Raise Within for a proxy in a section that skips heads only."""
-    if (proxies := [name for name in methods if name in PROXIES]) and "neurons" not in KINDS_OF[units]:
-        raise Within(key, f"{proxies[0]} chooses neurons, but `units` is {units}; use neurons or both, or leave it out")
-
-
-class ForSome(Strict):
-    """Settings for some of a section's models, or for all of them."""
-
-    models: list_of(among(PUBLISHED)) = []
-
-    def concerns(self, model: str) -> bool:
-        """Whether the settings are for this model; without names they are for all models."""
-        return not self.models or model in self.models
-
-
-class Design(ForSome):
-    """A predictor with random weights, or a proxy; see `shadowcore.stages.latency_random`."""
-
-    method: among((*DECODED, *PROXIES))
-    rank_heads: Positive | None = None
-    rank_neurons: Positive | None = None
-    segments: Positive = 1
-    bits: Literal[16, 8] = 16
-    sparsities_pct: list_of(Percent) = []
-
-    @model_validator(mode="after")
-    def predictors_have_ranks(self) -> Design:
-        """A predictor must have both ranks; a proxy has none, and its name says its bits."""
-        for key in ("rank_heads", "rank_neurons"):
-            if (getattr(self, key) is None) == (self.method in DECODED):
-                raise Within(key, f"must be given for a predictor and left out for a proxy; method is {self.method}")
-        if self.method in PROXIES and (self.bits, self.segments) != (16, 1):
-            raise Within("method", f"{self.method} is a proxy, which has neither `bits` nor `segments`; leave them out")
-        return self
-
-
-class Setting(ForSome):
-    """Another batch size, other lengths and sparsities."""
-
-    batch: Annotated[int, Field(ge=1, le=16)] = 1
-    prompt_tokens: Annotated[int, Field(ge=2)] | None = None
-    new_tokens: Positive | None = None
-    sparsities_pct: list_of(Percent) = []
-    baselines: list_of(among(RIVALS)) = ["cublas"]
-
-
-class LatencyRandom(Strict):
-    """Timing of published models with random weights; see `shadowcore.stages.latency_random`."""
-
-    models: list_of(among(PUBLISHED), least=1)
-    dtype: among(DTYPES)
-    units: among(KINDS_OF)
-    sparsities_pct: list_of(Percent, least=1)
-    designs: list_of(Design)
-    baselines: list_of(among(RIVALS))
-    active: Fraction
-    prompt_tokens: Annotated[int, Field(ge=2)]
-    short_tokens: Positive
-    new_tokens: Positive
-    repeats: Positive
-    warmup: Annotated[int, Field(ge=0)]
-    also: list_of(Setting) = []
-
-    def timed(self, model: str) -> dict[str, dict[str, Any]]:
-        """Specifications of a model's timings, by batch, prompt and new tokens, such as "4x128+32".
-
-        The main timing has all modes; those of `also` have dense, their baselines, static, given units, one design.
-        """
-        designs = [design.model_dump(exclude={"models"}) for design in self.designs if design.concerns(model)]
-        main = self.model_dump(exclude={"models", "also"}) | {"model": model, "batch": 1, "designs": designs}
-        other = main | {"designs": [design | {"sparsities_pct": []} for design in designs[:1]]}
-        settings = [
-            other | {"baselines": setting.baselines} | setting.model_dump(exclude={"models"}, exclude_unset=True)
-            for setting in self.also
-            if setting.concerns(model)
-        ]
-        specs: dict[str, dict[str, Any]] = {}
-        for spec in (main, *settings):
-            name = "{batch}x{prompt_tokens}+{new_tokens}".format(**spec)
-            if spec["short_tokens"] >= spec["new_tokens"]:
-                raise Within(
-                    "short_tokens",
-                    f"{spec['short_tokens']} is too large; it must be smaller than new_tokens ({spec['new_tokens']})",
-                )
-            if name in specs:
-                raise Within("also", f"{model} is timed twice at {name} (batch x prompt + new tokens)")
-            specs[name] = spec
-        return specs
-
-    @model_validator(mode="after")
-    def once(self) -> LatencyRandom:
-        """No model must be timed twice at the same lengths, and proxies need neurons."""
-        require_neurons("designs", [design.method for design in self.designs], self.units)
-        for model in self.models:
-            self.timed(model)
         return self

@@ -8,40 +8,11 @@ from pathlib import Path
 
 from shadowcore import artifacts, logs, manifests, plan
 from shadowcore.jobs import Jobs
-from shadowcore.schemas import MEASURED_TABLES
-from shadowcore.work import MEMORY, Work
+from shadowcore.rules import RULES, outputs
+from shadowcore.work import Work
 
 STATES = ("done", "running", "failed", "interrupted", "waiting")
-PREDICTOR = ("safetensors", "safetensors.sha256", "quality.parquet", "training.parquet")
-TIMED = ("", ".repeats", ".refused")
-TRACE = ("safetensors", "safetensors.sha256")
-# outputs of a job of each rule, below the study's folder; tests/test_workflow.py compares them with the rules
-OUTPUTS = {
-    "fetch_model": ("models/{name}/card.json", "models/{name}/weights"),
-    "relufy": ("models/{name}/card.json", "models/{name}/weights"),
-    "prepare_text": ("texts/{name}/documents.parquet", "texts/{name}/true_continuation.parquet"),
-    "prepare_benchmark": ("tasks/{name}.parquet",),
-    "gather_benchmarks": ("tasks/benchmarks.parquet",),
-    "check_disjoint": ("checks/disjoint/{name}.json",),
-    "trace": tuple(f"traces/{{name}}.{kind}" for kind in TRACE),
-    "trace_on_policy": tuple(f"traces/{{name}}.{kind}" for kind in TRACE),
-    "average": ("scores/{name}.parquet",),
-    "calibrate_thresholds": ("thresholds/{name}.parquet",),
-    "train_predictor": tuple(f"predictors/{{name}}.{kind}" for kind in PREDICTOR),
-    "tune_predictor": tuple(f"predictors/{{name}}.{kind}" for kind in PREDICTOR),
-    "evaluate": ("outcomes/{name}.json",),
-    "evaluate_oracle": ("outcomes/{name}.json",),
-    "latency": tuple(f"latency/{{name}}{kind}.parquet" for kind in TIMED),
-    "latency_random": tuple(f"latency/random/{{name}}{kind}.parquet" for kind in TIMED),
-    "aggregate": tuple(f"tables/{name}.parquet" for name in MEASURED_TABLES),
-    "check_tables": ("checks/tables.json",),
-    "judge_claims": ("tables/claims.parquet",),
-    "draw": ("figures/{name}.json", "figures/{name}"),
-    "write_page": ("index.html",),
-}
 SILENT = 600.0  # seconds after which a job whose log has no heading counts as interrupted
-EVALUATIONS = ("evaluate", "evaluate_oracle")
-REPORT = ("aggregate", "check_tables", "judge_claims", "draw", "write_page")  # rules that join the measurements
 
 
 @dataclass(frozen=True)
@@ -61,27 +32,21 @@ class Job:
     deleted: bool = False  # it finished, but its files are missing
 
 
-def outputs(root: Path, rule: str, name: str) -> list[Path]:
-    """The files and folders that a job writes. name: the job's name, made from its rule's wildcards."""
-    return [root / path.format(name=name) for path in OUTPUTS[rule]]
-
-
 def done(jobs: Jobs, rule: str, name: str) -> bool:
     """Whether all outputs of a job exist, also those in its manifest, and contain the whole study."""
     files = outputs(jobs.root, rule, name)
-    if jobs.study.one_model_at_a_time and rule in plan.DELETED:
+    if jobs.study.one_model_at_a_time and RULES[rule].temporary:
         files = [path for path in files if path.suffix in (".json", ".sha256")]  # the large files may be deleted
     if not all(map(Path.exists, files)):
         return False
-    if rule in EVALUATIONS:
+    if "manifest" in RULES[rule].outputs:
         return not manifests.absent(files[0])
-    return not (rule in REPORT and artifacts.missing(files[0]))
+    return not (RULES[rule].joins and artifacts.missing(files[0]))
 
 
 def states(jobs: Jobs, now: float) -> list[Job]:
     """All jobs of a study in the order of the stages. now: seconds since 1970."""
-    order = list(MEMORY)
-    planned = sorted(plan.work(jobs), key=lambda work: order.index(work.rule))
+    planned = plan.work(jobs)
     expected = expectations(jobs.root, planned, plan.measured_rates(jobs))
     return [_job(jobs, work, expected[work], now) for work in planned]
 
@@ -112,7 +77,7 @@ def _job(jobs: Jobs, work: Work, expected: float, now: float) -> Job:
     if done(jobs, work.rule, work.name):
         return Job(work, "done", work.measured_seconds(jobs.root) or 0, 0, log, content)
     if content.finished or not log.is_file():
-        return Job(work, "waiting", 0, expected, log, content, deleted=content.finished and work.rule not in REPORT)
+        return Job(work, "waiting", 0, expected, log, content, deleted=content.finished and not RULES[work.rule].joins)
     written = log.stat().st_mtime
     ran = now - (content.started or written)
     if content.error:

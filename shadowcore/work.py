@@ -8,26 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shadowcore import logs
+from shadowcore.rules import RULES
 
 START = 8.0  # seconds in which a job imports its packages
 LOADED = 1e9  # bytes of weights read per second
 TFLOPS = 100.0  # assumed speed of a job without a measured one, 10^12 multiply-adds per second, ...
-DECODING = {"latency": 2.0, "latency_random": 2.0}  # ... and of a job that reads all weights for every token
+DECODING = 2.0  # ... and of a job that reads all weights for every token
 GPU_BYTES = 80e9
 OWN_GPU = 4e9  # bytes of weights, ...
 MUCH = 1e15  # ... and multiply-adds, above which a job needs a GPU of its own
 USABLE = 0.85  # share of a known GPU's memory that a job is planned to fill
-# rules that spread a model over several GPUs if it is too large for one
-SPREAD = {"trace", "trace_on_policy", "calibrate_thresholds", "tune_predictor", "evaluate", "evaluate_oracle"}
-# memory in MB without the model's weights, and how many copies of the weights a job has in memory
-MEMORY = {
-    "fetch_model": (1800, 4), "relufy": (3000, 1.5), "prepare_text": (2000, 0), "prepare_benchmark": (2000, 0),
-    "gather_benchmarks": (1000, 0), "check_disjoint": (1000, 0),
-    "trace": (1400, 3), "trace_on_policy": (1400, 3), "average": (2000, 0), "calibrate_thresholds": (1400, 3),
-    "train_predictor": (2500, 0), "tune_predictor": (1800, 4), "evaluate": (1400, 2), "evaluate_oracle": (1400, 3),
-    "latency": (2800, 4), "latency_random": (5000, 0), "aggregate": (2000, 0), "check_tables": (1000, 0),
-    "judge_claims": (1000, 0), "draw": (1000, 0), "write_page": (1000, 0),
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -65,7 +55,7 @@ class Work:
     @property
     def spreads(self) -> bool:
         """Whether its model may be on several GPUs."""
-        return self.rule in SPREAD
+        return RULES[self.rule].spreads
 
     @property
     def needs_gpu(self) -> bool:
@@ -80,12 +70,13 @@ class Work:
     @property
     def memory(self) -> float:
         """Bytes of main memory; large weights are on a GPU, or in memory little more than once."""
-        megabytes, copies = MEMORY[self.rule]
-        return 1e6 * megabytes + self.weights * (min(copies, 1.2) if self.weights > OWN_GPU else copies) + self.read
+        rule = RULES[self.rule]
+        copies = min(rule.copies, 1.2) if self.weights > OWN_GPU else rule.copies
+        return 1e6 * rule.memory_mb + self.weights * copies + self.read
 
     def seconds(self, rates: Mapping[str, float]) -> float:
         """Estimated time. rates: multiply-adds per second by rule; a rule without one gets an assumed rate."""
-        assumed = 1e12 * DECODING.get(self.rule, TFLOPS)
+        assumed = 1e12 * (DECODING if RULES[self.rule].timed else TFLOPS)
         return START + self.weights / LOADED + self.flops / rates.get(self.rule, assumed)
 
     def measured_seconds(self, root: Path) -> float | None:

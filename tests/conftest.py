@@ -18,6 +18,7 @@ from made_study import built, documents, frames, results  # noqa: F401 (fixtures
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from shadowcore.models.families import FAMILIES
+from shadowcore.rules import RULES
 from shadowcore.texts.sources import RandomText
 
 LONG = ("test_workflow.py", "test_graph.py", "test_decoder.py", "test_figures.py", "test_kernels.py")
@@ -131,3 +132,20 @@ def write_benchmarks(folder, documents=8):  # noqa: F811 (no fixture)
             path.parent.mkdir(parents=True, exist_ok=True)
             pd.DataFrame([make() for _ in range(documents)]).to_parquet(path)
     return folder
+
+
+def run_job(jobs, rule, *values):
+    """Run a job in this process, as Snakemake does; its exit code."""
+    from shadowcore import cli
+    from shadowcore.jobs import options
+
+    files = jobs.inputs(rule, *values) | jobs.outputs(rule, *values)
+    batches = [f"--{name.replace('_', '-')}=4" for name in RULES[rule].batches]
+    return cli.main([rule.replace("_", "-"), "--spec", jobs.spec(rule, *values), *batches, *options(files)])
+
+
+def run_jobs(jobs, *rules):
+    """Run the jobs of these rules, by default all up to the tables."""
+    for rule in rules or [*(rule for rule, facts in RULES.items() if not facts.joins), "aggregate"]:
+        for values in jobs.names[rule]:
+            assert run_job(jobs, rule, *values) == 0, (rule, values)

@@ -2,7 +2,8 @@
 
 import re
 import tomllib
-from importlib import metadata
+from dataclasses import fields
+from importlib import import_module, metadata
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from shadowcore import provenance
+from shadowcore.rules import RULES
 
 ROOT = Path(__file__).parent.parent
 MODULES = sorted(
@@ -21,8 +23,8 @@ MODULES = sorted(
 LAYERS = [
     names.split()
     for names in """
-errors provenance processes rates terminal
-devices artifacts logs
+errors provenance processes rates terminal rules
+devices atomic artifacts logs
 machine manifests table_schema schemas packaged_files table_reading paragraphs provenance_graph
 stock_tasks
 benchmarks
@@ -34,11 +36,13 @@ report
 library
 stages
 config_types config_file config_errors
-recipes
+recipes latency_sections
 sections
 config
+inventory
 jobs ownership work
-fetch plan
+fetch costs
+plan
 states incomplete progress_line
 preflight
 commands
@@ -168,3 +172,10 @@ def test_the_data_dictionary_is_that_of_the_schemas():
 
     page = (ROOT / "results" / "README.md").read_text()
     assert page[page.index(HEADING) :] == dictionary()
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_rule_and_its_stage_name_the_same_files(rule):
+    stage, row = import_module(f"shadowcore.stages.{rule}").STAGE, RULES[rule]
+    assert set(row.outputs) == {field.name for field in fields(stage.outputs)}
+    assert {field.name for field in fields(stage.spec) if "runtime_only" in field.metadata} == set(row.batches)

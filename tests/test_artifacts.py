@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from shadowcore import artifacts, processes
+from shadowcore import artifacts, atomic, processes
 from shadowcore.errors import ArtifactError
 
 ROOT = Path(__file__).parent.parent
@@ -80,7 +80,7 @@ def test_a_truncated_file_is_one_sentence(kind, left):
 def test_nothing_appears_when_writing_fails(tmp_path):
     path = tmp_path / "file"
     path.write_text("old")
-    with pytest.raises(RuntimeError), artifacts.replacing(path) as partial:
+    with pytest.raises(RuntimeError), atomic.replacing(path) as partial:
         partial.write_text("half")
         raise RuntimeError
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
@@ -121,9 +121,9 @@ def test_two_that_write_the_same_file_do_not_meet_and_old_leftovers_go(tmp_path)
     left = tmp_path / ".file.0.partial"
     left.write_text("half")
     os.utime(left, (1e9, 1e9))
-    with artifacts.replacing(path) as ours:
+    with atomic.replacing(path) as ours:
         ours.write_text("ours")
-        with artifacts.replacing(path) as theirs:  # of a run that was given up, and goes on
+        with atomic.replacing(path) as theirs:  # of a run that was given up, and goes on
             theirs.write_text("theirs")
         assert path.read_text() == "theirs"
     assert path.read_text() == "ours" and list(tmp_path.iterdir()) == [path]
@@ -134,9 +134,9 @@ def test_a_full_or_read_only_disk_is_one_sentence_and_the_old_file_stays(kind, c
     path, write, read, content = kind
     write(path, "thing/1", content, HEADER)
     message = rf"{path.name}: cannot be written \({os.strerror(code)}\)"
-    with pytest.raises(ArtifactError, match=message), artifacts.replacing(path):
+    with pytest.raises(ArtifactError, match=message), atomic.replacing(path):
         raise OSError(code, os.strerror(code))
-    with pytest.raises(ArtifactError, match=message), artifacts.writable(path):
+    with pytest.raises(ArtifactError, match=message), atomic.writable(path):
         raise SafetensorError(f"Error while serializing: I/O error: what (os error {code})")
     read(path, "thing/1")
     assert list(path.parent.iterdir()) == [path]
@@ -183,12 +183,12 @@ def test_what_another_process_may_still_be_writing_stays(tmp_path):
     dead.wait()
     kept = [partial_of(path, ours), partial_of(path, f"00000000-{dead.pid}-1")]
     gone = [partial_of(path, f"{place}-{dead.pid}-1"), partial_of(path, f"{place}-{number}-{int(start) + 1}")]
-    with artifacts.replacing(path) as partial:
+    with atomic.replacing(path) as partial:
         partial.write_text("new")
     assert all(map(Path.exists, kept)) and not any(map(Path.exists, gone))
     for old in (*kept[1].iterdir(), kept[1]):  # an hour after its last change nobody writes there any longer
         os.utime(old, (1e9, 1e9))
-    artifacts.remove_abandoned(path)
+    atomic.remove_abandoned(path)
     assert kept[0].exists() and not kept[1].exists()
 
 

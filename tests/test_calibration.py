@@ -7,25 +7,25 @@ from pathlib import Path
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-from conftest import write_benchmarks, write_words
+from conftest import run_jobs, write_benchmarks, write_words
 from test_workflow import tiny_study
 
 from shadowcore.config import parse_study
 from shadowcore.errors import ConfigError
-from shadowcore.jobs import Jobs
+from shadowcore.jobs import Jobs, as_json
 from shadowcore.stages.base import parse_spec, runtime_fields
 
 MODEL, TEXTS, METHODS = "tiny-opt", ("words", "piqa-train"), ("static", "shadow")
 BATCH = 4
 
 
-def job(params, stage, outputs, **inputs):
+def job(spec, stage, outputs, **inputs):
     """Run a stage as its rule would; inputs that it has and are not given are empty."""
     one = import_module(f"shadowcore.stages.{stage}").STAGE
     given = {name: inputs.get(name, ()) for name in one.inputs.__dataclass_fields__}
     for path in outputs.values():
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-    spec = json.loads(params["spec"]) | dict.fromkeys(runtime_fields(one.spec), BATCH)
+    spec = json.loads(as_json(spec)) | dict.fromkeys(runtime_fields(one.spec), BATCH)
     one.run(parse_spec(one.spec, spec), one.inputs(**given), one.outputs(**outputs))
     return outputs
 
@@ -53,52 +53,8 @@ def study(tmp_path_factory):
 @pytest.fixture(scope="module")
 def measured(study):
     """The final tables."""
-    root = study.root
-    model = job(study.fetch_model(MODEL), "fetch_model", {"card": root / "card.json", "weights": root / "weights"})
-    texts = {
-        name: job(
-            study.prepare_text(name), "prepare_text", {"documents": root / f"{name}.parquet", "tasks": root / name}
-        )
-        for name in TEXTS
-    }
-    piqa = job(study.prepare_benchmark("piqa"), "prepare_benchmark", {"documents": root / "piqa.parquet"})["documents"]
-    asked = job({"spec": "{}"}, "gather_benchmarks", {"benchmarks": root / "asked.parquet"},
-                prepared=(piqa,))["benchmarks"]  # fmt: skip
-    made = {}
-    for name in TEXTS:
-        documents = texts[name]["documents"]
-        job(study.check_disjoint(name, "words"), "check_disjoint", {"record": root / f"{name}.json"},
-            calibrated=documents, evaluated=texts["words"]["documents"], benchmarks=(piqa,))  # fmt: skip
-        traces = {}
-        for split in ("train", "heldout"):
-            out = {"trace": root / f"{name}-{split}.safetensors"}
-            traces[split] = job(study.trace(MODEL, split, "0"), "trace", out, documents=documents, **model)["trace"]
-        scores = job(study.average(MODEL, name), "average", {"scores": root / f"{name}-scores.parquet"},
-                     traces=(traces["train"],))  # fmt: skip
-        stem = f"{name}-shadow"
-        trained = job(
-            study.train_predictor(study.trained[MODEL, name, "shadow+plainact+small"]), "train_predictor",
-            {name: root / f"{stem}.{name}.safetensors" for name in ("predictor", "quality", "training")},
-            card=model["card"], traces=(traces["train"],), heldout=(traces["heldout"],),
-        )  # fmt: skip
-        made[name] = scores | trained
-    evaluations = []
-    for key, conditions in study.evaluations.items():
-        of = {method: [made[one.calibration] for one in conditions.values() if one.method == method]
-              for method in METHODS}  # fmt: skip
-        evaluations.append(
-            job(
-                study.evaluate(conditions), "evaluate", {"manifest": root / f"{key[2]}.json"}, **model,
-                **texts["words"], benchmarks=(asked,), scores=tuple(one["scores"] for one in of["static"]),
-                predictors=tuple(one["predictor"] for one in of["shadow"]),
-            )["manifest"]
-        )  # fmt: skip
-    names = [f"{name}.parquet" for name in import_module("shadowcore.stages.aggregate").Outputs.__dataclass_fields__]
-    tables = {Path(name).stem: root / "tables" / name for name in names}
-    job({"spec": "{}"}, "aggregate", tables, evaluations=evaluations, scores=[one["scores"] for one in made.values()],
-        qualities=[one["quality"] for one in made.values()],
-        trainings=[one["training"] for one in made.values()])  # fmt: skip
-    return {name: pq.read_table(path).to_pandas() for name, path in tables.items()}
+    run_jobs(study)
+    return {path.stem: pq.read_table(path).to_pandas() for path in (study.root / "tables").iterdir()}
 
 
 def test_in_task_and_out_of_task_calibration_are_rows_of_their_own(measured):
@@ -121,12 +77,11 @@ def test_examples_that_are_evaluated_too_stop_the_study(study, measured, tmp_pat
     leaky = tmp_path / "benchmarks" / "piqa"
     leaky.mkdir(parents=True)
     pd.concat([validation.iloc[:96], train]).to_parquet(leaky / "train.parquet")
-    params = study.prepare_text("piqa-train")
-    params = {"spec": params["spec"].replace(str(folder.parent), str(leaky.parent))}
+    spec = json.loads(as_json(study.prepare_text("piqa-train")).replace(str(folder.parent), str(leaky.parent)))
     out = {"documents": tmp_path / "text.parquet", "tasks": tmp_path / "tasks.parquet"}
-    leaked = job(params, "prepare_text", out)["documents"]
+    leaked = job(spec, "prepare_text", out)["documents"]
     with pytest.raises(ConfigError, match=r"'piqa-train' contains \d+ of the 96 documents of benchmark 'piqa'"):
         job(study.check_disjoint("piqa-train", "words"), "check_disjoint", {"record": tmp_path / "record.json"},
-            calibrated=leaked, evaluated=study.root / "words.parquet",
-            benchmarks=(study.root / "piqa.parquet",))  # fmt: skip
+            calibrated=leaked, evaluated=study.root / "texts" / "words" / "documents.parquet",
+            benchmarks=(study.root / "tasks" / "piqa.parquet",))  # fmt: skip
     assert not (tmp_path / "record.json").exists()

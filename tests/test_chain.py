@@ -12,7 +12,7 @@ import pytest
 import yaml
 from conftest import write_benchmarks, write_words
 
-from shadowcore import manifests, plan, rates
+from shadowcore import costs, manifests, plan, rates
 from shadowcore.config import load_study, parse_study
 from shadowcore.jobs import Jobs
 from shadowcore.models.published import PUBLISHED
@@ -70,7 +70,7 @@ def study(tmp_path_factory):
 
 def test_the_configuration_has_the_published_dimensions():
     jobs = Jobs(load_study(ROOT / "benchmarks" / "chain.yaml"), Path("nowhere"))
-    sizes = {model: plan.size_of(jobs, model) for model in jobs.study.models}
+    sizes = {model: costs.size_of(jobs, model) for model in jobs.study.models}
     assert sizes == {model: PUBLISHED[model] for model in ("opt-1.3b", "opt-6.7b", "opt-13b", "opt-30b")}
 
 

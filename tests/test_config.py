@@ -2,16 +2,15 @@
 
 import copy
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 
-from shadowcore import manifests
 from shadowcore.config import load_study, parse_study
 from shadowcore.errors import ConfigError
-from shadowcore.jobs import Jobs
+from shadowcore.jobs import Jobs, as_json
 from shadowcore.measure.methods import METHODS
 from shadowcore.measure.protocols import PROTOCOLS
 from shadowcore.method.criteria import CRITERIA
@@ -157,7 +156,7 @@ def test_one_mask_for_a_prompt_needs_documents_with_prompts():
 def test_conditions_of_another_protocol_are_others():
     def setups(*protocols):
         jobs = Jobs(parse_study(changed(["conditions", 1, "protocols"], list(protocols)), "config"))
-        return {setup for _, _, setup, _ in jobs.conditions}
+        return {one.slug(0) for one in jobs.conditions}
 
     more = setups("token", "lookahead") - setups("token")
     assert more == setups("lookahead") - setups("token") != set()
@@ -167,18 +166,16 @@ def test_conditions_of_another_protocol_are_others():
 def test_seeds_repeat_what_is_trained_and_leave_the_other_paths_alone():
     once, again = (Jobs(parse_study(changed(["conditions", 1, "seeds"], seeds), "config")) for seeds in ([], [0, 3]))
     assert once.conditions == Jobs(parse_study(QUICK, "config")).conditions
-    more = {key: one for key, one in again.conditions.items() if key not in once.conditions}
-    assert again.conditions == once.conditions | more
-    repeated = [one for one in once.conditions.values() if one.predictor and one.policy == "per_layer"]
-    repeated = [one for one in repeated if one.units == "neurons"]
-    assert sorted(map(str, more.values())) == sorted(str(replace(one, seed=3)) for one in repeated)
-    assert all("+small+seed3+" in setup for _, _, setup, _ in more)
-    assert sum(map(len, again.evaluations.values())) == len(again.conditions)
+    more = set(again.conditions) - set(once.conditions)
+    repeated = [one for one in once.conditions if one.predictor and one.policy == "per_layer"]
+    assert more == {replace(one, seed=3) for one in repeated if one.units == "neurons"}
+    assert set(again.conditions) == set(once.conditions) | more
+    assert all("+small+seed3+" in one.slug(0) for one in more)
     # the windows that are read stay those of the study
-    key, one = next(iter(more.items()))
-    spec = json.loads(again.evaluate({key[2]: one})["spec"])
-    assert spec["conditions"][key[2]]["seed"] == 3 and spec["text_seed"] == 0
-    trained = json.loads(again.train_predictor(one.predictor_id)["spec"])
+    one = next(iter(more))
+    spec = json.loads(as_json(again.evaluation({"one": one})))
+    assert spec["conditions"]["one"]["seed"] == 3 and spec["text_seed"] == 0
+    trained = again.train_predictor(one.model, one.calibration, one.predictor_id.slug(0))
     assert {"seed": 3, "text_seed": 0, "predictor": "small"}.items() <= trained.items()
 
 
@@ -200,12 +197,11 @@ def test_a_predictor_that_begins_with_another_shares_its_trainings_and_traces():
     assert jobs.traces(ids["once"], "heldout") == [f"{folder}/{slugs['small']}/heldout-0.safetensors"]
     assert jobs.traces(ids["twice"], "heldout") == [f"{folder}/{slugs['once']}/heldout-0.safetensors"]
     assert jobs.traces(ids["tuned"], "heldout") == jobs.traces(ids["once"], "heldout")
-    traced = [
-        json.loads(jobs.trace_on_policy(replace(ids["small"], seed=seed), "train", "0")["spec"]) for seed in (0, 3)
-    ]
-    assert [one["seed"] for one in traced] == [0, 3] and traced[0]["trace"] == traced[1]["trace"]
-    specs = {name: json.loads(jobs.train_predictor(one)["spec"]) for name, one in ids.items() if name != "tuned"}
-    specs["tuned"] = json.loads(jobs.tune_predictor(ids["tuned"])["spec"])
+    place = "smollm2-135m", "wikipedia"
+    traced = jobs.trace_on_policy(*place, slugs["small"], "train", "0")
+    assert traced["seed"] == 3 and traced["trace"]["seed"] == 0  # the windows are those of the study
+    specs = {name: jobs.train_predictor(*place, slug) for name, slug in slugs.items() if name != "tuned"}
+    specs["tuned"] = jobs.tune_predictor(*place, slugs["tuned"])
     made = {name: [spec[key] for key in ("base", "rounds", "tuned", "traced_under")] for name, spec in specs.items()}
     assert made == {
         "small": ["small", 0, False, None], "once": ["small", 1, False, "shadow small"],
@@ -225,8 +221,7 @@ def test_a_recipe_is_named_and_may_be_bent(name):
     data = changed(["predictors", "small"], {"recipe": name})
     del data["latency"]  # a decoder does not scale every example
     jobs = Jobs(parse_study(data, "c"))
-    spec = jobs.train_predictor(jobs.trained["smollm2-135m", "wikipedia", "shadow+plainact+small"])
-    assert json.loads(spec["spec"])["recipe"] == asdict(known)
+    assert jobs.train_predictor("smollm2-135m", "wikipedia", "shadow+plainact+small")["recipe"] == known
 
 
 def test_the_published_recipe_is_the_published_one():
@@ -244,7 +239,7 @@ def test_the_page_names_every_choice():
 def test_a_grid_may_be_for_some_models_only():
     study = changed(["conditions", 0], {"methods": ["relu"], "models": ["other"], "sparsities_pct": [0]})
     study["models"]["other"] = study["models"]["smollm2-135m"]
-    conditions = Jobs(parse_study(study, "config")).conditions.values()
+    conditions = Jobs(parse_study(study, "config")).conditions
     assert {one.model for one in conditions if one.method == "relu"} == {"other"}
     assert {one.model for one in conditions if one.method == "static"} == {"other", "smollm2-135m"}
 
@@ -260,28 +255,31 @@ def test_a_file_that_is_not_yaml_is_named(tmp_path):
 
 def test_conditions_are_distinct_and_have_a_dense_row():
     jobs = Jobs(parse_study(QUICK, "config"))
-    assert len(jobs.conditions) == len(set(jobs.conditions.values()))
-    names = sorted(manifests.name(*key[2:]) for key in jobs.conditions)
-    assert sorted(name for job in jobs.evaluations.values() for name in job) == names
-    assert len(set(jobs.manifests())) == len(jobs.evaluations)
-    assert [one for one in jobs.conditions.values() if one.method == "dense"][0].sparsity_pct == 0
+    assert len(jobs.conditions) == len(set(jobs.conditions))
+    names = [name for job in jobs.evaluations.values() for name in job]  # of one model and text: outcome files
+    assert len(set(names)) == len(names) and len(set(jobs.manifests())) == len(jobs.evaluations)
+    assert [one for one in jobs.conditions if one.method == "dense"][0].sparsity_pct == 0
 
 
 def test_specifications_change_only_where_the_configuration_does():
     before = Jobs(parse_study(QUICK, "config"))
     after = Jobs(parse_study(changed(["evaluation", "windows"], 4), "config"))
-    key = next(iter(before.conditions))
-    assert before.trace(key[0], "train", "0") == after.trace(key[0], "train", "0")
-    assert before.evaluate({"": before.conditions[key]}) != after.evaluate({"": before.conditions[key]})
+    assert _spec_of_trace(before) == _spec_of_trace(after)
+    key = next(iter(before.evaluations))
+    assert before.evaluate(*key) != after.evaluate(*key)
+
+
+def _spec_of_trace(jobs):
+    return jobs.trace(*jobs.names["trace"][0])
 
 
 def test_the_size_of_a_batch_makes_nothing_stale():
     before = Jobs(parse_study(QUICK, "config"))
     study = changed(["traces", "batch"], 1)
     study["evaluation"] |= {"window_batch": 1, "request_tokens": 1}
-    after, key = Jobs(parse_study(study, "config")), next(iter(before.conditions))
-    assert before.trace(key[0], "train", "0") == after.trace(key[0], "train", "0")
-    assert before.evaluate({"": before.conditions[key]}) == after.evaluate({"": before.conditions[key]})
+    after, key = Jobs(parse_study(study, "config")), next(iter(before.evaluations))
+    assert _spec_of_trace(before) == _spec_of_trace(after)
+    assert before.evaluate(*key) == after.evaluate(*key)
 
 
 @pytest.mark.parametrize("value", ["no", "off", "yes", "on", "None", "null", "", "0", 0, 1, None, 0.5, ["a"]])
@@ -432,7 +430,7 @@ def test_what_is_timed_with_random_weights_is_checked_as_the_rest(changes, names
 def test_proxies_are_timed_without_a_predictor():
     study = changed(["latency", "methods"], ["proxy4", "shadow", "proxy3_ahead"])
     jobs = Jobs(parse_study(study, "config"))
-    spec = json.loads(jobs.latency("smollm2-135m")["spec"])
+    spec = jobs.latency("smollm2-135m")
     assert spec["predictors"] == ["shadow"] and spec["proxies"] == ["proxy4", "proxy3_ahead"]
     assert [one.method for one in jobs.latency_predictors("smollm2-135m")] == ["shadow"]
     study["latency"]["units"] = "heads"

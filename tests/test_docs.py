@@ -15,7 +15,7 @@ import yaml
 from shadowcore import __version__, cli
 from shadowcore.config import Study
 from shadowcore.report.figures import FIGURES
-from shadowcore.work import MEMORY
+from shadowcore.rules import RULES
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*(ROOT / "docs").glob("*.md"), *(ROOT / f"{name}.md" for name in ("README", "CHANGELOG"))])
@@ -74,7 +74,7 @@ def test_the_examples_of_adding_something_run_and_a_study_can_name_them(extended
             study[key] = study[key] | value if isinstance(value, dict) else value
         study.pop("latency")
         checks.append(f"jobs = Jobs(parse_study({study!r}, 'mine'), Path({str(extended)!r}))")
-        checks += ["assert work(jobs)", "named |= {one.method for one in jobs.conditions.values()}"]
+        checks += ["assert work(jobs)", "named |= {one.method for one in jobs.conditions}"]
     checks.append("print('ran', *sorted(named))")
     script = "\n\n".join([*tries, *checks])
     said = subprocess.run(
@@ -115,7 +115,7 @@ def test_every_command_figure_stage_and_key_is_on_a_page():
         assert f"shadowcore {name}" in text, name
     for name in FIGURES:
         assert f"`{name}`" in text, name
-    assert set(MEMORY) <= set(re.findall(r"\w+", text))
+    assert set(RULES) <= set(re.findall(r"\w+", text))
     keys = (ROOT / "config" / "README.md").read_text()
     assert all(name in keys for name in Study.model_fields)
 

@@ -13,7 +13,7 @@ from test_workflow import tiny_study
 from shadowcore import artifacts, cli, manifests, preflight
 from shadowcore.config import parse_study
 from shadowcore.errors import ConfigError, OutOfMemory, ShadowcoreError
-from shadowcore.jobs import Jobs
+from shadowcore.jobs import Jobs, as_json
 from shadowcore.measure import harness, perplexity
 from shadowcore.measure.group import Group
 from shadowcore.measure.methods import METHODS
@@ -58,9 +58,9 @@ class Study:
             ]
             for name in ("piqa", "wikitext")
         ]
-        asked = job({"spec": "{}"}, "gather_benchmarks", {"benchmarks": root / "asked.parquet"}, prepared=prepared)
+        asked = job({}, "gather_benchmarks", {"benchmarks": root / "asked.parquet"}, prepared=prepared)
         traces = {
-            split: job(study.trace(MODEL, split, "0"), "trace", {"trace": root / f"{split}.safetensors"},
+            split: job(study.trace(MODEL, "words", split, "0"), "trace", {"trace": root / f"{split}.safetensors"},
                        documents=text["documents"], **model)["trace"]
             for split in ("train", "heldout")
         }  # fmt: skip
@@ -73,7 +73,7 @@ class Study:
         self.files["threshold"] = self.files["cats"] = made["thresholds"]
         for design in DESIGNS:
             made = job(
-                study.train_predictor(study.trained[MODEL, "words", f"{design}+plainact+small"]), "train_predictor",
+                study.train_predictor(MODEL, "words", f"{design}+plainact+small"), "train_predictor",
                 {name: root / f"{design}.{name}.safetensors" for name in ("predictor", "quality", "training")},
                 card=model["card"], traces=(traces["train"],), heldout=(traces["heldout"],),
             )  # fmt: skip
@@ -88,7 +88,7 @@ class Study:
         """Run the job of these conditions; the bytes of their outcome files."""
         oracle = chosen.keys() <= self.oracle.keys()
         one = import_module(f"shadowcore.stages.evaluate{'_oracle' if oracle else ''}").STAGE
-        spec = json.loads(self.jobs.evaluate(chosen)["spec"]) | dict.fromkeys(runtime_fields(one.spec), batch)
+        spec = json.loads(as_json(self.jobs.evaluation(chosen))) | dict.fromkeys(runtime_fields(one.spec), batch)
         spec = parse_spec(
             one.spec, spec | {"conditions": {setup: vars(condition) for setup, condition in chosen.items()}}
         )

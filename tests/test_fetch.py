@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from conftest import write_benchmarks, write_words
+from conftest import run_jobs, write_benchmarks, write_words
 
 from shadowcore import cli
 from shadowcore.config import parse_study
@@ -54,28 +54,12 @@ def no_network(monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
 
 
-def run(command, params, **files):
-    options = [f"--{name.replace('_', '-')}={path}" for name, path in files.items()]
-    assert cli.main([command, "--spec", params["spec"], *options]) == 0
-
-
 def measured(data, folder):
     """Outcomes of the dense model, from the sources of a configuration."""
-    jobs = Jobs(parse_study(data, "config"))
-    run("fetch-model", jobs.fetch_model("tiny"), card=folder / "card.json", weights=folder / "weights")
-    text = {"documents": folder / "documents.parquet", "tasks": folder / "questions.parquet"}
-    run("prepare-text", jobs.prepare_text("wikipedia"), **text)
-    for task in ("piqa", "wikitext"):
-        run("prepare-benchmark", jobs.prepare_benchmark(task), documents=folder / f"{task}.parquet")
-    spec = jobs.evaluate({"dense/0": jobs.conditions["tiny", "wikipedia", "dense", 0]})["spec"]
-    prepared = [str(folder / "piqa.parquet"), str(folder / "wikitext.parquet")]
-    assert cli.main(["gather-benchmarks", "--prepared", *prepared, "--benchmarks", str(folder / "asked.parquet")]) == 0
-    arguments = ["--card", folder / "card.json", "--weights", folder / "weights"]
-    arguments += ["--benchmarks", folder / "asked.parquet"]
-    arguments += ["--documents", text["documents"], "--tasks", text["tasks"], "--manifest", folder / "0.json"]
-    batches = ["--window-batch", "2", "--request-tokens", "4"]
-    assert cli.main(["evaluate", "--spec", spec, *batches, *map(str, arguments)]) == 0
-    return pq.read_table(folder / "dense" / "0.parquet").replace_schema_metadata(None)
+    jobs = Jobs(parse_study(data | {"conditions": [], "latency": None}, "config"), folder)
+    run_jobs(jobs, "fetch_model", "prepare_text", "prepare_benchmark", "gather_benchmarks", "evaluate")
+    path = jobs.root / "outcomes" / "tiny" / "wikipedia" / "dense" / "0.parquet"
+    return pq.read_table(path).replace_schema_metadata(None)
 
 
 def test_a_fetched_study_measures_the_same_without_a_network(study, no_network, tmp_path):

@@ -16,8 +16,10 @@ from shadowcore import artifacts, cli, logs, manifests, plan
 from shadowcore.config import load_study
 from shadowcore.incomplete import Ended, end_of_run, report
 from shadowcore.jobs import Jobs
+from shadowcore.provenance import fingerprint
+from shadowcore.rules import RULES
 from shadowcore.schemas import MEASURED, MEASURED_TABLES, OUTCOMES
-from shadowcore.states import REPORT, done
+from shadowcore.states import done
 
 INTRODUCTION = ROOT / "workflow" / "report" / "workflow.rst"
 
@@ -67,7 +69,7 @@ def test_when_the_tables_themselves_fail_no_older_one_is_shown(jobs):
         (jobs.root / name).parent.mkdir(parents=True, exist_ok=True)
         (jobs.root / name).write_text("of the last run")
     write_log(jobs, "aggregate", "shadowcore aggregate: 50.parquet: damaged Parquet")
-    ended = Ended(jobs, {"aggregate"}, {work.place for work in plan.work(jobs) if work.rule in REPORT})
+    ended = Ended(jobs, {"aggregate"}, {work.place for work in plan.work(jobs) if RULES[work.rule].joins})
     report(ended, INTRODUCTION)
     assert [one["job"] for one in artifacts.missing(jobs.root / "index.html")] == ["aggregate"]
     assert not list((jobs.root / "tables").iterdir()) and not list((jobs.root / "checks").iterdir())
@@ -93,8 +95,8 @@ def test_what_a_failed_evaluation_measured_is_in_the_tables(jobs):
     keys = vars(condition) | dict.fromkeys(MEASURED, 0.3) | {"task": "piqa", "metric": "acc", "fewshot": 0, "weight": 1}
     rows = [keys | {"document": str(number), "value": float(number % 2)} for number in range(8)]
     artifacts.write_table(path, OUTCOMES.schema, OUTCOMES.build(rows), {"spec": {}})
-    place, wanted = f"evaluate/{'/'.join(key)}", jobs.evaluate(conditions)
-    made = {"stage": "evaluate", "spec": json.loads(wanted["spec"]), "code": wanted["code"], "inputs": {}}
+    place, wanted = f"evaluate/{'/'.join(key)}", json.loads(jobs.spec("evaluate", *key))
+    made = {"stage": "evaluate", "spec": wanted, "code": fingerprint("shadowcore.stages.evaluate"), "inputs": {}}
     for header, expected in ((made, 1), (made | {"code": "another"}, 0), (made | {"spec": {}}, 0)):
         manifests.write(manifests.unfinished(manifest), {name: path}, header)
         report(of_all(jobs, place), INTRODUCTION)

@@ -10,7 +10,7 @@ from shadowcore import cli
 from shadowcore.config import load_study, parse_study
 from shadowcore.jobs import Jobs
 from shadowcore.plan import work
-from shadowcore.work import MEMORY
+from shadowcore.rules import RULES
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -80,4 +80,4 @@ def test_the_smoke_study_has_every_stage_that_needs_neither_downloads_nor_a_gpu(
     study = load_study(ROOT / "config" / "smoke.yaml")  # `offline: true` refuses sources with downloads
     assert study.offline is True
     rules = {one.rule for one in work(Jobs(study, tmp_path), strict=True)}
-    assert set(MEMORY) - rules == {"relufy", "prepare_benchmark", "gather_benchmarks", "latency_random"}
+    assert set(RULES) - rules == {"relufy", "prepare_benchmark", "gather_benchmarks", "latency_random"}

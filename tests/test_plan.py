@@ -12,13 +12,13 @@ from rich.console import Console
 from shadowcore import artifacts, cli, plan
 from shadowcore.commands.plan import print_totals, totals
 from shadowcore.config import load_study, parse_study
+from shadowcore.costs import trace_bytes
 from shadowcore.errors import ConfigError
 from shadowcore.jobs import Jobs
 from shadowcore.method.criteria import CRITERIA
 from shadowcore.method.score_quantization import encode
 from shadowcore.models.families import KINDS, dimensions_of
 from shadowcore.models.published import PUBLISHED, Size
-from shadowcore.plan import trace_bytes
 from shadowcore.schemas import LATENCY
 from shadowcore.work import START, TFLOPS
 

@@ -1,7 +1,6 @@
 """What is known before the first job stops plan, doctor and the dry run: sources, sizes, and what a machine lacks."""
 
 import copy
-import json
 import os
 import shutil
 import subprocess
@@ -15,10 +14,11 @@ import torch
 import yaml
 from conftest import write_benchmarks, write_words
 
-from shadowcore import artifacts, cli, machine, plan, preflight, states
+from shadowcore import artifacts, cli, machine, plan, preflight
 from shadowcore.config import load_study, parse_study
 from shadowcore.errors import ConfigError
 from shadowcore.jobs import Jobs
+from shadowcore.rules import outputs
 from shadowcore.stages.base import CARD_SCHEMA
 
 ROOT = Path(__file__).parent.parent
@@ -196,16 +196,16 @@ def test_a_source_is_not_needed_again_once_its_output_is_there(folder, tmp_path)
     assert len(preflight.problems(jobs)) == 3  # that of the benchmarks once
     sizes = {"layers": 3, "width": 16, "heads": 2, "kv_heads": 2, "head_width": 8, "neurons": 24, "vocabulary": 320,
              "positions": 128}  # fmt: skip
-    header = {"spec": json.loads(jobs.fetch_model("tiny")["spec"])}
+    header = {"spec": jobs.fetch_model("tiny")}
     record = {"model_type": "llama", "dimensions": sizes, "files": {}}
     artifacts.write_record(jobs.root / "models/tiny/card.json", CARD_SCHEMA, record, header)
     table = pa.table({"text": ["x"]})
-    for path, params in (
+    for path, spec in (
         ("texts/wikipedia/documents.parquet", jobs.prepare_text("wikipedia")),
         ("tasks/piqa.parquet", jobs.prepare_benchmark("piqa")),
         ("tasks/wikitext.parquet", jobs.prepare_benchmark("wikitext")),
     ):
-        artifacts.write_table(jobs.root / path, "any", table, {"spec": json.loads(params["spec"])})
+        artifacts.write_table(jobs.root / path, "any", table, {"spec": spec})
     assert preflight.problems(jobs) == []
     study["texts"]["wikipedia"]["heldout_fraction"] = 0.2  # now the text has to be prepared again
     study["evaluation"]["limit"] = {"piqa": 4}
@@ -260,7 +260,7 @@ def test_jobs_that_have_run_need_no_machine(tmp_path):
     large = [one for one in plan.work(jobs) if one.needs_gpu]
     for one in large:
         assert "no GPU" in preflight.shortage(jobs)
-        for path in states.outputs(jobs.root, one.rule, one.name):
+        for path in outputs(jobs.root, one.rule, one.name):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
     assert large and preflight.shortage(jobs) is None

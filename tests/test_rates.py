@@ -5,7 +5,7 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from shadowcore import rates
+from shadowcore import machine, rates
 from shadowcore.commands.plan import print_totals, totals
 from shadowcore.rates import Rate
 from shadowcore.work import START, Work
@@ -43,10 +43,18 @@ def test_a_small_models_job_is_not_planned_at_the_rate_of_a_gpu_that_it_does_not
     assert hours(training) == pytest.approx(START + 5)
 
 
-def test_plan_says_whose_rates_it_used():
+@pytest.mark.parametrize(
+    ("gpus", "here", "warned"),
+    [([], {}, "no GPU"), (["b GPU"], {}, "b GPU"), (["a GPU"], {}, None), ([], {"trace": 1e12}, None)],
+)
+def test_plan_warns_that_hours_are_those_of_another_machine(monkeypatch, gpus, here, warned):
+    monkeypatch.setattr(machine, "gpu_names", lambda: gpus)
     out = StringIO()
-    print_totals(totals([LARGE], {}, KNOWN), {}, Console(file=out, width=160), KNOWN)
-    assert "[10 to 90]" in out.getvalue() and "a GPU" in out.getvalue() and "rates.csv" in out.getvalue()
+    print_totals(totals([LARGE], here, KNOWN), here, Console(file=out, width=160), KNOWN)
+    assert ("[10 to 90]" in out.getvalue()) != bool(here)
+    warning = out.getvalue().partition("WARNING")[2]
+    assert bool(warned) == bool(warning)
+    assert not warned or all(words in warning for words in ("trace", "one a GPU", warned, "rates.csv"))
 
 
 def test_loading_a_model_is_not_in_the_rate():

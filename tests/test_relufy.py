@@ -311,10 +311,10 @@ def test_teachers_in_a_circle_and_too_little_real_text(study, made):
     with pytest.raises(ConfigError, match="other <- relu <- other|relu <- other <- relu"):
         parse_study(data, "study")
     inputs = {key: made[key] for key in ("teacher_card", "teacher_weights", "documents")}
-    spec = json.loads(study[0].relufy("relu")["spec"]) | {"windows": 10_000}
+    spec = study[0].relufy("relu") | {"windows": 10_000}
     out = {"card": made["card"].with_name("y.json"), "weights": made["weights"].with_name("y")}
     with pytest.raises(ConfigError, match="traces.windows .* 10000 windows"):
-        job({"spec": json.dumps(spec)}, "relufy", out, **inputs)
+        job(spec, "relufy", out, **inputs)
 
 
 def test_what_it_learned_from_is_kept_apart_from_what_it_is_measured_on(study):
@@ -323,7 +323,7 @@ def test_what_it_learned_from_is_kept_apart_from_what_it_is_measured_on(study):
     data["models"]["relu"]["source"]["relufied"]["text"] = "more"
     jobs = Jobs(parse_study(data, "study"))
     key = next(key for key in jobs.evaluations if key[0] == "relu")
-    assert f"{jobs.root}/checks/disjoint/more+words.json" in jobs.disjoint(key)
+    assert f"{jobs.root}/checks/disjoint/more+words.json" in jobs.inputs("evaluate", *key)["after"]
     assert "more+words" in {one.name for one in work(jobs) if one.rule == "check_disjoint"}
 
 

@@ -14,8 +14,8 @@ import yaml
 
 from shadowcore import manifests
 from shadowcore.config import load_study
+from shadowcore.costs import LETTERS
 from shadowcore.jobs import Jobs
-from shadowcore.plan import LETTERS
 from shadowcore.schemas import MEASURED_TABLES, OUTCOMES
 
 ROOT = Path(__file__).parent.parent
@@ -60,7 +60,7 @@ def test_ten_times_the_papers_grid_is_planned_in_a_minute(tmp_path):
 def written(folder, models):
     """Outcome files of some conditions of the paper's grid, with as many documents as its benchmarks have."""
     jobs, random, paths = Jobs(load_study(PAPER)), np.random.default_rng(0), []
-    conditions = [one for one in jobs.conditions.values() if one.model == "opt-1.3b"][::33]
+    conditions = [one for one in jobs.conditions if one.model == "opt-1.3b"][::33]
     for number, condition in enumerate([replace(one, model=f"m{i}") for i in range(models) for one in conditions]):
         parts = []
         for task, (documents, *_) in LETTERS.items():

@@ -13,9 +13,8 @@ from shadowcore import cli, logs, plan, progress_line
 from shadowcore.commands.status import print_status
 from shadowcore.config import load_study
 from shadowcore.jobs import Jobs
-from shadowcore.states import outputs
+from shadowcore.rules import RULES, outputs
 from shadowcore.states import states as status
-from shadowcore.work import MEMORY
 
 QUICK = Path(__file__).parent / "base_study.yaml"
 NOW = 1.7e9
@@ -56,7 +55,7 @@ def states(jobs):
 
 def test_before_anything_ran_every_job_waits(jobs):
     found = status(jobs, NOW)
-    assert [job.work for job in found] == sorted(plan.work(jobs), key=lambda one: list(MEMORY).index(one.rule))
+    assert [job.work for job in found] == sorted(plan.work(jobs), key=lambda one: list(RULES).index(one.rule))
     assert all(job.state == "waiting" and job.left == job.work.seconds({}) for job in found)
     assert not jobs.root.exists()  # looking changes nothing
 

@@ -19,8 +19,19 @@ import yaml
 from conftest import write_benchmarks, write_words
 from fork_server import forking
 
+from shadowcore import artifacts, manifests
+from shadowcore.commands.explain import explain
+from shadowcore.config import load_study
+from shadowcore.jobs import Jobs
 from shadowcore.measure.methods import METHODS
 from shadowcore.method.criteria import CRITERIA
+from shadowcore.plan import work
+from shadowcore.report import drawn
+from shadowcore.report.figures import FIGURES
+from shadowcore.rules import outputs
+from shadowcore.schemas import ACCURACY, FINAL_TABLES
+from shadowcore.states import states
+from shadowcore.texts.documents import DOCUMENTS
 
 ROOT = Path(__file__).parent.parent
 LEFT = ("logs", "benchmarks", "study.txt")  # in a results folder beside what jobs write
@@ -116,6 +127,10 @@ def results(folder):
     return folder / "results" / "tiny"
 
 
+def jobs_of(folder):
+    return Jobs(load_study(folder / "config" / "tiny.yaml"), folder / "results")
+
+
 def tables(folder):
     """Parquet files and predictors that hold no times."""
     paths = [*results(folder).rglob("*.parquet"), *results(folder).rglob("*.safetensors")]
@@ -124,10 +139,6 @@ def tables(folder):
 
 
 def test_it_makes_every_table_and_figure(house):
-    from shadowcore.report import drawn
-    from shadowcore.report.figures import FIGURES
-    from shadowcore.schemas import FINAL_TABLES
-
     for name in FINAL_TABLES:
         rows = pq.read_table(results(house) / "tables" / f"{name}.parquet").num_rows
         assert rows == 0 if name == "refused" else rows > 0
@@ -141,17 +152,9 @@ def test_it_makes_every_table_and_figure(house):
 
 
 def test_every_file_is_an_output_that_some_job_is_known_for_and_others_may_read_it(house):
-    from shadowcore import manifests
-    from shadowcore.config import load_study
-    from shadowcore.jobs import Jobs
-    from shadowcore.plan import work
-    from shadowcore.states import outputs
-
-    root = results(house)
-    known = {path for one in work(Jobs(load_study(house / "config" / "tiny.yaml"), house / "results"))
-             for path in outputs(root, one.rule, one.name)}  # fmt: skip
+    root, jobs = results(house), jobs_of(house)
+    known = {path for one in work(jobs) for path in outputs(root, one.rule, one.name)}
     files = {path for path in root.rglob("*") if path.is_file() and path.relative_to(root).parts[0] not in LEFT}
-    jobs = Jobs(load_study(house / "config" / "tiny.yaml"), house / "results")
     outcomes = {
         manifests.outcome(Path(manifest), name)
         for manifest, conditions in zip(jobs.manifests(), jobs.evaluations.values(), strict=True)
@@ -167,11 +170,7 @@ def test_every_file_is_an_output_that_some_job_is_known_for_and_others_may_read_
 
 
 def test_the_plan_has_these_jobs_and_bytes(house):
-    from shadowcore.config import load_study
-    from shadowcore.jobs import Jobs
-    from shadowcore.plan import work
-
-    planned = work(Jobs(load_study(house / "config" / "tiny.yaml"), house / "results"), strict=True)
+    planned = work(jobs_of(house), strict=True)
     assert Counter(one.rule for one in planned) == waiting(house, "--forceall")
     for one in planned:
         if one.rule.startswith("trace"):
@@ -181,13 +180,8 @@ def test_the_plan_has_these_jobs_and_bytes(house):
 
 
 def test_every_job_is_done_and_leads_from_its_files_to_its_command(house, monkeypatch):
-    from shadowcore.commands.explain import explain
-    from shadowcore.config import load_study
-    from shadowcore.jobs import Jobs
-    from shadowcore.states import states
-
     monkeypatch.chdir(house)
-    found = states(Jobs(load_study(house / "config" / "tiny.yaml")), time.time())
+    found = states(jobs_of(Path(".")), time.time())
     assert {job.state for job in found} == {"done"} and all(job.content.command and job.seconds for job in found)
     root = Path("results/tiny")
     kinds = ("parquet", "safetensors", "json", "png", "pdf", "html")
@@ -269,8 +263,6 @@ def test_methods_without_a_predictor_are_rows_of_the_model_they_are_asked_of(hou
 
 def test_calibration_documents_among_the_evaluated_ones_stop_the_study(house, tmp_path):
     texts = next(results(house).rglob("documents.parquet"))
-    from shadowcore import artifacts
-    from shadowcore.texts.documents import DOCUMENTS
 
     table = artifacts.read_table(texts, DOCUMENTS.schema)
     # a text that calibrates on what another one is evaluated on, inside a longer document
@@ -290,9 +282,6 @@ def test_calibration_documents_among_the_evaluated_ones_stop_the_study(house, tm
 
 
 def test_an_impossible_table_is_named_and_no_figure_is_drawn(house, tmp_path):
-    from shadowcore import artifacts
-    from shadowcore.schemas import ACCURACY
-
     path = tmp_path / "accuracy.parquet"
     table = artifacts.read_table(results(house) / "tables" / "accuracy.parquet", ACCURACY.schema)
     wrong = table.set_column(table.schema.get_field_index("value"), "value", [[0.123] * len(table)])
@@ -328,10 +317,6 @@ def test_a_copy_with_new_time_stamps_is_finished_too(house, tmp_path):
 
 
 def test_a_deleted_outcome_file_is_made_again_the_same_and_nothing_else_is_measured(house):
-    from shadowcore.config import load_study
-    from shadowcore.jobs import Jobs
-    from shadowcore.states import states
-
     outcomes = sorted((results(house) / "outcomes" / "tiny-opt").rglob("50.parquet"))
     lost = next(path for path in outcomes if "random" in str(path))
     content, before = lost.read_bytes(), {path: path.stat().st_mtime_ns for path in outcomes}
@@ -341,7 +326,7 @@ def test_a_deleted_outcome_file_is_made_again_the_same_and_nothing_else_is_measu
     ).unlink()  # which needs it: Snakemake makes nothing for its own sake
     due = waiting(house)
     assert due["evaluate"] == 1 and "evaluate_oracle" not in due and "trace" not in due
-    jobs = Jobs(load_study(house / "config" / "tiny.yaml"), house / "results")
+    jobs = jobs_of(house)
     again = {job.work.rule: job for job in states(jobs, time.time()) if job.state != "done"}
     assert again.keys() == {"evaluate", "aggregate"} and again["evaluate"].work.name == "tiny-opt/words/50"
     assert again["evaluate"].deleted
@@ -408,10 +393,6 @@ def test_a_fork_answers_as_a_fresh_interpreter_does(house, words):
 
 
 def test_one_model_at_a_time_keeps_no_weights_and_no_traces_and_makes_the_same_tables(house, tmp_path):
-    from shadowcore.config import load_study
-    from shadowcore.jobs import Jobs
-    from shadowcore.states import states
-
     folder, config = prepared(tmp_path), tmp_path / "config" / "tiny.yaml"
     study = yaml.safe_load((house / "config" / "tiny.yaml").read_text())  # its folders are in specifications
     study |= {"one_model_at_a_time": True, "latency": None}
@@ -435,7 +416,7 @@ def test_one_model_at_a_time_keeps_no_weights_and_no_traces_and_makes_the_same_t
         python.write_text(f'#!/bin/sh\nexec {whole} "$@"\n')
         assert snakemake(folder, "tables").returncode == 0
         assert large() == set() and waiting(folder, "tables") == {}
-        found = states(Jobs(load_study(config), folder / "results"), time.time())
+        found = states(jobs_of(folder), time.time())
         assert {job.state for job in found if job.work.rule not in ("draw", "write_page")} == {"done"}
         assert tables(folder) == {path: content for path, content in tables(house).items()
                                   if "/weights/" not in path and "/traces/" not in path}  # fmt: skip

@@ -12,13 +12,14 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from shadowcore import plan, preflight, rates
+from shadowcore import machine, plan, preflight, rates
 from shadowcore.commands import console
 from shadowcore.config import load_study
 from shadowcore.errors import ConfigError
 from shadowcore.jobs import Jobs
 from shadowcore.rates import Rate
-from shadowcore.work import DECODING, MEMORY, TFLOPS, Work
+from shadowcore.rules import RULES
+from shadowcore.work import DECODING, TFLOPS, Work
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -54,7 +55,7 @@ class Total(NamedTuple):
 def totals(
     works: Sequence[Work], here: Mapping[str, float], known: Sequence[Rate] = (), at_once: float = math.inf
 ) -> dict[str, Total]:
-    """Totals by rule, in the order of MEMORY, and of all jobs as "all", whose disk is at most `at_once` bytes.
+    """Totals by rule, in the order of the stages, and of all jobs as "all", whose disk is at most `at_once` bytes.
 
     here: rates measured on this machine; known: rates of a GPU, for jobs with a GPU of their own and jobs without a
     model.
@@ -70,7 +71,7 @@ def totals(
         disk, memory = sum(one.written for one in part), max(one.memory for one in part)
         return Total(len(part), sum(hours), on_gpu, disk, memory, max(one.gpus for one in part))
 
-    by_rule = {rule: [one for one in works if one.rule == rule] for rule in MEMORY}
+    by_rule = {rule: [one for one in works if one.rule == rule] for rule in RULES}
     whole = total(works)
     whole = whole._replace(disk=min(whole.disk, at_once))
     return {rule: total(part) for rule, part in by_rule.items() if part} | {"all": whole}
@@ -99,26 +100,28 @@ def print_totals(
     table.add_column("stage")
     for name in ("jobs", "hours", "GPU-hours", "disk, GB", "memory of a job, GB", "GPUs of a job", "TFLOP/s"):
         table.add_column(name, justify="right")
+    elsewhere = []  # rules whose hours are those of another machine
     for rule, one in planned.items():
-        rate = f"{here[rule] / 1e12:.3g} measured" if rule in here else span(rule, known)
+        rates = sorted(rate.per_second / 1e12 for rate in known if rate.stage == rule)
+        rate = f"{here[rule] / 1e12:.3g} measured" if rule in here else ""
+        if not rate and rates and (one.gpus or not RULES[rule].copies):
+            rate = f"[{' to '.join(dict.fromkeys(f'{rate:.3g}' for rate in (rates[0], rates[-1])))}]"
+            elsewhere.append(rule)
         numbers = [f"{one.jobs:,}", f"{one.hours:,.2f}", f"{one.gpu_hours:,.1f}", f"{one.disk / 1e9:,.2f}"]
         table.add_row(rule, *numbers, f"{one.memory / 1e9:.1f}", str(one.gpus), rate)
     console.print(table)
     if sum(one.disk for rule, one in planned.items() if rule != "all") > planned["all"].disk + 1:
         console.print("Disk of `all` is the most at once: models run one at a time, and their large files are deleted.")
     traces = sum(one.disk for rule, one in planned.items() if rule.startswith("trace"))
-    words = f"Traces: {traces / 1e9:,.1f} GB. "
-    if known:
-        words += (
-            f"Rates in brackets were measured on one {known[0].device} (shadowcore/rates.csv), for jobs with a GPU of "
-            "their own. "
-        )
-    words += f"Stages without a measured rate are assumed to make {TFLOPS:g} TFLOP/s per job, or "
-    words += f"{DECODING['latency']:g} if they decode token by token; "
-    console.print(f"{words}`--measured CONFIG` uses the times of a study that ran.", highlight=False)
-
-
-def span(rule: str, known: Sequence[Rate]) -> str:
-    """The lowest and the highest known rate of a rule, as text."""
-    rates = sorted(rate.per_second / 1e12 for rate in known if rate.stage == rule)
-    return f"[{' to '.join(dict.fromkeys(f'{rate:.3g}' for rate in (rates[0], rates[-1])))}]" if rates else ""
+    console.print(
+        f"Traces: {traces / 1e9:,.1f} GB. Stages without a rate in the last column are assumed to make {TFLOPS:g} "
+        f"TFLOP/s per job, or {DECODING:g} if they decode token by token; `--measured CONFIG` uses the times of a "
+        "study that ran.",
+        highlight=False,
+    )
+    if elsewhere and known[0].device not in (gpus := machine.gpu_names()):
+        console.print(
+            f"WARNING: the hours of {', '.join(elsewhere)} are those of one {known[0].device}, not of this machine, "
+            f"which has {' and '.join(gpus) or 'no GPU'} (rates in brackets, from shadowcore/rates.csv).",
+            highlight=False, markup=False,
+        )  # fmt: skip

@@ -12,7 +12,7 @@ from pydantic import ConfigDict, PositiveInt, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from shadowcore import __version__
-from shadowcore.artifacts import replacing, writable
+from shadowcore.atomic import replacing, writable
 from shadowcore.errors import ArtifactError, ConfigError, one_of
 from shadowcore.library.checks import require_fit
 from shadowcore.method import predictors

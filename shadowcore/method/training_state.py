@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from shadowcore import artifacts
+from shadowcore import artifacts, atomic
 
 CHECKPOINT_SCHEMA = "checkpoint/1"
 SECONDS_BETWEEN = 60.0
@@ -155,4 +155,4 @@ class Checkpoint:
     def remove(self) -> None:
         """What the training was for is written."""
         self.path.unlink(missing_ok=True)
-        artifacts.remove_abandoned(self.path)
+        atomic.remove_abandoned(self.path)

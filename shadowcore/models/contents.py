@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from shadowcore.artifacts import replacing
+from shadowcore.atomic import replacing
 from shadowcore.errors import ArtifactError
 from shadowcore.provenance import file_sha256
 

@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
-from shadowcore.artifacts import apply_umask, temporary_neighbour, writable
+from shadowcore.atomic import apply_umask, temporary_neighbour, writable
 from shadowcore.errors import ArtifactError, ConfigError, ShadowcoreError, SourceError, one_of
 from shadowcore.models.contents import hash_files
 from shadowcore.models.conversion import OTHER_FILES, adopt, expand_gguf, licence_of

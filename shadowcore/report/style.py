@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
-from shadowcore import artifacts
+from shadowcore import artifacts, atomic
 from shadowcore.artifacts import Header
 from shadowcore.report.looks import look
 
@@ -67,7 +67,7 @@ def save(figure: Figure, stem: Path, header: Header) -> list[Path]:
     with matplotlib.rc_context(RC):
         for kind, entries in metadata.items():
             paths.append(stem.with_name(f"{stem.name}.{kind}"))
-            with artifacts.replacing(paths[-1]) as partial:
+            with atomic.replacing(paths[-1]) as partial:
                 figure.savefig(partial, format=kind, dpi=PNG_DPI, metadata=entries)
     return paths
 

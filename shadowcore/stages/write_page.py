@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shadowcore import artifacts
-from shadowcore.report import drawn
+from shadowcore import atomic
+from shadowcore.report import drawn, tables
+from shadowcore.report.page import page
 from shadowcore.stages.base import Missing, Progress, Stage, header
 
 
@@ -34,17 +35,13 @@ class Outputs:
 
 
 def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
-    # a start of Snakemake imports this module for its specification, but needs no pandas and no plotting packages
-    from shadowcore.report import tables
-    from shadowcore.report.page import page
-
     progress = Progress("write-page")
     frames = tables.read_files(inputs.tables)
     figures = drawn.read(inputs.drawn)
     files = (*inputs.tables, *(path for figure in figures for path in figure.files.values()))
     introduction = inputs.introduction.read_text(encoding="utf-8")
     text = page(spec.configuration, frames, figures, introduction, header("write-page", spec, inputs), files)
-    with artifacts.replacing(outputs.page) as partial:
+    with atomic.replacing(outputs.page) as partial:
         partial.write_text(text, encoding="utf-8")
     progress(1, 1)
 

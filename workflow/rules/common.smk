@@ -1,11 +1,13 @@
 import gc
 import re
+import shlex
 import shutil
 import signal
 import sys
 from contextlib import suppress
 from functools import cache
 from inspect import signature
+from os.path import relpath
 from pathlib import Path
 
 from snakemake.common import overwrite_function_params
@@ -14,9 +16,13 @@ from snakemake.resources import Resource
 
 from shadowcore import machine, manifests, progress_line
 from shadowcore.errors import ShadowcoreError
+from shadowcore.jobs import options
 from shadowcore.plan import work
 from shadowcore.provenance import fingerprint
-from shadowcore.states import REPORT
+from shadowcore.report import PUBLISHED
+from shadowcore.report.captions import CAPTIONS
+from shadowcore.rules import RULES, name_of
+from shadowcore.schemas import FINAL_TABLES
 from shadowcore.work import Work
 
 # Garbage collection among ten thousand of Snakemake's jobs, which are never freed, would take a fifth of its time.
@@ -45,11 +51,6 @@ def with_signature(function):
 with_signature(Resource.evaluate)
 
 
-# Weights and traces; with `one_model_at_a_time`, Snakemake deletes them when no job of the run needs them.
-def deletable(path):
-    return temp(path) if study.one_model_at_a_time else path
-
-
 @cache
 def planned():
     try:
@@ -64,86 +65,94 @@ def gpus_here():
     return machine.gpu_memory() if workflow.resource_settings.nodes is None else ()
 
 
-# Memory, time limit and GPUs of a rule's jobs, from the size of the model and the number of attempts (`--retries`).
-# name: the job's name as a pattern of wildcards. GPUs are named `gres` if the cluster's profile has it as a scope.
-def resources_of(rule, name):
-    def function(resource):
-        def amount(wildcards, attempt):
-            key = rule, name.format(**wildcards)
-            return planned().get(key, Work(*key)).resources(attempt, gpus_here())[resource]
+# ---- what a rule is made of
 
-        return with_signature(amount)
-
-    gpus = "gres" if "gres" in workflow.resource_scopes else "gpu"
-    return {resource: function(resource) for resource in ("mem_mb", "runtime", "devices", gpus)}
-
-
-def halving(batch):
-    return with_signature(lambda wildcards, attempt: max(1, batch // 2 ** (attempt - 1)))
-
-
-def teacher_of(file):
-    return lambda wildcards: f"{root}/models/{study.models[wildcards.model].relufied.teacher}/{file}"
+# inputs that are files of this repository, which are never in an object store
+REPOSITORY = {
+    "judge_claims": {"published": relpath(PUBLISHED)},
+    "write_page": {"introduction": relpath(f"{workflow.basedir}/workflow/report/workflow.rst")},
+}
+# where Snakemake's report shows an output
+REPORTED = {
+    "figures": {
+        "category": "Figures",
+        "caption": "../report/figure.rst",
+        "patterns": ["{figure}.png"],
+        "labels": {"figure": "{figure}", "model": "{model}"},  # the second label becomes a switch between models
+    },
+    "page": {"category": "Page", "caption": "../report/page.rst", "labels": {"page": "the study on one page"}},
+    **{name: {"category": "Tables", "caption": "../report/tables.rst"} for name in FINAL_TABLES},
+}
 
 
-# The predictor of a job. slug: the name of the wildcard with the predictor's slug.
-def predictor(wildcards, slug):
-    return jobs.trained[wildcards.model, wildcards.calibration, wildcards[slug]]
+def values(rule, wildcards):
+    return [wildcards[name] for name in RULES[rule].wildcards]
 
 
-def traced(wildcards):
-    return jobs.dense_traces(wildcards.model, wildcards.calibration)
+# Traces, predictors and weights are too large to be hashed by Snakemake. They are `ancient`; the small files with their
+# checksums are inputs, which show when they have changed. The hashes of weights are in the model's card.
+def inputs_of(rule):
+    def files(wildcards):
+        named, checksums = {}, []
+        for option, paths in jobs.inputs(rule, *values(rule, wildcards)).items():
+            paths = [paths] if isinstance(paths, str) else paths
+            named[option] = [ancient(path) if Path(path).suffix in ("", ".safetensors") else path for path in paths]
+            checksums += [f"{path}.sha256" for path in paths if path.endswith(".safetensors")]
+        return named | {"checksums": checksums}
+
+    return with_signature(files)
 
 
-def timed_predictors(wildcards):
-    return [f"{jobs.stem(one)}.safetensors" for one in jobs.latency_predictors(wildcards.model)]
+def outputs_of(rule):
+    made = {}
+    for option, path in RULES[rule].outputs.items():
+        made[option] = path = f"{root}/{path}".format(name=RULES[rule].job or rule)
+        if path.endswith(".safetensors"):
+            made["checksum"] = f"{path}.sha256"
+        if not Path(path).suffix:
+            made[option] = directory(path)
+        if RULES[rule].temporary and option in ("weights", "trace") and study.one_model_at_a_time:
+            made[option] = temp(made[option])
+        if RULES[rule].joins and option in REPORTED:
+            made[option] = report(made[option], **REPORTED[option])
+    return made
 
 
-def trained_on(split, slug):
-    return lambda wildcards: jobs.traces(predictor(wildcards, slug), split)
+# Memory, time limit and GPUs of a rule's jobs, from the size of the model and the number of attempts (`--retries`);
+# `options` tells them to the job. GPUs are named `gres` if the cluster's profile has it as a scope.
+def resources_of(rule):
+    facts, gpus = RULES[rule], "gres" if "gres" in workflow.resource_scopes else "gpu"
+
+    def needed(wildcards, attempt):
+        key = rule, name_of(rule, *values(rule, wildcards))
+        return planned().get(key, Work(*key)).resources(attempt, gpus_here())
+
+    def runtime(wildcards, attempt):
+        words = [f"--devices {needed(wildcards, attempt)['devices']}"] if facts.torch == "gpu" else []
+        for name in facts.batches:
+            batch = getattr(study.traces if name == "batch" else study.evaluation, name)
+            words.append(f"--{name.replace('_', '-')} {max(1, batch // 2 ** (attempt - 1))}")
+        return " ".join(words)
+
+    def function(name):
+        return with_signature(lambda wildcards, attempt: needed(wildcards, attempt)[name])
+
+    amounts = {name: function(name) for name in ("mem_mb", "runtime", "devices", gpus)}
+    return amounts | {"options": with_signature(runtime)}
 
 
-def begun_with(wildcards):
-    return [f"{jobs.stem(jobs.parent(predictor(wildcards, 'tuned')))}.safetensors"]
+def params_of(rule):
+    def files(wildcards, input):  # Snakemake runs no job again because of a parameter that is made from its inputs
+        read = jobs.inputs(rule, *values(rule, wildcards)) | REPOSITORY.get(rule, {})
+        return shlex.join(options(read | jobs.outputs(rule, *values(rule, wildcards))))
 
-
-# Traces and predictors are too large to be hashed by Snakemake. They are `ancient`, like the models' weights, and the
-# small files with their checksums are inputs, which show when they have changed.
-def unhashed(files):
-    return with_signature(lambda wildcards: [ancient(path) for path in files(wildcards)])
-
-
-def checksums_of(*files):
-    return with_signature(lambda wildcards: [f"{path}.sha256" for of in files for path in of(wildcards)])
-
-
-def evaluation(wildcards):
-    return wildcards.model, wildcards.data, wildcards.pct
-
-
-@with_signature
-def benchmarks_of(wildcards):
-    return jobs.gathered(wildcards.data)
-
-
-# not read by the job; an input only so that nothing is measured before this check has passed
-@with_signature
-def disjoint_of(wildcards):
-    return jobs.disjoint(evaluation(wildcards))
-
-
-@with_signature
-def scores_of(wildcards):
-    return jobs.tables_of("scores", evaluation(wildcards))
-
-
-@with_signature
-def thresholds_of(wildcards):
-    return jobs.tables_of("thresholds", evaluation(wildcards))
-
-
-def predictors_of(wildcards):
-    return [f"{stem}.safetensors" for stem in jobs.predictors_of(evaluation(wildcards))]
+    params = {
+        "stage": rule.replace("_", "-"),
+        "spec": with_signature(lambda wildcards: jobs.spec(rule, *values(rule, wildcards))),
+        "code": fingerprint(f"shadowcore.stages.{rule}"),
+        "files": with_signature(files),
+    }
+    return params | ({"captions": CAPTIONS} if rule == "draw" else {})
 
 
 # ---- how a run ends
@@ -203,7 +212,7 @@ def report_what_there_is():
     ended = incomplete.Ended(jobs, failed, {place_of(job) for job in unfinished})
     if not workflow.storage_settings.default_storage_provider:  # else the results are not on this machine
         for job in unfinished:
-            if job.rule.name in REPORT and place_of(job) not in failed:
+            if RULES[job.rule.name].joins and place_of(job) not in failed:
                 workflow.persistence.started(job)  # marks its outputs as incomplete, so the next run makes them again
         try:
             incomplete.report(ended, Path(workflow.basedir, "workflow", "report", "workflow.rst"))
