@@ -36,7 +36,7 @@ import time, torch, transformers, shadowcore.measure.sparsity
 from transformers import AutoModelForCausalLM
 start = time.perf_counter()
 from shadowcore import benchmarks
-from shadowcore.measure import harness
+from shadowcore.measure import questions
 benchmarks.task("piqa", [{"goal": "a", "sol1": "b", "sol2": "c", "label": 0}])
 print(time.perf_counter() - start)
 """

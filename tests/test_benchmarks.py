@@ -23,6 +23,7 @@ from shadowcore.benchmarks import BENCHMARKS, BenchmarkText
 from shadowcore.errors import ConfigError, ShadowcoreError, SourceError
 from shadowcore.measure import harness
 from shadowcore.measure.group import Group
+from shadowcore.measure.questions import Questions
 from shadowcore.measure.sparsity import PredictedMasks, SparseModel
 from shadowcore.method.predictors import Predictor
 from shadowcore.models.families import dimensions_of
@@ -95,13 +96,18 @@ def test_requests_are_those_of_the_stock_task(folder, cache, name, shots):
     assert asked == expected and len(asked) >= 8
 
 
+def outcomes(model, tokenizer, task, batch_tokens, longest):
+    """Of the dense model."""
+    questions = Questions(model, tokenizer, [task], batch_tokens, longest)
+    return pd.DataFrame(questions.outcomes(Group({"": SparseModel(model, None)}))[""])
+
+
 @pytest.mark.parametrize("name", INVENTED)
 def test_dense_is_what_lm_eval_measures(model, folder, cache, name):
     tokenizer = byte_tokenizer()
     theirs = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1, max_length=LONGEST)
     expected = evaluate(theirs, {"tasks": {name: stock(name, folder)}}, bootstrap_iters=0)["results"][name]
-    questions = harness.Questions(model, tokenizer, [ours(name, folder)], 1, LONGEST)
-    rows = pd.DataFrame(questions.outcomes(Group({"": SparseModel(model, None)}))[""])
+    rows = outcomes(model, tokenizer, ours(name, folder), 1, LONGEST)
     found = {metric: part for metric, part in rows.groupby("metric")}
     for metric in INVENTED[name]:
         assert found[metric]["value"].mean() == expected[f"{metric},none"]
@@ -273,7 +279,7 @@ def test_every_benchmark_and_smollm2_are_what_lm_eval_measures(tmp_path, cache):
         shortest.iloc[: 2 if one.rolling else 6].to_parquet(few / name / f"{one.split}.parquet")
         theirs = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=4, max_length=512)
         expected = evaluate(theirs, {"tasks": {name: stock(name, few)}}, bootstrap_iters=0)["results"][name]
-        rows = pd.DataFrame(harness.outcomes(SparseModel(model, None), tokenizer, [ours(name, str(few))], 4, 512))
+        rows = outcomes(model, tokenizer, ours(name, str(few)), 4 * 512, 512)
         for metric, part in rows.groupby("metric"):
             if metric in ("acc", "acc_norm"):
                 value, key = part["value"].mean(), metric

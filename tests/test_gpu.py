@@ -6,10 +6,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalL
 
 from shadowcore.decode.decoder import Decoder
 from shadowcore.decode.layout import from_model, upcast
-from shadowcore.decode.selection import FixedSelection, PredictedSelection
-from shadowcore.measure.equivalence import check, gate
+from shadowcore.decode.selection import DenseSelection, FixedSelection, PredictedSelection
+from shadowcore.measure.equivalence_decoder import gate
+from shadowcore.measure.equivalence_model import check
 from shadowcore.measure.gpu_timing import fill_cache
-from shadowcore.measure.sparsity import PredictedMasks
 from shadowcore.method.predictors import Predictor
 from shadowcore.models.families import KINDS, dimensions_of
 
@@ -34,13 +34,6 @@ def made(name, dtype):
     return model.to(dtype).eval()
 
 
-def masks_of(selection):
-    """What the evaluation harness keeps with the same predictor; None without one."""
-    if not isinstance(selection, PredictedSelection):
-        return None
-    return PredictedMasks(selection.predictor, KINDS, "per_layer", selection.sparsity_pct["neurons"])
-
-
 def predicted(design, count, sizes, block=1):
     predictor = Predictor(design, sizes, {"heads": 64, "neurons": 256}, count, block=block).eval()
     for parameter in predictor.parameters():
@@ -53,12 +46,12 @@ def decoders(layout, room):
 
     sizes = layout.sizes
     keep = {k: torch.rand(sizes.layers, sizes.units(k), device="cuda") < 0.5 for k in KINDS}
-    selections = {"dense": None, "gathered": FixedSelection(keep)}
+    selections = {"dense": DenseSelection(), "gathered": FixedSelection(keep)}
     for design, count in (("shadow", 1), ("segments", 2), ("layerwise", 1)):
         selections[design] = predicted(design, count, sizes)
     selections["blocks"] = predicted("shadow", 1, sizes, block=16)
     for name, selection in selections.items():
-        yield name, GraphDecoder(layout, room, selection), masks_of(selection)
+        yield name, GraphDecoder(layout, room, selection), selection
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -66,10 +59,10 @@ def decoders(layout, room):
 def test_the_decoder_is_the_masked_model(name, dtype):
     model = made(name, dtype)
     ids = torch.randint(10, 1000, (1, 80), device="cuda")
-    for mode, decoder, masks in decoders(from_model(model), 96):
-        if masks:
-            masks.predictor.to(dtype)  # the decoder has its own copy by now
-        print(mode, check(mode, decoder, model, ids, 8, masks))
+    for mode, decoder, selection in decoders(from_model(model), 96):
+        if isinstance(selection, PredictedSelection):
+            selection.predictor.to(dtype)  # the decoder has its own copy by now
+        print(mode, check(mode, decoder, model, ids, 8, selection))
 
 
 def test_a_graph_is_what_it_was_captured_from():
@@ -116,8 +109,8 @@ def test_200_tokens_in_float32_are_those_of_hugging_face():
     sizes = dimensions_of(model.config)
     assert (sizes.layers, sizes.width, sizes.kv_heads) == (30, 576, 3)
     prompt = torch.randint(10, 1000, (1, 32), device="cuda")
-    for mode, decoder, masks in decoders(from_model(model), 256):
-        print(mode, check(mode, decoder, model, prompt, 200, masks))
+    for mode, decoder, selection in decoders(from_model(model), 256):
+        print(mode, check(mode, decoder, model, prompt, 200, selection))
 
 
 @pytest.mark.parametrize("sequences", [2, 16])

@@ -7,8 +7,9 @@ import torch
 from test_decoder import VARIANTS, random_predictor
 
 from shadowcore.measure.equivalence import Disagreement
+from shadowcore.measure.latency import costs
 from shadowcore.models.families import KINDS, dimensions_of
-from shadowcore.stages.latency import Choosers, Spec, check_variant, costs, variants_of
+from shadowcore.stages.latency import Choosers, Spec, variants_of
 
 SPEC = Spec(
     model="tiny", weights="random", dtype="float32", criterion="plainact", units="both", sparsities_pct=(50,),
@@ -28,7 +29,7 @@ def test_modes_of_a_checkpoint_generate_what_the_masked_model_does(tiny, tokens)
     variants = variants_of(SPEC, tiny, 16, choosers_of(tiny), triton=False)
     assert set(variants) == EITHER
     for name, variant in variants.items():
-        check_variant(name, variant, tiny, tokens[:1, :7], 3)
+        variant.check(name, tiny, tokens[:1, :7], 3)
     dense, shadow = (costs(variants[name].decoder, tokens[0, :1], 1.0, None) for name in ("dense", "shadow 50"))
     assert shadow["kept_neurons"] < dense["kept_neurons"] and shadow["predictor_mb"] > 0
 
@@ -46,7 +47,7 @@ def test_so_do_those_of_the_triton_decoder(tokens):
     variants = variants_of(spec, model, 16, choosers, triton=True)
     assert set(variants) == EITHER - {"segments 50"} | {"threshold 50", "relu"}
     for name, variant in variants.items():
-        check_variant(name, variant, model, tokens[:1, :4], 1)
+        variant.check(name, model, tokens[:1, :4], 1)
 
 
 def test_a_variant_that_computes_something_else_is_refused_and_the_others_are_timed(tiny, tokens):
@@ -54,5 +55,5 @@ def test_a_variant_that_computes_something_else_is_refused_and_the_others_are_ti
     dense = variants["dense"]
     dense.decoder.layout.layers[2].ffn_down[:] = 0  # all variants but the compacted ones share this layout
     with pytest.raises(Disagreement, match="'dense'.*logits"):
-        check_variant("dense", dense, tiny, tokens[:1, :7], 3)
-    check_variant("static 50", variants["static 50"], tiny, tokens[:1, :7], 3)
+        dense.check("dense", tiny, tokens[:1, :7], 3)
+    variants["static 50"].check("static 50", tiny, tokens[:1, :7], 3)

@@ -18,8 +18,8 @@ from shadowcore import artifacts, benchmarks, cli
 from shadowcore.errors import ArtifactError, ConfigError, SourceError
 from shadowcore.library import decoding
 from shadowcore.measure.group import Group
-from shadowcore.measure.harness import Questions
 from shadowcore.measure.perplexity import window_losses
+from shadowcore.measure.questions import Questions
 from shadowcore.measure.sparsity import PredictedMasks, SparseModel
 from shadowcore.method.predictors import PREDICTOR_SCHEMA
 from shadowcore.method.weight_quantization import stored

@@ -7,7 +7,7 @@ from test_decoder import PROMPT
 from shadowcore.decode.decoder import Decoder
 from shadowcore.decode.layout import from_model
 from shadowcore.decode.selection import PredictedSelection
-from shadowcore.measure.equivalence import gate
+from shadowcore.measure.equivalence_decoder import gate
 from shadowcore.measure.sparsity import PredictedMasks, no_context
 from shadowcore.method.policies import kept_units
 from shadowcore.method.predictors import Predictor

@@ -66,6 +66,7 @@ class FixedSelection(Selection):
     """
 
     def __init__(self, keep: Mapping[Kind, torch.Tensor]):
+        self.keep = keep
         self.units: dict[Kind, list[list[torch.Tensor | None]]] = {
             kind: [[None if row.all() else row.nonzero().squeeze(1) for row in mask]] for kind, mask in keep.items()
         }

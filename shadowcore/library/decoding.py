@@ -12,7 +12,6 @@ from shadowcore.decode.layout import from_model
 from shadowcore.decode.selection import PredictedSelection
 from shadowcore.errors import ConfigError, one_of
 from shadowcore.library.checks import kinds_of, percent, placed, positive, require_fit, require_policy
-from shadowcore.measure.sparsity import PredictedMasks
 from shadowcore.method.predictors import Predictor
 
 BACKENDS = ("torch", "triton")
@@ -23,11 +22,13 @@ STEPS_BETWEEN_CHECKS = {"torch": 1, "triton": 16}  # tokens decoded between two 
 class SparseDecoder:
     """A decoder that skips units; `dense` is a decoder of the same weights that skips nothing.
 
-    masks: the masks of the evaluation, to check the decoder against the masked transformers model.
+    selection: what `sparse` was made to keep, which `benchmark` checks.
     """
 
-    def __init__(self, model: torch.nn.Module, sparse: Decoder, dense: Decoder, masks: PredictedMasks, backend: str):
-        self.model, self.sparse, self.dense, self.masks, self.backend = model, sparse, dense, masks, backend
+    def __init__(
+        self, model: torch.nn.Module, sparse: Decoder, dense: Decoder, selection: PredictedSelection, backend: str
+    ):
+        self.model, self.sparse, self.dense, self.selection, self.backend = model, sparse, dense, selection, backend
 
     def generate(
         self,
@@ -136,10 +137,11 @@ def decoder(
     scorer = placed(predictor, model.device, model.dtype)
     layout = from_model(model)
     room = min(MOST_POSITIONS, layout.sizes.positions) if max_positions is None else max_positions
-    sparse = make(layout, room, PredictedSelection(scorer, policy, dict.fromkeys(kinds, pct)))
+    selection = PredictedSelection(scorer, policy, dict.fromkeys(kinds, pct))
+    sparse = make(layout, room, selection)
     dense = make(layout, room)
     dense.share_cache(sparse)  # the two never decode at the same time
-    return SparseDecoder(model, sparse, dense, PredictedMasks(scorer, kinds, policy, pct), chosen)
+    return SparseDecoder(model, sparse, dense, selection, chosen)
 
 
 def _triton(*arguments: Any) -> Decoder:

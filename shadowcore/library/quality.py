@@ -112,7 +112,7 @@ def _task(name: str, fewshot: int, limit: int | None, offline_dir: str | None):
 
 def _outcomes(sparse: SparseModel, tokenizer, task, batch: int, longest: int) -> list[Mapping[str, Any]]:
     """The outcomes of all documents, as in a study's evaluation."""
-    from shadowcore.measure.harness import Questions  # imported here, because lm-eval takes seconds to import
+    from shadowcore.measure.questions import Questions  # imported here, because lm-eval takes seconds to import
 
     questions = Questions(sparse.model, tokenizer, [task], batch * min(longest, BATCHED), longest)
     return _alone(sparse, questions.outcomes)

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 
 from shadowcore import provenance
+from shadowcore.decode.selection import DenseSelection
 from shadowcore.errors import ConfigError
 from shadowcore.library.checks import positive
 from shadowcore.library.decoding import SparseDecoder
 from shadowcore.measure import gpu_timing, latency
-from shadowcore.measure.equivalence import check
 
 CHECKED = 16  # tokens that are generated for the check
 WARMUP = 1
@@ -46,9 +46,9 @@ def benchmark(
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(layout.sizes.vocabulary, (1, prompt_tokens), generator=generator).to(layout.device)
     checked = min(CHECKED, room - prompt_tokens)
-    check("sparse", decoder.sparse, decoder.model, ids, checked, decoder.masks)
-    check("dense", decoder.dense, decoder.model, ids, checked, expected=layout.keep_masks())
     both = {"sparse": decoder.sparse, "dense": decoder.dense}
+    for name, selection in (("sparse", decoder.selection), ("dense", DenseSelection())):
+        latency.Variant({}, both[name], selection).check(name, decoder.model, ids, checked)
     rows = {row["variant"]: row for row in latency.summarise(latency.measure(both, ids, new_tokens, repeats, WARMUP))}
     sparse_ms, dense_ms = (rows[name]["ms_per_token"] for name in both)
     sparse_bytes, dense_bytes = map(latency.bytes_per_step, both.values())

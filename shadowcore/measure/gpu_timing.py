@@ -7,6 +7,7 @@ starting cancels. A GPU is timed by events; a CPU, where the torch decoder is me
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,11 +16,24 @@ import torch
 from shadowcore.decode.cuda_graph import Replay
 from shadowcore.decode.decoder import Decoder
 from shadowcore.decode.layout import Layout, weights_of
-from shadowcore.measure.latency import milliseconds
 
 CEILING_BYTES = 4 * 2**30  # read at once: many times any cache
 SELECTIONS = 10  # in one graph, so that starting it costs little
 CLOCKS = ("sm_mhz", "memory_mhz", "power_w", "temperature_c", "throttled")
+
+
+def milliseconds(work: Callable[[], Any], device: torch.device) -> float:
+    """Time of `work`: by the clock on a CPU, between two events on a GPU."""
+    if device.type != "cuda":
+        start = time.perf_counter()
+        work()
+        return (time.perf_counter() - start) * 1e3
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    work()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end)
 
 
 @torch.inference_mode()

@@ -15,7 +15,7 @@ import torch
 from shadowcore import artifacts, benchmarks, manifests, provenance
 from shadowcore.benchmarks import BENCHMARKS
 from shadowcore.errors import ArtifactError, ConfigError, ShadowcoreError
-from shadowcore.measure import harness
+from shadowcore.measure import questions
 from shadowcore.measure.group import Group, attempt
 from shadowcore.measure.perplexity import window_losses
 from shadowcore.measure.protocols import PROTOCOLS
@@ -167,14 +167,14 @@ def _runs(spec: Spec, inputs: Any, model: torch.nn.Module, tokenizer) -> list[Ru
     runs = _windows(spec, inputs, tokenizer)
     longest = model.config.max_position_embeddings
     if "true_continuation" in spec.tasks:
-        task = harness.true_continuation(TASKS.read(inputs.tasks).to_pylist())
-        asked = harness.Questions(model, tokenizer, [task], spec.request_tokens, longest)
+        task = questions.true_continuation(TASKS.read(inputs.tasks).to_pylist())
+        asked = questions.Questions(model, tokenizer, [task], spec.request_tokens, longest)
         runs.append(Run("true_continuation", len(asked), True, asked.outcomes))
     prepared = {name: rows for path in inputs.benchmarks for name, rows in benchmarks.gathered(path).items()}
     if missing := set(spec.tasks) - {*OWN_TASKS, *prepared}:
         raise ConfigError(f"--benchmarks: no {sorted(missing)} in it; a file of gather-benchmarks with them would fit")
     for batch, window, tasks in _together(spec, prepared):
-        asked = harness.Questions(model, tokenizer, tasks, batch, min(window or longest, longest))
+        asked = questions.Questions(model, tokenizer, tasks, batch, min(window or longest, longest))
         name = ", ".join(f"{task.config.task} ({task.config.num_fewshot}-shot)" for task in tasks)
         runs.append(Run(name, len(asked), window is None, partial(_by_task, asked)))
     return runs
