@@ -11,7 +11,7 @@ from shadowcore.decode.decoder import Decoder
 from shadowcore.decode.layout import from_model
 from shadowcore.decode.selection import PredictedSelection
 from shadowcore.errors import ConfigError, one_of
-from shadowcore.library.checks import kinds_of, percent, placed, positive, require_fit, require_policy
+from shadowcore.library.checks import at_least, kinds_of, percent, placed, require_fit
 from shadowcore.method.predictors import Predictor
 
 BACKENDS = ("torch", "triton")
@@ -50,7 +50,7 @@ class SparseDecoder:
             raise ConfigError("tokenizer: it is missing; a prompt that is a text, and `stop`, need one")
         if not all(isinstance(one, str) and one for one in stops):
             raise ConfigError(f"stop: {stop!r} is not allowed; it must be texts that are not empty")
-        positive(max_new_tokens=max_new_tokens)
+        at_least(1, max_new_tokens=max_new_tokens)
         ids = self._ids(prompt, tokenizer)
         room = self.sparse.max_positions - len(ids) + 1  # every step writes its input, not its output, into the cache
         if max_new_tokens > room:
@@ -69,22 +69,15 @@ class SparseDecoder:
         self, decoder: Decoder, ids: list[int], most: int, ends: set[int], stops: list[str], tokenizer
     ) -> list[int]:
         """New tokens up to and including the first one that ends the text."""
-        prompt = torch.tensor([ids], device=self.model.device)
-        if len(ids) > 1:
-            decoder.prefill(prompt[:, :-1])
-        else:
-            decoder.reset(1)
-        new: list[int] = []
-        last = prompt[:, -1]
-        while len(new) < most:
-            chunk = decoder.continued(last, min(STEPS_BETWEEN_CHECKS[self.backend], most - len(new)))
-            last = chunk[:, -1]
+        steps, new = STEPS_BETWEEN_CHECKS[self.backend], []
+        chunk = decoder.generate(torch.tensor([ids], device=self.model.device), min(steps, most))
+        while True:
             for token in chunk[0].tolist():
                 new.append(token)
                 text = _text(tokenizer, ids, new) if stops else ""
-                if token in ends or any(one in text for one in stops):
+                if len(new) == most or token in ends or any(one in text for one in stops):
                     return new
-        return new
+            chunk = decoder.continued(chunk[:, -1], min(steps, most - len(new)))
 
     def _ids(self, prompt: str | Sequence[int] | torch.Tensor, tokenizer) -> list[int]:
         """The token ids of one prompt."""
@@ -129,9 +122,8 @@ def decoder(
     """
     require_fit(predictor, model)
     kinds, pct = kinds_of(predictor, units), percent(sparsity)
-    require_policy(policy, predictor)
     if max_positions is not None:
-        positive(max_positions=max_positions)
+        at_least(1, max_positions=max_positions)
     chosen = ("triton" if model.device.type == "cuda" else "torch") if backend is None else backend
     make: Any = _triton if one_of(chosen, BACKENDS, "backend") == "triton" else Decoder
     scorer = placed(predictor, model.device, model.dtype)

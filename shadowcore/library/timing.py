@@ -9,7 +9,7 @@ import torch
 from shadowcore import provenance
 from shadowcore.decode.selection import DenseSelection
 from shadowcore.errors import ConfigError
-from shadowcore.library.checks import positive
+from shadowcore.library.checks import at_least
 from shadowcore.library.decoding import SparseDecoder
 from shadowcore.measure import gpu_timing, latency
 
@@ -33,9 +33,8 @@ def benchmark(
     """
     if not isinstance(decoder, SparseDecoder):
         raise ConfigError(f"decoder: {type(decoder).__name__} found; it must be what shadowcore.decoder returns")
-    positive(new_tokens=new_tokens, repeats=repeats)
-    if isinstance(prompt_tokens, bool) or not isinstance(prompt_tokens, int) or prompt_tokens < 2:
-        raise ConfigError(f"prompt_tokens: {prompt_tokens!r} is not allowed; it must be a whole number above 1")
+    at_least(1, new_tokens=new_tokens, repeats=repeats)
+    at_least(2, prompt_tokens=prompt_tokens)
     room = decoder.sparse.max_positions
     if prompt_tokens + new_tokens > room:
         raise ConfigError(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
+from typing import Any
 
 import torch
 
@@ -11,10 +12,13 @@ from shadowcore.measure.group import Group
 from shadowcore.measure.sparsity import SparseModel
 from shadowcore.models.losses import token_losses
 from shadowcore.models.prefixes import continuing
+from shadowcore.texts.documents import Window
+
+Tick = Callable[[float], None]
 
 
 def window_losses(
-    group: Group, windows: torch.Tensor, batch: int, tick: Callable[[float], None] = lambda share: None, prompt: int = 1
+    group: Group, windows: torch.Tensor, batch: int, tick: Tick = lambda share: None, prompt: int = 1
 ) -> dict[str, torch.Tensor]:
     """Summed negative log-likelihood in nats (N,) of what follows the first `prompt` tokens of each window (N, T).
 
@@ -29,6 +33,27 @@ def window_losses(
             losses[name].append(part)
         tick(len(found) * len(ids) / len(windows))
     return {name: torch.cat(losses[name]) for name in group.alive}
+
+
+def document_losses(
+    group: Group, windows: Sequence[Window], batch: int, tick: Tick = lambda share: None, prompt: int = 1
+) -> dict[str, list[dict[str, Any]]]:
+    """The same, summed over the windows of each document, which are no independent witnesses of how a model does.
+
+    Of every condition one row a document: its name (`document`), nats (`value`) and number of tokens (`weight`).
+    """
+    places: dict[str, list[int]] = {}
+    for place, window in enumerate(windows):
+        places.setdefault(window.document_id, []).append(place)
+    ids = torch.tensor([window.ids for window in windows])
+    tokens = ids.shape[1] - prompt
+    return {
+        setup: [
+            {"document": name, "value": losses[own].sum().item(), "weight": tokens * len(own)}
+            for name, own in places.items()
+        ]
+        for setup, losses in window_losses(group, ids, batch, tick, prompt).items()
+    }
 
 
 def _losses(ids: torch.Tensor, prompt: int) -> Callable[[str, SparseModel], torch.Tensor]:

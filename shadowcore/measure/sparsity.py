@@ -14,7 +14,7 @@ import torch
 
 from shadowcore.measure.protocols import TOKEN, Protocol
 from shadowcore.measure.read_bytes import dense_bytes, unit_bytes
-from shadowcore.method.policies import POLICIES
+from shadowcore.method.policies import POLICIES, predictor_policy
 from shadowcore.method.predictors import FIRST_SPARSE_LAYER, Predictor, reads_own_heads
 from shadowcore.models.families import KINDS, Dimensions, Kind, dimensions_of, family_of
 from shadowcore.models.recording import Choose, Site, visiting
@@ -65,13 +65,15 @@ class ConstantMasks(Masks):
 
 
 class PredictedMasks(Masks):
-    """Masks from a predictor, for every position or one a row."""
+    """Masks from a predictor, for every position or one a row; `decode.selection.PredictedSelection` for hooks."""
 
     def __init__(self, predictor: Predictor, kinds: tuple[Kind, ...], policy: str, sparsity_pct: int):
         self.predictor, self.kinds, self.sparsity_pct = predictor, kinds, sparsity_pct
-        self.policy_name, self.policy = policy, POLICIES[policy]
+        self.policy = predictor_policy(policy, predictor)
 
-    def begin(self, ids: torch.Tensor, scored: torch.Tensor, context: Context, protocol: Protocol = TOKEN) -> Choose:
+    def begin(
+        self, ids: torch.Tensor, scored: torch.Tensor, context: Context = no_context, protocol: Protocol = TOKEN
+    ) -> Choose:
         source = protocol.source(scored)
         rows = torch.arange(len(ids), device=ids.device)
         keep: dict[Site, torch.Tensor] = {}  # what earlier sites of this pass decided

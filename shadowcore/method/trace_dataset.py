@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from shadowcore import artifacts
 from shadowcore.errors import ArtifactError
-from shadowcore.method.predictors import feature_width
+from shadowcore.method.predictors import Predictor, feature_width
 from shadowcore.method.score_quantization import decode
-from shadowcore.method.tracing import codes_name, feature_name, top_name
+from shadowcore.method.tracing import SCHEMA, codes_name, feature_name, top_name
 from shadowcore.models.families import Dimensions, Kind
 from shadowcore.models.recording import Site
 
@@ -52,25 +55,20 @@ class Chunk:
 
 
 class TraceDataset:
-    """The token traces of one split by one criterion: open files (`artifacts.open_tensors`), shard after shard."""
+    """The token traces of one split by one criterion, as a predictor learns from them, on its device.
 
-    def __init__(
-        self,
-        traces: Sequence[Any],
-        criterion: str,
-        bits: int,
-        sizes: Dimensions,
-        kinds: Sequence[Kind],
-        sites: Sequence[Site],
-        device: torch.device,
-    ):
-        self.bits, self.sizes, self.device = bits, sizes, device
+    traces: open files (`artifacts.open_tensors`), shard after shard; bits: of their scores.
+    """
+
+    def __init__(self, traces: Sequence[Any], predictor: Predictor, criterion: str, bits: int):
+        sizes, kinds, sites = predictor.sizes, predictor.kinds, [group.site for group in predictor.groups]
+        self.bits, self.sizes, self.device = bits, sizes, next(predictor.parameters()).device
         self.features = {site: feature_name(site) for site in sites}
         self.packed = {kind: (codes_name(criterion, kind), top_name(criterion, kind)) for kind in kinds}
         packed = sum(sizes.layers * (sizes.units(kind) * bits // 8 + 4) for kind in kinds)
         rows = max(1, CHUNK_BYTES // (packed + len(sites) * sizes.width * 2))
         self.kept: dict[tuple, torch.Tensor] = {}  # what was read, as long as there is room for it on the device
-        self.room = _room(device)
+        self.room = _room(self.device)
         self.places = []  # (trace, first token, token after the last) of every chunk
         expected = {name: ([feature_width(sizes, site)], "BF16") for site, name in self.features.items()}
         for kind, (codes, top) in self.packed.items():
@@ -135,6 +133,14 @@ class TraceDataset:
                 name = self.packed[kind][1]
                 raise ArtifactError(f"{trace.path}: tensor '{name}' is not finite; delete the file and run again")
         return Chunk(list(self.features), read(*self.features.values()), packed, self.bits, self.sizes)
+
+
+def open_traces(
+    stack: ExitStack, paths: Iterable[Path], predictor: Predictor, criterion: str, bits: int
+) -> TraceDataset:
+    """The traces in files, open until the stack closes."""
+    opened = [stack.enter_context(artifacts.open_tensors(path, SCHEMA)) for path in paths]
+    return TraceDataset(opened, predictor, criterion, bits)
 
 
 def _room(device: torch.device) -> int:

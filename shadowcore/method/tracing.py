@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 import torch
 
+from shadowcore.errors import ArtifactError
 from shadowcore.method.criteria import CRITERIA, Signals
 from shadowcore.method.gradient_capture import ImportancePass
 from shadowcore.method.score_quantization import encode
@@ -51,7 +52,8 @@ def trace(
 ) -> dict[str, torch.Tensor]:
     """Tensors of a trace (see the module's text) of token windows (N, T), on the CPU.
 
-    masking(ids, scored): what chooses the masks of a pass (`models.recording.Choose`); None: dense.
+    masking(ids, scored): what chooses the masks of a pass (`models.recording.Choose`); None: dense. Raises
+    ArtifactError if the model's loss is not finite.
     """
     importance = ImportancePass(model)
     layers = dimensions_of(model.config).layers
@@ -72,6 +74,11 @@ def trace(
     found = {name: torch.cat([one[name] for one in batches]) for name in batches[0]}
     for name, one in moments.items():
         found |= {f"{name}.mean": one.mean, f"{name}.deviation": one.deviation}
+    if not found["loss"].isfinite().all():
+        raise ArtifactError(
+            f"{model.config.name_or_path}: the model's loss on this text is not finite in {model.dtype}; use dtype "
+            "float32 or other weights"
+        )
     return found
 
 

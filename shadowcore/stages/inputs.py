@@ -10,7 +10,7 @@ import torch
 from shadowcore import artifacts
 from shadowcore.errors import ArtifactError
 from shadowcore.method.predictors import FIRST_SPARSE_LAYER, PREDICTOR_SCHEMA, Predictor
-from shadowcore.method.weight_quantization import restored
+from shadowcore.method.weight_quantization import load
 from shadowcore.models import families, folders
 from shadowcore.models.contents import check_files
 from shadowcore.models.families import Dimensions, Kind
@@ -111,17 +111,12 @@ def read_thresholds(path: Path, method: str, sparsity_pct: int) -> torch.Tensor:
 
 def read_predictor(path: Path, sizes: Dimensions) -> Predictor:
     """The predictor that `train-predictor` wrote, on the CPU; ArtifactError if it is of a model of other sizes."""
-    state = artifacts.read_tensors(path, PREDICTOR_SCHEMA)
+    state, again = artifacts.read_tensors(path, PREDICTOR_SCHEMA), "delete the file and run the study again"
     try:
         made_by = artifacts.read_header(path)["spec"]
         shape = (made_by["recipe"][name] for name in ("rank", "segments", "bits", "block"))
         predictor = Predictor(made_by["method"], sizes, *shape)
-        predictor.load_state_dict(restored(state))
-    except (KeyError, TypeError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ArtifactError(
-            f"{path}: not a predictor of this model ({reason}); delete the file and run the study again"
-        ) from None
-    if lost := [name for name, value in state.items() if not value.isfinite().all()]:
-        raise ArtifactError(f"{path}: tensor '{lost[0]}' is not finite; delete the file and run the study again")
+    except (KeyError, TypeError) as error:
+        raise ArtifactError(f"{path}: its header describes no predictor ({error!r}); {again}") from None
+    load(predictor, state, str(path), again)
     return predictor.eval()

@@ -17,7 +17,7 @@ from shadowcore.benchmarks import BENCHMARKS
 from shadowcore.errors import ArtifactError, ConfigError, ShadowcoreError
 from shadowcore.measure import questions
 from shadowcore.measure.group import Group, attempt
-from shadowcore.measure.perplexity import window_losses
+from shadowcore.measure.perplexity import document_losses
 from shadowcore.measure.protocols import PROTOCOLS
 from shadowcore.measure.sparsity import Masks, SparseModel
 from shadowcore.schemas import OUTCOMES
@@ -186,34 +186,21 @@ def _by_task(asked: Any, group: Group, tick: Callable[[float], None]) -> dict[st
 
 
 def _windows(spec: Spec, inputs: Any, tokenizer) -> list[Run]:
-    """Perplexities of windows: of the whole, which has no prompt, and of the half after a prompt.
-
-    A row is an article, its windows summed: they are no independent witnesses of how a model does.
-    """
+    """Perplexities of windows: of the whole, which has no prompt, and of the half after a prompt."""
     windows = reading.windows_of(
         inputs.card, inputs.documents, "evaluation", tokenizer, spec.window_tokens, spec.windows, spec.text_seed
     )
-    ids = torch.tensor([window.ids for window in windows])
-    articles: dict[str, list[int]] = {}
-    for place, window in enumerate(windows):
-        articles.setdefault(window.document_id, []).append(place)
     data = next(iter(spec.conditions.values())).data
-    asked = [("perplexity", 1, data)]
-    if "second_half" in spec.tasks:
-        asked.append(("second_half", spec.window_tokens // 2, f"{data} (second half)"))
 
     def outcomes(task: str, prompt: int, data: str, group: Group, tick: Callable) -> dict[str, list[dict[str, Any]]]:
-        losses = window_losses(group, ids, spec.window_batch, tick, prompt)
-        measured, tokens = {"task": task, "data": data, "metric": "nll"}, spec.window_tokens - prompt
-        return {
-            setup: [
-                measured | {"document": name, "value": found[places].sum().item(), "weight": tokens * len(places)}
-                for name, places in articles.items()
-            ]
-            for setup, found in losses.items()
-        }
+        losses = document_losses(group, windows, spec.window_batch, tick, prompt)
+        measured = {"task": task, "data": data, "metric": "nll"}
+        return {setup: [measured | row for row in rows] for setup, rows in losses.items()}
 
-    return [Run(task, len(ids), prompt > 1, partial(outcomes, task, prompt, data)) for task, prompt, data in asked]
+    runs = [("perplexity", 1, data)]
+    if "second_half" in spec.tasks:
+        runs.append(("second_half", spec.window_tokens // 2, f"{data} (second half)"))
+    return [Run(task, len(windows), prompt > 1, partial(outcomes, task, prompt, data)) for task, prompt, data in runs]
 
 
 def _together(spec: Spec, prepared: dict[str, list[dict[str, Any]]]) -> Iterator[tuple[int, int | None, list]]:

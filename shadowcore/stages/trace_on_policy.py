@@ -12,7 +12,7 @@ from random import Random
 
 import torch
 
-from shadowcore.measure.sparsity import PredictedMasks, no_context
+from shadowcore.measure.sparsity import PredictedMasks
 from shadowcore.models.families import KINDS_OF, dimensions_of
 from shadowcore.stages import inputs as reading
 from shadowcore.stages import trace
@@ -50,7 +50,7 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
 
         def of_batch(ids: torch.Tensor, scored: torch.Tensor):
             pct = draw.randint(spec.lowest_pct, spec.highest_pct)
-            return PredictedMasks(predictor, KINDS_OF[spec.units], POLICY, pct).begin(ids, scored, no_context)
+            return PredictedMasks(predictor, KINDS_OF[spec.units], POLICY, pct).begin(ids, scored)
 
         return of_batch
 

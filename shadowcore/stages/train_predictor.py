@@ -11,11 +11,10 @@ from typing import NamedTuple
 import torch
 
 from shadowcore import artifacts
-from shadowcore.method import tracing
 from shadowcore.method.policies import POLICIES
 from shadowcore.method.predictors import FIRST_SPARSE_LAYER, PREDICTOR_SCHEMA, Predictor
 from shadowcore.method.ranking import correlation, ranks, recall
-from shadowcore.method.trace_dataset import TraceDataset
+from shadowcore.method.trace_dataset import TraceDataset, open_traces
 from shadowcore.method.training import Recipe, fit, mean_scores
 from shadowcore.method.training_state import Checkpoint
 from shadowcore.method.weight_quantization import stored
@@ -68,13 +67,6 @@ class Outputs:
     training: Path
 
 
-def open_traces(stack: ExitStack, paths: tuple[Path, ...], spec: Spec, bits: int, predictor: Predictor) -> TraceDataset:
-    """The traces that a predictor is trained or judged on, open until the stack closes."""
-    opened = [stack.enter_context(artifacts.open_tensors(path, tracing.SCHEMA)) for path in paths]
-    sites = [group.site for group in predictor.groups]
-    return TraceDataset(opened, spec.criterion, bits, predictor.sizes, predictor.kinds, sites, device())
-
-
 def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     progress = Progress(f"train {spec.method} {spec.criterion} {spec.predictor}")
     sizes = Dimensions(**read_card(inputs.card)["dimensions"])
@@ -84,8 +76,8 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     head = header("train-predictor", spec, inputs)
     checkpoint = Checkpoint(outputs.predictor, head)
     with ExitStack() as stack:
-        train = open_traces(stack, inputs.traces, spec, spec.token_bits, predictor)
-        held = open_traces(stack, inputs.heldout, spec, spec.heldout_bits, predictor)
+        train = open_traces(stack, inputs.traces, predictor, spec.criterion, spec.token_bits)
+        held = open_traces(stack, inputs.heldout, predictor, spec.criterion, spec.heldout_bits)
         fits = fit(predictor, train, held, recipe, spec.seed, progress, checkpoint)
         training = [training_row(spec, predictor, kind, fits[kind], len(train), recipe.epochs[kind]) for kind in fits]
         quality = rank_quality(spec, predictor, train, held)

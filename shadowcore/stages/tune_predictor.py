@@ -8,14 +8,15 @@ from pathlib import Path
 
 import torch
 
-from shadowcore.measure.sparsity import PredictedMasks, no_context
+from shadowcore.measure.sparsity import PredictedMasks
+from shadowcore.method.trace_dataset import open_traces
 from shadowcore.method.training_state import Checkpoint
 from shadowcore.method.tuning import Tuning, tune
 from shadowcore.models.families import KINDS_OF, dimensions_of
 from shadowcore.stages import inputs as reading
 from shadowcore.stages import train_predictor
 from shadowcore.stages.base import Progress, Stage, header
-from shadowcore.stages.train_predictor import Outputs, open_traces
+from shadowcore.stages.train_predictor import Outputs
 
 POLICY = "per_layer"
 
@@ -53,7 +54,7 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     kinds = KINDS_OF[spec.units]
 
     def masking(sparsity_pct: int, ids: torch.Tensor, scored: torch.Tensor):
-        return PredictedMasks(predictor, kinds, POLICY, sparsity_pct).begin(ids, scored, no_context)
+        return PredictedMasks(predictor, kinds, POLICY, sparsity_pct).begin(ids, scored)
 
     head = header("tune-predictor", spec, inputs)
     checkpoint = Checkpoint(outputs.predictor, head)
@@ -61,8 +62,8 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     tokens = len(windows) * (spec.window_tokens - 1)
     rows = [train_predictor.training_row(spec, predictor, kind, [fit], tokens, spec.tuning.epochs) for kind in kinds]
     with ExitStack() as stack:
-        train = open_traces(stack, inputs.traces, spec, spec.token_bits, predictor)
-        held = open_traces(stack, inputs.heldout, spec, spec.heldout_bits, predictor)
+        train = open_traces(stack, inputs.traces, predictor, spec.criterion, spec.token_bits)
+        held = open_traces(stack, inputs.heldout, predictor, spec.criterion, spec.heldout_bits)
         quality = train_predictor.rank_quality(spec, predictor, train, held)
     train_predictor.write(predictor, quality, rows, outputs, head)
     checkpoint.remove()
