@@ -1,7 +1,6 @@
 """A mask source on a model: positions, counts, and independence of batch and padding."""
 
 from itertools import chain
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +11,7 @@ from shadowcore.measure.ffn_selectors import GateMasks, ProxyMasks, SignMasks
 from shadowcore.measure.group import Group
 from shadowcore.measure.harness import SparseLM
 from shadowcore.measure.oracle import OracleMasks, OraclePass
-from shadowcore.measure.perplexity import window_losses
+from shadowcore.measure.perplexity import document_losses, window_losses
 from shadowcore.measure.predictor_free import PromptMasks, ThresholdMasks, nonzero_masks
 from shadowcore.measure.protocols import PROTOCOLS
 from shadowcore.measure.sparsity import ConstantMasks, PredictedMasks, SparseModel, random_scores
@@ -24,7 +23,6 @@ from shadowcore.models.losses import token_losses
 from shadowcore.models.masking import masked
 from shadowcore.models.prefixes import continuing
 from shadowcore.models.recording import Site, visiting
-from shadowcore.stages import measurement
 from shadowcore.texts.documents import Window
 
 
@@ -65,10 +63,9 @@ def baselines(model, protocol, pct=50):
             yield SignMasks(model)
 
 
-def all_scored(ids):
-    scored = torch.ones_like(ids, dtype=torch.bool)
-    scored[:, 0] = False
-    return scored
+def all_scored(ids, first=1):
+    """Tokens from `first` on."""
+    return (torch.arange(ids.shape[1]) >= first).expand_as(ids).clone()
 
 
 def test_constant_masks_equal_the_plain_masked_model(tiny, tokens):
@@ -84,8 +81,7 @@ def test_constant_masks_equal_the_plain_masked_model(tiny, tokens):
 @pytest.mark.parametrize("protocol", ["token", "prompt"])
 def test_the_prompt_is_dense(tiny, tokens, protocol):
     """Positions before the one that makes the first scored prediction are those of the dense model."""
-    scored = torch.zeros_like(tokens, dtype=torch.bool)
-    scored[:, 7:] = True
+    scored = all_scored(tokens, 7)
     with torch.no_grad():
         dense = tiny(tokens[:, :-1]).logits
     for source in chain(sources(tiny), baselines(tiny, protocol)):
@@ -148,8 +144,7 @@ def test_one_mask_a_row_is_the_predictors_at_the_right_position(tiny, tokens, de
 
 @pytest.mark.parametrize("protocol", ["prompt", "lookahead"])
 def test_the_oracles_one_mask_is_by_the_sequence_scores_of_where_it_applies(tiny, tokens, protocol):
-    scored = torch.zeros_like(tokens, dtype=torch.bool)
-    scored[:, 5:] = True
+    scored = all_scored(tokens, 5)
     first = 4 if protocol == "prompt" else 0
     found = {}
     ImportancePass(tiny)(tokens, scored, lambda site, signals: found.update({site: signals.ga[:, first:].abs().sum(1)}))
@@ -168,8 +163,7 @@ def test_the_oracles_one_mask_is_by_the_sequence_scores_of_where_it_applies(tiny
 
 @pytest.mark.parametrize(("protocol", "causal"), [("token", True), ("prompt", True), ("lookahead", False)])
 def test_what_comes_later_changes_nothing_before_but_under_lookahead(tiny, tokens, protocol, causal):
-    scored = torch.zeros_like(tokens, dtype=torch.bool)
-    scored[:, 5:] = True
+    scored = all_scored(tokens, 5)
     other = tokens.clone()
     other[:, 8:] = (tokens[:, 8:] + 40) % 90 + 3
     for design in PREDICTORS:
@@ -182,8 +176,7 @@ def test_what_comes_later_changes_nothing_before_but_under_lookahead(tiny, token
 
 def test_griffin_keeps_what_was_large_over_the_prompt(tiny, tokens):
     """By hand: the dense model on the prompt alone, its activations summed token by token."""
-    scored = torch.zeros_like(tokens, dtype=torch.bool)
-    scored[:, 5:] = True
+    scored = all_scored(tokens, 5)
     logits = SparseModel(tiny, PromptMasks(tiny, "per_layer", 30), PROTOCOLS["prompt"]).logits(tokens, scored)
     for row in range(2):
         _, seen = run_masked(tiny, tokens[row, :5], {}, torch.ones(5).bool())
@@ -318,20 +311,6 @@ def test_losses_after_a_prompt_are_the_likelihood_of_what_follows_it(tiny, token
         torch.testing.assert_close(losses.float(), want, rtol=1e-5, atol=1e-4)
 
 
-def test_keeping_by_true_scores_beats_keeping_the_least_important(tiny, tokens):
-    """On average over units the criterion points the right way: higher = more important."""
-    dense = losses_of(SparseModel(tiny, None), tokens, 2)
-
-    def damage(flip):
-        source = OracleMasks(OraclePass(tiny), "output_norm", ("neurons",), "per_layer", 30)
-        if flip:
-            policy = source.policy
-            source.policy = lambda scores, pct: policy(-scores, pct)
-        return (losses_of(SparseModel(tiny, source), tokens, 2) - dense).abs().sum()
-
-    assert damage(flip=False) < damage(flip=True)
-
-
 def test_a_request_as_long_as_the_model_allows_fits(tiny):
     """64 positions hold 64 inputs and predict 64 tokens: what lm-eval's rolling windows ask for."""
     ids = torch.randint(3, 96, (1, 65), generator=torch.Generator().manual_seed(0))
@@ -339,19 +318,13 @@ def test_a_request_as_long_as_the_model_allows_fits(tiny):
         assert SparseModel(tiny, source).logits(ids, all_scored(ids)).shape == (1, 64, 96)
 
 
-def test_the_windows_of_an_article_are_one_document(monkeypatch):
-    windows = [
-        Window(name, start, tuple(range(start + 1, start + 9))) for name, start in (("a", 0), ("b", 0), ("a", 8))
-    ]
-    monkeypatch.setattr(measurement.reading, "windows_of", lambda *asked: windows)
-    monkeypatch.setattr(measurement, "window_losses", lambda group, ids, *more: {"": ids.sum(1).double()})
-    spec = SimpleNamespace(
-        window_tokens=8, windows=3, text_seed=0, window_batch=2, tasks=["second_half"],
-        conditions={"": SimpleNamespace(data="words")},
-    )  # fmt: skip
-    whole, half = (
-        run.outcomes(None, None)[""]
-        for run in measurement._windows(spec, SimpleNamespace(card=None, documents=None), None)
-    )
-    assert [(row["document"], row["value"], row["weight"]) for row in whole] == [("a", 136.0, 14), ("b", 36.0, 7)]
-    assert [(row["document"], row["value"], row["weight"]) for row in half] == [("a", 136.0, 8), ("b", 36.0, 4)]
+def test_the_windows_of_an_article_are_one_document(tiny):
+    windows = [Window(name, 0, tuple(range(first, first + 8))) for name, first in (("a", 3), ("b", 11), ("a", 19))]
+    group, ids = Group({"": SparseModel(tiny, None)}), torch.tensor([window.ids for window in windows])
+    for prompt in (1, 4):
+        losses = window_losses(group, ids, 2, prompt=prompt)[""].tolist()
+        rows = document_losses(group, windows, 2, prompt=prompt)[""]
+        assert [tuple(row.values()) for row in rows] == [
+            ("a", pytest.approx(losses[0] + losses[2]), 2 * (8 - prompt)),
+            ("b", pytest.approx(losses[1]), 8 - prompt),
+        ]
