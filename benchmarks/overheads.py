@@ -25,7 +25,7 @@ from shadowcore.method.gradient_capture import ImportancePass
 from shadowcore.method.predictors import PREDICTORS, Predictor
 from shadowcore.models.families import dimensions_of
 from shadowcore.models.folders import load_model
-from shadowcore.models.losses import example_losses
+from shadowcore.models.losses import all_scored, example_losses
 from shadowcore.models.recording import frozen
 
 BATCH, TOKENS = 4, 128
@@ -53,8 +53,7 @@ def main() -> None:
     model = load_model(arguments.weights)
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, dimensions_of(model.config).vocabulary, (BATCH, TOKENS), generator=generator)
-    scored = torch.ones_like(ids, dtype=torch.bool)
-    scored[:, 0] = False
+    scored = all_scored(ids)
     print(f"{BATCH} x {TOKENS} tokens, {processor()}, {arguments.threads} thread(s), median of {arguments.repeats}")
     for title, variants in (
         ("importance", scoring(model, ids, scored)),

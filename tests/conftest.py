@@ -16,7 +16,8 @@ import pandas as pd
 import pytest
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from shadowcore.models.families import FAMILIES
+from shadowcore.method.predictors import Predictor
+from shadowcore.models.families import FAMILIES, dimensions_of
 from shadowcore.texts.sources import RandomText
 
 LONG = ("test_workflow.py", "test_graph.py", "test_decoder.py", "test_report.py", "test_kernels.py")
@@ -66,6 +67,18 @@ def of_family(request):
     """A tiny random causal model of each family in turn, and of those with windows of attention."""
     torch.manual_seed(0)
     return EVERY[request.param]()
+
+
+def random_predictor(model, design="shadow", count=1, of=Predictor):
+    """A predictor with random weights, in the model's number format.
+
+    In float64, rounding decides no selection: a score would have to lie within 1e-12 of its layer's threshold.
+    """
+    torch.manual_seed(5)
+    predictor = of(design, dimensions_of(model.config), {"heads": 8, "neurons": 16}, count)
+    for parameter in predictor.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return predictor.to(model.dtype).eval()
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from conftest import write_benchmarks
+from conftest import random_predictor, write_benchmarks
 from lm_eval.api.instance import Instance
 from lm_eval.evaluator import evaluate, simple_evaluate
 from lm_eval.models.huggingface import HFLM
@@ -25,9 +25,9 @@ from shadowcore.measure import harness
 from shadowcore.measure.group import Group
 from shadowcore.measure.questions import Questions
 from shadowcore.measure.sparsity import PredictedMasks, SparseModel
-from shadowcore.method.predictors import Predictor
-from shadowcore.models.families import dimensions_of
+from shadowcore.models.families import KINDS
 from shadowcore.models.folders import byte_tokenizer, load_model, load_tokenizer
+from shadowcore.models.losses import all_scored
 from shadowcore.paragraphs import mark
 from shadowcore.texts import sources
 
@@ -120,12 +120,8 @@ def test_dense_is_what_lm_eval_measures(model, folder, cache, name):
 
 
 def sparse_of(model):
-    """A predictor with random weights: masks that depend on every token's own input."""
-    torch.manual_seed(1)
-    predictor = Predictor("shadow", dimensions_of(model.config), {"heads": 4, "neurons": 8})
-    for parameter in predictor.parameters():
-        torch.nn.init.normal_(parameter, std=0.5)
-    return SparseModel(model, PredictedMasks(predictor.eval(), ("heads", "neurons"), "per_layer", 50))
+    """Masks that depend on every token's own input."""
+    return SparseModel(model, PredictedMasks(random_predictor(model), KINDS, "per_layer", 50))
 
 
 def likelihoods(sparse, tasks, batch):
@@ -175,8 +171,7 @@ def test_a_window_of_a_document_is_masked_all_over(model):
     expected, repeated = 0.0, 0
     for context, continuation in map(make_disjoint_window, windows):
         ids = torch.tensor([context + continuation])
-        masked = torch.ones_like(ids, dtype=torch.bool).index_fill(1, torch.tensor([0]), False)
-        said = sparse.logits(ids, masked).log_softmax(-1).gather(-1, ids[:, 1:, None])
+        said = sparse.logits(ids, all_scored(ids)).log_softmax(-1).gather(-1, ids[:, 1:, None])
         expected += said[0, len(context) - 1 :].sum().item()
         repeated += len(context) - 1
     assert repeated > 0 and found == pytest.approx(expected, rel=1e-5)

@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 import torch
-from conftest import TINY, family_model
+from conftest import TINY, family_model, random_predictor
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM, PhiConfig
 
 from shadowcore.decode.decoder import Decoder
@@ -61,16 +61,6 @@ def close(ours, theirs):
 def random_masks(model, fraction=0.5, seed=2):
     generator, sizes = torch.Generator().manual_seed(seed), dimensions_of(model.config)
     return {k: torch.rand(sizes.layers, sizes.units(k), generator=generator) < fraction for k in KINDS}
-
-
-def random_predictor(model, design, count=1):
-    """With the model's number format. In float64, rounding decides no selection: a score would have to lie within
-    1e-12 of its layer's threshold.
-    """
-    predictor = Predictor(design, dimensions_of(model.config), {"heads": 8, "neurons": 16}, count).eval()
-    for parameter in predictor.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    return predictor.to(model.dtype)
 
 
 def logits_of(decoder, ids):

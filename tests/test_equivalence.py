@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_decoder import random_masks, random_model, random_predictor
+from conftest import random_predictor
+from test_decoder import random_masks, random_model
 
 from shadowcore.decode import operations
 from shadowcore.decode.decoder import Decoder

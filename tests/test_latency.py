@@ -4,7 +4,8 @@ import dataclasses
 
 import pytest
 import torch
-from test_decoder import VARIANTS, random_predictor
+from conftest import random_predictor
+from test_decoder import VARIANTS
 
 from shadowcore.measure.equivalence import Disagreement
 from shadowcore.measure.latency import costs

@@ -4,9 +4,11 @@ import json
 import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
+import conftest
 import numpy as np
 import pandas as pd
 import pytest
@@ -26,8 +28,9 @@ from shadowcore.measure.questions import Questions
 from shadowcore.measure.sparsity import PredictedMasks, SparseModel
 from shadowcore.method.predictors import PREDICTOR_SCHEMA
 from shadowcore.method.weight_quantization import stored
-from shadowcore.models.families import KINDS, dimensions_of
+from shadowcore.models.families import KINDS
 from shadowcore.models.folders import byte_tokenizer, load_model
+from shadowcore.models.losses import all_scored
 from shadowcore.stages import fetch_model
 from shadowcore.texts import cutting
 from shadowcore.texts.documents import Document, documents_to_table
@@ -144,12 +147,7 @@ def tiny(tiny):
     return tiny.double()
 
 
-def random_predictor(model, design="shadow"):
-    torch.manual_seed(5)
-    one = sc.Predictor(design, dimensions_of(model.config), {"heads": 6, "neurons": 6}, criterion="plainact")
-    for parameter in one.parameters():
-        torch.nn.init.normal_(parameter)
-    return one.to(model.dtype).eval()
+random_predictor = partial(conftest.random_predictor, of=partial(sc.Predictor, criterion="plainact"))
 
 
 def close(ours, theirs):
@@ -163,10 +161,8 @@ def same(generated, theirs):
 
 def expected_logits(model, predictor, ids, prompt, policy="per_layer"):
     """Of the evaluation under protocol `token`, for what follows the first `prompt` tokens."""
-    scored = torch.ones_like(ids, dtype=torch.bool)
-    scored[:, :prompt] = False
     sparse = SparseModel(model, PredictedMasks(predictor, KINDS, policy, 50))
-    return sparse.logits(ids, scored, first_kept=prompt - 1)
+    return sparse.logits(ids, all_scored(ids, prompt), first_kept=prompt - 1)
 
 
 GREEDY = {"do_sample": False, "max_new_tokens": 6, "min_new_tokens": 6, "pad_token_id": 0}

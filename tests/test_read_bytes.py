@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from conftest import family_model
-from test_sparsity import all_scored, baselines, predictor_of, sources
+from conftest import family_model, random_predictor
+from test_sparsity import baselines, sources
 
 from shadowcore.decode.decoder import Decoder
 from shadowcore.decode.layout import DECODED, from_model
@@ -13,6 +13,7 @@ from shadowcore.measure.protocols import PROTOCOLS
 from shadowcore.measure.sparsity import ConstantMasks, PredictedMasks, SparseModel, random_scores
 from shadowcore.method.predictors import PREDICTORS
 from shadowcore.models.families import KINDS, dimensions_of
+from shadowcore.models.losses import all_scored
 from shadowcore.models.masking import cut_out
 
 LAYERS, WIDTH, HEADS, HEAD_WIDTH, WORDS = 4, 32, 4, 8, 96  # of `family_model`
@@ -77,7 +78,7 @@ def test_what_is_removed_is_what_a_cut_model_has_no_longer(of_family, tokens):
 @pytest.mark.parametrize("design", PREDICTORS)
 def test_a_predictor_reads_itself_and_its_own_heads(tiny, tokens, design):
     """Counted from its tensors: weights in 16 bits and biases in 32; under `prompt` before the first step."""
-    predictor, whole, head, neuron = predictor_of(tiny, design), *by_hand(tiny.config.model_type)
+    predictor, whole, head, neuron = random_predictor(tiny, design), *by_hand(tiny.config.model_type)
     removed = {"heads": 3 * 2 * head, "neurons": 3 * dimensions_of(tiny.config).neurons // 2 * neuron}
     for kinds in (("neurons",), KINDS):
         layers = [part for kind in kinds for one in predictor.scorers[kind] for part in (one.inner, one.outer)]

@@ -4,6 +4,7 @@ from itertools import chain
 
 import pytest
 import torch
+from conftest import random_predictor
 
 from shadowcore.errors import ConfigError
 from shadowcore.measure import sparsity
@@ -17,9 +18,9 @@ from shadowcore.measure.protocols import PROTOCOLS
 from shadowcore.measure.sparsity import ConstantMasks, PredictedMasks, SparseModel, random_scores
 from shadowcore.method.gradient_capture import ImportancePass
 from shadowcore.method.policies import POLICIES
-from shadowcore.method.predictors import PREDICTORS, Predictor
+from shadowcore.method.predictors import PREDICTORS
 from shadowcore.models.families import KINDS, dimensions_of
-from shadowcore.models.losses import token_losses
+from shadowcore.models.losses import all_scored, token_losses
 from shadowcore.models.masking import masked
 from shadowcore.models.prefixes import continuing
 from shadowcore.models.recording import Site, visiting
@@ -32,21 +33,13 @@ def tiny(tiny):
     return tiny.double()
 
 
-def predictor_of(model, design="shadow"):
-    torch.manual_seed(5)
-    predictor = Predictor(design, dimensions_of(model.config), {"heads": 6, "neurons": 6})
-    for parameter in predictor.parameters():
-        torch.nn.init.normal_(parameter)
-    return predictor.to(model.dtype).eval()
-
-
 def sources(model, pct=50):
     sizes = dimensions_of(model.config)
     yield ConstantMasks(random_scores(sizes, KINDS, 0), "per_layer", pct)
     yield ConstantMasks(random_scores(sizes, KINDS, 0), "global", pct)
     for design in PREDICTORS:
-        yield PredictedMasks(predictor_of(model, design), KINDS, "per_layer", pct)
-    yield PredictedMasks(predictor_of(model), KINDS, "global", pct)
+        yield PredictedMasks(random_predictor(model, design), KINDS, "per_layer", pct)
+    yield PredictedMasks(random_predictor(model), KINDS, "global", pct)
     yield OracleMasks(OraclePass(model), "plainact", KINDS, "per_layer", pct)
 
 
@@ -61,11 +54,6 @@ def baselines(model, protocol, pct=50):
         yield ProxyMasks(model, 2, pct, ahead=True)
         if model.config.model_type == "opt":
             yield SignMasks(model)
-
-
-def all_scored(ids, first=1):
-    """Tokens from `first` on."""
-    return (torch.arange(ids.shape[1]) >= first).expand_as(ids).clone()
 
 
 def test_constant_masks_equal_the_plain_masked_model(tiny, tokens):
@@ -93,7 +81,7 @@ def test_the_prompt_is_dense(tiny, tokens, protocol):
 def test_rows_that_continue_a_cached_prompt_are_the_whole_rows(of_family, tokens):
     """Of prompts of several lengths, one of which two rows share, with masks from the continuation on."""
     model = of_family.double()
-    predicted = PredictedMasks(predictor_of(model, "layerwise"), KINDS, "per_layer", 50)
+    predicted = PredictedMasks(random_predictor(model, "layerwise"), KINDS, "per_layer", 50)
     prompts, rows = [tokens[0, :6].tolist(), tokens[1, :3].tolist()], torch.tensor([0, 1, 0])
     rest = torch.randint(3, 96, (3, 7), generator=torch.Generator().manual_seed(4))
     context = continuing(model, prompts, rows, rest.shape[1] - 1)
@@ -122,7 +110,7 @@ def run_masked(model, ids, keep, applied):
 @pytest.mark.parametrize("protocol", ["prompt", "lookahead"])
 def test_one_mask_a_row_is_the_predictors_at_the_right_position(tiny, tokens, design, protocol):
     """By hand: the model runs again for every group of layers, masked as far as the groups before it say."""
-    predictor, lengths, first = predictor_of(tiny, design), (12, 9), 5
+    predictor, lengths, first = random_predictor(tiny, design), (12, 9), 5
     scored = torch.stack([(torch.arange(12) >= first) & (torch.arange(12) < length) for length in lengths])
     got = SparseModel(tiny, PredictedMasks(predictor, KINDS, "per_layer", 50), PROTOCOLS[protocol])
     logits = got.logits(tokens, scored)
@@ -168,7 +156,7 @@ def test_what_comes_later_changes_nothing_before_but_under_lookahead(tiny, token
     other[:, 8:] = (tokens[:, 8:] + 40) % 90 + 3
     for design in PREDICTORS:
         sparse = SparseModel(
-            tiny, PredictedMasks(predictor_of(tiny, design), KINDS, "per_layer", 50), PROTOCOLS[protocol]
+            tiny, PredictedMasks(random_predictor(tiny, design), KINDS, "per_layer", 50), PROTOCOLS[protocol]
         )  # fmt: skip
         change = (sparse.logits(tokens, scored) - sparse.logits(other, scored))[:, :8].abs().max()
         assert change < 1e-4 if causal else change > 1e-2
@@ -271,7 +259,7 @@ def test_a_context_run_once_equals_one_run_for_every_choice(tiny, max_length, pr
 
 @pytest.mark.parametrize("policy", ["per_layer", "global"])
 def test_scoring_some_positions_at_once_changes_nothing(tiny, tokens, policy, monkeypatch):
-    sparse = SparseModel(tiny, PredictedMasks(predictor_of(tiny), KINDS, policy, 50))
+    sparse = SparseModel(tiny, PredictedMasks(random_predictor(tiny), KINDS, policy, 50))
     together = sparse.logits(tokens, all_scored(tokens))
     monkeypatch.setattr(sparsity, "SCORES_AT_ONCE", 1)
     torch.testing.assert_close(sparse.logits(tokens, all_scored(tokens)), together)
@@ -282,8 +270,7 @@ def test_measured_sparsity_counts_what_was_removed(tiny, tokens, protocol):
     sizes = dimensions_of(tiny.config)
     for source in sources(tiny):
         sparse = SparseModel(tiny, source, PROTOCOLS[protocol])
-        scored = all_scored(tokens)
-        scored[:, 1:4] = False
+        scored = all_scored(tokens, 4)
         sparse.logits(tokens, scored)
         assert sparse.positions == 2 * (11 if protocol == "lookahead" else 8)
         measured = sparse.measured_sparsity(KINDS)
@@ -305,7 +292,7 @@ def test_dense_window_losses_are_the_models(tiny, tokens):
 def test_losses_after_a_prompt_are_the_likelihood_of_what_follows_it(tiny, tokens):
     requests = [(row[:5], row[5:]) for row in tokens.tolist()]
     for protocol in PROTOCOLS:
-        source = PredictedMasks(predictor_of(tiny), KINDS, "per_layer", 50)
+        source = PredictedMasks(random_predictor(tiny), KINDS, "per_layer", 50)
         losses = losses_of(SparseModel(tiny, source, PROTOCOLS[protocol]), tokens, 2, prompt=5)
         want = -likelihoods(tiny, source, requests, 1, [0, 1], protocol=protocol)
         torch.testing.assert_close(losses.float(), want, rtol=1e-5, atol=1e-4)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from shadowcore.measure.sparsity import PredictedMasks, no_context
+from shadowcore.measure.sparsity import PredictedMasks
 from shadowcore.method.predictors import Predictor
 from shadowcore.method.training_state import Checkpoint
 from shadowcore.method.tuning import Tuning, gate_losses, tune
@@ -62,25 +62,23 @@ def test_tuning_brings_the_sparse_model_nearer_to_the_dense_one_and_repeats_itse
         before = {name: value.clone() for name, value in predictor.scorers["heads"].state_dict().items()}
 
         def masking(pct, ids, scored):
-            return PredictedMasks(predictor, ("neurons",), "per_layer", pct).begin(ids, scored, no_context)
+            return PredictedMasks(predictor, ("neurons",), "per_layer", pct).begin(ids, scored)
 
         checkpoint = Checkpoint(tmp_path / "predictor", {}, seconds=0.0)
         found = tune(tiny, predictor, ("neurons",), windows, windows, tuning, 0, masking, progress, checkpoint)
         for name, value in predictor.scorers["heads"].state_dict().items():  # not tuned, only stored in 16 bits
             torch.testing.assert_close(value, before[name], rtol=2**-8, atol=1e-6)
-        ids, scored = windows, torch.ones_like(windows, dtype=torch.bool)
-        scored[:, 0] = False
-        return found, predictor.state_dict(), masking(50, ids, scored)
+        return found, predictor.state_dict()
 
     def killed(done, total):
         if done == 2:
             raise KeyboardInterrupt
 
-    found, state, _ = tuned()
+    found, state = tuned()
     (tmp_path / ".predictor.checkpoint.safetensors").unlink()
     with pytest.raises(KeyboardInterrupt):
         tuned(killed)
-    again, same, _ = tuned(lambda done, total: done > 2 or pytest.fail("began anew"))
+    again, same = tuned(lambda done, total: done > 2 or pytest.fail("began anew"))
     assert found.loss < found.loss_constant and found.best_epoch > 0
     assert found == again and all(torch.equal(value, same[name]) for name, value in state.items())
     assert all(not parameter.grad for parameter in tiny.parameters() if parameter.grad is not None)

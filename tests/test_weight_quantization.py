@@ -8,11 +8,12 @@ from shadowcore.decode.decoder import Decoder
 from shadowcore.decode.layout import from_model
 from shadowcore.decode.selection import PredictedSelection
 from shadowcore.measure.equivalence_decoder import gate
-from shadowcore.measure.sparsity import PredictedMasks, no_context
+from shadowcore.measure.sparsity import PredictedMasks
 from shadowcore.method.policies import kept_units
 from shadowcore.method.predictors import Predictor
 from shadowcore.method.weight_quantization import eight_bits, power_of_two, restored, stored
 from shadowcore.models.families import KINDS, dimensions_of
+from shadowcore.models.losses import all_scored
 
 BLOCK = 16
 
@@ -58,9 +59,7 @@ def test_whole_blocks_are_kept_alike_by_the_model_and_by_the_decoder(predictor):
     predictor = predictor.double()  # so precise that rounding decides no selection
     sizes, pct = predictor.sizes, 50
     ids = torch.randint(3, 96, (1, 2), generator=torch.Generator().manual_seed(2))
-    masks = PredictedMasks(predictor, KINDS, "per_layer", pct).begin(
-        ids, torch.ones_like(ids, dtype=torch.bool), no_context
-    )
+    masks = PredictedMasks(predictor, KINDS, "per_layer", pct).begin(ids, all_scored(ids))
     decoder = PredictedSelection(predictor, "per_layer", dict.fromkeys(KINDS, pct))
     generator = torch.Generator().manual_seed(3)
     for group in predictor.groups:

@@ -156,16 +156,30 @@ def costs(decoder: Any, token: torch.Tensor, ms_per_token: float, ceiling: float
     """Counted weight bytes of a step, units kept, and the predictor's share of bytes and time."""
     if not isinstance(decoder, Decoder):
         return {}
+    columns = counted(decoder)
+    cached = gpu_timing.bytes_cached(decoder.layout, decoder.position)
+    columns |= roofline(columns["gb_per_token"], cached, ms_per_token, ceiling)
+    if ceiling is not None:
+        columns |= gpu_timing.parts(decoder, decoder.position - 1)
+    elif decoder.selection.weight_bytes:
+        columns["predictor_ms"] = predictor_time(decoder, token, repeats=20)
+    return columns
+
+
+def counted(decoder: Decoder) -> dict[str, Any]:
+    """What the decoder's last step read and kept; on a GPU also the nodes of its graph."""
     columns: dict[str, Any] = {"gb_per_token": bytes_per_step(decoder) / 1e9}
     columns |= {f"kept_{kind}": int(mask.sum()) for kind, mask in decoder.keep_masks().items()}
-    columns["gb_per_s"] = columns["gb_per_token"] / ms_per_token * 1e3
-    if ceiling is not None:
-        cached = gpu_timing.bytes_cached(decoder.layout, decoder.position) / 1e9
-        columns["roofline_ms"] = (columns["gb_per_token"] + cached) / ceiling * 1e3
-        columns["nodes"] = decoder.replay.nodes()
-        columns |= gpu_timing.parts(decoder, decoder.position - 1)
     if decoder.selection.weight_bytes:
         columns["predictor_mb"] = decoder.selection.weight_bytes / 1e6
-        if ceiling is None:
-            columns["predictor_ms"] = predictor_time(decoder, token, repeats=20)
+    if decoder.layout.device.type == "cuda":
+        columns["nodes"] = decoder.replay.nodes()
+    return columns
+
+
+def roofline(gb_per_token: float, cached: float, ms_per_token: float, ceiling: float | None) -> dict[str, float]:
+    """Achieved bandwidth, and the time that the weights and `cached` bytes take at the ceiling, in 10^9 bytes/s."""
+    columns = {"gb_per_s": gb_per_token / ms_per_token * 1e3}
+    if ceiling is not None:
+        columns["roofline_ms"] = (gb_per_token + cached / 1e9) / ceiling * 1e3
     return columns

@@ -10,7 +10,7 @@ import torch
 
 from shadowcore.measure.group import Group
 from shadowcore.measure.sparsity import SparseModel
-from shadowcore.models.losses import token_losses
+from shadowcore.models.losses import all_scored, token_losses
 from shadowcore.models.prefixes import continuing
 from shadowcore.texts.documents import Window
 
@@ -58,8 +58,7 @@ def document_losses(
 
 def _losses(ids: torch.Tensor, prompt: int) -> Callable[[str, SparseModel], torch.Tensor]:
     """Losses (B,) of a batch of windows (B, T) under a condition, as a function of the condition."""
-    scored = torch.ones_like(ids, dtype=torch.bool)
-    scored[:, :prompt] = False
+    scored = all_scored(ids, prompt)
 
     @cache
     def after_prompt(model: torch.nn.Module):

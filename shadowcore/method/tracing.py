@@ -24,6 +24,7 @@ from shadowcore.method.criteria import CRITERIA, Signals
 from shadowcore.method.gradient_capture import ImportancePass
 from shadowcore.method.score_quantization import encode
 from shadowcore.models.families import Kind, dimensions_of
+from shadowcore.models.losses import all_scored
 from shadowcore.models.recording import Choose, Site
 
 SCHEMA = "trace/3"
@@ -135,8 +136,7 @@ def _trace_batch(
         if site in plan.sites:
             features[feature_name(site)] = x[rows, picked].flatten(0, 1).bfloat16().cpu()
 
-    scored = torch.ones_like(ids, dtype=torch.bool)
-    scored[:, 0] = False
+    scored = all_scored(ids)
     second_order = any(CRITERIA[name].order == 2 for name in plan.criteria)
     choose = masking(ids, scored)
     losses = importance(ids, scored, see_units, see_feature, choose=choose, second_order=second_order)

@@ -21,7 +21,6 @@ from shadowcore.measure import gpu_timing, latency
 from shadowcore.measure.equivalence import Agreement, Disagreement
 from shadowcore.measure.equivalence_decoder import gate, gate_prompt
 from shadowcore.measure.latency_variants import RIVALS, Design, Modes, variants
-from shadowcore.models.families import KINDS
 from shadowcore.models.folders import DTYPES
 from shadowcore.models.published import PUBLISHED
 from shadowcore.stages.base import Progress, Stage
@@ -105,12 +104,14 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
         {name: one.decoder for name, one in timed.items()},
         spec.prompt_tokens, spec.short_tokens, spec.new_tokens, spec.repeats, spec.warmup,
     )  # fmt: skip
-    cached = spec.batch * gpu_timing.bytes_cached(layout, spec.prompt_tokens + spec.new_tokens // 2) / 1e9
+    cached = spec.batch * gpu_timing.bytes_cached(layout, spec.prompt_tokens + spec.new_tokens // 2)
     rows = []
     for name, one in timed.items():
         times = [row["ms_per_token"] for row in raw if row["variant"] == name]
-        counted = one.facts | roofline(one.facts, times, ceiling, cached)
-        rows.append({"variant": name} | counted | latency.quantiles(times))
+        row = {"variant": name} | one.facts | latency.quantiles(times)
+        if "gb_per_token" in row:
+            row |= latency.roofline(row["gb_per_token"], cached, statistics.median(times), ceiling)
+        rows.append(row)
     write("latency_random", spec, inputs, outputs, keys, rows, raw, reasons)
     progress(1, 1)
 
@@ -140,17 +141,11 @@ def built(
         weights = gpu_timing.weight_bytes(layout) + layout.embedding.nbytes * (layout.head is not layout.embedding)
         facts["peak_gb"] = (weights + own + decoder.selection.weight_bytes) / 1e9
         facts["model_gb"], facts["cache_gb"] = weights / 1e9, 2 * decoder._keys.nbytes / 1e9
-        facts["nodes"] = decoder.replay.nodes()
     agreement = gate(name, decoder, reference, position, tokens)
-    facts["gate_error"] = agreement.error
-    facts |= {f"kept_{kind}": int(decoder.keep_masks()[kind].sum()) for kind in KINDS}
-    read = latency.bytes_per_step(decoder)
+    facts |= {"gate_error": agreement.error} | latency.counted(decoder)
     if mode == "relu":
         facts["active"] = (decoder._active > 0).float().mean().item()
-        read -= round((1 - facts["active"]) * sum(layer.ffn_down.nbytes for layer in layout.layers))
-    facts["gb_per_token"] = read / 1e9
-    if decoder.selection.weight_bytes:
-        facts["predictor_mb"] = decoder.selection.weight_bytes / 1e6
+        facts["gb_per_token"] -= (1 - facts["active"]) * sum(layer.ffn_down.nbytes for layer in layout.layers) / 1e9
     if gpu and (mode == "dense" or "predictor_mb" in facts):
         facts |= gpu_timing.parts(decoder, position)
     if not timed:
@@ -158,14 +153,6 @@ def built(
         prefills = [gpu_timing.milliseconds(lambda: decoder.prefill(prompt), layout.device) for _ in range(4)]
         facts["ttft_ms"] = statistics.median(prefills[1:])
     return Timed(decoder, agreement, facts)
-
-
-def roofline(facts: dict[str, Any], times: list[float], ceiling: float, cached: float) -> dict[str, float]:
-    """Achieved bandwidth, and the time the counted bytes take at the ceiling; gigabytes and gigabytes a second."""
-    if "gb_per_token" not in facts:
-        return {}
-    read = facts["gb_per_token"]
-    return {"gb_per_s": read / statistics.median(times) * 1e3, "roofline_ms": (read + cached) / ceiling * 1e3}
 
 
 STAGE = Stage(Spec, Inputs, Outputs, run)
