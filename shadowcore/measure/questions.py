@@ -13,6 +13,7 @@ from lm_eval.evaluator import evaluate
 
 from shadowcore.measure.group import Group
 from shadowcore.measure.harness import SparseLM, Tick
+from shadowcore.stock_tasks import BENCHMARKS
 
 datasets.disable_progress_bars()
 # it compiles a task's templates anew for every document, which takes longer than small models do to answer
@@ -60,7 +61,10 @@ class Questions:
         return found
 
     def _rows(self, name: str, tokens: Callable[[str], int]) -> list[dict[str, Any]]:
-        """Task, fewshot, document (hash), metric, value and weight, as lm-eval makes them of a condition's answers."""
+        """What lm-eval makes of a condition's answers, a row for each document and metric.
+
+        Columns: task, fewshot, document (hash), metric, value, weight, and data for a benchmark, which is its own text.
+        """
         self.lm.turn = name
         for request in self.requests:
             request.resps, request.filtered_resps = [], {}
@@ -69,9 +73,10 @@ class Questions:
             self.lm, {"tasks": {task.config.task: task for task in self.tasks}}, log_samples=True, bootstrap_iters=0
         )
         shots = {task.config.task: task.config.num_fewshot or 0 for task in self.tasks}
+        shared = {name: {"task": name, "fewshot": shots[name]} for name in shots}
+        shared |= {name: row | {"data": name} for name, row in shared.items() if name in BENCHMARKS}
         return [
-            {"task": name, "fewshot": shots[name], "document": sample["doc_hash"]}
-            | {"metric": metric, "value": value, "weight": weight}
+            shared[name] | {"document": sample["doc_hash"], "metric": metric, "value": value, "weight": weight}
             for name, samples in results["samples"].items()
             for sample in samples
             for metric, value, weight in _values(sample, tokens)

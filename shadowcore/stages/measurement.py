@@ -15,10 +15,10 @@ import torch
 from shadowcore import artifacts, benchmarks, manifests, provenance
 from shadowcore.benchmarks import BENCHMARKS
 from shadowcore.errors import ArtifactError, ConfigError, ShadowcoreError
-from shadowcore.measure import questions
 from shadowcore.measure.group import Group, attempt
 from shadowcore.measure.perplexity import document_losses
 from shadowcore.measure.protocols import PROTOCOLS
+from shadowcore.measure.questions import Questions, true_continuation
 from shadowcore.measure.sparsity import Masks, SparseModel
 from shadowcore.schemas import OUTCOMES
 from shadowcore.stages import inputs as reading
@@ -26,7 +26,8 @@ from shadowcore.stages.base import Progress, header
 from shadowcore.stages.conditions import NEEDS_PROMPTS, OWN_TASKS, Condition, Outputs, Spec, parts
 from shadowcore.texts.documents import TASKS
 
-Source = Callable[[Condition, Any], Masks | None]  # the keep masks of a condition, from its own inputs
+Source = Callable[[Condition, Any], Masks | None]  # makes the masks of a condition from its own inputs
+Tick = Callable[[float], None]
 
 
 def measure(
@@ -35,8 +36,8 @@ def measure(
 ) -> None:  # fmt: skip
     """Measure every condition that has no outcome file of the same specification, code and inputs yet.
 
-    own: of every condition, by name, the inputs that it alone needs. Its file is the one that a job of this condition
-    alone would write. sources: made anew for every part of the conditions, so it may keep what they share.
+    own: for each condition, by name, the inputs that it alone needs. Its outcome file is the same as that of a job with
+    this condition only. sources: called once for each part of the conditions, so its result may keep what they share.
     Raises ShadowcoreError, naming each condition that failed, after all others are written.
     """
     unfinished = manifests.unfinished(outputs.manifest)
@@ -67,7 +68,7 @@ def measure(
 
 
 def _is_there(path: Path, wanted: Mapping[str, Any]) -> bool:
-    """Whether an outcome file was made as it would be made now; on which machine and by which commit does not count."""
+    """Whether an outcome file would be the same if it were made now; machine and commit do not count."""
     try:
         OUTCOMES.read(path)
         made = artifacts.read_header(path)
@@ -82,7 +83,7 @@ def _sentence(error: Exception) -> str:
 
 
 def _failures(failed: Mapping[str, Exception], count: int) -> str:
-    """One sentence that names every failed condition; those that failed alike are named together."""
+    """One sentence that names every failed condition; conditions with the same error are named together."""
     alike: dict[str, list[str]] = {}
     for name, error in failed.items():
         alike.setdefault(_sentence(error), []).append(name)
@@ -91,26 +92,26 @@ def _failures(failed: Mapping[str, Exception], count: int) -> str:
 
 
 class Run(NamedTuple):
-    """One kind of outcome: its rows by condition, as `outcomes(group, tick)` gives them.
+    """One kind of outcome: `outcomes(group, tick)` returns its rows for each condition.
 
-    size: documents, to tell progress; prompted: whether there are prompts, which the protocol `prompt` needs.
+    size: number of documents, for the progress; prompted: whether there are prompts, which the protocol `prompt` needs.
     """
 
     name: str
     size: int
     prompted: bool
-    outcomes: Callable[[Group, Callable[[float], None]], dict[str, list[dict[str, Any]]]]
+    outcomes: Callable[[Group, Tick], dict[str, list[dict[str, Any]]]]
 
 
 def _measured(
     spec: Spec, inputs: Any, own: Mapping[str, Any], sources: Callable[[torch.nn.Module], Source],
     conditions: Mapping[str, Condition], failed: dict[str, Exception], progress: Progress,
 ) -> Iterator[tuple[dict[str, Condition], dict[str, pa.Table]]]:  # fmt: skip
-    """Part after part the conditions that are measured side by side, and the outcomes of those that did not fail."""
+    """Part after part: the conditions that are measured side by side, and outcomes of those that did not fail."""
     tokenizer = reading.read_tokenizer(inputs.card, inputs.weights)
     model = reading.read_model(inputs.card, inputs.weights, spec.dtype)
     runs = _runs(spec, inputs, model, tokenizer)
-    tell = _percent(progress, len(conditions) * sum(run.size for run in runs))
+    tick = _percent(progress, len(conditions) * sum(run.size for run in runs))
     files = {name: getattr(own[name], "predictors", ()) for name in conditions}
     bytes_of = {path: path.stat().st_size for paths in files.values() for path in paths if path.is_file()}
     for part in parts({name: {path: bytes_of.get(path, 0) for path in paths} for name, paths in files.items()}):
@@ -120,12 +121,12 @@ def _measured(
             return SparseModel(model, masks(condition, own[name]), PROTOCOLS[condition.protocol or "token"])
 
         group = Group(attempt(put_on, chosen, failed), failed)
-        yield chosen, _side_by_side(group, chosen, runs, tell)
+        yield chosen, _side_by_side(group, chosen, runs, tick)
         del group, masks, put_on  # and with them the predictors, before others are read
 
 
 def _side_by_side(
-    group: Group, conditions: Mapping[str, Condition], runs: list[Run], tell: Callable[[float], None]
+    group: Group, conditions: Mapping[str, Condition], runs: list[Run], tick: Tick
 ) -> dict[str, pa.Table]:
     """The outcomes of every condition that does not fail."""
     tables: dict[str, list[pa.Table]] = {name: [OUTCOMES.build([])] for name in conditions}
@@ -142,47 +143,42 @@ def _side_by_side(
 
     for run in runs:
         fit = group.where(lambda sparse, run=run: run.prompted or sparse.protocol is not PROTOCOLS[NEEDS_PROMPTS])
-        found = run.outcomes(fit, lambda share, run=run: tell(run.size * share))
+        found = run.outcomes(fit, lambda share, run=run: tick(run.size * share))
         for name, part in attempt(table, found, group.failed).items():
             tables[name].append(part)
     return {name: pa.concat_tables(tables[name]).combine_chunks() for name in group.alive}
 
 
-def _percent(progress: Progress, total: float) -> Callable[[float], None]:
-    """Tells progress, a line for each per cent, as it is called with what was done meanwhile."""
-    done, told = 0.0, 0
+def _percent(progress: Progress, total: float) -> Tick:
+    """Prints a line of progress for each per cent; call it with the amount of work since the last call."""
+    done, printed = 0.0, 0
 
-    def tell(amount: float) -> None:
-        nonlocal done, told
+    def tick(amount: float) -> None:
+        nonlocal done, printed
         done += amount
-        if (percent := int(100 * done / total)) > told:
-            told = percent
+        if (percent := int(100 * done / total)) > printed:
+            printed = percent
             progress(percent, 100)
 
-    return tell
+    return tick
 
 
 def _runs(spec: Spec, inputs: Any, model: torch.nn.Module, tokenizer) -> list[Run]:
-    """What is measured of every condition, prepared once: windows, our own questions, benchmarks."""
+    """The kinds of outcomes of a job, prepared once for all conditions: windows, our own questions, benchmarks."""
     runs = _windows(spec, inputs, tokenizer)
     longest = model.config.max_position_embeddings
     if "true_continuation" in spec.tasks:
-        task = questions.true_continuation(TASKS.read(inputs.tasks).to_pylist())
-        asked = questions.Questions(model, tokenizer, [task], spec.request_tokens, longest)
-        runs.append(Run("true_continuation", len(asked), True, asked.outcomes))
+        task = true_continuation(TASKS.read(inputs.tasks).to_pylist())
+        questions = Questions(model, tokenizer, [task], spec.request_tokens, longest)
+        runs.append(Run("true_continuation", len(questions), True, questions.outcomes))
     prepared = {name: rows for path in inputs.benchmarks for name, rows in benchmarks.gathered(path).items()}
     if missing := set(spec.tasks) - {*OWN_TASKS, *prepared}:
-        raise ConfigError(f"--benchmarks: no {sorted(missing)} in it; a file of gather-benchmarks with them would fit")
+        raise ConfigError(f"--benchmarks: {sorted(missing)} are missing; gather-benchmarks writes a file that has them")
     for batch, window, tasks in _together(spec, prepared):
-        asked = questions.Questions(model, tokenizer, tasks, batch, min(window or longest, longest))
+        questions = Questions(model, tokenizer, tasks, batch, min(window or longest, longest))
         name = ", ".join(f"{task.config.task} ({task.config.num_fewshot}-shot)" for task in tasks)
-        runs.append(Run(name, len(asked), window is None, partial(_by_task, asked)))
+        runs.append(Run(name, len(questions), window is None, questions.outcomes))
     return runs
-
-
-def _by_task(asked: Any, group: Group, tick: Callable[[float], None]) -> dict[str, list[dict[str, Any]]]:
-    """Outcomes of benchmarks, whose name is what they were measured on."""
-    return {setup: [row | {"data": row["task"]} for row in rows] for setup, rows in asked.outcomes(group, tick).items()}
 
 
 def _windows(spec: Spec, inputs: Any, tokenizer) -> list[Run]:
@@ -192,10 +188,10 @@ def _windows(spec: Spec, inputs: Any, tokenizer) -> list[Run]:
     )
     data = next(iter(spec.conditions.values())).data
 
-    def outcomes(task: str, prompt: int, data: str, group: Group, tick: Callable) -> dict[str, list[dict[str, Any]]]:
+    def outcomes(task: str, prompt: int, data: str, group: Group, tick: Tick) -> dict[str, list[dict[str, Any]]]:
         losses = document_losses(group, windows, spec.window_batch, tick, prompt)
         measured = {"task": task, "data": data, "metric": "nll"}
-        return {setup: [measured | row for row in rows] for setup, rows in losses.items()}
+        return {name: [measured | row for row in rows] for name, rows in losses.items()}
 
     runs = [("perplexity", 1, data)]
     if "second_half" in spec.tasks:
@@ -204,7 +200,7 @@ def _windows(spec: Spec, inputs: Any, tokenizer) -> list[Run]:
 
 
 def _together(spec: Spec, prepared: dict[str, list[dict[str, Any]]]) -> Iterator[tuple[int, int | None, list]]:
-    """Tokens of a batch, longest window (None: the model's) and tasks of every run of lm-eval: as few as can be."""
+    """Tokens of a batch, longest window (None: the model's) and tasks of every run of lm-eval, as few as possible."""
 
     def task(name: str, shots: int):
         parts = {"evaluation": [], "examples": []}
