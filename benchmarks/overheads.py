@@ -19,7 +19,7 @@ from statistics import median
 
 import torch
 
-from shadowcore.measure.sparsity import ConstantMasks, PredictedMasks, SparseModel, random_scores
+from shadowcore.measure.sparsity import FixedMasks, PredictedMasks, SparseModel, random_scores
 from shadowcore.method.criteria import CRITERIA
 from shadowcore.method.gradient_capture import ImportancePass
 from shadowcore.method.predictors import PREDICTORS, Predictor
@@ -109,7 +109,7 @@ def scoring(model, ids, scored) -> dict[str, Callable[[], None]]:
 def evaluating(model, ids, scored, rank: int) -> dict[str, Callable[[], None]]:
     """Dense first; then masked at 50 %."""
     sizes = dimensions_of(model.config)
-    masks = {"dense": None, "static": ConstantMasks(random_scores(sizes, KINDS, 0), "per_layer", 50)}
+    masks = {"dense": None, "static": FixedMasks(random_scores(sizes, KINDS, 0), "per_layer", 50)}
     for design in PREDICTORS:
         predictor = Predictor(design, sizes, {"neurons": rank})
         for scorer in predictor.scorers["neurons"]:

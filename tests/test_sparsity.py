@@ -15,7 +15,7 @@ from shadowcore.measure.oracle import OracleMasks, OraclePass
 from shadowcore.measure.perplexity import document_losses, window_losses
 from shadowcore.measure.predictor_free import PromptMasks, ThresholdMasks, nonzero_masks
 from shadowcore.measure.protocols import PROTOCOLS
-from shadowcore.measure.sparsity import ConstantMasks, PredictedMasks, SparseModel, random_scores
+from shadowcore.measure.sparsity import FixedMasks, PredictedMasks, SparseModel, random_scores
 from shadowcore.method.gradient_capture import ImportancePass
 from shadowcore.method.policies import POLICIES
 from shadowcore.method.predictors import PREDICTORS
@@ -35,8 +35,8 @@ def tiny(tiny):
 
 def sources(model, pct=50):
     sizes = dimensions_of(model.config)
-    yield ConstantMasks(random_scores(sizes, KINDS, 0), "per_layer", pct)
-    yield ConstantMasks(random_scores(sizes, KINDS, 0), "global", pct)
+    yield FixedMasks(random_scores(sizes, KINDS, 0), "per_layer", pct)
+    yield FixedMasks(random_scores(sizes, KINDS, 0), "global", pct)
     for design in PREDICTORS:
         yield PredictedMasks(random_predictor(model, design), KINDS, "per_layer", pct)
     yield PredictedMasks(random_predictor(model), KINDS, "global", pct)
@@ -57,11 +57,9 @@ def baselines(model, protocol, pct=50):
 
 
 def test_constant_masks_equal_the_plain_masked_model(tiny, tokens):
-    sizes = dimensions_of(tiny.config)
-    source = ConstantMasks(random_scores(sizes, KINDS, 0), "per_layer", 50)
-    keep = {kind: torch.cat([torch.ones(1, sizes.units(kind)).bool(), source.keep[kind]]) for kind in KINDS}
+    source = FixedMasks(random_scores(dimensions_of(tiny.config), KINDS, 0), "per_layer", 50)
     got = SparseModel(tiny, source).logits(tokens, all_scored(tokens))
-    with torch.no_grad(), masked(tiny, keep):
+    with torch.no_grad(), masked(tiny, source.keep):
         want = tiny(tokens[:, :-1]).logits
     torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
 

@@ -16,7 +16,7 @@ from shadowcore.errors import ConfigError
 from shadowcore.measure.conditions import Condition
 from shadowcore.measure.ffn_selectors import GateMasks, ProxyMasks, SignMasks
 from shadowcore.measure.predictor_free import PromptMasks, ThresholdMasks, nonzero_masks
-from shadowcore.measure.sparsity import ConstantMasks, Masks, PredictedMasks, random_scores
+from shadowcore.measure.sparsity import FixedMasks, Masks, PredictedMasks, random_scores
 from shadowcore.method.predictors import PREDICTORS
 from shadowcore.models.families import dimensions_of
 
@@ -53,7 +53,7 @@ class Method:
 
 
 def _random(model: torch.nn.Module, one: Condition, read: None) -> Masks:
-    return ConstantMasks(random_scores(dimensions_of(model.config), one.kinds, one.seed), one.policy, one.sparsity_pct)
+    return FixedMasks(random_scores(dimensions_of(model.config), one.kinds, one.seed), one.policy, one.sparsity_pct)
 
 
 def _proxy(bits: int, ahead: bool) -> Method:
@@ -75,7 +75,7 @@ METHODS: dict[str, Method] = {
     "dense": Method(lambda model, one, read: None),
     "random": Method(_random, criterion="random"),
     "static": Method(
-        lambda model, one, scores: ConstantMasks(scores, one.policy, one.sparsity_pct), reads="scores", scores="mean"
+        lambda model, one, scores: FixedMasks(scores, one.policy, one.sparsity_pct), reads="scores", scores="mean"
     ),
     "threshold": Method(
         lambda model, one, thresholds: ThresholdMasks(thresholds), reads="thresholds",

@@ -48,20 +48,23 @@ class Masks(Interface):
         return 0
 
 
-class ConstantMasks(Masks):
-    """The same units kept for every token: static and random pruning."""
+def fixed_units(scores: Mapping[Kind, torch.Tensor], policy: str, sparsity_pct: int) -> dict[Kind, torch.Tensor]:
+    """The kept units, masks (L, U), by scores (L, U) of each kind; layer 0 keeps all."""
+    keep = {kind: torch.ones_like(table, dtype=torch.bool) for kind, table in scores.items()}
+    for kind, table in scores.items():
+        keep[kind][FIRST_SPARSE_LAYER:] = POLICIES[policy](table[FIRST_SPARSE_LAYER:], sparsity_pct)
+    return keep
+
+
+class FixedMasks(Masks):
+    """The same units kept for every token: static and random pruning; `decode.selection.FixedSelection` for hooks."""
 
     def __init__(self, scores: Mapping[Kind, torch.Tensor], policy: str, sparsity_pct: int):
         """scores: (L, U) per kind to prune."""
-        self.keep = {kind: POLICIES[policy](table[FIRST_SPARSE_LAYER:], sparsity_pct) for kind, table in scores.items()}
+        self.keep = fixed_units(scores, policy, sparsity_pct)
 
     def begin(self, ids: torch.Tensor, scored: torch.Tensor, context: Context, protocol: Protocol = TOKEN) -> Choose:
-        def choose(site: Site, x: torch.Tensor) -> torch.Tensor | None:
-            if site.what not in self.keep or site.layer < FIRST_SPARSE_LAYER:
-                return None
-            return self.keep[site.what][site.layer - FIRST_SPARSE_LAYER].to(x.device)
-
-        return choose
+        return lambda site, x: self.keep[site.what][site.layer].to(x.device) if site.what in self.keep else None
 
 
 class PredictedMasks(Masks):

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 
 from shadowcore.decode.decoder import Decoder
-from shadowcore.decode.layout import Layout, compacted, decoded_positions, from_model
+from shadowcore.decode.layout import compacted, decoded_positions, from_model
 from shadowcore.decode.random_weights import require_bytes
 from shadowcore.decode.selection import DenseSelection, FixedSelection, PredictedSelection
 from shadowcore.measure import gpu_timing, latency
@@ -23,7 +23,7 @@ from shadowcore.measure.dense_baselines import HuggingFaceDecoder
 from shadowcore.measure.equivalence import Disagreement
 from shadowcore.measure.latency import Variant
 from shadowcore.measure.latency_variants import graph_decoder
-from shadowcore.method.policies import POLICIES
+from shadowcore.measure.sparsity import fixed_units
 from shadowcore.method.predictors import FIRST_SPARSE_LAYER, Predictor
 from shadowcore.method.thresholds import neuron_magnitudes
 from shadowcore.models.families import KINDS_OF, Kind, dimensions_of, require_positions
@@ -135,7 +135,10 @@ def variants_of(spec: Spec, model: torch.nn.Module, room: int, choosers: Chooser
         magnitudes = neuron_magnitudes(model, choosers.windows, 1, ["threshold"])["threshold"]
     for pct in spec.sparsities_pct:
         keys = {"units": spec.units, "sparsity_pct": pct}
-        fixed = FixedSelection(keep := static_masks(choosers.means, layout, pct))
+        keep = layout.keep_masks()
+        for kind, mask in fixed_units(choosers.means, POLICY, pct).items():
+            keep[kind].copy_(mask)
+        fixed = FixedSelection(keep)
         variants[f"static {pct}"] = Variant(keys | {"mode": "static"}, make(compacted(layout, keep), room), fixed)
         variants[f"given {pct}"] = Variant(keys | {"mode": "given"}, make(layout, room, fixed), fixed)
         for method, predictor in zip(spec.predictors, choosers.predictors, strict=True):
@@ -149,14 +152,6 @@ def variants_of(spec: Spec, model: torch.nn.Module, room: int, choosers: Chooser
             own = {"mode": "threshold", "units": "neurons"}
             variants[f"threshold {pct}"] = Variant(keys | own, **thresholded(thresholds))
     return variants
-
-
-def static_masks(means: dict[str, torch.Tensor], layout: Layout, sparsity_pct: int) -> dict[str, torch.Tensor]:
-    """Keep masks (L, U) per kind from mean scores; layer 0 is dense."""
-    masks = layout.keep_masks()
-    for kind, scores in means.items():
-        masks[kind][FIRST_SPARSE_LAYER:] = POLICIES[POLICY](scores[FIRST_SPARSE_LAYER:], sparsity_pct)
-    return masks
 
 
 STAGE = Stage(Spec, Inputs, Outputs, run)
