@@ -22,7 +22,7 @@ from shadowcore.measure.sparsity import FixedMasks, SparseModel
 from shadowcore.method.predictors import PREDICTOR_SCHEMA
 from shadowcore.models.prefixes import continuing
 from shadowcore.schemas import OUTCOMES
-from shadowcore.stages import conditions, measurement
+from shadowcore.stages import conditions
 from shadowcore.stages.base import parse_spec, runtime_fields
 
 MODEL = "tiny-opt"
@@ -179,7 +179,7 @@ def test_what_is_there_is_not_measured_again_and_a_grown_grid_measures_what_is_n
     assert before.keys() == few.keys()
     (tmp_path / "job.json").unlink()  # as Snakemake does before it runs the job again
     with monkeypatch.context() as patched:
-        patched.setattr(measurement.reading, "read_model", None)  # would fail if it were called
+        patched.setattr("shadowcore.stages.inputs.read_model", None)  # would fail if it were called
         study.evaluate(few, tmp_path)
     study.evaluate(study.conditions, tmp_path)
     after = study.written(tmp_path, study.conditions)

@@ -29,7 +29,7 @@ from shadowcore.method.thresholds import neuron_magnitudes
 from shadowcore.models.families import KINDS_OF, Kind, dimensions_of, require_positions
 from shadowcore.models.folders import read_config
 from shadowcore.stages.base import Progress, Stage
-from shadowcore.stages.inputs import read_mean_scores, read_model_on_cpu, read_predictor, read_tokenizer, windows_of
+from shadowcore.stages.inputs import ModelAndText, read_mean_scores, read_model_on_cpu, read_predictor
 from shadowcore.stages.timed_tables import Outputs, shared_columns, write
 
 POLICY = "per_layer"
@@ -56,10 +56,7 @@ class Spec:
 
 
 @dataclass(frozen=True)
-class Inputs:
-    card: Path
-    weights: Path
-    documents: Path
+class Inputs(ModelAndText):
     scores: Path
     predictors: tuple[Path, ...]
 
@@ -67,12 +64,10 @@ class Inputs:
 def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     progress = Progress(f"latency {spec.model}")
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-    tokenizer = read_tokenizer(inputs.card, inputs.weights)
     positions, timed = decoded_positions(read_config(inputs.weights)), spec.prompt_tokens + spec.new_tokens
     require_positions(positions, timed, "prompt_tokens + new_tokens", "the model, or of its sliding window")
-    card, documents, key = inputs.card, inputs.documents, "latency.prompt_tokens"
-    prompt = windows_of(card, documents, "evaluation", tokenizer, spec.prompt_tokens, 1, spec.seed, key)[0]
-    ids = torch.tensor([prompt.ids], device=device)
+    key = "latency.prompt_tokens"
+    ids = inputs.ids("evaluation", spec.prompt_tokens, 1, spec.seed, key).to(device)
     ceiling = gpu_timing.read_ceiling(device) if device.type == "cuda" else None
     model = read_model_on_cpu(inputs.card, inputs.weights, spec.dtype)
     require_bytes(2 * sum(parameter.nbytes for parameter in model.parameters()), device)  # the model, and our layout
@@ -80,11 +75,10 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     sizes = dimensions_of(model.config)
     checked = min(CHECKED[device.type], positions - spec.prompt_tokens)
     room = spec.prompt_tokens + max(spec.new_tokens, checked)
-    windows = windows_of(card, documents, "train", tokenizer, spec.prompt_tokens, THRESHOLD_WINDOWS, spec.seed, key)
     choosers = Choosers(
         means=read_mean_scores(inputs.scores, spec.criterion, KINDS_OF[spec.units], sizes),
         predictors=[read_predictor(path, sizes).to(device, model.dtype) for path in inputs.predictors],
-        windows=torch.tensor([window.ids for window in windows]),
+        windows=inputs.ids("train", spec.prompt_tokens, THRESHOLD_WINDOWS, spec.seed, key),
     )
     variants = variants_of(spec, model, room, choosers, triton=device.type == "cuda")
     progress.say(f"{len(variants)} variants, {spec.warmup} + {spec.repeats} turns each, checked first")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,17 +21,25 @@ from shadowcore.measure.protocols import PROTOCOLS
 from shadowcore.measure.questions import Questions, true_continuation
 from shadowcore.measure.sparsity import Masks, SparseModel
 from shadowcore.schemas import OUTCOMES
-from shadowcore.stages import inputs as reading
 from shadowcore.stages.base import Progress, header
 from shadowcore.stages.conditions import NEEDS_PROMPTS, OWN_TASKS, Condition, Outputs, Spec, parts
+from shadowcore.stages.inputs import ModelAndText
 from shadowcore.texts.documents import TASKS
 
 Source = Callable[[Condition, Any], Masks | None]  # makes the masks of a condition from its own inputs
 Tick = Callable[[float], None]
 
 
+@dataclass(frozen=True)
+class Evaluated(ModelAndText):
+    """tasks: our own questions about the text; benchmarks: files of gather-benchmarks."""
+
+    tasks: Path
+    benchmarks: tuple[Path, ...]
+
+
 def measure(
-    stage: str, spec: Spec, inputs: Any, outputs: Outputs, own: Mapping[str, Any],
+    stage: str, spec: Spec, inputs: Evaluated, outputs: Outputs, own: Mapping[str, Any],
     sources: Callable[[torch.nn.Module], Source],
 ) -> None:  # fmt: skip
     """Measure every condition that has no outcome file of the same specification, code and inputs yet.
@@ -104,13 +112,12 @@ class Run(NamedTuple):
 
 
 def _measured(
-    spec: Spec, inputs: Any, own: Mapping[str, Any], sources: Callable[[torch.nn.Module], Source],
+    spec: Spec, inputs: Evaluated, own: Mapping[str, Any], sources: Callable[[torch.nn.Module], Source],
     conditions: Mapping[str, Condition], failed: dict[str, Exception], progress: Progress,
 ) -> Iterator[tuple[dict[str, Condition], dict[str, pa.Table]]]:  # fmt: skip
     """Part after part: the conditions that are measured side by side, and outcomes of those that did not fail."""
-    tokenizer = reading.read_tokenizer(inputs.card, inputs.weights)
-    model = reading.read_model(inputs.card, inputs.weights, spec.dtype)
-    runs = _runs(spec, inputs, model, tokenizer)
+    model = inputs.model(spec.dtype)
+    runs = _runs(spec, inputs, model)
     tick = _percent(progress, len(conditions) * sum(run.size for run in runs))
     files = {name: getattr(own[name], "predictors", ()) for name in conditions}
     bytes_of = {path: path.stat().st_size for paths in files.values() for path in paths if path.is_file()}
@@ -163,9 +170,9 @@ def _percent(progress: Progress, total: float) -> Tick:
     return tick
 
 
-def _runs(spec: Spec, inputs: Any, model: torch.nn.Module, tokenizer) -> list[Run]:
+def _runs(spec: Spec, inputs: Evaluated, model: torch.nn.Module) -> list[Run]:
     """The kinds of outcomes of a job, prepared once for all conditions: windows, our own questions, benchmarks."""
-    runs = _windows(spec, inputs, tokenizer)
+    runs, tokenizer = _windows(spec, inputs), inputs.tokenizer
     longest = model.config.max_position_embeddings
     if "true_continuation" in spec.tasks:
         task = true_continuation(TASKS.read(inputs.tasks).to_pylist())
@@ -181,11 +188,9 @@ def _runs(spec: Spec, inputs: Any, model: torch.nn.Module, tokenizer) -> list[Ru
     return runs
 
 
-def _windows(spec: Spec, inputs: Any, tokenizer) -> list[Run]:
+def _windows(spec: Spec, inputs: Evaluated) -> list[Run]:
     """Perplexities of windows: of the whole, which has no prompt, and of the half after a prompt."""
-    windows = reading.windows_of(
-        inputs.card, inputs.documents, "evaluation", tokenizer, spec.window_tokens, spec.windows, spec.text_seed
-    )
+    windows = inputs.windows("evaluation", spec.window_tokens, spec.windows, spec.text_seed)
     data = next(iter(spec.conditions.values())).data
 
     def outcomes(task: str, prompt: int, data: str, group: Group, tick: Tick) -> dict[str, list[dict[str, Any]]]:

@@ -14,8 +14,8 @@ from shadowcore.errors import ConfigError
 from shadowcore.method.predictors import groups_of
 from shadowcore.method.tracing import SCHEMA, Masking, TracePlan, trace
 from shadowcore.models.families import dimensions_of
-from shadowcore.stages import inputs as reading
 from shadowcore.stages.base import Progress, Stage, origin, runtime_only
+from shadowcore.stages.inputs import ModelAndText
 
 
 @dataclass(frozen=True)
@@ -46,18 +46,11 @@ class Spec:
 
 
 @dataclass(frozen=True)
-class Inputs:
-    card: Path
-    weights: Path
-    documents: Path
-
-
-@dataclass(frozen=True)
 class Outputs:
     trace: Path
 
 
-def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
+def run(spec: Spec, inputs: ModelAndText, outputs: Outputs) -> None:
     write("trace", spec, spec, spec.seed, inputs, outputs, lambda model: lambda ids, scored: None)
 
 
@@ -66,7 +59,7 @@ def write(
     made_from: Any,
     spec: Spec,
     seed: int,
-    inputs: Any,
+    inputs: ModelAndText,
     outputs: Outputs,
     masking: Callable[[torch.nn.Module], Masking],
 ) -> None:
@@ -77,17 +70,13 @@ def write(
             f"traces.shards: {spec.shards} is too large; it must be at most traces.windows ({spec.windows}), because "
             "every shard needs a window"
         )
-    tokenizer = reading.read_tokenizer(inputs.card, inputs.weights)
-    windows = reading.windows_of(
-        inputs.card, inputs.documents, spec.split, tokenizer, spec.window_tokens, spec.windows, spec.seed
-    )[spec.shard :: spec.shards]
-    model = reading.read_model(inputs.card, inputs.weights, spec.dtype)
+    ids = inputs.ids(spec.split, spec.window_tokens, spec.windows, spec.seed)[spec.shard :: spec.shards]
+    model = inputs.model(spec.dtype)
     layers = dimensions_of(model.config).layers
     sites = sorted({group.site for one in spec.designs for group in groups_of(one.method, layers, one.segments)})
     plan = TracePlan(spec.criteria, spec.token_criteria, spec.token_bits, spec.tokens_per_window, sites, seed)
-    ids = torch.tensor([window.ids for window in windows])
     tensors = trace(model, ids, plan, spec.batch, progress, masking(model))
     artifacts.write_with_checksum(outputs.trace, SCHEMA, tensors, origin(stage, made_from, inputs))
 
 
-STAGE = Stage(Spec, Inputs, Outputs, run)
+STAGE = Stage(Spec, ModelAndText, Outputs, run)

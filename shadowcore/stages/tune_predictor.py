@@ -13,9 +13,9 @@ from shadowcore.method.trace_dataset import open_traces
 from shadowcore.method.training_state import Checkpoint
 from shadowcore.method.tuning import Tuning, tune
 from shadowcore.models.families import KINDS_OF, dimensions_of
-from shadowcore.stages import inputs as reading
 from shadowcore.stages import train_predictor
 from shadowcore.stages.base import Progress, Stage, header
+from shadowcore.stages.inputs import ModelAndText, read_predictor
 from shadowcore.stages.train_predictor import Outputs
 
 POLICY = "per_layer"
@@ -34,10 +34,7 @@ class Spec(train_predictor.Spec):
 
 
 @dataclass(frozen=True)
-class Inputs:
-    card: Path
-    weights: Path
-    documents: Path
+class Inputs(ModelAndText):
     trained: Path
     traces: tuple[Path, ...]
     heldout: tuple[Path, ...]
@@ -46,11 +43,10 @@ class Inputs:
 def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     progress = Progress(f"tune {spec.method} {spec.criterion} {spec.predictor}")
     torch.set_float32_matmul_precision("high")  # allows TF32, which is precise enough for training, not for measuring
-    tokenizer = reading.read_tokenizer(inputs.card, inputs.weights)
-    windows, heldout = reading.training_windows(inputs.card, inputs.documents, tokenizer, spec, spec.text_seed)
-    model = reading.read_model(inputs.card, inputs.weights, spec.dtype)
+    windows, heldout = inputs.training_ids(spec, spec.text_seed)
+    model = inputs.model(spec.dtype)
     sizes = dimensions_of(model.config)
-    predictor = reading.read_predictor(inputs.trained, sizes).to(model.device)
+    predictor = read_predictor(inputs.trained, sizes).to(model.device)
     kinds = KINDS_OF[spec.units]
 
     def masking(sparsity_pct: int, ids: torch.Tensor, scored: torch.Tensor):
