@@ -30,18 +30,17 @@ logging.getLogger("lm_eval").setLevel(logging.ERROR)  # its warnings are about d
 
 
 class SparseLM(HFLM):
-    """A model under a group of conditions behind lm-eval's interface: `answer` asks all of them, `turn` says whose
-    answers lm-eval gets.
+    """A model under a group of conditions, behind lm-eval's interface of one model.
 
-    Our own batches, and HFLM's tokens where those are a text's own. HFLM encodes with the special tokens that a
-    tokenizer adds: an EOS at the end of a context shifts where the continuation begins, and the BOS of a whole document
-    is predicted after another one. Here texts are encoded without special tokens, and BOS goes in front, once, if the
-    tokenizer adds it or nothing else is there.
+    `answer` computes the answers of all conditions. lm-eval then reads those of the condition `turn`.
 
-    HFLM pads on the right and passes no lengths on, so "the last token" of a row may be padding; here
-    every row's context and continuation are known, and masks apply where continuation tokens are
-    predicted, or at all positions of the row under a protocol that masks prompts. Windows of a whole document have no
-    prompt: what they repeat of the window before, which lm-eval calls their context, is masked like the rest.
+    Two things differ from HFLM. HFLM encodes texts with the special tokens that a tokenizer adds: an EOS after a
+    context shifts the beginning of the continuation, and the BOS of a whole document is predicted after another BOS.
+    Here texts are encoded without special tokens. One BOS is put before them if the tokenizer adds one, or if there is
+    no context. HFLM pads rows on the right without passing on their lengths. Here the context and the continuation of
+    every row are known, so masks apply where continuation tokens are predicted, or at all positions of the row under a
+    protocol that masks prompts. Windows of a whole document have no prompt. Their first tokens, which repeat the
+    window before and which lm-eval calls context, are masked, too.
     """
 
     def __init__(self, model: torch.nn.Module, tokenizer, batch_tokens: int, max_length: int):
@@ -55,19 +54,19 @@ class SparseLM(HFLM):
         raise ConfigError("use_cache: lm-eval's cache ignores the weights and the masks; leave it out")
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs) -> list[int]:
-        """The tokens of the text itself, without special ones, whatever lm-eval asks for."""
+        """The tokens of the text, without special tokens; lm-eval's argument for these is ignored."""
         return self.tokenizer.encode(string, add_special_tokens=False)
 
     @cached_property
     def added_bos(self) -> list[int]:
-        """The token that the tokenizer puts in front of a text, if it does: none or one."""
+        """The special token that the tokenizer puts before a text: a list of one token or none."""
         probe = "a"
         first = self.tokenizer.encode(probe)[:1]
         return first if first != self.tok_encode(probe)[:1] else []
 
     @property
     def start(self) -> list[int]:
-        """What the first token of a text is predicted from: the BOS that is added, or else BOS, or else EOS."""
+        """The token before the first token of a text: the BOS that the tokenizer adds, or else BOS, or else EOS."""
         return self.added_bos or [self.prefix_token_id]
 
     def answer(self, group: Group, requests: Sequence[Instance], tick: Tick = lambda share: None) -> None:
@@ -168,7 +167,7 @@ class SparseLM(HFLM):
         return {name: answers[name] for name in group.alive}
 
     def _fitted(self, request: Request) -> Row:
-        """Context and continuation as long as the model allows; what goes is the context's beginning."""
+        """Context and continuation, without the beginning of the context if they are longer than the model allows."""
         _, context, continuation = request
         room = self.max_length + 1 - len(continuation)
         return context[max(0, len(context) - room) :], continuation

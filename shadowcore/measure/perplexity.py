@@ -22,8 +22,8 @@ def window_losses(
 ) -> dict[str, torch.Tensor]:
     """Summed negative log-likelihood in nats (N,) of what follows the first `prompt` tokens of each window (N, T).
 
-    Of every condition in the group, by name. With a prompt of one token masks apply at every position. A longer one
-    runs once for all conditions under which it is dense. Perplexity is exp(sum / (N (T - prompt))).
+    For every condition in the group, by name. If the prompt has one token, masks apply at every position. A longer
+    prompt runs once for all conditions under which it is dense. Perplexity is exp(sum / (N (T - prompt))).
     tick: called after each batch with its share of the work, 1 for all windows under one condition.
     """
     losses: dict[str, list[torch.Tensor]] = {name: [] for name in group.alive}
@@ -38,9 +38,9 @@ def window_losses(
 def document_losses(
     group: Group, windows: Sequence[Window], batch: int, tick: Tick = lambda share: None, prompt: int = 1
 ) -> dict[str, list[dict[str, Any]]]:
-    """The same, summed over the windows of each document, which are no independent witnesses of how a model does.
+    """The same losses, summed over the windows of each document, because windows of one document are not independent.
 
-    Of every condition one row a document: its name (`document`), nats (`value`) and number of tokens (`weight`).
+    For each condition one row a document: its name (`document`), nats (`value`) and number of tokens (`weight`).
     """
     places: dict[str, list[int]] = {}
     for place, window in enumerate(windows):

@@ -1,8 +1,8 @@
 """From traces to a predictor: seeded minibatch regression of scaled scores, best held-out epoch kept.
 
-All of a predictor's scorers learn from one reading of the traces. Training starts at the constant predictor
-(the mean scores), so held-out loss is measured beside what that one leaves: an equal loss means nothing contextual
-was learned. ShadowLLM's recipe is `scaling: min_max` with `target: score`, and more epochs for heads.
+All scorers of a predictor learn from one reading of the traces. Training starts at the constant predictor, which
+returns the mean scores. If the held-out loss is that of the constant predictor, nothing about the context was learned.
+ShadowLLM's recipe is `scaling: min_max` with `target: score`, and more epochs for heads.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from shadowcore.method.training_state import Checkpoint, Descent, FitResult, Tra
 from shadowcore.method.weight_quantization import power_of_two, restored, stored
 from shadowcore.models.families import Kind
 
-# what is regressed on, each increasing in the score, so that the order of units is untouched
+# functions of the scores that a predictor learns; each is increasing, so that it keeps the order of units
 TARGETS = {
     "score": lambda scores: scores,
     "sqrt": torch.sqrt,
@@ -64,7 +64,7 @@ def fit(
     progress=lambda done, total: None,
     checkpoint: Checkpoint | None = None,
 ) -> dict[Kind, list[FitResult]]:
-    """Train every scorer of a predictor in place; of each the epoch that is best on held-out tokens is kept."""
+    """Train every scorer of a predictor in place, and keep its best epoch on held-out tokens."""
     if len(train) < recipe.batch:
         raise ConfigError(f"predictors.batch: {recipe.batch} tokens, but the traces hold only {len(train)}")
     stacks = {kind: stacks_of(predictor, kind, recipe.batch) for kind in predictor.kinds}
@@ -79,35 +79,35 @@ def fit(
         for kind in predictor.kinds
     }  # fmt: skip
     begin = held_out_losses(predictor, stacks, held, recipe)
-    course = TrainingState(predictor, _scorers(predictor), descents, generator, begin)
+    state = TrainingState(predictor, _scorers(predictor), descents, generator, begin)
     if checkpoint:
-        checkpoint.resume(course)
-    for epoch in range(course.epoch + 1, epochs + 1):
+        checkpoint.resume(state)
+    for epoch in range(state.epoch + 1, epochs + 1):
         learning = tuple(kind for kind in predictor.kinds if epoch <= recipe.epochs[kind])
         for chunk, index in train.of(learning).shuffled(recipe.batch, generator):
             for stack, scores in _targets(predictor, stacks, chunk, index, recipe):
                 stack.loss(chunk, index, scores).backward()
             for kind in learning:
                 descents[kind].step()
-        course.finish(epoch, held_out_losses(predictor, stacks, held.of(learning), recipe))
+        state.finish(epoch, held_out_losses(predictor, stacks, held.of(learning), recipe))
         if checkpoint:
-            checkpoint.save(course)
+            checkpoint.save(state)
         progress(epoch, epochs)
-    for name, scorer in course.parts.items():
-        # what a reader of the file will have, so that quality is measured of that; in memory of its own again
-        scorer.load_state_dict(restored(stored(course.kept[name], recipe.bits)), assign=True)
-    return {kind: [course.best[name] for name in _scorers(predictor, [kind])] for kind in predictor.kinds}
+    for name, scorer in state.parts.items():
+        # rounded as in the file, so that quality is measured of the same weights; no longer views of a stack
+        scorer.load_state_dict(restored(stored(state.kept[name], recipe.bits)), assign=True)
+    return {kind: [state.best[name] for name in _scorers(predictor, [kind])] for kind in predictor.kinds}
 
 
 def _scorers(predictor: Predictor, kinds: Iterable[Kind] | None = None) -> dict[str, UnitScorer]:
-    """The scorers of all kinds, or some, each under a name of its own."""
+    """The scorers of all or some kinds, by names such as neurons.0."""
     kinds = predictor.kinds if kinds is None else kinds
     return {f"{kind}.{i}": scorer for kind in kinds for i, scorer in enumerate(predictor.scorers[kind])}
 
 
 @torch.no_grad()
 def held_out_losses(predictor: Predictor, stacks: Stacks, held: TraceDataset, recipe: Recipe) -> dict[str, float]:
-    """Mean squared error of the scaled scores over held-out tokens, of every scorer of the traces' kinds."""
+    """Mean squared error of the scaled scores over held-out tokens, for every scorer of the traces' kinds."""
     totals = 0
     for chunk in held.chunks():
         for index in torch.arange(len(chunk), device=held.device).split(recipe.batch):
@@ -151,7 +151,7 @@ def _scale(predictor: Predictor, stacks: Stacks, train: TraceDataset, recipe: Re
                 found.setdefault((stack, "feature"), Spread()).add(stack.features(chunk, index).transpose(0, 1))
                 found.setdefault((stack, "score"), Spread()).add(scores)
     for (stack, what), spread in found.items():
-        # squared gradients of a token are small numbers, and what tells units apart is smaller
+        # squared gradients of a token are small numbers, and their differences between units are smaller
         least, of_layer = (1e-18, True) if what == "score" else (1e-6, False)
         if recipe.scaling == "standard":
             begin, size = spread.mean, (spread.variance.mean(-1, keepdim=True) if of_layer else spread.variance)
