@@ -10,7 +10,7 @@ from test_decoder import VARIANTS
 from shadowcore.measure.equivalence import Disagreement
 from shadowcore.measure.latency import costs
 from shadowcore.models.families import KINDS, dimensions_of
-from shadowcore.stages.latency import Choosers, Spec, variants_of
+from shadowcore.stages.latency import Spec, variants_of
 
 SPEC = Spec(
     model="tiny", weights="random", dtype="float32", criterion="plainact", units="both", sparsities_pct=(50,),
@@ -23,11 +23,11 @@ def choosers_of(model, designs=SPEC.predictors):
     sizes = dimensions_of(model.config)
     predictors = [random_predictor(model, design, 1 if design == "shadow" else 2) for design in designs]
     windows = torch.randint(3, 90, (4, 12), generator=torch.Generator().manual_seed(1))
-    return Choosers({kind: torch.rand(sizes.layers, sizes.units(kind)) for kind in KINDS}, predictors, windows)
+    return {kind: torch.rand(sizes.layers, sizes.units(kind)) for kind in KINDS}, predictors, windows
 
 
 def test_modes_of_a_checkpoint_generate_what_the_masked_model_does(tiny, tokens):
-    variants = variants_of(SPEC, tiny, 16, choosers_of(tiny), triton=False)
+    variants = variants_of(SPEC, tiny, 16, *choosers_of(tiny), triton=False)
     assert set(variants) == EITHER
     for name, variant in variants.items():
         variant.check(name, tiny, tokens[:1, :7], 3)
@@ -44,15 +44,15 @@ def test_so_do_those_of_the_triton_decoder(tokens):
     model = VARIANTS["opt without biases"]().eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
-    spec, choosers = dataclasses.replace(SPEC, predictors=("shadow",)), choosers_of(model, designs=("shadow",))
-    variants = variants_of(spec, model, 16, choosers, triton=True)
+    spec = dataclasses.replace(SPEC, predictors=("shadow",))
+    variants = variants_of(spec, model, 16, *choosers_of(model, designs=("shadow",)), triton=True)
     assert set(variants) == EITHER - {"segments 50"} | {"threshold 50", "relu"}
     for name, variant in variants.items():
         variant.check(name, model, tokens[:1, :4], 1)
 
 
 def test_a_variant_that_computes_something_else_is_refused_and_the_others_are_timed(tiny, tokens):
-    variants = variants_of(SPEC, tiny, 16, choosers_of(tiny), triton=False)
+    variants = variants_of(SPEC, tiny, 16, *choosers_of(tiny), triton=False)
     dense = variants["dense"]
     dense.decoder.layout.layers[2].ffn_down[:] = 0  # all variants but the compacted ones share this layout
     with pytest.raises(Disagreement, match="'dense'.*logits"):

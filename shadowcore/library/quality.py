@@ -87,11 +87,14 @@ def evaluate(
         benchmark = BENCHMARKS[one_of(name, BENCHMARKS, "tasks")]
         if fewshot and (benchmark.rolling or benchmark.train is None):
             raise ConfigError(f"fewshot: {fewshot} is not allowed for {name}, which has no examples; it must be 0")
+    from shadowcore.measure.questions import Questions  # imported here, because lm-eval takes seconds to import
+
     tokenizer, results = fitted(tokenizer, sparse.sizes), {}
     for name in dict.fromkeys(tasks):
         task, positions = _task(name, fewshot, limit, offline_dir), sparse.sizes.positions
         longest = min(ROLLING_TOKENS, positions) if BENCHMARKS[name].rolling else positions
-        results[name] = _estimates(_outcomes(sparse, tokenizer, task, batch, longest))
+        questions = Questions(sparse.model, tokenizer, [task], batch * min(longest, BATCHED), longest)
+        results[name] = _estimates(_alone(sparse, questions.outcomes))
     return results
 
 
@@ -102,14 +105,6 @@ def _task(name: str, fewshot: int, limit: int | None, offline_dir: str | None):
     chosen = benchmarks.subset(name, documents, None if limit is None else min(limit, len(documents)), SEED)
     pool = benchmarks.read(name, one.train, offline_dir, "offline_dir")[0] if fewshot else []
     return benchmarks.task(name, list(chosen.values()), pool, fewshot)
-
-
-def _outcomes(sparse: SparseModel, tokenizer, task, batch: int, longest: int) -> list[Mapping[str, Any]]:
-    """The outcomes of all documents, as in a study's evaluation."""
-    from shadowcore.measure.questions import Questions  # imported here, because lm-eval takes seconds to import
-
-    questions = Questions(sparse.model, tokenizer, [task], batch * min(longest, BATCHED), longest)
-    return _alone(sparse, questions.outcomes)
 
 
 def _alone(sparse: SparseModel, measure: Callable[[Group], dict[str, Any]]) -> Any:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -28,15 +27,7 @@ HELD_OUT = 0.1  # share of texts that are held out to choose the best epoch
 WINDOWS_TO_HELD_OUT = 8  # training windows per held-out window
 
 
-@dataclass(frozen=True)
-class Split:
-    """Sizes of a split: tokens sampled per window, and bits per score."""
-
-    tokens_per_window: int
-    bits: int
-
-
-SPLITS = {"train": Split(64, 4), "heldout": Split(32, 8)}  # as in config/quick.yaml
+SPLITS = {"train": (64, 4), "heldout": (32, 8)}  # sampled tokens of a window, bits of a score; as in config/quick.yaml
 
 
 def train_predictor(
@@ -99,12 +90,11 @@ def _learn(
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         traces = {}
         for split, ids in parts.items():
-            sizes, path = SPLITS[split], Path(folder) / f"{split}.safetensors"
-            sampled = min(sizes.tokens_per_window, length - 1)
-            plan = tracing.TracePlan((), (predictor.criterion,), sizes.bits, sampled, sites, seed)
+            (sampled, bits), path = SPLITS[split], Path(folder) / f"{split}.safetensors"
+            plan = tracing.TracePlan((), (predictor.criterion,), bits, min(sampled, length - 1), sites, seed)
             with bar(f"tracing {split} windows") as tick:
                 artifacts.write_tensors(path, tracing.SCHEMA, tracing.trace(model, ids, plan, batch, tick), {})
-            traces[split] = open_traces(stack, [path], predictor, predictor.criterion, sizes.bits)
+            traces[split] = open_traces(stack, [path], predictor, predictor.criterion, bits)
         tokens = len(traces["train"])
         recipe = Recipe(
             rank=predictor.ranks, segments=segments, target="sqrt", epochs=dict.fromkeys(predictor.kinds, epochs),

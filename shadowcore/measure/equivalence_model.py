@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -58,10 +59,7 @@ def check(
     with visiting(model, see), masked(model, steps.keep):
         logits = reference.forward(steps.fed[None], new_tokens)[0]
     _close(name, "the prompt", steps.prompt_logits, prompt_logits)
-    error = max(
-        _close(name, f"step {i}", ours, theirs)
-        for i, (ours, theirs) in enumerate(zip(steps.logits, logits, strict=True))
-    )
+    error = _all_close(name, steps.logits, logits)
     unit_ties = 0
     for by_kind in scores.values():
         for kind, (layers, scored) in by_kind.items():
@@ -102,10 +100,7 @@ def check_thresholds(
         runs.append(sparse.logits(whole, scored, first_kept=first - 1)[0])
         removed.append(int(sparse.removed["neurons"]))
     room = (runs[1] - runs[0]).abs().amax(-1).tolist()
-    error = max(
-        _close(name, f"step {i}", ours, theirs, room=room[i])
-        for i, (ours, theirs) in enumerate(zip(steps.logits, runs[0], strict=True))
-    )
+    error = _all_close(name, steps.logits, runs[0], room)
     return Agreement(error, abs(removed[1] - removed[0]), _token_ties(name, steps.generated, runs[0], max(room)))
 
 
@@ -135,6 +130,14 @@ def _token_ties(name: str, generated: torch.Tensor, logits: torch.Tensor, room: 
             f"the reference is {int(logits[place].argmax())}, and their logits differ by {behind[place].item():.2g}"
         )
     return int((behind > 0).sum())
+
+
+def _all_close(name: str, ours: torch.Tensor, theirs: torch.Tensor, room: Sequence[float] | None = None) -> float:
+    """The largest `_close` of the logits (N, V) of every step."""
+    return max(
+        _close(name, f"step {i}", *both, room=room[i] if room else 0.0)
+        for i, both in enumerate(zip(ours, theirs, strict=True))
+    )
 
 
 def _close(name: str, where: str, ours: torch.Tensor, theirs: torch.Tensor, room: float = 0.0) -> float:

@@ -76,13 +76,8 @@ def turns(
 
 def device_state(device: torch.device) -> dict[str, Any]:
     """Clocks, power, temperature and throttling as the driver reports them now; nothing without NVML."""
-    if device.type != "cuda":
+    if (pynvml := _nvml(device)) is None:
         return {}
-    try:
-        import pynvml
-    except ImportError:
-        return {}
-    pynvml.nvmlInit()
     # not by number: this process may see other devices than the driver counts
     handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
     idle = pynvml.nvmlClocksEventReasonGpuIdle | pynvml.nvmlClocksEventReasonApplicationsClocksSetting
@@ -99,6 +94,12 @@ def device_state(device: torch.device) -> dict[str, Any]:
 
 def driver_version(device: torch.device) -> str | None:
     """The GPU driver's version; None without one."""
+    pynvml = _nvml(device)
+    return None if pynvml is None else str(pynvml.nvmlSystemGetDriverVersion())
+
+
+def _nvml(device: torch.device) -> Any:
+    """The started NVML module; None on a CPU or without the package."""
     if device.type != "cuda":
         return None
     try:
@@ -106,7 +107,7 @@ def driver_version(device: torch.device) -> str | None:
     except ImportError:
         return None
     pynvml.nvmlInit()
-    return str(pynvml.nvmlSystemGetDriverVersion())
+    return pynvml
 
 
 def read_ceiling(device: torch.device, repeats: int = 20) -> float:

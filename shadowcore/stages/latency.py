@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -75,12 +75,10 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     sizes = dimensions_of(model.config)
     checked = min(CHECKED[device.type], positions - spec.prompt_tokens)
     room = spec.prompt_tokens + max(spec.new_tokens, checked)
-    choosers = Choosers(
-        means=read_mean_scores(inputs.scores, spec.criterion, KINDS_OF[spec.units], sizes),
-        predictors=[read_predictor(path, sizes).to(device, model.dtype) for path in inputs.predictors],
-        windows=inputs.ids("train", spec.prompt_tokens, THRESHOLD_WINDOWS, spec.seed, key),
-    )
-    variants = variants_of(spec, model, room, choosers, triton=device.type == "cuda")
+    means = read_mean_scores(inputs.scores, spec.criterion, KINDS_OF[spec.units], sizes)
+    predictors = [read_predictor(path, sizes).to(device, model.dtype) for path in inputs.predictors]
+    windows = inputs.ids("train", spec.prompt_tokens, THRESHOLD_WINDOWS, spec.seed, key)
+    variants = variants_of(spec, model, room, means, predictors, windows, triton=device.type == "cuda")
     progress.say(f"{len(variants)} variants, {spec.warmup} + {spec.repeats} turns each, checked first")
     reasons: dict[str, str] = {}
     for name, variant in variants.items():
@@ -101,16 +99,14 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     progress(1, 1)
 
 
-class Choosers(NamedTuple):
-    """What selections are made from: mean scores (L, U) per kind, predictors, and text (N, T) for the thresholds."""
+def variants_of(
+    spec: Spec, model: torch.nn.Module, room: int, means: Mapping[Kind, torch.Tensor], predictors: Sequence[Predictor],
+    windows: torch.Tensor, triton: bool,
+) -> dict[str, Variant]:  # fmt: skip
+    """Everything to be timed, by name, with the Triton decoder, which also has thresholds, or the torch decoder.
 
-    means: Mapping[Kind, torch.Tensor]
-    predictors: Sequence[Predictor]
-    windows: torch.Tensor
-
-
-def variants_of(spec: Spec, model: torch.nn.Module, room: int, choosers: Choosers, triton: bool) -> dict[str, Variant]:
-    """Everything to be timed, by name, with the Triton decoder, which also has thresholds, or the torch decoder."""
+    means: scores (L, U) of each kind, for fixed units; windows (N, T): text from which thresholds are made.
+    """
     layout, kinds = from_model(model), KINDS_OF[spec.units]
     make = graph_decoder if triton else Decoder
     dense = {"sparsity_pct": 0}
@@ -126,16 +122,16 @@ def variants_of(spec: Spec, model: torch.nn.Module, room: int, choosers: Chooser
         variants["relu"] = Variant({"mode": "relu"} | dense, **thresholded([0.0] * layout.sizes.layers))
     magnitudes = None
     if triton and "neurons" in kinds:
-        magnitudes = neuron_magnitudes(model, choosers.windows, 1, ["threshold"])["threshold"]
+        magnitudes = neuron_magnitudes(model, windows, 1, ["threshold"])["threshold"]
     for pct in spec.sparsities_pct:
         keys = {"units": spec.units, "sparsity_pct": pct}
         keep = layout.keep_masks()
-        for kind, mask in fixed_units(choosers.means, POLICY, pct).items():
+        for kind, mask in fixed_units(means, POLICY, pct).items():
             keep[kind].copy_(mask)
         fixed = FixedSelection(keep)
         variants[f"static {pct}"] = Variant(keys | {"mode": "static"}, make(compacted(layout, keep), room), fixed)
         variants[f"given {pct}"] = Variant(keys | {"mode": "given"}, make(layout, room, fixed), fixed)
-        for method, predictor in zip(spec.predictors, choosers.predictors, strict=True):
+        for method, predictor in zip(spec.predictors, predictors, strict=True):
             predicted = PredictedSelection(predictor, POLICY, dict.fromkeys(kinds, pct))
             own = {"predictor_rank": predictor.ranks[kinds[-1]], "predictor_bits": predictor.bits}
             own |= {"mode": method, "predictor_groups": len(predictor.groups)}
