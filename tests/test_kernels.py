@@ -5,6 +5,7 @@ import torch
 
 pytest.importorskip("triton", reason="Triton is not installed, so there are no kernels to test")
 
+from shadowcore.decode import kernels
 from shadowcore.decode.kernels import batched_gemm, gemv
 from shadowcore.decode.kernels.attention import Attention
 from shadowcore.decode.kernels.fused_norm import Normed, Read, embed, folded, settle
@@ -222,7 +223,7 @@ def indices(scores, kept):
 
 @pytest.mark.parametrize("kept", [0, 1, 13, 49, 50])
 @pytest.mark.parametrize("values", ["random", "few different", "all equal", "signed zeros"])
-def test_select_is_the_policy(values, kept):
+def test_select_is_the_policy(values, kept, monkeypatch):
     scores = {
         "random": random(3, 4 + 50),
         "few different": torch.randint(-2, 3, (3, 4 + 50), device=DEVICE).float(),
@@ -237,6 +238,8 @@ def test_select_is_the_policy(values, kept):
     alone = torch.full_like(neurons, -1)
     select(scores, [Choice(4, 50, kept, alone)])
     assert torch.equal(alone, neurons)
+    monkeypatch.setattr(kernels.select, "MOST_LAYERS", 2)
+    assert torch.equal(kernels.select.top_units(scores.view(3, 1, 54), kept)[:, 0], top_units(scores, kept))
 
 
 def test_select_shares_the_writing_and_long_layers():

@@ -156,7 +156,7 @@ class SparseLM(HFLM):
             for groups, score in (
                 (prompted, self._score_continuations), (beginning, self._score), (windows, self._score_windows)
             ):  # fmt: skip
-                for chosen in self._batches(groups, lambda i: sum(map(len, self._fitted(requests[i])))):
+                for chosen in self._batches(groups, lambda i: self._fitted(requests[i])):
                     if not part.alive:
                         break
                     found = score(part, [self._fitted(requests[i]) for i in chosen])
@@ -172,18 +172,26 @@ class SparseLM(HFLM):
         room = self.max_length + 1 - len(continuation)
         return context[max(0, len(context) - room) :], continuation
 
-    def _batches(self, groups: list[list[int]], length: Callable[[int], int]) -> Iterator[list[int]]:
-        """Whole groups, as many as a batch holds (at least one), the longest first: what does not fit fails at once.
+    def _batches(self, groups: list[list[int]], row: Callable[[int], Row]) -> Iterator[list[int]]:
+        """Whole groups, as many as a batch holds (at least one).
 
-        A batch holds `batch_tokens` tokens, counting every row as long as its longest.
+        A batch holds `batch_tokens` tokens, counting every row as long as its longest. Continuations are padded to the
+        longest of their batch under every condition, so those of a batch are about equally long. The longest come
+        first, because what does not fit into memory should fail early.
         """
+
+        def lengths(group: list[int]) -> tuple[int, int]:
+            rows = list(map(row, group))
+            return _two_digits(max(len(own) for _, own in rows)), max(len(before) + len(own) for before, own in rows)
+
         batch: list[int] = []
-        longest = 0
-        for group in sorted(groups, key=lambda group: -max(map(length, group))):
-            if batch and (len(batch) + len(group)) * longest > self.batch_tokens:
+        own = longest = 0
+        for group in sorted(groups, key=lengths, reverse=True):
+            own_here, longest_here = lengths(group)
+            if batch and (own_here != own or (len(batch) + len(group)) * longest > self.batch_tokens):
                 yield batch
                 batch = []
-            longest = longest if batch else max(map(length, group))
+            own, longest = own_here, longest if batch else longest_here
             batch += group
         if batch:
             yield batch
@@ -220,6 +228,12 @@ class SparseLM(HFLM):
             return list(zip(likelihoods.tolist(), greedy.tolist(), strict=True))
 
         return group.run(answers)
+
+
+def _two_digits(number: int) -> int:
+    """A number rounded down to its first two binary digits: 1, 2, 3, 4, 6, 8, 12, 16 ..."""
+    places = max(0, number.bit_length() - 2)
+    return number >> places << places
 
 
 def _place(request: Instance) -> str:

@@ -14,7 +14,7 @@ import torch
 
 from shadowcore.measure.protocols import TOKEN, Protocol
 from shadowcore.measure.read_bytes import dense_bytes, unit_bytes
-from shadowcore.method.policies import POLICIES, predictor_policy
+from shadowcore.method.policies import POLICIES, kept_units, predictor_policy
 from shadowcore.method.predictors import FIRST_SPARSE_LAYER, Predictor, reads_own_heads
 from shadowcore.models.families import KINDS, Dimensions, Kind, dimensions_of, family_of
 from shadowcore.models.recording import Choose, Site, visiting
@@ -72,7 +72,7 @@ class PredictedMasks(Masks):
 
     def __init__(self, predictor: Predictor, kinds: tuple[Kind, ...], policy: str, sparsity_pct: int):
         self.predictor, self.kinds, self.sparsity_pct = predictor, kinds, sparsity_pct
-        self.policy = predictor_policy(policy, predictor)
+        self.policy_name, self.policy = policy, predictor_policy(policy, predictor)
 
     def begin(
         self, ids: torch.Tensor, scored: torch.Tensor, context: Context = no_context, protocol: Protocol = TOKEN
@@ -111,8 +111,15 @@ class PredictedMasks(Masks):
         for part in feature.split(max(1, int(SCORES_AT_ONCE // position)), 1):
             with _tensor_cores(part):
                 layers, scores = self.predictor.read(site, part, kind)
-            masks.append(self.policy(scores, self.sparsity_pct))
+            masks.append(self._kept(scores))
         return layers, self.predictor.spread(torch.cat(masks, 1), kind)
+
+    def _kept(self, scores: torch.Tensor) -> torch.Tensor:
+        if not scores.is_cuda or self.policy_name != "per_layer":
+            return self.policy(scores, self.sparsity_pct)
+        from shadowcore.decode.kernels import select  # not at the top: there is no Triton without a GPU
+
+        return select.top_units(scores, kept_units(scores.shape[-1], self.sparsity_pct))
 
 
 @contextmanager
@@ -170,9 +177,9 @@ class SparseModel:
             keep = choose(site, x)
             if keep is None:
                 return None
-            keep = keep | untouched  # (B, T, U)
-            self.removed[site.what] = self.removed[site.what] + keep.numel() - keep.count_nonzero()
-            return x * keep[..., None]
+            removed = (keep.shape[-1] - keep.count_nonzero(-1)) * applied
+            self.removed[site.what] = self.removed[site.what] + removed.sum()
+            return x.where((keep | untouched)[..., None], 0)
 
         with visiting(self.model, visit):
             return self.model(inputs, logits_to_keep=logits_to_keep, **context()).logits

@@ -47,7 +47,7 @@ def load(module: nn.Module, file: State, where: str, remedy: str) -> None:
     if lost := [name for name, value in file.items() if not value.isfinite().all()]:
         raise ArtifactError(f"{where}: tensor '{lost[0]}' is not finite; {remedy}")
     try:
-        module.load_state_dict(restored(file))
+        module.load_state_dict(restored(file), assign=True)
     except (KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ArtifactError(f"{where}: its tensors are not those of this predictor ({reason}); {remedy}") from None

@@ -135,7 +135,8 @@ def read_predictor(path: Path, sizes: Dimensions) -> Predictor:
     try:
         made_by = artifacts.read_header(path)["spec"]
         shape = (made_by["recipe"][name] for name in ("rank", "segments", "bits", "block"))
-        predictor = Predictor(made_by["method"], sizes, *shape)
+        with torch.device("meta"):  # initial weights of a large model's predictor take longer than reading it
+            predictor = Predictor(made_by["method"], sizes, *shape)
     except (KeyError, TypeError) as error:
         raise ArtifactError(f"{path}: its header describes no predictor ({error!r}); {again}") from None
     load(predictor, state, str(path), again)

@@ -14,6 +14,7 @@ from shadowcore.decode.kernels.launch import options, pdl_launch_dependents, pdl
 from shadowcore.decode.packed_predictor import Scorer
 
 PIECE, COLUMNS, WARPS = 4096, 4, 8  # scores whose places are found together, in rows of a few; and warps
+MOST_LAYERS = 65535  # programs of a launch's second dimension
 
 
 @triton.jit
@@ -228,6 +229,15 @@ def select(scores: torch.Tensor, choices: Sequence[Choice]) -> None:
         scores, scores.stride(0), *arguments, **sizes, COLUMNS=COLUMNS, FLAGS=choices[0].out.dtype == torch.int8,
         **options(scores.device, warps),
     )  # fmt: skip
+
+
+def top_units(scores: torch.Tensor, kept: int) -> torch.Tensor:
+    """Mask of the `kept` highest of scores (..., U) float32, for many rows at once; the same as `policies.top_units`."""
+    rows = scores.reshape(-1, scores.shape[-1])
+    keep = torch.empty(rows.shape, dtype=torch.int8, device=scores.device)
+    for part, out in zip(rows.split(MOST_LAYERS), keep.split(MOST_LAYERS), strict=True):
+        select(part, [Choice(0, rows.shape[-1], kept, out)])
+    return keep.view(torch.bool).view(scores.shape)
 
 
 @triton.jit(do_not_specialize=["batch", "layers", "units", "stride", "count_stride"])
