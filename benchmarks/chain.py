@@ -2,6 +2,7 @@
 
     python benchmarks/chain.py benchmarks/chain.yaml opt-30b --results /dev/shm
     python benchmarks/chain.py benchmarks/chain.yaml opt-6.7b --alone 3 --stop-after 500
+    python benchmarks/chain.py benchmarks/chain.yaml opt-30b --gpus 2
     python benchmarks/chain.py benchmarks/chain.yaml --table
 
 Jobs get the specifications that the rules give them, and their logs and times are where Snakemake puts them, so
@@ -34,6 +35,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import psutil
 
@@ -48,7 +50,8 @@ COLUMNS = {
     "job": "which of the stage's jobs, as its log is called",
     "seconds": "what it took, without the imports",
     "start_seconds": "what starting Python and importing torch and lm-eval took, as every job of a study does",
-    "gpu_bytes": "most memory that torch had allocated on the GPU at once; 0 without one",
+    "gpu_bytes": "most memory that torch had allocated on one GPU at once; 0 without one",
+    "each_gpu_bytes": "the same of each GPU that it saw",
     "host_bytes": "most resident memory of its process, pages of mapped files included",
     "written_bytes": "size of the files that it left behind",
     "conditions": "conditions that it measured",
@@ -73,7 +76,9 @@ SKIPPED = ("latency", "latency_random", *states.REPORT)
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """A stage's command: its options, and what `plan` knows of it; `outputs`: files and folders it leaves behind."""
+    """A stage's command: its options, and what `plan` knows of it; `outputs`: files and folders it leaves behind;
+    `gpus`: those that its model is spread over, None for all that CUDA shows.
+    """
 
     work: Work
     model: str
@@ -81,6 +86,7 @@ class Job:
     outputs: list[Path]
     conditions: int = 0
     tokens: float = 0
+    gpus: int | None = None
 
     @property
     def stage(self) -> str:
@@ -92,13 +98,16 @@ class Job:
         words = [self.stage]
         for name, value in self.options.items():
             words += [f"--{name.replace('_', '-')}", *map(str, value if isinstance(value, list) else [value])]
-        return words
+        if self.gpus is None or not self.work.flops:
+            return words
+        return [*words, "--devices", str(self.gpus if self.work.spreads else 1)]
 
 
 class Chain:
     """The jobs of a study, in an order in which each finds its inputs."""
 
-    def __init__(self, jobs: Jobs):
+    def __init__(self, jobs: Jobs, gpus: int | None = None):
+        self.gpus = gpus
         self.jobs, self.study, self.root = jobs, jobs.study, jobs.root
         self.costs = plan.Costs(jobs)
 
@@ -120,14 +129,15 @@ class Chain:
         several = {key: found for key, found in jobs.evaluations.items() if key[0] == model and len(found) > 1}
         each = [(data, name, one) for (_, data, _), found in several.items() for name, one in found.items()]
         jobs.evaluations = {(model, data, f"{ALONE}/{name}"): {name: one} for data, name, one in each[:count]}
-        chain = Chain(jobs)
+        chain = Chain(jobs, self.gpus)
         for key in jobs.evaluations:
             yield chain.job(chain.costs.evaluated(key), model)
 
     def job(self, work: Work, model: str) -> Job:
         """The job that a rule makes of what its wildcards make of a job's name."""
         made = getattr(self, work.rule)(*work.name.split("/"))
-        return Job(work, model, made.pop("options"), states.outputs(self.root, work.rule, work.name), **made)
+        outputs = states.outputs(self.root, work.rule, work.name)
+        return Job(work, model, made.pop("options"), outputs, gpus=self.gpus, **made)
 
     # ---- what the rules say, one method each
 
@@ -359,11 +369,12 @@ def run_job(record: Path, arguments: list[str]) -> int:
         return cli.main(arguments)
     finally:
         torch = sys.modules.get("torch")
-        gpu = torch.cuda.max_memory_allocated() if torch is not None and torch.cuda.is_initialized() else 0
+        used = torch is not None and torch.cuda.is_initialized()  # the GPUs that CUDA found when it was first used:
+        each = list(map(torch.cuda.max_memory_allocated, range(torch._C._cuda_getDeviceCount()))) if used else []
         host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts it in KiB
         run = provenance.run_information()
-        used = {"gpu_bytes": gpu, "host_bytes": host, "device": run["device"], "commit": run["commit"]}
-        record.write_text(json.dumps(used))
+        memory = {"gpu_bytes": max(each, default=0), "each_gpu_bytes": each, "host_bytes": host}
+        record.write_text(json.dumps(memory | {"device": run["device"], "commit": run["commit"]}))
 
 
 def said(row: dict[str, Any]) -> str:
@@ -401,7 +412,9 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
     lines = ["| model | stage | jobs | seconds | GPU memory, GB | host memory, GB | written, GB |", "|---" * 7 + "|"]
     found = pd.DataFrame([row for row in rows if row["model"] and f"/{ALONE}/" not in row["job"]])
     for (model, stage), jobs in found.groupby(["model", "stage"], sort=False):
-        peaks = " | ".join(f"{jobs[name].max() / 1e9:.1f}" for name in ("gpu_bytes", "host_bytes"))
+        gpus = [of for of in jobs.get("each_gpu_bytes", ()) if np.ndim(of) and len(of)] or [[jobs["gpu_bytes"].max()]]
+        most = [max(of) for of in itertools.zip_longest(*gpus, fillvalue=0)]  # of each GPU
+        peaks = " | ".join([" + ".join(f"{of / 1e9:.1f}" for of in most), f"{jobs['host_bytes'].max() / 1e9:.1f}"])
         failed = f" ({(jobs['error'] != '').sum()} failed)" if jobs["error"].any() else ""
         written = jobs["written_bytes"].sum() / 1e9
         numbers = f"{len(jobs)} | {jobs['seconds'].sum():.0f} | {peaks} | {written:.1f}"
@@ -438,6 +451,7 @@ def main() -> int:
     parser.add_argument("--results", type=Path, default=Path("results"))
     parser.add_argument("--prepare", action="store_true", help="only texts and benchmarks, which all models share")
     parser.add_argument("--alone", type=int, default=0, metavar="N", help="conditions to measure once more, a job each")
+    parser.add_argument("--gpus", type=int, help="those that a model is spread over (default: all that CUDA shows)")
     parser.add_argument("--short", action="store_true", help="trace little, where only evaluations are to be timed")
     parser.add_argument("--stop-after", type=float, default=float("inf"), metavar="SECONDS", help="start no job later")
     parser.add_argument("--keep", action="store_true", help="keep weights, traces and predictors")
@@ -450,7 +464,7 @@ def main() -> int:
     if parsed.short:
         traces = study.traces.model_copy(update={"criteria": ["plainact"], "windows": 24})
         study = study.model_copy(update={"traces": traces})
-    chain = Chain(Jobs(study, parsed.results))
+    chain = Chain(Jobs(study, parsed.results), parsed.gpus)
     if parsed.show or parsed.table or parsed.rates:
         rows = read(chain.root if (chain.root / "measured").is_dir() else parsed.results)
         (print_table if parsed.table else print_rates if parsed.rates else print_lines)(rows)

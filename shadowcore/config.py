@@ -160,11 +160,12 @@ class Study(Strict):
                 raise ValueError(f"texts.{name}: true_continuation is missing, which evaluation.tasks needs")
         tokens = self.traces.windows * self.traces.tokens_per_window
         for name in sorted({self.chain(name)[0] for name in self.used_predictors}):
-            if (batch := self.predictors[name].batch) > tokens:
-                raise ValueError(
-                    f"predictors.{name}.batch: {batch} is too large; traces.windows x traces.tokens_per_window is "
-                    f"{tokens} tokens"
-                )
+            recipe, traced = self.predictors[name], f"traces.windows x traces.tokens_per_window is {tokens} tokens"
+            if (recipe.tokens or 0) > tokens:
+                raise ValueError(f"predictors.{name}.tokens: {recipe.tokens} is too large; {traced}")
+            if recipe.batch > (recipe.tokens or tokens):
+                trained = f"predictors.{name}.tokens is {recipe.tokens}" if recipe.tokens else traced
+                raise ValueError(f"predictors.{name}.batch: {recipe.batch} is too large; {trained}")
         unfit = [name for name in self.token_criteria if not CRITERIA[name].has_token_form]
         if unfit:
             raise ValueError(f"conditions: criteria {unfit} have no token form, which predictors and oracle need")

@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from shadowcore.errors import ConfigError
+
 LOCKS = Path("/tmp")  # shared by all users and jobs of the machine
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 PAUSE = 0.2  # seconds between two attempts to lock devices
@@ -44,15 +46,18 @@ def devices() -> list[str]:
 def reserved(count: int) -> Iterator[list[str]]:
     """Wait for `count` free devices, and hide all others from this process while the block runs; yields their UUIDs.
 
-    On a machine with fewer devices the job gets all of them. With 0, the process shares one device with other processes
-    that reserve none.
+    With 0, the process shares one device with other processes that reserve none. Without any device, the job runs on
+    the CPU. Raises ConfigError if there are fewer devices than `count`.
     """
-    every = devices()
-    count = min(count, len(every))
+    every, before = devices(), os.environ.get(VISIBLE)
     if not every:
         yield []
         return
-    before = os.environ.get(VISIBLE)
+    if count > len(every):
+        there = "this machine has" if before is None else f"{VISIBLE} allows"
+        raise ConfigError(
+            f"--devices: the job needs {count} GPUs, but {there} {len(every)}; give it more, or larger ones"
+        )
     with ExitStack() as held:
         # the waiting job holds this lock, so that a later job cannot take the devices that it waits for
         with ExitStack() as queue:

@@ -233,14 +233,15 @@ def shortage(jobs: Jobs) -> str | None:
 def _gpu_shortage(todo: list[Work]) -> str | None:
     if not todo:
         return None
-    largest = max(todo, key=lambda job: job.gpu_bytes)
-    need = f"{len(todo)} jobs need one, such as {largest.place}"
+    todo = sorted(todo, key=lambda job: -job.gpu_bytes)
+    need = f"{len(todo)} jobs need one, such as {todo[0].place}"
     if not (gpus := machine.gpu_memory()):
         return f"it has no GPU, but {need}"
     if not torch.cuda.is_available():
         return f"torch {torch.__version__} cannot use its GPU (`shadowcore doctor` explains why), but {need}"
-    available = max(gpus) if largest.alone else sum(gpus)
-    return _too_large(largest, "GPU memory", largest.gpu_bytes, available)
+    room = {True: (sum(gpus), "GPU memory"), False: (max(gpus), "memory on its largest GPU")}
+    reasons = (_too_large(job, room[job.spreads][1], job.gpu_bytes, room[job.spreads][0]) for job in todo)
+    return next(filter(None, reasons), None)
 
 
 def _memory_shortage(todo: list[Work]) -> str | None:

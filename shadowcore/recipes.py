@@ -55,6 +55,7 @@ class PredictorConfig(Strict):
     """A predictor that is trained on the dense model; see `shadowcore.method.training`.
 
     recipe: one of RECIPES, the defaults of all keys. epochs_heads: epochs for heads, by default those for neurons.
+    tokens: how many of the traced tokens are trained on, the first ones; all by default.
     """
 
     parent: ClassVar[None] = None
@@ -70,6 +71,7 @@ class PredictorConfig(Strict):
     batch: Positive
     learning_rate: AboveZero
     weight_decay: Annotated[Number, Field(ge=0)]
+    tokens: Positive | None = None
     bits: Literal[16, 8] = 16
     block: Positive = 1
 
@@ -84,7 +86,7 @@ class PredictorConfig(Strict):
         """The recipe in the form that the training stage takes."""
         rank = {"heads": self.rank_heads, "neurons": self.rank_neurons}
         epochs = {"heads": self.epochs_heads or self.epochs, "neurons": self.epochs}
-        alike = ("segments", "target", "scaling", "batch", "learning_rate", "weight_decay", "bits", "block")
+        alike = ("segments", "target", "scaling", "batch", "learning_rate", "weight_decay", "tokens", "bits", "block")
         return Recipe(rank=rank, epochs=epochs, **{name: getattr(self, name) for name in alike})
 
 

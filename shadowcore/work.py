@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,9 @@ DECODING = {"latency": 2.0, "latency_random": 2.0}  # ... and of a job that read
 GPU_BYTES = 80e9
 OWN_GPU = 4e9  # bytes of weights, ...
 MUCH = 1e15  # ... and multiply-adds, above which a job needs a GPU of its own
+USABLE = 0.85  # share of a known GPU's memory that a job is planned to fill
+# rules that spread a model over several GPUs if it is too large for one
+SPREAD = {"trace", "trace_on_policy", "calibrate_thresholds", "tune_predictor", "evaluate", "evaluate_oracle"}
 # memory in MB without the model's weights, and how many copies of the weights a job has in memory
 MEMORY = {
     "fetch_model": (1800, 4), "relufy": (3000, 1.5), "prepare_text": (2000, 0), "prepare_benchmark": (2000, 0),
@@ -52,9 +55,17 @@ class Work:
     @property
     def gpus(self) -> int:
         """Number of GPUs of 80 GB that it needs for itself; 0 for a small job, which can share a GPU."""
-        if self.alone:
-            return 1
-        return max(1, math.ceil(self.gpu_bytes / GPU_BYTES)) if self.needs_gpu else 0
+        return self.gpus_of(GPU_BYTES)
+
+    def gpus_of(self, size: float) -> int:
+        """Like `gpus`, of GPUs of `size` bytes."""
+        several = max(1, math.ceil(self.gpu_bytes / size)) if self.spreads else 1
+        return several if self.alone or self.needs_gpu else 0
+
+    @property
+    def spreads(self) -> bool:
+        """Whether its model may be on several GPUs."""
+        return self.rule in SPREAD
 
     @property
     def needs_gpu(self) -> bool:
@@ -82,14 +93,16 @@ class Work:
         seconds = logs.times(root / "benchmarks" / f"{self.place}.tsv").get("s")
         return None if seconds is None else float(seconds)
 
-    def resources(self, attempt: int = 1) -> dict[str, int | str]:
+    def resources(self, attempt: int = 1, here: Sequence[float] = ()) -> dict[str, int | str]:
         """Resources for its rule; the time limit is three times the estimate, and at least half an hour.
 
         Memory and time limit grow with each attempt (x 2, x 3). Clusters name GPUs `gpu` (a number) or `gres` (text,
-        empty for none); `devices` is our own name.
+        empty for none); `devices` is our own name. here: bytes of the GPUs of this machine, if the job runs here; other
+        GPUs are taken to have 80 GB.
         """
         minutes = math.ceil(max(30, 3 * self.seconds({}) / 60))
+        gpus = min(len(here), self.gpus_of(USABLE * min(here))) if here else self.gpus
         return {
-            "mem_mb": math.ceil(self.memory / 1e6) * attempt, "runtime": minutes * attempt, "devices": self.gpus,
-            "gpu": self.gpus, "gres": f"gpu:{self.gpus}" if self.gpus else "",
+            "mem_mb": math.ceil(self.memory / 1e6) * attempt, "runtime": minutes * attempt, "devices": gpus,
+            "gpu": gpus, "gres": f"gpu:{gpus}" if gpus else "",
         }  # fmt: skip

@@ -6,6 +6,7 @@ import sys
 from contextlib import redirect_stderr
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
@@ -99,6 +100,16 @@ def test_a_condition_alone_has_the_outcomes_that_it_has_among_others(study):
     for path in manifests.outcomes(folder / f"{name}.json" for name in alone):
         assert path != together[path.parent.name]
         pd.testing.assert_frame_equal(pd.read_parquet(path), pd.read_parquet(together[path.parent.name]))
+
+
+def test_only_a_job_that_spreads_its_model_gets_several_gpus(study):
+    arguments = {job.stage: job.arguments for job in chain.Chain(study[0], gpus=2).of("one")}
+    asked = {stage: words[-1] for stage, words in arguments.items() if "--devices" in words}
+    assert asked == {"trace": "2", "train-predictor": "1", "evaluate": "2", "evaluate-oracle": "2"}
+    row = {"model": "m", "stage": "trace", "job": "trace/m", "error": "", "seconds": 1.0, "written_bytes": 0}
+    row |= {"gpu_bytes": 7e9, "host_bytes": 1e9}
+    several = [row | {"each_gpu_bytes": np.array(each)} for each in ([7e9, 2e9], [1e9, 6e9])]
+    assert "| 7.0 + 6.0 |" in chain.table(several)[-1] and "| 7.0 |" in chain.table([row])[-1]
 
 
 def test_what_has_ended_well_is_not_run_again(study):

@@ -366,6 +366,8 @@ def test_a_missing_key_and_one_that_is_like_none_are_both_named():
         (["traces", "shards"], 65, ["traces.shards: 65 is too large", "windows (64)"]),
         (["traces", "heldout_tokens_per_window"], 128, ["traces.heldout_tokens_per_window: 128", "window_tokens"]),
         (["predictors", "small", "batch"], 4097, ["predictors.small.batch: 4097 is too large", "4096 tokens"]),
+        (["predictors", "small", "tokens"], 4097, ["predictors.small.tokens: 4097 is too large", "4096 tokens"]),
+        (["predictors", "small", "tokens"], 9, ["predictors.small.batch: 64 is too large", "tokens is 9"]),
         (["evaluation", "window_tokens"], 1, ["evaluation.window_tokens: must be 2 or more"]),
         (["latency", "prompt_tokens"], 1, ["latency.prompt_tokens: must be 2 or more"]),
         # fractions

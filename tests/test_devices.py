@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import json
 import os
 import subprocess
 import sys
@@ -10,15 +11,16 @@ import uuid
 
 import pytest
 
-from shadowcore import devices
+from shadowcore import cli, devices
 
 # holds a device for a while, and tells from when to when
 JOB = """
-import sys, time
+import os, sys, time
 from shadowcore.devices import reserved
 with reserved(int(sys.argv[1])) as found:
     start = time.monotonic()
     time.sleep(float(sys.argv[2]))
+    assert os.environ["CUDA_VISIBLE_DEVICES"].split(",") == found
     print(" ".join(found), start, time.monotonic())
 """
 
@@ -87,7 +89,7 @@ def test_the_job_sees_its_devices_and_what_was_set_comes_back(machine, monkeypat
         assert os.environ["CUDA_VISIBLE_DEVICES"] == ",".join(found) and set(found) < set(names)
     assert "CUDA_VISIBLE_DEVICES" not in os.environ
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,0")  # what the user, or a cluster, allows
-    with devices.reserved(3) as found:
+    with devices.reserved(2) as found:
         assert found == [names[2], names[0]]
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "2,0"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-1")
@@ -96,6 +98,25 @@ def test_the_job_sees_its_devices_and_what_was_set_comes_back(machine, monkeypat
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     with devices.reserved(1) as found:
         assert found == []
+
+
+def test_a_job_that_needs_more_devices_than_there_are_does_not_start(machine, monkeypatch, capsys, tmp_path):
+    machine(2)
+    arguments = ["average", "--traces", f"{tmp_path}/no", "--scores", f"{tmp_path}/no", "--devices"]
+    arguments += ["3", "--spec", json.dumps({"model": "m", "calibration": "c", "criteria": []})]
+    for visible, words in ((None, "this machine has 2"), ("1", "CUDA_VISIBLE_DEVICES allows 1")):
+        if visible:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        assert cli.main(arguments) == 2
+        (said,) = capsys.readouterr().err.splitlines()
+        assert "--devices" in said and "3 GPUs" in said and words in said
+
+
+def test_two_jobs_have_one_device_each_at_once(machine):
+    machine(2)
+    first, second = map(held, [start(1, 1.0), start(1, 1.0)])
+    assert set(first[0]).isdisjoint(second[0]) and len(first[0]) == len(second[0]) == 1
+    assert first[1] < second[2] and second[1] < first[2]  # at the same time
 
 
 def test_the_lock_of_one_user_can_be_opened_by_another(tmp_path, monkeypatch):

@@ -10,8 +10,12 @@ from shadowcore.decode.selection import DenseSelection, FixedSelection, Predicte
 from shadowcore.measure.equivalence_decoder import gate
 from shadowcore.measure.equivalence_model import check
 from shadowcore.measure.gpu_timing import fill_cache
+from shadowcore.measure.group import Group
+from shadowcore.measure.perplexity import window_losses
+from shadowcore.measure.sparsity import PredictedMasks, SparseModel
 from shadowcore.method.predictors import Predictor
-from shadowcore.models.families import KINDS, dimensions_of
+from shadowcore.models.families import KINDS, device_of, dimensions_of
+from shadowcore.models.folders import load_model
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
@@ -123,3 +127,25 @@ def test_a_batch_is_the_torch_decoder(name, sequences):
         decoder.reset(sequences)
         fill_cache(decoder, seed=1)
         gate(mode, decoder, reference, 70, tokens)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="no second CUDA device")
+def test_a_model_on_two_gpus_is_the_model_on_one(tmp_path):
+    """Windows after a prompt, dense and under each design; tests/test_several_gpus.py pretends GPUs and tests more."""
+    model = made("opt", torch.bfloat16)
+    model.save_pretrained(tmp_path)
+    spread = load_model(tmp_path, "bfloat16", 2)
+    assert [device_of(spread, layer).index for layer in range(6)] == [0, 0, 0, 1, 1, 1]
+    windows = torch.randint(10, 1000, (4, 80))
+    for design in (None, "shadow", "layerwise", "layerwise_own"):
+        found = []
+        for one in (model, spread):
+            torch.manual_seed(0)
+            masks = None
+            if design:
+                predictor = predicted(design, 1, dimensions_of(model.config)).predictor
+                masks = PredictedMasks(predictor, KINDS, "per_layer", 50)
+            if masks:
+                masks.predictor.put_on(one)
+            found.append(window_losses(Group({"": SparseModel(one, masks)}), windows, 2, prompt=40)[""])
+        torch.testing.assert_close(*found, rtol=1e-3, atol=0)

@@ -201,7 +201,12 @@ def test_a_model_of_unknown_size_stops_the_plan_and_not_the_study(tmp_path):
         plan.work(jobs, strict=True)
     card = {"model_type": "opt", "dimensions": vars(PUBLISHED["opt-30b"].dimensions), "files": {}}
     artifacts.write_record(jobs.root / "models" / "mine" / "card.json", "model_card/1", card, {})
-    assert {one.gpus for one in plan.work(jobs, strict=True) if one.rule == "trace"} == {2}  # 120 GB
+    # the number of GPUs follows from those that are here: a trace needs 120 GB, and latency one GPU
+    for rule, counts in (("trace", (2, 2, 1, 3)), ("latency", (1, 1, 1, 1))):
+        (one, *_) = [one for one in plan.work(jobs, strict=True) if one.rule == rule]
+        here = ((), [80e9] * 2, [150e9], [80e9, 60e9, 80e9, 80e9])
+        assert tuple(one.resources(here=gpus)["devices"] for gpus in here) == counts and one.gpus == counts[0]
+        assert one.resources(here=[20e9])["devices"] == 1  # the study is to run anyway
 
 
 def test_the_plan_is_printed_whole(tmp_path, capsys):

@@ -241,11 +241,16 @@ def test_a_study_that_needs_more_than_the_machine_has_is_refused_unless_it_is_to
     monkeypatch.setattr(machine, "gpu_memory", lambda: [80e9, 80e9])
     assert "cannot use its GPU" in lacking("gpu")  # torch without CUDA would calculate on the processor
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert "opt-66b" in lacking("gpu") and "80 GB of GPU memory" in lacking("gpu")
+    assert "opt-66b" in lacking("gpu") and "80 GB of memory on its largest GPU" in lacking("gpu")
     monkeypatch.setattr(machine, "gpu_memory", lambda: [141e9])
     assert lacking("gpu") is None
     assert "24 GB of memory" in lacking("paper") and "opt-30b" in lacking("paper")
     monkeypatch.setattr(machine, "memory", lambda: 10**12)
+    assert lacking("paper") is None
+    # OPT-30B in 16 bits is 60 GB, on as many GPUs as it takes
+    monkeypatch.setattr(machine, "gpu_memory", lambda: [40e9])
+    assert "opt-30b" in lacking("paper") and "40 GB of GPU memory" in lacking("paper")
+    monkeypatch.setattr(machine, "gpu_memory", lambda: [40e9] * 3)
     assert lacking("paper") is None
 
 

@@ -181,10 +181,11 @@ def frames(built):
     accuracy = frames["accuracy"]
     more = [accuracy.assign(fewshot=4), accuracy.assign(task="copa", data="copa")]
     frames["accuracy"] = pd.concat([accuracy, *more], ignore_index=True)
-    for name in ("perplexity", "predictors"):
-        rows = frames[name]
-        others = [rows[rows["method"] == "shadow"].assign(predictor=f"rank{rank}", rank=rank) for rank in (256, 128)]
-        frames[name] = pd.concat([rows, *others], ignore_index=True)[list(rows)]
+    for table in ("perplexity", "predictors"):
+        rows = frames[table]
+        kinds = {"rank256": {"rank": 256}, "rank128": {"rank": 128}, "less": {"rank": 128, "tokens": 10_000}}
+        others = [rows[rows["method"] == "shadow"].assign(predictor=name, **kind) for name, kind in kinds.items()]
+        frames[table] = pd.concat([rows, *others], ignore_index=True)[list(rows)]
     return frames
 
 
@@ -681,6 +682,14 @@ def test_labels_at_line_ends_do_not_overlap(frames):
     heights = sorted(text.xyann[1] for text in axes.texts)
     assert len(heights) == 5  # what lies outside the panel has no label there
     assert min(np.diff(heights)) >= 0.05 and heights[0] > 0.2 and heights[-1] < 1.1
+
+
+def test_a_learning_curve_joins_predictors_that_differ_in_tokens_alone(frames):
+    (axes,) = FIGURES["learning_curves"](frames, MODEL).axes
+    (curve,) = (line for line in axes.lines if line.get_marker() == style.look("shadow").marker)
+    assert list(curve.get_xdata()) == [10_000, 100_000]
+    alone = frames["predictors"][frames["predictors"]["predictor"] != "less"]
+    assert "differ only" in FIGURES["learning_curves"](frames | {"predictors": alone}, MODEL)
 
 
 def test_of_several_predictors_the_one_measured_most_and_best_is_drawn(frames):

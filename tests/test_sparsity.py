@@ -213,7 +213,7 @@ def test_skipping_zeros_loses_nothing(tiny, tokens):
 def likelihoods(model, source, requests, batch, order, max_length=64, protocol="token"):
     """Log-likelihoods of token-id requests (context, continuation) asked in an order, in the requests' own order."""
     lm = SparseLM.__new__(SparseLM)  # without a tokenizer: requests are already token ids
-    lm._model, lm.batch_tokens, lm._max_length, lm._device = model, batch * max_length, max_length, "cpu"
+    lm._model, lm.batch_tokens, lm._max_length, lm._device = model, batch * max_length, max_length, model.device
     group = Group({"": SparseModel(model, source, PROTOCOLS[protocol])})
     answers = lm._likelihoods(group, [(("", ""), *requests[i]) for i in order])[""]
     by_request = dict(zip(order, answers, strict=True))

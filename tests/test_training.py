@@ -52,7 +52,7 @@ def traces(tmp_path):
     """Opens traces of a predictor's features and scores, a file for each shard."""
     with ExitStack() as stack:
 
-        def opened(predictor, *shards, bits=8):
+        def opened(predictor, *shards, bits=8, most=None):
             paths = []
             for features, scores in shards:
                 tensors = {feature_name(site): feature for site, feature in features.items()}
@@ -60,7 +60,7 @@ def traces(tmp_path):
                     tensors[codes_name("snip", kind)], tensors[top_name("snip", kind)] = encode(values, bits)
                 paths.append(tmp_path / f"{len(list(tmp_path.iterdir()))}.trace")
                 artifacts.write_tensors(paths[-1], SCHEMA, tensors, {})
-            return open_traces(stack, paths, predictor, "snip", bits)
+            return open_traces(stack, paths, predictor, "snip", bits, most)
 
         yield opened
 
@@ -300,6 +300,20 @@ def test_chunks_and_batches_hold_every_token_once(traces, monkeypatch):
     seen = torch.cat([chunk.feature(site, index) for chunk, index in batches])
     assert not torch.equal(seen, features.float())
     assert sorted(map(tuple, seen.tolist())) == sorted(map(tuple, features.float().tolist()))
+
+
+@pytest.mark.parametrize("most", [1, 11, 35, 50, 60])
+def test_the_first_tokens_alone(traces, monkeypatch, most):
+    monkeypatch.setattr(trace_dataset, "CHUNK_BYTES", 11 * (7 * (12 + 4) + 8 * 2))
+    predictor = new(recipe=LONG)
+    shards = [examples(predictor, count) for count in (30, 20)]
+    some, whole = traces(predictor, *shards, most=most), traces(predictor, *shards)
+    assert len(some) == min(most, 50)
+    site = predictor.groups[0].site
+    first, every = (
+        torch.cat([chunk.feature(site, torch.arange(len(chunk))) for chunk in one.chunks()]) for one in (some, whole)
+    )
+    assert torch.equal(first, every[:most])
 
 
 def test_traces_that_fit_on_the_device_are_read_once(traces, monkeypatch):

@@ -52,7 +52,7 @@ def run(parsed: argparse.Namespace) -> None:
     card, weights, device = folder / "card.json", folder / "weights", inputs.device()
     tokenizer = inputs.read_tokenizer(card, weights)
     dtype = parsed.dtype or ("bfloat16" if device.type == "cuda" else "float32")
-    model = inputs.read_model(card, weights, dtype)
+    model = inputs.read_model(card, weights, dtype, spread=False)
     predictor = inputs.read_predictor(trained.path, dimensions_of(model.config))
     both = decoder(model, predictor, parsed.sparsity / 100, parsed.units)
     ids, read = tokenizer(parsed.prompt)["input_ids"], []

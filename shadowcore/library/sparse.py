@@ -88,7 +88,7 @@ class SparseCausalLM:
                 keep = choose(site, x[:, dense:])
             if keep is None:
                 return None
-            return torch.cat((x[:, :dense], x[:, dense:] * keep[..., None]), 1)
+            return torch.cat((x[:, :dense], x[:, dense:] * keep.to(x.device)[..., None]), 1)
 
         handle = self.model.register_forward_pre_hook(begin, with_kwargs=True)
         try:

@@ -83,4 +83,4 @@ class OracleMasks(Masks):
         if self.layer_by_layer:  # a large model's scores take more memory than the model
             self.keep[site] = self.policy(found, self.sparsity_pct)
         else:
-            self.scores[site.what][site.layer] = found  # (B, T or 1, U)
+            self.scores[site.what][site.layer] = found.to(self.applied.device)  # (B, T or 1, U)

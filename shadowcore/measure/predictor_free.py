@@ -66,7 +66,7 @@ class PromptMasks(Masks):
         def see(site: Site, x: torch.Tensor) -> None:
             if site.what == "neurons" and site.layer >= FIRST_SPARSE_LAYER:
                 a = torch.nn.functional.normalize(x.squeeze(-1).float(), dim=-1)
-                scores.append((a * prompt[..., None]).norm(dim=1))  # (B, F)
+                scores.append((a * prompt.to(a.device)[..., None]).norm(dim=1).to(ids.device))  # (B, F)
 
         with visiting(self.model, see):
             self.model.base_model(inputs, **context())

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 from typing import Protocol as Interface
 
@@ -64,7 +65,7 @@ class FixedMasks(Masks):
         self.keep = fixed_units(scores, policy, sparsity_pct)
 
     def begin(self, ids: torch.Tensor, scored: torch.Tensor, context: Context, protocol: Protocol = TOKEN) -> Choose:
-        return lambda site, x: self.keep[site.what][site.layer].to(x.device) if site.what in self.keep else None
+        return lambda site, x: self.keep[site.what][site.layer] if site.what in self.keep else None
 
 
 class PredictedMasks(Masks):
@@ -78,12 +79,13 @@ class PredictedMasks(Masks):
         self, ids: torch.Tensor, scored: torch.Tensor, context: Context = no_context, protocol: Protocol = TOKEN
     ) -> Choose:
         source = protocol.source(scored)
-        rows = torch.arange(len(ids), device=ids.device)
         keep: dict[Site, torch.Tensor] = {}  # masks that were chosen at earlier sites of this pass
 
         def choose(site: Site, x: torch.Tensor) -> torch.Tensor | None:
             if site in self.predictor.group_at:
-                feature = x.flatten(2) if source is None else x.flatten(2)[rows, source][:, None]  # (B, T or 1, D)
+                feature = x.flatten(2)  # (B, T or 1, D)
+                if source is not None:
+                    feature = feature[torch.arange(len(x), device=x.device), source.to(x.device)][:, None]
                 for kind in self.kinds:
                     layers, chosen = self._chosen(site, feature, kind)
                     keep.update({Site(layer, kind): chosen[..., i, :] for i, layer in enumerate(layers)})
@@ -106,6 +108,7 @@ class PredictedMasks(Masks):
         Scores of a large model's layers take more memory than the model, so only some positions are scored at once.
         """
         scorer = self.predictor.scorers[kind][self.predictor.group_at[site]]
+        feature = feature.to(scorer.score_mean.device)
         position = len(feature) * scorer.layers * scorer.units * 4
         masks = []
         for part in feature.split(max(1, int(SCORES_AT_ONCE // position)), 1):
@@ -119,7 +122,8 @@ class PredictedMasks(Masks):
             return self.policy(scores, self.sparsity_pct)
         from shadowcore.decode.kernels import select  # not at the top: there is no Triton without a GPU
 
-        return select.top_units(scores, kept_units(scores.shape[-1], self.sparsity_pct))
+        with torch.cuda.device(scores.device):  # Triton starts kernels on the current one
+            return select.top_units(scores, kept_units(scores.shape[-1], self.sparsity_pct))
 
 
 @contextmanager
@@ -172,14 +176,16 @@ class SparseModel:
         self.positions = self.positions + applied.sum()
         choose = self.masks.begin(ids, scored, context, self.protocol)
         untouched = ~applied[..., None]  # (B, T, 1)
+        on = cache(lambda device: (applied.to(device), untouched.to(device)))  # a model may be on several devices
 
         def visit(site: Site, x: torch.Tensor) -> torch.Tensor | None:
             keep = choose(site, x)
             if keep is None:
                 return None
-            removed = (keep.shape[-1] - keep.count_nonzero(-1)) * applied
-            self.removed[site.what] = self.removed[site.what] + removed.sum()
-            return x.where((keep | untouched)[..., None], 0)
+            keep, (here, others) = keep.to(x.device), on(x.device)  # keep: (B, T, U)
+            removed = ((keep.shape[-1] - keep.count_nonzero(-1)) * here).sum()
+            self.removed[site.what] = self.removed[site.what] + removed.to(self.model.device)
+            return x.where((keep | others)[..., None], 0)
 
         with visiting(self.model, visit):
             return self.model(inputs, logits_to_keep=logits_to_keep, **context()).logits

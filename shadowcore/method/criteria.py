@@ -51,7 +51,7 @@ class Signals:
         h: torch.Tensor | None = None,
     ):
         self.a, self.g, self.h = (None if x is None else x.float() for x in (a, g, h))
-        self.valid = valid[..., None]  # (B, T, 1)
+        self.valid = valid.to(a.device)[..., None]  # (B, T, 1)
         self.column_norm = column_norm
 
     @cached_property

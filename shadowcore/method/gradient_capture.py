@@ -123,7 +123,7 @@ class ImportancePass:
                 keep = None if choose is None else choose(site, seen)
             if site.what not in self.column_norms:
                 return None
-            passed = x if keep is None else x * keep[..., None]
+            passed = x if keep is None else x * keep.to(x.device)[..., None]
             on_units(site, seen, passed)
             return passed  # so that the model goes on from the tensor whose gradient is seen
 
@@ -133,5 +133,5 @@ class ImportancePass:
 def _twice(units: Sequence[torch.Tensor], loss: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Of each tensor its gradient g, and that of sum <g, stop(g)> over all of them: the Hessian times g."""
     first = torch.autograd.grad(loss, units, create_graph=True)
-    squares = sum((g.float() * g.detach().float()).sum() for g in first)
+    squares = sum((g.float() * g.detach().float()).sum().to(loss.device) for g in first)
     return list(zip([g.detach() for g in first], torch.autograd.grad(squares, units), strict=True))

@@ -26,7 +26,7 @@ import torch
 from torch import nn
 
 from shadowcore.errors import ConfigError
-from shadowcore.models.families import KINDS, Dimensions, Kind
+from shadowcore.models.families import KINDS, Dimensions, Kind, device_of
 from shadowcore.models.recording import Site
 
 FIRST_SPARSE_LAYER = 1
@@ -157,6 +157,13 @@ class Predictor(nn.Module):
     def kinds(self) -> tuple[Kind, ...]:
         """Kinds of unit this predictor scores."""
         return tuple(self.scorers)
+
+    def put_on(self, model: nn.Module) -> Predictor:
+        """Move every scorer to the device of the layer that it reads."""
+        for scorers in self.scorers.values():
+            for group, scorer in zip(self.groups, scorers, strict=True):
+                scorer.to(device_of(model, group.site.layer))
+        return self
 
     def read(self, site: Site, feature: torch.Tensor, kind: Kind) -> tuple[tuple[int, ...], torch.Tensor] | None:
         """If a group reads `site`: its layers and their scores (..., layers, U) for a feature (..., D).

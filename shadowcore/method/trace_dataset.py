@@ -57,10 +57,11 @@ class Chunk:
 class TraceDataset:
     """The token traces of one split by one criterion, as a predictor learns from them, on its device.
 
-    traces: open files (`artifacts.open_tensors`), shard after shard; bits: of their scores.
+    traces: open files (`artifacts.open_tensors`), shard after shard; bits: of their scores; most: how many tokens there
+    are at most, the first ones; None for all.
     """
 
-    def __init__(self, traces: Sequence[Any], predictor: Predictor, criterion: str, bits: int):
+    def __init__(self, traces: Sequence[Any], predictor: Predictor, criterion: str, bits: int, most: int | None = None):
         sizes, kinds, sites = predictor.sizes, predictor.kinds, [group.site for group in predictor.groups]
         self.bits, self.sizes, self.device = bits, sizes, next(predictor.parameters()).device
         self.features = {site: feature_name(site) for site in sites}
@@ -83,6 +84,7 @@ class TraceDataset:
                         f"{trace.path}: tensor '{name}' is {found.get_dtype()} {found.get_shape()} where {dtype} "
                         f"{[tokens, *shape]} is read; delete the file and run the study again"
                     )
+            tokens = tokens if most is None else min(tokens, most - len(self))
             self.places += [(trace, start, min(start + rows, tokens)) for start in range(0, tokens, rows)]
 
     def __len__(self) -> int:
@@ -136,11 +138,11 @@ class TraceDataset:
 
 
 def open_traces(
-    stack: ExitStack, paths: Iterable[Path], predictor: Predictor, criterion: str, bits: int
+    stack: ExitStack, paths: Iterable[Path], predictor: Predictor, criterion: str, bits: int, most: int | None = None
 ) -> TraceDataset:
-    """The traces in files, open until the stack closes."""
+    """The traces in files, open until the stack closes; the first `most` tokens."""
     opened = [stack.enter_context(artifacts.open_tensors(path, SCHEMA)) for path in paths]
-    return TraceDataset(opened, predictor, criterion, bits)
+    return TraceDataset(opened, predictor, criterion, bits, most)
 
 
 def _room(device: torch.device) -> int:

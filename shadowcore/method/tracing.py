@@ -121,6 +121,9 @@ def _trace_batch(
     tokens: dict[str, list] = {}
     features: dict[str, torch.Tensor] = {}
 
+    def at_picked(x: torch.Tensor) -> torch.Tensor:
+        return x[rows.to(x.device), picked.to(x.device)].flatten(0, 1)
+
     def keep(found: dict[str, list], name: str, layer: int, value: torch.Tensor) -> None:
         found.setdefault(name, [None] * layers)[layer] = value.cpu()
 
@@ -128,13 +131,13 @@ def _trace_batch(
         for name in plan.criteria:
             keep(sequences, f"sequence.{name}.{site.what}", site.layer, CRITERIA[name].sequence(signals))
         for name in plan.token_criteria:
-            codes, top = encode(CRITERIA[name].token(signals)[rows, picked].flatten(0, 1), plan.token_bits)
+            codes, top = encode(at_picked(CRITERIA[name].token(signals)), plan.token_bits)
             keep(tokens, codes_name(name, site.what), site.layer, codes)
             keep(tokens, top_name(name, site.what), site.layer, top)
 
     def see_feature(site: Site, x: torch.Tensor) -> None:
         if site in plan.sites:
-            features[feature_name(site)] = x[rows, picked].flatten(0, 1).bfloat16().cpu()
+            features[feature_name(site)] = at_picked(x).bfloat16().cpu()
 
     scored = all_scored(ids)
     second_order = any(CRITERIA[name].order == 2 for name in plan.criteria)

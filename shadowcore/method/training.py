@@ -33,7 +33,7 @@ class Recipe:
     """How a predictor is trained, ranks and epochs by kind of unit.
 
     segments: its number of groups, where the design has a choice; scaling: one of SCALINGS; bits: of a weight; block:
-    neighbouring neurons with one score, their mean.
+    neighbouring neurons with one score, their mean; tokens: how many are trained on, None for all.
     """
 
     rank: dict[str, int]
@@ -46,6 +46,7 @@ class Recipe:
     scaling: str = "standard"
     bits: int = 16
     block: int = 1
+    tokens: int | None = None
 
 
 # features, each number by itself, and targets, each layer by itself, are learned with mean 0 and deviation 1, or

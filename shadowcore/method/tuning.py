@@ -95,11 +95,11 @@ def tune(
 
             def see_feature(site: Site, x: torch.Tensor) -> None:
                 if site in predictor.group_at:
-                    features[site] = x  # noqa: B023 (called before the next step)
+                    features[site] = x.to(model.device)  # noqa: B023 (called before the next step)
 
             def see_units(site: Site, signals: Signals) -> None:
                 if site.what in kinds:
-                    slopes[site] = signals.ga  # noqa: B023
+                    slopes[site] = signals.ga.to(model.device)  # noqa: B023
 
             run(windows[index], pct, see_units, see_feature)
             loss = sum(gate_losses(predictor, kind, features, slopes, pct, tuning.temperature) for kind in kinds)

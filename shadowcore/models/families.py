@@ -170,6 +170,11 @@ def layers_of(model):
     return model.get_submodule(family_of(model.config).decoder_layers)
 
 
+def device_of(model, layer: int):
+    """The device of a layer's weights; a model that is too large for one GPU is spread over several."""
+    return next(layers_of(model)[layer].parameters()).device
+
+
 def output_projection(model, layer: int, kind: Kind):
     """The linear module whose input holds the units of one kind in one layer."""
     family = family_of(model.config)

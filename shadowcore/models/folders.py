@@ -153,8 +153,8 @@ def _require_sizes(path: Path, config) -> None:
     one_of(ffn_activation(config), ACT2FN, f"{path}: activation function", ArtifactError)
 
 
-def load_model(folder: Path, dtype: str = "float32", device: str = "cpu"):
-    """The unchanged Hugging Face causal model of a folder, in evaluation mode.
+def load_model(folder: Path, dtype: str = "float32", gpus: int = 0):
+    """The unchanged Hugging Face causal model of a folder, in evaluation mode, on the CPU or spread over several GPUs.
 
     Raises ConfigError for an unsupported model type (before weights are read) or dtype, and ArtifactError for a missing
     folder and for weights that are missing, truncated, or of other shapes than in the configuration.
@@ -163,14 +163,32 @@ def load_model(folder: Path, dtype: str = "float32", device: str = "cpu"):
     from transformers import AutoModelForCausalLM
 
     one_of(dtype, DTYPES, "dtype")
-    read_config(folder)
+    config = read_config(folder)
     require_weights(Path(folder))
     model, report = AutoModelForCausalLM.from_pretrained(
         folder, dtype=getattr(torch, dtype), attn_implementation="sdpa", use_safetensors=True,
         local_files_only=True, trust_remote_code=False, output_loading_info=True, ignore_mismatched_sizes=True,
+        device_map=device_map(config, gpus) if gpus else None,
     )  # fmt: skip
     require_all_loaded(folder, report)
-    return model.to(device).eval()
+    return model.eval()
+
+
+def device_map(config, gpus: int) -> dict[str, int]:
+    """The GPU of every part of a model that is spread over several: equal numbers of layers, and the rest on the first.
+
+    So tokens come from the first GPU and logits are there, and a pass crosses each border between GPUs once.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        module = AutoModelForCausalLM.from_config(config)
+    places, path = {}, ""
+    for name in family_of(config).decoder_layers.split("."):
+        places |= {f"{path}{other}": 0 for other, _ in module.named_children() if other != name}
+        module, path = module.get_submodule(name), f"{path}{name}."
+    return places | {f"{path}{layer}": layer * gpus // len(module) for layer in range(len(module))}
 
 
 def require_runnable(folder: Path) -> None:

@@ -23,7 +23,7 @@ def masked(model: torch.nn.Module, keep: Mapping[Kind, torch.Tensor]) -> Iterato
     def visit(site: Site, units: torch.Tensor) -> torch.Tensor | None:
         if site.what not in keep:
             return None
-        return units * keep[site.what][site.layer][..., None].to(units.dtype)
+        return units * keep[site.what][site.layer][..., None].to(units)
 
     with visiting(model, visit):
         yield

@@ -26,7 +26,8 @@ def continuing(
     cache = model(
         ids, attention_mask=mask.long(), position_ids=positions, use_cache=True, logits_to_keep=1
     ).past_key_values
-    cache.batch_select_indices(rows)
+    for layer in cache.layers:
+        layer.batch_select_indices(rows.to(layer.keys.device))
     seen = torch.cat((mask[rows], mask.new_ones(len(rows), length)), 1).long()
     positions = lengths[rows, None] + torch.arange(length, device=model.device)
     # padding of short rows may be beyond the last position

@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from shadowcore.models.families import KINDS, Kind, dimensions_of, layers_of, output_projection
+from shadowcore.models.families import KINDS, Kind, device_of, dimensions_of, layers_of, output_projection
 from shadowcore.models.ffn import ffn_inputs
 
 
@@ -32,8 +32,8 @@ def visiting(model: torch.nn.Module, visit: Visit) -> Iterator[None]:
     """While the block runs, call `visit(site, x)` at every site of every forward pass, in order.
 
     x is (B, T, D) at a residual or FFN input and (B, T, U, K) at units (K = 1 for neurons). At units, a returned
-    tensor of the same shape takes the place of x; None leaves it. Hooks are gone afterwards, whatever
-    happens inside.
+    tensor of the same shape takes the place of x; None leaves it. x is on the device of the site's layer, if the model
+    is spread over several. Hooks are gone afterwards, whatever happens inside.
     """
     sizes = dimensions_of(model.config)
     shape = {}  # (B, T) of the current pass, because OPT flattens the two dimensions before its FFN
@@ -42,7 +42,7 @@ def visiting(model: torch.nn.Module, visit: Visit) -> Iterator[None]:
         def hook(module, args, kwargs):
             hidden = args[0] if args else kwargs["hidden_states"]
             shape["batch"] = hidden.shape[:2]
-            visit(Site(layer, "residual"), hidden)
+            visit(Site(layer, "residual"), hidden.to(device_of(model, layer)))
 
         return hook
 

@@ -36,6 +36,10 @@ masks.
 Perplexity against the bytes of its predictor that each token reads. Labels give the hidden width, and bits and blocks
 where they are not 16 and 1. Points to the lower left are better: small and accurate.
 """,
+    "learning_curves": """
+Perplexity against the number of tokens that a predictor was trained on, with 95 % intervals. A line joins predictors
+that are otherwise alike. A line that still falls at its right end says that more text would help.
+""",
     "criteria": """
 Criteria compared without a predictor: static masks remove the same units for every token, by mean score over the
 calibration text. Rows are ordered by perplexity, the best first. The black line is the dense model; bars are 95 %

@@ -58,7 +58,7 @@ def sources(model: torch.nn.Module) -> Source:
 
     @cache
     def predictor(path: Path) -> Predictor:
-        return read_predictor(path, sizes).to(model.device)
+        return read_predictor(path, sizes).put_on(model)
 
     readers = {
         "scores": lambda path, one: read_mean_scores(path, one.criterion, one.kinds, sizes),

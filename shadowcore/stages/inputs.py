@@ -35,10 +35,17 @@ def read_tokenizer(card: Path, weights: Path):
     return folders.fit_tokenizer(folders.load_tokenizer(weights), content["dimensions"]["vocabulary"], str(weights))
 
 
-def read_model(card: Path, weights: Path, dtype: str):
-    """The unchanged Hugging Face model of a folder, on the device; its files are checked against the card first."""
+def read_model(card: Path, weights: Path, dtype: str, spread: bool = True):
+    """The unchanged Hugging Face model of a folder; its files are checked against the card first.
+
+    It is on the device, or, with `spread`, on all GPUs that the job sees (see `folders.device_map`).
+    """
     # cuDNN's attention makes a plan for every shape of a batch, and an evaluation has hundreds of shapes
     torch.backends.cuda.enable_cudnn_sdp(False)
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() and spread else 1
+    if gpus > 1:
+        check_files(weights, read_card(card))
+        return folders.load_model(weights, dtype, gpus)
     return read_model_on_cpu(card, weights, dtype).to(device())
 
 
@@ -80,9 +87,9 @@ class ModelAndText:
         """See `read_tokenizer`."""
         return read_tokenizer(self.card, self.weights)
 
-    def model(self, dtype: str):
+    def model(self, dtype: str, spread: bool = True):
         """See `read_model`."""
-        return read_model(self.card, self.weights, dtype)
+        return read_model(self.card, self.weights, dtype, spread)
 
     def windows(self, split: str, length: int, count: int, seed: int, key: str | None = None) -> list[Window]:
         """See `windows_of`."""

@@ -51,7 +51,7 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     teacher_card = read_card(inputs.teacher_card)
     read = ModelAndText(inputs.teacher_card, inputs.teacher_weights, inputs.documents)
     real, heldout = read.training_ids(spec, spec.seed)
-    teacher = read.model("float32")
+    teacher = read.model("float32", spread=False)
     head = header("relufy", spec, inputs)
     checkpoint = Checkpoint(outputs.card, head, SECONDS_BETWEEN)
     training = Distillation(teacher, real, spec.recipe, spec.seed)

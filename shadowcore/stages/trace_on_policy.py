@@ -42,7 +42,7 @@ class Inputs(ModelAndText):
 
 def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     def masking(model: torch.nn.Module):
-        predictor = read_predictor(inputs.predictor, dimensions_of(model.config)).to(model.device)
+        predictor = read_predictor(inputs.predictor, dimensions_of(model.config)).put_on(model)
         draw = Random(f"{spec.seed} {spec.trace.split} {spec.trace.shard}")
 
         def of_batch(ids: torch.Tensor, scored: torch.Tensor):

@@ -76,7 +76,7 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     head = header("train-predictor", spec, inputs)
     checkpoint = Checkpoint(outputs.predictor, head)
     with ExitStack() as stack:
-        train = open_traces(stack, inputs.traces, predictor, spec.criterion, spec.token_bits)
+        train = open_traces(stack, inputs.traces, predictor, spec.criterion, spec.token_bits, recipe.tokens)
         held = open_traces(stack, inputs.heldout, predictor, spec.criterion, spec.heldout_bits)
         fits = fit(predictor, train, held, recipe, spec.seed, progress, checkpoint)
         training = [training_row(spec, predictor, kind, fits[kind], len(train), recipe.epochs[kind]) for kind in fits]

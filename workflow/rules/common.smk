@@ -12,7 +12,7 @@ from snakemake.common import overwrite_function_params
 from snakemake.logging import logger
 from snakemake.resources import Resource
 
-from shadowcore import incomplete, manifests, progress_line
+from shadowcore import incomplete, machine, manifests, progress_line
 from shadowcore.errors import ShadowcoreError
 from shadowcore.plan import work
 from shadowcore.provenance import fingerprint
@@ -58,13 +58,19 @@ def planned():
         raise WorkflowError(str(error))
 
 
+# Bytes of the GPUs of this machine, if jobs run here.
+@cache
+def gpus_here():
+    return machine.gpu_memory() if workflow.resource_settings.nodes is None else ()
+
+
 # Memory, time limit and GPUs of a rule's jobs, from the size of the model and the number of attempts (`--retries`).
 # name: the job's name as a pattern of wildcards. GPUs are named `gres` if the cluster's profile has it as a scope.
 def resources_of(rule, name):
     def function(resource):
         def amount(wildcards, attempt):
             key = rule, name.format(**wildcards)
-            return planned().get(key, Work(*key)).resources(attempt)[resource]
+            return planned().get(key, Work(*key)).resources(attempt, gpus_here())[resource]
 
         return with_signature(amount)
 

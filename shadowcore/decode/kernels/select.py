@@ -232,7 +232,7 @@ def select(scores: torch.Tensor, choices: Sequence[Choice]) -> None:
 
 
 def top_units(scores: torch.Tensor, kept: int) -> torch.Tensor:
-    """Mask of the `kept` highest of scores (..., U) float32, for many rows at once; the same as `policies.top_units`."""
+    """Mask of the `kept` highest of scores (..., U) float32, for many rows at once; equal to `policies.top_units`."""
     rows = scores.reshape(-1, scores.shape[-1])
     keep = torch.empty(rows.shape, dtype=torch.int8, device=scores.device)
     for part, out in zip(rows.split(MOST_LAYERS), keep.split(MOST_LAYERS), strict=True):

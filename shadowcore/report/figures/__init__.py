@@ -14,7 +14,7 @@ from shadowcore.report.figures.curves import accuracy, perplexity, policies
 from shadowcore.report.figures.gain_over_static import gain_over_static
 from shadowcore.report.figures.importance import importance_map, variability
 from shadowcore.report.figures.predictor_quality import predictor_quality
-from shadowcore.report.figures.predictors import designs, sizes
+from shadowcore.report.figures.predictors import designs, learning_curves, sizes
 from shadowcore.report.figures.scaling import decoding, scaling, step_parts
 from shadowcore.report.figures.speed import latency, pareto
 from shadowcore.report.figures.sweeps import batches, contexts
@@ -33,6 +33,7 @@ FIGURES: dict[str, Draw] = {
     "differences": differences,
     "designs": designs,
     "sizes": sizes,
+    "learning_curves": learning_curves,
     "criteria": criteria,
     "factorial": factorial,
     "policies": policies,

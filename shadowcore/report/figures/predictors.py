@@ -1,12 +1,14 @@
-"""Predictors against each other: what each of them reaches, and what a small one costs."""
+"""Predictors against each other: what each reaches, what a small one costs, and what more training text gains."""
 
 from __future__ import annotations
 
 import pandas as pd
 
 from shadowcore.report.figures.lines import (
+    INTERVAL,
     dots,
     first_of,
+    intervals,
     main_condition,
     method_order,
     middle,
@@ -19,6 +21,7 @@ from shadowcore.report.style import (
     GREY,
     Axes,
     Drawing,
+    end_labels,
     key,
     legend,
     log_axis,
@@ -31,6 +34,7 @@ from shadowcore.report.style import (
 from shadowcore.report.tables import Tables
 
 PREDICTOR = ["method", "criterion", "predictor"]
+ALIKE = ["method", "criterion", "groups", "rank", "bits", "block", "epochs"]
 BOUNDS = ("dense", "oracle", "static")
 MOST = 18  # rows of `designs`
 SMALLEST = 3  # predictors from which on a figure compares them
@@ -104,6 +108,29 @@ def sizes(tables: Tables, model: str) -> Drawing:
     return figure
 
 
+@styled
+def learning_curves(tables: Tables, model: str) -> Drawing:
+    """Perplexity at the middle sparsity against the training tokens of predictors that are otherwise alike."""
+    rows, trained, _ = _evaluated(tables, model)
+    trained = trained[(trained["rounds"] == 0) & ~trained["tuned"].astype(bool)]
+    trained = trained[trained.groupby(ALIKE)["tokens"].transform("nunique") > 1].sort_values("tokens")
+    if trained.empty:
+        return "no predictors that differ only in their number of training tokens"
+    figure, (axes,) = panels(1, height=3.4)
+    ends = []
+    for (method, _, groups, rank, *_), line in trained.groupby(ALIKE):
+        style = look(method)
+        intervals(axes, line["tokens"], line, INTERVAL, color=style.color, marker=style.marker)
+        ends.append((*line[["tokens", "value"]].iloc[-1], f"{_count(groups)}, rank {rank:g}", style.color))
+    _bounds(axes, rows, horizontal=True)
+    axes.set(xlabel="training tokens", ylabel="token perplexity", xscale="log")
+    log_axis(axes)
+    end_labels(axes, ends)
+    legend(figure, _bound_keys(rows))
+    title(figure, "Perplexity against the number of training tokens", [model, *_facts(trained)])
+    return figure
+
+
 def _evaluated(tables: Tables, model: str) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     """At the middle sparsity of the main condition: all perplexities, those of predictors with shape, recalls."""
     rows = first_of(main_condition(text_perplexities(tables, model)), "data")
@@ -117,7 +144,7 @@ def _evaluated(tables: Tables, model: str) -> tuple[pd.DataFrame, pd.DataFrame, 
     shapes = shapes[shapes["kind"].isin(kinds)].sort_values("kind")
     # heads first: rank, bits and block shown are those of the last kind, the bytes of all
     shapes = shapes.groupby(PREDICTOR, as_index=False).agg(
-        {"rank": "last", "groups": "last", "bits": "last", "block": "last", "step_bytes": "sum"}
+        dict.fromkeys([*ALIKE[2:], "rounds", "tuned", "tokens"], "last") | {"step_bytes": "sum"}
     )  # fmt: skip
     trained = trained.merge(shapes, on=PREDICTOR)
     recall = ranked(tables, model, metric="recall")
