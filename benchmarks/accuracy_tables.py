@@ -9,26 +9,25 @@ import pandas as pd
 
 REFERENCE = Path(__file__).parent.parent / "results" / "reference"
 TEXTS, SPARSITIES = ("wikipedia", "c4"), (30, 50, 70)
+SPARSE = "trained on the sparse model"
 # rows of `perplexity` and `accuracy`: a name, its words, and method, criterion and predictor
 METHODS = {
     "dense": ("nothing is removed (dense)", "dense", None, None),
     "static": ("the same neurons for every token (static)", "static", "plainact", None),
-    "static_l2_norm": ("the same, by l2_norm", "static", "l2_norm", None),
+    "static_l2_norm": ("the same neurons for every token, by l2_norm (static)", "static", "l2_norm", None),
     "shadow": ("one predictor, published recipe (shadow)", "shadow", "plainact", "published"),
-    "one": ("one predictor, our recipe", "segments", "plainact", "wide"),
-    "one_sparse": ("one predictor, trained on the sparse model", "segments", "plainact", "wide_1"),
-    "one_tuned": ("one predictor, trained on the sparse model and tuned", "segments", "plainact", "wide_1_tuned"),
-    "six": ("six predictors, our recipe", "segments", "plainact", "six"),
-    "six_sparse": ("six predictors, trained on the sparse model", "segments", "plainact", "six_1"),
-    "six_tuned": ("six predictors, trained on the sparse model and tuned", "segments", "plainact", "six_1_tuned"),
+    "one": ("one predictor, our recipe (segments)", "segments", "plainact", "wide"),
+    "one_sparse": (f"one predictor, {SPARSE} (segments)", "segments", "plainact", "wide_1"),
+    "one_tuned": (f"one predictor, {SPARSE} and tuned (segments)", "segments", "plainact", "wide_1_tuned"),
+    "six": ("six predictors, our recipe (segments)", "segments", "plainact", "six"),
+    "six_sparse": (f"six predictors, {SPARSE} (segments)", "segments", "plainact", "six_1"),
+    "six_tuned": (f"six predictors, {SPARSE} and tuned (segments)", "segments", "plainact", "six_1_tuned"),
     "layerwise": ("one predictor per layer, published recipe (layerwise)", "layerwise", "plainact", "published"),
-    "each": ("one predictor per layer, our recipe", "layerwise", "plainact", "each"),
-    "each_sparse": ("one predictor per layer, trained on the sparse model", "layerwise", "plainact", "each_1"),
-    "each_tuned": (
-        "one predictor per layer, trained on the sparse model and tuned", "layerwise", "plainact", "each_1_tuned"
-    ),
+    "each": ("one predictor per layer, our recipe (layerwise)", "layerwise", "plainact", "each"),
+    "each_sparse": (f"one predictor per layer, {SPARSE} (layerwise)", "layerwise", "plainact", "each_1"),
+    "each_tuned": (f"one predictor per layer, {SPARSE} and tuned (layerwise)", "layerwise", "plainact", "each_1_tuned"),
     "oracle": ("by their true scores (oracle)", "oracle", "plainact", None),
-    "oracle_l2_norm": ("the same, by l2_norm", "oracle", "l2_norm", None),
+    "oracle_l2_norm": ("by their true scores of l2_norm (oracle)", "oracle", "l2_norm", None),
     "threshold": ("by their activations (threshold)", "threshold", None, None),
     "rank256": ("rank 256", "segments", "plainact", "rank256"),
     "rank256_8bit": ("rank 256, 8-bit weights", "segments", "plainact", "rank256_8bit"),

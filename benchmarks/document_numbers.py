@@ -57,7 +57,7 @@ def grid() -> list[str]:
 OF_ACCURACY = ("perplexity", "main_accuracy", "all_accuracy", "worse", "difference", "seeds", "share")
 NUMBERS = {
     **{name: getattr(accuracy, name) for name in OF_ACCURACY},
-    "criteria": lambda: accuracy.half("criterion of the mean scores", 2, *accuracy.CRITERIA),
+    "criteria": lambda: accuracy.half("static masks, by the mean score of", 2, *accuracy.CRITERIA),
     "small_predictors": lambda: accuracy.half("predictor", 0, *accuracy.SMALL),
     "claim": claim_tables.claim,
     "verdicts": claim_tables.verdicts,

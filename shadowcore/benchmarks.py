@@ -43,13 +43,13 @@ def check(name: str, offline_dir: str | None, fewshot: int = 0, limit: int | Non
 
 
 def read(
-    name: str, split: str, offline_dir: str | None, key: str = OFFLINE_DIR
+    name: str, split: str, offline_dir: str | None, where: str = OFFLINE_DIR
 ) -> tuple[list[Document], str | None, str]:
     """The documents of one split with the columns that the task reads, their licence if known, and their origin.
 
     They come from `<offline_dir>/<name>/<split>.parquet`, or without a folder from the hub at its newest commit.
-    Raises SourceError or ConfigError if the folder (named by `key`), the split or a column is missing, if there are no
-    documents, or if the task cannot use a value.
+    Raises SourceError or ConfigError if the folder (its key is `where`), the split or a column is missing, if there are
+    no documents, or if the task cannot use a value.
     """
     benchmark = BENCHMARKS[name]
     columns = benchmark.columns
@@ -59,16 +59,17 @@ def read(
         documents, licence = table_reading.of_hub(dataset, config, split, commit, columns, f"columns of {name}")
         origin = f"Hugging Face hub, {dataset} at {commit}"
     else:
-        path = _file(name, split, offline_dir, key)
+        path = _file(name, split, offline_dir, where)
         documents = table_reading.of_file(path, columns, f"columns of {name}")
         licence, origin = None, f"local folder {Path(offline_dir).expanduser().name}"
     _require_documents(name, split, origin, len(documents))
-    table_reading.check_rows(documents, columns, f"{name}, split {split}")
     for number, document in enumerate(documents):
-        if wrong := benchmark.wrong(document):
-            column, allowed = wrong
+        values = ((key, column.allowed) for key, column in columns.items() if not column.has_value(document[key]))
+        if wrong := next(values, None) or benchmark.wrong(document):
+            key, allowed = wrong
+            value = table_reading.shown(document[key])
             raise SourceError(
-                table_reading.refusal(f"{name}, split {split}", number, column, document[column], allowed)
+                f"{name}, split {split}, row {number}: column '{key}' holds {value}; allowed is {allowed}"
             )
     return documents, licence, origin
 

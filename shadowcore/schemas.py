@@ -5,57 +5,12 @@ Writers use `build`, readers use `read`, and the data dictionary in `results/REA
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-
-import pyarrow as pa
-
-from shadowcore import artifacts
-from shadowcore.errors import ArtifactError
-
-TEXT, INTEGER, NUMBER, BOOLEAN = pa.string(), pa.int64(), pa.float64(), pa.bool_()
+from shadowcore.table_schema import BOOLEAN, INTEGER, NUMBER, TEXT, Columns, Table
 
 
-@dataclass(frozen=True)
-class Table:
-    """A tidy table: its name and version, the meaning of a row, and its columns with types and meanings."""
-
-    name: str
-    version: int
-    row: str
-    columns: Mapping[str, tuple[pa.DataType, str]]
-
-    @property
-    def schema(self) -> str:
-        """The schema in the file's header, "name/version"."""
-        return f"{self.name}/{self.version}"
-
-    @property
-    def arrow(self) -> pa.Schema:
-        """The columns as an Arrow schema."""
-        return pa.schema([(name, kind) for name, (kind, _) in self.columns.items()])
-
-    def read(self, path: Path) -> pa.Table:
-        """The table in a file of this schema, which may have more columns; ArtifactError if one is missing or wrong."""
-        table = artifacts.read_table(path, self.schema)
-        for field in self.arrow:
-            kind = table.schema.field(field.name).type if field.name in table.column_names else "missing"
-            if kind != field.type:
-                raise ArtifactError(
-                    f"{path}: column '{field.name}' is {kind}; it must be {field.type}; delete the file and run the "
-                    "study again"
-                )
-        return table
-
-    def build(self, rows: Iterable[Mapping[str, Any]]) -> pa.Table:
-        """An Arrow table of `rows`; missing keys become null, and a key that is not a column is an ArtifactError."""
-        rows = list(rows)
-        for row in rows:
-            if unknown := set(row) - set(self.columns):
-                raise ArtifactError(f"table '{self.name}' has no column {sorted(unknown)}")
-        return pa.Table.from_pylist([{name: row.get(name) for name in self.columns} for row in rows], schema=self.arrow)
+def _of(columns: Columns, names: str) -> Columns:
+    """Some of these columns, by their names."""
+    return {name: columns[name] for name in names.split()}
 
 
 # the columns of every table with rows about a sparse model
@@ -69,10 +24,7 @@ CONDITION = {
     "policy": (TEXT, "per_layer, global or floored; null for dense, relu, sparseinfer"),
     "protocol": (TEXT, "positions of a mask: token, prompt, or lookahead (not causal); null for dense"),
     "units": (TEXT, "units removed: heads, neurons or both; null for dense"),
-    "sparsity_pct": (
-        INTEGER,
-        "nominal sparsity of units, percent removed in every layer but layer 0; 0 for relu, sparseinfer",
-    ),
+    "sparsity_pct": (INTEGER, "nominal: percent of units removed in every layer but layer 0; 0 for relu, sparseinfer"),
     "seed": (INTEGER, "seed of everything random in the row: of training, where something was trained"),
 }
 MEASURED = {
@@ -89,6 +41,8 @@ SEEDS = {
     "seed_deviation": (NUMBER, "standard deviation of the estimate over these seeds; null for one seed"),
 }
 FEWSHOT = (INTEGER, "examples in a prompt; null for tasks without prompts")
+TASK = {"task": (TEXT, "task name"), "fewshot": FEWSHOT}
+LAYER = {"kind": (TEXT, "heads or neurons"), "layer": (INTEGER, "layer, from 0")}
 
 OUTCOMES = Table(
     "outcomes", 3, "one document (or text window) under one condition",
@@ -102,9 +56,7 @@ OUTCOMES = Table(
     },
 )  # fmt: skip
 
-ESTIMATE = {
-    "task": (TEXT, "task name"),
-    "fewshot": FEWSHOT,
+ESTIMATE = TASK | {
     "metric": (TEXT, "acc, acc_norm (fractions), token_perplexity, word_perplexity or byte_perplexity"),
     "value": (NUMBER, "estimate over all documents"),
     "stderr": (NUMBER, "standard error of the estimate over documents"),
@@ -123,8 +75,7 @@ COMPARISONS = Table(
         "reference": (TEXT, "method of the reference; its other columns equal the row's if it has them"),
         "reference_criterion": (TEXT, "criterion of the reference; null if it has none"),
         "reference_predictor": (TEXT, "predictor of the reference, trained in the same way; null if it has none"),
-        "task": (TEXT, "task name"),
-        "fewshot": FEWSHOT,
+    } | TASK | {
         "metric": (TEXT, "acc, acc_norm, or log_perplexity (nats per token), log_word_perplexity, log_byte_perplexity"),
         "difference": (NUMBER, "metric of the condition minus metric of the reference"),
         "stderr": (NUMBER, "standard error of the paired difference"),
@@ -140,15 +91,10 @@ BUDGETS_PCT = (90, 80, 70, 60)
 RUNNER_UP = ("method", "criterion", "predictor", "policy", "units", "sparsity_pct")
 BEST_AT_BYTES = Table(
     "best_at_bytes", 1, "the best condition that reads at most a share of the dense model's bytes, on one text or task",
-    {name: CONDITION[name] for name in ("model", "data")}
-    | {
-        "task": (TEXT, "task name"),
-        "fewshot": FEWSHOT,
+    _of(CONDITION, "model data") | TASK | {
         "metric": (TEXT, "log_perplexity (nats per token; low is good), acc, acc_norm (high is good)"),
         "budget_pct": (INTEGER, "read_share is at most this, percent; without dense, random, oracle, lookahead"),
-    }
-    | {name: CONDITION[name] for name in CONDITION if name not in ("model", "data", "seed")}
-    | {
+    } | {name: CONDITION[name] for name in CONDITION if name not in ("model", "data", "seed")} | {
         "read_share": MEASURED["read_share"],
         "value": (NUMBER, "its log perplexity or accuracy, mean over seeds"),
         "ratio": (NUMBER, "its perplexity over the dense model's; null for accuracies"),
@@ -164,24 +110,18 @@ BEST_AT_BYTES = Table(
         "next_high": (NUMBER, "upper end of its 95 % paired interval"),
         "p_value": (NUMBER, "of next_difference, as in `comparisons`"),
         "p_holm": (NUMBER, "p_value corrected (Holm 1979) among the rows of one model and metric"),
-        "verdict": (
-            TEXT,
-            "significant: p_holm is below 0.05; undecided: it is not; only method: no other one reads as little; "
-            "none: no condition reads as little",
-        ),
+        "verdict": (TEXT, "significant (p_holm < 0.05), undecided, only method, or none (that reads as little)"),
     },
 )  # fmt: skip
 
 QUALITY = Table(
     "quality", 2, "how well one predictor ranks the units of one layer, on held-out calibration tokens",
-    {
-        "model": CONDITION["model"], "calibration": CONDITION["calibration"],
+    _of(CONDITION, "model calibration") | {
         "method": (TEXT, "static (the constant predictor), or a predictor's design: shadow, layerwise, segments"),
         "criterion": CONDITION["criterion"],
         "predictor": (TEXT, "name of the predictor; for static: the predictor that masked the traces, or null"),
         "seed": CONDITION["seed"],
-        "kind": (TEXT, "heads or neurons"),
-        "layer": (INTEGER, "layer, from 0"),
+    } | LAYER | {
         "sparsity_pct": (INTEGER, "sparsity of the kept units; null for spearman"),
         "policy": (TEXT, "policy that chooses the kept units; null for spearman"),
         "metric": (TEXT, "spearman; recall, precision: of the kept units against those with the highest true scores"),
@@ -193,9 +133,7 @@ QUALITY = Table(
 
 PREDICTORS = Table(
     "predictors", 3, "the part of one trained predictor for one kind of unit",
-    {
-        "model": CONDITION["model"], "calibration": CONDITION["calibration"], "method": QUALITY.columns["method"],
-        "criterion": CONDITION["criterion"], "predictor": CONDITION["predictor"], "seed": CONDITION["seed"],
+    _of(CONDITION | {"method": QUALITY.columns["method"]}, "model calibration method criterion predictor seed") | {
         "base": (TEXT, "first predictor of its chain, which was trained on the dense model; often itself"),
         "rounds": (INTEGER, "number of retrainings, each on traces under the masks of the previous predictor"),
         "tuned": (BOOLEAN, "whether it was finally tuned on the sparse model"),
@@ -209,21 +147,16 @@ PREDICTORS = Table(
         "tokens": (INTEGER, "number of training tokens"),
         "epochs": (INTEGER, "number of passes over the training tokens"),
         "best_epoch": (NUMBER, "epoch with the lowest held-out loss, kept (mean over groups); 0: before training"),
-        "loss_constant": (
-            NUMBER,
-            "held-out loss before training: squared error of the constant predictor on scaled scores; "
-            "if tuned, divergence from the dense model before tuning, nats per token",
-        ),
-        "loss": (NUMBER, "held-out loss of the kept weights"),
+        "loss_constant": (NUMBER, "held-out loss before training, of the constant predictor; if tuned, before tuning"),
+        "loss": (NUMBER, "held-out squared error of scaled scores; if tuned, divergence from dense, nats per token"),
     },
 )  # fmt: skip
 
 THRESHOLDS = Table(
     "thresholds", 2, "one magnitude that a share of one layer's neurons does not exceed, over the calibration tokens",
-    {
-        "model": CONDITION["model"], "calibration": CONDITION["calibration"],
+    _of(CONDITION, "model calibration") | {
         "method": (TEXT, "what is compared with it: |act(gate) * up| (threshold) or |act(gate)| (cats)"),
-        "layer": (INTEGER, "layer, from 0"),
+        "layer": LAYER["layer"],
         "sparsity_pct": (INTEGER, "share of the magnitudes at or below the threshold, percent"),
         "threshold": (NUMBER, "the magnitude"),
         "n": (INTEGER, "magnitudes: tokens times neurons"),
@@ -232,10 +165,7 @@ THRESHOLDS = Table(
 
 CRITERIA = Table(
     "criteria", 1, "importance of one unit under one criterion over the calibration windows",
-    {
-        "model": CONDITION["model"], "calibration": CONDITION["calibration"], "criterion": CONDITION["criterion"],
-        "kind": (TEXT, "heads or neurons"),
-        "layer": (INTEGER, "layer, from 0"),
+    _of(CONDITION, "model calibration criterion") | LAYER | {
         "unit": (INTEGER, "unit, from 0"),
         "mean": (NUMBER, "mean of the sequence scores over windows"),
         "deviation": (NUMBER, "standard deviation over windows"),
@@ -290,15 +220,10 @@ LATENCY = Table(
         "repeats": (INTEGER, "number of repeats"),
     },
 )  # fmt: skip
+PREDICTOR_SHAPE = "predictor_rank predictor_rank_heads predictor_bits predictor_groups"
 LATENCY_REPEATS = Table(
     "latency_repeats", 3, "one timed repeat of one decoding mode",
-    {
-        name: LATENCY.columns[name]
-        for name in (
-            "model", "device", "mode", "units", "sparsity_pct", "predictor_rank", "predictor_rank_heads",
-            "predictor_bits", "predictor_groups", "batch", "prompt_tokens", "new_tokens",
-        )
-    } | {
+    _of(LATENCY.columns, f"model device mode units sparsity_pct {PREDICTOR_SHAPE} batch prompt_tokens new_tokens") | {
         "repeat": (INTEGER, "repeat, from 0; modes take turns inside a repeat"),
         "ttft_ms": (NUMBER, "time of the prompt's pass, milliseconds"),
         "ms_per_token": (NUMBER, "mean time of a decode step, milliseconds"),
@@ -312,30 +237,24 @@ LATENCY_REPEATS = Table(
 
 REFUSED = Table(
     "refused", 1, "one decoding mode that failed its check and was therefore not timed",
-    {name: LATENCY.columns[name] for name in ("model", "device", "backend", "weights", "dtype", "threads")}
+    _of(LATENCY.columns, "model device backend weights dtype threads")
     | {"variant": (TEXT, "name of the mode in the job's log, with its sparsity")}
-    | {name: LATENCY.columns[name] for name in ("units", "sparsity_pct", "batch", "prompt_tokens", "new_tokens")}
+    | _of(LATENCY.columns, "units sparsity_pct batch prompt_tokens new_tokens")
     | {"reason": (TEXT, "the sentence about what differed, or that memory ran out")},
 )  # fmt: skip
 
-CLAIMED_LATENCY = ("device", "dtype", "prompt_tokens", "new_tokens", "predictor_rank", "predictor_bits")
 _EFFECT = "above 0 if as claimed; a logarithm of a ratio, or a difference of rank correlations plus the claim's margin"
 CLAIMS = Table(
     "claims", 3, "one published claim and one pair of our measurements on one text, or none",
     {
         "claim": (TEXT, "name of the claim in shadowcore/report/claims.py"),
         "statement": (TEXT, "what is claimed, in one sentence"),
-        "verdict": (
-            TEXT,
-            "of all texts: reproduced, direction only, undecided, contradicted, transfers, does not transfer, "
-            "not comparable or not attempted; docs/claims.md has the rule",
-        ),
+        "verdict": (TEXT, "of all texts, such as reproduced, transfers, undecided; docs/claims.md has all"),
         "reason": (TEXT, "why: what differs from the published setting, what cannot be compared, how texts disagree"),
         "vote": (TEXT, "what this text alone says: as claimed, opposite or undecided; null where nothing was measured"),
     }
     | {name: column for name, column in CONDITION.items() if name not in ("method", "seed")}
-    | {name: LATENCY.columns[name] for name in CLAIMED_LATENCY}
-    | {
+    | _of(LATENCY.columns, "device dtype prompt_tokens new_tokens predictor_rank predictor_bits") | {
         "metric": (TEXT, "what both values are"),
         "side_winner": (TEXT, "the side that the claim calls better: its method, and what else the claim names"),
         "side_loser": (TEXT, "the other side"),
@@ -355,12 +274,8 @@ CLAIMS = Table(
     },
 )  # fmt: skip
 
-MEASURED_TABLES = {
-    table.name: table
-    for table in (
-        ACCURACY, PERPLEXITY, COMPARISONS, BEST_AT_BYTES, QUALITY, PREDICTORS, CRITERIA, LATENCY, LATENCY_REPEATS,
-        REFUSED,
-    )
-}  # fmt: skip
+_ESTIMATES = (ACCURACY, PERPLEXITY, COMPARISONS, BEST_AT_BYTES)
+_TABLES = (*_ESTIMATES, QUALITY, PREDICTORS, CRITERIA, LATENCY, LATENCY_REPEATS, REFUSED)
+MEASURED_TABLES = {table.name: table for table in _TABLES}
 TIMED_TABLES = {table.name for table in (LATENCY, LATENCY_REPEATS, REFUSED)}  # differ from run to run
 FINAL_TABLES = MEASURED_TABLES | {CLAIMS.name: CLAIMS}

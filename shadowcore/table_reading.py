@@ -110,19 +110,6 @@ def of_hub(
         raise SourceError(f"hub data set {dataset} at {revision}, {_not_utf8(selected.data.table)}") from None
 
 
-def check_rows(rows: Sequence[Row], columns: Mapping[str, Column], where: str) -> None:
-    """Raise SourceError, naming row and column, for a value that its column must not contain."""
-    for number, row in enumerate(rows):
-        for name, column in columns.items():
-            if not column.has_value(row[name]):
-                raise SourceError(refusal(where, number, name, row[name], column.allowed))
-
-
-def refusal(where: str, number: int, column: str, value: Any, allowed: str) -> str:
-    """The message about one wrong value."""
-    return f"{where}, row {number}: column '{column}' holds {shown(value)}; allowed is {allowed}"
-
-
 def shown(value: Any) -> str:
     """The beginning of a value on one line, for messages."""
     text = repr(value)

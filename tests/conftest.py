@@ -14,13 +14,14 @@ if not torch.cuda.is_available():  # before anything imports Triton: its kernels
 
 import pandas as pd
 import pytest
+from made_study import built, documents, frames, results  # noqa: F401 (fixtures)
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from shadowcore.method.predictors import Predictor
 from shadowcore.models.families import FAMILIES, dimensions_of
 from shadowcore.texts.sources import RandomText
 
-LONG = ("test_workflow.py", "test_graph.py", "test_decoder.py", "test_report.py", "test_kernels.py")
+LONG = ("test_workflow.py", "test_graph.py", "test_decoder.py", "test_figures.py", "test_kernels.py")
 
 
 def pytest_collection_modifyitems(items):
@@ -116,7 +117,7 @@ def write_words(folder):
     return folder
 
 
-def write_benchmarks(folder, documents=8):
+def write_benchmarks(folder, documents=8):  # noqa: F811 (no fixture)
     """Invented data in the columns of piqa (a choice), winogrande (a choice of beginnings) and wikitext (pages)."""
     chooser = random.Random(0)
     words = ["".join(chooser.choices("aeinorst", k=chooser.randint(2, 5))) for _ in range(40)]

@@ -23,7 +23,7 @@ LAYERS = [
     for names in """
 errors provenance processes rates terminal
 devices artifacts logs
-machine manifests schemas packaged_files table_reading paragraphs provenance_graph
+machine manifests table_schema schemas packaged_files table_reading paragraphs provenance_graph
 stock_tasks
 benchmarks
 texts models data_dictionary

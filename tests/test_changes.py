@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from test_report import MODEL, criteria_rows, latency_rows, outcomes, predictor_rows, quality_rows
+from made_study import MODEL, criteria_rows, latency_rows, outcomes, predictor_rows, quality_rows
 
 from shadowcore import artifacts, cli
 from shadowcore.measure.statistics import normal_p

@@ -10,33 +10,27 @@ from shadowcore.report import claims, pairs, tables
 from shadowcore.report.claims import CLAIMS, PUBLISHED
 from shadowcore.schemas import FINAL_TABLES, MEASURED_TABLES
 
-PLACE = {
-    "calibration": "c4",
-    "policy": "global",
-    "protocol": "lookahead",
-    "units": "heads",
-    "sparsity_pct": 50,
-    "seed": 0,
-}
-ERROR = 0.01
+PLACE = {"calibration": "c4", "policy": "global", "protocol": "lookahead", "units": "heads", "sparsity_pct": 50}
+PLACE |= {"seed": 0}
+ERROR, PAIRED = 0.01, 0.004
 
 
-PAIRED = 0.004
+def built(**rows):
+    """The measured tables, those named with these rows and the others empty."""
+    return {name: tables.frame(table.build(rows.get(name, []))) for name, table in MEASURED_TABLES.items()}
 
 
 def study(model="opt-1.3b", winner=20.0, **place):
     """Tables with perplexities of shadow and of static, 40, both of plainact, and their paired comparison."""
-    found = {name: [] for name in MEASURED_TABLES}
+    values, compared = [], []
     for method, value in (("shadow", winner), ("static", 40.0)):
         keys = PLACE | {"model": model, "data": "wikitext", "method": method, "criterion": "plainact", **place}
         keys |= {"predictor": "small" if method == "shadow" else None, "task": "wikitext", "fewshot": 0, "n": 62}
-        found["perplexity"].append(keys | {"metric": "word_perplexity", "value": value})
+        values.append(keys | {"metric": "word_perplexity", "value": value})
         difference = {"difference": math.log(value / 10), "stderr": ERROR, "reference": "dense"}
-        found["comparisons"].append(keys | {"metric": "log_word_perplexity"} | difference)
+        compared.append(keys | {"metric": "log_word_perplexity"} | difference)
     static = {"reference": "static", "reference_criterion": "plainact", "difference": math.log(winner / 40)}
-    shadow = found["comparisons"][0]
-    found["comparisons"].append(shadow | static | {"stderr": PAIRED})
-    return {name: tables.frame(MEASURED_TABLES[name].build(rows)) for name, rows in found.items()}
+    return built(perplexity=values, comparisons=[*compared, compared[0] | static | {"stderr": PAIRED}])
 
 
 def verdicts(found, claim="context_over_static"):
@@ -63,29 +57,22 @@ def test_published_values_are_those_cited():
 
 
 def test_an_effect_is_that_of_the_values_with_the_error_of_their_paired_difference():
-    (row,) = verdicts(study())
+    found = study()
+    (row,) = verdicts(found)
     assert (row["value_winner"], row["value_loser"], row["sparsity_pct"]) == (20.0, 40.0, 50)
     assert row["effect"] == pytest.approx(math.log(2)) and row["paired"]
     assert row["high"] - row["effect"] == pytest.approx(1.96 * PAIRED)
     assert (row["published_value_winner"], row["published_value_loser"]) == (30.8, 42.8)
-
-
-def test_without_a_paired_difference_the_interval_holds_whatever_both_sides_share():
-    found = study()
-    found["comparisons"] = found["comparisons"].query("reference == 'dense'")
-    (row,) = verdicts(found)
-    assert not row["paired"] and row["high"] - row["effect"] == pytest.approx(1.96 * 2 * ERROR)
-
-
-def test_the_order_of_a_comparison_does_not_matter():
-    found = study()
+    # without a paired difference the interval holds whatever both sides share
     compared = found["comparisons"]
+    (row,) = verdicts(found | {"comparisons": compared.query("reference == 'dense'")})
+    assert not row["paired"] and row["high"] - row["effect"] == pytest.approx(1.96 * 2 * ERROR)
+    # the order of a comparison does not matter
     turned = compared.assign(
         method=compared["method"].replace({"shadow": "static"}), predictor=None, reference="shadow",
         reference_criterion="plainact", reference_predictor="small",
     )  # fmt: skip
-    found["comparisons"] = pd.concat([compared[:2], turned[2:]])
-    assert verdicts(found) == verdicts(study())
+    assert verdicts(found | {"comparisons": pd.concat([compared[:2], turned[2:]])}) == verdicts(study())
 
 
 TOKENS = {"word_perplexity": "token_perplexity", "log_word_perplexity": "log_perplexity"}
@@ -124,21 +111,17 @@ def test_every_text_votes(winners, verdict, votes):
         assert all("c4" in row["reason"] and "wikitext as claimed" in row["reason"] for row in rows)
 
 
+RANKED = {"model": "opt-1.3b", "calibration": "c4", "criterion": "plainact", "seed": 0, "kind": "heads"}
+SPEARMAN = {"metric": "spearman", "layer": 1, "stderr": 0.001}
+
+
 def test_ranking_is_judged_by_the_dense_models_scores():
     """Tuned or not; a later round's predictors are held against another model's scores."""
-    keys = {"model": "opt-1.3b", "calibration": "c4", "method": "shadow", "criterion": "plainact", "seed": 0}
-    keys |= {"kind": "neurons", "metric": "spearman", "layer": 1}
     made = {"small": (0, False), "tuned": (0, True), "again": (1, False), "again_tuned": (1, True)}
-    rows = [keys | {"predictor": name, "value": 0.5, "stderr": ERROR, "n": 9} for name in made]
-    predictors = [
-        {name: row[name] for name in ("model", "calibration", "method", "criterion", "predictor", "seed", "kind")}
-        | dict(zip(("rounds", "tuned"), made[row["predictor"]], strict=True))
-        for row in rows
-    ]
-    found = {
-        name: tables.frame(MEASURED_TABLES[name].build(part))
-        for name, part in (("quality", rows), ("predictors", predictors))
-    }
+    keys = [RANKED | {"method": "shadow", "predictor": name} for name in made]
+    training = [{"rounds": rounds, "tuned": tuned} for rounds, tuned in made.values()]
+    quality = [one | SPEARMAN | {"value": 0.5} for one in keys]
+    found = built(quality=quality, predictors=[one | more for one, more in zip(keys, training, strict=True)])
     assert set(pairs._rank_correlations(found)[0]["predictor"]) == {"small", "tuned"}
 
 
@@ -208,20 +191,10 @@ def test_another_opponent_than_the_published_one_is_not_comparable():
 
 @pytest.mark.parametrize("metric, verdict", [("spearman", "not comparable"), ("spearman_of_examples", "reproduced")])
 def test_a_correlation_is_compared_with_the_same_kind(metric, verdict):
-    keys = {"model": "opt-1.3b", "calibration": "c4", "predictor": "small", "seed": 0, "kind": "heads"}
-    rows = [
-        keys
-        | {"method": method, "criterion": "plainact", "metric": metric, "layer": 1, "value": value, "stderr": 0.001}
-        for method, value in (("shadow", 0.6), ("layerwise_own", 0.5))
-    ]
-    trained = [
-        {name: row[name] for name in ("model", "calibration", "method", "criterion", "predictor", "seed", "kind")}
-        | {"rounds": 0}
-        for row in rows
-    ]
-    found = {name: tables.frame(MEASURED_TABLES[name].build([])) for name in MEASURED_TABLES}
-    for name, part in (("quality", rows), ("predictors", trained)):
-        found[name] = tables.frame(MEASURED_TABLES[name].build(part))
+    values = {"shadow": 0.6, "layerwise_own": 0.5}
+    keys = [RANKED | {"method": method, "predictor": "small"} for method in values]
+    quality = [one | SPEARMAN | {"metric": metric, "value": values[one["method"]]} for one in keys]
+    found = built(quality=quality, predictors=[one | {"rounds": 0} for one in keys])
     found["perplexity"] = study()["perplexity"]
     (row,) = verdicts(found, "one_ranks_as_well")
     assert row["verdict"] == verdict and row["effect"] == pytest.approx(0.12)  # with the margin
@@ -241,18 +214,14 @@ def test_seeds_make_one_pair_with_the_spread_between_them_in_its_error():
 
 def answered(right):
     """Accuracies of shadow and layerwise: {task: (shadow's, layerwise's)}, None where one was not asked."""
-    found = {name: [] for name in MEASURED_TABLES}
+    rows = []
     for task, values in right.items():
-        for (method, criterion), value in zip(
-            (("shadow", "plainact"), ("layerwise_own", "l2_norm")), values, strict=True
-        ):
-            if value is None:
-                continue
-            keys = PLACE | {"model": "m", "data": task, "method": method, "criterion": criterion, "predictor": "small"}
-            keys |= {"task": task, "fewshot": 0, "metric": "acc", "n": 100}
-            found["accuracy"].append(keys | {"value": value})
-            found["comparisons"].append(keys | {"difference": value - 0.9, "stderr": 0.01, "reference": "dense"})
-    return {name: tables.frame(MEASURED_TABLES[name].build(rows)) for name, rows in found.items()}
+        for side, value in zip(("shadow", "own"), values, strict=True):
+            keys = dict(zip(("method", "criterion", "predictor"), SIDES[side], strict=True))
+            keys |= PLACE | {"model": "m", "data": task, "task": task, "fewshot": 0, "metric": "acc", "n": 100}
+            rows += [(keys, value)] if value is not None else []
+    compared = [keys | {"difference": value - 0.9, "stderr": 0.01, "reference": "dense"} for keys, value in rows]
+    return built(accuracy=[keys | {"value": value} for keys, value in rows], comparisons=compared)
 
 
 def test_accuracy_is_a_mean_over_tasks_on_the_same_scale():
@@ -261,9 +230,7 @@ def test_accuracy_is_a_mean_over_tasks_on_the_same_scale():
     error = math.hypot(0.02, 0.02) / 2  # a mean of two tasks, of unpaired differences
     assert row["high"] - row["effect"] == pytest.approx(1.96 * error / 0.60)
     assert row["verdict"] == "transfers" and row["published_effect"] == pytest.approx(math.log(1.049))
-
-
-def test_a_mean_is_over_benchmarks_that_both_sides_have():
+    # over benchmarks that both sides have
     both = {"piqa": (0.70, 0.60), "copa": (0.80, None), "true_continuation": (0.9, 0.1)}
     (row,) = verdicts(answered(both), "more_accurate")
     assert (row["value_winner"], row["value_loser"]) == (0.70, 0.60)
@@ -273,14 +240,11 @@ def test_a_model_without_rows_for_a_claim_is_said_to_have_none():
     rows = claims.judge(study())
     assert {row["claim"] for row in rows} == set(CLAIMS)
     assert {row["verdict"] for row in rows if row["claim"] != "context_over_static"} == {"not attempted"}
-    nothing = {name: tables.frame(table.build([])) for name, table in FINAL_TABLES.items()}
-    assert claims.judge(nothing) == []
-
-
-def test_another_model_changes_nothing():
-    both = {name: pd.concat([rows, study("other")[name]], ignore_index=True) for name, rows in study().items()}
+    assert claims.judge(built()) == []
+    # another model changes nothing
+    both = {name: pd.concat([table, study("other")[name]], ignore_index=True) for name, table in study().items()}
     build = FINAL_TABLES["claims"].build
-    assert build(row for row in claims.judge(both) if row["model"] == "opt-1.3b") == build(claims.judge(study()))
+    assert build(row for row in claims.judge(both) if row["model"] == "opt-1.3b") == build(rows)
 
 
 WIDTHS = (("shadow", 256, 10.0), ("layerwise", 256, 10.5), ("layerwise", 1000, 13.0))  # 1000: DejaVu's own, with 512
@@ -289,14 +253,14 @@ AS_PUBLISHED = (("shadow", 2048, 14.0), ("layerwise", 2048, 16.8))
 
 def timed(modes=(*WIDTHS, *AS_PUBLISHED), model="opt-30b", ceilings=None, **place):
     """Modes (method, rank, milliseconds) with random weights and nothing else; ceilings: other runs, by method."""
-    found = {name: [] for name in MEASURED_TABLES}
+    rows = []
     for mode, rank, ms in modes:
         row = {"model": model, "device": "GPU", "dtype": "bfloat16", "mode": mode, "units": "both", "batch": 1}
         row |= {"sparsity_pct": 50, "prompt_tokens": 128, "new_tokens": 128, "predictor_rank": rank}
         row |= {"predictor_rank_heads": 512 if rank == 1000 else rank, "predictor_bits": 16}
         row |= {"ceiling_gb_s": (ceilings or {}).get(mode, 4000.0)} | place
-        found["latency"].append(row | {"ms_per_token": ms, "ms_p10": ms * 0.99, "ms_p90": ms * 1.01})
-    return {name: tables.frame(MEASURED_TABLES[name].build(rows)) for name, rows in found.items()}
+        rows.append(row | {"ms_per_token": ms, "ms_p10": ms * 0.99, "ms_p90": ms * 1.01})
+    return built(latency=rows)
 
 
 def test_speed_is_compared_at_the_published_ranks():
@@ -313,15 +277,10 @@ def test_speed_is_compared_at_the_published_ranks():
 def test_times_are_paired_by_repeat():
     """A clock that slows both designs alike widens the times and not their ratio."""
     found = timed()
-    repeats = []
-    for number, clock in enumerate((1.0, 1.1, 1.2)):
-        part = found["latency"].assign(repeat=number, ms_per_token=found["latency"]["ms_per_token"] * clock)
-        repeats += (
-            part[[name for name in MEASURED_TABLES["latency_repeats"].columns if name in part]]
-            .dropna(axis=1)
-            .to_dict("records")
-        )
-    found["latency_repeats"] = tables.frame(MEASURED_TABLES["latency_repeats"].build(repeats))
+    times = found["latency"]["ms_per_token"]
+    repeats = [found["latency"].assign(repeat=i, ms_per_token=times * clock) for i, clock in enumerate((1, 1.1, 1.2))]
+    repeats = pd.concat(repeats).reindex(columns=list(MEASURED_TABLES["latency_repeats"].columns))
+    found["latency_repeats"] = repeats.reset_index(drop=True)
     (row,) = claims.judge(found)
     assert row["paired"] and row["high"] - row["low"] == pytest.approx(0, abs=1e-9)
     (unpaired,) = claims.judge(timed())
@@ -349,14 +308,10 @@ def test_published_times_name_their_ranks_and_gpus():
         assert (rows.loc[predicted, column] == 2048).all() and rows.loc[~predicted, column].isna().all()
     gpus = {"opt-1.3b": 1, "opt-6.7b": 2, "opt-13b": 4, "opt-30b": 4, "opt-66b": 4}
     assert (rows["gpus"] == rows["model"].map(gpus)).all()
-    ratios = {model: one["effect"].iloc[0] for model, one in _half().groupby("model")}
+    half = claims.published(PUBLISHED, CLAIMS["faster_than_layerwise"]).query("sparsity_pct == 50")
+    ratios = half.groupby("model")["effect"].first()
     for model, ratio in {"opt-1.3b": 1.213, "opt-6.7b": 1.146, "opt-13b": 1.140}.items():
         assert math.exp(ratios[model]) == pytest.approx(ratio, abs=5e-4)
-
-
-def _half():
-    theirs = claims.published(PUBLISHED, CLAIMS["faster_than_layerwise"])
-    return theirs[theirs["sparsity_pct"] == 50]
 
 
 def test_withdrawn_rank_correlations_are_not_used():
@@ -374,16 +329,15 @@ def test_withdrawn_rank_correlations_are_not_used():
     [
         (b"", "No columns to parse"),
         (b"quantity,value\nlatency,1\n", "no column criterion, method, metric"),
-        (
-            PUBLISHED.read_bytes().replace(b",17.1,", b",seventeen,", 1),
-            "could not convert string to float: 'seventeen'",
-        ),
+        (PUBLISHED.read_bytes().replace(b",17.1,", b",seventeen,", 1), "to float: 'seventeen'"),
         (PUBLISHED.read_bytes() + b"1" + 20 * b",1" + b"\n", "Expected 16 fields"),
         (b"\xff\xfe\x00", "can't decode"),
     ],
 )
 def test_a_table_of_published_values_that_is_none(content, says, tmp_path):
     path = tmp_path / "mine.csv"
+    with pytest.raises(ArtifactError, match="mine.csv: no such file"):
+        claims.published(path, CLAIMS["context_over_static"])
     path.write_bytes(content)
     with pytest.raises(ArtifactError, match=f"mine.csv: .*{says}.*published.csv") as raised:
         claims.published(path, CLAIMS["context_over_static"])

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_report import MODEL, latency_rows, outcomes
+from made_study import MODEL, latency_rows, outcomes
 
 from shadowcore import artifacts, cli
 from shadowcore.commands.explain import explain

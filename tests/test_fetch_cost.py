@@ -9,9 +9,10 @@ import transformers
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from shadowcore.errors import SourceError
-from shadowcore.models import contents, sources
-from shadowcore.models.folders import byte_tokenizer, load_model
+from shadowcore.models import contents, random_model, sources
+from shadowcore.models.folders import load_model
 from shadowcore.models.sources import RandomModel
+from shadowcore.models.tokenizers import byte_tokenizer
 from shadowcore.provenance import file_sha256
 
 OPT = RandomModel("opt", layers=3, width=32, heads=4, neurons=64, positions=128, seed=3)
@@ -57,7 +58,7 @@ def test_a_cpu_draws_what_the_family_draws_itself(source, tmp_path, monkeypatch)
     card = sources.fetch(source, tmp_path / "one")
     assert card["origin"] == "random weights, seed 3, drawn on a CPU"
     assert card["files"]["model.safetensors"]["sha256"] == file_sha256(tmp_path / "plain" / "model.safetensors")
-    monkeypatch.setattr(sources, "SHARD_BYTES", 20_000)
+    monkeypatch.setattr(random_model, "SHARD_BYTES", 20_000)
     files = sources.fetch(source, tmp_path / "several")["files"]
     assert len([name for name in files if name.endswith(".safetensors")]) > 2
     one, several = (load_model(tmp_path / name).state_dict() for name in ("one", "several"))
@@ -81,7 +82,7 @@ def test_weights_are_drawn_on_one_device_in_16_bits(tmp_path, monkeypatch):
 
     original = transformers.AutoModelForCausalLM.from_config
     monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_config", see)
-    monkeypatch.setattr(sources, "reserved", reserved)
+    monkeypatch.setattr(random_model, "reserved", reserved)
     sources.fetch(OPT, tmp_path / "weights")
     kind = "cuda" if torch.cuda.is_available() else "cpu"
     assert [(dtype, device.type) for dtype, device in drawn] == [(torch.float16, kind)]

@@ -29,8 +29,9 @@ from shadowcore.measure.sparsity import PredictedMasks, SparseModel
 from shadowcore.method.predictors import PREDICTOR_SCHEMA
 from shadowcore.method.weight_quantization import stored
 from shadowcore.models.families import KINDS
-from shadowcore.models.folders import byte_tokenizer, load_model
+from shadowcore.models.folders import load_model
 from shadowcore.models.losses import all_scored
+from shadowcore.models.tokenizers import byte_tokenizer
 from shadowcore.stages import fetch_model
 from shadowcore.texts import cutting
 from shadowcore.texts.documents import Document, documents_to_table

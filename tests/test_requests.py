@@ -14,7 +14,7 @@ from shadowcore.measure import harness
 from shadowcore.measure.group import Group
 from shadowcore.measure.questions import Questions, true_continuation
 from shadowcore.measure.sparsity import SparseModel
-from shadowcore.models.folders import byte_tokenizer
+from shadowcore.models.tokenizers import byte_tokenizer
 
 LONGEST = 64
 TEMPLATES = {"nothing": "$A", "bos": "<s> $A", "bos twice": "<s> <s> $A", "eos": "$A </s>", "both": "<s> $A </s>"}

@@ -10,7 +10,7 @@ import pytest
 from shadowcore import artifacts, benchmarks
 from shadowcore.benchmarks import BENCHMARKS, BenchmarkText
 from shadowcore.errors import ConfigError, ShadowcoreError, SourceError
-from shadowcore.models.folders import byte_tokenizer
+from shadowcore.models.tokenizers import byte_tokenizer
 from shadowcore.paragraphs import mark, paragraphs, visible
 from shadowcore.stages import check_disjoint, inputs, prepare_benchmark, prepare_text, trace
 from shadowcore.stages.base import CARD_SCHEMA
@@ -105,17 +105,10 @@ def test_labels_that_are_none_are_refused(tmp_path, name, column, value):
         assert not (folder / "prepared").exists()
 
 
-@pytest.mark.parametrize("name", CHOICES)
-@pytest.mark.parametrize("text", EMPTY)
-def test_a_choice_or_document_without_anything_visible_is_refused(tmp_path, name, text):
-    write(tmp_path, name, GOOD[name], GOOD[name] | CHOICES[name](text), GOOD[name])
-    with pytest.raises(SourceError, match=f"{name}, split .*, row 1: .*(empty|without empty texts)"):
-        prepare(tmp_path, name)
-
-
 @pytest.mark.parametrize(
     ("name", "change"),
     [
+        *((name, change(text)) for name, change in CHOICES.items() for text in EMPTY),
         ("hellaswag", {"endings": ["a", "b", "[header]", "d"]}),  # which the task removes
         ("hellaswag", {"endings": ["a", "b", "c"]}),
         ("winogrande", {"sentence": "No blank."}),
@@ -131,7 +124,7 @@ def test_a_choice_or_document_without_anything_visible_is_refused(tmp_path, name
 def test_other_rows_that_are_no_question_are_refused_by_their_place_in_the_source(tmp_path, name, change):
     write(tmp_path, name, GOOD[name], GOOD[name] | change)
     for limit in (None, 2):  # a subset has an order of its own
-        with pytest.raises(SourceError, match=f"{name}, split .*, row 1"):
+        with pytest.raises(SourceError, match=f"{name}, split .*, row 1: "):
             prepare(tmp_path, name, limit=limit)
 
 
@@ -149,17 +142,22 @@ def test_more_documents_or_examples_than_there_are_is_refused_at_once(tmp_path):
 
 
 @pytest.mark.parametrize("kind", OTHERS)
-def test_columns_of_other_types_are_refused_by_check_and_by_reading(tmp_path, kind):
+def test_columns_of_other_types_are_refused_by_check_and_by_reading(tmp_path, monkeypatch, kind):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
     arrow, value = OTHERS[kind]
     path = tmp_path / "piqa" / "validation.parquet"
     write(tmp_path, "piqa", GOOD["piqa"])
     table = pq.read_table(path).drop_columns("goal").append_column("goal", pa.array([value], arrow))
     pq.write_table(table, path)
-    text = FolderText(str(path), "goal")
-    for attempt in (
-        lambda: benchmarks.check("piqa", str(tmp_path)), lambda: prepare(tmp_path, "piqa"), text.check, text.read
-    ):  # fmt: skip
-        with pytest.raises(ConfigError, match=r"validation.parquet: column 'goal' holds .*; allowed is text"):
+    text, hub = FolderText(str(path), "goal"), HubText(str(path.parent), "validation", "0" * 40, "goal")
+    attempts = [
+        lambda: benchmarks.check("piqa", str(tmp_path)),
+        lambda: prepare(tmp_path, "piqa"),
+        text.check,
+        text.read,
+    ]
+    for attempt in [*attempts, hub.read] if kind != "nothing" else attempts:
+        with pytest.raises(ConfigError, match=r"piqa.*: column 'goal' holds .*; allowed is text"):
             attempt()
 
 
@@ -238,6 +236,7 @@ def test_folders_of_plain_text_and_of_json_lines_are_texts(tmp_path):
     [
         ({"a.csv": b"x", "b.csv": b"x", "README": b"x"}, "text", "source.path: .*found: 2 .csv, 1 without suffix.*txt"),
         ({"a.csv": b"x", "README.txt": b"x"}, "text", "source.path: .*found: 1 .csv, 1 .txt"),
+        ({}, "text", "source.path: no Parquet files in .*found: no files"),
         ({"a.txt": b"x"}, "page", "source.column: 'page' .*a.txt is plain text"),
         ({"a.jsonl": b'{"page": "x"}'}, "text", "a.jsonl, row 0: no column 'text'.*page"),
         ({"a.jsonl": b'{"text": 3}'}, "text", "a.jsonl, row 0: column 'text' holds 3; allowed is text"),
@@ -285,16 +284,6 @@ def test_a_benchmark_without_its_files_is_refused_by_check(tmp_path):
         benchmarks.check("pica", None)
 
 
-def test_hub_columns_of_other_types_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    (tmp_path / "set").mkdir()
-    for kind in ("bytes", "lists", "times", "numbers"):
-        arrow, value = OTHERS[kind]
-        pq.write_table(pa.table({"text": pa.array([value], arrow)}), tmp_path / "set" / "train.parquet")
-        with pytest.raises(ConfigError, match=r"source.column of .*set: column 'text' holds .*; allowed is text"):
-            HubText(str(tmp_path / "set"), "train", "0" * 40).read()
-
-
 def test_sizes_beyond_the_text_name_their_key_and_both_numbers(tmp_path):
     (tmp_path / "text").mkdir()
     pq.write_table(pa.table({"text": [f"{n} {'abc' * 9}" for n in range(20)]}), tmp_path / "text" / "a.parquet")
@@ -328,6 +317,7 @@ BREAKS += ["\u2028", "\u2029", "\n\n\n", "\x0b\x0b"]
 @pytest.mark.parametrize("between", BREAKS)
 def test_paragraphs_end_at_breaks_of_any_kind(between):
     assert paragraphs(f"one two{between}three\r\nfour{between}") == ["one two", "three\nfour"]
+    assert mark(f"one  two{between}\u200b\nthree") == mark("one two three") != mark("one two four")
     words = [[f"{letter}{number}" for number in range(8)] for letter in "abcdef"]
     documents = [Document.of(part[0], between.join([" ".join(part[:4]), " ".join(part[4:])])) for part in words]
     with pytest.raises(ConfigError, match="hold 0 passages"):  # of five words, where paragraphs have four
@@ -355,11 +345,6 @@ def test_no_break_hides_a_benchmark_in_a_calibration_text(tmp_path, between):
         check_disjoint.run(check_disjoint.Spec("a", "a"), files, check_disjoint.Outputs(tmp_path / "disjoint.json"))
 
 
-def test_a_mark_is_of_the_visible_words():
-    assert mark("one  two\r\n \u200b\nthree") == mark("one two three") != mark("one two four")
-    assert visible("a\u0301") and not visible("\u200b \t\u00ad\ufe0f")
-
-
 def test_examples_of_several_paragraphs_are_found_again(tmp_path):
     rows = [GOOD["piqa"] | {"goal": f"go {number}\r\n \r\nnow\u2029please"} for number in range(3)]
     documents, card = sources.fetch(BenchmarkText("piqa", write(tmp_path, "piqa", *rows, split="train")))
@@ -367,7 +352,7 @@ def test_examples_of_several_paragraphs_are_found_again(tmp_path):
     assert marks == list(map(mark, benchmarks.examples("piqa", "train", rows)))
 
 
-def test_choices_of_words_that_show_nothing_are_no_choices():
+def test_words_that_show_nothing_are_no_words():
     parts = {letter: " ".join(f"{letter}{number}" for number in range(3)) for letter in "abcdefg"}
     documents = [Document.of(letter, f"{part} \u200b \ufeff") for letter, part in parts.items()]
     for row in cutting.true_continuation(documents, 7, 2, 1, seed=0):

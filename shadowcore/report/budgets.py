@@ -9,8 +9,8 @@ import pandas as pd
 
 from shadowcore.report.answer import change, p_value
 from shadowcore.report.blocks import Block, method_name, number
-from shadowcore.report.figures.lines import asked, where
 from shadowcore.report.figures.scaling import DENSE
+from shadowcore.report.select import asked, where
 from shadowcore.report.tables import Tables
 
 

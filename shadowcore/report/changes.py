@@ -111,48 +111,38 @@ def _outcomes(folder: Path) -> pd.DataFrame:
     return pd.concat([part.to_pandas() for part in parts] or [OUTCOMES.build([]).to_pandas()], ignore_index=True)
 
 
-def _compared(
-    name: str, measure: Measure, old: pd.DataFrame, new: pd.DataFrame, old_outcomes: pd.DataFrame, new_outcomes
-) -> Compared:
-    named = {}
-    for key in measure.keys:
-        values = [sorted(map(_text, rows[key].unique())) for rows in (old, new)]
-        if [len(one) for one in values] == [1, 1] and values[0] != values[1]:
-            named[key] = (values[0][0], values[1][0])
+def _compared(name: str, measure: Measure, old: pd.DataFrame, new: pd.DataFrame, *outcomes: pd.DataFrame) -> Compared:
+    values = {key: [sorted(map(_text, rows[key].unique())) for rows in (old, new)] for key in measure.keys}
+    single = {key: (one[0], other[0]) for key, (one, other) in values.items() if len(one) == len(other) == 1}
+    named = {key: pair for key, pair in single.items() if pair[0] != pair[1]}
     keys = [key for key in measure.keys if key not in named]
-    sides = []
-    for rows in (old, new):
-        values, errors = rows[measure.value].astype(float), measure.error(rows).astype(float)
-        sides.append(dict(zip(_keyed(rows, keys), zip(values, errors, strict=True), strict=True)))
-    before, after = sides
+    before, after = (
+        dict(zip(_keyed(rows, keys), zip(rows[measure.value], measure.error(rows), strict=True), strict=True))
+        for rows in (old, new)
+    )
     both = [key for key in before if key in after]
     differing = [key for key in both if before[key][0] != after[key][0]]
-    pairs = _pairs(name, keys, old_outcomes, new_outcomes) if differing else {}
-    tests = {key: _test(before[key], after[key], measure.log, pairs.get(key)) for key in differing}
-    known = [key for key, (_, p_value, _) in tests.items() if not math.isnan(p_value)]
+    pairs = _pairs(name, keys, *outcomes) if differing else {}
+    tests = {key: pairs.get(key) or _unpaired(before[key], after[key], measure.log) for key in differing}
+    known = [key for key, (_, p_value) in tests.items() if not math.isnan(p_value)]
     corrected = dict(zip(known, statistics.holm([tests[key][1] for key in known]), strict=True)) if known else {}
     words = _names([*before, *(key for key in after if key not in before)])
     moved = [
-        Moved(words[key], before[key][0], after[key][0], tests[key][0], corrected[key], tests[key][2])
+        Moved(words[key], before[key][0], after[key][0], tests[key][0], corrected[key], key in pairs)
         for key in sorted(known, key=corrected.get)
         if corrected[key] < MOVED
     ]
     return Compared(
         name, named, len(both) - len(differing), len(known) - len(moved), len(differing) - len(known),
-        sum(paired for _, _, paired in tests.values()), measure.log, moved,
+        len(tests.keys() & pairs.keys()), measure.log, moved,
         [words[key] for key in after if key not in before], [words[key] for key in before if key not in after],
     )  # fmt: skip
 
 
-def _test(
-    old: tuple[float, float], new: tuple[float, float], log: bool, paired: tuple[float, float] | None
-) -> tuple[float, float, bool]:
-    """Difference, its p, and whether documents were paired."""
-    if paired is not None:
-        return *paired, True
-    values = [math.log(side[0]) if log else side[0] for side in (old, new)]
-    difference = values[1] - values[0]
-    return difference, statistics.normal_p(difference, math.hypot(old[1], new[1])), False
+def _unpaired(old: tuple[float, float], new: tuple[float, float], log: bool) -> tuple[float, float]:
+    """Difference of two independent estimates, each a value and its error, and its p."""
+    difference = math.log(new[0] / old[0]) if log else new[0] - old[0]
+    return difference, statistics.normal_p(difference, math.hypot(old[1], new[1]))
 
 
 def _pairs(name: str, keys: list[str], old: pd.DataFrame, new: pd.DataFrame) -> Mapping[Key, tuple[float, float]]:
@@ -162,13 +152,12 @@ def _pairs(name: str, keys: list[str], old: pd.DataFrame, new: pd.DataFrame) -> 
         return {}
     groups = []
     for rows in (old, new):
-        rows = rows[rows["metric"].isin(list(metrics))]
         # as the tables call it; outcomes and tables name a condition by the same columns
-        rows = rows.assign(metric=rows["metric"].map(metrics))
+        rows = rows[rows["metric"].isin(list(metrics))].replace({"metric": metrics})
         groups.append(dict(iter(rows.groupby(pd.Series(_keyed(rows, keys), rows.index, dtype=object)))))
     found = {}
     for key in groups[0].keys() & groups[1].keys():
-        before, after = (side[key].sort_values("document", kind="stable") for side in groups[:2])
+        before, after = (side[key].sort_values("document", kind="stable") for side in groups)
         alike = [np.array_equal(before[column], after[column]) for column in ("document", "weight")]
         if not all(alike) or len(before) < 2:
             continue

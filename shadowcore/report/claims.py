@@ -152,17 +152,14 @@ def _judged(texts: pd.DataFrame, theirs: pd.DataFrame, claim: Claim) -> list[dic
     others = [key for key in setting if pd.notna(nearest[key]) and nearest[key] != ours.get(key)]
     if claim.published:
         others.append("design and criterion changed together")
-    votes = [_vote(*ends) for ends in zip(texts["low"], texts["high"], strict=True)]
+    votes = ["as claimed" if low > 0 else "opposite" if high < 0 else "undecided"
+             for low, high in zip(texts["low"], texts["high"], strict=True)]  # fmt: skip
     verdict, reason = _verdict(texts, votes, nearest, others, claim)
     rows = []
     for vote, row in zip(votes, texts.to_dict("records"), strict=True):
         row = {key: None if pd.isna(value) else value for key, value in row.items() if key in TABLE.columns}
         rows.append(row | _nearest(nearest) | {"vote": vote, "verdict": verdict, "reason": reason})
     return rows
-
-
-def _vote(low: float, high: float) -> str:
-    return "as claimed" if low > 0 else "opposite" if high < 0 else "undecided"
 
 
 def _verdict(

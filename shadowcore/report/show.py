@@ -15,7 +15,7 @@ from shadowcore import artifacts
 from shadowcore.report import drawn
 from shadowcore.report.blocks import Block, answers, claimed, lacking, measured, refused, summaries
 from shadowcore.report.budgets import at_bytes
-from shadowcore.report.tables import Tables, of_study
+from shadowcore.report.tables import of_study
 
 
 def show(results: Path, console: Console, everything: bool = False, brief: bool = False) -> None:
@@ -26,15 +26,12 @@ def show(results: Path, console: Console, everything: bool = False, brief: bool 
         parts += [measured(found), claimed(found)]
     elif not brief:
         parts.append(summaries(found))
-    for part in chain(_warnings(results, found), *parts):
-        _table(console, part)
+    # what the tables lack, where they are made of a part of the study, and what was not timed
+    for part in chain((lacking(missing(results)), refused(found)), *parts):
+        if part is not None:
+            _table(console, part)
     for line in _files(Path(results), everything):
         console.print(line, highlight=False, soft_wrap=True)
-
-
-def _warnings(results: Path, found: Tables) -> Iterator[Block]:
-    """What the tables lack, where they are made of a part of the study, and what was not timed."""
-    yield from filter(None, (lacking(missing(results)), refused(found)))
 
 
 def missing(results: Path) -> list[dict[str, str]]:

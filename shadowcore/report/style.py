@@ -8,92 +8,37 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import wraps
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
-from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
 from shadowcore import artifacts
 from shadowcore.artifacts import Header
+from shadowcore.report.looks import look
 
 FIGURE_SCHEMA = "figure/1"
+End = tuple[float, float, str, str]  # x, y, label, color of the last point of a line
 Drawing = Figure | str  # a figure, or the reason why there is nothing to show
-
-
-class Look(NamedTuple):
-    """How a method is named and drawn."""
-
-    label: str
-    color: str
-    marker: str
-
-
-METHODS = {
-    "dense": Look("dense", "#000000", ""),
-    "huggingface": Look("Hugging Face, dense", "#666666", "P"),
-    "random": Look("random", "#8C8C8C", "X"),
-    "static": Look("static (mean scores)", "#E69F00", "s"),
-    "given": Look("given (static units, gathered)", "#C9A66B", "d"),
-    "threshold": Look("threshold (large activations)", "#56B4E9", "p"),
-    "cats": Look("cats (large gates)", "#44AA99", "H"),
-    "griffin": Look("griffin (large over the prompt)", "#999933", "h"),
-    "relu": Look("relu (zeros, lossless)", "#8B4513", "*"),
-    "sparseinfer": Look("sparseinfer (sign bits)", "#F0E442", "+"),
-    "proxy4": Look("proxy4 (4-bit copy)", "#332288", ">"),
-    "proxy3": Look("proxy3 (3-bit copy)", "#6A4FC3", "8"),
-    "proxy2": Look("proxy2 (2-bit copy)", "#B39DDB", "x"),
-    "proxy4_ahead": Look("proxy4_ahead (before attention)", "#117733", "1"),
-    "proxy3_ahead": Look("proxy3_ahead (before attention)", "#66CC33", "2"),
-    "proxy2_ahead": Look("proxy2_ahead (before attention)", "#B8E986", "3"),
-    "shadow": Look("shadow (one predictor)", "#0072B2", "o"),
-    "segments": Look("segments (one per group of layers)", "#882255", "v"),
-    "layerwise": Look("layerwise (one per layer)", "#009E73", "^"),
-    "layerwise_own": Look("layerwise, reading its own layer", "#D55E00", "<"),
-    "oracle": Look("oracle (true scores)", "#CC79A7", "D"),
-}
-ORDER = {method: rank for rank, method in enumerate(METHODS)}
 FAINT, GREY = "#D9D9D9", "#666666"
 WIDTH = 8.5  # inches of a figure, at most: text of 9 points is read well at 800 pixels
 
 RC = {
-    "font.size": 9,
-    "axes.titlesize": 9,
-    "figure.titlesize": 10,
-    "legend.fontsize": 8.5,
-    "xtick.labelsize": 8.5,
-    "ytick.labelsize": 8.5,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.8,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#EBEBEB",
-    "grid.linewidth": 0.6,
-    "lines.linewidth": 1.4,
-    "lines.markersize": 4.5,
-    "legend.frameon": False,
+    "font.size": 9, "axes.titlesize": 9, "figure.titlesize": 10, "legend.fontsize": 8.5, "legend.frameon": False,
+    "xtick.labelsize": 8.5, "ytick.labelsize": 8.5, "lines.linewidth": 1.4, "lines.markersize": 4.5,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.8, "axes.grid": True,
+    "axes.axisbelow": True, "grid.color": "#EBEBEB", "grid.linewidth": 0.6, "svg.hashsalt": "shadowcore",
     "pdf.fonttype": 42,  # fonts as text, not outlines
-    "svg.hashsalt": "shadowcore",
-}
+}  # fmt: skip
 PNG_DPI = 150
-
-
-def look(method: str) -> Look:
-    """The look of a method; one that is not in METHODS is drawn red under its own name."""
-    return METHODS.get(method, Look(method, "#E3000F", "p"))
-
-
-def method_order(method: str) -> tuple[int, str]:
-    """A key to sort by: methods in the order of their looks, others after them by name."""
-    return ORDER.get(method, len(ORDER)), method
 
 
 def styled(draw: Callable[..., Drawing]) -> Callable[..., Drawing]:
@@ -159,10 +104,10 @@ def key(label: str, color: str, marker: str = "", line: str = "-", **more: objec
     return Line2D([], [], label=label, color=color, marker=marker, linestyle=line, **more)
 
 
-def end_labels(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
+def end_labels(axes: Axes, ends: Sequence[End]) -> None:
     """Write the label of each line right of the panel at the height of its end, apart from each other.
 
-    ends: (x, y, label, color) of the last points. The panel's limits and scales must be set before.
+    The panel's limits and scales must be set before.
     """
     axes.autoscale_view()
     low, high = axes.get_ylim()
@@ -185,6 +130,12 @@ def end_labels(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> Non
             label, (x, y), (1.05, height), "axes fraction", "axes fraction", color=color, va="center", fontsize=8,
             annotation_clip=False, arrowprops={"arrowstyle": "-", "color": color, "linewidth": 0.5, "alpha": 0.6},
         )  # fmt: skip
+
+
+def counted(row: Mapping[str, Any], what: str = "") -> str:
+    """How many documents of an evaluated text were measured, or windows of a calibration text: a fact for the title."""
+    text, things = (row["data"], "documents") if "data" in row else (row["calibration"], "windows")
+    return f"{text}: {row['n']:,} {what or things}"
 
 
 def level(axes: Axes, value: float, low: float, high: float) -> None:
@@ -221,13 +172,11 @@ def whole_ticks(axes: Axes) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
 
 
-def colour_scale(low: float, high: float) -> Normalize:
-    """Logarithmic between positive ends, else linear: importance spans orders of magnitude."""
-    return LogNorm(low, high) if 0 < low < high else Normalize(low, high)
-
-
-def colour_bar(image: AxesImage, axes: Axes, label: str) -> None:
-    """The scale of an image's colours right of it, open at both ends, in plain numbers."""
-    ticks = LogLocator(subs=(1, 2, 5)) if isinstance(image.norm, LogNorm) else None
+def colour_map(axes: Axes, values: np.ndarray, low: float, high: float, label: str, **shown: object) -> None:
+    """Values as colours with their scale at the right, logarithmic between positive ends, open, in plain numbers."""
+    norm = LogNorm(low, high) if 0 < low < high else Normalize(low, high)
+    image = axes.imshow(values, aspect="auto", interpolation="nearest", cmap="viridis", norm=norm, **shown)
+    ticks = LogLocator(subs=(1, 2, 5)) if isinstance(norm, LogNorm) else None
     bar = axes.figure.colorbar(image, ax=axes, label=label, extend="both", pad=0.02, ticks=ticks, format="%g")
     bar.minorticks_off()
+    axes.grid(False)

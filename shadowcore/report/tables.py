@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -48,10 +48,7 @@ def perplexity(outcomes: Outcomes) -> list[Row]:
 
     def estimate(group: Documents) -> Row:
         measured = statistics.perplexity(group.value, group.weight)
-        return measured._asdict() | {
-            "metric": PERPLEXITIES[group.keys["metric"]],
-            "counted": int(group.weight.sum()),
-        }
+        return measured._asdict() | {"metric": PERPLEXITIES[group.keys["metric"]], "counted": int(group.weight.sum())}
 
     return _estimates(outcomes, tuple(PERPLEXITIES), estimate)
 
@@ -70,18 +67,15 @@ def comparisons(outcomes: Outcomes, predictors: Iterable[Row] = ()) -> list[Row]
     """
     # those on the same documents one after the other: they share their resamples
     groups = sorted(_documents(outcomes), key=lambda one: order(one.keys, SAME_DOCUMENTS))
-    dense, placed = {}, {}
+    dense, placed, rows = {}, {}, []
     for one in groups:
-        if one.keys["method"] == "dense":
-            seeds = dense.setdefault(_values(one.keys, SAME_DOCUMENTS), {})
-            if one.keys["seed"] in seeds:
-                raise ArtifactError(
-                    f"{row_name(one.keys)}: two dense conditions with seed {one.keys['seed']}; there must be one"
-                )
-            seeds[one.keys["seed"]] = one
-        else:
+        if one.keys["method"] != "dense":
             placed.setdefault(_values(one.keys, [*SAME_DOCUMENTS, *SAME_PLACE]), []).append(one)
-    rows = []
+            continue
+        seeds, seed = dense.setdefault(_values(one.keys, SAME_DOCUMENTS), {}), one.keys["seed"]
+        if seed in seeds:
+            raise ArtifactError(f"{row_name(one.keys)}: two dense conditions with seed {seed}; there must be one")
+        seeds[seed] = one
     for one in groups:
         keys, seeds = one.keys, dense.get(_values(one.keys, SAME_DOCUMENTS), {})
         if keys["method"] == "dense" or not seeds:
@@ -91,11 +85,7 @@ def comparisons(outcomes: Outcomes, predictors: Iterable[Row] = ()) -> list[Row]
                 f"{row_name(keys)}: its seed is {keys['seed']}, where dense was run with {sorted(seeds)}"
             )
         reference = seeds[keys["seed"]] if len(seeds) > 1 else next(iter(seeds.values()))
-        rows.append(
-            compared(
-                keys | {"reference": "dense", "reference_criterion": None, "reference_predictor": None}, one, reference
-            )
-        )
+        rows.append(compared(keys | dict.fromkeys(REFERENCE) | {"reference": "dense"}, one, reference))
     training = _training(groups, predictors)
     for alike in placed.values():
         for one, other in product(alike, repeat=2):
@@ -204,9 +194,7 @@ def compared(row: Row, group: Documents, reference: Documents) -> Row:
         named = {"p_value": p_value}
     else:
         if (group.weight != reference.weight).any():
-            raise ArtifactError(
-                f"{row_name(row)}: its windows have other token counts than dense; score the same tokens"
-            )
+            raise ArtifactError(f"{row_name(row)}: its windows have other token counts than dense; score the same ones")
         estimate = statistics.log_perplexity_difference(group.value, reference.value, group.weight)
         p_value = statistics.paired_p(estimate)
         named = {"metric": LOG_PERPLEXITIES[metric], "p_value": p_value}
@@ -236,21 +224,16 @@ def of_study(results: Path) -> dict[str, pd.DataFrame]:
     return read(folder)
 
 
-class Asked(Mapping):
-    """Tables that remember the names they were asked for."""
+class Asked(dict):
+    """Tables that remember the names they were asked for by `[name]`."""
 
     def __init__(self, found: Tables):
-        self._found, self.names = found, set()
+        super().__init__(found)
+        self.names: set[str] = set()
 
     def __getitem__(self, name: str) -> pd.DataFrame:
         self.names.add(name)
-        return self._found[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._found)
-
-    def __len__(self) -> int:
-        return len(self._found)
+        return super().__getitem__(name)
 
 
 def frame(table: pa.Table | pd.DataFrame) -> pd.DataFrame:

@@ -17,6 +17,7 @@ from shadowcore.method.weight_quantization import load
 from shadowcore.models import families, folders
 from shadowcore.models.contents import check_files
 from shadowcore.models.families import Dimensions, Kind
+from shadowcore.models.tokenizers import fit_tokenizer, load_tokenizer
 from shadowcore.schemas import CRITERIA, THRESHOLDS
 from shadowcore.stages.base import read_card
 from shadowcore.texts import cutting
@@ -32,7 +33,7 @@ def read_tokenizer(card: Path, weights: Path):
     """The tokenizer of a model folder, whose files are checked against the card first."""
     content = read_card(card)
     check_files(weights, content)
-    return folders.fit_tokenizer(folders.load_tokenizer(weights), content["dimensions"]["vocabulary"], str(weights))
+    return fit_tokenizer(load_tokenizer(weights), content["dimensions"]["vocabulary"], str(weights))
 
 
 def read_model(card: Path, weights: Path, dtype: str, spread: bool = True):

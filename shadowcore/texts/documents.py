@@ -42,26 +42,22 @@ class Window:
 
 
 DOCUMENTS = Table(
-    "documents",
-    1,
-    "one document",
+    "documents", 1, "one document",
     {
         "id": (TEXT, "first 16 hexadecimal digits of the SHA-256 of text"),
         "title": (TEXT, "its title, or its place in the source"),
         "text": (TEXT, "plain text; blank lines separate paragraphs"),
     },
-)
+)  # fmt: skip
 TASKS = Table(
-    "continuations",
-    1,
-    "one question: which of four texts continues the context",
+    "continuations", 1, "one question: which of four texts continues the context",
     {
         "id": (TEXT, "document id and first word of the context"),
         "context": (TEXT, "consecutive words of one document"),
         "choices": (pa.list_(TEXT), "the true continuation, and continuations of passages of three other documents"),
         "label": (INTEGER, "position of the true continuation among choices, from 0"),
     },
-)
+)  # fmt: skip
 
 
 def documents_to_table(documents: Iterable[Document]) -> pa.Table:

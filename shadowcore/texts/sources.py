@@ -37,7 +37,7 @@ PACKAGED_TEXTS: dict[str, tuple[PackagedFile, Callable[[Path], Iterator[tuple[st
             origin="English Wikipedia by its contributors, from the test data of the Python package gensim 4.4.0",
         ),
         articles,
-    ),
+    )
 }
 
 

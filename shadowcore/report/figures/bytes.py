@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pandas as pd
 
+from shadowcore.report import style
 from shadowcore.report.best_at_bytes import NO_CANDIDATES
-from shadowcore.report.figures.lines import INTERVAL, MOST_LINES, intervals, lines, methods, text_perplexities, where
-from shadowcore.report.style import FAINT, GREY, Axes, Drawing, end_labels, key, legend, log_axis, panels, styled, title
+from shadowcore.report.figures.lines import INTERVAL, intervals, lines
+from shadowcore.report.select import MOST_LINES, methods, text_perplexities, where
+from shadowcore.report.style import FAINT, GREY, Axes, Drawing
 from shadowcore.report.tables import Tables
 
 MOST_LOSS = 4.0  # perplexity over dense at which a panel ends, unless a method begins above it
@@ -14,7 +16,6 @@ ROOM = 1.15
 PUBLISHED = ("shadow", "layerwise")  # the designs that the study is about: always drawn
 
 
-@styled
 def quality_per_byte(tables: Tables, model: str) -> Drawing:
     """Token perplexity, log scale, against the share of the dense model's bytes that a step reads; a panel a text."""
     rows = text_perplexities(tables, model)
@@ -28,19 +29,20 @@ def quality_per_byte(tables: Tables, model: str) -> Drawing:
     scale = dense if len(dense) else rows
     best = rows.groupby(["data", "method"])["value"].min()
     bottom, top = min(best.min(), scale["value"].min()), max(best.max(), MOST_LOSS * scale["value"].max())
-    figure, axes = panels(len(texts), sharey=True, height=3.4)
+    figure, axes = style.panels(len(texts), sharey=True, height=3.4)
     for panel, text in zip(axes, texts, strict=True):
         panel.set_ylim(bottom / ROOM, top * ROOM)
-        log_axis(panel)
+        style.log_axis(panel)
         _panel(panel, where(rows, data=text), where(dense, data=text), frontiers[text])
         panel.set(title=text, xlabel="weights read per token (% of dense)", ylabel="token perplexity")
         panel.label_outer()
-    legend(figure, [
-        key("dense", "black", "*", ""), key("best at each share", FAINT, linewidth=6),
-        key("no other condition is as good with as few bytes", GREY, "o", "", markersize=6.5),
+    style.legend(figure, [
+        style.key("dense", "black", "*", ""), style.key("best at each share", FAINT, linewidth=6),
+        style.key("no other condition is as good with as few bytes", GREY, "o", "", markersize=6.5),
     ])  # fmt: skip
-    facts = [f"{text}: {n:,} windows" for text, n in rows.groupby("data")["n"].first().items()]
-    title(figure, "Token perplexity against bytes of weights read per token, with 95 % intervals", [model, *facts])
+    heading = "Token perplexity against bytes of weights read per token, with 95 % intervals"
+    counts = [style.counted(row) for row in rows.drop_duplicates("data").sort_values("data").to_dict("records")]
+    style.title(figure, heading, [model, *counts])
     return figure
 
 
@@ -66,10 +68,10 @@ def _panel(axes: Axes, rows: pd.DataFrame, dense: pd.DataFrame, frontier: pd.Dat
     for line in lines(rows):
         points = undominated(line.rows)
         points = points[points["value"] < high]
-        x, style = 100 * points["read_share"], line.style()
-        intervals(axes, x, points, INTERVAL, **style, markerfacecolor="white")
+        x, drawn = 100 * points["read_share"], line.style()
+        intervals(axes, x, points, INTERVAL, **drawn, markerfacecolor="white")
         leads = points.index.isin(frontier.index)
-        axes.plot(x[leads], points["value"][leads], **style, linestyle="", markersize=6.5, zorder=3)
+        axes.plot(x[leads], points["value"][leads], **drawn, linestyle="", markersize=6.5, zorder=3)
         ends += [line.end(x, points["value"])] if len(points) else []
     axes.plot([100.0] * len(dense), dense["value"], color="black", marker="*", markersize=10, linestyle="", zorder=4)
     axes.margins(x=0.04)
@@ -77,4 +79,4 @@ def _panel(axes: Axes, rows: pd.DataFrame, dense: pd.DataFrame, frontier: pd.Dat
     axes.invert_xaxis()
     axes.set_ylim(low, high)
     axes.locator_params(axis="x", nbins=6)
-    end_labels(axes, ends)
+    style.end_labels(axes, ends)

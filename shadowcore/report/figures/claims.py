@@ -7,8 +7,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from shadowcore.report import claims as judged
+from shadowcore.report import style
 from shadowcore.report.figures.lines import dots
-from shadowcore.report.style import Drawing, key, legend, log_axis, named_rows, panels, styled, title
+from shadowcore.report.style import Drawing
 from shadowcore.report.tables import Tables
 from shadowcore.schemas import MEASURED_TABLES
 
@@ -32,10 +33,10 @@ AXES = {
 MOST = 3  # places of a claim
 
 
-@styled
 def claims(tables: Tables, model: str) -> Drawing:
     """A row per claim and place: our effect on every text with its interval, and the published one."""
-    measured = {name: tables.get(name, table.build([]).to_pandas()) for name, table in MEASURED_TABLES.items()}
+    empty = {name: table.build([]).to_pandas() for name, table in MEASURED_TABLES.items() if name not in tables}
+    measured = empty | {name: tables[name] for name in MEASURED_TABLES if name in tables}
     rows = pd.DataFrame([row for row in judged.judge(measured) if row["model"] == model])
     rows = rows[rows["verdict"] != "not attempted"] if len(rows) else rows
     if rows.empty:
@@ -45,7 +46,7 @@ def claims(tables: Tables, model: str) -> Drawing:
     rows = _surest(rows)
     parts = {name: rows[rows["quantity"] == name] for name in AXES if name in set(rows["quantity"])}
     lines = rows["place"].nunique()
-    figure, axes = panels(
+    figure, axes = style.panels(
         len(parts), columns=1, height=0.26 * lines / len(parts) + 0.75,
         height_ratios=[part["place"].nunique() + 1.5 for part in parts.values()],
     )  # fmt: skip
@@ -54,10 +55,10 @@ def claims(tables: Tables, model: str) -> Drawing:
         _panel(panel, part, ratio=quantity != "rank_correlation")
         panel.set_xlabel(AXES[quantity])
     verdicts = [
-        key(name, color, marker, "") for name, (color, marker) in VERDICTS.items() if name in set(rows["verdict"])
+        style.key(name, color, marker, "") for name, (color, marker) in VERDICTS.items() if name in set(rows["verdict"])
     ]
-    legend(figure, [key("published", line="", **PUBLISHED), *verdicts])
-    title(
+    style.legend(figure, [style.key("published", line="", **PUBLISHED), *verdicts])
+    style.title(
         figure,
         "Published claims: our effect on every text with its 95 % interval; right of the line is as claimed",
         [model],
@@ -76,9 +77,9 @@ def _panel(panel: Axes, part: pd.DataFrame, ratio: bool) -> None:
             color, marker = VERDICTS[verdict]
             y = line + 0.2 * (number - (len(texts) - 1) / 2)
             dots(panel, [y], texts.iloc[[number]], ("effect", "low", "high"), color=color, marker=marker)
-    named_rows(panel, list(part["place"].unique()))
+    style.named_rows(panel, list(part["place"].unique()))
     if ratio:
-        log_axis(panel, "x")
+        style.log_axis(panel, "x")
 
 
 def _surest(rows: pd.DataFrame) -> pd.DataFrame:

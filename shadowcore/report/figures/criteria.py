@@ -5,34 +5,21 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from shadowcore.report.figures.lines import (
-    best_predictors,
-    contextual,
-    criterion_order,
-    dots,
-    first_of,
-    main_condition,
-    mean_over_tasks,
-    method_order,
-    middle,
-    of_model,
-    ranked,
-    text_perplexities,
-    trained_alike,
-    where,
-)
-from shadowcore.report.style import Axes, Drawing, log_axis, look, named_rows, panels, styled, title
+from shadowcore.report import select, style
+from shadowcore.report.figures.lines import dots
+from shadowcore.report.looks import look, method_order
+from shadowcore.report.select import where
+from shadowcore.report.style import Axes, Drawing
 from shadowcore.report.tables import Tables
 
 
-@styled
 def criteria(tables: Tables, model: str) -> Drawing:
     """Static masks of every criterion, the best at the top: perplexity, and accuracy averaged over tasks."""
     scores = {
-        "token perplexity": first_of(text_perplexities(tables, model), "data"),
-        "mean task accuracy": mean_over_tasks(of_model(tables, "accuracy", model)),
+        "token perplexity": select.first_of(select.text_perplexities(tables, model), "data"),
+        "mean task accuracy": select.mean_over_tasks(select.of_model(tables, "accuracy", model)),
     }
-    scores = {name: main_condition(rows, "criterion") for name, rows in scores.items()}
+    scores = {name: select.main_condition(rows, "criterion") for name, rows in scores.items()}
     static = {name: where(rows, method="static") for name, rows in scores.items()}
     static = {name: rows for name, rows in static.items() if rows["criterion"].nunique() > 1}
     if not static:
@@ -40,57 +27,60 @@ def criteria(tables: Tables, model: str) -> Drawing:
     name, rows = next(iter(static.items()))
     counts = rows.groupby("sparsity_pct")["criterion"].nunique()
     sparsities = sorted(counts.index[counts > counts.max() / 2])  # where most criteria were measured
-    half = where(rows, sparsity_pct=middle(sparsities))
+    half = where(rows, sparsity_pct=select.middle(sparsities))
     names = list(half.sort_values("value", ascending=name == "token perplexity")["criterion"])
-    size = {"height": 0.19 * len(names) + 0.75, "columns": len(sparsities) if len(sparsities) > 1 else len(static)}
-    figure, axes = panels(len(static) * len(sparsities), sharey=True, **size)
-    for row, (name, rows) in zip(np.reshape(axes, (len(static), -1)), static.items(), strict=True):
-        for panel, pct in zip(row, sparsities, strict=True):
-            for value in where(scores[name], method="dense")["value"]:
-                panel.axvline(value, color=look("dense").color, linewidth=1.2)
-            here = where(rows, sparsity_pct=pct)
-            here = here[here["criterion"].isin(names)]
-            style = look("static")
-            dots(panel, here["criterion"].map(names.index), here, color=style.color, marker=style.marker)
-            named_rows(panel, names)
-            panel.set(title=f"{pct} % removed", xlabel=name)
-            if name == "token perplexity":
-                log_axis(panel, "x")
-    for panel in axes:
+    columns = len(sparsities) if len(sparsities) > 1 else len(static)
+    figure, axes = style.panels(len(static) * len(sparsities), columns, 0.19 * len(names) + 0.75, sharey=True)
+    places = [(name, pct) for name in static for pct in sparsities]
+    for panel, (name, pct) in zip(axes, places, strict=True):
+        for value in where(scores[name], method="dense")["value"]:
+            panel.axvline(value, color=look("dense").color, linewidth=1.2)
+        here = where(static[name], sparsity_pct=pct)
+        here = here[here["criterion"].isin(names)]
+        drawn = look("static")
+        dots(panel, here["criterion"].map(names.index), here, color=drawn.color, marker=drawn.marker)
+        style.named_rows(panel, names)
+        panel.set(title=f"{pct} % removed", xlabel=name)
+        if name == "token perplexity":
+            style.log_axis(panel, "x")
         panel.tick_params(labelleft=panel.get_subplotspec().is_first_col())
     facts = half.iloc[0]
     place = f"{facts['units']} removed, {facts['policy']}; black line: dense"
-    texts = [f"{rows['data'].iloc[0]}: {rows['n'].iloc[0]:,} windows" for rows in static.values() if "data" in rows]
-    title(figure, "Criteria compared by static masks, with 95 % intervals", [model, place, *texts])
+    texts = [style.counted(rows.iloc[0]) for rows in static.values() if "data" in rows]
+    style.title(figure, "Criteria compared by static masks, with 95 % intervals", [model, place, *texts])
     return figure
 
 
-@styled
 def factorial(tables: Tables, model: str) -> Drawing:
     """Every method with every criterion: perplexity over dense, a panel a sparsity, and how well units are ranked."""
-    rows = first_of(main_condition(text_perplexities(tables, model), "criterion"), "data")
+
+    def best(rows: pd.DataFrame, low_is_good: bool) -> pd.DataFrame:
+        return select.best_predictors(select.trained_alike(tables, model, rows), low_is_good, ("method", "criterion"))
+
+    rows = select.first_of(select.main_condition(select.text_perplexities(tables, model), "criterion"), "data")
     dense = rows.loc[rows["method"] == "dense", "value"]
     rows = rows[~rows["method"].isin(["dense", "random"]) & rows["criterion"].notna()]  # baselines have no criterion
-    rows = best_predictors(trained_alike(tables, model, contextual(rows)), low_is_good=True, by=("method", "criterion"))
+    rows = best(select.contextual(rows), low_is_good=True)
     if rows["criterion"].nunique() < 2 or rows["method"].nunique() < 2 or dense.empty:
         return "fewer than two methods or two criteria"
     cells = {
         f"perplexity / dense\n{pct} % removed": part.assign(value=part["value"] / dense.iloc[0])
         for pct, part in rows.groupby("sparsity_pct")
     }
-    quality = first_of(ranked(tables, model, metric="spearman"), "calibration", "seed")
-    quality = best_predictors(trained_alike(tables, model, quality), low_is_good=False, by=("method", "criterion"))
+    quality = select.first_of(select.ranked(tables, model, metric="spearman"), "calibration", "seed")
+    quality = best(quality, low_is_good=False)
     cells |= {f"rank correlation\n{kind}": part for kind, part in quality.groupby("kind")}
-    names = sorted({name for part in cells.values() for name in part["criterion"]}, key=criterion_order)
-    methods = sorted({name for part in cells.values() for name in part["method"]}, key=method_order)
-    figure, axes = panels(len(cells), columns=len(cells), height=0.26 * len(methods) + 1.2, sharey=True)
+    every = pd.concat(cells.values())
+    names = sorted(set(every["criterion"]), key=select.criterion_order)
+    methods = sorted(set(every["method"]), key=method_order)
+    figure, axes = style.panels(len(cells), len(cells), 0.26 * len(methods) + 1.2, sharey=True)
     for panel, (name, part) in zip(axes, cells.items(), strict=True):
         grid = part.pivot_table(index="method", columns="criterion", values="value", dropna=False)
         _matrix(panel, grid.reindex(index=methods, columns=names), low_is_good="perplexity" in name)
         panel.set_title(name)
     facts = rows.iloc[0]
-    place = [model, f"{facts['data']}: {facts['n']:,} windows", f"{facts['units']} removed, {facts['policy']}"]
-    title(figure, "Every method with every criterion: dark is better", place)
+    place = [model, style.counted(facts), f"{facts['units']} removed, {facts['policy']}"]
+    style.title(figure, "Every method with every criterion: dark is better", place)
     return figure
 
 

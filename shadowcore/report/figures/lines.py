@@ -1,33 +1,18 @@
-"""Selecting rows for a figure: one model's rows, the main condition, the best predictor of each method."""
+"""Lines and points of methods in a panel: at most seven lines, each with its name at its end."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from shadowcore.report.style import ORDER, Axes, Line2D, key, look, method_order
-from shadowcore.report.tables import Tables
-from shadowcore.schemas import CONDITION, FINAL_TABLES, MEASURED
+from shadowcore.report.looks import look
+from shadowcore.report.select import methods, where
+from shadowcore.report.style import Axes, End, Line2D, key
 
-UNITS_ORDER = {"neurons": 0, "heads": 1, "both": 2}
-MAIN_CRITERION = "plainact"  # ShadowLLM's criterion: shown first, and where there is room for one
 INTERVAL = ("value", "low", "high")
-NAMES = {"lookahead": "lookahead (not causal)"}  # longer names of values that are not clear alone
-CONTEXTUAL = ("shadow", "segments", "layerwise", "layerwise_own", "oracle")  # select by a criterion for each input
-MOST_LINES = 7  # in a panel
-# methods that are drawn where there are more than MOST_LINES, those that a user has added before them
-FIRST = ("dense", "static", "oracle", "shadow", "layerwise", "segments", "threshold")
-# a figure with room for one condition shows the first value of each of these
-PLACE = ("calibration", "protocol", "units", "policy", "criterion")
-
-# columns that differ between seeds; how they are joined, if not by their mean
-MEASURED_COLUMNS = {"seed", "value", "stderr", "low", "high", "difference", "p_value", "p_holm", "seed_deviation"}
-MEASURED_COLUMNS |= {"loss", "loss_constant", "best_epoch", *MEASURED}
-JOINED = {"seed": "min", "low": "min", "high": "max", "p_value": "max", "p_holm": "max"}
 
 
 class Line(NamedTuple):
@@ -41,202 +26,46 @@ class Line(NamedTuple):
         style = look(self.method)
         return {"color": style.color, "marker": style.marker}
 
-    def end(self, x: pd.Series, y: pd.Series) -> tuple[float, float, str, str]:
+    def end(self, x: pd.Series, y: pd.Series) -> End:
         """Its last point, name and colour, for the label at its end."""
         return x.iloc[-1], y.iloc[-1], self.method, look(self.method).color
 
-    def handle(self) -> Line2D:
-        """Its entry in a legend."""
-        return key(look(self.method).label, **self.style())
 
-
-def of_model(tables: Tables, name: str, model: str) -> pd.DataFrame:
-    """The rows of one model in a table, empty where the table is missing."""
-    rows = tables[name] if name in tables else FINAL_TABLES[name].build([]).to_pandas()
-    return over_seeds(rows[rows["model"] == model])
-
-
-def text_perplexities(tables: Tables, model: str) -> pd.DataFrame:
-    """Token perplexities of whole texts; those of second halves after a dense prompt are left to the table."""
-    rows = where(of_model(tables, "perplexity", model), metric="token_perplexity")
-    return rows[rows["task"] != "second_half"]
-
-
-def contextual(rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows of criteria that a contextual method uses, all if none does; `criteria` shows the other criteria."""
-    used = set(rows.loc[rows["method"].isin(CONTEXTUAL), "criterion"])
-    without = rows["criterion"].isna() | rows["method"].isin(["dense", "random"])
-    return rows[without | rows["criterion"].isin(used)] if used else rows
-
-
-def trained_alike(tables: Tables, model: str, rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows without the predictors whose training another method lacks, so that methods differ in their design alone.
-
-    A training is how often a predictor was retrained on the sparse model, and whether it was tuned: of those that all
-    methods with predictors have, the longest one. Rows stay as they are where there is none.
-    """
-    made = of_model(tables, "predictors", model)
-    trainings = {(one.method, one.predictor): (one.rounds, one.tuned) for one in made.itertuples()}
-    pairs = set(rows.loc[rows["predictor"].notna(), ["method", "predictor"]].itertuples(index=False, name=None))
-    of_method: dict[str, set] = {}
-    for method, predictor in pairs & set(trainings):
-        of_method.setdefault(method, set()).add(trainings[method, predictor])
-    shared = set.intersection(*of_method.values()) if of_method else set()
-    if not shared:
-        return rows
-    chosen = {pair for pair in pairs if trainings.get(pair, max(shared)) == max(shared)}
-    keys = rows[["method", "predictor"]].itertuples(index=False, name=None)
-    return rows[rows["predictor"].isna() | np.array([pair in chosen for pair in keys], dtype=bool)]
-
-
-def best_predictors(rows: pd.DataFrame, low_is_good: bool, by: tuple[str, ...] = ("method",)) -> pd.DataFrame:
-    """Rows of one predictor for each method: of those measured in most places the one with the best values."""
-    trained = rows[rows["predictor"].notna()]
-    if trained.empty:
-        return rows
-    names = ("data", "task", "fewshot", "kind", "layer", "units", "criterion", "policy", "protocol", "sparsity_pct")
-    place = ["method", *(name for name in names if name in rows)]
-    apart = trained["value"] - trained.groupby(place, dropna=False)["value"].transform("mean")
-    ranks = trained.assign(gain=-apart if low_is_good else apart).groupby([*by, "predictor"], as_index=False)
-    ranks = ranks.agg(places=("gain", "size"), gain=("gain", "mean"))
-    ranks = ranks.sort_values(["places", "gain"], ascending=False, kind="stable").drop_duplicates([*by])
-    best = set(ranks[[*by, "predictor"]].itertuples(index=False, name=None))
-    taken = np.array([row in best for row in rows[[*by, "predictor"]].itertuples(index=False, name=None)])
-    return rows[rows["predictor"].isna() | taken]
-
-
-def ranked(tables: Tables, model: str, **equal: object) -> pd.DataFrame:
-    """One model's ranking quality; of constant predictors only the one of the dense model's traces."""
-    rows = where(of_model(tables, "quality", model), **equal)
-    return rows[(rows["method"] != "static") | rows["predictor"].isna()]
-
-
-def over_seeds(rows: pd.DataFrame) -> pd.DataFrame:
-    """One row for all seeds of a trained predictor: the means, in an interval that covers all of theirs."""
-    if not {"seed", "predictor"} <= set(rows) or rows["seed"].nunique() < 2:
-        return rows
-    trained = rows["predictor"].notna()
-    joined = {name: JOINED.get(name, "mean") for name in rows if name in MEASURED_COLUMNS}
-    keys = [name for name in rows if name not in joined]
-    means = rows[trained].groupby(keys, dropna=False, as_index=False, sort=False).agg(joined)[list(rows)]
-    return pd.concat([rows[~trained], means], ignore_index=True)
-
-
-def where(rows: pd.DataFrame, **equal: object) -> pd.DataFrame:
-    """Rows whose columns equal the given values."""
-    for name, value in equal.items():
-        rows = rows[rows[name] == value]
-    return rows
-
-
-def main_condition(rows: pd.DataFrame, *except_for: str) -> pd.DataFrame:
-    """Rows of the first calibration text, protocol, units, policy and criterion, but all values of `except_for`."""
-    return first_of(rows, *(name for name in PLACE if name not in except_for))
-
-
-def lines(rows: pd.DataFrame) -> list[Line]:
+def lines(rows: pd.DataFrame, *by: str) -> list[Line]:
     """A line for each method in their fixed order, at most MOST_LINES with that of dense."""
-    names = methods({"dense", *rows["method"]})
-    found = [name for name in names if name in set(rows["method"])]
-    return [Line(name, where(rows, method=name).sort_values("sparsity_pct")) for name in found]
+    names = [name for name in methods({"dense", *rows["method"]}) if name in set(rows["method"])]
+    return [Line(name, where(rows, method=name).sort_values(["sparsity_pct", *by])) for name in names]
 
 
-def methods(names: Iterable[str]) -> list[str]:
-    """At most MOST_LINES of these methods, in their fixed order."""
-
-    def rank(name: str) -> tuple[int, tuple[int, str]]:
-        known = FIRST.index(name) if name in FIRST else len(FIRST)
-        return (known if name in ORDER else 1), method_order(name)
-
-    return sorted(sorted(names, key=rank)[:MOST_LINES], key=method_order)
+def curves(axes: Axes, rows: pd.DataFrame, x: str = "sparsity_pct", columns: tuple[str, ...] = INTERVAL) -> list[End]:
+    """Draw a line for each method against column `x`, with bars over its intervals; returns the labels of the ends."""
+    drawn = lines(rows, x)
+    for line in drawn:
+        intervals(axes, line.rows[x], line.rows, columns, **line.style())
+    return [line.end(line.rows[x], line.rows[columns[0]]) for line in drawn]
 
 
-def predictors_shown(rows: pd.DataFrame, among: pd.DataFrame) -> list[str]:
-    """Which predictors `rows` show, where `among` has several of a method: a fact for the title."""
-    several = among.groupby("method")["predictor"].nunique() > 1
-    pairs = rows.loc[rows["predictor"].notna(), ["method", "predictor"]].drop_duplicates().itertuples(index=False)
-    shown = [f"{method} {predictor}" for method, predictor in pairs if several.get(method, False)]
-    return [f"predictors: {', '.join(shown)}"] if shown else []
-
-
-def asked(rows: pd.DataFrame) -> pd.DataFrame:
-    """Accuracy rows of one metric a task, with a column `asked`: the task, its text where there are several, shots."""
-    first = rows.groupby("task")["metric"].transform("min")  # by name "acc" is before "acc_norm"
-    several = rows.groupby("task")["data"].transform("nunique") > 1
-    names = rows["task"].where(~several, rows["task"] + ", " + rows["data"])
-    shots = rows["fewshot"].fillna(0).astype(int)
-    names = names.where(shots == 0, names + ", " + shots.astype(str) + "-shot")
-    return rows.assign(asked=names)[rows["metric"] == first]
-
-
-def mean_over_tasks(rows: pd.DataFrame, shots: bool = False) -> pd.DataFrame:
-    """A condition's accuracy averaged over tasks, with the error of that mean; `shots`: for each number of examples."""
-    rows = asked(rows)
-    rows = rows[rows["fewshot"].notna()] if shots else rows[rows["fewshot"].fillna(0) == 0]
-    if shots:  # a task without examples would be in one mean and not in another
-        rows = rows[rows.groupby("task")["fewshot"].transform("nunique") == rows["fewshot"].nunique()]
-    keys = [name for name in CONDITION if name != "data"] + ["fewshot"]
-    averaged = ["value", "variance", "sparsity_measured"]
-    rows = rows.assign(variance=rows["stderr"] ** 2, tasks=1)
-    means = rows.groupby(keys, dropna=False, as_index=False)[[*averaged, "tasks"]].sum()
-    means[averaged] = means[averaged].div(means["tasks"], axis=0)
-    reach = 1.96 * (means["variance"] / means["tasks"]) ** 0.5
-    return means.assign(low=means["value"] - reach, high=means["value"] + reach)
-
-
-def first_of(rows: pd.DataFrame, *names: str) -> pd.DataFrame:
-    """Rows that have the first value of each column named: a figure with no room for more shows that one.
-
-    Rows without a value stay, as dense and random have none of most; random is a criterion of its own.
-    """
-    calibrated = set(rows["calibration"]) if "calibration" in rows else set()
-    orders = ORDERS | {"data": lambda data: (data not in calibrated, data)}  # the text that was calibrated on first
-    for name in names:
-        if name in rows:
-            always = rows[name].isna() | (rows[name] == "random")
-            if not always.all():
-                first = min(rows.loc[~always, name], key=orders.get(name, str))
-                rows = rows[always | (rows[name] == first)]
-    return rows
-
-
-def middle(values: Iterable[float]) -> float:
-    """The middle one of several sparsities, the lower one of two; NaN for none."""
-    values = sorted(set(values))
-    return values[(len(values) - 1) // 2] if values else math.nan
-
-
-def units_order(units: str | None) -> int:
-    """A key to sort by: neurons, heads, both."""
-    return UNITS_ORDER.get(units, len(UNITS_ORDER))
-
-
-def criterion_order(criterion: str) -> tuple[bool, str]:
-    """A key to sort by: the main criterion first, others by name."""
-    return criterion != MAIN_CRITERION, criterion
-
-
-def intervals(axes: Axes, x: pd.Series, rows: pd.DataFrame, columns: tuple[str, str, str], **style: object) -> None:
-    """Points joined by a line, each with a bar over its interval; `columns` name the value, low and high."""
-    value, low, high = (rows[name] for name in columns)
-    # no interval, no bar
-    reach = np.stack([(value - low).fillna(0), (high - value).fillna(0)]).clip(0)
-    axes.errorbar(x, value, yerr=reach, elinewidth=1, capsize=2, **style)
+def intervals(axes: Axes, x: pd.Series, rows: pd.DataFrame, columns: tuple[str, ...], **style: object) -> None:
+    """Points joined by a line; `columns` name the value and, for a bar over the interval, low and high."""
+    if len(columns) == 1:
+        axes.plot(x, rows[columns[0]], **style)
+        return
+    axes.errorbar(x, rows[columns[0]], yerr=_reach(rows, columns), elinewidth=1, capsize=2, **style)
 
 
 def dots(axes: Axes, places: Iterable[float], rows: pd.DataFrame, columns=INTERVAL, **style: object) -> None:
     """Points at heights `places`, each with a horizontal bar over its interval."""
+    style = {"elinewidth": 1.2, "capsize": 0, "linestyle": ""} | style
+    axes.errorbar(rows[columns[0]], list(places), xerr=_reach(rows, columns), **style)
+
+
+def _reach(rows: pd.DataFrame, columns: tuple[str, ...]) -> np.ndarray:
+    """From the value down to low and up to high; no interval, no bar."""
     value, low, high = (rows[name] for name in columns)
-    reach = np.stack([(value - low).fillna(0), (high - value).fillna(0)]).clip(0)
-    axes.errorbar(value, list(places), xerr=reach, elinewidth=1.2, capsize=0, linestyle="", **style)
+    return np.stack([(value - low).fillna(0), (high - value).fillna(0)]).clip(0)
 
 
-# keys to sort by, of columns that have an order
-ORDERS = {
-    "units": units_order,
-    "kind": units_order,
-    "criterion": criterion_order,
-    "method": method_order,
-    "policy": lambda policy: (policy != "per_layer", policy),
-    "protocol": lambda protocol: (protocol != "token", protocol),
-}
+def method_key(method: str, line: str = "", label: str | None = None) -> Line2D:
+    """A method's entry in a legend."""
+    style = look(method)
+    return key(label or style.label, style.color, style.marker, line)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import pandas as pd
 
+from shadowcore.report import style
 from shadowcore.report.claims import PUBLISHED
-from shadowcore.report.figures.lines import intervals, where
-from shadowcore.report.style import GREY, Drawing, end_labels, key, legend, look, panels, styled, title, whole_ticks
+from shadowcore.report.figures.lines import curves
+from shadowcore.report.looks import look
+from shadowcore.report.select import where
+from shadowcore.report.style import GREY, Drawing
 from shadowcore.report.tables import Tables
 
 RANK, BITS = 256, 16  # of the predictors compared at equal sizes
@@ -16,6 +19,7 @@ WIDTHS = {
     "2048 against DejaVu's own 512/1000": (2048, 1000),
     "256 in both": (RANK, RANK),
 }
+NOTHING = "no predictors at 50 % with random weights in the tables"
 MODES = ("static", "given", "shadow", "layerwise")
 DENSE = ("dense", "cublas", "compiled", "huggingface", "huggingface_static")
 SETTING = ["device", "model", "batch", "prompt_tokens", "new_tokens"]
@@ -71,82 +75,70 @@ def fastest_dense(rows: pd.DataFrame) -> pd.Series:
     return rows[rows["mode"].isin(DENSE)].nsmallest(1, "ms_per_token").iloc[0]
 
 
-@styled
 def decoding(tables: Tables, model: str) -> Drawing:
     """Time per token against sparsity, and the time that its bytes take at the memory's limit (dotted)."""
     rows = where(timed(tables), model=model, main=True)
     if rows.empty:
         return "no times with random weights in the tables"
-    dense = fastest_dense(rows)
-    figure, (times, gains) = panels(2, height=3.0)
-    times.axhline(dense["ms_per_token"], color=look("dense").color)
-    gains.axhline(1, color=look("dense").color)
-    ends: tuple[list, list] = ([], [])
-    for mode in MODES:
-        line, style = alike(rows, mode), look(mode)
-        drawn = {"color": style.color, "marker": style.marker}
-        intervals(times, line["sparsity_pct"], line, TIMES, **drawn)
-        times.plot(line["sparsity_pct"], line["roof_ms"], color=style.color, linestyle=":", linewidth=1)
-        gain = dense["ms_per_token"] / line["ms_per_token"]
-        gains.plot(line["sparsity_pct"], gain, **drawn)
-        if len(line):
-            for labels, values in zip(ends, (line["ms_per_token"], gain), strict=True):
-                labels.append((line["sparsity_pct"].iloc[-1], values.iloc[-1], mode, style.color))
-    times.set(ylim=(0, None), xlabel="heads and neurons removed (%)", ylabel="ms per token")
-    gains.set(xlabel="heads and neurons removed (%)", ylabel="times faster than the fastest dense")
+    dense, black = fastest_dense(rows), look("dense").color
+    figure, panels = style.panels(2, height=3.0)
+    sparse = pd.concat(alike(rows, mode) for mode in MODES).rename(columns={"mode": "method"})
+    sparse = sparse.assign(gain=dense["ms_per_token"] / sparse["ms_per_token"])
+    levels = (dense["ms_per_token"], 1)
+    for panel, level in zip(panels, levels, strict=True):
+        panel.axhline(level, color=black)
+    ends = [curves(panels[0], sparse, columns=TIMES), curves(panels[1], sparse, columns=("gain",))]
+    for method, rows in sparse.groupby("method", sort=False):
+        panels[0].plot(rows["sparsity_pct"], rows["roof_ms"], color=look(method).color, linestyle=":", linewidth=1)
+    panels[0].set(ylim=(0, None), ylabel="ms per token")
+    panels[1].set(ylabel="times faster than the fastest dense")
     name = "dense" if dense["mode"] == "dense" else f"dense ({dense['mode']})"
-    for panel, labels, level in zip((times, gains), ends, (dense["ms_per_token"], 1), strict=True):
-        whole_ticks(panel)
-        end_labels(panel, [*labels, (panel.get_xlim()[1], level, name, look("dense").color)])
-    legend(figure, [key("the bytes of that method at the memory's limit", GREY, line=":")])
+    for panel, labels, level in zip(panels, ends, levels, strict=True):
+        panel.set_xlabel("heads and neurons removed (%)")
+        style.whole_ticks(panel)
+        style.end_labels(panel, [*labels, (panel.get_xlim()[1], level, name, black)])
+    style.legend(figure, [style.key("the bytes of that method at the memory's limit", GREY, line=":")])
     facts = [model, dense["device"], dense["dtype"], "random weights", f"predictors of rank {RANK}"]
-    title(figure, "Time per token and speed-up against sparsity: median, 10th to 90th percentile", facts)
+    style.title(figure, "Time per token and speed-up against sparsity: median, 10th to 90th percentile", facts)
     return figure
 
 
-@styled
 def scaling(tables: Tables, _: str) -> Drawing:
     """Time of layerwise over shadow at 50 % for every size, and the published ratios."""
     rows, shadow = _at_half(tables)
     if shadow.empty:
-        return "no predictors at 50 % with random weights in the tables"
-    figure, (axes,) = panels(1, height=3.0)
-    places, handles = range(len(shadow)), []
+        return NOTHING
+    figure, (axes,) = style.panels(1, height=3.0)
+    handles, color = [], look("shadow").color
     looks = [{"marker": "D"}, {"marker": "^", "markerfacecolor": "none"}, {"marker": "o", "markerfacecolor": "none"}]
     for (name, ranks), drawn in zip(WIDTHS.items(), looks, strict=True):
         values = layerwise_over_shadow(rows, ranks).reindex(shadow.index)
         if values.notna().any():
-            axes.plot(places, values, linestyle="", color=look("shadow").color, **drawn)
-            handles.append(key(f"ranks {name}", look("shadow").color, line="", **drawn))
-    axes.plot(places, published_ratios().reindex(shadow.index), linestyle="", marker="x", color="#D55E00")
+            axes.plot(range(len(shadow)), values, linestyle="", color=color, **drawn)
+            handles.append(style.key(f"ranks {name}", color, line="", **drawn))
+    published = published_ratios().reindex(shadow.index)
+    axes.plot(range(len(shadow)), published, linestyle="", marker="x", color="#D55E00")
     axes.axhline(1, color=look("dense").color)
     axes.set(ylabel="time of layerwise / of shadow", ylim=(0.9, None))
-    axes.set_xticks(list(places), list(shadow.index), rotation=30, ha="right")
-    legend(figure, [*handles, key("published, 1 to 4 A100", "#D55E00", "x", "")])
-    facts = [shadow["device"].iloc[0], "50 % of heads and neurons removed", "random weights"]
-    title(figure, "One predictor per layer against one: ratio of times per token", facts)
-    return figure
+    handles.append(style.key("published, 1 to 4 A100", "#D55E00", "x", ""))
+    facts = ["50 % of heads and neurons removed", "random weights"]
+    return _by_size(figure, shadow, handles, "One predictor per layer against one: ratio of times per token", facts)
 
 
-@styled
 def step_parts(tables: Tables, _: str) -> Drawing:
     """Where the time of a step of shadow goes at 50 %, for every size."""
     _rows, shadow = _at_half(tables)
     if shadow.empty or shadow[list(PARTS)].isna().all(axis=None):
-        return "no predictors at 50 % with random weights in the tables"
-    figure, (axes,) = panels(1, height=3.0)
-    places, below = range(len(shadow)), pd.Series(0.0, index=shadow.index)
+        return NOTHING
+    figure, (axes,) = style.panels(1, height=3.0)
+    places, below = range(len(shadow)), shadow[list(PARTS)].fillna(0).T.cumsum().shift(fill_value=0).T
     for column, (_label, color) in PARTS.items():
-        axes.bar(places, shadow[column], bottom=below, color=color, width=0.7)
-        below = below + shadow[column].fillna(0)
+        axes.bar(places, shadow[column], bottom=below[column], color=color, width=0.7)
     axes.plot(places, shadow["ms_per_token"], linestyle="", marker="_", color="black", markersize=16)
     axes.set(ylabel="ms per token")
-    axes.set_xticks(list(places), list(shadow.index), rotation=30, ha="right")
-    parts = [key(label, color, "s", "") for label, color in PARTS.values()]
-    legend(figure, [*parts, key("whole step", "black", "_", "")])
-    facts = [shadow["device"].iloc[0], "shadow, 50 % of heads and neurons removed", f"rank {RANK}", "random weights"]
-    title(figure, "Where a step's time goes: parts timed alone", facts)
-    return figure
+    handles = [*(style.key(*part, "s", "") for part in PARTS.values()), style.key("whole step", "black", "_", "")]
+    facts = ["shadow, 50 % of heads and neurons removed", f"rank {RANK}", "random weights"]
+    return _by_size(figure, shadow, handles, "Where a step's time goes: parts timed alone", facts)
 
 
 def _at_half(tables: Tables) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -154,3 +146,11 @@ def _at_half(tables: Tables) -> tuple[pd.DataFrame, pd.DataFrame]:
     rows = where(timed(tables), main=True)
     shadow = alike(where(rows, sparsity_pct=50), "shadow").set_index("model").sort_values("gb_per_token")
     return rows, shadow
+
+
+def _by_size(figure, shadow: pd.DataFrame, handles: list, heading: str, facts: list[str]) -> Drawing:
+    """The figure with its models below, its legend and its title."""
+    figure.axes[0].set_xticks(range(len(shadow)), list(shadow.index), rotation=30, ha="right")
+    style.legend(figure, handles)
+    style.title(figure, heading, [shadow["device"].iloc[0], *facts])
+    return figure

@@ -6,37 +6,18 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from shadowcore.report.figures.lines import (
-    INTERVAL,
-    best_predictors,
-    first_of,
-    intervals,
-    lines,
-    of_model,
-    text_perplexities,
-    units_order,
-    where,
-)
-from shadowcore.report.style import (
-    Axes,
-    Drawing,
-    end_labels,
-    key,
-    legend,
-    level,
-    log_axis,
-    look,
-    panels,
-    styled,
-    title,
-    whole_ticks,
-)
+from shadowcore.report import select, style
+from shadowcore.report.figures.lines import INTERVAL, curves, intervals, lines, method_key
+from shadowcore.report.looks import look
+from shadowcore.report.select import where
+from shadowcore.report.style import Axes, Drawing
 from shadowcore.report.tables import Tables
 
 TIMES = ("ms_per_token", "ms_p10", "ms_p90")
 DENSE = ("dense", "huggingface")
 HALO = {"facecolor": "white", "alpha": 0.75, "linewidth": 0, "pad": 0.5}  # behind labels that cross lines
 SETTING = ["device", "threads", "backend", "weights", "dtype", "batch", "prompt_tokens", "new_tokens"]
+PLACE = ["method", "units", "sparsity_pct"]
 MOST_SETTINGS = 6
 
 
@@ -49,64 +30,58 @@ class Setting(NamedTuple):
     dense: pd.DataFrame
 
 
-@styled
 def latency(tables: Tables, model: str) -> Drawing:
     """Milliseconds per token with the 10th to 90th percentile of repeats, and the fastest dense decoder."""
-    rows = of_model(tables, "latency", model).rename(columns={"mode": "method"})
+    rows = select.of_model(tables, "latency", model).rename(columns={"mode": "method"})
     settings = [setting for setting in _settings(rows) if len(setting.sparse)]
     if not settings:
         return "no decoding time of a sparse model in the tables"
-    figure, axes = panels(len(settings), height=3.0)
+    figure, axes = style.panels(len(settings), height=3.0)
     for panel, setting in zip(axes, settings, strict=True):
-        sparse = _one_predictor(setting.sparse)
-        ends = []
-        for line in lines(sparse):
-            x = line.rows["sparsity_pct"]
-            intervals(panel, x, line.rows, TIMES, **line.style())
-            ends.append(line.end(x, line.rows["ms_per_token"]))
+        ends = curves(panel, setting.sparse, "sparsity_pct", TIMES)
         for _, row in setting.dense.iterrows():
-            level(panel, *row[list(TIMES)])
-            ends.append((x.max(), row["ms_per_token"], _fastest(row["method"]), look("dense").color))
-        panel.set_ylim(0, _reach(pd.concat([setting.dense, sparse])))
+            style.level(panel, *row[list(TIMES)])
+            ends.append((ends[-1][0], row["ms_per_token"], _fastest(row["method"]), look("dense").color))
+        panel.set_ylim(0, _reach(pd.concat([setting.dense, setting.sparse])))
         panel.margins(x=0.06)
-        panel.set(title=setting.name, xlabel=_removed(setting.units), ylabel="ms per token")
-        whole_ticks(panel)
-        end_labels(panel, ends)
+        units = "heads and neurons" if setting.units == "both" else setting.units or "units"
+        panel.set(title=setting.name, xlabel=f"{units} removed per layer (%)", ylabel="ms per token")
+        style.whole_ticks(panel)
+        style.end_labels(panel, ends)
     heading = "Time per token: median and 10th to 90th percentile of repeats"
-    title(figure, heading, [model, *_lengths(rows)])
+    style.title(figure, heading, [model, *_lengths(rows)])
     return figure
 
 
-@styled
 def pareto(tables: Tables, model: str) -> Drawing:
     """Perplexity, log scale, against milliseconds per token: what a method gains and what it costs."""
-    timed = of_model(tables, "latency", model).rename(columns={"mode": "method"})
-    scored = first_of(text_perplexities(tables, model), "data", "calibration")
+    timed = select.of_model(tables, "latency", model).rename(columns={"mode": "method"})
+    scored = select.first_of(select.text_perplexities(tables, model), "data", "calibration")
     dense = where(scored, method="dense")
-    scored = _as_decoded(scored)
-    settings = [(setting, points) for setting in _settings(timed) if len(points := _points(setting, scored))]
+    scored = select.best_predictors(_as_decoded(scored), low_is_good=True)
+    settings = [(one, scored.merge(one.sparse[[*PLACE, *TIMES]], on=PLACE)) for one in _settings(timed)]
+    settings = [(setting, points) for setting, points in settings if len(points)]
     if not settings:
         return "no condition has both a perplexity and a decoding time"
-    figure, axes = panels(len(settings), height=3.6)
-    handles = []
+    figure, axes = style.panels(len(settings), height=3.6)
+    handles, black = [], look("dense").color
     for panel, (setting, points) in zip(axes, settings, strict=True):
         for line in lines(points):
             _tradeoff(panel, line.rows, line.style())
-            handles.append(line.handle())
+            handles.append(method_key(line.method, "-"))
         for _, row in setting.dense.merge(dense, how="cross").iterrows():
-            panel.axhline(row["value"], color=look("dense").color, linewidth=0.8, linestyle=":")
-            panel.axvline(row["ms_per_token"], color=look("dense").color, linewidth=0.8, linestyle=":")
-            panel.plot(row["ms_per_token"], row["value"], color=look("dense").color, marker="*", markersize=10)
-            handles.append(key(_fastest(row["method_x"]), look("dense").color, "*", ":"))
+            panel.axhline(row["value"], color=black, linewidth=0.8, linestyle=":")
+            panel.axvline(row["ms_per_token"], color=black, linewidth=0.8, linestyle=":")
+            panel.plot(row["ms_per_token"], row["value"], color=black, marker="*", markersize=10)
+            handles.append(style.key(_fastest(row["method_x"]), black, "*", ":"))
         panel.margins(0.12)
         times = pd.concat([setting.dense, points])
         panel.set_xlim(0.85 * times["ms_per_token"].min(), _reach(times))
-        log_axis(panel)
+        style.log_axis(panel)
         panel.set(title=f"{setting.name}, {setting.units}", xlabel="ms per token", ylabel="token perplexity")
-    legend(figure, handles)
-    facts = scored.iloc[0]
-    place = f"{facts['data']}, {scored['criterion'].dropna().iloc[0]}, labels: % removed"
-    title(figure, "Perplexity against time per token", [model, place, *_lengths(timed)])
+    style.legend(figure, handles)
+    place = f"{scored['data'].iloc[0]}, {scored['criterion'].dropna().iloc[0]}, labels: % removed"
+    style.title(figure, "Perplexity against time per token", [model, place, *_lengths(timed)])
     return figure
 
 
@@ -114,12 +89,7 @@ def _as_decoded(rows: pd.DataFrame) -> pd.DataFrame:
     """Conditions as the decoder runs them: units kept per layer, a mask for each token, the main criterion."""
     rows = where(rows[rows["protocol"].isna() | (rows["protocol"] == "token")], policy="per_layer")
     rows = rows[~rows["method"].isin(["dense", "random"])]
-    return first_of(rows[rows["criterion"].notna()], "criterion")
-
-
-def _points(setting: Setting, scored: pd.DataFrame) -> pd.DataFrame:
-    times = _one_predictor(setting.sparse)[["method", "units", "sparsity_pct", *TIMES]]
-    return best_predictors(scored, low_is_good=True).merge(times, on=["method", "units", "sparsity_pct"])
+    return select.first_of(rows[rows["criterion"].notna()], "criterion")
 
 
 def _reach(rows: pd.DataFrame) -> float:
@@ -127,26 +97,23 @@ def _reach(rows: pd.DataFrame) -> float:
     return 1.08 * min(rows[["ms_per_token", "ms_p90"]].max(axis=None), 1.4 * rows["ms_per_token"].max())
 
 
-def _one_predictor(rows: pd.DataFrame) -> pd.DataFrame:
-    """Of several sizes of predictors the smallest, of several number formats the widest."""
-    ordered = rows.sort_values(["predictor_rank", "predictor_bits"], ascending=[True, False], kind="stable")
-    return ordered.drop_duplicates(["method", "units", "sparsity_pct"])
-
-
-def _tradeoff(axes: Axes, rows: pd.DataFrame, style: dict[str, str]) -> None:
+def _tradeoff(axes: Axes, rows: pd.DataFrame, drawn: dict[str, str]) -> None:
     """The points of one method joined by rising sparsity, each labelled with it."""
     value, low, high = (rows[name] for name in TIMES)
-    axes.hlines(rows["value"], low.fillna(value), high.fillna(value), color=style["color"], linewidth=1)
-    intervals(axes, value, rows, INTERVAL, **style)
+    axes.hlines(rows["value"], low.fillna(value), high.fillna(value), color=drawn["color"], linewidth=1)
+    intervals(axes, value, rows, INTERVAL, **drawn)
     for _, row in rows.iterrows():
         axes.annotate(
             f"{row['sparsity_pct']:g}", (row["ms_per_token"], row["value"]), xytext=(5, 3),
-            textcoords="offset points", color=style["color"], fontsize=8, bbox=HALO,
+            textcoords="offset points", color=drawn["color"], fontsize=8, bbox=HALO,
         )  # fmt: skip
 
 
 def _settings(rows: pd.DataFrame) -> list[Setting]:
-    """One setting per machine, number format, batch and kind of unit."""
+    """One setting per machine, number format, batch and kind of unit.
+
+    Of several sizes of predictors the smallest is shown, of several number formats the widest.
+    """
     settings = []
     for values, group in rows.groupby(SETTING, dropna=False):
         timed = dict(zip(SETTING, values, strict=True))
@@ -155,18 +122,18 @@ def _settings(rows: pd.DataFrame) -> list[Setting]:
         if timed["weights"] != "pretrained":
             name += f", {timed['weights']} weights"
         dense = group["method"].isin(DENSE)
-        fastest, sparse = group[dense].nsmallest(1, "ms_per_token"), group[~dense]
-        for units in sorted(set(sparse["units"].dropna()), key=units_order) or [None]:
-            settings.append(Setting(name, units, where(sparse, units=units) if units else sparse, fastest))
+        sparse = group[~dense].sort_values(
+            ["predictor_rank", "predictor_bits"], ascending=[True, False], kind="stable"
+        )  # fmt: skip
+        sparse = sparse.drop_duplicates(PLACE)
+        for units in sorted(set(sparse["units"].dropna()), key=select.units_order) or [None]:
+            of_units = where(sparse, units=units) if units else sparse
+            settings.append(Setting(name, units, of_units, group[dense].nsmallest(1, "ms_per_token")))
     return settings[:MOST_SETTINGS]
 
 
 def _fastest(method: str) -> str:
     return f"dense ({'Hugging Face' if method == 'huggingface' else 'ours'})"
-
-
-def _removed(units: str | None) -> str:
-    return f"{units or 'units'} removed per layer (%)" if units != "both" else "heads and neurons removed per layer (%)"
 
 
 def _lengths(rows: pd.DataFrame) -> list[str]:

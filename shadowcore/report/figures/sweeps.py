@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import pandas as pd
 
-from shadowcore.report.figures.lines import where
-from shadowcore.report.figures.scaling import DENSE, fastest_dense, timed
-from shadowcore.report.style import GREY, Drawing, end_labels, key, legend, look, panels, styled, title
+from shadowcore.report import style
+from shadowcore.report.figures.scaling import DENSE, timed
+from shadowcore.report.looks import look
+from shadowcore.report.select import where
+from shadowcore.report.style import GREY, Drawing
 
 # of rising sparsity: apart in colour, marker and lightness
 LEVELS = (("#E69F00", "s"), ("#009E73", "^"), ("#0072B2", "o"), ("#882255", "v"))
 LENGTHS = ["device", "model", "prompt_tokens", "new_tokens"]
 
 
-@styled
 def batches(tables, _: str) -> Drawing:
     """How much several sequences at once still gain, and the sparsity at which skipping begins to pay."""
     rows = timed(tables)
@@ -23,32 +26,33 @@ def batches(tables, _: str) -> Drawing:
     if rows.empty:
         return "no model was timed with several sequences"
     models = sorted(set(rows["model"]))
-    figure, axes = panels(len(models) + 1, height=3.0)
+    figure, axes = style.panels(len(models) + 1, height=3.0)
     points = {}
     for panel, model in zip(axes, models, strict=False):
-        gains = gains_of(where(rows, model=model), "batch")
-        points[model] = break_even(gains)
-        ends = [(gains["batch"].max(), 1.0, "dense", GREY)]
-        for (color, marker), (pct, line) in zip(LEVELS, gains.groupby("sparsity_pct"), strict=False):
-            panel.plot(line["batch"], line["gain"], color=color, marker=marker)
-            ends.append((line["batch"].iloc[-1], line["gain"].iloc[-1], f"{pct:g} %", color))
+        gains = gains_of(where(rows, model=model))
+        points[model] = break_even(gains).rename_axis("batch").reset_index(name="gain")
+        ends = _levels(panel, {f"{pct:g} %": line for pct, line in gains.groupby("sparsity_pct")})
         panel.axhline(1, color=GREY, linestyle="--", linewidth=0.9)
         _powers(panel, gains["batch"])
         panel.set(title=model, ylabel="times faster than the fastest dense", ylim=(0, None))
-        end_labels(panel, ends)
-    panel, ends = axes[-1], []
-    for (color, marker), (model, line) in zip(LEVELS, points.items(), strict=False):
-        panel.plot(line.index, line, color=color, marker=marker)
-        last = line.dropna().tail(1)
-        ends += [(batch, value, model, color) for batch, value in last.items()]
-    _powers(panel, rows["batch"])
-    panel.set(title="break-even", ylabel="sparsity from which on shadow is faster (%)", ylim=(0, 100))
-    end_labels(panel, ends)
-    title(figure, "Speed-up of shadow against batch size, for each share removed", _facts(rows))
+        style.end_labels(panel, [(gains["batch"].max(), 1.0, "dense", GREY), *ends])
+    ends = _levels(axes[-1], points)
+    _powers(axes[-1], rows["batch"])
+    axes[-1].set(title="break-even", ylabel="sparsity from which on shadow is faster (%)", ylim=(0, 100))
+    style.end_labels(axes[-1], ends)
+    style.title(figure, "Speed-up of shadow against batch size, for each share removed", _facts(rows))
     return figure
 
 
-@styled
+def _levels(axes, parts: Mapping[str, pd.DataFrame]) -> list[style.End]:
+    """A line for each of at most four parts, `gain` against `batch`; returns the labels of their last points."""
+    ends = []
+    for (color, marker), (name, line) in zip(LEVELS, parts.items(), strict=False):
+        axes.plot(line["batch"], line["gain"], color=color, marker=marker)
+        ends += [(row.batch, row.gain, name, color) for row in line.dropna().tail(1).itertuples()]
+    return ends
+
+
 def contexts(tables, _: str) -> Drawing:
     """Time per token against the length of the context: keys and values of all heads are read by kept heads only."""
     rows = timed(tables)
@@ -57,36 +61,30 @@ def contexts(tables, _: str) -> Drawing:
     if rows.empty:
         return "no model was timed with several lengths of the context"
     models = sorted(set(rows["model"]))
-    figure, axes = panels(len(models), height=3.0)
+    figure, axes = style.panels(len(models), height=3.0)
     for panel, model in zip(axes, models, strict=True):
         shown, ends = where(rows, model=model).sort_values("prompt_tokens"), []
         for mode, pct in (("dense", 0), ("static", 50), ("shadow", 50)):
-            line, style = _narrowest(where(shown, mode=mode, sparsity_pct=pct)), look(mode)
+            line, drawn = _narrowest(where(shown, mode=mode, sparsity_pct=pct)), look(mode)
             if len(line):
-                panel.plot(line["prompt_tokens"], line["ms_per_token"], color=style.color, marker=style.marker or ".")
-                panel.plot(line["prompt_tokens"], line["roof_ms"], color=style.color, linestyle=":", linewidth=1)
+                panel.plot(line["prompt_tokens"], line["ms_per_token"], color=drawn.color, marker=drawn.marker or ".")
+                panel.plot(line["prompt_tokens"], line["roof_ms"], color=drawn.color, linestyle=":", linewidth=1)
                 last = line.iloc[-1]
                 label = mode if pct == 0 else f"{mode}, {pct} %"
-                ends.append((last["prompt_tokens"], last["ms_per_token"], label, style.color))
+                ends.append((last["prompt_tokens"], last["ms_per_token"], label, drawn.color))
         panel.set(title=model, xlabel="tokens in the cache", ylabel="ms per token", ylim=(0, None))
-        end_labels(panel, ends)
-    legend(figure, [key("its bytes at the memory's limit", GREY, line=":")])
-    title(figure, "Time per token against the length of the context", _facts(rows))
+        style.end_labels(panel, ends)
+    style.legend(figure, [style.key("its bytes at the memory's limit", GREY, line=":")])
+    style.title(figure, "Time per token against the length of the context", _facts(rows))
     return figure
 
 
-def gains_of(rows: pd.DataFrame, by: str) -> pd.DataFrame:
-    """How many times faster than the fastest dense decoder the first predictor's mode is, per `by` and sparsity."""
-    found = []
-    for value, alike in rows.groupby(by):
-        if alike["mode"].isin(DENSE).any():
-            dense = fastest_dense(alike)["ms_per_token"]
-            lines = _narrowest(where(alike, mode="shadow"))
-            found += [
-                {by: value, "sparsity_pct": row.sparsity_pct, "gain": dense / row.ms_per_token}
-                for row in lines.itertuples()
-            ]
-    return pd.DataFrame(found)
+def gains_of(rows: pd.DataFrame) -> pd.DataFrame:
+    """How many times faster than the fastest dense decoder the smallest predictor is, per batch and sparsity."""
+    dense = rows[rows["mode"].isin(DENSE)].groupby("batch")["ms_per_token"].min()
+    lines = pd.concat([_narrowest(line) for _, line in where(rows, mode="shadow").groupby("batch")])
+    lines = lines.assign(gain=lines["batch"].map(dense) / lines["ms_per_token"])
+    return lines[["batch", "sparsity_pct", "gain"]].dropna()
 
 
 def break_even(gains: pd.DataFrame) -> pd.Series:
@@ -98,13 +96,10 @@ def break_even(gains: pd.DataFrame) -> pd.Series:
     def crossing(line: pd.DataFrame) -> float:
         line = line.sort_values("sparsity_pct")
         pct, gain = line["sparsity_pct"].to_numpy(float), line["gain"].to_numpy()
-        slower = np.flatnonzero(gain < 1)
-        if not len(slower):
+        last = np.flatnonzero(gain < 1).max(initial=-1)  # the last one that is slower
+        if last < 0:
             return pct[0]
-        last = slower[-1]
-        if last + 1 == len(pct):
-            return np.nan
-        return pct[last] + (pct[last + 1] - pct[last]) * (1 - gain[last]) / (gain[last + 1] - gain[last])
+        return np.interp(1, gain[last : last + 2], pct[last : last + 2]) if last + 1 < len(pct) else np.nan
 
     return gains.groupby("batch")[["sparsity_pct", "gain"]].apply(crossing)
 

@@ -1,0 +1,265 @@
+"""Every figure on full and on sparse tables, what it chooses to draw, and files that repeat to the byte."""
+
+import itertools
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+from made_study import MODEL, write_tables
+from matplotlib.image import AxesImage
+from matplotlib.lines import Line2D
+
+from shadowcore import artifacts
+from shadowcore.provenance import file_sha256
+from shadowcore.report import drawn, style
+from shadowcore.report.captions import CAPTIONS
+from shadowcore.report.figures import FIGURES, TIMED_FIGURES, save
+from shadowcore.report.figures.bytes import undominated
+from shadowcore.report.figures.lines import lines
+from shadowcore.report.looks import METHODS
+from shadowcore.report.select import best_predictors, contextual, over_seeds, trained_alike
+from shadowcore.stages import draw
+
+HEADER = {"stage": "draw", "spec": {"model": 'a (b) \\ "c" é'}, "inputs": {"tables": ["0" * 64]}}
+
+
+def drawing(name, frames):
+    """A figure in which every artist has drawn itself, without the search for a layout, which takes long."""
+    figure = FIGURES[name](frames, MODEL)
+    if not isinstance(figure, str):
+        figure.set_layout_engine("none")
+        figure.draw_without_rendering()
+    return figure
+
+
+def texts(figure):
+    """Everything written in a figure."""
+    return [text.get_text() for text in figure.findobj(lambda artist: hasattr(artist, "get_text"))]
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_figures_name_their_model_and_their_files_repeat_to_the_byte(frames, name, tmp_path, monkeypatch):
+    monkeypatch.setattr(style, "PNG_DPI", 40)
+    runs = []
+    for run in ("1", "2"):
+        figure = drawing(name, frames)
+        assert any(MODEL in text for text in texts(figure))
+        runs.append(save(figure, tmp_path / run / name, HEADER))
+    assert [path.name for path in runs[0]] == [f"{name}.pdf", f"{name}.png"]
+    for one, other in zip(*runs, strict=True):
+        assert one.read_bytes() == other.read_bytes()
+        assert artifacts.read_origin(one) == {"schema": "figure/1", "header": HEADER}
+        assert not any(word in one.read_bytes() for word in (b"CreationDate", b"Software", b"atplotlib"))
+
+
+def test_only_figures_with_something_to_show_are_written_and_name_the_tables_they_were_drawn_from(built, tmp_path):
+    paths = write_tables(tmp_path, built)
+    stems = [tmp_path / "figures" / MODEL / name for name in ("perplexity", "latency", "fewshot", "tasks")]
+    figures = tuple(stem.with_suffix(kind) for stem in stems for kind in (".pdf", ".png"))
+    record = tmp_path / "figures" / f"{MODEL}.json"
+    draw.run(draw.Spec(MODEL), draw.Inputs(tuple(paths)), draw.Outputs(record, figures))
+    for path in figures[:4]:
+        read = {"perplexity": ["perplexity", "predictors"], "latency": ["latency"]}[path.stem]
+        hashes = {name: [file_sha256(tmp_path / f"tables/{name}.parquet")] for name in read}
+        assert artifacts.read_header(path)["inputs"] == hashes
+    assert not any(path.exists() for path in figures[4:])
+    (found,) = drawn.read([record])
+    assert list(found.files.values()) == [figures[1], figures[3]] and set(found.left_out) == {"fewshot", "tasks"}
+    assert all(f"{name} ({why})" in found.sentence() for name, why in found.left_out.items())
+    assert MODEL in found.sentence()
+
+
+def dense_only(frames):
+    """The tables of a study with nothing but the dense model."""
+    kept = {"accuracy": "method", "perplexity": "method", "latency": "mode"}
+    return {
+        name: table[table[kept[name]] == "dense"] if name in kept else table.iloc[:0] for name, table in frames.items()
+    }
+
+
+@pytest.mark.parametrize("name", FIGURES | TIMED_FIGURES)
+def test_a_figure_with_nothing_to_show_says_why(frames, name):
+    draw_one = (FIGURES | TIMED_FIGURES)[name]
+    for nothing in ({}, {table: rows.iloc[:0] for table, rows in frames.items()}, dense_only(frames)):
+        reason = draw_one({"latency": frames["latency"].iloc[:0]} | nothing, MODEL)
+        assert isinstance(reason, str) and 10 < len(reason) < 80
+
+
+# ---- tables that lack something or have more
+
+
+def without(**lacking):
+    def change(frames):
+        for column, values in lacking.items():
+            frames = {
+                table: rows[~rows[column].isin(values)] if column in rows else rows for table, rows in frames.items()
+            }
+        return frames
+
+    return change
+
+
+def without_criterion(frames):
+    """Tables with a baseline that has no criterion, and criteria that only one method knows."""
+    changed = {}
+    for table in ("accuracy", "perplexity"):
+        rows = frames[table].replace({"criterion": {"l2_norm": "jacov"}})
+        baseline = rows[rows["method"] == "oracle"].assign(method="threshold", criterion=np.nan)
+        changed[table] = pd.concat([rows, baseline], ignore_index=True)
+    return frames | changed
+
+
+def without_intervals(frames):
+    bare = {"low": np.nan, "high": np.nan}
+    return {name: rows.assign(**bare) if "low" in rows else rows for name, rows in frames.items()}
+
+
+CHANGES = {
+    "no methods": without(method=["dense", "static"], mode=["dense"]),
+    "no neurons": without(units=["neurons"], kind=["neurons"]),
+    "no plainact": without(criterion=["plainact"], metric=["recall"]),
+    "one policy": without(policy=["per_layer"], method=["random"]),
+    "no criterion": without_criterion,
+    "no intervals": without_intervals,
+}
+
+
+@pytest.mark.parametrize("name", FIGURES)
+@pytest.mark.parametrize("change", CHANGES)
+def test_figures_draw_tables_that_lack_something(frames, name, change):
+    drawing(name, CHANGES[change](frames))
+
+
+def several_seeds(frames):
+    """Tables in which everything trained was trained with another seed, too, to the same values."""
+    again = {}
+    for table, rows in frames.items():
+        if {"seed", "predictor"} <= set(rows):
+            rows = pd.concat([rows, rows[rows["predictor"].notna()].assign(seed=5)], ignore_index=True)
+        again[table] = rows
+    return again
+
+
+def another_model(frames):
+    """Tables with the same rows of another model."""
+    return {table: pd.concat([rows, rows.assign(model="another")]) for table, rows in frames.items()}
+
+
+@pytest.mark.parametrize("name", FIGURES)
+@pytest.mark.parametrize("change", [several_seeds, another_model])
+def test_figures_draw_seeds_as_one_line_and_one_model_only(frames, name, change):
+    if change is several_seeds and name in ("claims", "tasks"):
+        pytest.skip("claims join seeds in another way; tests/test_claims.py")
+    once, twice = FIGURES[name](frames, MODEL), FIGURES[name](change(frames), MODEL)
+    assert texts(once) == texts(twice)
+    for kind, data in ((Line2D, Line2D.get_xydata), (AxesImage, AxesImage.get_array)):
+        ours, others = (list(map(data, figure.findobj(kind))) for figure in (once, twice))
+        assert len(ours) == len(others) and all(map(np.allclose, ours, others))
+
+
+# ---- what is chosen
+
+
+def test_methods_are_shown_with_predictors_that_were_trained_alike():
+    made = [("shadow", "a", 0, False), ("layerwise", "b", 0, False), ("layerwise", "c", 1, True)]
+    predictors = pd.DataFrame(made, columns=["method", "predictor", "rounds", "tuned"]).assign(model=MODEL)
+    rows = pd.concat([predictors[["method", "predictor"]], pd.DataFrame({"method": ["static"], "predictor": [None]})])
+    assert list(trained_alike({"predictors": predictors}, MODEL, rows)["predictor"].fillna("")) == ["a", "b", ""]
+    alone = rows[rows["method"] != "shadow"]
+    assert list(trained_alike({"predictors": predictors}, MODEL, alone)["predictor"].fillna("")) == ["c", ""]
+    assert len(trained_alike({}, MODEL, rows)) == 4  # nothing is known of how they were trained
+
+
+def test_a_panel_has_at_most_seven_lines_and_every_method_of_its_own_is_among_them(frames):
+    rows = frames["perplexity"].query("units != 'heads' and criterion != 'l2_norm'")
+    extra = ["segments", "threshold", "griffin", "relu", "layerwise_own", "mine"]
+    static = rows[rows["method"] == "static"]
+    many = pd.concat([rows, *(static.assign(method=name, predictor=None) for name in extra)])
+    methods = [line.method for line in lines(many)]
+    assert len(methods) == 7 and "mine" in methods and not {"griffin", "relu", "random", "threshold"} & set(methods)
+    assert methods[0] == "dense" and len(lines(many[many["method"] != "dense"])) == 6
+
+
+def test_methods_differ_in_colour_and_in_marker():
+    for one, other in itertools.combinations(METHODS.values(), 2):
+        apart = np.subtract(*(matplotlib.colors.to_rgb(each.color) for each in (one, other)))
+        assert np.linalg.norm(apart) > 0.25 and one.marker != other.marker, (one, other)
+
+
+def test_labels_at_line_ends_do_not_overlap():
+    figure, (axes,) = style.panels(1)
+    axes.plot([0, 1], [0, 1])
+    style.end_labels(axes, [(1, value, f"m{number}", "k") for number, value in enumerate((0.5, 0.5, 0.5, 0.98, 1, 5))])
+    heights = sorted(text.xyann[1] for text in axes.texts)
+    assert len(heights) == 5  # what lies outside the panel has no label there
+    assert min(np.diff(heights)) >= 0.05 and heights[0] > 0.2 and heights[-1] < 1.1
+
+
+def test_of_several_predictors_the_one_measured_most_and_best_is_drawn(frames):
+    rows = frames["perplexity"]
+    rows = rows[(rows["method"] != "shadow") | (rows["predictor"] == "small")]
+    shadow = rows[rows["method"] == "shadow"]
+    more = [shadow.assign(predictor=f"p{i}", value=shadow["value"] * (1 + i / 10)) for i in range(1, 5)]
+    once = shadow.iloc[:1].assign(predictor="best", value=1.0)  # in one place only
+    many = pd.concat([rows, *more, once], ignore_index=True)
+    for low_is_good, shown in ((True, "small"), (False, "p4")):
+        found = best_predictors(many, low_is_good)
+        assert set(found.loc[found["method"] == "shadow", "predictor"]) == {shown}
+        pd.testing.assert_frame_equal(found[found["method"] != "shadow"], many[many["method"] != "shadow"])
+    assert any("shadow small" in text for text in texts(FIGURES["perplexity"](frames | {"perplexity": many}, MODEL)))
+
+
+def test_criteria_that_only_fixed_units_go_by_are_left_to_their_own_figure(frames):
+    rows = frames["perplexity"]
+    static = rows[(rows["method"] == "static") & (rows["criterion"] == "l2_norm")].assign(criterion="nwot")
+    baseline = rows[rows["method"] == "oracle"].iloc[:1].assign(method="threshold", criterion=None)
+    found = contextual(pd.concat([rows, static, baseline], ignore_index=True))
+    assert "nwot" not in set(found["criterion"]) and len(found) == len(rows) + 1
+    assert len(contextual(static)) == len(static)
+
+
+def test_seeds_are_drawn_at_their_mean_in_an_interval_over_all_theirs(frames):
+    rows = frames["perplexity"]
+    trained = rows[rows["predictor"].notna()]
+    other = trained.assign(seed=5, value=trained["value"] + 2, low=trained["low"] - 1, high=trained["high"] + 3)
+    joined = over_seeds(pd.concat([rows, other], ignore_index=True))
+    assert len(joined) == len(rows) and list(joined) == list(rows)
+    keys = ["method", "criterion", "predictor", "policy", "units", "sparsity_pct"]
+    found, before = (table[table["predictor"].notna()].set_index(keys).sort_index() for table in (joined, rows))
+    for name, change in (("value", 1), ("low", -1), ("high", 3), ("seed", 0)):
+        assert np.allclose(found[name], before[name] + change)
+
+
+def test_one_task_on_two_texts_is_two_panels(frames):
+    rows = frames["accuracy"].query("task == 'true_continuation'")
+    written = texts(FIGURES["accuracy"]({"accuracy": pd.concat([rows, rows.assign(data="c4")])}, MODEL))
+    assert {"true_continuation, c4", "true_continuation, wikipedia"} <= set(written)
+
+
+def test_every_figure_has_a_caption():
+    # the Snakefile takes the names of figures from their captions, which import no plotting packages
+    assert list(CAPTIONS) == list(FIGURES) and all(100 < len(text) < 600 for text in CAPTIONS.values())
+
+
+def test_bytes_are_drawn_where_they_were_counted_and_dominated_conditions_are_not(frames):
+    rows = frames["perplexity"]
+    reason = FIGURES["quality_per_byte"](frames | {"perplexity": rows.assign(read_share=np.nan)}, MODEL)
+    assert isinstance(reason, str) and "bytes" in reason
+    points = pd.DataFrame({"read_share": [0.9, 0.8, 0.7, 0.8], "value": [1.5, 1.2, 2.0, 1.3]})
+    assert list(undominated(points).index) == [1, 2]
+    assert "oracle" not in texts(FIGURES["quality_per_byte"](frames, MODEL))
+    # the published designs are drawn however many methods are better
+    static = rows[rows["method"] == "static"]
+    better = [static.assign(method=f"new{i}", value=static["value"] / (9 - i)) for i in range(7)]
+    found = texts(FIGURES["quality_per_byte"](frames | {"perplexity": pd.concat([rows, *better])}, MODEL))
+    shown = {*rows["method"], *(f"new{i}" for i in range(7))} & set(found) - {"dense"}
+    assert {"shadow", "layerwise", "new0"} <= shown and len(shown) == 6
+
+
+def test_a_learning_curve_joins_predictors_that_differ_in_tokens_alone(frames):
+    (axes,) = FIGURES["learning_curves"](frames, MODEL).axes
+    (curve,) = (line for line in axes.lines if line.get_marker() == METHODS["shadow"].marker)
+    assert list(curve.get_xdata()) == [10_000, 100_000]
+    alone = frames["predictors"][frames["predictors"]["predictor"] != "less"]
+    assert "differ only" in FIGURES["learning_curves"](frames | {"predictors": alone}, MODEL)
