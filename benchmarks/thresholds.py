@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from shadowcore.report.claims import PUBLISHED
+from shadowcore.report import PUBLISHED
 from shadowcore.report.figures.scaling import BITS, DENSE, WIDTHS, alike, layerwise_over_shadow, published_ratios, timed
 
 OTHER = [mode for mode in DENSE if mode != "dense"]

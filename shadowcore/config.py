@@ -23,7 +23,7 @@ from shadowcore.measure.conditions import Condition
 from shadowcore.measure.methods import SPARSE
 from shadowcore.method.criteria import CRITERIA
 from shadowcore.method.policies import WHOLE_MODEL_POLICIES
-from shadowcore.method.predictors import groups_of
+from shadowcore.method.predictors import TUNED_ONLY, groups_of
 from shadowcore.recipes import AnyPredictor, PredictorConfig, TuningConfig, replacement
 from shadowcore.sections import Evaluation, Grid, Latency, LatencyRandom, Model, Text, Traces, made_here, needs_network
 from shadowcore.stages.conditions import NEEDS_PROMPTS
@@ -106,6 +106,8 @@ class Study(Strict):
             if predictor.parent and not (self.tuning if predictor.tuned_from else self.traces.on_policy):
                 section = "tuning" if predictor.tuned_from else "traces.on_policy"
                 raise ValueError(f"predictors.{name}: needs the section `{section}`, which is missing")
+        if self.latency and self.recipe_of(self.latency.predictor).scaling == "per_example":
+            raise ValueError("latency.predictor: our decoders do not scale every example; use standard or min_max")
         return self
 
     @model_validator(mode="after")
@@ -132,6 +134,12 @@ class Study(Strict):
                 raise ValueError(f"conditions[{i}]: {sorted(trained)} need `predictors`, a list of names")
             if not grid.criteria and (scored := [name for name in grid.methods if SPARSE[name].scores]):
                 raise ValueError(f"conditions[{i}]: {sorted(scored)} need `criteria`, a list of names")
+            tuned = [name for name in trained if name in TUNED_ONLY]
+            if tuned and (other := [name for name in grid.predictors if not self._only_tuned(name)]):
+                raise ValueError(
+                    f"conditions[{i}].predictors: {tuned[0]} cannot have {other}; it needs predictors with "
+                    "`tuned_from` that were not retrained before"
+                )
             several = [name for name in trained if self._several_groups(name, grid.predictors)]
             if several and set(grid.policies) & WHOLE_MODEL_POLICIES:
                 raise ValueError(
@@ -147,6 +155,10 @@ class Study(Strict):
                 )
         return self
 
+    def _only_tuned(self, predictor: str) -> bool:
+        """Whether a predictor is tuned from one that is trained on the dense model."""
+        return len(self.chain(predictor)) == 2 and self.predictors[predictor].tuned_from is not None
+
     def _several_groups(self, design: str, predictors: list[str]) -> bool:
         """Whether a predictor of this design scores its layers in several steps."""
         counts = {self.recipe_of(name).segments for name in predictors}
@@ -158,13 +170,14 @@ class Study(Strict):
         for name in self.evaluation.texts if "true_continuation" in self.evaluation.tasks else ():
             if self.texts[name].true_continuation is None:
                 raise ValueError(f"texts.{name}: true_continuation is missing, which evaluation.tasks needs")
-        tokens = self.traces.windows * self.traces.tokens_per_window
         for name in sorted({self.chain(name)[0] for name in self.used_predictors}):
-            recipe, traced = self.predictors[name], f"traces.windows x traces.tokens_per_window is {tokens} tokens"
-            if (recipe.tokens or 0) > tokens:
-                raise ValueError(f"predictors.{name}.tokens: {recipe.tokens} is too large; {traced}")
-            if recipe.batch > (recipe.tokens or tokens):
-                trained = f"predictors.{name}.tokens is {recipe.tokens}" if recipe.tokens else traced
+            recipe = self.predictors[name]
+            count = recipe.examples_in(self.traces.windows, self.traces.tokens_per_window)
+            there = f"the traces have {count} {recipe.examples}"
+            if (recipe.tokens or 0) > count:
+                raise ValueError(f"predictors.{name}.tokens: {recipe.tokens} is too large; {there}")
+            if recipe.batch > (recipe.tokens or count):
+                trained = f"predictors.{name}.tokens is {recipe.tokens}" if recipe.tokens else there
                 raise ValueError(f"predictors.{name}.batch: {recipe.batch} is too large; {trained}")
         unfit = [name for name in self.token_criteria if not CRITERIA[name].has_token_form]
         if unfit:

@@ -22,7 +22,7 @@ from typing import Any
 from shadowcore import artifacts, logs, manifests, plan
 from shadowcore.errors import ShadowcoreError
 from shadowcore.jobs import Jobs
-from shadowcore.report.claims import PUBLISHED
+from shadowcore.report import PUBLISHED
 from shadowcore.report.tables import read_files
 from shadowcore.schemas import MEASURED_TABLES
 from shadowcore.stages import aggregate, check_tables, draw, judge_claims, write_page

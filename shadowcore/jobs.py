@@ -20,8 +20,10 @@ from shadowcore.benchmarks import BENCHMARKS
 from shadowcore.config import Study
 from shadowcore.measure.conditions import Condition, PredictorId
 from shadowcore.measure.methods import METHODS
+from shadowcore.method.low_bit import PROXIES
+from shadowcore.method.predictors import PREDICTORS, TUNED_PROXIES
 from shadowcore.provenance import fingerprint
-from shadowcore.report.figures import FIGURES
+from shadowcore.report.captions import CAPTIONS
 from shadowcore.schemas import FINAL_TABLES
 from shadowcore.stages.base import parse_spec, to_json
 
@@ -164,7 +166,9 @@ class Jobs:
         """The predictors of a model whose speed is measured."""
         plan, text = self.study.latency, self.study.calibration[0]
         return [
-            PredictorId(model, text, method, plan.criterion, plan.predictor, self.study.seed) for method in plan.methods
+            PredictorId(model, text, method, plan.criterion, plan.predictor, self.study.seed)
+            for method in plan.methods
+            if method in PREDICTORS
         ]
 
     def trace(self, model: str, split: str, shard: str) -> dict[str, str]:
@@ -188,13 +192,15 @@ class Jobs:
         from shadowcore.stages.trace import Design, Spec
 
         plan, train = self.study.traces, split == "train"
-        designs = {Design(one.method, self.study.recipe_of(one.predictor).segments) for one in readers}
+        recipes = [(one, self.study.recipe_of(one.predictor)) for one in readers if one.method not in TUNED_PROXIES]
+        designs = {Design(one.method, recipe.segments, recipe.examples) for one, recipe in recipes}
+        of_windows = {one.criterion for one, recipe in recipes if recipe.examples == "windows"}
         return Spec(
             split=split, shard=int(shard), shards=plan.shards if train else 1,
             windows=plan.windows if train else plan.heldout_windows, window_tokens=plan.window_tokens,
             tokens_per_window=plan.tokens_per_window if train else plan.heldout_tokens_per_window,
             designs=tuple(sorted(designs, key=str)), criteria=tuple(criteria), token_criteria=tuple(token_criteria),
-            token_bits=plan.bits if train else 8, batch=plan.batch,
+            window_criteria=tuple(sorted(of_windows)), token_bits=plan.bits if train else 8, batch=plan.batch,
             dtype=self.study.models[model].dtype, seed=self.study.seed,
         )  # fmt: skip
 
@@ -240,6 +246,7 @@ class Jobs:
         from shadowcore.stages.tune_predictor import Spec, Tuning
 
         tuning, plan = self.study.tuning.model_dump(), self.study.traces
+        tuning["learning_rate"] = self.study.predictors[key.predictor].tuning_rate or tuning["learning_rate"]
         spec = Spec(
             **self._training(key), units=tuning.pop("units"), tuning=Tuning(**tuning), windows=plan.windows,
             heldout_windows=plan.heldout_windows, window_tokens=plan.window_tokens,
@@ -283,8 +290,10 @@ class Jobs:
         spec = Spec(
             model=model, weights="random" if kind == "random" else "pretrained", dtype=self.study.models[model].dtype,
             criterion=plan.criterion, units=plan.units, sparsities_pct=tuple(plan.sparsities_pct),
-            predictors=tuple(plan.methods), prompt_tokens=plan.prompt_tokens, new_tokens=plan.new_tokens,
-            repeats=plan.repeats, warmup=plan.warmup, seed=self.study.seed,
+            predictors=tuple(name for name in plan.methods if name in PREDICTORS),
+            proxies=tuple(name for name in plan.methods if name in PROXIES),
+            prompt_tokens=plan.prompt_tokens, new_tokens=plan.new_tokens, repeats=plan.repeats,
+            warmup=plan.warmup, seed=self.study.seed,
         )  # fmt: skip
         return self.params("latency", spec)
 
@@ -323,4 +332,4 @@ class Jobs:
 
     def figure_files(self, model: str) -> list[str]:
         """The files of all figures of a model; figures with nothing to show are not written."""
-        return [f"{self.root}/figures/{model}/{name}.{kind}" for name, kind in product(FIGURES, ("pdf", "png"))]
+        return [f"{self.root}/figures/{model}/{name}.{kind}" for name, kind in product(CAPTIONS, ("pdf", "png"))]

@@ -23,8 +23,9 @@ from shadowcore.measure.conditions import Condition, PredictorId
 from shadowcore.measure.methods import METHODS
 from shadowcore.measure.protocols import PROTOCOLS
 from shadowcore.method.criteria import CRITERIA
-from shadowcore.method.predictors import groups_of
+from shadowcore.method.predictors import TUNED_ONLY, feature_width, groups_of
 from shadowcore.method.relufy import CACHE_BYTES, LOGITS_AT_ONCE, Relufied
+from shadowcore.method.tracing import WINDOW_BITS
 from shadowcore.models.families import KINDS, Dimensions, Kind, dimensions_of
 from shadowcore.models.folders import read_config
 from shadowcore.models.published import PUBLISHED, Size
@@ -117,14 +118,22 @@ def size_of(jobs: Jobs, model: str) -> Size | None:
 def trace_bytes(spec: Mapping[str, Any], sizes: Dimensions) -> int:
     """Bytes of the tensors in one shard's trace; see `shadowcore.method.tracing`. spec: of the stage `trace`."""
     windows = len(range(spec["shard"], spec["windows"], spec["shards"]))
-    tokens = windows * spec["tokens_per_window"]
-    sites = {group.site for one in spec["designs"] for group in groups_of(one["method"], sizes.layers, one["segments"])}
-    widths = {"residual": sizes.width, "heads": sizes.heads * sizes.head_width}
-    features = 2 * tokens * sum(widths[site.what] for site in sites)
+    count = {"tokens": windows * spec["tokens_per_window"], "windows": windows}
+    sites = {
+        (one["examples"], group.site)
+        for one in spec["designs"] for group in groups_of(one["method"], sizes.layers, one["segments"])
+    }  # fmt: skip
+    features = sum(2 * count[examples] * feature_width(sizes, site) for examples, site in sites)
     units = [sizes.units(kind) for kind in KINDS]
     moments = 2 * 8 * len(spec["criteria"]) * sizes.layers * sum(units)
-    codes = sum(math.ceil(count * spec["token_bits"] / 8) + 4 for count in units)  # 4 bytes for the maximum
-    return moments + tokens * sizes.layers * codes * len(spec["token_criteria"]) + features + 4 * windows
+    scored = (
+        ("tokens", spec["token_criteria"], spec["token_bits"]), ("windows", spec["window_criteria"], WINDOW_BITS)
+    )  # fmt: skip
+    codes = sum(
+        count[examples] * sizes.layers * len(criteria) * (math.ceil(of_kind * bits / 8) + 4)  # 4 for the maximum
+        for examples, criteria, bits in scored for of_kind in units
+    )  # fmt: skip
+    return moments + codes + features + 4 * windows
 
 
 class Measured(NamedTuple):
@@ -222,7 +231,7 @@ class Costs:
             tokens = self.study.tuning.epochs * plan.windows * plan.window_tokens
             batch = self.study.tuning.batch * plan.window_tokens
             return self.of_model("tune_predictor", name, one.model, tokens, 4, batch, written=written)
-        tokens, read = plan.windows * plan.tokens_per_window, 0
+        tokens, read = recipe.examples_in(plan.windows, plan.tokens_per_window), 0
         if size is not None:
             units = sum(size.dimensions.units(kind) for kind in KINDS)
             read = tokens * size.dimensions.layers * units * plan.bits / 8
@@ -234,7 +243,8 @@ class Costs:
         """Number of weights of a predictor by kind of unit; 0 if the model's size is unknown."""
         recipe, size = self.study.recipe_of(one.predictor).training_recipe(), self.sizes[one.model]
         weights = dict.fromkeys(KINDS, 0)
-        for group in groups_of(one.method, size.dimensions.layers, recipe.segments) if size else ():
+        known = size and one.method not in TUNED_ONLY  # they have no matrices
+        for group in groups_of(one.method, size.dimensions.layers, recipe.segments) if known else ():
             units = {"heads": size.dimensions.heads, "neurons": size.dimensions.neurons // recipe.block}
             for kind in KINDS:
                 weights[kind] += recipe.rank[kind] * (size.dimensions.width + len(group.layers) * units[kind])

@@ -7,8 +7,10 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
+from shadowcore.config_errors import Within
 from shadowcore.config_types import AboveZero, Number, Percent, Positive, Strict, among
-from shadowcore.method.training import SCALINGS, TARGETS, Recipe
+from shadowcore.method.tracing import EXAMPLES
+from shadowcore.method.training import EPOCHS_KEPT, SCALINGS, TARGETS, Recipe
 from shadowcore.models.families import KINDS_OF
 
 
@@ -37,11 +39,21 @@ class TuningConfig(MaskingConfig):
 
 
 # recipes that a configuration can name; numbers in the configuration replace those of the recipe
+PUBLISHED = {
+    "rank_heads": 2048, "rank_neurons": 1024, "target": "score", "scaling": "min_max",
+    "epochs": 20, "epochs_heads": 100, "batch": 512, "learning_rate": 0.001, "weight_decay": 0.01,
+}  # fmt: skip
 RECIPES: dict[str, dict[str, Any]] = {
-    # ShadowLLM (arXiv 2406.16635): sizes, scaling, loss and optimiser of its accuracy results; the batch is ours
-    "published": {
-        "rank_heads": 2048, "rank_neurons": 1024, "target": "score", "scaling": "min_max",
-        "epochs": 20, "epochs_heads": 100, "batch": 512, "learning_rate": 0.001, "weight_decay": 0.01,
+    # ShadowLLM (arXiv 2406.16635): sizes, loss and optimiser of its accuracy results; the batch is ours, and so is that
+    # examples are tokens, which the protocol `token` needs
+    "published": PUBLISHED,
+    # the same for the protocol `lookahead`, as published: whole windows, scaling of each example, the last epoch
+    "published_lookahead": PUBLISHED
+    | {"scaling": "per_example", "batch": 32, "examples": "windows", "epoch_kept": "last"},
+    # Deja Vu (arXiv 2310.17157): widths and loss; epochs, batch and learning rate are ours
+    "dejavu": {
+        "rank_heads": 512, "rank_neurons": 1000, "target": "active", "scaling": "standard",
+        "epochs": 8, "batch": 512, "learning_rate": 0.001, "weight_decay": 0.01,
     },
     # ours, for many training tokens; best when it is also retrained and tuned on the sparse model
     "best": {
@@ -74,6 +86,9 @@ class PredictorConfig(Strict):
     tokens: Positive | None = None
     bits: Literal[16, 8] = 16
     block: Positive = 1
+    examples: among(EXAMPLES) = "tokens"
+    epoch_kept: among(EPOCHS_KEPT) = "best"
+    active_pct: Annotated[Percent, Field(ge=1)] = 50
 
     @model_validator(mode="before")
     @classmethod
@@ -86,8 +101,12 @@ class PredictorConfig(Strict):
         """The recipe in the form that the training stage takes."""
         rank = {"heads": self.rank_heads, "neurons": self.rank_neurons}
         epochs = {"heads": self.epochs_heads or self.epochs, "neurons": self.epochs}
-        alike = ("segments", "target", "scaling", "batch", "learning_rate", "weight_decay", "tokens", "bits", "block")
-        return Recipe(rank=rank, epochs=epochs, **{name: getattr(self, name) for name in alike})
+        own = {"recipe", "rank_heads", "rank_neurons", "epochs_heads", "epochs"}
+        return Recipe(rank=rank, epochs=epochs, **self.model_dump(exclude=own))
+
+    def examples_in(self, windows: int, tokens_per_window: int) -> int:
+        """Number of examples in so many windows."""
+        return windows if self.examples == "windows" else windows * tokens_per_window
 
 
 class DerivedConfig(Strict):
@@ -96,16 +115,20 @@ class DerivedConfig(Strict):
     retrained_from: the parent; the predictor is trained on traces of the model under the parent's masks
     (`traces.on_policy`).
     tuned_from: the parent, which is tuned on the sparse model that its own masks make (`tuning`).
+    tuning_rate: learning rate of this tuning, by default that of the section `tuning`.
     """
 
     retrained_from: str | None = None
     tuned_from: str | None = None
+    tuning_rate: AboveZero | None = None
 
     @model_validator(mode="after")
     def of_one(self) -> DerivedConfig:
         """Exactly one parent must be given."""
         if (self.retrained_from is None) == (self.tuned_from is None):
             raise ValueError("must have either retrained_from or tuned_from, with the name of another predictor")
+        if self.tuning_rate and not self.tuned_from:
+            raise Within("tuning_rate", "needs tuned_from; a retrained predictor has the learning_rate of its recipe")
         return self
 
     @property
@@ -116,7 +139,7 @@ class DerivedConfig(Strict):
 
 def _kind(value: Any) -> str:
     # by the beginning of the keys, so that a misspelt one gets the right message
-    derived = isinstance(value, dict) and any(str(key).startswith(("retrain", "tune")) for key in value)
+    derived = isinstance(value, dict) and any(str(key).startswith(("retrain", "tun")) for key in value)
     return "<DerivedConfig>" if derived or isinstance(value, DerivedConfig) else "<PredictorConfig>"
 
 

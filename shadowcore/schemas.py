@@ -119,15 +119,25 @@ QUALITY = Table(
     _of(CONDITION, "model calibration") | {
         "method": (TEXT, "static (the constant predictor), or a predictor's design: shadow, layerwise, segments"),
         "criterion": CONDITION["criterion"],
-        "predictor": (TEXT, "name of the predictor; for static: the predictor that masked the traces, or null"),
+        "predictor": (
+            TEXT,
+            "name of the predictor; for static: the predictor that masked the traces, or null; beside "
+            "spearman_of_examples: the predictor of windows whose targets it is the mean of",
+        ),
         "seed": CONDITION["seed"],
-    } | LAYER | {
+        "kind": LAYER["kind"],
+        "layer": (INTEGER, "layer, from 0; null for spearman_of_examples"),
         "sparsity_pct": (INTEGER, "sparsity of the kept units; null for spearman"),
         "policy": (TEXT, "policy that chooses the kept units; null for spearman"),
-        "metric": (TEXT, "spearman; recall, precision: of the kept units against those with the highest true scores"),
-        "value": (NUMBER, "mean over tokens, 0 to 1 (spearman: -1 to 1)"),
-        "stderr": (NUMBER, "standard error over tokens"),
-        "n": (INTEGER, "number of tokens"),
+        "metric": (
+            TEXT,
+            "spearman; recall, precision: of the kept units against those with the highest true scores; "
+            "spearman_of_examples: as published, of one window over the units of all layers but layer 0, with the "
+            "scores as the predictor learned them (predictors of windows only)",
+        ),
+        "value": (NUMBER, "mean over tokens or windows, 0 to 1 (spearman: -1 to 1)"),
+        "stderr": (NUMBER, "standard error over tokens or windows"),
+        "n": (INTEGER, "number of tokens or windows"),
     },
 )  # fmt: skip
 
@@ -138,17 +148,17 @@ PREDICTORS = Table(
         "rounds": (INTEGER, "number of retrainings, each on traces under the masks of the previous predictor"),
         "tuned": (BOOLEAN, "whether it was finally tuned on the sparse model"),
         "kind": (TEXT, "heads or neurons"),
-        "rank": (INTEGER, "hidden width r of each MLP"),
+        "rank": (INTEGER, "hidden width r of each MLP; 0 for static_tuned"),
         "groups": (INTEGER, "number of MLPs: 1 for shadow, one per predicted layer for layerwise"),
         "bits": (INTEGER, "bits per weight"),
         "block": (INTEGER, "number of neighbouring units that share a score"),
         "parameters": (INTEGER, "number of weights and biases"),
         "step_bytes": (INTEGER, "bytes of the predictor that a decoder reads per token"),
-        "tokens": (INTEGER, "number of training tokens"),
+        "tokens": (INTEGER, "number of training tokens, or windows"),
         "epochs": (INTEGER, "number of passes over the training tokens"),
-        "best_epoch": (NUMBER, "epoch with the lowest held-out loss, kept (mean over groups); 0: before training"),
+        "best_epoch": (NUMBER, "epoch that is kept, with the lowest held-out loss or the last (mean over groups)"),
         "loss_constant": (NUMBER, "held-out loss before training, of the constant predictor; if tuned, before tuning"),
-        "loss": (NUMBER, "held-out squared error of scaled scores; if tuned, divergence from dense, nats per token"),
+        "loss": (NUMBER, "held-out squared error of scaled scores, or cross-entropy; if tuned, divergence from dense"),
     },
 )  # fmt: skip
 

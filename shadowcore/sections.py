@@ -6,6 +6,7 @@ Each section is checked on its own. Checks between sections are in `shadowcore.c
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from itertools import product
 from typing import Annotated, Any, Literal
 
@@ -19,8 +20,9 @@ from shadowcore.measure.latency_variants import RIVALS
 from shadowcore.measure.methods import SPARSE
 from shadowcore.measure.protocols import PROTOCOLS
 from shadowcore.method.criteria import CRITERIA
+from shadowcore.method.low_bit import PROXIES
 from shadowcore.method.policies import POLICIES
-from shadowcore.method.predictors import PREDICTORS
+from shadowcore.method.predictors import DECODED
 from shadowcore.method.relufy import Relufied
 from shadowcore.models.families import KINDS_OF
 from shadowcore.models.folders import DTYPES
@@ -209,13 +211,25 @@ class Evaluation(Strict):
 class Latency(Strict):
     criterion: among(CRITERIA)
     predictor: str
-    methods: list_of(among(PREDICTORS), least=1)
+    methods: list_of(among((*DECODED, *PROXIES)), least=1)
     units: among(KINDS_OF)
     sparsities_pct: list_of(Percent, least=1)
     prompt_tokens: Annotated[int, Field(ge=2)]
     new_tokens: Positive
     repeats: Positive
     warmup: Annotated[int, Field(ge=0)]
+
+    @model_validator(mode="after")
+    def proxies_choose_neurons(self) -> Latency:
+        """A proxy needs neurons to choose among."""
+        require_neurons("methods", self.methods, self.units)
+        return self
+
+
+def require_neurons(key: str, methods: Iterable[str], units: str) -> None:
+    """Raise Within for a proxy in a section that skips heads only."""
+    if (proxies := [name for name in methods if name in PROXIES]) and "neurons" not in KINDS_OF[units]:
+        raise Within(key, f"{proxies[0]} chooses neurons, but `units` is {units}; use neurons or both, or leave it out")
 
 
 class ForSome(Strict):
@@ -229,14 +243,24 @@ class ForSome(Strict):
 
 
 class Design(ForSome):
-    """A predictor with random weights; see `shadowcore.stages.latency_random`."""
+    """A predictor with random weights, or a proxy; see `shadowcore.stages.latency_random`."""
 
-    method: among(PREDICTORS)
-    rank_heads: Positive
-    rank_neurons: Positive
+    method: among((*DECODED, *PROXIES))
+    rank_heads: Positive | None = None
+    rank_neurons: Positive | None = None
     segments: Positive = 1
     bits: Literal[16, 8] = 16
     sparsities_pct: list_of(Percent) = []
+
+    @model_validator(mode="after")
+    def predictors_have_ranks(self) -> Design:
+        """A predictor must have both ranks; a proxy has none, and its name says its bits."""
+        for key in ("rank_heads", "rank_neurons"):
+            if (getattr(self, key) is None) == (self.method in DECODED):
+                raise Within(key, f"must be given for a predictor and left out for a proxy; method is {self.method}")
+        if self.method in PROXIES and (self.bits, self.segments) != (16, 1):
+            raise Within("method", f"{self.method} is a proxy, which has neither `bits` nor `segments`; leave them out")
+        return self
 
 
 class Setting(ForSome):
@@ -294,7 +318,8 @@ class LatencyRandom(Strict):
 
     @model_validator(mode="after")
     def once(self) -> LatencyRandom:
-        """No model must be timed twice at the same lengths."""
+        """No model must be timed twice at the same lengths, and proxies need neurons."""
+        require_neurons("designs", [design.method for design in self.designs], self.units)
         for model in self.models:
             self.timed(model)
         return self

@@ -6,8 +6,8 @@ import pandas as pd
 import pytest
 
 from shadowcore.errors import ArtifactError
-from shadowcore.report import claims, pairs, tables
-from shadowcore.report.claims import CLAIMS, PUBLISHED
+from shadowcore.report import PUBLISHED, claims, pairs, tables
+from shadowcore.report.claims import CLAIMS
 from shadowcore.schemas import FINAL_TABLES, MEASURED_TABLES
 
 PLACE = {"calibration": "c4", "policy": "global", "protocol": "lookahead", "units": "heads", "sparsity_pct": 50}

@@ -106,6 +106,13 @@ def test_shipped_configurations_are_valid(path):
             {"units": "neurons", "lowest_pct": 60, "highest_pct": 30},
             "60.*above highest_pct .30",
         ),
+        (["conditions", 1, "methods"], ["static_tuned"], r"static_tuned cannot have \['small'\].*`tuned_from`"),
+        (["conditions", 1, "methods"], ["proxy3_tuned"], r"proxy3_tuned cannot have \['small'\].*`tuned_from`"),
+        (["conditions", 3, "methods"], ["dejavu"], r"units: \['both'\] .*dejavu; allowed: \['neurons'\]"),
+        (["predictors", "more"], {"retrained_from": "small", "tuning_rate": 0.1}, "more.tuning_rate: needs tuned_from"),
+        (["predictors", "small", "scaling"], "per_example", "latency.predictor: .*standard or min_max"),
+        (["predictors", "small"], SMALL | {"examples": "windows", "batch": 65}, "small.batch: 65 .* have 64 windows"),
+        (["latency", "methods"], ["dejavu"], "latency.methods.*unknown 'dejavu'"),
         (["predictors", "small"], {"recipe": "publishd"}, "recipe: unknown 'publishd'; did you mean 'published'"),
         (["predictors", "small", "bits"], 4, r"predictors.small.bits: must be 16 or 8 \(found 4\)"),
         (["predictors", "small", "scaling"], "minmax", "unknown 'minmax'; did you mean 'min_max'"),
@@ -216,6 +223,7 @@ def test_a_recipe_is_named_and_may_be_bent(name):
     bent = PredictorConfig(recipe=name, rank_neurons=64, bits=8).training_recipe()
     assert bent == replace(known, rank={**known.rank, "neurons": 64}, bits=8)
     data = changed(["predictors", "small"], {"recipe": name})
+    del data["latency"]  # a decoder does not scale every example
     jobs = Jobs(parse_study(data, "c"))
     spec = jobs.train_predictor(jobs.trained["smollm2-135m", "wikipedia", "shadow+plainact+small"])
     assert json.loads(spec["spec"])["recipe"] == asdict(known)
@@ -403,6 +411,10 @@ def test_a_sentence_names_the_key_what_was_found_and_what_is_allowed(path, value
         ({"also": [{"batch": 2}, {"batch": 2}]}, ["latency_random.also", "twice"]),
         ({"active": 1.5}, ["latency_random.active: must be less than 1"]),
         ({"designs": [{"method": "shadow", "rank_heads": 0, "rank_neurons": 4}]}, ["designs[0].rank_heads: must be 1"]),
+        ({"designs": [{"method": "shadow", "rank_heads": 4}]}, ["designs[0].rank_neurons: must be given"]),
+        ({"designs": [{"method": "proxy4", "rank_heads": 4}]}, ["designs[0].rank_heads", "left out", "proxy4"]),
+        ({"designs": [{"method": "proxy4", "bits": 8}]}, ["designs[0].method: proxy4", "bits"]),
+        ({"designs": [{"method": "proxy4"}], "units": "heads"}, ["latency_random.designs: proxy4", "heads"]),
         ({"desing": []}, ["latency_random: unknown key 'desing'; did you mean 'designs'"]),
     ],
 )
@@ -415,6 +427,17 @@ def test_what_is_timed_with_random_weights_is_checked_as_the_rest(changes, names
     with pytest.raises(ConfigError) as refused:
         parse_study(data, "config")
     assert all(name in str(refused.value) for name in names), refused.value
+
+
+def test_proxies_are_timed_without_a_predictor():
+    study = changed(["latency", "methods"], ["proxy4", "shadow", "proxy3_ahead"])
+    jobs = Jobs(parse_study(study, "config"))
+    spec = json.loads(jobs.latency("smollm2-135m")["spec"])
+    assert spec["predictors"] == ["shadow"] and spec["proxies"] == ["proxy4", "proxy3_ahead"]
+    assert [one.method for one in jobs.latency_predictors("smollm2-135m")] == ["shadow"]
+    study["latency"]["units"] = "heads"
+    with pytest.raises(ConfigError, match="latency.methods: proxy4 .*heads"):
+        parse_study(study, "config")
 
 
 def test_examples_need_a_training_split_or_a_task_without_them():

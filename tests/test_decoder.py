@@ -14,7 +14,7 @@ from shadowcore.errors import ConfigError
 from shadowcore.measure.dense_baselines import HuggingFaceDecoder
 from shadowcore.measure.equivalence_model import check
 from shadowcore.measure.latency import bytes_per_step, measure, predictor_time, summarise
-from shadowcore.method.predictors import PREDICTORS, Predictor
+from shadowcore.method.predictors import DECODED, Predictor
 from shadowcore.models.families import KINDS, dimensions_of
 from shadowcore.models.masking import masked
 
@@ -191,7 +191,7 @@ def test_predicted_steps_in_16_bits_are_the_harness_but_for_rounding(tiny, token
         check(design, decoder, tiny, row[None], 8, selection)
 
 
-@pytest.mark.parametrize("design", sorted(set(PREDICTORS) - {"layerwise_own"}))
+@pytest.mark.parametrize("design", sorted(set(DECODED) - {"layerwise_own"}))
 def test_rows_of_a_batch_do_not_see_each_other(tiny, tokens, design):
     tiny = tiny.double()
     decoder = Decoder(from_model(tiny), 16, PredictedSelection(random_predictor(tiny, design), "per_layer", HALF))

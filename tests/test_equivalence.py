@@ -144,7 +144,8 @@ def test_a_threshold_may_decide_near_ties_either_way_and_nothing_else(tiny, ids)
             if x.dim() == 3:  # the prompt
                 return super()._ffn(layer, x, kept)
             index = next(i for i, one in enumerate(self.layout.layers) if one is layer)
-            active = self._activate(operations.project(layer.ffn_in, layer.ffn_in_bias, x))
+            inner = operations.project(layer.ffn_in, layer.ffn_in_bias, x)
+            active = operations.activate(inner, self.layout.activation)
             active = active * (active.abs() > self.thresholds[index])
             return operations.add(layer.ffn_down, layer.ffn_down_bias, active)
 

@@ -163,11 +163,17 @@ def test_figures_draw_seeds_as_one_line_and_one_model_only(frames, name, change)
 
 def test_methods_are_shown_with_predictors_that_were_trained_alike():
     made = [("shadow", "a", 0, False), ("layerwise", "b", 0, False), ("layerwise", "c", 1, True)]
-    predictors = pd.DataFrame(made, columns=["method", "predictor", "rounds", "tuned"]).assign(model=MODEL)
-    rows = pd.concat([predictors[["method", "predictor"]], pd.DataFrame({"method": ["static"], "predictor": [None]})])
+    predictors = pd.DataFrame(made, columns=["method", "predictor", "rounds", "tuned"]).assign(model=MODEL, rank=8)
+    constant = {"method": "static_tuned", "predictor": "d", "rounds": 0, "tuned": True, "model": MODEL, "rank": 0}
+    predictors = pd.concat([predictors, pd.DataFrame([constant])])
+    rows = pd.concat(
+        [predictors[["method", "predictor"]].head(3), pd.DataFrame({"method": ["static"], "predictor": [None]})]
+    )
     assert list(trained_alike({"predictors": predictors}, MODEL, rows)["predictor"].fillna("")) == ["a", "b", ""]
     alone = rows[rows["method"] != "shadow"]
     assert list(trained_alike({"predictors": predictors}, MODEL, alone)["predictor"].fillna("")) == ["c", ""]
+    tuned = pd.concat([rows, pd.DataFrame([constant])[["method", "predictor"]]])  # which has no other training
+    assert list(trained_alike({"predictors": predictors}, MODEL, tuned)["predictor"].fillna("")) == ["a", "b", "", "d"]
     assert len(trained_alike({}, MODEL, rows)) == 4  # nothing is known of how they were trained
 
 

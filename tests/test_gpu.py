@@ -6,13 +6,16 @@ from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalL
 
 from shadowcore.decode.decoder import Decoder
 from shadowcore.decode.layout import from_model, upcast
+from shadowcore.decode.low_bit_proxy import Proxy
 from shadowcore.decode.selection import DenseSelection, FixedSelection, PredictedSelection
 from shadowcore.measure.equivalence_decoder import gate
 from shadowcore.measure.equivalence_model import check
+from shadowcore.measure.ffn_selectors import ProxyMasks
 from shadowcore.measure.gpu_timing import fill_cache
 from shadowcore.measure.group import Group
 from shadowcore.measure.perplexity import window_losses
 from shadowcore.measure.sparsity import PredictedMasks, SparseModel
+from shadowcore.method.low_bit import PROXIES
 from shadowcore.method.predictors import Predictor
 from shadowcore.models.families import KINDS, device_of, dimensions_of
 from shadowcore.models.folders import load_model
@@ -45,6 +48,10 @@ def predicted(design, count, sizes, block=1):
     return PredictedSelection(predictor.to("cuda"), "per_layer", dict.fromkeys(KINDS, 50))
 
 
+def by_proxy(layout, method):
+    return PredictedSelection(Proxy(layout, method), "per_layer", {"neurons": 50})
+
+
 def decoders(layout, room):
     from shadowcore.decode.triton_decoder import GraphDecoder
 
@@ -69,6 +76,25 @@ def test_the_decoder_is_the_masked_model(name, dtype):
         print(mode, check(mode, decoder, model, ids, 8, selection))
 
 
+@pytest.mark.parametrize("method", ["proxy4", "proxy3", "proxy4_ahead"])
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_a_decoder_with_a_proxy_is_the_masked_model_and_a_batch_the_torch_decoder(name, method):
+    from shadowcore.decode.triton_decoder import GraphDecoder
+
+    ids, tokens = torch.randint(10, 1000, (1, 80), device="cuda"), torch.arange(16, device="cuda") + 11
+    for dtype in (torch.float32, torch.bfloat16):
+        model = made(name, dtype)
+        layout, (bits, ahead) = from_model(model), PROXIES[method]
+        selection = by_proxy(layout, method)
+        decoder = GraphDecoder(layout, 96, selection)
+        print(method, check(method, decoder, model, ids, 8, selection, ProxyMasks(model, bits, 50, ahead)))
+    reference = Decoder(upcast(layout), 96)
+    for sequences in (1, 2, 16):
+        decoder.reset(sequences)
+        fill_cache(decoder, seed=1)
+        print(sequences, gate(method, decoder, reference, 70, tokens[:sequences]))
+
+
 def test_a_graph_is_what_it_was_captured_from():
     model = made("opt", torch.bfloat16)
     for _, decoder, _ in decoders(from_model(model), 96):
@@ -84,13 +110,13 @@ def test_a_graph_is_what_it_was_captured_from():
 
 
 @pytest.mark.parametrize("sequences", [1, 2, 16])
-@pytest.mark.parametrize("design", ["shadow", "layerwise"])
+@pytest.mark.parametrize("design", ["shadow", "layerwise", "proxy4", "proxy4_ahead"])
 def test_choosing_beside_other_layers_changes_nothing(design, sequences):
     from shadowcore.decode.kernels.launch import Branch
     from shadowcore.decode.triton_decoder import GraphDecoder
 
     layout, found = from_model(made("opt", torch.bfloat16)), []
-    selection = predicted(design, 1, layout.sizes)
+    selection = by_proxy(layout, design) if design in PROXIES else predicted(design, 1, layout.sizes)
     for inline in (True, False):
         decoder = GraphDecoder(layout, 96, selection)
         if inline:

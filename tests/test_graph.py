@@ -12,6 +12,7 @@ if torch.cuda.is_available():
 
 from shadowcore.decode.decoder import Decoder
 from shadowcore.decode.layout import compacted, from_model
+from shadowcore.decode.low_bit_proxy import Proxy
 from shadowcore.decode.packed_predictor import pack
 from shadowcore.decode.selection import FixedSelection, PredictedSelection
 from shadowcore.decode.triton_decoder import GraphDecoder
@@ -20,6 +21,7 @@ from shadowcore.measure.dense_baselines import TorchGraph
 from shadowcore.measure.equivalence_decoder import gate
 from shadowcore.measure.equivalence_model import check
 from shadowcore.measure.latency import bytes_per_step
+from shadowcore.method.low_bit import PROXIES
 from shadowcore.models.families import KINDS
 
 ROOM = 16
@@ -63,9 +65,14 @@ class Late:
             self.waiting.pop(0)()
 
 
-@pytest.mark.parametrize("design, count, branches", [("shadow", 1, 1), ("layerwise", 1, 3), slow("segments", 2, 2)])
+@pytest.mark.parametrize("design, count, branches", [
+    ("shadow", 1, 1), ("layerwise", 1, 3), slow("segments", 2, 2), slow("proxy4_ahead", 1, 3), slow("proxy4", 1, 0),
+])  # fmt: skip
 def test_choosing_beside_other_layers_changes_nothing(tiny, tokens, design, count, branches):
-    selection = PredictedSelection(random_predictor(tiny, design, count), "per_layer", HALF)
+    if design in PROXIES:
+        selection = PredictedSelection(Proxy(from_model(tiny), design), "per_layer", {"neurons": 50})
+    else:
+        selection = PredictedSelection(random_predictor(tiny, design, count), "per_layer", HALF)
     for ids in (tokens[:1, : PROMPT + 3], tokens[:, : PROMPT + 1]):
         decoder = GraphDecoder(from_model(tiny), ROOM, selection)
         inline = logits_of(decoder, ids)

@@ -11,8 +11,11 @@ from shadowcore.decode.kernels.attention import Attention
 from shadowcore.decode.kernels.fused_norm import Normed, Read, embed, folded, settle
 from shadowcore.decode.kernels.gemv import accumulate, partial_sums, project
 from shadowcore.decode.kernels.launch import Units
+from shadowcore.decode.kernels.low_bit import score_neurons
 from shadowcore.decode.kernels.sampler import Chooser
 from shadowcore.decode.kernels.select import Choice, Scorer, score, select, unite
+from shadowcore.decode.low_bit_proxy import PackedLayer, packed
+from shadowcore.decode.operations import activate
 from shadowcore.method.policies import top_units
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -215,6 +218,25 @@ def test_score_8_bit():
     scorer, hidden, scores = Scorer(weight, random(2, 10), random(2, 10)), random(16), poisoned(2, 10)
     score(hidden, None, scorer, scores, 0)
     close(scores, scorer.scale.double() * (weight.double() @ hidden.double()) + scorer.bias.double())
+
+
+@pytest.mark.parametrize("sequences", [1, 3])
+@pytest.mark.parametrize("activation, parts, rms", [("relu", 1, False), ("silu", 2, True), ("gated_relu", 2, True)])
+@pytest.mark.parametrize("bits, width", [(4, 24), (4, 1160), (3, 1000), (2, 64)])  # one and several pieces of a row
+def test_scores_of_packed_copies(bits, width, activation, parts, rms, sequences):
+    neurons, middle = 11, (2**bits - 1) / 2
+    codes = torch.randint(0, 2**bits, (neurons * parts, width), dtype=torch.int32, device=DEVICE)
+    steps, norms, bias = random(neurons * parts).abs() / 50, random(neurons).abs(), random(neurons * parts)
+    copy, gain, shift = (codes - middle) * steps[:, None], random(width), None if rms else random(width)
+    x, out = random(sequences, width), Normed.empty(sequences, width, torch.float32, DEVICE)
+    embed(torch.arange(sequences, device=DEVICE), None, x, None, torch.empty_like(x), gain, out)
+    scores = poisoned(sequences, neurons + 5)
+    layer = PackedLayer(packed(codes, bits), steps, *folded(copy, bias, gain, shift, rms), norms)
+    score_neurons(out._replace(eps=1e-5, rms=rms), layer, scores[:, :neurons], activation, bits)
+    exact = normed_exactly(x.double(), gain, shift, rms) @ copy.double().T + bias.double()
+    exact = activate(exact.unflatten(1, (neurons, parts)), activation).abs() * norms
+    close(scores[:, :neurons], exact)
+    assert scores[:, neurons:].isnan().all()
 
 
 def indices(scores, kept):

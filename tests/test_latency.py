@@ -14,9 +14,10 @@ from shadowcore.stages.latency import Spec, variants_of
 
 SPEC = Spec(
     model="tiny", weights="random", dtype="float32", criterion="plainact", units="both", sparsities_pct=(50,),
-    predictors=("shadow", "segments"), prompt_tokens=8, new_tokens=3, repeats=1, warmup=0, seed=0,
+    predictors=("shadow", "segments"), proxies=("proxy4", "proxy4_ahead"),
+    prompt_tokens=8, new_tokens=3, repeats=1, warmup=0, seed=0,
 )  # fmt: skip
-EITHER = {"huggingface", "dense", "static 50", "given 50", "shadow 50", "segments 50"}
+EITHER = {"huggingface", "dense", "static 50", "given 50", "shadow 50", "segments 50", "proxy4 50", "proxy4_ahead 50"}
 
 
 def choosers_of(model, designs=SPEC.predictors):
@@ -33,6 +34,8 @@ def test_modes_of_a_checkpoint_generate_what_the_masked_model_does(tiny, tokens)
         variant.check(name, tiny, tokens[:1, :7], 3)
     dense, shadow = (costs(variants[name].decoder, tokens[0, :1], 1.0, None) for name in ("dense", "shadow 50"))
     assert shadow["kept_neurons"] < dense["kept_neurons"] and shadow["predictor_mb"] > 0
+    proxy = costs(variants["proxy4 50"].decoder, tokens[0, :1], 1.0, None)
+    assert proxy["kept_neurons"] == shadow["kept_neurons"] and proxy["kept_heads"] == dense["kept_heads"]
 
 
 @pytest.mark.slow
@@ -53,7 +56,10 @@ def test_so_do_those_of_the_triton_decoder(tokens):
 
 def test_a_variant_that_computes_something_else_is_refused_and_the_others_are_timed(tiny, tokens):
     variants = variants_of(SPEC, tiny, 16, *choosers_of(tiny), triton=False)
-    dense = variants["dense"]
+    dense, proxy = variants["dense"], variants["proxy4 50"]
+    proxy.decoder.selection.predictor.copies.unpacked(1, torch.float32)[:] *= torch.rand(1, 1, 32)
+    with pytest.raises(Disagreement, match="'proxy4 50'.*neurons are kept by one side only"):
+        proxy.check("proxy4 50", tiny, tokens[:1, :7], 3)
     dense.decoder.layout.layers[2].ffn_down[:] = 0  # all variants but the compacted ones share this layout
     with pytest.raises(Disagreement, match="'dense'.*logits"):
         dense.check("dense", tiny, tokens[:1, :7], 3)

@@ -24,7 +24,9 @@ from shadowcore.stages.latency_random import Inputs, Outputs, Spec, built, run
 CPU = torch.device("cpu")
 SPEC = Spec(
     model="opt-tiny", dtype="float32", units="both", sparsities_pct=(50,),
-    designs=(Design("shadow", 8, 16), Design("layerwise", 8, 16), Design("segments", 8, 16, segments=2)),
+    designs=(
+        Design("shadow", 8, 16), Design("layerwise", 8, 16), Design("segments", 8, 16, segments=2), Design("proxy4"),
+    ),
     baselines=(), active=0.1, batch=1, prompt_tokens=8, short_tokens=1, new_tokens=3, repeats=2, warmup=0, seed=0,
 )  # fmt: skip
 
@@ -42,21 +44,27 @@ def test_the_rule_measures_the_torch_backend_on_a_cpu_and_says_so(model, batch, 
     outputs = Outputs(*(tmp_path / f"{name}.parquet" for name in ("summary", "repeats", "refused")))
     run(spec, Inputs(), outputs)
     rows, raw = pd.read_parquet(outputs.summary), pd.read_parquet(outputs.repeats)
-    assert list(rows["mode"]) == ["dense", "static", "given", "shadow", "layerwise", "segments"]
+    assert list(rows["mode"]) == ["dense", "static", "given", "shadow", "layerwise", "segments", "proxy4"]
     assert set(rows["batch"]) == {batch} and set(rows["prompt_tokens"]) == {8} and set(rows["new_tokens"]) == {3}
     assert set(raw["batch"]) == {batch} and len(raw) == len(rows) * spec.repeats
     assert set(rows["backend"]) == {"torch"} and set(rows["weights"]) == {"random"} and rows["threads"].notna().all()
     sparse = rows[rows["mode"] != "dense"]
     units = PUBLISHED[model][1]
     kept = units.heads + (units.layers - 1) * units.heads // 2
-    assert set(sparse["kept_heads"]) == {kept} if batch == 1 else sparse["kept_heads"].min() == kept  # else united
-    assert (sparse["gb_per_token"] < rows["gb_per_token"][0]).all() and (rows["gate_error"] < 1e-5).all()
+    both = sparse[sparse["units"] == "both"]
+    assert set(both["kept_heads"]) == {kept} if batch == 1 else both["kept_heads"].min() == kept  # else united
+    assert (both["gb_per_token"] < rows["gb_per_token"][0]).all() and (rows["gate_error"] < 1e-5).all()
+    (proxy,) = rows[rows["mode"] == "proxy4"].to_dict("records")
+    assert (
+        proxy["units"] == "neurons" and proxy["predictor_bits"] == 4 and proxy["predictor_groups"] == units.layers - 1
+    )
+    assert proxy["kept_heads"] == units.layers * units.heads and proxy["kept_neurons"] < units.layers * units.neurons
 
 
 @pytest.mark.parametrize("model", [pytest.param("opt-tiny", marks=pytest.mark.slow), "llama-tiny"])
 def test_every_mode_of_a_gpu_passes_its_gate(model):
     pytest.importorskip("triton", reason="Triton is not installed, so there is nothing a GPU would time")
-    designs = (Design("shadow", 8, 16, bits=8), Design("layerwise", 8, 16))
+    designs = (Design("shadow", 8, 16, bits=8), Design("layerwise", 8, 16), Design("proxy4"), Design("proxy3_ahead"))
     baselines = ("cublas", "gather_ordered", "gather_shuffled", "relu", "huggingface", "huggingface_static")
     layout, room = layout_of(model), SPEC.prompt_tokens + SPEC.new_tokens
     modes = Modes("both", (50,), designs, baselines, room, 0)
@@ -71,7 +79,8 @@ def test_every_mode_of_a_gpu_passes_its_gate(model):
             assert timed[name].facts["gate_error"] < 1e-5
 
     build(modes)
-    assert len(timed) == (11 if model == "opt-tiny" else 10)
+    assert len(timed) == (13 if model == "opt-tiny" else 12)
+    assert timed["proxy4 50"].facts["gb_per_token"] < timed["dense"].facts["gb_per_token"]
     relu = timed.get("relu")
     if relu:
         assert 0 < relu.facts["active"] < 0.3  # one neuron in ten is meant to be active

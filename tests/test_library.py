@@ -21,6 +21,7 @@ from shadowcore import artifacts, benchmarks, cli
 from shadowcore.errors import ArtifactError, ConfigError, SourceError
 from shadowcore.library import decoding
 from shadowcore.measure.equivalence import Disagreement
+from shadowcore.measure.equivalence_model import check
 from shadowcore.measure.group import Group
 from shadowcore.measure.latency import bytes_per_step
 from shadowcore.measure.perplexity import window_losses
@@ -119,13 +120,27 @@ def test_the_cells_of_the_notebook_run(quick, monkeypatch):
     assert (names["table"].value > 1).all() and len(names["table"]) == 8
 
 
-@pytest.mark.parametrize(
-    ("module", "slow"),
-    # every start of Snakemake imports `jobs`
-    [("shadowcore", {"torch", "lm_eval", "transformers"}), ("shadowcore.jobs", {"lm_eval", "transformers"})],
+STARTS = "\n".join(  # what every start of Snakemake imports; `jobs` imports every stage with a specification
+    line
+    for path in (
+        ROOT / "Snakefile",
+        *sorted((ROOT / "workflow" / "rules").glob("*.smk")),
+        ROOT / "shadowcore" / "jobs.py",
+    )
+    for line in re.findall(r"^ *(from shadowcore.* import .*)$", path.read_text(), re.MULTILINE)
+    if "incomplete" not in line  # after a failure
 )
-def test_imports_leave_out_packages_that_take_seconds(module, slow):
-    code = f"import sys, {module}; assert not {slow} & set(sys.modules), 'slow'"
+
+
+@pytest.mark.parametrize(
+    ("imports", "slow"),
+    [
+        ("import shadowcore", {"torch", "lm_eval", "transformers"}),
+        (STARTS, {"lm_eval", "transformers", "matplotlib", "scipy", "pandas"}),
+    ],
+)
+def test_imports_leave_out_packages_that_take_seconds(imports, slow):
+    code = f"import sys\n{imports}\nassert not {slow} & set(sys.modules), {slow} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -248,6 +263,18 @@ def test_the_model_is_left_as_it_was_whatever_happens(tiny, tokens):
     assert all(torch.equal(value, state[name]) for name, value in tiny.state_dict().items())
     for use in (lambda: sparse(tokens), lambda: sparse.generate(tokens), lambda: sc.perplexity(sparse, None, [])):
         refused(use, "block has ended")
+
+
+@pytest.mark.parametrize("method", ["proxy4", "proxy3_ahead"])
+def test_a_proxy_needs_no_predictor(tiny, tokens, method):
+    tiny = tiny.float()
+    decoder = sc.decoder(tiny, method, sparsity=0.25)
+    check(method, decoder.sparse, tiny, tokens[:1], 3, decoder.selection, decoder.masks)
+    assert sc.benchmark(decoder, prompt_tokens=4, new_tokens=2, repeats=1)["share_of_dense_bytes"] > 0
+    assert len(decoder.generate(tokens[0].tolist(), max_new_tokens=3, eos_token_id=-1)) == 3
+    kept = decoder.sparse.keep_masks()
+    neurons = kept["neurons"].shape[1]
+    assert kept["neurons"].sum(1).tolist() == [neurons] + 3 * [neurons * 3 // 4] and kept["heads"].all()
 
 
 @pytest.mark.parametrize("steps", [1, 4])  # between two checks for the end
@@ -448,6 +475,8 @@ def test_a_model_or_a_predictor_that_does_not_fit_is_one_sentence(loaded, texts,
         (lambda: sc.train_predictor("gpt2", tokenizer, texts), ["model", "str"]),
         (lambda: sc.decoder(model, "smollm2-shadow"), ["predictor", "from_pretrained"]),
         (lambda: sc.decoder(model, predictor, units="both"), ["units", "heads"]),
+        (lambda: sc.decoder(model, "proxy4", units="both"), ["units", "heads"]),
+        (lambda: sc.decoder(model, "proxy5"), ["predictor", "proxy4"]),
         (lambda: sc.decoder(model, predictor, policy="globl"), ["policy", "global"]),
         (lambda: sc.decoder(model, layerwise, policy="global"), ["policy", "layerwise", "per_layer"]),
         (lambda: sc.decoder(model, predictor, backend="cuda"), ["backend", "triton"]),
@@ -547,6 +576,8 @@ def test_generate_prints_dense_and_sparse(study, capsys):
     study[1]("shadow+l2_norm+small")  # the papers' criterion is taken of two
     assert cli.main([*command, "--max-new-tokens", "1"]) == 0
     assert "by plainact" in capsys.readouterr().out
+    assert cli.main(["generate", str(study[0]), "x", "--method", "proxy2", "--max-new-tokens", "1"]) == 0
+    assert "proxy2 skips 50 % of the neurons of smollm2-135m by low-bit copies" in capsys.readouterr().out
 
 
 def test_generate_names_the_choices_and_what_is_missing(study, capsys, tmp_path):
@@ -567,5 +598,7 @@ def test_generate_names_the_choices_and_what_is_missing(study, capsys, tmp_path)
     assert "no such folder" in printed(str(root / "none"), "x")
     (tmp_path / "empty").mkdir()
     assert "no trained predictors" in printed(str(tmp_path / "empty"), "x")
+    assert "--model: " in printed(str(tmp_path / "empty"), "x", "--method", "proxy4")
+    assert "'smollm'" in printed(str(root), "x", "--method", "proxy4", "--model", "smollm")
     (root / "models").unlink()
     assert "card.json: no such file" in printed(str(root), "x", "--predictor", "small")

@@ -127,7 +127,7 @@ def test_predictors_cover_every_layer_but_the_first_once(design):
     groups = PREDICTORS[design](SIZES.layers)
     assert sorted(layer for group in groups for layer in group.layers) == [1, 2, 3]
     # causal: nothing is read after what it decides, neurons or (but for layerwise_own) heads
-    order = {"residual": 0, "heads": 1, "neurons": 2}
+    order = {"residual": 0, "heads": 1, "ffn_residual": 2, "neurons": 3}
     decided = "neurons" if design == "layerwise_own" else "heads"
     for group in groups:
         assert (group.site.layer, order[group.site.what]) < (min(group.layers), order[decided])

@@ -84,6 +84,8 @@ def test_sites_come_in_order_with_their_shapes(tiny, tokens):
     for layer in range(sizes.layers):
         want.append(((layer, "residual"), (*batch, sizes.width)))
         want.append(((layer, "heads"), (*batch, sizes.heads, sizes.head_width)))
+        if tiny.config.model_type not in ("olmo2", "phi"):  # whose FFN has no norm of its own
+            want.append(((layer, "ffn_residual"), (*batch, sizes.width)))
         want.append(((layer, "ffn_input"), (*batch, sizes.width)))
         want.append(((layer, "neurons"), (*batch, sizes.neurons, 1)))
     assert seen == want

@@ -54,15 +54,15 @@ def test_all_criteria_of_an_example_at_opt_13b_are_less_than_4_mb(tmp_path):
         for kind in KINDS:
             scores = torch.rand(1, sizes.layers, sizes.units(kind), generator=generator)
             for part, value in zip(("codes", "top"), encode(scores, 4), strict=True):
-                tensors[f"token.{name}.{kind}.{part}"] = value
-    tensors["feature.heads.0"] = torch.rand(1, sizes.width, generator=generator).bfloat16()
+                tensors[f"tokens.{name}.{kind}.{part}"] = value
+    tensors["tokens.feature.heads.0"] = torch.rand(1, sizes.width, generator=generator).bfloat16()
     tensors["loss"] = torch.zeros(1)
     artifacts.write_tensors(tmp_path / "one.safetensors", "trace", tensors, {})
     found = (tmp_path / "one.safetensors").stat().st_size
     assert len(names) >= 5 and found < 4e6
     spec = {
         "shard": 0, "shards": 1, "windows": 1, "tokens_per_window": 1, "criteria": [], "token_criteria": names,
-        "token_bits": 4, "designs": [{"method": "shadow", "segments": 1}],
+        "window_criteria": [], "token_bits": 4, "designs": [{"method": "shadow", "segments": 1, "examples": "tokens"}],
     }  # fmt: skip
     assert trace_bytes(spec, sizes) == sum(one.nbytes for one in tensors.values()) <= found
 

@@ -91,7 +91,7 @@ def test_every_site_is_seen_on_the_device_of_its_layer_and_the_logits_where_the_
     seen = {}
     with torch.no_grad(), visiting(both[1], lambda site, x: seen.update({site: x.device})):
         logits = both[1](tokens.to(both[1].device)).logits
-    assert {str(there) for site, there in seen.items() if site.layer == 2} == {"cuda:1"} and len(seen) == 4 * 4
+    assert {str(there) for site, there in seen.items() if site.layer == 2} == {"cuda:1"} and len(seen) == 4 * 5
     keep = {kind: torch.rand(4, dimensions_of(both[0].config).units(kind)) < 0.5 for kind in KINDS}
     with torch.no_grad(), masked(both[0], keep), masked(both[1], keep):
         assert torch.equal(both[1](tokens.to("cuda:0")).logits.cpu(), both[0](tokens).logits)

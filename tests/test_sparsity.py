@@ -157,7 +157,7 @@ def test_what_comes_later_changes_nothing_before_but_under_lookahead(tiny, token
             tiny, PredictedMasks(random_predictor(tiny, design), KINDS, "per_layer", 50), PROTOCOLS[protocol]
         )  # fmt: skip
         change = (sparse.logits(tokens, scored) - sparse.logits(other, scored))[:, :8].abs().max()
-        assert change < 1e-4 if causal else change > 1e-2
+        assert change < 1e-4 if causal or design == "static_tuned" else change > 1e-2
 
 
 def test_griffin_keeps_what_was_large_over_the_prompt(tiny, tokens):

@@ -30,7 +30,8 @@ DESIGNS = ["layerwise", "segments", "shadow"]  # 6 groups of one shape; 1, 2, 1 
 
 def new(design="shadow", recipe=RECIPE):
     torch.manual_seed(0)
-    return Predictor(design, SIZES, recipe.rank, recipe.segments, recipe.bits, recipe.block)
+    shape = recipe.rank, recipe.segments, recipe.bits, recipe.block, recipe.scaling == "per_example"
+    return Predictor(design, SIZES, *shape)
 
 
 def examples(predictor, count, seed=0):
@@ -60,7 +61,7 @@ def traces(tmp_path):
                     tensors[codes_name("snip", kind)], tensors[top_name("snip", kind)] = encode(values, bits)
                 paths.append(tmp_path / f"{len(list(tmp_path.iterdir()))}.trace")
                 artifacts.write_tensors(paths[-1], SCHEMA, tensors, {})
-            return open_traces(stack, paths, predictor, "snip", bits, most)
+            return open_traces(stack, paths, predictor, "snip", bits, most=most)
 
         yield opened
 
@@ -147,6 +148,37 @@ def test_held_out_losses_are_each_scorers_own(traces):
     assert found == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize("design", DESIGNS)
+def test_a_classifiers_loss_and_gradient_are_torchs_own(traces, design):
+    """Cross-entropy of the scores, which are logits, with the highest third of a layer's units as the class 1."""
+    predictor, recipe = new(design), replace(RECIPE, target="active", active_pct=33)
+    held = traces(predictor, examples(predictor, 40))
+    chunk, index = next(held.chunks()), torch.arange(40)
+    made = stacks_by_kind(predictor, 16)
+    training._scale(predictor, made, held, recipe)
+    with torch.no_grad():
+        for parameter in predictor.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)) / 4)
+    expected = {}
+    for kind in KINDS:
+        scores = chunk.scores(kind, index)
+        # of equal scores the lower index first
+        place = scores.argsort(dim=-1, descending=True, stable=True).argsort(-1)
+        active = (place < round(0.33 * SIZES.units(kind))).float()
+        for stack in made[kind]:
+            stack.loss(chunk, index, active[:, stack.layers], training.loss_of(recipe)).backward()
+        for i, (group, scorer) in enumerate(zip(predictor.groups, predictor.scorers[kind], strict=True)):
+            scorer.zero_grad()
+            labels = active[:, list(group.layers)]
+            loss = torch.nn.functional.binary_cross_entropy(scorer(chunk.feature(group.site, index)).sigmoid(), labels)
+            loss.backward()
+            expected[f"{kind}.{i}"] = loss.item()
+        for name in ("inner.weight", "inner.bias", "outer.weight", "outer.bias"):
+            alone = torch.stack([scorer.get_parameter(name).grad for scorer in predictor.scorers[kind]][:1])
+            torch.testing.assert_close(made[kind][0].parameters[name].grad[:1], alone, rtol=1e-4, atol=1e-6)
+    assert training.held_out_losses(predictor, made, held, recipe) == pytest.approx(expected, rel=1e-5)
+
+
 LONG = replace(RECIPE, rank={"neurons": 64}, target="score", epochs={"neurons": 20}, batch=32, weight_decay=0.0)
 
 
@@ -154,7 +186,9 @@ LONG = replace(RECIPE, rank={"neurons": 64}, target="score", epochs={"neurons": 
     "more",
     [
         {}, {"design": "layerwise"}, {"design": "segments"}, {"target": "rank"}, {"scaling": "min_max"}, {"bits": 8},
-        {"bits": 8, "scaling": "min_max"}, {"block": 6, "bits": 8},
+        {"bits": 8, "scaling": "min_max"}, {"block": 6, "bits": 8}, {"target": "active", "active_pct": 30},
+        {"target": "active", "bits": 8}, {"scaling": "per_example"},
+        {"scaling": "per_example", "epoch_kept": "last", "bits": 8},
     ],
     ids=str,
 )  # fmt: skip
@@ -165,6 +199,7 @@ def test_a_trained_predictor_beats_the_constant_one_repeats_itself_and_is_what_i
     predictor, again = new(design, recipe), new(design, recipe)
     fits, _ = (training.fit(one, train, held, recipe, 0)["neurons"] for one in (predictor, again))
     assert all(fit.loss < 0.7 * fit.loss_constant and fit.best_epoch > 0 for fit in fits)
+    assert recipe.epoch_kept == "best" or all(fit.best_epoch == 20 for fit in fits)
     assert same(predictor.state_dict(), again.state_dict())
     assert all(value.untyped_storage().nbytes() == value.nbytes for value in predictor.state_dict().values())
     assert all(parameter.requires_grad for parameter in predictor.parameters())
@@ -228,7 +263,7 @@ def scaled(predictor, train, recipe):
     return predictor.scorers["neurons"][0]
 
 
-@pytest.mark.parametrize("scaling", training.SCALINGS)
+@pytest.mark.parametrize("scaling", ["standard", "min_max"])
 def test_scaling_is_that_of_all_tokens_and_training_starts_at_the_mean(splits, scaling):
     predictor, recipe = new(recipe=LONG), replace(LONG, scaling=scaling)
     train, _ = splits(predictor, 100)
@@ -258,7 +293,8 @@ def test_scores_of_any_size_are_learned_alike(traces, scaling):
         some = traces(predictor, (features, {kind: values * size for kind, values in scores.items()}))
         (fit,) = training.fit(predictor, some, some, recipe, 0)["neurons"]
         (feature,) = features.values()
-        found.append((fit, predictor.scorers["neurons"][0](feature.float()) / size))
+        unit = 1.0 if scaling == "per_example" else size  # scaled scores have no unit
+        found.append((fit, predictor.scorers["neurons"][0](feature.float()) / unit))
     torch.testing.assert_close(*(values for _, values in found), rtol=1e-4, atol=1e-3)
     assert found[1][0].loss == pytest.approx(found[0][0].loss, rel=1e-4)
 
@@ -266,7 +302,9 @@ def test_scores_of_any_size_are_learned_alike(traces, scaling):
 @pytest.mark.parametrize("target", training.TARGETS)
 def test_targets_leave_the_order_of_units(target):
     scores = torch.rand(3, 4, 10, generator=torch.Generator().manual_seed(0)) ** 3
-    assert torch.equal(training.TARGETS[target](scores).argsort(-1), scores.argsort(-1))
+    found = training.TARGETS[target](scores, RECIPE).gather(-1, scores.argsort(-1))
+    assert (found.diff(dim=-1) >= 0).all()
+    assert len(found[0, 0].unique()) == (2 if target == "active" else 10)
 
 
 def test_a_block_is_learned_by_the_mean_of_its_units_and_kept_as_one(traces):
@@ -343,7 +381,7 @@ def test_more_tokens_a_batch_than_there_are_is_an_error(traces):
 
 def test_one_order_for_all_tokens_is_judged_as_one_for_each():
     """The constant predictor's, made once."""
-    spec = SimpleNamespace(policies=("per_layer", "global", "floored"), sparsities_pct=(30, 50))
+    spec = SimpleNamespace(recipe=RECIPE, policies=("per_layer", "global", "floored"), sparsities_pct=(30, 50))
     generator = torch.Generator().manual_seed(0)
     constant, true = (torch.rand(tokens, 3, 40, generator=generator) for tokens in (1, 9))
     once = judged(order_of(constant, spec), order_of(true, spec))

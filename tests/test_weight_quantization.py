@@ -41,7 +41,7 @@ def test_a_decoder_rounds_an_8_bit_predictor_to_what_its_file_holds(predictor):
     file = stored(predictor.state_dict(), 8)
     x = torch.randn(predictor.sizes.width, generator=torch.Generator().manual_seed(1))
     packed = pack(predictor, KINDS, torch.bfloat16, torch.device("cpu"))
-    assert predictor.step_bytes(KINDS) == sum(tensor.nbytes for tensor in packed.tensors())
+    assert predictor.step_bytes(KINDS) == packed.weight_bytes
     for index, group in enumerate(packed.groups):
         names = [f"scorers.{kind}.{index}" for kind in KINDS]
         assert torch.equal(group.inner, torch.cat([file[f"{name}.inner.weight"] for name in names]))

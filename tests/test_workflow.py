@@ -42,6 +42,8 @@ def tiny_study(folder):
         "predictors": {
             **study["predictors"],
             "tiny": {"recipe": "published", "rank_neurons": 8, "rank_heads": 4, "batch": 16, "bits": 8, "block": 8},
+            "deja": {"recipe": "dejavu", "rank_neurons": 8, "rank_heads": 4, "batch": 16, "epochs": 2},
+            "windows": {"recipe": "published_lookahead", "rank_neurons": 8, "rank_heads": 4, "batch": 4, "epochs": 2},
         },
         "conditions": [
             {"methods": ["random"], "sparsities_pct": [50]},
@@ -51,6 +53,9 @@ def tiny_study(folder):
             {"methods": ["threshold", "cats", "proxy2_ahead"], "models": ["tiny-opt"], "sparsities_pct": [50]},
             {"methods": ["griffin"], "models": ["tiny-opt"], "protocols": ["prompt"], "sparsities_pct": [50]},
             {"methods": ["relu", "sparseinfer"], "models": ["tiny-opt"], "sparsities_pct": [0]},
+            grid | {"methods": ["dejavu"], "predictors": ["deja"], "models": ["tiny-opt"]},
+            grid | {"methods": ["static_tuned", "proxy2_ahead_tuned"], "predictors": ["tuned"], "models": ["tiny-opt"]},
+            grid | {"predictors": ["windows"], "models": ["tiny-opt"], "protocols": ["lookahead"], "units": ["both"]},
             study["conditions"][-1],
         ],
         "evaluation": study["evaluation"] | {
@@ -206,7 +211,7 @@ def test_benchmarks_are_rows_of_their_own(house):
     accuracy = pq.read_table(results(house) / "tables" / "accuracy.parquet").to_pandas()
     asked = accuracy[accuracy["task"] == "piqa"]
     assert set(zip(asked["data"], asked["fewshot"], asked["n"], strict=True)) == {("piqa", 0, 4), ("piqa", 1, 4)}
-    others = {name for name in METHODS if name.startswith("proxy") and name != "proxy2_ahead"}
+    others = {name for name in METHODS if name.startswith("proxy")} - {"proxy2_ahead", "proxy2_ahead_tuned"}
     assert set(asked["method"]) == set(METHODS) - {"layerwise", "layerwise_own"} - others
     perplexity = pq.read_table(results(house) / "tables" / "perplexity.parquet").to_pandas()
     rolled = perplexity[perplexity["task"] == "wikitext"]
@@ -222,6 +227,7 @@ def test_another_seed_is_another_predictor_measured_on_the_same_documents(house)
     assert first.read_bytes() != second.read_bytes()
     rows = pq.read_table(results(house) / "tables" / "comparisons.parquet").to_pandas()
     rows = rows[(rows["method"] == "shadow") & (rows["model"] == "tiny-opt") & (rows["metric"] == "log_perplexity")]
+    rows = rows[rows["predictor"] == "small"]
     assert (rows["seeds"] == 2).all() and (rows["seed_deviation"] > 0).any()
     for _, pair in rows.groupby(["data", "task", "reference"]):
         assert sorted(pair["seed"]) == [0, 1] and pair["n"].nunique() == pair["seed_deviation"].nunique() == 1

@@ -29,7 +29,9 @@ class Trained(NamedTuple):
 def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("results", type=Path, help="a study's results folder, such as results/quick")
     parser.add_argument("prompt", help="the text to continue")
-    parser.add_argument("--method", default="shadow", help="design of the predictor (default: shadow)")
+    parser.add_argument(
+        "--method", default="shadow", help="design of a predictor, or a proxy like proxy4 (default: shadow)"
+    )
     parser.add_argument("--sparsity", type=int, default=50, metavar="PERCENT", help="units to skip (default: 50)")
     for name in ("model", "calibration", "criterion", "predictor"):
         parser.add_argument(f"--{name}", metavar="NAME", help="needed where the study has several")
@@ -41,22 +43,28 @@ def options(parser: argparse.ArgumentParser) -> None:
 def run(parsed: argparse.Namespace) -> None:
     if not 0 <= parsed.sparsity < 100:
         raise ConfigError(f"--sparsity: {parsed.sparsity} is not allowed; it must be a percentage from 0 to 99")
-    trained = chosen(predictors_in(parsed.results), parsed)
+    if parsed.method.startswith("proxy"):
+        trained, origin = None, "low-bit copies of the weights, without training"
+        model_name = model_in(parsed.results, parsed.model)
+    else:
+        trained = chosen(predictors_in(parsed.results), parsed)
+        origin = f"{trained.criterion} (predictor {trained.predictor}, trained on {trained.calibration})"
+        model_name = trained.model
     # imported here, so that `--help` is fast
     from shadowcore.library.decoding import decoder
     from shadowcore.measure.latency import bytes_per_step
     from shadowcore.models.families import dimensions_of
     from shadowcore.stages import inputs
 
-    folder = parsed.results / "models" / trained.model
+    folder = parsed.results / "models" / model_name
     card, weights, device = folder / "card.json", folder / "weights", inputs.device()
     tokenizer = inputs.read_tokenizer(card, weights)
     dtype = parsed.dtype or ("bfloat16" if device.type == "cuda" else "float32")
     model = inputs.read_model(card, weights, dtype, spread=False)
-    predictor = inputs.read_predictor(trained.path, dimensions_of(model.config))
+    predictor = inputs.read_predictor(trained.path, dimensions_of(model.config)) if trained else parsed.method
     both = decoder(model, predictor, parsed.sparsity / 100, parsed.units)
     ids, read = tokenizer(parsed.prompt)["input_ids"], []
-    for name, dense, variant in (("dense", True, both.dense), (trained.method, False, both.sparse)):
+    for name, dense, variant in (("dense", True, both.dense), (parsed.method, False, both.sparse)):
         both.generate(ids, tokenizer, 2, dense=dense)  # the first call compiles kernels and allocates memory
         started = time.perf_counter()
         new = both.generate(ids, tokenizer, parsed.max_new_tokens, dense=dense)
@@ -65,10 +73,19 @@ def run(parsed: argparse.Namespace) -> None:
         print(f"{name}: {len(new) / seconds:.1f} tokens per second")
         print(f"{tokenizer.decode([*ids, *new.tolist()], skip_special_tokens=True)}\n")
     print(
-        f"{trained.method} skips {parsed.sparsity} % of the {parsed.units} of {trained.model} by {trained.criterion} "
-        f"(predictor {trained.predictor}, trained on {trained.calibration}); it reads {read[1] / read[0]:.0%} of the "
-        "weights that the dense model reads"
+        f"{parsed.method} skips {parsed.sparsity} % of the {parsed.units} of {model_name} by {origin}; it reads "
+        f"{read[1] / read[0]:.0%} of the weights that the dense model reads"
     )
+
+
+def model_in(results: Path, wanted: str | None) -> str:
+    """The model of a study's results folder, or the wanted one of several."""
+    known = sorted(path.parent.name for path in results.glob("models/*/card.json"))
+    if wanted is not None and known:
+        return one_of(wanted, known, "--model")
+    if len(known) != 1:
+        raise ConfigError(f"--model: {results} has {', '.join(known) or 'no models'}; a proxy needs the name of one")
+    return known[0]
 
 
 def predictors_in(results: Path) -> list[Trained]:

@@ -35,7 +35,8 @@ class Decoder:
         self.selection = DenseSelection() if selection is None else selection
         self.position = 0
         self._sites = [
-            {what: Site(layer, what) for what in ("residual", "heads")} for layer in range(len(layout.layers))
+            {what: Site(layer, what) for what in ("residual", "heads", "ffn_input")}
+            for layer in range(len(layout.layers))
         ]
         self._kv_heads = [self._kv_heads_of(layer) for layer in layout.layers]
         if layout.inverse_frequencies is not None:
@@ -85,7 +86,9 @@ class Decoder:
         for index, layer in enumerate(self.layout.layers):
             selection.see(self._sites[index]["residual"], x)
             x = x + self._attention(index, layer, layer.attention_norm(x), selection.kept(index, "heads"))
-            x = x + self._ffn(layer, layer.ffn_norm(x), selection.kept(index, "neurons"))
+            normed = layer.ffn_norm(x)
+            selection.see(self._sites[index]["ffn_input"], normed)
+            x = x + self._ffn(layer, normed, selection.kept(index, "neurons"))
         self.position = position + 1
         return self._logits(x)
 
@@ -169,20 +172,14 @@ class Decoder:
 
     def _ffn(self, layer: Layer, x: torch.Tensor, kept: Kept | None) -> torch.Tensor:
         """sum_f a_f W2_f + b with a_f = relu(W1_f x + b_f), or act(gate_f x) (up_f x), over kept neurons."""
+        kind = self.layout.activation
         if kept is None:
-            active = self._activate(operations.project(layer.ffn_in, layer.ffn_in_bias, x))
+            active = operations.activate(operations.project(layer.ffn_in, layer.ffn_in_bias, x), kind)
             return operations.add(layer.ffn_down, layer.ffn_down_bias, active)
-        active = self._activate(operations.project_neurons(layer.ffn_in, layer.ffn_in_bias, x, kept.units))
+        active = operations.activate(operations.project_neurons(layer.ffn_in, layer.ffn_in_bias, x, kept.units), kind)
         if kept.rows is not None:
             active = active * kept.rows
         return operations.add_neurons(layer.ffn_down, layer.ffn_down_bias, active, kept.units)
-
-    def _activate(self, inner: torch.Tensor) -> torch.Tensor:
-        """(..., n, P) to (..., n)."""
-        if self.layout.activation == "relu":
-            return torch.relu(inner).squeeze(-1)
-        act = torch.relu if self.layout.activation == "gated_relu" else functional.silu
-        return act(inner[..., 0]) * inner[..., 1]
 
     def _embed(self, ids: torch.Tensor, position: int | slice) -> torch.Tensor:
         x = functional.embedding(ids, self.layout.embedding)

@@ -47,6 +47,11 @@ class Norm:
             return functional.rms_norm(x, x.shape[-1:], self.weight, self.eps)
         return functional.layer_norm(x, x.shape[-1:], self.weight, self.bias, self.eps)
 
+    def to(self, dtype: torch.dtype) -> Norm:
+        """The norm with its weights in another number format."""
+        weight, bias = (None if tensor is None else tensor.to(dtype) for tensor in (self.weight, self.bias))
+        return replace(self, weight=weight, bias=bias)
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -274,7 +279,7 @@ class Upcast(Sequence):
             if isinstance(value, torch.Tensor):
                 changes[name] = value.float()
             elif isinstance(value, Norm):
-                changes[name] = _upcast(value)
+                changes[name] = value.to(torch.float32)
         return replace(layer, **changes)
 
     def __iter__(self) -> Iterator[Layer]:
@@ -292,10 +297,5 @@ def upcast(layout: Layout) -> Layout:
         positions=None if layout.positions is None else layout.positions.float(),
         head=embedding if layout.head is layout.embedding else layout.head.float(),
         layers=Upcast(layout.layers),
-        final_norm=_upcast(layout.final_norm),
+        final_norm=layout.final_norm.to(torch.float32),
     )
-
-
-def _upcast(norm: Norm) -> Norm:
-    weight, bias = (None if tensor is None else tensor.float() for tensor in (norm.weight, norm.bias))
-    return replace(norm, weight=weight, bias=bias)

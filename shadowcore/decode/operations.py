@@ -31,6 +31,14 @@ def project_neurons(
     return project(weight.index_select(0, kept), None if bias is None else bias.index_select(0, kept), x)
 
 
+def activate(inner: torch.Tensor, activation: str) -> torch.Tensor:
+    """Neurons (..., n) from their products (..., n, P): relu(fc1 x), or act(gate x) (up x)."""
+    if activation == "relu":
+        return torch.relu(inner).squeeze(-1)
+    act = torch.relu if activation == "gated_relu" else functional.silu
+    return act(inner[..., 0]) * inner[..., 1]
+
+
 def attend(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, kv_heads: list[int] | None) -> torch.Tensor:
     """softmax(q K^T / sqrt(K)) V of one position: query (N, n, K), keys and values (N, G, T, K) to (N, n, K).
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 
+from shadowcore.errors import ConfigError
 from shadowcore.method.predictors import Predictor
 from shadowcore.method.weight_quantization import eight_bits
 from shadowcore.models.families import KINDS, Kind
@@ -53,13 +54,14 @@ class PackedPredictor:
         """Kinds of unit this predictor scores."""
         return tuple(self.groups[0].outer)
 
-    def tensors(self) -> list[torch.Tensor]:
-        """All weights."""
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all weights."""
         tensors = []
         for group in self.groups:
             tensors += [group.inner, group.inner_bias, group.inner_scale]
             tensors += [tensor for scorer in group.outer.values() for tensor in scorer]
-        return [tensor for tensor in tensors if tensor is not None]
+        return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
     def read(self, site: Site, feature: torch.Tensor, kind: Kind) -> tuple[tuple[int, ...], torch.Tensor]:
         """The layers predicted from `site` and their scores (..., layers, U) in float32, for a feature (..., D)."""
@@ -79,6 +81,8 @@ class PackedPredictor:
 
 def pack(predictor: Predictor, kinds: Sequence[Kind], dtype: torch.dtype, device: torch.device) -> PackedPredictor:
     """A trained predictor's weights for the given kinds of unit: in 8 bits, or in `dtype` where its `bits` are 16."""
+    if any(scorer.per_example for kind in kinds for scorer in predictor.scorers[kind]):
+        raise ConfigError("the predictor scales each example (`scaling: per_example`), which the kernels do not")
     groups = []
     for index, (site, layers) in enumerate(predictor.groups):
         scorers = {

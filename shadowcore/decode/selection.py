@@ -11,10 +11,12 @@ from typing import NamedTuple
 
 import torch
 
+from shadowcore.decode.low_bit_proxy import Proxy
 from shadowcore.decode.packed_predictor import PackedPredictor
 from shadowcore.errors import ConfigError, one_of
+from shadowcore.method.low_bit import PROXIES
 from shadowcore.method.policies import predictor_policy
-from shadowcore.method.predictors import Predictor, reads_own_heads
+from shadowcore.method.predictors import DECODED, Predictor, reads_own_heads
 from shadowcore.models.families import Kind
 from shadowcore.models.recording import Site
 
@@ -44,7 +46,7 @@ class Selection:
         """Begin a step at a position; a Triton selection gets it as one integer on the device."""
 
     def see(self, site: Site, feature: torch.Tensor) -> None:
-        """Read a feature: the residual entering a layer (B, D), or the outputs of all its heads (B, H K)."""
+        """Read a feature: what enters a layer or its FFN (B, D), or the outputs of all its heads (B, H K)."""
 
     def kept(self, layer: int, kind: Kind) -> Kept | None:
         """Units to compute in the current step, or those of the last step once it has ended; None for all."""
@@ -92,14 +94,15 @@ class FixedSelection(Selection):
 
 
 class PredictedSelection(Selection):
-    """Units chosen in every step: a predictor's scores at its sites, then a policy for each kind of unit.
+    """Units chosen in every step: the scores of a predictor or proxy at its sites, then a policy for each kind of unit.
 
     For the torch decoder, the predictor's weights must be on its device in its number format. Raises ConfigError for
     an unknown policy, one that needs more layers at once than the predictor scores, or a kind of unit the predictor
     does not score.
     """
 
-    def __init__(self, predictor: Predictor | PackedPredictor, policy: str, sparsity_pct: Mapping[Kind, int]):
+    def __init__(self, predictor: Predictor | PackedPredictor | Proxy, policy: str, sparsity_pct: Mapping[Kind, int]):
+        one_of(predictor.design, (*DECODED, *PROXIES), "a decoder's predictor")
         for kind in sparsity_pct:
             one_of(kind, predictor.kinds, "units to skip")
         if "heads" in sparsity_pct and reads_own_heads(predictor.groups):
@@ -108,7 +111,7 @@ class PredictedSelection(Selection):
             )
         self.predictor, self.policy_name, self.policy = predictor, policy, predictor_policy(policy, predictor)
         self.sparsity_pct = dict(sparsity_pct)
-        self.weight_bytes = sum(tensor.nbytes for tensor in _weights(predictor, self.sparsity_pct))
+        self.weight_bytes = _weight_bytes(predictor, self.sparsity_pct)
         self._kept: dict[tuple[int, Kind], Kept] = {}
 
     def see(self, site: Site, feature: torch.Tensor) -> None:
@@ -128,11 +131,11 @@ class PredictedSelection(Selection):
         return {kind: self.predictor.read(site, feature, kind) for kind in self.sparsity_pct}
 
 
-def _weights(predictor: Predictor | PackedPredictor, kinds: Mapping[Kind, int]) -> list[torch.Tensor]:
-    if isinstance(predictor, PackedPredictor):
-        return predictor.tensors()
+def _weight_bytes(predictor: Predictor | PackedPredictor | Proxy, kinds: Mapping[Kind, int]) -> int:
+    if not isinstance(predictor, Predictor):
+        return predictor.weight_bytes
     scorers = [predictor.scorers[kind] for kind in kinds]
-    return [tensor for scorer in scorers for tensor in (*scorer.parameters(), *scorer.buffers())]
+    return sum(tensor.nbytes for scorer in scorers for tensor in (*scorer.parameters(), *scorer.buffers()))
 
 
 def kept_of(keep: torch.Tensor) -> list[Kept]:

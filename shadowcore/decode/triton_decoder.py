@@ -17,12 +17,13 @@ from shadowcore.decode.kernels import batched_gemm as batched
 from shadowcore.decode.kernels import gemv as single
 from shadowcore.decode.kernels.attention import Attention
 from shadowcore.decode.kernels.fused_norm import Normed, Partial, Read, embed, folded, settle
-from shadowcore.decode.kernels.launch import Branch, Units
+from shadowcore.decode.kernels.launch import Branch, Units, begin_row
 from shadowcore.decode.kernels.sampler import Chooser
 from shadowcore.decode.layout import Layer, Layout, Norm
 from shadowcore.decode.selection import DenseSelection, Selection
 from shadowcore.decode.triton_selection import TritonSelection, on_device
 from shadowcore.errors import ConfigError
+from shadowcore.models.families import Kind
 from shadowcore.models.recording import Site
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -57,7 +58,7 @@ class GraphDecoder(ReplayedDecoder):
         self._heads = [_all_heads(layer) for layer in layout.layers]
         self._read = [_read(layer) for layer in layout.layers]
         self._read_head = _folded(layout.head, None, layout.final_norm)
-        self._branch = Branch(layout.device)
+        self._branch, self._chosen_for = Branch(layout.device), -1
 
     def _allocate(self, batch: int) -> None:
         super()._allocate(batch)
@@ -69,7 +70,7 @@ class GraphDecoder(ReplayedDecoder):
         self._residual = torch.empty(batch, sizes.width, **floats)
         # a residual that is not normed yet may be too large for 16 bits with few of them for the exponent
         narrow = torch.float32 if dtype == torch.float16 else dtype
-        self._normed = Normed.empty(batch, sizes.width, narrow, device)
+        self._normed, self._ahead = (Normed.empty(batch, sizes.width, narrow, device) for _ in range(2))
         self._qkv = torch.empty(batch * (sizes.heads + 2 * sizes.kv_heads) * sizes.head_width, **floats)
         self._active = torch.empty(batch * sizes.neurons, **floats)
         self._partials: dict[tuple[int, int], Partial] = {}
@@ -81,43 +82,58 @@ class GraphDecoder(ReplayedDecoder):
 
     def launch(self) -> None:
         """Everything one step does, kernel by kernel: from the token and position on the device to the next ones."""
-        layout, sites = self.layout, self.selection.sites
+        layout = self.layout
         self.selection.start(self._position)
         norm = layout.layers[0].attention_norm
         embed(
             self._token, self._position, layout.embedding, layout.positions, self._residual, norm.weight, self._normed
         )
         for index, layer in enumerate(layout.layers):
-            if index in sites.values():
-                self._branch.join()
             self._see(Site(index, "residual"))
+            self._need(index, "heads")
             partial = self.attention(index, layer)
             self._see(Site(index, "heads"))
             self.settle(partial, layer.output_bias, layer.ffn_norm)
+            self._see(Site(index, "ffn_input"))
+            self._need(index, "neurons")
             partial = self.ffn(index, layer)
-            last = index + 1 == len(layout.layers)
-            self.settle(
-                partial, layer.ffn_down_bias, layout.final_norm if last else layout.layers[index + 1].attention_norm
-            )
+            if index + 1 == len(layout.layers):
+                self.settle(partial, layer.ffn_down_bias, layout.final_norm)
+            else:
+                following = layout.layers[index + 1]
+                self.settle(partial, layer.ffn_down_bias, following.attention_norm, following.ffn_norm)
         self.emit()
 
     def _see(self, site: Site) -> None:
-        """Let the selection read a feature and choose, concurrently with the layers that do not depend on the choice.
+        """Let the selection read a feature and choose, concurrently with what does not depend on the choice.
 
         Those layers read only lists of units that were chosen earlier.
         """
         first = self.selection.sites.get(site)
-        if first is not None:
-            self._branch.join()  # the buffers hold the results of one group at a time
-            self.selection.see(site, self.feature(site), self._branch)
-            if first == site.layer:  # this layer needs the choice
-                self._branch.join()
+        if first is None:
+            return
+        if site.what == "ffn_input":  # the next kernel needs the choice
+            self.selection.see(site, self.feature(site))
+            begin_row()
+            return
+        self._branch.join()  # the buffers hold the results of one group at a time
+        self.selection.see(site, self.feature(site), self._branch)
+        self._chosen_for = first
 
-    def feature(self, site: Site) -> torch.Tensor:
-        """The feature at a site while its layer is computed: the residual, or all heads' outputs, (B, ...)."""
-        if site.what == "residual":
+    def _need(self, index: int, kind: Kind) -> None:
+        """Wait for the choice that this layer is the first to use, if it is of such units."""
+        if index == self._chosen_for and kind in self.selection.kinds:
+            self._branch.join()
+
+    def feature(self, site: Site) -> torch.Tensor | Normed:
+        """The feature at a site while its layer is computed, (B, ...): the residual, its norm or all heads' outputs."""
+        if site.what == "heads":
+            return self._attend.combined(self._mixed, self.layout.sizes.heads).flatten(1)
+        if site.what == "residual" and not self.selection.ahead:
             return self._residual
-        return self._attend.combined(self._mixed, self.layout.sizes.heads).flatten(1)
+        normed = self._ahead if self.selection.ahead else self._normed
+        norm = self.layout.layers[site.layer].ffn_norm
+        return normed._replace(eps=norm.eps, rms=norm.rms)
 
     def sample(self, temperature: float, seed: int) -> None:
         """How the next tokens are chosen: greedily at temperature 0, else drawn, inside the graph."""
@@ -172,9 +188,13 @@ class GraphDecoder(ReplayedDecoder):
             batched.accumulate(partial, active, layer.ffn_down, units)
         return partial
 
-    def settle(self, partial: Partial, bias: torch.Tensor | None, norm: Norm) -> None:
-        """Add a sum to the residual, and prepare its norm for the kernel that reads it next."""
-        settle(partial, bias, self._residual, norm.weight, self._normed)
+    def settle(self, partial: Partial, bias: torch.Tensor | None, norm: Norm, ahead: Norm | None = None) -> None:
+        """Add a sum to the residual, and prepare its norm for the kernel that reads it next.
+
+        And another norm, `ahead`, for a selection that reads the residual as if it were normed so.
+        """
+        more = (ahead.weight, self._ahead) if self.selection.ahead and ahead else ()
+        settle(partial, bias, self._residual, norm.weight, self._normed, *more)
 
     def _normed_by(self, norm: Norm) -> Normed:
         return self._normed._replace(eps=norm.eps, rms=norm.rms)

@@ -11,16 +11,19 @@ from collections.abc import Callable, Mapping
 import torch
 
 from shadowcore.decode.kernels import batched_gemm as batched
-from shadowcore.decode.kernels.fused_norm import Read
+from shadowcore.decode.kernels.fused_norm import Normed, Read
 from shadowcore.decode.kernels.gemv import project
 from shadowcore.decode.kernels.launch import Units
+from shadowcore.decode.kernels.low_bit import score_neurons
 from shadowcore.decode.kernels.select import Choice, score, select, unite
 from shadowcore.decode.layout import Layout
+from shadowcore.decode.low_bit_proxy import Proxy
 from shadowcore.decode.packed_predictor import PackedGroup, PackedPredictor, pack
 from shadowcore.decode.selection import DenseSelection, FixedSelection, Kept, PredictedSelection, Scores, Selection
 from shadowcore.errors import ConfigError
 from shadowcore.method.policies import kept_units
-from shadowcore.models.families import Dimensions, Kind
+from shadowcore.method.predictors import Group
+from shadowcore.models.families import Kind
 from shadowcore.models.recording import Site
 
 Launcher = Callable[[Callable[[], None]], None]  # launches kernels: at once, or on a stream of their own
@@ -39,31 +42,32 @@ def on_device(selection: Selection | None, layout: Layout) -> TritonSelection:
         raise ConfigError(
             f"policy '{selection.policy_name}': the Triton backend chooses per_layer; the torch backend has it"
         )
-    predictor, sizes = selection.predictor, layout.sizes
+    predictor = selection.predictor
+    if isinstance(predictor, Proxy):
+        return TritonProxy(predictor, selection.sparsity_pct, layout)
     if not isinstance(predictor, PackedPredictor):
         predictor = pack(predictor, tuple(selection.sparsity_pct), layout.dtype, layout.device)
-    kept = {
-        kind: kept_units(sizes.units(kind) // predictor.blocks[kind], selection.sparsity_pct[kind])
-        for kind in predictor.kinds
-    }
-    return TritonPredicted(predictor, sizes, kept)
+    return TritonPredicted(predictor, selection.sparsity_pct, layout)
 
 
 class TritonSelection(Selection):
     """What every selection does on the device; `units` says what is computed.
 
-    sites: where features are read, and the first layer whose units are chosen there.
+    kinds: of unit that are chosen while decoding. sites: where features are read, and the first layer whose units are
+    chosen there. ahead: whether a residual is read as the input of its layer's FFN, normed.
     """
 
     batch = 1
+    kinds: tuple[Kind, ...] = ()
     sites: Mapping[Site, int] = {}
+    ahead = False
 
     def allocate(self, batch: int) -> None:
         """Make room for this many sequences, before the first step."""
         self.batch = batch
 
-    def see(self, site: Site, feature: torch.Tensor, launch: Launcher = operator.call) -> None:
-        """Read a feature at one of `sites`, float32, at once; the choice is made through `launch`."""
+    def see(self, site: Site, feature: torch.Tensor | Normed, launch: Launcher = operator.call) -> None:
+        """Read a feature at one of `sites`, at once but for what no one overwrites; choose through `launch`."""
 
     def units(self, layer: int, kind: Kind) -> Units | None:
         """Units to compute in the current step; None for all."""
@@ -116,29 +120,27 @@ class TritonFixed(TritonSelection):
         return self._units.get((layer, kind))
 
 
-class TritonPredicted(TritonSelection):
-    """Units chosen in every step, per layer, by three kernels a group: its product, its scores, its selection.
+class TritonChosen(TritonSelection):
+    """Units chosen in every step, per layer, from the scores of a predictor's groups; the buffers hold one group's.
 
-    kept: how many of the scored units every predicted layer keeps; these may be blocks of neighbouring neurons. In a
-    batch, every sequence keeps this many of its own, and the union over the sequences is computed.
+    In a batch, every sequence keeps as many of its own as one alone, and the union over the sequences is computed. What
+    is scored may be blocks of neighbouring neurons.
     """
 
-    def __init__(self, predictor: PackedPredictor, sizes: Dimensions, kept: Mapping[Kind, int]):
-        self.predictor, self._layers, self._kept = predictor, sizes.layers, dict(kept)
+    def __init__(self, predictor: PackedPredictor | Proxy, sparsity_pct: Mapping[Kind, int], layout: Layout):
+        self.predictor, self._layers, self._device = predictor, layout.sizes.layers, layout.device
+        self.kinds = tuple(predictor.kinds)
         self.sites = {group.site: group.layers[0] for group in predictor.groups}
         self._predicted = frozenset(layer for group in predictor.groups for layer in group.layers)
-        self._scored = {kind: scorer.weight.shape[1] for kind, scorer in predictor.groups[0].outer.items()}
-        self.weight_bytes = sum(tensor.nbytes for tensor in predictor.tensors())
+        self._scored = {kind: layout.sizes.units(kind) // predictor.blocks[kind] for kind in self.kinds}
+        self._kept = {kind: kept_units(count, sparsity_pct[kind]) for kind, count in self._scored.items()}
+        self.weight_bytes = predictor.weight_bytes
         self.allocate(1)
 
     def allocate(self, batch: int) -> None:
         super().allocate(batch)
-        groups = self.predictor.groups
-        device, layers = groups[0].inner.device, max(len(group.layers) for group in groups)
-        # several sequences multiply 8-bit weights with features in 16 bits
-        self.score_dtype = torch.bfloat16 if batch > 1 and groups[0].inner.dtype == torch.int8 else None
+        device, layers = self._device, max(len(group.layers) for group in self.predictor.groups)
         self._capacity = {kind: min(self._scored[kind], batch * count) for kind, count in self._kept.items()}
-        self._hidden = torch.empty(batch, max(len(group.inner) for group in groups), device=device)
         self._starts, width = {}, 0  # of each kind's scores in a row, where wide loads may begin
         for kind, scored in self._scored.items():
             self._starts[kind], width = width, width + scored + -scored % ALIGNED
@@ -153,15 +155,6 @@ class TritonPredicted(TritonSelection):
         )
         self._counts = {kind: _counts([count] * self._layers, device) for kind, count in self._kept.items()}
 
-    def see(self, site: Site, feature: torch.Tensor, launch: Launcher = operator.call) -> None:
-        """Choose the units of the layers that are predicted from here; the buffers hold one group's results."""
-        group, single = self._group(site), self.batch == 1
-        hidden, read = self._hidden[:, : len(group.inner)], Read(None, group.inner_bias)
-        (project if single else batched.project)(
-            feature, group.inner, read, hidden, activation="relu", scale=group.inner_scale
-        )
-        launch(lambda: (self._choose_one if single else self._choose_several)(group, hidden))
-
     def choose(self, site: Site) -> None:
         """Choose one sequence's units from the scores in the buffer: the selection kernel alone."""
         group = self._group(site)
@@ -171,20 +164,12 @@ class TritonPredicted(TritonSelection):
         ]
         select(self._scores[: len(group.layers)], choices)
 
-    def _choose_one(self, group: PackedGroup, hidden: torch.Tensor) -> None:
-        scores = self._scores[: len(group.layers)]
-        score(hidden, group.outer.get("heads"), group.outer.get("neurons"), scores, self._starts.get("neurons", 0))
-        self.choose(group.site)
-
-    def _choose_several(self, group: PackedGroup, hidden: torch.Tensor) -> None:
-        layers, span = len(group.layers), _span(group)
-        for kind, (weight, bias, scale) in group.outer.items():
-            units = self._scored[kind]
-            scores = self._scores.view(-1)[: self.batch * layers * units].view(self.batch, layers * units)
-            flags = self._flags[: scores.numel()].view(self.batch, layers, units)
-            batched.project(hidden[:, group.hidden(kind)], weight, Read(None, bias), scores, scale=scale)
-            select(scores.view(-1, units), [Choice(0, units, self._kept[kind], flags.view(-1, units))])
-            unite(flags, self._index[kind][span], self._rows[kind][span], self._counts[kind][span])
+    def _unite(self, group: PackedGroup | Group, kind: Kind, scores: torch.Tensor) -> None:
+        """Choose several sequences' units of a kind from scores (B, layers, U)."""
+        span, units = _span(group), self._scored[kind]
+        flags = self._flags[: scores.numel()].view(scores.shape)
+        select(scores.view(-1, units), [Choice(0, units, self._kept[kind], flags.view(-1, units))])
+        unite(flags, self._index[kind][span], self._rows[kind][span], self._counts[kind][span])
 
     def units(self, layer: int, kind: Kind) -> Units | None:
         if layer not in self._predicted or kind not in self._kept:
@@ -202,7 +187,65 @@ class TritonPredicted(TritonSelection):
         return self.predictor.groups[self.predictor.group_at[site]]
 
 
-def _span(group: PackedGroup) -> slice:
+class TritonPredicted(TritonChosen):
+    """Units chosen by a predictor, by three kernels a group: its product, its scores, its selection."""
+
+    predictor: PackedPredictor
+
+    def allocate(self, batch: int) -> None:
+        super().allocate(batch)
+        groups = self.predictor.groups
+        # several sequences multiply 8-bit weights with features in 16 bits
+        self.score_dtype = torch.bfloat16 if batch > 1 and groups[0].inner.dtype == torch.int8 else None
+        self._hidden = torch.empty(batch, max(len(group.inner) for group in groups), device=self._device)
+
+    def see(self, site: Site, feature: torch.Tensor, launch: Launcher = operator.call) -> None:
+        """Choose the units of the layers that are predicted from here."""
+        group, single = self._group(site), self.batch == 1
+        hidden, read = self._hidden[:, : len(group.inner)], Read(None, group.inner_bias)
+        (project if single else batched.project)(
+            feature, group.inner, read, hidden, activation="relu", scale=group.inner_scale
+        )
+        launch(lambda: (self._choose_one if single else self._choose_several)(group, hidden))
+
+    def _choose_one(self, group: PackedGroup, hidden: torch.Tensor) -> None:
+        scores = self._scores[: len(group.layers)]
+        score(hidden, group.outer.get("heads"), group.outer.get("neurons"), scores, self._starts.get("neurons", 0))
+        self.choose(group.site)
+
+    def _choose_several(self, group: PackedGroup, hidden: torch.Tensor) -> None:
+        for kind, (weight, bias, scale) in group.outer.items():
+            layers, units = weight.shape[:2]
+            scores = self._scores.view(-1)[: self.batch * layers * units].view(self.batch, layers * units)
+            batched.project(hidden[:, group.hidden(kind)], weight, Read(None, bias), scores, scale=scale)
+            self._unite(group, kind, scores.view(-1, layers, units))
+
+
+class TritonProxy(TritonChosen):
+    """Neurons chosen by low-bit copies of the FFN's input rows, by two kernels a layer: the scores, the selection."""
+
+    predictor: Proxy
+
+    def __init__(self, predictor: Proxy, sparsity_pct: Mapping[Kind, int], layout: Layout):
+        super().__init__(predictor, sparsity_pct, layout)
+        self.ahead, self._activation, self._copies = predictor.ahead, layout.activation, predictor.copies.packed()
+        self.weight_bytes = sum(t.nbytes for copies in self._copies.values() for t in copies if t is not None)
+
+    def see(self, site: Site, feature: Normed, launch: Launcher = operator.call) -> None:
+        """Choose the neurons of the site's layer."""
+        launch(lambda: self._choose(self._group(site), feature))
+
+    def _choose(self, group: Group, feature: Normed) -> None:
+        units = self._scored["neurons"]
+        scores = self._scores.view(-1)[: self.batch * units].view(self.batch, units)
+        score_neurons(feature, self._copies[group.site.layer], scores, self._activation, self.predictor.bits)
+        if self.batch == 1:
+            self.choose(group.site)
+        else:
+            self._unite(group, "neurons", scores[:, None])
+
+
+def _span(group: PackedGroup | Group) -> slice:
     return slice(group.layers[0], group.layers[-1] + 1)
 
 

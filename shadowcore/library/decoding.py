@@ -9,9 +9,12 @@ import torch
 
 from shadowcore.decode.decoder import Decoder
 from shadowcore.decode.layout import from_model
+from shadowcore.decode.low_bit_proxy import Proxy
 from shadowcore.decode.selection import PredictedSelection
 from shadowcore.errors import ConfigError, one_of
-from shadowcore.library.checks import at_least, kinds_of, percent, placed, require_fit
+from shadowcore.library.checks import at_least, kinds_of, percent, placed, require_fit, require_model
+from shadowcore.measure.ffn_selectors import ProxyMasks
+from shadowcore.method.low_bit import PROXIES
 from shadowcore.method.predictors import Predictor
 
 BACKENDS = ("torch", "triton")
@@ -22,13 +25,16 @@ STEPS_BETWEEN_CHECKS = {"torch": 1, "triton": 16}  # tokens decoded between two 
 class SparseDecoder:
     """A decoder that skips units; `dense` is a decoder of the same weights that skips nothing.
 
-    selection: what `sparse` was made to keep, which `benchmark` checks.
+    selection: what `sparse` was made to keep, which `benchmark` checks. masks: of a proxy, those of the evaluation, for
+    this check.
     """
 
     def __init__(
-        self, model: torch.nn.Module, sparse: Decoder, dense: Decoder, selection: PredictedSelection, backend: str
-    ):
+        self, model: torch.nn.Module, sparse: Decoder, dense: Decoder, selection: PredictedSelection, backend: str,
+        masks: ProxyMasks | None = None,
+    ):  # fmt: skip
         self.model, self.sparse, self.dense, self.selection, self.backend = model, sparse, dense, selection, backend
+        self.masks = masks
 
     def generate(
         self,
@@ -106,7 +112,7 @@ class SparseDecoder:
 
 def decoder(
     model: torch.nn.Module,
-    predictor: Predictor,
+    predictor: Predictor | str,
     sparsity: float = 0.5,
     units: str | None = None,
     policy: str = "per_layer",
@@ -115,25 +121,36 @@ def decoder(
 ) -> SparseDecoder:
     """Make a decoder that skips units, with Triton kernels on a GPU and torch on a CPU.
 
-    model, predictor, sparsity, units, policy: as in `sparsify`; the Triton backend supports only per_layer. The decoder
-    copies the weights of the layers. max_positions: most tokens of prompt and continuation together, at most the
-    positions of the model or its sliding window; 2048 by default, or fewer if the model has fewer. backend: torch or
-    triton, instead of the device's default.
+    model, predictor, sparsity, units, policy: as in `sparsify`; the Triton backend supports only per_layer. A text
+    instead of a predictor, such as "proxy4" or "proxy3_ahead", chooses neurons by low-bit copies of the weights; this
+    needs no training. The decoder copies the weights of the layers. max_positions: most tokens of prompt and
+    continuation together, at most the positions of the model or its sliding window; 2048 by default, or fewer if the
+    model has fewer. backend: torch or triton, instead of the device's default.
     """
-    require_fit(predictor, model)
-    kinds, pct = kinds_of(predictor, units), percent(sparsity)
+    proxy = predictor if isinstance(predictor, str) else None
+    if proxy is not None:
+        if proxy not in PROXIES:
+            raise ConfigError(
+                f"predictor: '{proxy}' is not allowed; it must be what train_predictor or Predictor.from_pretrained "
+                f"returns, or one of {', '.join(PROXIES)}"
+            )
+        require_model(model)
+    else:
+        require_fit(predictor, model)
+    kinds, pct = kinds_of(Proxy if proxy else predictor, units), percent(sparsity)
     if max_positions is not None:
         at_least(1, max_positions=max_positions)
     chosen = ("triton" if model.device.type == "cuda" else "torch") if backend is None else backend
     make: Any = _triton if one_of(chosen, BACKENDS, "backend") == "triton" else Decoder
-    scorer = placed(predictor, model.device, model.dtype)
     layout = from_model(model)
+    scorer: Any = Proxy(layout, proxy) if proxy else placed(predictor, model.device, model.dtype)
     room = min(MOST_POSITIONS, layout.sizes.positions) if max_positions is None else max_positions
     selection = PredictedSelection(scorer, policy, dict.fromkeys(kinds, pct))
     sparse = make(layout, room, selection)
     dense = make(layout, room)
     dense.share_cache(sparse)  # the two never decode at the same time
-    return SparseDecoder(model, sparse, dense, selection, chosen)
+    masks = ProxyMasks(model, scorer.bits, pct, scorer.ahead) if proxy else None
+    return SparseDecoder(model, sparse, dense, selection, chosen, masks)
 
 
 def _triton(*arguments: Any) -> Decoder:

@@ -68,7 +68,7 @@ class Predictor(predictors.Predictor):
         model: str = "",
         training: Mapping[str, Any] | None = None,
     ):
-        one_of(design, predictors.PREDICTORS, "design")
+        one_of(design, predictors.DECODED, "design")
         super().__init__(design, sizes, ranks, segments, bits, block)
         self.criterion, self.model_name, self.trained = criterion, model, dict(training or {})
 
@@ -135,7 +135,7 @@ def read_config(folder: Path) -> PredictorConfig:
         )
     try:
         config = TypeAdapter(PredictorConfig).validate_json(path.read_bytes())
-        one_of(config.design, predictors.PREDICTORS, "design")
+        one_of(config.design, predictors.DECODED, "design")
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
         where = ".".join(map(str, first["loc"])) or "content"

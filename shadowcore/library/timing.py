@@ -46,8 +46,12 @@ def benchmark(
     ids = torch.randint(layout.sizes.vocabulary, (1, prompt_tokens), generator=generator).to(layout.device)
     checked = min(CHECKED, room - prompt_tokens)
     both = {"sparse": decoder.sparse, "dense": decoder.dense}
-    for name, selection in (("sparse", decoder.selection), ("dense", DenseSelection())):
-        latency.Variant({}, both[name], selection).check(name, decoder.model, ids, checked)
+    variants = {
+        "sparse": latency.Variant({}, decoder.sparse, decoder.selection, masks=decoder.masks),
+        "dense": latency.Variant({}, decoder.dense, DenseSelection()),
+    }
+    for name, variant in variants.items():
+        variant.check(name, decoder.model, ids, checked)
     rows = {row["variant"]: row for row in latency.summarise(latency.measure(both, ids, new_tokens, repeats, WARMUP))}
     sparse_ms, dense_ms = (rows[name]["ms_per_token"] for name in both)
     sparse_bytes, dense_bytes = map(latency.bytes_per_step, both.values())

@@ -16,7 +16,7 @@ from shadowcore.library.checks import at_least, documents_of, fitted, require_mo
 from shadowcore.library.predictor import Predictor
 from shadowcore.method import tracing
 from shadowcore.method.criteria import CRITERIA
-from shadowcore.method.predictors import PREDICTORS
+from shadowcore.method.predictors import DECODED
 from shadowcore.method.trace_dataset import open_traces
 from shadowcore.method.training import Recipe, fit
 from shadowcore.models.families import KINDS_OF
@@ -61,7 +61,7 @@ def train_predictor(
     Returns the predictor on the CPU. Raises ConfigError for wrong arguments and for too little text.
     """
     sizes = require_model(model)
-    one_of(design, PREDICTORS, "design")
+    one_of(design, DECODED, "design")
     at_least(1, rank=rank, segments=segments, windows=windows, epochs=epochs, batch=batch)
     if not CRITERIA[one_of(criterion, CRITERIA, "criterion")].has_token_form:
         allowed = ", ".join(name for name, one in CRITERIA.items() if one.has_token_form)

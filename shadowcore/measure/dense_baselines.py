@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 import torch
 from torch.nn import functional
-from transformers import AutoModelForCausalLM, LlamaConfig, OPTConfig, StaticCache
 
 from shadowcore.decode import operations
 from shadowcore.decode.cuda_graph import ReplayedDecoder
@@ -75,7 +74,7 @@ class TorchGraph(ReplayedDecoder):
         mixed = functional.scaled_dot_product_attention(query[:, :, None], keys, values, visible, enable_gqa=grouped)
         x = x + operations.add(out_weight.flatten(0, 1), out_bias, mixed.flatten(1))
         normed = _norm(x, norms[2], norms[3], first.ffn_norm.eps, first.ffn_norm.rms)
-        active = self._activate(operations.project(in_weight, in_bias, normed))
+        active = operations.activate(operations.project(in_weight, in_bias, normed), self.layout.activation)
         return x + operations.add(down_weight, down_bias, active)
 
 
@@ -130,6 +129,8 @@ class HuggingFaceGenerate:
     """
 
     def __init__(self, layout: Layout, max_positions: int, static: bool):
+        from transformers import StaticCache
+
         self.model, self.layout, self._room = as_model(layout), layout, max_positions
         self._cache = StaticCache(config=self.model.config, max_cache_len=max_positions) if static else None
         self._prompt = torch.zeros(1, 1, dtype=torch.int64, device=layout.device)
@@ -156,6 +157,8 @@ class HuggingFaceGenerate:
 
 def as_model(layout: Layout) -> torch.nn.Module:
     """The Hugging Face model a layout stands for, its weights views of the layout's."""
+    from transformers import AutoModelForCausalLM, LlamaConfig, OPTConfig  # not above: a start imports this module
+
     sizes = layout.sizes
     shared = {
         "vocab_size": sizes.vocabulary, "hidden_size": sizes.width, "num_hidden_layers": sizes.layers,

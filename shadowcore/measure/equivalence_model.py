@@ -11,6 +11,7 @@ from shadowcore.decode.decoder import Decoder
 from shadowcore.decode.selection import DenseSelection, FixedSelection, PredictedSelection, Scores, Selection
 from shadowcore.measure.dense_baselines import HuggingFaceDecoder
 from shadowcore.measure.equivalence import LARGEST, NEAR_THRESHOLD, Agreement, Disagreement, near_ties, of_blocks
+from shadowcore.measure.ffn_selectors import ProxyMasks
 from shadowcore.measure.predictor_free import ThresholdMasks
 from shadowcore.measure.sparsity import SparseModel
 from shadowcore.method.policies import WHOLE_MODEL_POLICIES
@@ -36,12 +37,12 @@ class Steps(NamedTuple):
 @torch.inference_mode()
 def check(
     name: str, decoder: Decoder, model: torch.nn.Module, ids: torch.Tensor, new_tokens: int,
-    selection: Selection | None = None,
+    selection: Selection | None = None, masks: ProxyMasks | None = None,
 ) -> Agreement:  # fmt: skip
     """Compare a decoder's greedy continuation of ids (1, T), T at least 2, with the Hugging Face model's.
 
-    selection: what the decoder was made to keep; without it, only logits and tokens are compared. Raises Disagreement,
-    naming the variant.
+    selection: what the decoder was made to keep; without it, only logits and tokens are compared. masks: of a
+    proxy, those of the evaluation, whose scores are not the selection's own. Raises Disagreement, naming the variant.
     """
     steps = record(decoder, ids, new_tokens)
     _require_given(name, steps, selection)
@@ -49,7 +50,12 @@ def check(
     scores: dict[Site, Scores] = {}
 
     def see(site: Site, x: torch.Tensor) -> None:
-        if predicted and (read := predicted.scores(site, x.flatten(2))):
+        if masks:
+            found = {kind: masks.read(site, x.flatten(2), kind) for kind in masks.kinds}
+            read = {kind: reading for kind, reading in found.items() if reading is not None}
+        else:
+            read = predicted.scores(site, x.flatten(2)) if predicted else {}
+        if read:
             scores[site] = read
 
     reference = HuggingFaceDecoder(model)

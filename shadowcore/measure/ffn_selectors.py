@@ -4,7 +4,8 @@
     sparseinfer   sign bits of gate (or fc1) and of the FFN's input: a neuron is removed where more than half of its
                   products are negative, which predicts that ReLU makes it zero (arXiv 2411.12692, its alpha is 1)
     proxyB        a copy of gate and up (or fc1) in B bits: kept are the neurons with the largest |act(gate x) * up x|
-                  by the copy, times the norm of their column of the down projection
+                  by the copy, times the norm of their column of the down projection (proxyB_tuned: times that norm
+                  and a gain, which is tuned on the sparse model; it costs nothing where it is multiplied into the norm)
     proxyB_ahead  the same from the residual that enters the layer, so that the choice can run beside the attention
 
 Layer 0 stays dense.
@@ -85,6 +86,8 @@ class SignMasks(FfnMasks):
 class ProxyMasks(FfnMasks):
     """Keeps the neurons of every layer that are largest by a low-bit copy of the layer's input matrices."""
 
+    kinds, policy = ("neurons",), staticmethod(per_layer)
+
     def __init__(self, model: torch.nn.Module, bits: int, sparsity_pct: int, ahead: bool = False):
         """bits: of a weight of the copy. ahead: read the residual that enters the layer, not the FFN's input."""
         super().__init__(model)
@@ -98,11 +101,17 @@ class ProxyMasks(FfnMasks):
             }
 
     def keep(self, layer: int, x: torch.Tensor) -> torch.Tensor:
-        return per_layer(self.scores(layer, x), self.sparsity_pct)
+        return self.policy(self.scores(layer, x), self.sparsity_pct)
+
+    def read(self, site: Site, x: torch.Tensor, kind: Kind) -> tuple[tuple[int, ...], torch.Tensor] | None:
+        """As a predictor (`method.predictors`): the layer that is chosen from a site, and its scores (B, T, 1, F)."""
+        if site.layer not in self.layers or site.what != self.read_at:
+            return None
+        return (site.layer,), self.scores(site.layer, x)[..., None, :]
 
     def scores(self, layer: int, x: torch.Tensor) -> torch.Tensor:
         """Scores (B, T, F) of a layer's neurons."""
-        x = self.before[layer](x) if self.before else x
+        x = self.before[layer].forward(x) if self.before else x  # not a call of the module: its hooks are who asks
         gate, *up = (
             linear(x, low_bit(one.weight, step, self.bits), one.bias)
             for one, step in zip(ffn_inputs(self.model, layer), self.steps[layer], strict=True)

@@ -21,6 +21,7 @@ from shadowcore.measure import gpu_timing
 from shadowcore.measure.dense_baselines import HuggingFaceDecoder
 from shadowcore.measure.equivalence import Agreement
 from shadowcore.measure.equivalence_model import check, check_thresholds
+from shadowcore.measure.ffn_selectors import ProxyMasks
 from shadowcore.measure.gpu_timing import milliseconds
 from shadowcore.models.families import KINDS
 
@@ -40,13 +41,14 @@ class Variant:
     """One way to decode: the key columns of its rows, its decoder, and what its check compares.
 
     selection: what the decoder was made to keep (`equivalence_model.check`); thresholds (L,): of neurons' magnitudes,
-    for a decoder that does not report what it kept.
+    for a decoder that does not report what it kept; masks: a proxy's scores for the check.
     """
 
     keys: dict[str, Any]
     decoder: Decodes
     selection: Selection | None = None
     thresholds: torch.Tensor | None = None
+    masks: ProxyMasks | None = None
 
     def check(self, name: str, model: torch.nn.Module, ids: torch.Tensor, new_tokens: int) -> Agreement:
         """Raise Disagreement unless it computes what the Hugging Face model with the same masks computes."""
@@ -54,7 +56,7 @@ class Variant:
             return Agreement(0.0)
         if self.thresholds is not None:
             return check_thresholds(name, self.decoder, model, ids, new_tokens, self.thresholds)
-        return check(name, self.decoder, model, ids, new_tokens, self.selection)
+        return check(name, self.decoder, model, ids, new_tokens, self.selection, self.masks)
 
 
 def measure(

@@ -11,9 +11,11 @@ import torch
 
 from shadowcore.decode.decoder import Decoder
 from shadowcore.decode.layout import Layout
+from shadowcore.decode.low_bit_proxy import LowBitCopies, Proxy
 from shadowcore.decode.random_weights import last_units, random_packed_predictor, random_predictor
 from shadowcore.decode.selection import FixedSelection, PredictedSelection
 from shadowcore.errors import ConfigError
+from shadowcore.method.low_bit import PROXIES
 from shadowcore.method.policies import kept_units
 from shadowcore.method.predictors import FIRST_SPARSE_LAYER, groups_of
 from shadowcore.models.families import KINDS_OF, Kind
@@ -24,11 +26,14 @@ FRESH_LISTS = 8  # of given units, for steps that take turns
 
 @dataclass(frozen=True)
 class Design:
-    """A predictor to time: its design, sizes and bits a weight; sparsities_pct: where it is timed, all if empty."""
+    """A predictor to time: its design, sizes and bits a weight; sparsities_pct: where it is timed, all if empty.
+
+    A proxy has a method only, and skips neurons only.
+    """
 
     method: str
-    rank_heads: int
-    rank_neurons: int
+    rank_heads: int | None = None
+    rank_neurons: int | None = None
     segments: int = 1
     bits: int = 16
     sparsities_pct: tuple[int, ...] = ()
@@ -87,18 +92,19 @@ def variants(modes: Modes, layout: Layout, triton: bool) -> Iterator[Variant]:
         kept = {kind: kept_units(count, pct) for kind, count in all_units.items()}
         yield f"static {pct}", keys | {"mode": "static"}, partial(static, kept)
         yield f"given {pct}", keys | {"mode": "given"}, partial(given, kept, FRESH_LISTS if triton else 1)
+    copies: dict[int, LowBitCopies] = {}
     for index, design in enumerate(modes.designs):
         if design.bits != 16 and not triton:
             raise ConfigError(f"designs: the torch backend has no {design.bits}-bit predictors; bits must be 16")
         predictor, reason = None, None
         try:
-            predictor = predictor_of(modes, design, layout, modes.seed + index, triton)
+            predictor = predictor_of(modes, design, layout, modes.seed + index, triton, copies)
         except torch.OutOfMemoryError as error:  # this design is refused; the next one may fit
             reason = error
         for pct in design.sparsities_pct or modes.sparsities_pct:
             yield (
                 *named(modes, design, pct, sizes.layers),
-                partial(predicted, make, predictor, reason, modes.units, pct),
+                partial(predicted, make, predictor, reason, pct),
             )
     for name in ("huggingface", "huggingface_static"):
         if triton and name in modes.baselines:
@@ -129,19 +135,26 @@ def graph_decoder(*arguments: Any, **more: Any) -> Decoder:
     return GraphDecoder(*arguments, **more)
 
 
-def predictor_of(modes: Modes, design: Design, layout: Layout, seed: int, triton: bool) -> Any:
-    """A random predictor as the backend reads it."""
+def predictor_of(
+    modes: Modes, design: Design, layout: Layout, seed: int, triton: bool, copies: dict[int, LowBitCopies]
+) -> Any:
+    """A random predictor as the backend reads it, or a proxy, which takes its copies from `copies` or adds them."""
+    if design.method in PROXIES:
+        proxy = Proxy(layout, design.method, copies)
+        if triton:
+            proxy.copies.packed()  # now: what they need while they are made is not the decoder's
+        return proxy
     shape = design.method, layout.sizes, ranks_of(modes, design), design.segments
     if triton:
         return random_packed_predictor(*shape, design.bits, layout.dtype, layout.device, seed)
     return random_predictor(*shape, layout.dtype, seed)
 
 
-def predicted(make: Callable, predictor: Any, reason: Exception | None, units: str, pct: int) -> Decoder:
-    """The decoder with a predictor; raises the reason where there is none."""
+def predicted(make: Callable, predictor: Any, reason: Exception | None, pct: int) -> Decoder:
+    """The decoder with a predictor or proxy; raises the reason where there is none."""
     if reason is not None:
         raise reason
-    return make(selection=PredictedSelection(predictor, "per_layer", dict.fromkeys(KINDS_OF[units], pct)))
+    return make(selection=PredictedSelection(predictor, "per_layer", dict.fromkeys(predictor.kinds, pct)))
 
 
 def ranks_of(modes: Modes, design: Design) -> dict[Kind, int]:
@@ -152,6 +165,8 @@ def ranks_of(modes: Modes, design: Design) -> dict[Kind, int]:
 
 def named(modes: Modes, design: Design, pct: int, layers: int) -> tuple[str, dict[str, Any]]:
     """The name and the key columns of a predicted mode."""
+    if design.method in PROXIES:
+        return f"{design.method} {pct}", proxy_keys(design.method, pct, layers)
     ranks, groups = list(ranks_of(modes, design).values()), len(groups_of(design.method, layers, design.segments))
     keys = {
         "mode": design.method, "units": modes.units, "sparsity_pct": pct, "predictor_rank": ranks[-1],
@@ -159,3 +174,11 @@ def named(modes: Modes, design: Design, pct: int, layers: int) -> tuple[str, dic
         "predictor_groups": groups,
     }  # fmt: skip
     return f"{design.method} {'/'.join(map(str, ranks))} {design.bits} bits, {groups} groups {pct}", keys
+
+
+def proxy_keys(method: str, pct: int, layers: int) -> dict[str, Any]:
+    """The key columns of a proxy: each layer but the first has copies, and chooses its own neurons."""
+    return {
+        "mode": method, "units": "neurons", "sparsity_pct": pct, "predictor_bits": PROXIES[method][0],
+        "predictor_groups": layers - FIRST_SPARSE_LAYER,
+    }  # fmt: skip

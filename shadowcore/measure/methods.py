@@ -7,7 +7,7 @@ jobs, their costs and the evaluation read the row.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -17,7 +17,8 @@ from shadowcore.measure.conditions import Condition
 from shadowcore.measure.ffn_selectors import GateMasks, ProxyMasks, SignMasks
 from shadowcore.measure.predictor_free import PromptMasks, ThresholdMasks, nonzero_masks
 from shadowcore.measure.sparsity import FixedMasks, Masks, PredictedMasks, random_scores
-from shadowcore.method.predictors import PREDICTORS
+from shadowcore.method.low_bit import PROXIES
+from shadowcore.method.predictors import PREDICTORS, TUNED_PROXIES
 from shadowcore.models.families import dimensions_of
 
 
@@ -63,6 +64,15 @@ def _proxy(bits: int, ahead: bool) -> Method:
     )  # fmt: skip
 
 
+def _tuned_proxy(bits: int, ahead: bool) -> Method:
+    def masks(model: torch.nn.Module, one: Condition, read: Any) -> Masks:
+        proxy, gains = ProxyMasks(model, bits, one.sparsity_pct, ahead), read.constants(["neurons"])["neurons"].exp()
+        proxy.norms = {layer: norms * gains[layer] for layer, norms in proxy.norms.items()}  # read in any case
+        return proxy
+
+    return replace(_proxy(bits, ahead), masks=masks, reads="predictors")
+
+
 def _own_stage(model: torch.nn.Module, one: Condition, read: None) -> Masks:
     raise ConfigError(f"conditions: method {one.method} is measured by evaluate-oracle, and by no other stage")
 
@@ -98,8 +108,14 @@ METHODS: dict[str, Method] = {
         lambda model, one, read: SignMasks(model), has_policy=False,
         protocols=["token"], policies=["per_layer"], units=["neurons"], sparsities_pct=[0],
     ),
-    **{f"proxy{bits}{'_ahead' * ahead}": _proxy(bits, ahead) for ahead in (False, True) for bits in (4, 3, 2)},
+    **{name: _proxy(*proxy) for name, proxy in PROXIES.items()},
     **dict.fromkeys(PREDICTORS, PREDICTED),
+    "dejavu": replace(PREDICTED, units=["neurons"]),  # its predictors of heads read another site
+    "static_tuned": replace(
+        PREDICTED,
+        masks=lambda model, one, read: FixedMasks(read.constants(one.kinds), one.policy, one.sparsity_pct),
+    ),
+    **{name: _tuned_proxy(bits, ahead) for name, (bits, ahead) in TUNED_PROXIES.items()},
     "oracle": Method(_own_stage, scores="token"),  # its scoring pass, shared by its conditions, is counted apart
 }  # fmt: skip
 SPARSE = {name: method for name, method in METHODS.items() if name != "dense"}

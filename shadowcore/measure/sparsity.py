@@ -83,7 +83,7 @@ class PredictedMasks(Masks):
 
         def choose(site: Site, x: torch.Tensor) -> torch.Tensor | None:
             if site in self.predictor.group_at:
-                feature = x.flatten(2)  # (B, T or 1, D)
+                feature = self.predictor.feature(site, x)  # (B, T or 1, D)
                 if source is not None:
                     feature = feature[torch.arange(len(x), device=x.device), source.to(x.device)][:, None]
                 for kind in self.kinds:

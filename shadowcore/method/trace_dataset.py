@@ -1,4 +1,7 @@
-"""Token traces as training reads them: chunk by chunk, so that a device never holds more than a chunk of them."""
+"""Traces as training reads them: chunk by chunk, so that a device never holds more than a chunk of them.
+
+An example is a token or a whole window; the words below are those of tokens.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from shadowcore import artifacts
 from shadowcore.errors import ArtifactError
 from shadowcore.method.predictors import Predictor, feature_width
 from shadowcore.method.score_quantization import decode
-from shadowcore.method.tracing import SCHEMA, codes_name, feature_name, top_name
+from shadowcore.method.tracing import SCHEMA, WINDOW_BITS, codes_name, feature_name, top_name
 from shadowcore.models.families import Dimensions, Kind
 from shadowcore.models.recording import Site
 
@@ -55,17 +58,27 @@ class Chunk:
 
 
 class TraceDataset:
-    """The token traces of one split by one criterion, as a predictor learns from them, on its device.
+    """The traces of one split by one criterion, as a predictor learns from them, on its device.
 
-    traces: open files (`artifacts.open_tensors`), shard after shard; bits: of their scores; most: how many tokens there
-    are at most, the first ones; None for all.
+    traces: open files (`artifacts.open_tensors`), shard after shard; bits: of their scores; examples: tokens or
+    windows; most: how many there are at most, the first ones; None for all.
     """
 
-    def __init__(self, traces: Sequence[Any], predictor: Predictor, criterion: str, bits: int, most: int | None = None):
+    def __init__(
+        self,
+        traces: Sequence[Any],
+        predictor: Predictor,
+        criterion: str,
+        bits: int,
+        examples: str = "tokens",
+        most: int | None = None,
+    ):
         sizes, kinds, sites = predictor.sizes, predictor.kinds, [group.site for group in predictor.groups]
-        self.bits, self.sizes, self.device = bits, sizes, next(predictor.parameters()).device
-        self.features = {site: feature_name(site) for site in sites}
-        self.packed = {kind: (codes_name(criterion, kind), top_name(criterion, kind)) for kind in kinds}
+        self.traces, self.bits, self.sizes, self.device = traces, bits, sizes, next(predictor.parameters()).device
+        self.features = {site: feature_name(site, examples) for site in sites}
+        self.packed = {
+            kind: (codes_name(criterion, kind, examples), top_name(criterion, kind, examples)) for kind in kinds
+        }
         packed = sum(sizes.layers * (sizes.units(kind) * bits // 8 + 4) for kind in kinds)
         rows = max(1, CHUNK_BYTES // (packed + len(sites) * sizes.width * 2))
         self.kept: dict[tuple, torch.Tensor] = {}  # what was read, as long as there is room for it on the device
@@ -138,11 +151,18 @@ class TraceDataset:
 
 
 def open_traces(
-    stack: ExitStack, paths: Iterable[Path], predictor: Predictor, criterion: str, bits: int, most: int | None = None
+    stack: ExitStack,
+    paths: Iterable[Path],
+    predictor: Predictor,
+    criterion: str,
+    bits: int,
+    examples: str = "tokens",
+    most: int | None = None,
 ) -> TraceDataset:
-    """The traces in files, open until the stack closes; the first `most` tokens."""
+    """The traces in files, open until the stack closes; the first `most` examples. bits: of scores of tokens."""
     opened = [stack.enter_context(artifacts.open_tensors(path, SCHEMA)) for path in paths]
-    return TraceDataset(opened, predictor, criterion, bits, most)
+    bits = WINDOW_BITS if examples == "windows" else bits
+    return TraceDataset(opened, predictor, criterion, bits, examples, most)
 
 
 def _room(device: torch.device) -> int:

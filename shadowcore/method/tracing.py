@@ -3,13 +3,15 @@
 A trace holds, for N windows and M sampled tokens of them (L layers, U units of a kind):
 
     sequence.<criterion>.<kind>   the scores of whole windows: their mean and deviation over windows (L, U)
-    token.<criterion>.<kind>      scores of single tokens (M, L, U), codes and their maxima
-    feature.residual.<layer>      the residual entering a layer (M, D), bfloat16
-    feature.heads.<layer>         a layer's concatenated head outputs (M, H K), bfloat16
+    tokens.<criterion>.<kind>     scores of single tokens (M, L, U), codes and their maxima
+    windows.<criterion>.<kind>    scores of whole windows (N, L, U), codes and their maxima
+    tokens.feature.<what>.<layer> what predictors of tokens read at a site of the model (M, D), bfloat16
+    windows.feature.<what>.<layer>  what predictors of windows read there, at the last position (N, D), bfloat16
     loss                          mean cross-entropy of each window (N,)
 
-Features are kept of the sites some predictor reads. Where `masking` says so, units are masked while the model
-runs: a trace then holds what the sparse model computes, and how much each unit, before its mask, would matter to it.
+Features are kept of the sites some predictor reads, and scores of windows where some predictor learns them. Where
+`masking` says so, units are masked while the model runs: a trace then holds what the sparse model computes, and how
+much each unit, before its mask, would matter to it.
 """
 
 from __future__ import annotations
@@ -24,16 +26,22 @@ from shadowcore.method.criteria import CRITERIA, Signals
 from shadowcore.method.gradient_capture import ImportancePass
 from shadowcore.method.score_quantization import encode
 from shadowcore.models.families import Kind, dimensions_of
+from shadowcore.models.ffn import ffn_norm
 from shadowcore.models.losses import all_scored
 from shadowcore.models.recording import Choose, Site
 
-SCHEMA = "trace/3"
+SCHEMA = "trace/4"
+EXAMPLES = ("tokens", "windows")  # one token, or the score summed over a window with the features of its last token
+WINDOW_BITS = 8  # of a score of a window: there are few of them
 Masking = Callable[[torch.Tensor, torch.Tensor], Choose | None]
 
 
 @dataclass(frozen=True)
 class TracePlan:
-    """What to keep: moments of the sequence scores of `criteria`, token scores in so many bits, features of sites."""
+    """What to keep: moments of the sequence scores of `criteria`, token scores in so many bits, features of sites.
+
+    window_criteria, window_sites: the scores of whole windows to keep, and what is read at their last positions.
+    """
 
     criteria: Sequence[str]
     token_criteria: Sequence[str]
@@ -41,6 +49,8 @@ class TracePlan:
     tokens_per_window: int
     sites: Sequence[Site]
     seed: int
+    window_criteria: Sequence[str] = ()
+    window_sites: Sequence[Site] = ()
 
 
 def trace(
@@ -57,6 +67,9 @@ def trace(
     ArtifactError if the model's loss is not finite.
     """
     importance = ImportancePass(model)
+    for site in (*plan.sites, *plan.window_sites):
+        if site.what == "ffn_residual":
+            ffn_norm(model, site.layer)  # raises ConfigError if there is none
     layers = dimensions_of(model.config).layers
     generator = torch.Generator().manual_seed(plan.seed)
     moments: dict[str, Moments] = {}
@@ -127,17 +140,26 @@ def _trace_batch(
     def keep(found: dict[str, list], name: str, layer: int, value: torch.Tensor) -> None:
         found.setdefault(name, [None] * layers)[layer] = value.cpu()
 
+    def keep_codes(examples: str, name: str, site: Site, scores: torch.Tensor, bits: int) -> None:
+        codes, top = encode(scores, bits)
+        keep(tokens, codes_name(name, site.what, examples), site.layer, codes)
+        keep(tokens, top_name(name, site.what, examples), site.layer, top)
+
     def see_units(site: Site, signals: Signals) -> None:
-        for name in plan.criteria:
-            keep(sequences, f"sequence.{name}.{site.what}", site.layer, CRITERIA[name].sequence(signals))
+        for name in dict.fromkeys((*plan.criteria, *plan.window_criteria)):
+            scores = CRITERIA[name].sequence(signals)
+            if name in plan.criteria:
+                keep(sequences, f"sequence.{name}.{site.what}", site.layer, scores)
+            if name in plan.window_criteria:
+                keep_codes("windows", name, site, scores, WINDOW_BITS)
         for name in plan.token_criteria:
-            codes, top = encode(at_picked(CRITERIA[name].token(signals)), plan.token_bits)
-            keep(tokens, codes_name(name, site.what), site.layer, codes)
-            keep(tokens, top_name(name, site.what), site.layer, top)
+            keep_codes("tokens", name, site, at_picked(CRITERIA[name].token(signals)), plan.token_bits)
 
     def see_feature(site: Site, x: torch.Tensor) -> None:
         if site in plan.sites:
             features[feature_name(site)] = at_picked(x).bfloat16().cpu()
+        if site in plan.window_sites:  # its last position predicts the window's last token
+            features[feature_name(site, "windows")] = x[:, -1].bfloat16().cpu()
 
     scored = all_scored(ids)
     second_order = any(CRITERIA[name].order == 2 for name in plan.criteria)
@@ -150,19 +172,19 @@ def _stacked(layers: dict[str, list]) -> dict[str, torch.Tensor]:
     return {name: torch.stack(values, 1) for name, values in layers.items()}
 
 
-def feature_name(site: Site) -> str:
-    """What a trace calls the feature of a site."""
-    return f"feature.{site.what}.{site.layer}"
+def feature_name(site: Site, examples: str = "tokens") -> str:
+    """What a trace calls the feature of a site; examples: tokens or windows."""
+    return f"{examples}.feature.{site.what}.{site.layer}"
 
 
-def codes_name(criterion: str, kind: Kind) -> str:
-    """What a trace calls the codes of single tokens' scores."""
-    return f"token.{criterion}.{kind}.codes"
+def codes_name(criterion: str, kind: Kind, examples: str = "tokens") -> str:
+    """What a trace calls the codes of the examples' scores."""
+    return f"{examples}.{criterion}.{kind}.codes"
 
 
-def top_name(criterion: str, kind: Kind) -> str:
+def top_name(criterion: str, kind: Kind, examples: str = "tokens") -> str:
     """What a trace calls the maxima that the codes are relative to."""
-    return f"token.{criterion}.{kind}.top"
+    return f"{examples}.{criterion}.{kind}.top"
 
 
 def sequence_moments(traces: Iterable, criterion: str, kind: Kind) -> Moments:

@@ -2,30 +2,29 @@
 
 All scorers of a predictor learn from one reading of the traces. Training starts at the constant predictor, which
 returns the mean scores. If the held-out loss is that of the constant predictor, nothing about the context was learned.
-ShadowLLM's recipe is `scaling: min_max` with `target: score`, and more epochs for heads.
+ShadowLLM's recipe is `scaling: min_max` with `target: score`, and more epochs for heads. Its results under the protocol
+`lookahead` have whole windows as examples, `scaling: per_example`, and keep the last epoch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch import nn
+from torch.nn import functional
 
 from shadowcore.errors import ConfigError
-from shadowcore.method.predictors import Predictor, UnitScorer
-from shadowcore.method.stacks import Stack, stacks_of
+from shadowcore.method.policies import per_layer
+from shadowcore.method.predictors import FIRST_SPARSE_LAYER, Predictor, UnitScorer, unit_range
+from shadowcore.method.stacks import Loss, Stack, stacks_of
 from shadowcore.method.trace_dataset import Chunk, TraceDataset
+from shadowcore.method.tracing import sequence_moments
 from shadowcore.method.training_state import Checkpoint, Descent, FitResult, TrainingState
 from shadowcore.method.weight_quantization import power_of_two, restored, stored
 from shadowcore.models.families import Kind
-
-# functions of the scores that a predictor learns; each is increasing, so that it keeps the order of units
-TARGETS = {
-    "score": lambda scores: scores,
-    "sqrt": torch.sqrt,
-    "rank": lambda scores: scores.argsort(dim=-1, stable=True).argsort(-1) / scores.shape[-1],  # within a layer, 0 to 1
-}
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,9 @@ class Recipe:
     """How a predictor is trained, ranks and epochs by kind of unit.
 
     segments: its number of groups, where the design has a choice; scaling: one of SCALINGS; bits: of a weight; block:
-    neighbouring neurons with one score, their mean; tokens: how many are trained on, None for all.
+    neighbouring neurons with one score, their mean; tokens: how many are trained on, None for all; examples,
+    epoch_kept: one of EXAMPLES, EPOCHS_KEPT; active_pct: of a layer's units, the share that is active to the target
+    `active`, percent.
     """
 
     rank: dict[str, int]
@@ -47,13 +48,37 @@ class Recipe:
     bits: int = 16
     block: int = 1
     tokens: int | None = None
+    examples: str = "tokens"
+    epoch_kept: str = "best"
+    active_pct: int = 50
 
 
+# functions of the scores that a predictor learns; none is decreasing, so that it keeps the order of units
+TARGETS: dict[str, Callable[[torch.Tensor, Recipe], torch.Tensor]] = {
+    "score": lambda scores, recipe: scores,
+    "sqrt": lambda scores, recipe: scores.sqrt(),
+    # within a layer, 0 to 1
+    "rank": lambda scores, recipe: scores.argsort(dim=-1, stable=True).argsort(-1) / scores.shape[-1],
+    # 1 for the highest scores of a layer, 0 for others, which are told apart by a classifier (Deja Vu)
+    "active": lambda scores, recipe: per_layer(scores, 100 - recipe.active_pct).float(),
+}
 # features, each number by itself, and targets, each layer by itself, are learned with mean 0 and deviation 1, or
-# between 0 and 1 (published)
-SCALINGS = ("standard", "min_max")
+# between their extremes as 0 and 1: those of all examples, or of each example (published)
+SCALINGS = ("standard", "min_max", "per_example")
+EPOCHS_KEPT = ("best", "last")
 
 Stacks = Mapping[Kind, list[Stack]]
+
+
+def target_of(scores: torch.Tensor, recipe: Recipe) -> torch.Tensor:
+    """What is learned of scores (n, layers, U)."""
+    scores = TARGETS[recipe.target](scores, recipe)
+    return unit_range(scores) if recipe.scaling == "per_example" else scores
+
+
+def loss_of(recipe: Recipe) -> Loss:
+    """Squared errors, or the cross-entropy of a classifier, whose scores are logits."""
+    return functional.binary_cross_entropy_with_logits if recipe.target == "active" else functional.mse_loss
 
 
 def fit(
@@ -65,9 +90,9 @@ def fit(
     progress=lambda done, total: None,
     checkpoint: Checkpoint | None = None,
 ) -> dict[Kind, list[FitResult]]:
-    """Train every scorer of a predictor in place, and keep its best epoch on held-out tokens."""
+    """Train every scorer of a predictor in place, and keep its best epoch on held-out examples, or its last."""
     if len(train) < recipe.batch:
-        raise ConfigError(f"predictors.batch: {recipe.batch} tokens, but the traces hold only {len(train)}")
+        raise ConfigError(f"predictors.batch: {recipe.batch} {recipe.examples}, but the traces hold only {len(train)}")
     stacks = {kind: stacks_of(predictor, kind, recipe.batch) for kind in predictor.kinds}
     _scale(predictor, stacks, train, recipe)
     generator = torch.Generator().manual_seed(seed)
@@ -80,14 +105,15 @@ def fit(
         for kind in predictor.kinds
     }  # fmt: skip
     begin = held_out_losses(predictor, stacks, held, recipe)
-    state = TrainingState(predictor, _scorers(predictor), descents, generator, begin)
+    parts, loss = _scorers(predictor), loss_of(recipe)
+    state = TrainingState(predictor, parts, descents, generator, begin, recipe.epoch_kept == "last")
     if checkpoint:
         checkpoint.resume(state)
     for epoch in range(state.epoch + 1, epochs + 1):
         learning = tuple(kind for kind in predictor.kinds if epoch <= recipe.epochs[kind])
         for chunk, index in train.of(learning).shuffled(recipe.batch, generator):
             for stack, scores in _targets(predictor, stacks, chunk, index, recipe):
-                stack.loss(chunk, index, scores).backward()
+                stack.loss(chunk, index, scores, loss).backward()
             for kind in learning:
                 descents[kind].step()
         state.finish(epoch, held_out_losses(predictor, stacks, held.of(learning), recipe))
@@ -108,12 +134,12 @@ def _scorers(predictor: Predictor, kinds: Iterable[Kind] | None = None) -> dict[
 
 @torch.no_grad()
 def held_out_losses(predictor: Predictor, stacks: Stacks, held: TraceDataset, recipe: Recipe) -> dict[str, float]:
-    """Mean squared error of the scaled scores over held-out tokens, for every scorer of the traces' kinds."""
+    """Mean loss of the scaled scores over held-out examples, for every scorer of the traces' kinds."""
     totals = 0
     for chunk in held.chunks():
         for index in torch.arange(len(chunk), device=held.device).split(recipe.batch):
             found = [
-                stack.squared_errors(chunk, index, scores)
+                stack.losses(chunk, index, scores, loss_of(recipe))
                 for stack, scores in _targets(predictor, stacks, chunk, index, recipe)
             ]
             totals = totals + torch.cat(found)
@@ -122,12 +148,12 @@ def held_out_losses(predictor: Predictor, stacks: Stacks, held: TraceDataset, re
     return dict(zip(scorers, (totals.cpu() / torch.tensor(counts)).tolist(), strict=True))
 
 
-def mean_scores(traces: TraceDataset, kind: Kind, batch: int) -> torch.Tensor:
-    """Mean scores (L, U) over all tokens."""
+def mean_scores(traces: TraceDataset, kind: Kind, batch: int, of=lambda scores: scores) -> torch.Tensor:
+    """Mean scores (L, U) over all examples, or means of what `of` makes of scores (n, L, U)."""
     total = 0
     for chunk in traces.chunks():
         for index in torch.arange(len(chunk), device=traces.device).split(batch):
-            total = total + chunk.scores(kind, index).sum(0, dtype=torch.float64)
+            total = total + of(chunk.scores(kind, index)).sum(0, dtype=torch.float64)
     return (total / len(traces)).float()
 
 
@@ -137,14 +163,14 @@ def _targets(
     """Every stack with the transformed scores (n, layers, U) of its layers; a block's is the mean of its units'."""
     for kind in chunk.packed:
         scores, block = chunk.scores(kind, index), predictor.blocks[kind]
-        scores = TARGETS[recipe.target](scores if block == 1 else predictor.gathered(scores, kind) / block)
+        scores = target_of(scores if block == 1 else predictor.gathered(scores, kind) / block, recipe)
         for stack in stacks[kind]:
             yield stack, scores[:, stack.layers]
 
 
 @torch.no_grad()
 def _scale(predictor: Predictor, stacks: Stacks, train: TraceDataset, recipe: Recipe) -> None:
-    """Set the scorers' scaling from training tokens: per number for features, per layer for scores."""
+    """Set the scorers' scaling from training examples: per number for features, per layer for scores."""
     found: dict[tuple[Stack, str], Spread] = {}
     for chunk in train.chunks():
         for index in torch.arange(len(chunk), device=train.device).split(recipe.batch):
@@ -154,7 +180,9 @@ def _scale(predictor: Predictor, stacks: Stacks, train: TraceDataset, recipe: Re
     for (stack, what), spread in found.items():
         # squared gradients of a token are small numbers, and their differences between units are smaller
         least, of_layer = (1e-18, True) if what == "score" else (1e-6, False)
-        if recipe.scaling == "standard":
+        if recipe.scaling == "per_example" or (of_layer and recipe.target == "active"):
+            begin, size = torch.zeros_like(spread.mean), torch.ones_like(spread.mean[..., :1])  # they are scaled
+        elif recipe.scaling == "standard":
             begin, size = spread.mean, (spread.variance.mean(-1, keepdim=True) if of_layer else spread.variance)
             size = size.clamp(min=least**2).sqrt()
         else:
@@ -166,9 +194,23 @@ def _scale(predictor: Predictor, stacks: Stacks, train: TraceDataset, recipe: Re
         mean, scale = (value.flatten(0, 1) if of_layer else value for value in values.values())
         scale.copy_(power_of_two(size) if recipe.bits == 8 else size)
         mean.copy_(begin.expand_as(mean))
-        if of_layer and recipe.scaling != "standard":  # training starts at the mean, not where the scale begins
-            bias = stack.values["outer.bias"]
-            bias.copy_(((spread.mean - mean) / scale).view_as(bias))
+        if of_layer:  # training starts at the mean, not where the scale begins; a classifier at its logit
+            found_mean = spread.mean.float()
+            start = found_mean.logit(eps=1e-3) if recipe.target == "active" else (found_mean - mean) / scale
+            stack.values["outer.bias"].copy_(start.view_as(stack.values["outer.bias"]))
+
+
+@torch.no_grad()
+def set_constants(predictor: Predictor, traces: Sequence[Any], criterion: str) -> None:
+    """Give a constant design the scores of `static`, the means over windows in open traces of the dense model.
+
+    They are square roots, whose order is the same. One deviation is their spread over the units of a layer.
+    """
+    for kind, (scorer,) in predictor.scorers.items():
+        means = sequence_moments(traces, criterion, kind).mean[FIRST_SPARSE_LAYER:].sqrt()
+        scorer.score_mean.copy_(means)
+        scorer.score_scale.copy_(means.std(-1, keepdim=True).clamp(min=1e-18))
+        nn.init.zeros_(scorer.outer.bias)
 
 
 class Spread:

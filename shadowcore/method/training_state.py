@@ -85,18 +85,19 @@ class TrainingState:
         descents: Mapping[str, Descent],
         generator: torch.Generator,
         losses: Mapping[str, float],
+        keep_last: bool = False,
     ):
-        """losses: of the parts where training begins."""
+        """losses: of the parts where training begins. keep_last: keep the last epoch, and not the best one."""
         self.module, self.parts, self.descents, self.generator = module, parts, descents, generator
-        self.epoch = 0
+        self.epoch, self.keep_last = 0, keep_last
         self.best = {name: FitResult(0, loss, loss) for name, loss in losses.items()}
         self.kept = {name: _copied(part) for name, part in parts.items()}
 
     def finish(self, epoch: int, losses: Mapping[str, float]) -> None:
-        """An epoch is over: keep the parts whose held-out losses are the lowest yet."""
+        """An epoch is over: keep the parts whose held-out losses are the lowest yet, or all if the last one counts."""
         self.epoch = epoch
         for name, loss in losses.items():
-            if loss < self.best[name].loss:
+            if self.keep_last or loss < self.best[name].loss:
                 self.best[name] = FitResult(epoch, loss, self.best[name].loss_constant)
                 self.kept[name] = _copied(self.parts[name])
 

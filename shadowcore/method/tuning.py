@@ -17,14 +17,14 @@ from random import Random
 import torch
 
 from shadowcore.method.criteria import Signals
-from shadowcore.method.gradient_capture import ImportancePass
+from shadowcore.method.gradient_capture import ImportancePass, Losses
 from shadowcore.method.policies import kept_units, lowest_kept
 from shadowcore.method.predictors import Predictor
 from shadowcore.method.training_state import Checkpoint, Descent, FitResult, TrainingState
 from shadowcore.method.weight_quantization import restored, stored
 from shadowcore.models.families import Kind
 from shadowcore.models.losses import divergences
-from shadowcore.models.recording import Choose, Site
+from shadowcore.models.recording import Choose, Site, visiting
 
 WHOLE = "predictor"  # all scorers are tuned as one
 # sparsity in percent, tokens (B, T), which are scored -> masks of a pass
@@ -66,20 +66,18 @@ def tune(
     descent = Descent(parameters, tuning.learning_rate, 0.0, tuning.epochs * batches)
     generator, draw = torch.Generator().manual_seed(seed), Random(seed)
 
-    def run(ids: torch.Tensor, pct: int, see_units, see_feature) -> torch.Tensor:
+    def begin(ids: torch.Tensor, pct: int) -> tuple[torch.Tensor, torch.Tensor, Choose, Losses]:
+        """The arguments of a pass: tokens, which of them count, masks, and the divergence from the dense model."""
         ids = ids.to(model.device)
         scored = torch.ones_like(ids, dtype=torch.bool)
         scored[:, 0] = False
         with torch.no_grad():
             dense = model(ids[:, :-1], use_cache=False).logits
-        return importance(
-            ids, scored, see_units, see_feature, choose=masking(pct, ids, scored),
-            losses=lambda logits, ids, scored: divergences(logits, dense, scored),
-        )  # fmt: skip
+        return ids, scored, masking(pct, ids, scored), lambda logits, ids, scored: divergences(logits, dense, scored)
 
     def held_out() -> float:
         middle = (tuning.lowest_pct + tuning.highest_pct) // 2
-        losses = [run(ids, middle, lambda site, signals: None, None) for ids in heldout.split(tuning.batch)]
+        losses = [_masked_losses(model, *begin(ids, middle)) for ids in heldout.split(tuning.batch)]
         return torch.cat(losses).mean().item()
 
     course = TrainingState(predictor, {WHOLE: predictor}, {WHOLE: descent}, generator, {WHOLE: held_out()})
@@ -95,13 +93,14 @@ def tune(
 
             def see_feature(site: Site, x: torch.Tensor) -> None:
                 if site in predictor.group_at:
-                    features[site] = x.to(model.device)  # noqa: B023 (called before the next step)
+                    features[site] = predictor.feature(site, x).to(model.device)  # noqa: B023 (called before the next step)
 
             def see_units(site: Site, signals: Signals) -> None:
                 if site.what in kinds:
                     slopes[site] = signals.ga.to(model.device)  # noqa: B023
 
-            run(windows[index], pct, see_units, see_feature)
+            ids, scored, choose, losses = begin(windows[index], pct)
+            importance(ids, scored, see_units, see_feature, choose=choose, losses=losses)
             loss = sum(gate_losses(predictor, kind, features, slopes, pct, tuning.temperature) for kind in kinds)
             (loss / len(index)).backward()
             descent.step()
@@ -111,6 +110,20 @@ def tune(
         progress(epoch, tuning.epochs)
     predictor.load_state_dict(restored(stored(course.kept[WHOLE], predictor.bits)))
     return course.best[WHOLE]
+
+
+@torch.no_grad()
+def _masked_losses(
+    model: torch.nn.Module, ids: torch.Tensor, scored: torch.Tensor, choose: Choose, losses: Losses
+) -> torch.Tensor:
+    """Losses (B,) of the sparse model, without a backward pass."""
+
+    def visit(site: Site, x: torch.Tensor) -> torch.Tensor | None:
+        keep = choose(site, x)
+        return None if keep is None else x * keep.to(x.device)[..., None]
+
+    with visiting(model, visit):
+        return losses(model(ids[:, :-1], use_cache=False).logits, ids, scored)
 
 
 def gate_losses(

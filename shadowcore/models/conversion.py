@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 from shadowcore.errors import SourceError
@@ -25,13 +28,32 @@ def expand_gguf(path: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     read = {"gguf_file": path.name, "local_files_only": True}
-    quantized = AutoModelForCausalLM.from_pretrained(path.parent, dtype=torch.float32, **read)
+    with _parsed_once():
+        quantized = AutoModelForCausalLM.from_pretrained(path.parent, dtype=torch.float32, **read)
+        AutoTokenizer.from_pretrained(path.parent, **read).save_pretrained(folder)
     config = quantized.config
     del config.quantization_config  # the weights are no longer quantised, and saving would fail with this key
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    model.load_state_dict(quantized.state_dict(), strict=True)
+    with torch.device("meta"):  # without drawing random weights
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.load_state_dict(quantized.state_dict(), strict=True, assign=True)
     model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(path.parent, **read).save_pretrained(folder)
+
+
+@contextmanager
+def _parsed_once() -> Iterator[None]:
+    """While the block runs, a GGUF file and its tensors' names are parsed once.
+
+    Otherwise transformers parses the file three times, and the names for every module of the model. That would take
+    most of the time of a conversion.
+    """
+    import gguf
+
+    before = gguf.GGUFReader, gguf.get_tensor_name_map
+    gguf.GGUFReader, gguf.get_tensor_name_map = map(cache, before)
+    try:
+        yield
+    finally:
+        gguf.GGUFReader, gguf.get_tensor_name_map = before
 
 
 def adopt(origin: Path, folder: Path) -> None:

@@ -30,14 +30,19 @@ def gate_activation(model: torch.nn.Module, layer: int, x: torch.Tensor) -> torc
     return activation_function(model)(linear(x, gate.weight, gate.bias))
 
 
-def ffn_norm(model: torch.nn.Module, layer: int) -> torch.nn.Module:
-    """The norm between a layer's residual and its FFN; ConfigError for a family whose FFN reads something else."""
+def norm_before_ffn(model: torch.nn.Module, layer: int) -> torch.nn.Module | None:
+    """The norm between a layer's residual and its FFN; None for a family whose FFN reads something else."""
     name, before = family_of(model.config).ffn_norm, getattr(model.config, "do_layer_norm_before", True)  # OPT's key
-    module = dict(layers_of(model)[layer].named_modules()).get(name) if name and before else None
+    return dict(layers_of(model)[layer].named_modules()).get(name) if name and before else None
+
+
+def ffn_norm(model: torch.nn.Module, layer: int) -> torch.nn.Module:
+    """`norm_before_ffn`; ConfigError for a family without it."""
+    module = norm_before_ffn(model, layer)
     if module is None:
         raise ConfigError(
-            f"model type '{model.config.model_type}': its FFN has no norm of its own before it, so that nothing can be "
-            "chosen ahead of the attention; use the method without '_ahead'"
+            f"model type '{model.config.model_type}': its FFN has no norm of its own before it, which the methods "
+            "dejavu and proxy4_ahead, proxy3_ahead and proxy2_ahead need; use the method without '_ahead', or layerwise"
         )
     return module
 

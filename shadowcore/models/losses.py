@@ -27,7 +27,9 @@ def token_divergences(logits: torch.Tensor, dense: torch.Tensor) -> torch.Tensor
 
 def token_losses(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     """Cross-entropy (B, T - 1) of tokens 1 to T-1 of ids (B, T), from the logits (B, T - 1, V) before each."""
-    return functional.cross_entropy(logits.float().transpose(1, 2), ids[:, 1:], reduction="none")
+    # one row per token, because torch is five times as slow over a dimension that is not the last
+    targets = ids[:, 1:]
+    return functional.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
 
 
 def _mean_scored(per_token: torch.Tensor, scored: torch.Tensor) -> torch.Tensor:

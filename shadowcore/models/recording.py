@@ -1,4 +1,4 @@
-"""Looking inside someone else's model: visit each layer's residual, heads, FFN input and neurons as they flow by.
+"""Looking inside someone else's model: visit each layer's residuals, heads, FFN input and neurons as they flow by.
 
 Criteria read these activations and masks replace them. The hooks are removed afterwards.
 """
@@ -12,14 +12,16 @@ from typing import Literal, NamedTuple
 import torch
 
 from shadowcore.models.families import KINDS, Kind, device_of, dimensions_of, layers_of, output_projection
-from shadowcore.models.ffn import ffn_inputs
+from shadowcore.models.ffn import ffn_inputs, norm_before_ffn
 
 
 class Site(NamedTuple):
-    """A place in the model: the residual entering a layer, its heads, the input of its FFN, or its neurons."""
+    """A place in the model: the residual entering a layer, its heads, the residual that the norm of its FFN reads, the
+    input of its FFN, or its neurons. A family without such a norm has no `ffn_residual`.
+    """
 
     layer: int
-    what: Literal["residual", "ffn_input"] | Kind
+    what: Literal["residual", "ffn_residual", "ffn_input"] | Kind
 
 
 Visit = Callable[[Site, torch.Tensor], torch.Tensor | None]
@@ -31,7 +33,7 @@ Choose = Callable[[Site, torch.Tensor], torch.Tensor | None]
 def visiting(model: torch.nn.Module, visit: Visit) -> Iterator[None]:
     """While the block runs, call `visit(site, x)` at every site of every forward pass, in order.
 
-    x is (B, T, D) at a residual or FFN input and (B, T, U, K) at units (K = 1 for neurons). At units, a returned
+    x is (B, T, D) at residuals and FFN inputs, and (B, T, U, K) at units (K = 1 for neurons). At units, a returned
     tensor of the same shape takes the place of x; None leaves it. x is on the device of the site's layer, if the model
     is spread over several. Hooks are gone afterwards, whatever happens inside.
     """
@@ -46,9 +48,9 @@ def visiting(model: torch.nn.Module, visit: Visit) -> Iterator[None]:
 
         return hook
 
-    def at_ffn_input(layer: int):
+    def at_width(layer: int, what: Literal["ffn_residual", "ffn_input"]):
         def hook(module, args):
-            visit(Site(layer, "ffn_input"), args[0].view(*shape["batch"], sizes.width))
+            visit(Site(layer, what), args[0].view(*shape["batch"], sizes.width))
 
         return hook
 
@@ -64,7 +66,9 @@ def visiting(model: torch.nn.Module, visit: Visit) -> Iterator[None]:
     try:
         for index, layer in enumerate(layers_of(model)):
             handles.append(layer.register_forward_pre_hook(at_residual(index), with_kwargs=True))
-            handles.append(ffn_inputs(model, index)[0].register_forward_pre_hook(at_ffn_input(index)))
+            if (norm := norm_before_ffn(model, index)) is not None:
+                handles.append(norm.register_forward_pre_hook(at_width(index, "ffn_residual")))
+            handles.append(ffn_inputs(model, index)[0].register_forward_pre_hook(at_width(index, "ffn_input")))
             for kind in KINDS:
                 projection = output_projection(model, index, kind)
                 handles.append(projection.register_forward_pre_hook(at_units(index, kind)))

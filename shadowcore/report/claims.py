@@ -25,12 +25,12 @@ import numpy as np
 import pandas as pd
 
 from shadowcore.errors import ArtifactError
+from shadowcore.report import PUBLISHED
 from shadowcore.report.pairs import OF_SIDES, PLACE, RANKS, Claim, effects, pairs_of
 from shadowcore.report.tables import Tables
 from shadowcore.schemas import CLAIMS as TABLE
 from shadowcore.schemas import MEASURED_TABLES
 
-PUBLISHED = Path(__file__).with_name("published.csv")
 PUBLISHED_COLUMNS = {  # that a table of published values must have
     "quantity", "model", "method", "criterion", "policy", "protocol", "units", "sparsity_pct", "task", "metric",
     "value", "source",

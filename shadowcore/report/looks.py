@@ -18,6 +18,7 @@ METHODS = {
     "huggingface": Look("Hugging Face, dense", "#666666", "P"),
     "random": Look("random", "#8C8C8C", "X"),
     "static": Look("static (mean scores)", "#E69F00", "s"),
+    "static_tuned": Look("static_tuned (constants tuned)", "#B00000", "."),
     "given": Look("given (static units, gathered)", "#C9A66B", "d"),
     "threshold": Look("threshold (large activations)", "#56B4E9", "p"),
     "cats": Look("cats (large gates)", "#44AA99", "H"),
@@ -34,12 +35,15 @@ METHODS = {
     "segments": Look("segments (one per group of layers)", "#882255", "v"),
     "layerwise": Look("layerwise (one per layer)", "#009E73", "^"),
     "layerwise_own": Look("layerwise, reading its own layer", "#D55E00", "<"),
+    "dejavu": Look("dejavu (one per layer, after attention)", "#D010D0", "4"),
     "oracle": Look("oracle (true scores)", "#CC79A7", "D"),
 }
 
 
 def look(method: str) -> Look:
-    """The look of a method; one that is not in METHODS is drawn red under its own name."""
+    """The look of a method; a tuned proxy has its proxy's colour, one that is not in METHODS is drawn red."""
+    if method not in METHODS and (proxy := METHODS.get(method.removesuffix("_tuned"))):
+        return Look(f"{method} (gains tuned)", proxy.color, "$t$")
     return METHODS.get(method, Look(method, "#E3000F", "p"))
 
 

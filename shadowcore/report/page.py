@@ -38,9 +38,11 @@ WORDS = {
     "dense": "the whole model, nothing removed",
     "random": "units removed at random: the floor",
     "static": "the same units removed for every input, by their mean score: what needs no predictor",
+    "static_tuned": "the same units for every input, by scores that were tuned on the sparse model",
     "shadow": "one predictor for the whole model, which reads its first layer",
     "layerwise": "a predictor for every layer, which reads what enters the layer before",
     "layerwise_own": "a predictor for every layer, which reads what the layer's own heads put out",
+    "dejavu": "a predictor for every layer, which reads the layer before, between its attention and its FFN",
     "segments": "a predictor for each group of layers, which reads what enters the group",
     "threshold, cats, griffin, relu": "no predictor: keeps neurons with a large activation, or a large gate, for the "
     "token; with a large activation over the prompt; or those that are not zero",

@@ -17,7 +17,8 @@ from shadowcore.schemas import CONDITION, FINAL_TABLES, MEASURED
 UNITS_ORDER = {"neurons": 0, "heads": 1, "both": 2}
 MAIN_CRITERION = "plainact"  # ShadowLLM's criterion: shown first, and where there is room for one
 NAMES = {"lookahead": "lookahead (not causal)"}  # longer names of values that are not clear alone
-CONTEXTUAL = ("shadow", "segments", "layerwise", "layerwise_own", "oracle")  # select by a criterion for each input
+# methods that select by a criterion for each input
+CONTEXTUAL = ("shadow", "segments", "layerwise", "layerwise_own", "dejavu", "oracle")
 MOST_LINES = 7  # in a panel
 # methods that are drawn where there are more than MOST_LINES, those that a user has added before them
 FIRST = ("dense", "static", "oracle", "shadow", "layerwise", "segments", "threshold")
@@ -77,9 +78,11 @@ def trained_alike(tables: Tables, model: str, rows: pd.DataFrame) -> pd.DataFram
     """Rows without the predictors whose training another method lacks, so that methods differ in their design alone.
 
     A training is how often a predictor was retrained on the sparse model, and whether it was tuned: of those that all
-    methods with predictors have, the longest one. Rows stay as they are where there is none.
+    methods with predictors have, the longest one. Rows stay as they are where there is none. Predictors of rank 0 stay:
+    constants and gains can only be tuned.
     """
-    made = of_model(tables, "predictors", model).drop_duplicates(PAIR, keep="last")
+    made = of_model(tables, "predictors", model)
+    made = made[made["rank"] > 0].drop_duplicates(PAIR, keep="last")
     made = rows[rows["predictor"].notna()].drop_duplicates(PAIR)[PAIR].merge(made[[*PAIR, "rounds", "tuned"]])
     made["training"] = list(zip(made["rounds"], made["tuned"], strict=True))
     shared = [set(trainings) for _, trainings in made.groupby("method")["training"]]

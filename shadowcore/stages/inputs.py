@@ -17,6 +17,7 @@ from shadowcore.method.weight_quantization import load
 from shadowcore.models import families, folders
 from shadowcore.models.contents import check_files
 from shadowcore.models.families import Dimensions, Kind
+from shadowcore.models.products import make_fast
 from shadowcore.models.tokenizers import fit_tokenizer, load_tokenizer
 from shadowcore.schemas import CRITERIA, THRESHOLDS
 from shadowcore.stages.base import read_card
@@ -47,7 +48,7 @@ def read_model(card: Path, weights: Path, dtype: str, spread: bool = True):
     if gpus > 1:
         check_files(weights, read_card(card))
         return folders.load_model(weights, dtype, gpus)
-    return read_model_on_cpu(card, weights, dtype).to(device())
+    return make_fast(read_model_on_cpu(card, weights, dtype).to(device()))
 
 
 def read_model_on_cpu(card: Path, weights: Path, dtype: str):
@@ -144,8 +145,8 @@ def read_predictor(path: Path, sizes: Dimensions) -> Predictor:
         made_by = artifacts.read_header(path)["spec"]
         shape = (made_by["recipe"][name] for name in ("rank", "segments", "bits", "block"))
         with torch.device("meta"):  # initial weights of a large model's predictor take longer than reading it
-            predictor = Predictor(made_by["method"], sizes, *shape)
+            predictor = Predictor(made_by["method"], sizes, *shape, made_by["recipe"].get("scaling") == "per_example")
     except (KeyError, TypeError) as error:
         raise ArtifactError(f"{path}: its header describes no predictor ({error!r}); {again}") from None
     load(predictor, state, str(path), again)
-    return predictor.eval()
+    return make_fast(predictor.eval())

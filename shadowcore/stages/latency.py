@@ -15,14 +15,16 @@ from typing import Any
 import torch
 
 from shadowcore.decode.decoder import Decoder
-from shadowcore.decode.layout import compacted, decoded_positions, from_model
+from shadowcore.decode.layout import Layout, compacted, decoded_positions, from_model
+from shadowcore.decode.low_bit_proxy import LowBitCopies, Proxy
 from shadowcore.decode.random_weights import require_bytes
 from shadowcore.decode.selection import DenseSelection, FixedSelection, PredictedSelection
 from shadowcore.measure import gpu_timing, latency
 from shadowcore.measure.dense_baselines import HuggingFaceDecoder
 from shadowcore.measure.equivalence import Disagreement
+from shadowcore.measure.ffn_selectors import ProxyMasks
 from shadowcore.measure.latency import Variant
-from shadowcore.measure.latency_variants import graph_decoder
+from shadowcore.measure.latency_variants import graph_decoder, proxy_keys
 from shadowcore.measure.sparsity import fixed_units
 from shadowcore.method.predictors import FIRST_SPARSE_LAYER, Predictor
 from shadowcore.method.thresholds import neuron_magnitudes
@@ -39,7 +41,7 @@ THRESHOLD_WINDOWS = 8  # of the prompt's length, to see how large neurons are
 
 @dataclass(frozen=True)
 class Spec:
-    """predictors: the method of each file of --predictors, in order."""
+    """predictors: the method of each file of --predictors, in order. proxies: methods that choose by low-bit copies."""
 
     model: str
     weights: str
@@ -48,6 +50,7 @@ class Spec:
     units: str
     sparsities_pct: tuple[int, ...]
     predictors: tuple[str, ...]
+    proxies: tuple[str, ...]
     prompt_tokens: int
     new_tokens: int
     repeats: int
@@ -120,6 +123,7 @@ def variants_of(
     }
     if triton and layout.exact_zeros:
         variants["relu"] = Variant({"mode": "relu"} | dense, **thresholded([0.0] * layout.sizes.layers))
+    proxies = proxies_of(spec.proxies, model, layout)
     magnitudes = None
     if triton and "neurons" in kinds:
         magnitudes = neuron_magnitudes(model, windows, 1, ["threshold"])["threshold"]
@@ -136,12 +140,23 @@ def variants_of(
             own = {"predictor_rank": predictor.ranks[kinds[-1]], "predictor_bits": predictor.bits}
             own |= {"mode": method, "predictor_groups": len(predictor.groups)}
             variants[f"{method} {pct}"] = Variant(keys | own, make(layout, room, predicted), predicted)
+        for method, (proxy, masks) in proxies.items():
+            predicted = PredictedSelection(proxy, POLICY, {"neurons": pct})
+            own = proxy_keys(method, pct, layout.sizes.layers)
+            variants[f"{method} {pct}"] = Variant(own, make(layout, room, predicted), predicted, masks=masks)
         if magnitudes is not None:
             layers = range(FIRST_SPARSE_LAYER, layout.sizes.layers)
             thresholds = [-1.0] * FIRST_SPARSE_LAYER + [magnitudes.threshold(layer, pct) for layer in layers]
             own = {"mode": "threshold", "units": "neurons"}
             variants[f"threshold {pct}"] = Variant(keys | own, **thresholded(thresholds))
     return variants
+
+
+def proxies_of(methods: Sequence[str], model: torch.nn.Module, layout: Layout) -> dict[str, tuple[Proxy, ProxyMasks]]:
+    """Each proxy of the decoders, and what the evaluation makes of the same method, which has its own scores."""
+    copies: dict[int, LowBitCopies] = {}
+    proxies = [Proxy(layout, method, copies) for method in methods]
+    return {proxy.design: (proxy, ProxyMasks(model, proxy.bits, 0, proxy.ahead)) for proxy in proxies}
 
 
 STAGE = Stage(Spec, Inputs, Outputs, run)

@@ -12,23 +12,27 @@ import torch
 from shadowcore import artifacts
 from shadowcore.errors import ConfigError
 from shadowcore.method.predictors import groups_of
-from shadowcore.method.tracing import SCHEMA, Masking, TracePlan, trace
+from shadowcore.method.tracing import EXAMPLES, SCHEMA, Masking, TracePlan, trace
 from shadowcore.models.families import dimensions_of
+from shadowcore.models.recording import Site
 from shadowcore.stages.base import Progress, Stage, origin, runtime_only
 from shadowcore.stages.inputs import ModelAndText
 
 
 @dataclass(frozen=True)
 class Design:
-    """A predictor design; the trace keeps the features that it reads."""
+    """A predictor design; the trace keeps the features that it reads of its examples, tokens or windows."""
 
     method: str
     segments: int
+    examples: str
 
 
 @dataclass(frozen=True)
 class Spec:
-    """windows: number in the whole split, of which shard `shard` of `shards` is traced; dtype: of the model."""
+    """windows: number in the whole split, of which shard `shard` of `shards` is traced; window_criteria: those by which
+    whole windows are scored; dtype: of the model.
+    """
 
     split: str
     shard: int
@@ -39,6 +43,7 @@ class Spec:
     designs: tuple[Design, ...]
     criteria: tuple[str, ...]
     token_criteria: tuple[str, ...]
+    window_criteria: tuple[str, ...]
     token_bits: int
     batch: int = runtime_only()
     dtype: str
@@ -72,11 +77,20 @@ def write(
         )
     ids = inputs.ids(spec.split, spec.window_tokens, spec.windows, spec.seed)[spec.shard :: spec.shards]
     model = inputs.model(spec.dtype)
-    layers = dimensions_of(model.config).layers
-    sites = sorted({group.site for one in spec.designs for group in groups_of(one.method, layers, one.segments)})
-    plan = TracePlan(spec.criteria, spec.token_criteria, spec.token_bits, spec.tokens_per_window, sites, seed)
+    of_tokens, of_windows = (sites_read(spec.designs, examples, model) for examples in EXAMPLES)
+    plan = TracePlan(
+        spec.criteria, spec.token_criteria, spec.token_bits, spec.tokens_per_window, of_tokens, seed,
+        spec.window_criteria, of_windows,
+    )  # fmt: skip
     tensors = trace(model, ids, plan, spec.batch, progress, masking(model))
     artifacts.write_with_checksum(outputs.trace, SCHEMA, tensors, origin(stage, made_from, inputs))
+
+
+def sites_read(designs: tuple[Design, ...], examples: str, model: torch.nn.Module) -> list[Site]:
+    """The sites that predictors of tokens, or of windows, read."""
+    layers = dimensions_of(model.config).layers
+    read = [groups_of(one.method, layers, one.segments) for one in designs if one.examples == examples]
+    return sorted({group.site for groups in read for group in groups})
 
 
 STAGE = Stage(Spec, ModelAndText, Outputs, run)

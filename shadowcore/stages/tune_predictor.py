@@ -8,7 +8,10 @@ from pathlib import Path
 
 import torch
 
+from shadowcore.errors import ConfigError
+from shadowcore.measure.ffn_selectors import ProxyMasks
 from shadowcore.measure.sparsity import PredictedMasks
+from shadowcore.method.predictors import TUNED_PROXIES
 from shadowcore.method.trace_dataset import open_traces
 from shadowcore.method.training_state import Checkpoint
 from shadowcore.method.tuning import Tuning, tune
@@ -47,7 +50,12 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     model = inputs.model(spec.dtype)
     sizes = dimensions_of(model.config)
     predictor = read_predictor(inputs.trained, sizes).to(model.device)
-    kinds = KINDS_OF[spec.units]
+    kinds = tuple(kind for kind in KINDS_OF[spec.units] if kind in predictor.kinds)
+    if not kinds:
+        raise ConfigError(f"tuning.units: {spec.units} cannot be tuned for {spec.method}, which has neurons only")
+    if spec.method in TUNED_PROXIES:
+        bits, ahead = TUNED_PROXIES[spec.method]
+        predictor.proxy = ProxyMasks(model, bits, 0, ahead).scores  # their sparsity is not used
 
     def masking(sparsity_pct: int, ids: torch.Tensor, scored: torch.Tensor):
         return PredictedMasks(predictor, kinds, POLICY, sparsity_pct).begin(ids, scored)
@@ -58,9 +66,12 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     tokens = len(windows) * (spec.window_tokens - 1)
     rows = [train_predictor.training_row(spec, predictor, kind, [fit], tokens, spec.tuning.epochs) for kind in kinds]
     with ExitStack() as stack:
-        train = open_traces(stack, inputs.traces, predictor, spec.criterion, spec.token_bits)
-        held = open_traces(stack, inputs.heldout, predictor, spec.criterion, spec.heldout_bits)
-        quality = train_predictor.rank_quality(spec, predictor, train, held)
+        quality = []
+        if spec.method not in TUNED_PROXIES:  # no trace has what they read
+            examples = spec.recipe.examples
+            train = open_traces(stack, inputs.traces, predictor, spec.criterion, spec.token_bits, examples)
+            held = open_traces(stack, inputs.heldout, predictor, spec.criterion, spec.heldout_bits, examples)
+            quality = train_predictor.rank_quality(spec, predictor, train, held)
     train_predictor.write(predictor, quality, rows, outputs, head)
     checkpoint.remove()
 

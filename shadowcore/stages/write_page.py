@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from shadowcore import artifacts
-from shadowcore.report import drawn, tables
-from shadowcore.report.page import page
+from shadowcore.report import drawn
 from shadowcore.stages.base import Missing, Progress, Stage, header
 
 
@@ -35,6 +34,10 @@ class Outputs:
 
 
 def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
+    # a start of Snakemake imports this module for its specification, but needs no pandas and no plotting packages
+    from shadowcore.report import tables
+    from shadowcore.report.page import page
+
     progress = Progress("write-page")
     frames = tables.read_files(inputs.tables)
     figures = drawn.read(inputs.drawn)

@@ -12,7 +12,7 @@ from snakemake.common import overwrite_function_params
 from snakemake.logging import logger
 from snakemake.resources import Resource
 
-from shadowcore import incomplete, machine, manifests, progress_line
+from shadowcore import machine, manifests, progress_line
 from shadowcore.errors import ShadowcoreError
 from shadowcore.plan import work
 from shadowcore.provenance import fingerprint
@@ -195,6 +195,8 @@ def place_of(job):
 
 def report_what_there_is():
     """After a failure: make tables and page of the existing results, and print the error of each failed job."""
+    from shadowcore import incomplete  # imports the plotting packages
+
     single = [member for job in workflow.scheduler.failed for member in getattr(job, "jobs", [job])]
     unfinished = [job for job in workflow.dag.needrun_jobs() if job.log]
     failed = {place_of(job) for job in single if job in set(unfinished)}

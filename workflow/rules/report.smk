@@ -1,7 +1,7 @@
 from os.path import relpath
 
+from shadowcore.report import PUBLISHED
 from shadowcore.report.captions import CAPTIONS
-from shadowcore.report.claims import PUBLISHED
 from shadowcore.schemas import MEASURED_TABLES
 
 

@@ -14,8 +14,7 @@ from shadowcore.decode.kernels.fused_norm import Normed, Partial, Read, norm_siz
 from shadowcore.decode.kernels.gemv import (
     ACTIVATIONS,
     GATED,
-    RELU,
-    SILU,
+    activated,
     addends,
     constants_of,
     finished,
@@ -91,15 +90,12 @@ def _project(
     y = _products(x, x_stride, weight, row, used, b, batch, D, ROWS, COLUMNS, TYPE)
     constants = constants_of(row[None, :], used[None, :], scale, gains, bias)
     y = finished(y, constants, mean[:, None], deviation[:, None])
-    if ACTIVATION == RELU:
-        y = tl.maximum(y, 0.0)
+    beside = y
     if PARTS == 2:
         beside = _products(x, x_stride, weight, row + 1, used, b, batch, D, ROWS, COLUMNS, TYPE)
         constants = constants_of(row[None, :] + 1, used[None, :], scale, gains, bias)
         beside = finished(beside, constants, mean[:, None], deviation[:, None])
-        if ACTIVATION == SILU:
-            y = y / (1.0 + tl.exp(-y))
-        y = y * beside
+    y = activated(y, beside, ACTIVATION, PARTS)
     if bits is not None:
         keeps = tl.load(bits + slot // UNIT, mask=used, other=0)
         y = tl.where(((keeps[None, :] >> b[:, None]) & 1) != 0, y, 0.0)

@@ -102,7 +102,7 @@ def _leave(x, row, piece, column, inside, residual, gain, scaled, moments, D: tl
 
 @triton.jit(do_not_specialize=["slots"])
 def _settle(
-    partial, count, slots, bias, residual, gain, scaled, moments,
+    partial, count, slots, bias, residual, gain, scaled, moments, ahead_gain, ahead_scaled, ahead_moments,
     D: tl.constexpr, UNIT: tl.constexpr, GROUP: tl.constexpr, PIECE: tl.constexpr, ADDENDS: tl.constexpr,
     PDL: tl.constexpr,
 ):  # fmt: skip
@@ -122,7 +122,10 @@ def _settle(
         group = first + tl.arange(0, ADDENDS)
         here = (group < groups)[:, None] & inside[None, :]
         sums += tl.load(partial + (group * batch + row)[:, None] * D + column[None, :], mask=here, other=0.0)
-    _leave(x + tl.sum(sums, 0), row, piece, column, inside, residual, gain, scaled, moments, D, PIECE)
+    x += tl.sum(sums, 0)
+    _leave(x, row, piece, column, inside, residual, gain, scaled, moments, D, PIECE)
+    if ahead_scaled is not None:
+        _leave(x, row, piece, column, inside, residual, ahead_gain, ahead_scaled, ahead_moments, D, PIECE)
 
 
 class Partial:
@@ -141,12 +144,18 @@ def settle(
     residual: torch.Tensor,
     gain: torch.Tensor | None,
     out: Normed,
+    ahead_gain: torch.Tensor | None = None,
+    ahead: Normed | None = None,
 ) -> None:
-    """residual += sum of the partial sums + bias, and the first half of the norm of it: residual (B, D) float32."""
+    """residual += sum of the partial sums + bias, and the first half of the norm of it: residual (B, D) float32.
+
+    ahead: the same residual for another norm, of gain ahead_gain.
+    """
     batch, width = residual.shape
     together = min(ADDENDS, power_of_two(max(1, len(partial.addends))))
     _settle[(triton.cdiv(width, PIECE), batch)](
         partial.addends, partial.count, partial.slots, bias, residual, gain, out.scaled, out.moments,
+        ahead_gain, ahead and ahead.scaled, ahead and ahead.moments,
         D=width, UNIT=partial.unit_rows, GROUP=partial.group, PIECE=PIECE, ADDENDS=together,
         **options(residual.device, WARPS),
     )  # fmt: skip

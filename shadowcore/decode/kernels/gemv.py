@@ -88,6 +88,18 @@ def finished(y, constants, mean, deviation):
     return (y * constants[0] - mean * constants[1]) * deviation + constants[2]
 
 
+@triton.jit
+def activated(y, beside, ACTIVATION: tl.constexpr, PARTS: tl.constexpr):
+    """A product after its activation function; with two parts, times the product `beside` it."""
+    if ACTIVATION == RELU:
+        y = tl.maximum(y, 0.0)
+    if ACTIVATION == SILU:
+        y = y / (1.0 + tl.exp(-y))
+    if PARTS == 2:
+        y = y * beside
+    return y
+
+
 @triton.jit(do_not_specialize=["gathered", "tail_shift", "total", "eps"])
 def _project(
     x, weight, gains, bias, scale, moments, units, count, out, gathered, tail_shift, total, eps,
@@ -109,14 +121,10 @@ def _project(
     if moments is not None:
         mean, deviation = norm_of(moments, eps, D, PIECE, PIECES, RMS)
     y = finished(dot(pieces, x, D, ROWS, COLUMNS), constants, mean, deviation)
-    if ACTIVATION == RELU:
-        y = tl.maximum(y, 0.0)
+    beside = y
     if PARTS == 2:
         beside = finished(dot(pieces_beside, x, D, ROWS, COLUMNS), constants_beside, mean, deviation)
-        if ACTIVATION == SILU:
-            y = y / (1.0 + tl.exp(-y))
-        y = y * beside
-    tl.store(out + slot, y, mask=used)
+    tl.store(out + slot, activated(y, beside, ACTIVATION, PARTS), mask=used)
 
 
 def project(

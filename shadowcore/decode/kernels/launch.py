@@ -65,6 +65,12 @@ def options(device: torch.device, warps: int) -> dict[str, Any]:
     return {"PDL": pdl, "num_warps": warps} | ({"launch_pdl": True} if pdl and not parted else {})
 
 
+def begin_row() -> None:
+    """The next kernel starts only when everything before it has ended."""
+    global _parted
+    _parted = True
+
+
 class Branch:
     """Kernels beside those that are launched after them, on a stream of their own; without a GPU they run in line."""
 
@@ -75,23 +81,22 @@ class Branch:
 
     def __call__(self, launch: Callable[[], None]) -> None:
         """Launch some, after everything up to now; nothing else may write what they read or write until `join`."""
-        global _parted
         if self._stream is None:
             launch()
-            _parted = True
+            begin_row()
             return
         self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
         with torch.cuda.stream(self._stream):
-            _parted = True
+            begin_row()
             launch()
         self._open = True
 
     def join(self) -> None:
         """What is launched from now on comes after them."""
-        global _parted
         if self._open:
             torch.cuda.current_stream(self._stream.device).wait_stream(self._stream)
-            self._open, _parted = False, True
+            self._open = False
+            begin_row()
 
 
 def power_of_two(number: int) -> int:

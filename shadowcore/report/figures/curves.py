@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pandas as pd
 
-from shadowcore.benchmarks import BENCHMARKS
 from shadowcore.report import select, style
 from shadowcore.report.checks import CHANCE
 from shadowcore.report.figures.lines import INTERVAL, curves, dots
@@ -99,8 +98,7 @@ def _facts(rows: pd.DataFrame, everything: pd.DataFrame) -> list[str]:
     sparse = rows[~rows["method"].isin(["dense", "random"])]
     place = [str(value) for name in ("units", "criterion", "policy") for value in sparse[name].dropna().head(1)]
     name = "data" if "counted" in rows else "asked"
-    kinds = {text: "documents" if name == "asked" or text in BENCHMARKS else "windows" for text in rows[name]}
-    counts = [f"{text}: {n:,} {kinds[text]}" for text, n in rows.groupby(name)["n"].first().items()]
+    counts = [f"{text}: {n:,} documents" for text, n in rows.groupby(name)["n"].first().items()]
     return [", ".join(place), *counts, *select.predictors_shown(rows, everything)]
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from shadowcore.report import style
-from shadowcore.report.claims import PUBLISHED
+from shadowcore.report import PUBLISHED, style
 from shadowcore.report.figures.lines import curves
 from shadowcore.report.looks import look
 from shadowcore.report.select import where
