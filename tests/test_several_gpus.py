@@ -179,6 +179,7 @@ def test_every_stage_writes_the_same_numbers_with_two_gpus_as_with_one(tmp_path,
     """From the traces to the oracle, as benchmarks/chain.py runs them; the jobs see one GPU, then two."""
     study = parse_study(tiny_study(tmp_path), "tiny")
     monkeypatch.setattr("shadowcore.method.trace_dataset._room", lambda device: 0)
+    monkeypatch.setattr("shadowcore.models.products._has_onednn", lambda: False)  # as on GPUs
     written, spread, device_map = [], [], folders.device_map
     monkeypatch.setattr(folders, "device_map", lambda config, gpus: spread.append(gpus) or device_map(config, gpus))
     for gpus in (1, 2):
