@@ -19,13 +19,13 @@ from statistics import median
 
 import torch
 
-from shadowcore.measure.sparsity import ConstantMasks, PredictedMasks, SparseModel, random_scores
+from shadowcore.measure.sparsity import FixedMasks, PredictedMasks, SparseModel, random_scores
 from shadowcore.method.criteria import CRITERIA
 from shadowcore.method.gradient_capture import ImportancePass
 from shadowcore.method.predictors import PREDICTORS, Predictor
 from shadowcore.models.families import dimensions_of
 from shadowcore.models.folders import load_model
-from shadowcore.models.losses import example_losses
+from shadowcore.models.losses import all_scored, example_losses
 from shadowcore.models.recording import frozen
 
 BATCH, TOKENS = 4, 128
@@ -36,7 +36,7 @@ import time, torch, transformers, shadowcore.measure.sparsity
 from transformers import AutoModelForCausalLM
 start = time.perf_counter()
 from shadowcore import benchmarks
-from shadowcore.measure import harness
+from shadowcore.measure import questions
 benchmarks.task("piqa", [{"goal": "a", "sol1": "b", "sol2": "c", "label": 0}])
 print(time.perf_counter() - start)
 """
@@ -53,8 +53,7 @@ def main() -> None:
     model = load_model(arguments.weights)
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, dimensions_of(model.config).vocabulary, (BATCH, TOKENS), generator=generator)
-    scored = torch.ones_like(ids, dtype=torch.bool)
-    scored[:, 0] = False
+    scored = all_scored(ids)
     print(f"{BATCH} x {TOKENS} tokens, {processor()}, {arguments.threads} thread(s), median of {arguments.repeats}")
     for title, variants in (
         ("importance", scoring(model, ids, scored)),
@@ -110,7 +109,7 @@ def scoring(model, ids, scored) -> dict[str, Callable[[], None]]:
 def evaluating(model, ids, scored, rank: int) -> dict[str, Callable[[], None]]:
     """Dense first; then masked at 50 %."""
     sizes = dimensions_of(model.config)
-    masks = {"dense": None, "static": ConstantMasks(random_scores(sizes, KINDS, 0), "per_layer", 50)}
+    masks = {"dense": None, "static": FixedMasks(random_scores(sizes, KINDS, 0), "per_layer", 50)}
     for design in PREDICTORS:
         predictor = Predictor(design, sizes, {"neurons": rank})
         for scorer in predictor.scorers["neurons"]:

@@ -21,7 +21,7 @@ from shadowcore.decode.random_weights import random_layout, random_packed_predic
 from shadowcore.decode.selection import FixedSelection, PredictedSelection
 from shadowcore.decode.triton_decoder import GraphDecoder
 from shadowcore.measure import gpu_timing
-from shadowcore.measure.latency import milliseconds
+from shadowcore.measure.gpu_timing import milliseconds
 from shadowcore.method.policies import kept_units
 from shadowcore.models.families import KINDS
 from shadowcore.models.published import PUBLISHED

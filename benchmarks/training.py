@@ -20,7 +20,7 @@ import torch
 from shadowcore import artifacts
 from shadowcore.method.predictors import Predictor
 from shadowcore.method.score_quantization import encode
-from shadowcore.method.trace_dataset import TraceDataset
+from shadowcore.method.trace_dataset import TraceDataset, open_traces
 from shadowcore.method.tracing import SCHEMA, codes_name, feature_name, top_name
 from shadowcore.method.training import Recipe, fit
 from shadowcore.models.published import PUBLISHED
@@ -47,9 +47,7 @@ def main() -> None:
         def traces(tokens: int) -> TraceDataset:
             """Random traces, the same shard as often as it takes."""
             lengths = [min(SHARD, tokens - start) for start in range(0, tokens, SHARD)]
-            opened = [stack.enter_context(artifacts.open_tensors(shard(length), SCHEMA)) for length in lengths]
-            sites = [group.site for group in predictor.groups]
-            return TraceDataset(opened, CRITERION, BITS, sizes, KINDS, sites, device)
+            return open_traces(stack, map(shard, lengths), predictor, CRITERION, BITS)
 
         def shard(length: int) -> Path:
             path = Path(folder) / f"{length}.safetensors"

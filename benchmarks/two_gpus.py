@@ -37,7 +37,7 @@ from shadowcore.jobs import Jobs
 from shadowcore.measure.group import Group
 from shadowcore.measure.oracle import OracleMasks, OraclePass
 from shadowcore.measure.perplexity import window_losses
-from shadowcore.measure.sparsity import ConstantMasks, PredictedMasks, SparseModel, random_scores
+from shadowcore.measure.sparsity import FixedMasks, PredictedMasks, SparseModel, random_scores
 from shadowcore.method.policies import kept_units, lowest_kept, per_layer
 from shadowcore.method.predictors import PREDICTORS, Predictor
 from shadowcore.models import folders
@@ -125,7 +125,7 @@ def losses(name: str, model: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor
     """Losses (N,) of windows under a method whose mean scores or predictor are random."""
     sizes, masks = dimensions_of(model.config), None
     if name == "static":
-        masks = ConstantMasks(random_scores(sizes, KINDS, 0), "per_layer", PCT)
+        masks = FixedMasks(random_scores(sizes, KINDS, 0), "per_layer", PCT)
     elif name == "oracle":
         masks = OracleMasks(OraclePass(model), "plainact", KINDS, "per_layer", PCT)
     elif name in PREDICTORS:

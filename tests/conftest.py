@@ -17,7 +17,8 @@ import pytest
 from made_study import built, documents, frames, results  # noqa: F401 (fixtures)
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from shadowcore.models.families import FAMILIES
+from shadowcore.method.predictors import Predictor
+from shadowcore.models.families import FAMILIES, dimensions_of
 from shadowcore.rules import RULES
 from shadowcore.texts.sources import RandomText
 
@@ -68,6 +69,18 @@ def of_family(request):
     """A tiny random causal model of each family in turn, and of those with windows of attention."""
     torch.manual_seed(0)
     return EVERY[request.param]()
+
+
+def random_predictor(model, design="shadow", count=1, of=Predictor):
+    """A predictor with random weights, in the model's number format.
+
+    In float64, rounding decides no selection: a score would have to lie within 1e-12 of its layer's threshold.
+    """
+    torch.manual_seed(5)
+    predictor = of(design, dimensions_of(model.config), {"heads": 8, "neurons": 16}, count)
+    for parameter in predictor.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return predictor.to(model.dtype).eval()
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from conftest import write_benchmarks
+from conftest import random_predictor, write_benchmarks
 from lm_eval.api.instance import Instance
 from lm_eval.evaluator import evaluate, simple_evaluate
 from lm_eval.models.huggingface import HFLM
@@ -22,10 +22,11 @@ from shadowcore.benchmarks import BENCHMARKS, BenchmarkText
 from shadowcore.errors import ConfigError
 from shadowcore.measure import harness
 from shadowcore.measure.group import Group
+from shadowcore.measure.questions import Questions
 from shadowcore.measure.sparsity import PredictedMasks, SparseModel
-from shadowcore.method.predictors import Predictor
-from shadowcore.models.families import dimensions_of
+from shadowcore.models.families import KINDS
 from shadowcore.models.folders import load_model
+from shadowcore.models.losses import all_scored
 from shadowcore.models.tokenizers import byte_tokenizer, load_tokenizer
 from shadowcore.paragraphs import mark
 from shadowcore.texts import sources
@@ -95,13 +96,18 @@ def test_requests_are_those_of_the_stock_task(folder, cache, name, shots):
     assert asked == expected and len(asked) >= 8
 
 
+def outcomes(model, tokenizer, task, batch_tokens, longest):
+    """Of the dense model."""
+    questions = Questions(model, tokenizer, [task], batch_tokens, longest)
+    return pd.DataFrame(questions.outcomes(Group({"": SparseModel(model, None)}))[""])
+
+
 @pytest.mark.parametrize("name", INVENTED)
 def test_dense_is_what_lm_eval_measures(model, folder, cache, name):
     tokenizer = byte_tokenizer()
     theirs = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1, max_length=LONGEST)
     expected = evaluate(theirs, {"tasks": {name: stock(name, folder)}}, bootstrap_iters=0)["results"][name]
-    questions = harness.Questions(model, tokenizer, [ours(name, folder)], 1, LONGEST)
-    rows = pd.DataFrame(questions.outcomes(Group({"": SparseModel(model, None)}))[""])
+    rows = outcomes(model, tokenizer, ours(name, folder), 1, LONGEST)
     found = {metric: part for metric, part in rows.groupby("metric")}
     for metric in INVENTED[name]:
         assert found[metric]["value"].mean() == expected[f"{metric},none"]
@@ -114,12 +120,8 @@ def test_dense_is_what_lm_eval_measures(model, folder, cache, name):
 
 
 def sparse_of(model):
-    """A predictor with random weights: masks that depend on every token's own input."""
-    torch.manual_seed(1)
-    predictor = Predictor("shadow", dimensions_of(model.config), {"heads": 4, "neurons": 8})
-    for parameter in predictor.parameters():
-        torch.nn.init.normal_(parameter, std=0.5)
-    return SparseModel(model, PredictedMasks(predictor.eval(), ("heads", "neurons"), "per_layer", 50))
+    """Masks that depend on every token's own input."""
+    return SparseModel(model, PredictedMasks(random_predictor(model), KINDS, "per_layer", 50))
 
 
 def likelihoods(sparse, tasks, batch):
@@ -169,8 +171,7 @@ def test_a_window_of_a_document_is_masked_all_over(model):
     expected, repeated = 0.0, 0
     for context, continuation in map(make_disjoint_window, windows):
         ids = torch.tensor([context + continuation])
-        masked = torch.ones_like(ids, dtype=torch.bool).index_fill(1, torch.tensor([0]), False)
-        said = sparse.logits(ids, masked).log_softmax(-1).gather(-1, ids[:, 1:, None])
+        said = sparse.logits(ids, all_scored(ids)).log_softmax(-1).gather(-1, ids[:, 1:, None])
         expected += said[0, len(context) - 1 :].sum().item()
         repeated += len(context) - 1
     assert repeated > 0 and found == pytest.approx(expected, rel=1e-5)
@@ -243,7 +244,7 @@ def test_every_benchmark_and_smollm2_are_what_lm_eval_measures(tmp_path, cache):
         shortest.iloc[: 2 if one.rolling else 6].to_parquet(few / name / f"{one.split}.parquet")
         theirs = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=4, max_length=512)
         expected = evaluate(theirs, {"tasks": {name: stock(name, few)}}, bootstrap_iters=0)["results"][name]
-        rows = pd.DataFrame(harness.outcomes(SparseModel(model, None), tokenizer, [ours(name, str(few))], 4, 512))
+        rows = outcomes(model, tokenizer, ours(name, str(few)), 4 * 512, 512)
         for metric, part in rows.groupby("metric"):
             if metric in ("acc", "acc_norm"):
                 value, key = part["value"].mean(), metric

@@ -11,7 +11,7 @@ from shadowcore.method.criteria import CRITERIA, PARTS, Signals
 from shadowcore.method.gradient_capture import ImportancePass
 from shadowcore.method.tracing import Moments, TracePlan, trace
 from shadowcore.models.families import KINDS, dimensions_of, output_projection
-from shadowcore.models.losses import example_losses
+from shadowcore.models.losses import all_scored, example_losses
 from shadowcore.models.recording import Site, visiting
 
 
@@ -87,12 +87,6 @@ def test_gradients_that_say_the_same_of_all_data_rank_lowest():
         torch.testing.assert_close(scores[1:], scores[1].expand(3), rtol=1e-5, atol=1e-3)
 
 
-def scored_of(tokens):
-    scored = torch.ones_like(tokens, dtype=torch.bool)
-    scored[:, 0] = False
-    return scored
-
-
 def collect(model, tokens, scored, name):
     found = {}
 
@@ -121,7 +115,7 @@ def test_plainact_of_every_family_is_autograd_on_the_inputs_of_its_projections(o
         hook.remove()
     loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
     gradients = torch.autograd.grad(loss.view(2, -1).mean(1).sum(), inputs)
-    scores, _ = collect(of_family, tokens, scored_of(tokens), "plainact")
+    scores, _ = collect(of_family, tokens, all_scored(tokens), "plainact")
     for layer, (g, a) in enumerate(zip(gradients, inputs, strict=True)):
         want = (g * a).detach().view(2, 11, sizes.units(kind), -1).sum(-1).abs().sum(1)
         torch.testing.assert_close(scores[Site(layer, kind)], want, rtol=1e-4, atol=1e-6)
@@ -131,7 +125,7 @@ def test_plainact_of_every_family_is_autograd_on_the_inputs_of_its_projections(o
 def test_snip_is_the_derivative_by_a_gate(tiny, tokens, kind):
     """Finite differences: scale one unit by 1 +- e everywhere and watch the loss."""
     tiny.double()  # but for Llama's norms, which compute in float32: hence the large step
-    scored, unit, step = scored_of(tokens), 1, 1e-3
+    scored, unit, step = all_scored(tokens), 1, 1e-3
 
     def loss(gate):
         def visit(site, x):
@@ -153,7 +147,7 @@ def test_snip_is_the_derivative_by_a_gate(tiny, tokens, kind):
 def test_grasp_is_the_hessian_times_the_gradient(tiny, tokens):
     """Finite differences: all units of the model moved along their gradient, and by how much the gradient changes."""
     tiny.double()  # but for Llama's norms and the loss, which are float32: hence the large step
-    scored = scored_of(tokens)
+    scored = all_scored(tokens)
     seen = {}
     importance = ImportancePass(tiny)
     importance(tokens, scored, lambda site, signals: seen.update({site: signals}), second_order=True)
@@ -185,7 +179,7 @@ def test_a_pass_for_second_order_shows_the_same_gradients(tiny, tokens):
     seen = {}
     importance = ImportancePass(tiny)
     losses = [
-        importance(tokens, scored_of(tokens), lambda site, s: seen.setdefault(site, []).append(s), second_order=both)
+        importance(tokens, all_scored(tokens), lambda site, s: seen.setdefault(site, []).append(s), second_order=both)
         for both in (False, True)
     ]
     torch.testing.assert_close(*losses)
@@ -199,15 +193,15 @@ def test_a_unit_without_outgoing_weights_has_no_importance(tiny, tokens, kind):
     projection, width = output_projection(tiny, 1, kind), dimensions_of(tiny.config).unit_width(kind)
     projection.weight.data[:, :width] = 0
     for name in ("plainact", "grad_norm", "fisher", "snip", "output_norm"):
-        assert collect(tiny, tokens, scored_of(tokens), name)[0][Site(1, kind)][:, 0].abs().max() == 0
+        assert collect(tiny, tokens, all_scored(tokens), name)[0][Site(1, kind)][:, 0].abs().max() == 0
 
 
 @pytest.mark.parametrize("name", sorted(CRITERIA))
 def test_an_example_does_not_depend_on_its_neighbours_or_padding(tiny, name):
     tokens = torch.randint(3, 96, (2, 60), generator=torch.Generator().manual_seed(7))
-    both, _ = collect(tiny, tokens, scored_of(tokens), name)
+    both, _ = collect(tiny, tokens, all_scored(tokens), name)
     padded = torch.nn.functional.pad(tokens[:1], (0, 4), value=3)
-    scored = torch.nn.functional.pad(scored_of(tokens[:1]), (0, 4), value=False)
+    scored = torch.nn.functional.pad(all_scored(tokens[:1]), (0, 4), value=False)
     alone, _ = collect(tiny, padded, scored, name)
     for site, scores in both.items():
         # float32 gradients in another order of summing: logarithms of small correlations feel it most
@@ -219,7 +213,7 @@ def test_a_trace_holds_the_moments_of_all_criteria_whatever_the_batch(tiny):
     plan = TracePlan(sorted(CRITERIA), [], 4, 3, [], 0)
     whole, small = (trace(tiny, windows, plan, batch) for batch in (5, 2))
     for name, kind in product(CRITERIA, KINDS):
-        alone = [collect(tiny, row[None], scored_of(row[None]), name)[0] for row in windows]
+        alone = [collect(tiny, row[None], all_scored(row[None]), name)[0] for row in windows]
         scores = torch.stack([torch.stack([one[Site(layer, kind)][0] for layer in range(4)]) for one in alone]).double()
         near = {"rtol": 5e-3, "atol": 5e-3 * scores.abs().max().item()}  # as above
         for found in (whole, small):
@@ -239,18 +233,18 @@ def test_moments_of_batches_are_those_of_the_whole():
 
 
 def test_the_pass_returns_the_models_own_loss(tiny, tokens):
-    _, losses = collect(tiny, tokens, scored_of(tokens), "plainact")
+    _, losses = collect(tiny, tokens, all_scored(tokens), "plainact")
     for row, loss in zip(tokens, losses, strict=True):
         assert loss.item() == pytest.approx(tiny(row[None], labels=row[None]).loss.item(), rel=1e-5)
     with torch.no_grad():
-        torch.testing.assert_close(example_losses(tiny(tokens).logits[:, :-1], tokens, scored_of(tokens)), losses)
+        torch.testing.assert_close(example_losses(tiny(tokens).logits[:, :-1], tokens, all_scored(tokens)), losses)
 
 
 def test_a_forward_pass_alone_shows_the_same_activations(tiny, tokens):
     """What criteria without gradients see does not depend on whether a backward pass follows."""
     seen = {}
     importance = ImportancePass(tiny)
-    scored = scored_of(tokens)
+    scored = all_scored(tokens).clone()
     scored[0, 8:] = False  # a row that ends earlier
     importance(tokens, scored, lambda site, signals: seen.setdefault(site, []).append(signals))
     importance.forward_only(tokens, scored, lambda site, signals: seen[site].append(signals))
@@ -263,7 +257,7 @@ def test_a_forward_pass_alone_shows_the_same_activations(tiny, tokens):
 def test_on_policy_scores_are_what_a_unit_is_worth_to_the_sparse_model(tiny, tokens):
     """<g, a> with g after the mask and a before it: the loss's derivative by the mask, by finite differences."""
     tiny.double()
-    sizes, scored = dimensions_of(tiny.config), scored_of(tokens)
+    sizes, scored = dimensions_of(tiny.config), all_scored(tokens)
     generator = torch.Generator().manual_seed(2)
     keep = {
         Site(layer, kind): (torch.rand(2, 11, sizes.units(kind), generator=generator) > 0.5).double()

@@ -4,17 +4,16 @@ from functools import partial
 
 import pytest
 import torch
-from conftest import TINY, family_model
+from conftest import TINY, family_model, random_predictor
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM, PhiConfig
 
 from shadowcore.decode.decoder import Decoder
 from shadowcore.decode.layout import compacted, from_model, weights_of
-from shadowcore.decode.selection import FixedSelection, PredictedSelection, kept_of
+from shadowcore.decode.selection import DenseSelection, FixedSelection, PredictedSelection, kept_of
 from shadowcore.errors import ConfigError
 from shadowcore.measure.dense_baselines import HuggingFaceDecoder
-from shadowcore.measure.equivalence import check
-from shadowcore.measure.latency import bytes_per_step, measure, predictor_bytes, predictor_time, summarise
-from shadowcore.measure.sparsity import PredictedMasks
+from shadowcore.measure.equivalence_model import check
+from shadowcore.measure.latency import bytes_per_step, measure, predictor_time, summarise
 from shadowcore.method.predictors import DECODED, Predictor
 from shadowcore.models.families import KINDS, dimensions_of
 from shadowcore.models.masking import masked
@@ -64,16 +63,6 @@ def random_masks(model, fraction=0.5, seed=2):
     return {k: torch.rand(sizes.layers, sizes.units(k), generator=generator) < fraction for k in KINDS}
 
 
-def random_predictor(model, design, count=1):
-    """With the model's number format. In float64, rounding decides no selection: a score would have to lie within
-    1e-12 of its layer's threshold.
-    """
-    predictor = Predictor(design, dimensions_of(model.config), {"heads": 8, "neurons": 16}, count).eval()
-    for parameter in predictor.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    return predictor.to(model.dtype)
-
-
 def logits_of(decoder, ids):
     """Of the prompt's last position and of every step after it, (B, T - PROMPT + 1, V)."""
     return torch.stack([decoder.prefill(ids[:, :PROMPT]), *(decoder.step(tokens) for tokens in ids[:, PROMPT:].T)], 1)
@@ -101,14 +90,15 @@ def test_variants_of_the_families(backend, variant, ids):
     model = random_model(variant)
     keep, layout = random_masks(model), from_model(model)
     close(logits_of(backend(layout, 16), ids), all_logits(model, ids))
-    check("gathered", backend(layout, 16, FixedSelection(keep)), model, ids[:1], 2, expected=keep)
-    check("compacted", backend(compacted(layout, keep), 16), model, ids[:1], 2, expected=keep)
+    fixed = FixedSelection(keep)
+    check("gathered", backend(layout, 16, fixed), model, ids[:1], 2, fixed)
+    check("compacted", backend(compacted(layout, keep), 16), model, ids[:1], 2, fixed)
 
 
 def test_generates_what_the_model_would(backend, tiny, ids):
     decoder = backend(from_model(tiny), 20)
     for row in ids:
-        check("dense", decoder, tiny, row[None], 3)
+        check("dense", decoder, tiny, row[None], 3, DenseSelection())
     from_one_token = decoder.generate(ids[:, :1], 2)  # a used decoder, no prompt
     assert torch.equal(from_one_token, backend(from_model(tiny), 20).generate(ids[:, :1], 2))
 
@@ -181,10 +171,10 @@ def test_a_layer_may_keep_nothing(tiny, tokens, batch):
 @pytest.mark.parametrize("design, policy", [("shadow", "per_layer"), ("shadow", "global"), ("layerwise", "per_layer")])
 def test_predicted_steps_are_the_harness_token_by_token(tiny, tokens, design, policy, kinds):
     predictor = random_predictor(tiny, design)
-    decoder = Decoder(from_model(tiny), 16, PredictedSelection(predictor, policy, dict.fromkeys(kinds, 50)))
-    masks = PredictedMasks(predictor, kinds, policy, 50)
+    selection = PredictedSelection(predictor, policy, dict.fromkeys(kinds, 50))
+    decoder = Decoder(from_model(tiny), 16, selection)
     for row in tokens:
-        check(design, decoder, tiny, row[None], 4, masks)
+        check(design, decoder, tiny, row[None], 4, selection)
     dense = Decoder(from_model(tiny), 16)
     assert not torch.allclose(logits_of(decoder, tokens)[:, 1:], logits_of(dense, tokens)[:, 1:], atol=1e-2)
 
@@ -195,10 +185,10 @@ def test_predicted_steps_in_16_bits_are_the_harness_but_for_rounding(tiny, token
     for parameter in tiny.parameters():
         parameter.data *= 0.3  # as tame as a trained model: with large weights every layer multiplies rounding
     tiny = tiny.to(dtype)
-    predictor = random_predictor(tiny, design)
-    decoder = Decoder(from_model(tiny), 20, PredictedSelection(predictor, "per_layer", HALF))
+    selection = PredictedSelection(random_predictor(tiny, design), "per_layer", HALF)
+    decoder = Decoder(from_model(tiny), 20, selection)
     for row in tokens:
-        check(design, decoder, tiny, row[None], 8, PredictedMasks(predictor, KINDS, "per_layer", 50))
+        check(design, decoder, tiny, row[None], 8, selection)
 
 
 @pytest.mark.parametrize("design", sorted(set(DECODED) - {"layerwise_own"}))
@@ -336,9 +326,9 @@ def test_bytes_of_a_step_are_counted(tiny, tokens):
     assert read["gathered"] == read["compacted"] < read["dense"]
     neuron = 4 * (2 * sizes.width + 1 if layout.activation == "relu" else 3 * sizes.width)
     scorer = predictor.scorers["neurons"]
-    assert predictor_bytes(decoders["shadow"]) == sum(t.nbytes for t in (*scorer.parameters(), *scorer.buffers()))
+    assert decoders["shadow"].selection.weight_bytes == sum(t.nbytes for t in (*scorer.parameters(), *scorer.buffers()))
     skipped = (sizes.layers - 1) * sizes.neurons // 4 * neuron
-    assert read["shadow"] == read["dense"] - skipped + predictor_bytes(decoders["shadow"])
+    assert read["shadow"] == read["dense"] - skipped + decoders["shadow"].selection.weight_bytes
 
 
 def test_summary_is_median_and_percentiles():

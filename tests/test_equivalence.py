@@ -4,14 +4,15 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_decoder import random_masks, random_model, random_predictor
+from conftest import random_predictor
+from test_decoder import random_masks, random_model
 
 from shadowcore.decode import operations
 from shadowcore.decode.decoder import Decoder
 from shadowcore.decode.layout import from_model
-from shadowcore.decode.selection import FixedSelection, Kept, PredictedSelection
-from shadowcore.measure.equivalence import NEAR_TIE, Disagreement, check, check_thresholds, near_ties
-from shadowcore.measure.sparsity import PredictedMasks
+from shadowcore.decode.selection import DenseSelection, FixedSelection, Kept, PredictedSelection
+from shadowcore.measure.equivalence import NEAR_TIE, Disagreement, near_ties
+from shadowcore.measure.equivalence_model import check, check_thresholds
 from shadowcore.method.policies import per_layer
 from shadowcore.models.families import KINDS
 
@@ -114,19 +115,23 @@ def test_wrong_steps_are_refused(tiny, ids, decoder):
 
 def test_units_that_are_not_the_ones_asked_for_are_refused(model, ids):
     layout, keep = from_model(model), random_masks(model)
-    check("right", Decoder(layout, ROOM, FixedSelection(keep)), model, ids, NEW, expected=keep)
-    with pytest.raises(Disagreement, match="neurons that it kept"):
-        check("wrong", Decoder(layout, ROOM, NextUnits(keep)), model, ids, NEW, expected=keep)
+    fixed = FixedSelection(keep)
+    check("right", Decoder(layout, ROOM, fixed), model, ids, NEW, fixed)
+    for other in (NextUnits(keep), None):
+        with pytest.raises(Disagreement, match="neurons that it kept|heads that it kept"):
+            check("wrong", Decoder(layout, ROOM, other), model, ids, NEW, fixed)
+    with pytest.raises(Disagreement, match="heads that it kept"):
+        check("wrong", Decoder(layout, ROOM, fixed), model, ids, NEW, DenseSelection())
     with pytest.raises(Disagreement, match="logits of step"):
-        check("wrong", ReportsOthers(layout, ROOM, FixedSelection(keep)), model, ids, NEW)
+        check("wrong", ReportsOthers(layout, ROOM, fixed), model, ids, NEW)
 
 
 def test_a_predictors_list_off_by_one_is_refused(model, ids):
     predictor, layout = random_predictor(model, "shadow"), from_model(model)
-    masks, halves = PredictedMasks(predictor, KINDS, "per_layer", 50), dict.fromkeys(KINDS, 50)
-    check("right", Decoder(layout, ROOM, PredictedSelection(predictor, "per_layer", halves)), model, ids, NEW, masks)
+    right, wrong = (of(predictor, "per_layer", dict.fromkeys(KINDS, 50)) for of in (PredictedSelection, NextPredicted))
+    check("right", Decoder(layout, ROOM, right), model, ids, NEW, right)
     with pytest.raises(Disagreement, match="neurons"):
-        check("wrong", Decoder(layout, ROOM, NextPredicted(predictor, "per_layer", halves)), model, ids, NEW, masks)
+        check("wrong", Decoder(layout, ROOM, wrong), model, ids, NEW, right)
 
 
 def test_a_threshold_may_decide_near_ties_either_way_and_nothing_else(tiny, ids):

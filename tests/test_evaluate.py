@@ -18,11 +18,11 @@ from shadowcore.measure import harness, perplexity
 from shadowcore.measure.group import Group
 from shadowcore.measure.methods import METHODS
 from shadowcore.measure.protocols import PROTOCOLS
-from shadowcore.measure.sparsity import ConstantMasks, SparseModel
+from shadowcore.measure.sparsity import FixedMasks, SparseModel
 from shadowcore.method.predictors import PREDICTOR_SCHEMA
 from shadowcore.models.prefixes import continuing
 from shadowcore.schemas import OUTCOMES
-from shadowcore.stages import conditions, measurement
+from shadowcore.stages import conditions
 from shadowcore.stages.base import parse_spec, runtime_fields
 
 MODEL = "tiny-opt"
@@ -179,7 +179,7 @@ def test_what_is_there_is_not_measured_again_and_a_grown_grid_measures_what_is_n
     assert before.keys() == few.keys()
     (tmp_path / "job.json").unlink()  # as Snakemake does before it runs the job again
     with monkeypatch.context() as patched:
-        patched.setattr(measurement.reading, "read_model", None)  # would fail if it were called
+        patched.setattr("shadowcore.stages.inputs.read_model", None)  # would fail if it were called
         study.evaluate(few, tmp_path)
     study.evaluate(study.conditions, tmp_path)
     after = study.written(tmp_path, study.conditions)
@@ -216,7 +216,7 @@ def test_what_was_damaged_or_made_otherwise_is_measured_again_and_nothing_else(s
 def test_a_condition_that_fails_costs_only_itself(study, together, tmp_path, monkeypatch, capsys):
     broken = tmp_path / "predictor.safetensors"
     broken.write_bytes(study.files["shadow"].read_bytes()[:100])
-    begin, folder = ConstantMasks.begin, tmp_path / "job"
+    begin, folder = FixedMasks.begin, tmp_path / "job"
 
     def fails_later(self, ids, *more):
         if set(self.keep) == {"heads", "neurons"} and len(ids) < 4:
@@ -225,7 +225,7 @@ def test_a_condition_that_fails_costs_only_itself(study, together, tmp_path, mon
 
     with monkeypatch.context() as patched:
         patched.setitem(study.files, "shadow", broken)
-        patched.setattr(ConstantMasks, "begin", fails_later)
+        patched.setattr(FixedMasks, "begin", fails_later)
         with pytest.raises(ShadowcoreError) as error:
             study.evaluate(study.conditions, folder)
     bad = {setup for setup, one in study.conditions.items() if one.method in ("shadow", "static")}
@@ -249,7 +249,7 @@ def test_a_lack_of_memory_ends_the_job_and_keeps_what_was_measured(study, togeth
     logits = SparseModel.logits
 
     def full(self, *more, **others):
-        if isinstance(self.masks, ConstantMasks):
+        if isinstance(self.masks, FixedMasks):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return logits(self, *more, **others)
 

@@ -4,7 +4,6 @@ import pytest
 import torch
 from conftest import EVERY, family_model
 from test_read_bytes import by_hand, read
-from test_sparsity import all_scored
 
 from shadowcore import artifacts
 from shadowcore.errors import ArtifactError, ConfigError
@@ -15,6 +14,7 @@ from shadowcore.measure.sparsity import SparseModel
 from shadowcore.method.low_bit import CLIPS, low_bit, row_steps
 from shadowcore.models.families import dimensions_of, family_of, layers_of
 from shadowcore.models.ffn import ffn_norm
+from shadowcore.models.losses import all_scored
 from shadowcore.models.masking import cut_out
 from shadowcore.models.recording import Site, visiting
 from shadowcore.schemas import THRESHOLDS

@@ -7,8 +7,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalL
 from shadowcore.decode.decoder import Decoder
 from shadowcore.decode.layout import from_model, upcast
 from shadowcore.decode.low_bit_proxy import Proxy
-from shadowcore.decode.selection import FixedSelection, PredictedSelection
-from shadowcore.measure.equivalence import check, gate
+from shadowcore.decode.selection import DenseSelection, FixedSelection, PredictedSelection
+from shadowcore.measure.equivalence_decoder import gate
+from shadowcore.measure.equivalence_model import check
 from shadowcore.measure.ffn_selectors import ProxyMasks
 from shadowcore.measure.gpu_timing import fill_cache
 from shadowcore.measure.group import Group
@@ -40,13 +41,6 @@ def made(name, dtype):
     return model.to(dtype).eval()
 
 
-def masks_of(selection):
-    """What the evaluation harness keeps with the same predictor; None without one."""
-    if not isinstance(selection, PredictedSelection):
-        return None
-    return PredictedMasks(selection.predictor, KINDS, "per_layer", selection.sparsity_pct["neurons"])
-
-
 def predicted(design, count, sizes, block=1):
     predictor = Predictor(design, sizes, {"heads": 64, "neurons": 256}, count, block=block).eval()
     for parameter in predictor.parameters():
@@ -63,12 +57,12 @@ def decoders(layout, room):
 
     sizes = layout.sizes
     keep = {k: torch.rand(sizes.layers, sizes.units(k), device="cuda") < 0.5 for k in KINDS}
-    selections = {"dense": None, "gathered": FixedSelection(keep)}
+    selections = {"dense": DenseSelection(), "gathered": FixedSelection(keep)}
     for design, count in (("shadow", 1), ("segments", 2), ("layerwise", 1)):
         selections[design] = predicted(design, count, sizes)
     selections["blocks"] = predicted("shadow", 1, sizes, block=16)
     for name, selection in selections.items():
-        yield name, GraphDecoder(layout, room, selection), masks_of(selection)
+        yield name, GraphDecoder(layout, room, selection), selection
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -76,10 +70,10 @@ def decoders(layout, room):
 def test_the_decoder_is_the_masked_model(name, dtype):
     model = made(name, dtype)
     ids = torch.randint(10, 1000, (1, 80), device="cuda")
-    for mode, decoder, masks in decoders(from_model(model), 96):
-        if masks:
-            masks.predictor.to(dtype)  # the decoder has its own copy by now
-        print(mode, check(mode, decoder, model, ids, 8, masks))
+    for mode, decoder, selection in decoders(from_model(model), 96):
+        if isinstance(selection, PredictedSelection):
+            selection.predictor.to(dtype)  # the decoder has its own copy by now
+        print(mode, check(mode, decoder, model, ids, 8, selection))
 
 
 @pytest.mark.parametrize("method", ["proxy4", "proxy3", "proxy4_ahead"])
@@ -91,8 +85,9 @@ def test_a_decoder_with_a_proxy_is_the_masked_model_and_a_batch_the_torch_decode
     for dtype in (torch.float32, torch.bfloat16):
         model = made(name, dtype)
         layout, (bits, ahead) = from_model(model), PROXIES[method]
-        decoder = GraphDecoder(layout, 96, by_proxy(layout, method))
-        print(method, check(method, decoder, model, ids, 8, ProxyMasks(model, bits, 50, ahead)))
+        selection = by_proxy(layout, method)
+        decoder = GraphDecoder(layout, 96, selection)
+        print(method, check(method, decoder, model, ids, 8, selection, ProxyMasks(model, bits, 50, ahead)))
     reference = Decoder(upcast(layout), 96)
     for sequences in (1, 2, 16):
         decoder.reset(sequences)
@@ -144,8 +139,8 @@ def test_200_tokens_in_float32_are_those_of_hugging_face():
     sizes = dimensions_of(model.config)
     assert (sizes.layers, sizes.width, sizes.kv_heads) == (30, 576, 3)
     prompt = torch.randint(10, 1000, (1, 32), device="cuda")
-    for mode, decoder, masks in decoders(from_model(model), 256):
-        print(mode, check(mode, decoder, model, prompt, 200, masks))
+    for mode, decoder, selection in decoders(from_model(model), 256):
+        print(mode, check(mode, decoder, model, prompt, 200, selection))
 
 
 @pytest.mark.parametrize("sequences", [2, 16])
@@ -172,7 +167,10 @@ def test_a_model_on_two_gpus_is_the_model_on_one(tmp_path):
         found = []
         for one in (model, spread):
             torch.manual_seed(0)
-            masks = masks_of(design and predicted(design, 1, dimensions_of(model.config)))
+            masks = None
+            if design:
+                predictor = predicted(design, 1, dimensions_of(model.config)).predictor
+                masks = PredictedMasks(predictor, KINDS, "per_layer", 50)
             if masks:
                 masks.predictor.put_on(one)
             found.append(window_losses(Group({"": SparseModel(one, masks)}), windows, 2, prompt=40)[""])

@@ -4,11 +4,13 @@ import dataclasses
 
 import pytest
 import torch
-from test_decoder import VARIANTS, random_predictor
+from conftest import random_predictor
+from test_decoder import VARIANTS
 
 from shadowcore.measure.equivalence import Disagreement
+from shadowcore.measure.latency import costs
 from shadowcore.models.families import KINDS, dimensions_of
-from shadowcore.stages.latency import Choosers, Spec, check_variant, costs, variants_of
+from shadowcore.stages.latency import Spec, variants_of
 
 SPEC = Spec(
     model="tiny", weights="random", dtype="float32", criterion="plainact", units="both", sparsities_pct=(50,),
@@ -22,14 +24,14 @@ def choosers_of(model, designs=SPEC.predictors):
     sizes = dimensions_of(model.config)
     predictors = [random_predictor(model, design, 1 if design == "shadow" else 2) for design in designs]
     windows = torch.randint(3, 90, (4, 12), generator=torch.Generator().manual_seed(1))
-    return Choosers({kind: torch.rand(sizes.layers, sizes.units(kind)) for kind in KINDS}, predictors, windows)
+    return {kind: torch.rand(sizes.layers, sizes.units(kind)) for kind in KINDS}, predictors, windows
 
 
 def test_modes_of_a_checkpoint_generate_what_the_masked_model_does(tiny, tokens):
-    variants = variants_of(SPEC, tiny, 16, choosers_of(tiny), triton=False)
+    variants = variants_of(SPEC, tiny, 16, *choosers_of(tiny), triton=False)
     assert set(variants) == EITHER
     for name, variant in variants.items():
-        check_variant(name, variant, tiny, tokens[:1, :7], 3)
+        variant.check(name, tiny, tokens[:1, :7], 3)
     dense, shadow = (costs(variants[name].decoder, tokens[0, :1], 1.0, None) for name in ("dense", "shadow 50"))
     assert shadow["kept_neurons"] < dense["kept_neurons"] and shadow["predictor_mb"] > 0
     proxy = costs(variants["proxy4 50"].decoder, tokens[0, :1], 1.0, None)
@@ -45,20 +47,20 @@ def test_so_do_those_of_the_triton_decoder(tokens):
     model = VARIANTS["opt without biases"]().eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
-    spec, choosers = dataclasses.replace(SPEC, predictors=("shadow",)), choosers_of(model, designs=("shadow",))
-    variants = variants_of(spec, model, 16, choosers, triton=True)
+    spec = dataclasses.replace(SPEC, predictors=("shadow",))
+    variants = variants_of(spec, model, 16, *choosers_of(model, designs=("shadow",)), triton=True)
     assert set(variants) == EITHER - {"segments 50"} | {"threshold 50", "relu"}
     for name, variant in variants.items():
-        check_variant(name, variant, model, tokens[:1, :4], 1)
+        variant.check(name, model, tokens[:1, :4], 1)
 
 
 def test_a_variant_that_computes_something_else_is_refused_and_the_others_are_timed(tiny, tokens):
-    variants = variants_of(SPEC, tiny, 16, choosers_of(tiny), triton=False)
+    variants = variants_of(SPEC, tiny, 16, *choosers_of(tiny), triton=False)
     dense, proxy = variants["dense"], variants["proxy4 50"]
     proxy.decoder.selection.predictor.copies.unpacked(1, torch.float32)[:] *= torch.rand(1, 1, 32)
     with pytest.raises(Disagreement, match="'proxy4 50'.*neurons are kept by one side only"):
-        check_variant("proxy4 50", proxy, tiny, tokens[:1, :7], 3)
+        proxy.check("proxy4 50", tiny, tokens[:1, :7], 3)
     dense.decoder.layout.layers[2].ffn_down[:] = 0  # all variants but the compacted ones share this layout
     with pytest.raises(Disagreement, match="'dense'.*logits"):
-        check_variant("dense", dense, tiny, tokens[:1, :7], 3)
-    check_variant("static 50", variants["static 50"], tiny, tokens[:1, :7], 3)
+        dense.check("dense", tiny, tokens[:1, :7], 3)
+    variants["static 50"].check("static 50", tiny, tokens[:1, :7], 3)

@@ -10,9 +10,10 @@ from shadowcore.decode.decoder import Decoder
 from shadowcore.decode.layout import upcast
 from shadowcore.decode.random_weights import last_units, random_layout, require_room, weight_numbers
 from shadowcore.errors import ConfigError
-from shadowcore.measure import equivalence, gpu_timing
+from shadowcore.measure import gpu_timing
 from shadowcore.measure.dense_baselines import HuggingFaceGenerate
 from shadowcore.measure.equivalence import Disagreement
+from shadowcore.measure.equivalence_decoder import gate
 from shadowcore.measure.latency_variants import Design, Modes, variants
 from shadowcore.method.predictors import FIRST_SPARSE_LAYER
 from shadowcore.models.families import KINDS
@@ -69,14 +70,15 @@ def test_every_mode_of_a_gpu_passes_its_gate(model):
     modes = Modes("both", (50,), designs, baselines, room, 0)
     reference, timed = Decoder(upcast(layout), room), {}
 
-    def build(modes, keys, wanted=()):
+    def build(modes, wanted=()):
         for name, own, make in variants(modes, layout, triton=True):
             if wanted and own["mode"] not in wanted:
                 continue
-            timed[name] = built(name, keys | own, make, SPEC, layout, timed, reference)
+            spec = dataclasses.replace(SPEC, batch=modes.batch)
+            timed[name] = built(name, own["mode"], make, spec, layout, timed, reference)
             assert timed[name].facts["gate_error"] < 1e-5
 
-    build(modes, {"batch": 1, "prompt_tokens": SPEC.prompt_tokens})
+    build(modes)
     assert len(timed) == (13 if model == "opt-tiny" else 12)
     assert timed["proxy4 50"].facts["gb_per_token"] < timed["dense"].facts["gb_per_token"]
     relu = timed.get("relu")
@@ -88,7 +90,7 @@ def test_every_mode_of_a_gpu_passes_its_gate(model):
         return
     timed.clear()
     three = dataclasses.replace(modes, batch=3, sparsities_pct=(90,))
-    build(three, {"batch": 3, "prompt_tokens": SPEC.prompt_tokens}, wanted=("dense", "shadow"))
+    build(three, wanted=("dense", "shadow"))
     assert list(timed) == ["dense", "shadow 8/16 8 bits, 1 groups 90"]
     most, least = (max(1, round(0.1 * timed["dense"].decoder.layout.sizes.neurons)) * n for n in (3, 1))
     united = timed["shadow 8/16 8 bits, 1 groups 90"].decoder.selection.kept(1, "neurons").units
@@ -98,10 +100,10 @@ def test_every_mode_of_a_gpu_passes_its_gate(model):
 def test_wrong_numbers_are_not_timed():
     layout = layout_of("opt-tiny")
     reference, decoder = Decoder(layout, 16), Decoder(layout_of("opt-tiny"), 16)
-    equivalence.gate("dense", decoder, reference, 8, torch.tensor([11]))
+    gate("dense", decoder, reference, 8, torch.tensor([11]))
     decoder.layout.layers[1].output[2] *= 2
     with pytest.raises(Disagreement, match="variant 'dense'"):
-        equivalence.gate("dense", decoder, reference, 8, torch.tensor([11]))
+        gate("dense", decoder, reference, 8, torch.tensor([11]))
 
 
 def test_upcast_weights_are_the_same_numbers():

@@ -10,7 +10,9 @@ from shadowcore.decode.layout import from_model
 from shadowcore.decode.low_bit_proxy import Proxy, packed
 from shadowcore.decode.selection import PredictedSelection
 from shadowcore.errors import ConfigError
-from shadowcore.measure.equivalence import Disagreement, check, gate
+from shadowcore.measure.equivalence import Disagreement
+from shadowcore.measure.equivalence_decoder import gate
+from shadowcore.measure.equivalence_model import check
 from shadowcore.measure.ffn_selectors import ProxyMasks
 from shadowcore.measure.gpu_timing import fill_cache
 from shadowcore.measure.latency import bytes_per_step
@@ -53,7 +55,7 @@ def test_scores_are_those_of_the_evaluation(tiny, method):
 def test_a_step_is_the_masked_model(tiny, tokens, method):
     decoder = proxy_decoder(Decoder, from_model(tiny), method)
     for row in tokens:
-        check(method, decoder, tiny, row[None], 4, masks_of(tiny, method))
+        check(method, decoder, tiny, row[None], 4, decoder.selection, masks_of(tiny, method))
     dense = Decoder(from_model(tiny), 20)
     assert not torch.allclose(logits_of(decoder, tokens)[:, 1:], logits_of(dense, tokens)[:, 1:], atol=1e-2)
     every = proxy_decoder(Decoder, from_model(tiny), method, pct=0)

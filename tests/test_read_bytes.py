@@ -2,17 +2,18 @@
 
 import pytest
 import torch
-from conftest import family_model
-from test_sparsity import all_scored, baselines, predictor_of, sources
+from conftest import family_model, random_predictor
+from test_sparsity import baselines, sources
 
 from shadowcore.decode.decoder import Decoder
 from shadowcore.decode.layout import DECODED, from_model
 from shadowcore.measure.latency import bytes_per_step
 from shadowcore.measure.predictor_free import ThresholdMasks
 from shadowcore.measure.protocols import PROTOCOLS
-from shadowcore.measure.sparsity import ConstantMasks, PredictedMasks, SparseModel, random_scores
+from shadowcore.measure.sparsity import FixedMasks, PredictedMasks, SparseModel, random_scores
 from shadowcore.method.predictors import PREDICTORS
 from shadowcore.models.families import KINDS, dimensions_of
+from shadowcore.models.losses import all_scored
 from shadowcore.models.masking import cut_out
 
 LAYERS, WIDTH, HEADS, HEAD_WIDTH, WORDS = 4, 32, 4, 8, 96  # of `family_model`
@@ -49,7 +50,7 @@ def test_dense_and_constant_masks_read_what_is_counted_by_hand(tiny, tokens, dty
     whole, head, neuron = by_hand(model.config.model_type)
     assert read_dense(model) == size * whole
     sizes = dimensions_of(model.config)
-    masks = ConstantMasks(random_scores(sizes, KINDS, 0), "per_layer", 50)
+    masks = FixedMasks(random_scores(sizes, KINDS, 0), "per_layer", 50)
     removed = 3 * (2 * head + sizes.neurons // 2 * neuron)  # half of three layers
     assert read(model, masks, tokens) == size * (whole - removed)
 
@@ -68,16 +69,15 @@ def test_what_is_removed_is_what_a_cut_model_has_no_longer(of_family, tokens):
     """Neurons of every family; a cut model has the same heads, only zeros in them."""
     sizes = dimensions_of(of_family.config)
     scores = {"neurons": random_scores(sizes, KINDS, 0)["neurons"]}
-    masks = ConstantMasks(scores, "per_layer", 30)
-    keep = {"neurons": torch.cat([torch.ones(1, sizes.neurons).bool(), masks.keep["neurons"]])}
-    cut = cut_out(of_family, keep)
+    masks = FixedMasks(scores, "per_layer", 30)
+    cut = cut_out(of_family, masks.keep)
     assert read(of_family, masks, tokens) == read_dense(cut) < read_dense(of_family)
 
 
 @pytest.mark.parametrize("design", PREDICTORS)
 def test_a_predictor_reads_itself_and_its_own_heads(tiny, tokens, design):
     """Counted from its tensors: weights in 16 bits and biases in 32; under `prompt` before the first step."""
-    predictor, whole, head, neuron = predictor_of(tiny, design), *by_hand(tiny.config.model_type)
+    predictor, whole, head, neuron = random_predictor(tiny, design), *by_hand(tiny.config.model_type)
     removed = {"heads": 3 * 2 * head, "neurons": 3 * dimensions_of(tiny.config).neurons // 2 * neuron}
     for kinds in (("neurons",), KINDS):
         layers = [part for kind in kinds for one in predictor.scorers[kind] for part in (one.inner, one.outer)]

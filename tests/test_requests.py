@@ -12,6 +12,7 @@ from shadowcore import benchmarks
 from shadowcore.errors import SourceError
 from shadowcore.measure import harness
 from shadowcore.measure.group import Group
+from shadowcore.measure.questions import Questions, true_continuation
 from shadowcore.measure.sparsity import SparseModel
 from shadowcore.models.tokenizers import byte_tokenizer
 
@@ -52,7 +53,7 @@ def answers(model, tokenizer, requests):
 
 
 def rows_of(model, tokenizer, task):
-    return harness.Questions(model, tokenizer, [task], 2 * LONGEST, LONGEST).outcomes(dense(model))[""]
+    return Questions(model, tokenizer, [task], 2 * LONGEST, LONGEST).outcomes(dense(model))[""]
 
 
 def instances(kind, texts):
@@ -134,4 +135,4 @@ def test_a_page_without_tokens_is_refused_by_task_and_document(model):
 def test_a_choice_of_our_own_task_longer_than_the_model_is_refused(model):
     rows = [{"context": "one two", "choices": ["a", "b", "c", "d" * 70], "label": 0}]
     with pytest.raises(SourceError, match="true_continuation, document 0: .*too long"):
-        rows_of(model, byte_tokenizer(), harness.true_continuation(rows))
+        rows_of(model, byte_tokenizer(), true_continuation(rows))

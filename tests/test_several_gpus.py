@@ -7,11 +7,12 @@ import pandas as pd
 import pytest
 import safetensors.torch
 import torch
+from conftest import random_predictor
 from pretended_devices import PretendedGPUs
 from test_chain import chain as stages
 from test_chain import here
 from test_chain import tiny as tiny_study
-from test_sparsity import baselines, likelihoods, losses_of, predictor_of, sources
+from test_sparsity import baselines, likelihoods, losses_of, sources
 
 import shadowcore as sc
 from shadowcore.config import parse_study
@@ -106,7 +107,7 @@ def test_a_trace_is_the_same(both, tokens, design):
     plan = TracePlan(criteria, ["plainact", "l2_norm"], 4, 6, sites, seed=0)
     found = []
     for model in both:
-        predictor = predictor_of(model, design or "shadow").put_on(model)
+        predictor = random_predictor(model, design or "shadow").put_on(model)
         masks = PredictedMasks(predictor, KINDS, "per_layer", 50)
         masking = lambda ids, scored, masks=masks: masks.begin(ids, scored, no_context) if design else None  # noqa: E731
         found.append(trace(model, tokens, plan, 2, masking=masking))
@@ -166,7 +167,10 @@ def test_tuning_gives_the_same_predictor(both, tokens, design):
 
 
 def test_the_library_makes_it_sparse(both, tokens):
-    with sc.sparsify(both[0], predictor_of(both[0])) as one, sc.sparsify(both[1], predictor_of(both[0])) as spread:
+    with (
+        sc.sparsify(both[0], random_predictor(both[0])) as one,
+        sc.sparsify(both[1], random_predictor(both[0])) as spread,
+    ):
         assert torch.equal(one(tokens).logits, spread(tokens.to(spread.device)).logits.cpu())
 
 
@@ -175,6 +179,7 @@ def test_every_stage_writes_the_same_numbers_with_two_gpus_as_with_one(tmp_path,
     """From the traces to the oracle, as benchmarks/chain.py runs them; the jobs see one GPU, then two."""
     study = parse_study(tiny_study(tmp_path), "tiny")
     monkeypatch.setattr("shadowcore.method.trace_dataset._room", lambda device: 0)
+    monkeypatch.setattr("shadowcore.models.products._has_onednn", lambda: False)  # as on GPUs
     written, spread, device_map = [], [], folders.device_map
     monkeypatch.setattr(folders, "device_map", lambda config, gpus: spread.append(gpus) or device_map(config, gpus))
     for gpus in (1, 2):

@@ -1,10 +1,10 @@
 """A mask source on a model: positions, counts, and independence of batch and padding."""
 
 from itertools import chain
-from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import random_predictor
 
 from shadowcore.errors import ConfigError
 from shadowcore.measure import sparsity
@@ -12,19 +12,18 @@ from shadowcore.measure.ffn_selectors import GateMasks, ProxyMasks, SignMasks
 from shadowcore.measure.group import Group
 from shadowcore.measure.harness import SparseLM
 from shadowcore.measure.oracle import OracleMasks, OraclePass
-from shadowcore.measure.perplexity import window_losses
+from shadowcore.measure.perplexity import document_losses, window_losses
 from shadowcore.measure.predictor_free import PromptMasks, ThresholdMasks, nonzero_masks
 from shadowcore.measure.protocols import PROTOCOLS
-from shadowcore.measure.sparsity import ConstantMasks, PredictedMasks, SparseModel, random_scores
+from shadowcore.measure.sparsity import FixedMasks, PredictedMasks, SparseModel, random_scores
 from shadowcore.method.gradient_capture import ImportancePass
 from shadowcore.method.policies import POLICIES
-from shadowcore.method.predictors import PREDICTORS, Predictor
+from shadowcore.method.predictors import PREDICTORS
 from shadowcore.models.families import KINDS, dimensions_of
-from shadowcore.models.losses import token_losses
+from shadowcore.models.losses import all_scored, token_losses
 from shadowcore.models.masking import masked
 from shadowcore.models.prefixes import continuing
 from shadowcore.models.recording import Site, visiting
-from shadowcore.stages import measurement
 from shadowcore.texts.documents import Window
 
 
@@ -34,21 +33,13 @@ def tiny(tiny):
     return tiny.double()
 
 
-def predictor_of(model, design="shadow"):
-    torch.manual_seed(5)
-    predictor = Predictor(design, dimensions_of(model.config), {"heads": 6, "neurons": 6})
-    for parameter in predictor.parameters():
-        torch.nn.init.normal_(parameter)
-    return predictor.to(model.dtype).eval()
-
-
 def sources(model, pct=50):
     sizes = dimensions_of(model.config)
-    yield ConstantMasks(random_scores(sizes, KINDS, 0), "per_layer", pct)
-    yield ConstantMasks(random_scores(sizes, KINDS, 0), "global", pct)
+    yield FixedMasks(random_scores(sizes, KINDS, 0), "per_layer", pct)
+    yield FixedMasks(random_scores(sizes, KINDS, 0), "global", pct)
     for design in PREDICTORS:
-        yield PredictedMasks(predictor_of(model, design), KINDS, "per_layer", pct)
-    yield PredictedMasks(predictor_of(model), KINDS, "global", pct)
+        yield PredictedMasks(random_predictor(model, design), KINDS, "per_layer", pct)
+    yield PredictedMasks(random_predictor(model), KINDS, "global", pct)
     yield OracleMasks(OraclePass(model), "plainact", KINDS, "per_layer", pct)
 
 
@@ -65,18 +56,10 @@ def baselines(model, protocol, pct=50):
             yield SignMasks(model)
 
 
-def all_scored(ids):
-    scored = torch.ones_like(ids, dtype=torch.bool)
-    scored[:, 0] = False
-    return scored
-
-
 def test_constant_masks_equal_the_plain_masked_model(tiny, tokens):
-    sizes = dimensions_of(tiny.config)
-    source = ConstantMasks(random_scores(sizes, KINDS, 0), "per_layer", 50)
-    keep = {kind: torch.cat([torch.ones(1, sizes.units(kind)).bool(), source.keep[kind]]) for kind in KINDS}
+    source = FixedMasks(random_scores(dimensions_of(tiny.config), KINDS, 0), "per_layer", 50)
     got = SparseModel(tiny, source).logits(tokens, all_scored(tokens))
-    with torch.no_grad(), masked(tiny, keep):
+    with torch.no_grad(), masked(tiny, source.keep):
         want = tiny(tokens[:, :-1]).logits
     torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
 
@@ -84,8 +67,7 @@ def test_constant_masks_equal_the_plain_masked_model(tiny, tokens):
 @pytest.mark.parametrize("protocol", ["token", "prompt"])
 def test_the_prompt_is_dense(tiny, tokens, protocol):
     """Positions before the one that makes the first scored prediction are those of the dense model."""
-    scored = torch.zeros_like(tokens, dtype=torch.bool)
-    scored[:, 7:] = True
+    scored = all_scored(tokens, 7)
     with torch.no_grad():
         dense = tiny(tokens[:, :-1]).logits
     for source in chain(sources(tiny), baselines(tiny, protocol)):
@@ -97,7 +79,7 @@ def test_the_prompt_is_dense(tiny, tokens, protocol):
 def test_rows_that_continue_a_cached_prompt_are_the_whole_rows(of_family, tokens):
     """Of prompts of several lengths, one of which two rows share, with masks from the continuation on."""
     model = of_family.double()
-    predicted = PredictedMasks(predictor_of(model, "layerwise"), KINDS, "per_layer", 50)
+    predicted = PredictedMasks(random_predictor(model, "layerwise"), KINDS, "per_layer", 50)
     prompts, rows = [tokens[0, :6].tolist(), tokens[1, :3].tolist()], torch.tensor([0, 1, 0])
     rest = torch.randint(3, 96, (3, 7), generator=torch.Generator().manual_seed(4))
     context = continuing(model, prompts, rows, rest.shape[1] - 1)
@@ -126,7 +108,7 @@ def run_masked(model, ids, keep, applied):
 @pytest.mark.parametrize("protocol", ["prompt", "lookahead"])
 def test_one_mask_a_row_is_the_predictors_at_the_right_position(tiny, tokens, design, protocol):
     """By hand: the model runs again for every group of layers, masked as far as the groups before it say."""
-    predictor, lengths, first = predictor_of(tiny, design), (12, 9), 5
+    predictor, lengths, first = random_predictor(tiny, design), (12, 9), 5
     scored = torch.stack([(torch.arange(12) >= first) & (torch.arange(12) < length) for length in lengths])
     got = SparseModel(tiny, PredictedMasks(predictor, KINDS, "per_layer", 50), PROTOCOLS[protocol])
     logits = got.logits(tokens, scored)
@@ -148,8 +130,7 @@ def test_one_mask_a_row_is_the_predictors_at_the_right_position(tiny, tokens, de
 
 @pytest.mark.parametrize("protocol", ["prompt", "lookahead"])
 def test_the_oracles_one_mask_is_by_the_sequence_scores_of_where_it_applies(tiny, tokens, protocol):
-    scored = torch.zeros_like(tokens, dtype=torch.bool)
-    scored[:, 5:] = True
+    scored = all_scored(tokens, 5)
     first = 4 if protocol == "prompt" else 0
     found = {}
     ImportancePass(tiny)(tokens, scored, lambda site, signals: found.update({site: signals.ga[:, first:].abs().sum(1)}))
@@ -168,13 +149,12 @@ def test_the_oracles_one_mask_is_by_the_sequence_scores_of_where_it_applies(tiny
 
 @pytest.mark.parametrize(("protocol", "causal"), [("token", True), ("prompt", True), ("lookahead", False)])
 def test_what_comes_later_changes_nothing_before_but_under_lookahead(tiny, tokens, protocol, causal):
-    scored = torch.zeros_like(tokens, dtype=torch.bool)
-    scored[:, 5:] = True
+    scored = all_scored(tokens, 5)
     other = tokens.clone()
     other[:, 8:] = (tokens[:, 8:] + 40) % 90 + 3
     for design in PREDICTORS:
         sparse = SparseModel(
-            tiny, PredictedMasks(predictor_of(tiny, design), KINDS, "per_layer", 50), PROTOCOLS[protocol]
+            tiny, PredictedMasks(random_predictor(tiny, design), KINDS, "per_layer", 50), PROTOCOLS[protocol]
         )  # fmt: skip
         change = (sparse.logits(tokens, scored) - sparse.logits(other, scored))[:, :8].abs().max()
         assert change < 1e-4 if causal or design == "static_tuned" else change > 1e-2
@@ -182,8 +162,7 @@ def test_what_comes_later_changes_nothing_before_but_under_lookahead(tiny, token
 
 def test_griffin_keeps_what_was_large_over_the_prompt(tiny, tokens):
     """By hand: the dense model on the prompt alone, its activations summed token by token."""
-    scored = torch.zeros_like(tokens, dtype=torch.bool)
-    scored[:, 5:] = True
+    scored = all_scored(tokens, 5)
     logits = SparseModel(tiny, PromptMasks(tiny, "per_layer", 30), PROTOCOLS["prompt"]).logits(tokens, scored)
     for row in range(2):
         _, seen = run_masked(tiny, tokens[row, :5], {}, torch.ones(5).bool())
@@ -278,7 +257,7 @@ def test_a_context_run_once_equals_one_run_for_every_choice(tiny, max_length, pr
 
 @pytest.mark.parametrize("policy", ["per_layer", "global"])
 def test_scoring_some_positions_at_once_changes_nothing(tiny, tokens, policy, monkeypatch):
-    sparse = SparseModel(tiny, PredictedMasks(predictor_of(tiny), KINDS, policy, 50))
+    sparse = SparseModel(tiny, PredictedMasks(random_predictor(tiny), KINDS, policy, 50))
     together = sparse.logits(tokens, all_scored(tokens))
     monkeypatch.setattr(sparsity, "SCORES_AT_ONCE", 1)
     torch.testing.assert_close(sparse.logits(tokens, all_scored(tokens)), together)
@@ -289,8 +268,7 @@ def test_measured_sparsity_counts_what_was_removed(tiny, tokens, protocol):
     sizes = dimensions_of(tiny.config)
     for source in sources(tiny):
         sparse = SparseModel(tiny, source, PROTOCOLS[protocol])
-        scored = all_scored(tokens)
-        scored[:, 1:4] = False
+        scored = all_scored(tokens, 4)
         sparse.logits(tokens, scored)
         assert sparse.positions == 2 * (11 if protocol == "lookahead" else 8)
         measured = sparse.measured_sparsity(KINDS)
@@ -312,24 +290,10 @@ def test_dense_window_losses_are_the_models(tiny, tokens):
 def test_losses_after_a_prompt_are_the_likelihood_of_what_follows_it(tiny, tokens):
     requests = [(row[:5], row[5:]) for row in tokens.tolist()]
     for protocol in PROTOCOLS:
-        source = PredictedMasks(predictor_of(tiny), KINDS, "per_layer", 50)
+        source = PredictedMasks(random_predictor(tiny), KINDS, "per_layer", 50)
         losses = losses_of(SparseModel(tiny, source, PROTOCOLS[protocol]), tokens, 2, prompt=5)
         want = -likelihoods(tiny, source, requests, 1, [0, 1], protocol=protocol)
         torch.testing.assert_close(losses.float(), want, rtol=1e-5, atol=1e-4)
-
-
-def test_keeping_by_true_scores_beats_keeping_the_least_important(tiny, tokens):
-    """On average over units the criterion points the right way: higher = more important."""
-    dense = losses_of(SparseModel(tiny, None), tokens, 2)
-
-    def damage(flip):
-        source = OracleMasks(OraclePass(tiny), "output_norm", ("neurons",), "per_layer", 30)
-        if flip:
-            policy = source.policy
-            source.policy = lambda scores, pct: policy(-scores, pct)
-        return (losses_of(SparseModel(tiny, source), tokens, 2) - dense).abs().sum()
-
-    assert damage(flip=False) < damage(flip=True)
 
 
 def test_a_request_as_long_as_the_model_allows_fits(tiny):
@@ -339,19 +303,13 @@ def test_a_request_as_long_as_the_model_allows_fits(tiny):
         assert SparseModel(tiny, source).logits(ids, all_scored(ids)).shape == (1, 64, 96)
 
 
-def test_the_windows_of_an_article_are_one_document(monkeypatch):
-    windows = [
-        Window(name, start, tuple(range(start + 1, start + 9))) for name, start in (("a", 0), ("b", 0), ("a", 8))
-    ]
-    monkeypatch.setattr(measurement.reading, "windows_of", lambda *asked: windows)
-    monkeypatch.setattr(measurement, "window_losses", lambda group, ids, *more: {"": ids.sum(1).double()})
-    spec = SimpleNamespace(
-        window_tokens=8, windows=3, text_seed=0, window_batch=2, tasks=["second_half"],
-        conditions={"": SimpleNamespace(data="words")},
-    )  # fmt: skip
-    whole, half = (
-        run.outcomes(None, None)[""]
-        for run in measurement._windows(spec, SimpleNamespace(card=None, documents=None), None)
-    )
-    assert [(row["document"], row["value"], row["weight"]) for row in whole] == [("a", 136.0, 14), ("b", 36.0, 7)]
-    assert [(row["document"], row["value"], row["weight"]) for row in half] == [("a", 136.0, 8), ("b", 36.0, 4)]
+def test_the_windows_of_an_article_are_one_document(tiny):
+    windows = [Window(name, 0, tuple(range(first, first + 8))) for name, first in (("a", 3), ("b", 11), ("a", 19))]
+    group, ids = Group({"": SparseModel(tiny, None)}), torch.tensor([window.ids for window in windows])
+    for prompt in (1, 4):
+        losses = window_losses(group, ids, 2, prompt=prompt)[""].tolist()
+        rows = document_losses(group, windows, 2, prompt=prompt)[""]
+        assert [tuple(row.values()) for row in rows] == [
+            ("a", pytest.approx(losses[0] + losses[2]), 2 * (8 - prompt)),
+            ("b", pytest.approx(losses[1]), 8 - prompt),
+        ]

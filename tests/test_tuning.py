@@ -8,7 +8,7 @@ import torch
 
 from shadowcore.measure.ffn_selectors import ProxyMasks
 from shadowcore.measure.methods import METHODS
-from shadowcore.measure.sparsity import ConstantMasks, PredictedMasks, no_context
+from shadowcore.measure.sparsity import FixedMasks, PredictedMasks
 from shadowcore.method.policies import POLICIES, per_layer
 from shadowcore.method.predictors import TUNED_PROXIES, Predictor
 from shadowcore.method.tracing import TracePlan, trace
@@ -69,14 +69,14 @@ def test_tuned_constants_begin_as_static_and_read_nothing(tiny):
         set_constants(predictor, [Opened(found)], criterion)
         means = {kind: found[f"sequence.{criterion}.{kind}.mean"]}
         for policy, pct in product(POLICIES, (0, 30, 50, 90)):
-            static = ConstantMasks(means, policy, pct)
+            static = FixedMasks(means, policy, pct)
             ours = METHODS["static_tuned"].masks(
                 tiny, SimpleNamespace(kinds=(kind,), policy=policy, sparsity_pct=pct), predictor
             )
             assert torch.equal(ours.keep[kind], static.keep[kind]) and ours.selector_bytes(tiny) == 0
             tuned = PredictedMasks(predictor, (kind,), policy, pct)  # as they act while they are tuned
             _, keep = tuned._chosen(predictor.groups[0].site, torch.randn(2, 1, sizes.width), kind)
-            assert torch.equal(keep, static.keep[kind].expand_as(keep))
+            assert torch.equal(keep, static.keep[kind][1:].expand_as(keep))
 
 
 @pytest.mark.parametrize("name", ["proxy3_tuned", "proxy2_ahead_tuned"])
@@ -132,25 +132,23 @@ def test_tuning_brings_the_sparse_model_nearer_to_the_dense_one_and_repeats_itse
         before = {name: value.clone() for name, value in others.state_dict().items()}
 
         def masking(pct, ids, scored):
-            return PredictedMasks(predictor, ("neurons",), "per_layer", pct).begin(ids, scored, no_context)
+            return PredictedMasks(predictor, ("neurons",), "per_layer", pct).begin(ids, scored)
 
         checkpoint = Checkpoint(tmp_path / "predictor", {}, seconds=0.0)
         found = tune(tiny, predictor, ("neurons",), windows, windows, tuning, 0, masking, progress, checkpoint)
         for name, value in others.state_dict().items():  # not tuned, only stored in 16 bits
             torch.testing.assert_close(value, before[name], rtol=2**-8, atol=1e-6)
-        ids, scored = windows, torch.ones_like(windows, dtype=torch.bool)
-        scored[:, 0] = False
-        return found, predictor.state_dict(), masking(50, ids, scored)
+        return found, predictor.state_dict()
 
     def killed(done, total):
         if done == 2:
             raise KeyboardInterrupt
 
-    found, state, _ = tuned()
+    found, state = tuned()
     (tmp_path / ".predictor.checkpoint.safetensors").unlink()
     with pytest.raises(KeyboardInterrupt):
         tuned(killed)
-    again, same, _ = tuned(lambda done, total: done > 2 or pytest.fail("began anew"))
+    again, same = tuned(lambda done, total: done > 2 or pytest.fail("began anew"))
     assert found.loss < found.loss_constant and found.best_epoch > 0
     assert found == again and all(torch.equal(value, same[name]) for name, value in state.items())
     assert all(not parameter.grad for parameter in tiny.parameters() if parameter.grad is not None)

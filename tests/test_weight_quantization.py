@@ -7,12 +7,13 @@ from test_decoder import PROMPT
 from shadowcore.decode.decoder import Decoder
 from shadowcore.decode.layout import from_model
 from shadowcore.decode.selection import PredictedSelection
-from shadowcore.measure.equivalence import gate
-from shadowcore.measure.sparsity import PredictedMasks, no_context
+from shadowcore.measure.equivalence_decoder import gate
+from shadowcore.measure.sparsity import PredictedMasks
 from shadowcore.method.policies import kept_units
 from shadowcore.method.predictors import Predictor
-from shadowcore.method.weight_quantization import power_of_two, restored, stored
+from shadowcore.method.weight_quantization import eight_bits, power_of_two, restored, stored
 from shadowcore.models.families import KINDS, dimensions_of
+from shadowcore.models.losses import all_scored
 
 BLOCK = 16
 
@@ -58,9 +59,7 @@ def test_whole_blocks_are_kept_alike_by_the_model_and_by_the_decoder(predictor):
     predictor = predictor.double()  # so precise that rounding decides no selection
     sizes, pct = predictor.sizes, 50
     ids = torch.randint(3, 96, (1, 2), generator=torch.Generator().manual_seed(2))
-    masks = PredictedMasks(predictor, KINDS, "per_layer", pct).begin(
-        ids, torch.ones_like(ids, dtype=torch.bool), no_context
-    )
+    masks = PredictedMasks(predictor, KINDS, "per_layer", pct).begin(ids, all_scored(ids))
     decoder = PredictedSelection(predictor, "per_layer", dict.fromkeys(KINDS, pct))
     generator = torch.Generator().manual_seed(3)
     for group in predictor.groups:
@@ -86,3 +85,18 @@ def test_blocks_are_skipped_alike_by_both_decoders(tiny, tokens, predictor):
         ours, reference = GraphDecoder(layout, 16, selection), Decoder(layout, 16)
         ours.prefill(ids)  # fills the cache that both continue from
         gate("blocks", ours, reference, PROMPT, ids[:, -1])
+
+
+@pytest.mark.parametrize("rows", [(7,), (3, 5)])
+def test_eight_bits_are_near_and_stay_the_same_when_rounded_again(rows):
+    weight = torch.randn(*rows, 40, generator=torch.Generator().manual_seed(0)).mul(3).exp()
+    weight[0] *= -1e-5
+    rounded, step = eight_bits(weight)
+    assert rounded.abs().amax(-1).eq(127).all()
+    assert ((rounded * step[..., None] - weight).abs() <= step[..., None] / 2 * 1.001).all()
+    for scale in (power_of_two(torch.rand(40) + 1e-3), 1.0):
+        again, same = eight_bits(rounded * step[..., None] * scale / scale)
+        assert torch.equal(again, rounded) and torch.equal(same, step)
+    assert torch.equal(
+        power_of_two(torch.tensor([0.7, 0.71, 1.0, 3.0, 2**-20.4])), torch.tensor([0.5, 1, 1, 4, 2**-20])
+    )

@@ -91,12 +91,7 @@ def fitted(files, recipe=RECIPE):
     model, opened = files
     torch.manual_seed(0)
     predictor = Predictor("shadow", dimensions_of(model.config), recipe.rank, per_example=True)
-    train, held = (
-        TraceDataset(
-            [file], "plainact", tracing.WINDOW_BITS, predictor.sizes, KINDS, [SITE], torch.device("cpu"), "windows"
-        )
-        for file in opened
-    )
+    train, held = (TraceDataset([file], predictor, "plainact", tracing.WINDOW_BITS, "windows") for file in opened)
     return predictor, train, held, training.fit(predictor, train, held, recipe, 0)
 
 

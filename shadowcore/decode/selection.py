@@ -15,7 +15,7 @@ from shadowcore.decode.low_bit_proxy import Proxy
 from shadowcore.decode.packed_predictor import PackedPredictor
 from shadowcore.errors import ConfigError, one_of
 from shadowcore.method.low_bit import PROXIES
-from shadowcore.method.policies import POLICIES, WHOLE_MODEL_POLICIES
+from shadowcore.method.policies import predictor_policy
 from shadowcore.method.predictors import DECODED, Predictor, reads_own_heads
 from shadowcore.models.families import Kind
 from shadowcore.models.recording import Site
@@ -68,6 +68,7 @@ class FixedSelection(Selection):
     """
 
     def __init__(self, keep: Mapping[Kind, torch.Tensor]):
+        self.keep = keep
         self.units: dict[Kind, list[list[torch.Tensor | None]]] = {
             kind: [[None if row.all() else row.nonzero().squeeze(1) for row in mask]] for kind, mask in keep.items()
         }
@@ -101,17 +102,14 @@ class PredictedSelection(Selection):
     """
 
     def __init__(self, predictor: Predictor | PackedPredictor | Proxy, policy: str, sparsity_pct: Mapping[Kind, int]):
-        one_of(policy, POLICIES, "policy")
         one_of(predictor.design, (*DECODED, *PROXIES), "a decoder's predictor")
-        if policy in WHOLE_MODEL_POLICIES and len(predictor.groups) > 1:
-            raise ConfigError(f"policy '{policy}' needs all scores at once; a {predictor.design} predictor has not")
         for kind in sparsity_pct:
             one_of(kind, predictor.kinds, "units to skip")
         if "heads" in sparsity_pct and reads_own_heads(predictor.groups):
             raise ConfigError(
                 f"a {predictor.design} predictor reads the heads it should skip; it can skip neurons only"
             )
-        self.predictor, self.policy_name, self.policy = predictor, policy, POLICIES[policy]
+        self.predictor, self.policy_name, self.policy = predictor, policy, predictor_policy(policy, predictor)
         self.sparsity_pct = dict(sparsity_pct)
         self.weight_bytes = _weight_bytes(predictor, self.sparsity_pct)
         self._kept: dict[tuple[int, Kind], Kept] = {}

@@ -10,7 +10,6 @@ from numbers import Real
 import torch
 
 from shadowcore.errors import ConfigError, one_of
-from shadowcore.method.policies import POLICIES, WHOLE_MODEL_POLICIES
 from shadowcore.method.predictors import Predictor
 from shadowcore.models.families import KINDS_OF, Dimensions, Kind, dimensions_of, require_positions
 from shadowcore.models.tokenizers import fit_tokenizer
@@ -33,11 +32,11 @@ def percent(sparsity: float) -> int:
     return whole
 
 
-def positive(**numbers: int) -> None:
-    """Raise ConfigError, naming the argument, unless every number is a whole number above 0."""
+def at_least(least: int, **numbers: int) -> None:
+    """Raise ConfigError, naming the argument, unless every number is a whole number of at least `least`."""
     for name, number in numbers.items():
-        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-            raise ConfigError(f"{name}: {number!r} is not allowed; it must be a whole number above 0")
+        if isinstance(number, bool) or not isinstance(number, int) or number < least:
+            raise ConfigError(f"{name}: {number!r} is not allowed; it must be a whole number of at least {least}")
 
 
 def require_model(model: torch.nn.Module) -> Dimensions:
@@ -81,17 +80,6 @@ def kinds_of(predictor: Predictor, units: str | None) -> tuple[Kind, ...]:
     return kinds
 
 
-def require_policy(policy: str, predictor: Predictor) -> str:
-    """The policy; ConfigError if it is unknown or needs the scores of all layers before the predictor has them."""
-    one_of(policy, POLICIES, "policy")
-    if policy in WHOLE_MODEL_POLICIES and len(predictor.groups) > 1:
-        raise ConfigError(
-            f"policy: '{policy}' needs the scores of all layers at once; a {predictor.design} predictor scores them "
-            "one after the other; use 'per_layer'"
-        )
-    return policy
-
-
 def placed(predictor: Predictor, device: torch.device, dtype: torch.dtype) -> Predictor:
     """The predictor on a device in a number format; a copy, unless it is there already."""
     weight = next(predictor.parameters())
@@ -127,12 +115,6 @@ def window_length(sizes: Dimensions, window_tokens: int | None) -> int:
     """Tokens per window: the argument, or by default WINDOW_TOKENS or the model's positions if they are fewer."""
     if window_tokens is None:
         return min(WINDOW_TOKENS, sizes.positions)
-    if isinstance(window_tokens, bool) or not isinstance(window_tokens, int) or window_tokens < 2:
-        raise ConfigError(f"window_tokens: {window_tokens!r} is not allowed; it must be a whole number above 1")
+    at_least(2, window_tokens=window_tokens)
     require_positions(sizes.positions, window_tokens, "window_tokens", "the model")
     return window_tokens
-
-
-def windows_in(document: Document, tokenizer, length: int) -> int:
-    """Number of windows of `length` tokens in a document."""
-    return len(tokenizer(document.text, add_special_tokens=False, verbose=False)["input_ids"]) // length

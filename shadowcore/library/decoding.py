@@ -12,9 +12,8 @@ from shadowcore.decode.layout import from_model
 from shadowcore.decode.low_bit_proxy import Proxy
 from shadowcore.decode.selection import PredictedSelection
 from shadowcore.errors import ConfigError, one_of
-from shadowcore.library.checks import kinds_of, percent, placed, positive, require_fit, require_model, require_policy
+from shadowcore.library.checks import at_least, kinds_of, percent, placed, require_fit, require_model
 from shadowcore.measure.ffn_selectors import ProxyMasks
-from shadowcore.measure.sparsity import PredictedMasks
 from shadowcore.method.low_bit import PROXIES
 from shadowcore.method.predictors import Predictor
 
@@ -26,13 +25,16 @@ STEPS_BETWEEN_CHECKS = {"torch": 1, "triton": 16}  # tokens decoded between two 
 class SparseDecoder:
     """A decoder that skips units; `dense` is a decoder of the same weights that skips nothing.
 
-    masks: the masks of the evaluation, to check the decoder against the masked transformers model.
+    selection: what `sparse` was made to keep, which `benchmark` checks. masks: of a proxy, those of the evaluation, for
+    this check.
     """
 
     def __init__(
-        self, model: torch.nn.Module, sparse: Decoder, dense: Decoder, masks: PredictedMasks | ProxyMasks, backend: str
-    ):
-        self.model, self.sparse, self.dense, self.masks, self.backend = model, sparse, dense, masks, backend
+        self, model: torch.nn.Module, sparse: Decoder, dense: Decoder, selection: PredictedSelection, backend: str,
+        masks: ProxyMasks | None = None,
+    ):  # fmt: skip
+        self.model, self.sparse, self.dense, self.selection, self.backend = model, sparse, dense, selection, backend
+        self.masks = masks
 
     def generate(
         self,
@@ -54,7 +56,7 @@ class SparseDecoder:
             raise ConfigError("tokenizer: it is missing; a prompt that is a text, and `stop`, need one")
         if not all(isinstance(one, str) and one for one in stops):
             raise ConfigError(f"stop: {stop!r} is not allowed; it must be texts that are not empty")
-        positive(max_new_tokens=max_new_tokens)
+        at_least(1, max_new_tokens=max_new_tokens)
         ids = self._ids(prompt, tokenizer)
         room = self.sparse.max_positions - len(ids) + 1  # every step writes its input, not its output, into the cache
         if max_new_tokens > room:
@@ -73,22 +75,15 @@ class SparseDecoder:
         self, decoder: Decoder, ids: list[int], most: int, ends: set[int], stops: list[str], tokenizer
     ) -> list[int]:
         """New tokens up to and including the first one that ends the text."""
-        prompt = torch.tensor([ids], device=self.model.device)
-        if len(ids) > 1:
-            decoder.prefill(prompt[:, :-1])
-        else:
-            decoder.reset(1)
-        new: list[int] = []
-        last = prompt[:, -1]
-        while len(new) < most:
-            chunk = decoder.continued(last, min(STEPS_BETWEEN_CHECKS[self.backend], most - len(new)))
-            last = chunk[:, -1]
+        steps, new = STEPS_BETWEEN_CHECKS[self.backend], []
+        chunk = decoder.generate(torch.tensor([ids], device=self.model.device), min(steps, most))
+        while True:
             for token in chunk[0].tolist():
                 new.append(token)
                 text = _text(tokenizer, ids, new) if stops else ""
-                if token in ends or any(one in text for one in stops):
+                if len(new) == most or token in ends or any(one in text for one in stops):
                     return new
-        return new
+            chunk = decoder.continued(chunk[:, -1], min(steps, most - len(new)))
 
     def _ids(self, prompt: str | Sequence[int] | torch.Tensor, tokenizer) -> list[int]:
         """The token ids of one prompt."""
@@ -142,20 +137,20 @@ def decoder(
         require_model(model)
     else:
         require_fit(predictor, model)
-        require_policy(policy, predictor)
     kinds, pct = kinds_of(Proxy if proxy else predictor, units), percent(sparsity)
     if max_positions is not None:
-        positive(max_positions=max_positions)
+        at_least(1, max_positions=max_positions)
     chosen = ("triton" if model.device.type == "cuda" else "torch") if backend is None else backend
     make: Any = _triton if one_of(chosen, BACKENDS, "backend") == "triton" else Decoder
     layout = from_model(model)
     scorer: Any = Proxy(layout, proxy) if proxy else placed(predictor, model.device, model.dtype)
     room = min(MOST_POSITIONS, layout.sizes.positions) if max_positions is None else max_positions
-    sparse = make(layout, room, PredictedSelection(scorer, policy, dict.fromkeys(kinds, pct)))
+    selection = PredictedSelection(scorer, policy, dict.fromkeys(kinds, pct))
+    sparse = make(layout, room, selection)
     dense = make(layout, room)
     dense.share_cache(sparse)  # the two never decode at the same time
-    masks: Any = ProxyMasks(model, scorer.bits, pct, scorer.ahead) if proxy else None
-    return SparseDecoder(model, sparse, dense, masks or PredictedMasks(scorer, kinds, policy, pct), chosen)
+    masks = ProxyMasks(model, scorer.bits, pct, scorer.ahead) if proxy else None
+    return SparseDecoder(model, sparse, dense, selection, chosen, masks)
 
 
 def _triton(*arguments: Any) -> Decoder:

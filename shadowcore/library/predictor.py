@@ -16,7 +16,7 @@ from shadowcore.atomic import replacing, writable
 from shadowcore.errors import ArtifactError, ConfigError, one_of
 from shadowcore.library.checks import require_fit
 from shadowcore.method import predictors
-from shadowcore.method.weight_quantization import restored, stored
+from shadowcore.method.weight_quantization import load, stored
 from shadowcore.models.families import Dimensions, Kind
 from shadowcore.provenance import file_sha256
 
@@ -112,13 +112,7 @@ class Predictor(predictors.Predictor):
             config.design, config.dimensions, config.ranks, config.segments, config.bits, config.block,
             criterion=config.criterion, model=config.model, training=config.training,
         )  # fmt: skip
-        state = restored(load_file(weights))
-        expected = {name: value.shape for name, value in predictor.state_dict().items()}
-        if {name: value.shape for name, value in state.items()} != expected:
-            raise ArtifactError(f"{weights}: its tensors are not those that {CONFIG} describes; get both again")
-        if lost := [name for name, value in state.items() if not value.isfinite().all()]:
-            raise ArtifactError(f"{weights}: tensor '{lost[0]}' is not finite; train the predictor again")
-        predictor.load_state_dict(state)
+        load(predictor, load_file(weights), str(weights), f"get it and {CONFIG} again, or train again")
         if model is not None:
             require_fit(predictor, model)
         return predictor.eval()

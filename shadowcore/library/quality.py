@@ -13,11 +13,11 @@ import torch
 
 from shadowcore import benchmarks
 from shadowcore.errors import ConfigError, one_of
-from shadowcore.library.checks import documents_of, fitted, positive, require_model, window_length, windows_in
+from shadowcore.library.checks import at_least, documents_of, fitted, require_model, window_length
 from shadowcore.library.sparse import SparseCausalLM
 from shadowcore.measure import statistics
 from shadowcore.measure.group import Group
-from shadowcore.measure.perplexity import window_losses
+from shadowcore.measure.perplexity import document_losses
 from shadowcore.measure.sparsity import SparseModel
 from shadowcore.report.outcomes import ACCURACY_METRICS, PERPLEXITIES
 from shadowcore.stock_tasks import BENCHMARKS
@@ -46,23 +46,18 @@ def perplexity(
     low and high are None for one text. Raises ConfigError if no text is long enough for a window.
     """
     sparse = _harness_model(model)
-    positive(batch=batch)
+    at_least(1, batch=batch)
     length, tokenizer = window_length(sparse.sizes, window_tokens), fitted(tokenizer, sparse.sizes)
     documents = documents_of(texts)
-    count = sum(windows_in(one, tokenizer, length) for one in documents)
-    if not count:
+    windows = cutting.windows(documents, tokenizer, length, None, SEED)
+    if not windows:
         raise ConfigError(
             f"texts: none of {len(documents)} texts has window_tokens ({length}) tokens; use longer texts, or fewer "
             "window_tokens"
         )
-    windows = cutting.windows(documents, tokenizer, length, count, SEED)
-    ids = torch.tensor([one.ids for one in windows])
-    losses = _alone(sparse, lambda group: window_losses(group, ids, batch))
-    names = sorted({one.document_id for one in windows})
-    of_text = [[place for place, one in enumerate(windows) if one.document_id == name] for name in names]
-    totals = np.array([losses[places].sum().item() for places in of_text])
-    tokens = np.array([(length - 1) * len(places) for places in of_text])
-    return statistics.perplexity(totals, tokens)._asdict()
+    rows = _alone(sparse, lambda group: document_losses(group, windows, batch))
+    rows.sort(key=lambda row: row["document"])
+    return statistics.perplexity(*_columns(rows))._asdict()
 
 
 def evaluate(
@@ -84,20 +79,22 @@ def evaluate(
     Returns, for each task and metric, value, stderr, the 95 % interval (low, high) and n, the number of documents.
     """
     sparse = _harness_model(model)
-    positive(batch=batch, **({} if limit is None else {"limit": limit}))
+    at_least(1, batch=batch, **({} if limit is None else {"limit": limit}))
+    at_least(0, fewshot=fewshot)
     if isinstance(tasks, str) or not tasks:
         raise ConfigError(f'tasks: {tasks!r} is not allowed; it must be a list of names, such as ["piqa"]')
-    if isinstance(fewshot, bool) or not isinstance(fewshot, int) or fewshot < 0:
-        raise ConfigError(f"fewshot: {fewshot!r} is not allowed; it must be a whole number of at least 0")
     for name in tasks:
         benchmark = BENCHMARKS[one_of(name, BENCHMARKS, "tasks")]
         if fewshot and (benchmark.rolling or benchmark.train is None):
             raise ConfigError(f"fewshot: {fewshot} is not allowed for {name}, which has no examples; it must be 0")
+    from shadowcore.measure.questions import Questions  # imported here, because lm-eval takes seconds to import
+
     tokenizer, results = fitted(tokenizer, sparse.sizes), {}
     for name in dict.fromkeys(tasks):
         task, positions = _task(name, fewshot, limit, offline_dir), sparse.sizes.positions
         longest = min(ROLLING_TOKENS, positions) if BENCHMARKS[name].rolling else positions
-        results[name] = _estimates(_outcomes(sparse, tokenizer, task, batch, longest))
+        questions = Questions(sparse.model, tokenizer, [task], batch * min(longest, BATCHED), longest)
+        results[name] = _estimates(_alone(sparse, questions.outcomes))
     return results
 
 
@@ -108,14 +105,6 @@ def _task(name: str, fewshot: int, limit: int | None, offline_dir: str | None):
     chosen = benchmarks.subset(name, documents, None if limit is None else min(limit, len(documents)), SEED)
     pool = benchmarks.read(name, one.train, offline_dir, "offline_dir")[0] if fewshot else []
     return benchmarks.task(name, list(chosen.values()), pool, fewshot)
-
-
-def _outcomes(sparse: SparseModel, tokenizer, task, batch: int, longest: int) -> list[Mapping[str, Any]]:
-    """The outcomes of all documents, as in a study's evaluation."""
-    from shadowcore.measure.harness import Questions  # imported here, because lm-eval takes seconds to import
-
-    questions = Questions(sparse.model, tokenizer, [task], batch * min(longest, BATCHED), longest)
-    return _alone(sparse, questions.outcomes)
 
 
 def _alone(sparse: SparseModel, measure: Callable[[Group], dict[str, Any]]) -> Any:
@@ -131,13 +120,17 @@ def _estimates(rows: Sequence[Mapping[str, Any]]) -> dict[str, Result]:
     """Metric by metric, the estimate over documents."""
     found = {}
     for metric in dict.fromkeys(row["metric"] for row in rows):
-        some = [row for row in rows if row["metric"] == metric]
-        values, weights = (np.array([row[key] for row in some], float) for key in ("value", "weight"))
+        values, weights = _columns([row for row in rows if row["metric"] == metric])
         if metric in ACCURACY_METRICS:
             found[metric] = statistics.accuracy(values)._asdict()
         elif metric in PERPLEXITIES:
             found[PERPLEXITIES[metric]] = statistics.perplexity(values, weights)._asdict()
     return found
+
+
+def _columns(rows: Sequence[Mapping[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
+    """Values and weights (n,) of outcomes."""
+    return tuple(np.array([row[name] for row in rows], float) for name in ("value", "weight"))
 
 
 def _harness_model(model: torch.nn.Module | SparseCausalLM) -> SparseModel:

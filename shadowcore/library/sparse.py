@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 from shadowcore.errors import ConfigError
-from shadowcore.library.checks import kinds_of, percent, placed, require_fit, require_policy
-from shadowcore.measure.sparsity import PredictedMasks, no_context
+from shadowcore.library.checks import kinds_of, percent, placed, require_fit
+from shadowcore.measure.sparsity import PredictedMasks
 from shadowcore.method.predictors import Predictor
 from shadowcore.models.recording import Choose, Site, visiting
 
@@ -79,7 +79,7 @@ class SparseCausalLM:
             past = 0 if cache is None else int(cache.get_seq_length())
             dense = min(max(first - past, 0), length)
             every = torch.ones(rows, length - dense + 1, dtype=torch.bool, device=tokens.device)
-            choose = self.masks.begin(every.long(), every, no_context)
+            choose = self.masks.begin(every.long(), every)
 
         def visit(site: Site, x: torch.Tensor) -> torch.Tensor | None:
             if dense == x.shape[1]:
@@ -121,7 +121,7 @@ def sparsify(
     kinds, pct = kinds_of(predictor, units), percent(sparsity)
     # as in the evaluation, the predictor of a 16-bit model computes in 32 bits
     scorer = placed(predictor, model.device, torch.promote_types(model.dtype, torch.float32))
-    sparse = SparseCausalLM(model, PredictedMasks(scorer, kinds, require_policy(policy, predictor), pct))
+    sparse = SparseCausalLM(model, PredictedMasks(scorer, kinds, policy, pct))
     try:
         yield sparse
     finally:

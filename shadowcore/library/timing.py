@@ -7,11 +7,11 @@ from typing import Any
 import torch
 
 from shadowcore import provenance
+from shadowcore.decode.selection import DenseSelection
 from shadowcore.errors import ConfigError
-from shadowcore.library.checks import positive
+from shadowcore.library.checks import at_least
 from shadowcore.library.decoding import SparseDecoder
 from shadowcore.measure import gpu_timing, latency
-from shadowcore.measure.equivalence import check
 
 CHECKED = 16  # tokens that are generated for the check
 WARMUP = 1
@@ -33,9 +33,8 @@ def benchmark(
     """
     if not isinstance(decoder, SparseDecoder):
         raise ConfigError(f"decoder: {type(decoder).__name__} found; it must be what shadowcore.decoder returns")
-    positive(new_tokens=new_tokens, repeats=repeats)
-    if isinstance(prompt_tokens, bool) or not isinstance(prompt_tokens, int) or prompt_tokens < 2:
-        raise ConfigError(f"prompt_tokens: {prompt_tokens!r} is not allowed; it must be a whole number above 1")
+    at_least(1, new_tokens=new_tokens, repeats=repeats)
+    at_least(2, prompt_tokens=prompt_tokens)
     room = decoder.sparse.max_positions
     if prompt_tokens + new_tokens > room:
         raise ConfigError(
@@ -46,9 +45,13 @@ def benchmark(
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(layout.sizes.vocabulary, (1, prompt_tokens), generator=generator).to(layout.device)
     checked = min(CHECKED, room - prompt_tokens)
-    check("sparse", decoder.sparse, decoder.model, ids, checked, decoder.masks)
-    check("dense", decoder.dense, decoder.model, ids, checked, expected=layout.keep_masks())
     both = {"sparse": decoder.sparse, "dense": decoder.dense}
+    variants = {
+        "sparse": latency.Variant({}, decoder.sparse, decoder.selection, masks=decoder.masks),
+        "dense": latency.Variant({}, decoder.dense, DenseSelection()),
+    }
+    for name, variant in variants.items():
+        variant.check(name, decoder.model, ids, checked)
     rows = {row["variant"]: row for row in latency.summarise(latency.measure(both, ids, new_tokens, repeats, WARMUP))}
     sparse_ms, dense_ms = (rows[name]["ms_per_token"] for name in both)
     sparse_bytes, dense_bytes = map(latency.bytes_per_step, both.values())

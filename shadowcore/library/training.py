@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
@@ -13,12 +12,12 @@ from tqdm.auto import tqdm
 
 from shadowcore import artifacts
 from shadowcore.errors import ConfigError, one_of
-from shadowcore.library.checks import documents_of, fitted, positive, require_model, window_length, windows_in
+from shadowcore.library.checks import at_least, documents_of, fitted, require_model, window_length
 from shadowcore.library.predictor import Predictor
 from shadowcore.method import tracing
 from shadowcore.method.criteria import CRITERIA
 from shadowcore.method.predictors import DECODED
-from shadowcore.method.trace_dataset import TraceDataset
+from shadowcore.method.trace_dataset import open_traces
 from shadowcore.method.training import Recipe, fit
 from shadowcore.models.families import KINDS_OF
 from shadowcore.texts import cutting
@@ -28,15 +27,7 @@ HELD_OUT = 0.1  # share of texts that are held out to choose the best epoch
 WINDOWS_TO_HELD_OUT = 8  # training windows per held-out window
 
 
-@dataclass(frozen=True)
-class Split:
-    """Sizes of a split: tokens sampled per window, and bits per score."""
-
-    tokens_per_window: int
-    bits: int
-
-
-SPLITS = {"train": Split(64, 4), "heldout": Split(32, 8)}  # as in config/quick.yaml
+SPLITS = {"train": (64, 4), "heldout": (32, 8)}  # sampled tokens of a window, bits of a score; as in config/quick.yaml
 
 
 def train_predictor(
@@ -71,7 +62,7 @@ def train_predictor(
     """
     sizes = require_model(model)
     one_of(design, DECODED, "design")
-    positive(rank=rank, segments=segments, windows=windows, epochs=epochs, batch=batch)
+    at_least(1, rank=rank, segments=segments, windows=windows, epochs=epochs, batch=batch)
     if not CRITERIA[one_of(criterion, CRITERIA, "criterion")].has_token_form:
         allowed = ", ".join(name for name, one in CRITERIA.items() if one.has_token_form)
         raise ConfigError(f"criterion: '{criterion}' has no score of a single token; it must be one of {allowed}")
@@ -94,19 +85,23 @@ def _learn(
     learning_rate: float, batch: int, seed: int,
 ) -> None:  # fmt: skip
     """Trace the model on the windows of both splits, train the predictor in place, and record the training."""
+    sites = [group.site for group in predictor.groups]
+    windows, length = parts["train"].shape
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-        traces = {
-            split: _traces(stack, Path(folder), split, model, ids, predictor, batch, seed)
-            for split, ids in parts.items()
-        }
+        traces = {}
+        for split, ids in parts.items():
+            (sampled, bits), path = SPLITS[split], Path(folder) / f"{split}.safetensors"
+            plan = tracing.TracePlan((), (predictor.criterion,), bits, min(sampled, length - 1), sites, seed)
+            with bar(f"tracing {split} windows") as tick:
+                artifacts.write_tensors(path, tracing.SCHEMA, tracing.trace(model, ids, plan, batch, tick), {})
+            traces[split] = open_traces(stack, [path], predictor, predictor.criterion, bits)
         tokens = len(traces["train"])
         recipe = Recipe(
             rank=predictor.ranks, segments=segments, target="sqrt", epochs=dict.fromkeys(predictor.kinds, epochs),
             batch=min(64, tokens), learning_rate=learning_rate, weight_decay=0.01,
         )  # fmt: skip
-        with Bar("epochs") as bar:
-            fits = sum(fit(predictor, traces["train"], traces["heldout"], recipe, seed, bar).values(), [])
-    windows, length = parts["train"].shape
+        with bar("epochs") as tick:
+            fits = sum(fit(predictor, traces["train"], traces["heldout"], recipe, seed, tick).values(), [])
     predictor.trained = {
         "windows": windows, "window_tokens": length, "tokens": tokens, "epochs": epochs,
         "learning_rate": learning_rate, "seed": seed, "heldout_loss": sum(one.loss for one in fits) / len(fits),
@@ -114,58 +109,33 @@ def _learn(
     }  # fmt: skip
 
 
-class Bar:
-    """A progress bar on standard error, called with the number of finished steps and their total."""
+@contextmanager
+def bar(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on standard error; call it with the number of finished steps and their total."""
+    with tqdm(desc=what) as one:
 
-    def __init__(self, what: str):
-        self._bar = tqdm(desc=what)
+        def tick(done: int, total: int) -> None:
+            one.total = total
+            one.update(done - one.n)
 
-    def __enter__(self) -> Bar:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._bar.close()
-
-    def __call__(self, done: int, total: int) -> None:
-        self._bar.total = total
-        self._bar.update(done - self._bar.n)
+        yield tick
 
 
 def _windows(documents: Sequence[Document], tokenizer, length: int, windows: int, seed: int) -> dict[str, torch.Tensor]:
     """Token windows (N, length) by split: to train on, and held-out ones from other texts."""
-    held = {one.id: windows_in(one, tokenizer, length) for one in documents}
-    long = [one for one in documents if held[one.id]]
+
+    def ids(some: Sequence[Document], most: int) -> torch.Tensor:
+        return torch.tensor([one.ids for one in cutting.windows(some, tokenizer, length, None, seed)[:most]])
+
+    named = {one.document_id for one in cutting.windows(documents, tokenizer, length, None, seed)}
+    long = [one for one in documents if one.id in named]
     if len(long) < 2:
         raise ConfigError(
             f"texts: {len(long)} of {len(documents)} different texts have window_tokens ({length}) tokens or more; at "
             "least 2 are needed, one to train on and one held out"
         )
     train, heldout = cutting.split(long, max(HELD_OUT, 1 / len(long)), seed)
-    ids = {}
-    for split, part, most in (("train", train, windows), ("heldout", heldout, -(-windows // WINDOWS_TO_HELD_OUT))):
-        count = min(most, sum(held[one.id] for one in part))
-        ids[split] = torch.tensor([window.ids for window in cutting.windows(part, tokenizer, length, count, seed)])
-    return ids
-
-
-def _traces(
-    stack: ExitStack, folder: Path, split: str, model: torch.nn.Module, ids: torch.Tensor, predictor: Predictor,
-    batch: int, seed: int,
-) -> TraceDataset:  # fmt: skip
-    """The traces of one split, in a file that is open until the stack closes."""
-    sizes, sites = SPLITS[split], [group.site for group in predictor.groups]
-    sampled = min(sizes.tokens_per_window, ids.shape[1] - 1)
-    plan = tracing.TracePlan((), (predictor.criterion,), sizes.bits, sampled, sites, seed)
-    with Bar(f"tracing {split} windows") as bar:
-        tensors = tracing.trace(model, ids, plan, batch, bar)
-    if not tensors["loss"].isfinite().all():
-        raise ConfigError("model: its loss on the texts is not finite; load it in float32, or use other weights")
-    path = folder / f"{split}.safetensors"
-    artifacts.write_tensors(path, tracing.SCHEMA, tensors, {})
-    opened = stack.enter_context(artifacts.open_tensors(path, tracing.SCHEMA))
-    return TraceDataset(
-        [opened], predictor.criterion, sizes.bits, predictor.sizes, predictor.kinds, sites, model.device
-    )
+    return {"train": ids(train, windows), "heldout": ids(heldout, -(-windows // WINDOWS_TO_HELD_OUT))}
 
 
 def _name_of(model: torch.nn.Module) -> str:

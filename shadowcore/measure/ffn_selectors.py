@@ -86,7 +86,7 @@ class SignMasks(FfnMasks):
 class ProxyMasks(FfnMasks):
     """Keeps the neurons of every layer that are largest by a low-bit copy of the layer's input matrices."""
 
-    kinds, blocks, policy_name, policy = ("neurons",), {"neurons": 1}, "per_layer", staticmethod(per_layer)
+    kinds, policy = ("neurons",), staticmethod(per_layer)
 
     def __init__(self, model: torch.nn.Module, bits: int, sparsity_pct: int, ahead: bool = False):
         """bits: of a weight of the copy. ahead: read the residual that enters the layer, not the FFN's input."""

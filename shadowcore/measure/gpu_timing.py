@@ -7,6 +7,7 @@ starting cancels. A GPU is timed by events; a CPU, where the torch decoder is me
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,11 +16,24 @@ import torch
 from shadowcore.decode.cuda_graph import Replay
 from shadowcore.decode.decoder import Decoder
 from shadowcore.decode.layout import Layout, weights_of
-from shadowcore.measure.latency import milliseconds
 
 CEILING_BYTES = 4 * 2**30  # read at once: many times any cache
 SELECTIONS = 10  # in one graph, so that starting it costs little
 CLOCKS = ("sm_mhz", "memory_mhz", "power_w", "temperature_c", "throttled")
+
+
+def milliseconds(work: Callable[[], Any], device: torch.device) -> float:
+    """Time of `work`: by the clock on a CPU, between two events on a GPU."""
+    if device.type != "cuda":
+        start = time.perf_counter()
+        work()
+        return (time.perf_counter() - start) * 1e3
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    work()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end)
 
 
 @torch.inference_mode()
@@ -62,13 +76,8 @@ def turns(
 
 def device_state(device: torch.device) -> dict[str, Any]:
     """Clocks, power, temperature and throttling as the driver reports them now; nothing without NVML."""
-    if device.type != "cuda":
+    if (pynvml := _nvml(device)) is None:
         return {}
-    try:
-        import pynvml
-    except ImportError:
-        return {}
-    pynvml.nvmlInit()
     # not by number: this process may see other devices than the driver counts
     handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
     idle = pynvml.nvmlClocksEventReasonGpuIdle | pynvml.nvmlClocksEventReasonApplicationsClocksSetting
@@ -85,6 +94,12 @@ def device_state(device: torch.device) -> dict[str, Any]:
 
 def driver_version(device: torch.device) -> str | None:
     """The GPU driver's version; None without one."""
+    pynvml = _nvml(device)
+    return None if pynvml is None else str(pynvml.nvmlSystemGetDriverVersion())
+
+
+def _nvml(device: torch.device) -> Any:
+    """The started NVML module; None on a CPU or without the package."""
     if device.type != "cuda":
         return None
     try:
@@ -92,7 +107,7 @@ def driver_version(device: torch.device) -> str | None:
     except ImportError:
         return None
     pynvml.nvmlInit()
-    return str(pynvml.nvmlSystemGetDriverVersion())
+    return pynvml
 
 
 def read_ceiling(device: torch.device, repeats: int = 20) -> float:

@@ -1,4 +1,4 @@
-"""Conditions that are measured side by side on one model; one that fails costs only itself."""
+"""Conditions that are measured side by side on one model. If one fails, the others continue."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Thing = TypeVar("Thing")
 
 
 def attempt(work: Callable[[str, Thing], T], things: Mapping[str, Thing], failed: dict[str, Exception]) -> dict[str, T]:
-    """What `work` makes of each thing by its name; errors go to `failed`, but for a lack of memory, which is raised."""
+    """The results of `work(name, thing)` by name. Errors go to `failed`, except a lack of memory, which is raised."""
     made = {}
     for name, thing in things.items():
         try:
@@ -42,9 +42,9 @@ class Group:
         return {name: sparse for name, sparse in self.members.items() if name not in self.failed}
 
     def where(self, test: Callable[[SparseModel], bool]) -> Group:
-        """The members that are alive and pass a test; who fails there has failed here, too."""
+        """The members that are alive and pass a test, as a group that shares the record of failures."""
         return Group({name: sparse for name, sparse in self.alive.items() if test(sparse)}, self.failed)
 
     def run(self, work: Callable[[str, SparseModel], T]) -> dict[str, T]:
-        """What `work` makes of each member that is alive, by name."""
+        """The results of `work` for each member that is alive, by name."""
         return attempt(work, self.alive, self.failed)

@@ -1,19 +1,15 @@
-"""Everything that touches lm-eval: sparse models as an lm-eval model, and tasks on our own data."""
+"""Sparse models behind lm-eval's interface of a model."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache, cached_property
+from functools import cached_property
 from itertools import chain
 from typing import Any
 
-import datasets
-import lm_eval.utils
 import torch
 from lm_eval.api.instance import Instance
-from lm_eval.api.task import ConfigurableTask
-from lm_eval.evaluator import evaluate
 from lm_eval.models.huggingface import HFLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from torch.nn import functional
@@ -30,25 +26,21 @@ Answer = tuple[float, bool]
 Tick = Callable[[float], None]
 SHOWN = 40  # characters of a text in a message
 
-datasets.disable_progress_bars()
 logging.getLogger("lm_eval").setLevel(logging.ERROR)  # its warnings are about defaults we rely on
-# it compiles a task's templates anew for every document, which takes longer than small models do to answer
-lm_eval.utils.env.from_string = cache(lm_eval.utils.env.from_string)
 
 
 class SparseLM(HFLM):
-    """A model under a group of conditions behind lm-eval's interface: `answer` asks all of them, `turn` says whose
-    answers lm-eval gets.
+    """A model under a group of conditions, behind lm-eval's interface of one model.
 
-    Our own batches, and HFLM's tokens where those are a text's own. HFLM encodes with the special tokens that a
-    tokenizer adds: an EOS at the end of a context shifts where the continuation begins, and the BOS of a whole document
-    is predicted after another one. Here texts are encoded without special tokens, and BOS goes in front, once, if the
-    tokenizer adds it or nothing else is there.
+    `answer` computes the answers of all conditions. lm-eval then reads those of the condition `turn`.
 
-    HFLM pads on the right and passes no lengths on, so "the last token" of a row may be padding; here
-    every row's context and continuation are known, and masks apply where continuation tokens are
-    predicted, or at all positions of the row under a protocol that masks prompts. Windows of a whole document have no
-    prompt: what they repeat of the window before, which lm-eval calls their context, is masked like the rest.
+    Two things differ from HFLM. HFLM encodes texts with the special tokens that a tokenizer adds: an EOS after a
+    context shifts the beginning of the continuation, and the BOS of a whole document is predicted after another BOS.
+    Here texts are encoded without special tokens. One BOS is put before them if the tokenizer adds one, or if there is
+    no context. HFLM pads rows on the right without passing on their lengths. Here the context and the continuation of
+    every row are known, so masks apply where continuation tokens are predicted, or at all positions of the row under a
+    protocol that masks prompts. Windows of a whole document have no prompt. Their first tokens, which repeat the
+    window before and which lm-eval calls context, are masked, too.
     """
 
     def __init__(self, model: torch.nn.Module, tokenizer, batch_tokens: int, max_length: int):
@@ -62,19 +54,19 @@ class SparseLM(HFLM):
         raise ConfigError("use_cache: lm-eval's cache ignores the weights and the masks; leave it out")
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs) -> list[int]:
-        """The tokens of the text itself, without special ones, whatever lm-eval asks for."""
+        """The tokens of the text, without special tokens; lm-eval's argument for these is ignored."""
         return self.tokenizer.encode(string, add_special_tokens=False)
 
     @cached_property
     def added_bos(self) -> list[int]:
-        """The token that the tokenizer puts in front of a text, if it does: none or one."""
+        """The special token that the tokenizer puts before a text: a list of one token or none."""
         probe = "a"
         first = self.tokenizer.encode(probe)[:1]
         return first if first != self.tok_encode(probe)[:1] else []
 
     @property
     def start(self) -> list[int]:
-        """What the first token of a text is predicted from: the BOS that is added, or else BOS, or else EOS."""
+        """The token before the first token of a text: the BOS that the tokenizer adds, or else BOS, or else EOS."""
         return self.added_bos or [self.prefix_token_id]
 
     def answer(self, group: Group, requests: Sequence[Instance], tick: Tick = lambda share: None) -> None:
@@ -175,7 +167,7 @@ class SparseLM(HFLM):
         return {name: answers[name] for name in group.alive}
 
     def _fitted(self, request: Request) -> Row:
-        """Context and continuation as long as the model allows; what goes is the context's beginning."""
+        """Context and continuation, without the beginning of the context if they are longer than the model allows."""
         _, context, continuation = request
         room = self.max_length + 1 - len(continuation)
         return context[max(0, len(context) - room) :], continuation
@@ -251,76 +243,3 @@ def _place(request: Instance) -> str:
 
 def _shown(text: str) -> str:
     return repr(text if len(text) <= SHOWN else f"{text[:SHOWN]}...")
-
-
-def true_continuation(documents: Sequence[dict]) -> ConfigurableTask:
-    """Our own task: which of four continuations follows the context? Three are from other articles."""
-    return ConfigurableTask(
-        config={
-            "task": "true_continuation",
-            "custom_dataset": lambda **kwargs: {"test": datasets.Dataset.from_list(list(documents))},
-            "test_split": "test",
-            "output_type": "multiple_choice",
-            "doc_to_text": "{{context}}",
-            "doc_to_target": "label",
-            "doc_to_choice": "choices",
-            "target_delimiter": " ",
-            "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}],
-            "metadata": {"version": 1},
-        }
-    )
-
-
-class Questions:
-    """Tasks of lm-eval that are asked together, with their requests made once for all conditions."""
-
-    def __init__(self, model, tokenizer, tasks: Sequence[ConfigurableTask], batch_tokens: int, max_length: int):
-        self.lm, self.tasks = SparseLM(model, tokenizer, batch_tokens, max_length), tasks
-        for task in tasks:
-            task.build_all_requests()
-            # `evaluate` would build them anew, prompt by prompt, for every condition
-            task.build_all_requests = lambda **_: None
-        self.requests = [request for task in tasks for request in task.instances]
-
-    def __len__(self) -> int:
-        return len(self.requests)
-
-    def outcomes(self, group: Group, tick: Tick = lambda share: None) -> dict[str, list[dict[str, Any]]]:
-        """Rows of every condition by its name, one per document and metric of each task, see `_rows`."""
-        self.lm.answer(group, self.requests, tick)
-        tokens = cache(lambda text: len(self.lm.tok_encode(text)))
-        found = group.run(lambda name, sparse: self._rows(name, tokens))
-        self.lm.answers.clear()
-        return found
-
-    def _rows(self, name: str, tokens: Callable[[str], int]) -> list[dict[str, Any]]:
-        """Task, fewshot, document (hash), metric, value and weight, as lm-eval makes them of a condition's answers."""
-        self.lm.turn = name
-        for request in self.requests:
-            request.resps, request.filtered_resps = [], {}
-        # not simple_evaluate: it can cache answers, asks the hub about the model, and describes the machine for seconds
-        results = evaluate(
-            self.lm, {"tasks": {task.config.task: task for task in self.tasks}}, log_samples=True, bootstrap_iters=0
-        )
-        shots = {task.config.task: task.config.num_fewshot or 0 for task in self.tasks}
-        return [
-            {"task": name, "fewshot": shots[name], "document": sample["doc_hash"]}
-            | {"metric": metric, "value": value, "weight": weight}
-            for name, samples in results["samples"].items()
-            for sample in samples
-            for metric, value, weight in _values(sample, tokens)
-        ]
-
-
-def _values(sample: dict[str, Any], tokens: Callable[[str], int]) -> Iterator[tuple[str, float, int]]:
-    """Metric, value and weight of one document; a perplexity is kept as what it is made of, nats and a count."""
-    for metric in sample["metrics"]:
-        value = sample[metric]
-        if metric in ("word_perplexity", "byte_perplexity"):
-            yield metric.replace("perplexity", "nll"), -value[0], value[1]
-        elif metric == "bits_per_byte":  # byte perplexity on another scale; its likelihood is every rolling metric's
-            yield "nll", -value[0], tokens(sample["target"])
-        elif metric == "perplexity":  # of one last word
-            yield "word_nll", -value, 1
-        else:
-            yield metric, float(value), 1

@@ -1,4 +1,4 @@
-"""Time per token: decoders that have passed their checks take turns, and every time is kept.
+"""Time per token: variants are checked, take turns, and every time is kept.
 
 Variants take turns inside each repeat, so that a machine that slows down slows all of them. The timed loop is the one
 that a user runs: a step, its argmax, the next step.
@@ -7,19 +7,23 @@ that a user runs: a step, its argmax, the next step.
 from __future__ import annotations
 
 import statistics
-import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
-import pyarrow as pa
 import torch
 
 from shadowcore.decode.decoder import Decoder
 from shadowcore.decode.layout import weights_of
-from shadowcore.decode.selection import PredictedSelection
+from shadowcore.decode.selection import PredictedSelection, Selection
 from shadowcore.errors import ConfigError
+from shadowcore.measure import gpu_timing
+from shadowcore.measure.dense_baselines import HuggingFaceDecoder
+from shadowcore.measure.equivalence import Agreement
+from shadowcore.measure.equivalence_model import check, check_thresholds
+from shadowcore.measure.ffn_selectors import ProxyMasks
+from shadowcore.measure.gpu_timing import milliseconds
 from shadowcore.models.families import KINDS
-from shadowcore.schemas import REFUSED
 
 
 class Decodes(Protocol):
@@ -30,6 +34,29 @@ class Decodes(Protocol):
 
     def continued(self, tokens: torch.Tensor, new_tokens: int) -> torch.Tensor:
         """The greedy continuation (B, new_tokens) of what is cached and tokens (B,)."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to decode: the key columns of its rows, its decoder, and what its check compares.
+
+    selection: what the decoder was made to keep (`equivalence_model.check`); thresholds (L,): of neurons' magnitudes,
+    for a decoder that does not report what it kept; masks: a proxy's scores for the check.
+    """
+
+    keys: dict[str, Any]
+    decoder: Decodes
+    selection: Selection | None = None
+    thresholds: torch.Tensor | None = None
+    masks: ProxyMasks | None = None
+
+    def check(self, name: str, model: torch.nn.Module, ids: torch.Tensor, new_tokens: int) -> Agreement:
+        """Raise Disagreement unless it computes what the Hugging Face model with the same masks computes."""
+        if isinstance(self.decoder, HuggingFaceDecoder):
+            return Agreement(0.0)
+        if self.thresholds is not None:
+            return check_thresholds(name, self.decoder, model, ids, new_tokens, self.thresholds)
+        return check(name, self.decoder, model, ids, new_tokens, self.selection, self.masks)
 
 
 def measure(
@@ -61,20 +88,6 @@ def time_once(decoder: Decodes, prompt_ids: torch.Tensor, new_tokens: int) -> tu
     prefill_ms = milliseconds(lambda: decoder.prefill(prompt_ids[:, :-1]), prompt_ids.device)
     steps_ms = milliseconds(lambda: decoder.continued(prompt_ids[:, -1], new_tokens), prompt_ids.device)
     return prefill_ms, steps_ms / new_tokens
-
-
-def milliseconds(work: Callable[[], Any], device: torch.device) -> float:
-    """Time of `work`: by the clock on a CPU, between two events on a GPU."""
-    if device.type != "cuda":
-        start = time.perf_counter()
-        work()
-        return (time.perf_counter() - start) * 1e3
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    start.record()
-    work()
-    end.record()
-    end.synchronize()
-    return start.elapsed_time(end)
 
 
 def predictor_time(decoder: Decoder, token: torch.Tensor, repeats: int) -> float:
@@ -119,12 +132,7 @@ def bytes_per_step(decoder: Decoder) -> int:
             if kept is not None:
                 skipped = len(layer.present[kind]) - len(kept.units)
                 total -= skipped * sum(weight[0].nbytes for weight in layer.of_unit(kind))
-    return total + predictor_bytes(decoder)
-
-
-def predictor_bytes(decoder: Decoder) -> int:
-    """Bytes of the predictor's weights that one step reads; 0 without a predictor."""
-    return decoder.selection.weight_bytes
+    return total + selection.weight_bytes
 
 
 def summarise(raw: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -146,7 +154,34 @@ def quantiles(times: list[float]) -> dict[str, Any]:
     return {"ms_per_token": middle, "ms_p10": low, "ms_p90": high, "repeats": len(times)}
 
 
-def refusals(reasons: Mapping[str, str], keys: Mapping[str, Mapping[str, Any]]) -> pa.Table:
-    """Rows of REFUSED: variants that were not timed, by name, with the reasons and each one's key columns."""
-    rows = [{"variant": name, "reason": reason} | dict(keys[name]) for name, reason in reasons.items()]
-    return REFUSED.build({key: value for key, value in row.items() if key in REFUSED.columns} for row in rows)
+def costs(decoder: Any, token: torch.Tensor, ms_per_token: float, ceiling: float | None) -> dict[str, Any]:
+    """Counted weight bytes of a step, units kept, and the predictor's share of bytes and time."""
+    if not isinstance(decoder, Decoder):
+        return {}
+    columns = counted(decoder)
+    cached = gpu_timing.bytes_cached(decoder.layout, decoder.position)
+    columns |= roofline(columns["gb_per_token"], cached, ms_per_token, ceiling)
+    if ceiling is not None:
+        columns |= gpu_timing.parts(decoder, decoder.position - 1)
+    elif decoder.selection.weight_bytes:
+        columns["predictor_ms"] = predictor_time(decoder, token, repeats=20)
+    return columns
+
+
+def counted(decoder: Decoder) -> dict[str, Any]:
+    """What the decoder's last step read and kept; on a GPU also the nodes of its graph."""
+    columns: dict[str, Any] = {"gb_per_token": bytes_per_step(decoder) / 1e9}
+    columns |= {f"kept_{kind}": int(mask.sum()) for kind, mask in decoder.keep_masks().items()}
+    if decoder.selection.weight_bytes:
+        columns["predictor_mb"] = decoder.selection.weight_bytes / 1e6
+    if decoder.layout.device.type == "cuda":
+        columns["nodes"] = decoder.replay.nodes()
+    return columns
+
+
+def roofline(gb_per_token: float, cached: float, ms_per_token: float, ceiling: float | None) -> dict[str, float]:
+    """Achieved bandwidth, and the time that the weights and `cached` bytes take at the ceiling, in 10^9 bytes/s."""
+    columns = {"gb_per_s": gb_per_token / ms_per_token * 1e3}
+    if ceiling is not None:
+        columns["roofline_ms"] = (gb_per_token + cached / 1e9) / ceiling * 1e3
+    return columns

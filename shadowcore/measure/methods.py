@@ -16,7 +16,7 @@ from shadowcore.errors import ConfigError
 from shadowcore.measure.conditions import Condition
 from shadowcore.measure.ffn_selectors import GateMasks, ProxyMasks, SignMasks
 from shadowcore.measure.predictor_free import PromptMasks, ThresholdMasks, nonzero_masks
-from shadowcore.measure.sparsity import ConstantMasks, Masks, PredictedMasks, random_scores
+from shadowcore.measure.sparsity import FixedMasks, Masks, PredictedMasks, random_scores
 from shadowcore.method.low_bit import PROXIES
 from shadowcore.method.predictors import PREDICTORS, TUNED_PROXIES
 from shadowcore.models.families import dimensions_of
@@ -54,7 +54,7 @@ class Method:
 
 
 def _random(model: torch.nn.Module, one: Condition, read: None) -> Masks:
-    return ConstantMasks(random_scores(dimensions_of(model.config), one.kinds, one.seed), one.policy, one.sparsity_pct)
+    return FixedMasks(random_scores(dimensions_of(model.config), one.kinds, one.seed), one.policy, one.sparsity_pct)
 
 
 def _proxy(bits: int, ahead: bool) -> Method:
@@ -85,7 +85,7 @@ METHODS: dict[str, Method] = {
     "dense": Method(lambda model, one, read: None),
     "random": Method(_random, criterion="random"),
     "static": Method(
-        lambda model, one, scores: ConstantMasks(scores, one.policy, one.sparsity_pct), reads="scores", scores="mean"
+        lambda model, one, scores: FixedMasks(scores, one.policy, one.sparsity_pct), reads="scores", scores="mean"
     ),
     "threshold": Method(
         lambda model, one, thresholds: ThresholdMasks(thresholds), reads="thresholds",
@@ -113,7 +113,7 @@ METHODS: dict[str, Method] = {
     "dejavu": replace(PREDICTED, units=["neurons"]),  # its predictors of heads read another site
     "static_tuned": replace(
         PREDICTED,
-        masks=lambda model, one, read: ConstantMasks(read.constants(one.kinds), one.policy, one.sparsity_pct),
+        masks=lambda model, one, read: FixedMasks(read.constants(one.kinds), one.policy, one.sparsity_pct),
     ),
     **{name: _tuned_proxy(bits, ahead) for name, (bits, ahead) in TUNED_PROXIES.items()},
     "oracle": Method(_own_stage, scores="token"),  # its scoring pass, shared by its conditions, is counted apart

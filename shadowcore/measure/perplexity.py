@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
+from typing import Any
 
 import torch
 
 from shadowcore.measure.group import Group
 from shadowcore.measure.sparsity import SparseModel
-from shadowcore.models.losses import token_losses
+from shadowcore.models.losses import all_scored, token_losses
 from shadowcore.models.prefixes import continuing
+from shadowcore.texts.documents import Window
+
+Tick = Callable[[float], None]
 
 
 def window_losses(
-    group: Group, windows: torch.Tensor, batch: int, tick: Callable[[float], None] = lambda share: None, prompt: int = 1
+    group: Group, windows: torch.Tensor, batch: int, tick: Tick = lambda share: None, prompt: int = 1
 ) -> dict[str, torch.Tensor]:
     """Summed negative log-likelihood in nats (N,) of what follows the first `prompt` tokens of each window (N, T).
 
-    Of every condition in the group, by name. With a prompt of one token masks apply at every position. A longer one
-    runs once for all conditions under which it is dense. Perplexity is exp(sum / (N (T - prompt))).
+    For every condition in the group, by name. If the prompt has one token, masks apply at every position. A longer
+    prompt runs once for all conditions under which it is dense. Perplexity is exp(sum / (N (T - prompt))).
     tick: called after each batch with its share of the work, 1 for all windows under one condition.
     """
     losses: dict[str, list[torch.Tensor]] = {name: [] for name in group.alive}
@@ -31,10 +35,30 @@ def window_losses(
     return {name: torch.cat(losses[name]) for name in group.alive}
 
 
+def document_losses(
+    group: Group, windows: Sequence[Window], batch: int, tick: Tick = lambda share: None, prompt: int = 1
+) -> dict[str, list[dict[str, Any]]]:
+    """The same losses, summed over the windows of each document, because windows of one document are not independent.
+
+    For each condition one row a document: its name (`document`), nats (`value`) and number of tokens (`weight`).
+    """
+    places: dict[str, list[int]] = {}
+    for place, window in enumerate(windows):
+        places.setdefault(window.document_id, []).append(place)
+    ids = torch.tensor([window.ids for window in windows])
+    tokens = ids.shape[1] - prompt
+    return {
+        setup: [
+            {"document": name, "value": losses[own].sum().item(), "weight": tokens * len(own)}
+            for name, own in places.items()
+        ]
+        for setup, losses in window_losses(group, ids, batch, tick, prompt).items()
+    }
+
+
 def _losses(ids: torch.Tensor, prompt: int) -> Callable[[str, SparseModel], torch.Tensor]:
     """Losses (B,) of a batch of windows (B, T) under a condition, as a function of the condition."""
-    scored = torch.ones_like(ids, dtype=torch.bool)
-    scored[:, :prompt] = False
+    scored = all_scored(ids, prompt)
 
     @cache
     def after_prompt(model: torch.nn.Module):

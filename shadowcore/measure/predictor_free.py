@@ -49,8 +49,8 @@ def nonzero_masks(model: torch.nn.Module) -> ThresholdMasks:
 class PromptMasks(Masks):
     """A row's neurons by their share of each prompt token's activations: sqrt(sum_t a(t, u)^2 / |a(t)|^2).
 
-    The prompt is the dense model's, its last position included, which the mask then applies to: with it begins
-    what is predicted, and a continuation of one token would be all dense otherwise.
+    The prompt is dense, also its last position. The mask applies from that position on, because it predicts the first
+    token; otherwise a continuation of one token would be dense.
     """
 
     reads_prompt = True

@@ -1,6 +1,6 @@
-"""A predictor, a policy and a protocol put on a model: which units are skipped, where.
+"""A Hugging Face model with some units switched off, and the masks that say which ones.
 
-The protocol (see `protocols`) says which positions a mask is computed from and which it applies to.
+A protocol (see `protocols`) says from which positions a mask is computed, and to which it applies.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ import torch
 
 from shadowcore.measure.protocols import TOKEN, Protocol
 from shadowcore.measure.read_bytes import dense_bytes, unit_bytes
-from shadowcore.method.policies import POLICIES, kept_units
+from shadowcore.method.policies import POLICIES, kept_units, predictor_policy
 from shadowcore.method.predictors import FIRST_SPARSE_LAYER, Predictor, reads_own_heads
 from shadowcore.models.families import KINDS, Dimensions, Kind, dimensions_of, family_of
 from shadowcore.models.recording import Choose, Site, visiting
 
-# makes what the model is called with besides its input: fresh for every call, since a call uses up a cache
+# makes the model's other arguments anew for every call, because a call changes a cache
 Context = Callable[[], dict[str, Any]]
 
 
 def no_context() -> dict[str, Any]:
-    """Rows stand alone: nothing came before their first token."""
+    """Nothing comes before the first tokens of the rows."""
     return {"use_cache": False}
 
 
@@ -33,15 +33,15 @@ SCORES_AT_ONCE = 2e9  # bytes of predicted scores
 
 
 class Masks(Interface):
-    """Where keep masks come from; `reads_prompt`: from a row's whole prompt, so it must be in the row."""
+    """Makes keep masks. reads_prompt: it needs the whole prompt of a row, so prompts cannot run before the rows."""
 
     reads_prompt = False
 
     def begin(self, ids: torch.Tensor, scored: torch.Tensor, context: Context, protocol: Protocol = TOKEN) -> Choose:
-        """A chooser for one pass over ids[:, :-1], (B, T - 1), in which tokens `scored` (B, T) are predicted."""
+        """The function that chooses units in a pass over ids[:, :-1], (B, T - 1), to predict tokens `scored` (B, T)."""
 
     def spared_bytes(self, model: torch.nn.Module) -> dict[Kind, int]:
-        """Bytes that a decode step does not read for each removed unit: all, if it is chosen without being computed."""
+        """Bytes of a removed unit that a decode step does not read: all, unless the choice reads some of them."""
         return {kind: unit_bytes(model, kind) for kind in KINDS}
 
     def selector_bytes(self, model: torch.nn.Module) -> int:
@@ -49,33 +49,37 @@ class Masks(Interface):
         return 0
 
 
-class ConstantMasks(Masks):
-    """The same units kept for every token: static and random pruning."""
+def fixed_units(scores: Mapping[Kind, torch.Tensor], policy: str, sparsity_pct: int) -> dict[Kind, torch.Tensor]:
+    """The kept units, masks (L, U), by scores (L, U) of each kind; layer 0 keeps all."""
+    keep = {kind: torch.ones_like(table, dtype=torch.bool) for kind, table in scores.items()}
+    for kind, table in scores.items():
+        keep[kind][FIRST_SPARSE_LAYER:] = POLICIES[policy](table[FIRST_SPARSE_LAYER:], sparsity_pct)
+    return keep
+
+
+class FixedMasks(Masks):
+    """The same units kept for every token: static and random pruning; `decode.selection.FixedSelection` for hooks."""
 
     def __init__(self, scores: Mapping[Kind, torch.Tensor], policy: str, sparsity_pct: int):
         """scores: (L, U) per kind to prune."""
-        self.keep = {kind: POLICIES[policy](table[FIRST_SPARSE_LAYER:], sparsity_pct) for kind, table in scores.items()}
+        self.keep = fixed_units(scores, policy, sparsity_pct)
 
     def begin(self, ids: torch.Tensor, scored: torch.Tensor, context: Context, protocol: Protocol = TOKEN) -> Choose:
-        def choose(site: Site, x: torch.Tensor) -> torch.Tensor | None:
-            if site.what not in self.keep or site.layer < FIRST_SPARSE_LAYER:
-                return None
-            return self.keep[site.what][site.layer - FIRST_SPARSE_LAYER]
-
-        return choose
+        return lambda site, x: self.keep[site.what][site.layer] if site.what in self.keep else None
 
 
 class PredictedMasks(Masks):
-    """Masks from a predictor, for every position or one a row."""
+    """Masks from a predictor, for every position or one a row; `decode.selection.PredictedSelection` for hooks."""
 
     def __init__(self, predictor: Predictor, kinds: tuple[Kind, ...], policy: str, sparsity_pct: int):
         self.predictor, self.kinds, self.sparsity_pct = predictor, kinds, sparsity_pct
-        self.policy_name, self.policy = policy, POLICIES[policy]
-        self.read, self.blocks = predictor.read, predictor.blocks
+        self.policy_name, self.policy = policy, predictor_policy(policy, predictor)
 
-    def begin(self, ids: torch.Tensor, scored: torch.Tensor, context: Context, protocol: Protocol = TOKEN) -> Choose:
+    def begin(
+        self, ids: torch.Tensor, scored: torch.Tensor, context: Context = no_context, protocol: Protocol = TOKEN
+    ) -> Choose:
         source = protocol.source(scored)
-        keep: dict[Site, torch.Tensor] = {}  # what earlier sites of this pass decided
+        keep: dict[Site, torch.Tensor] = {}  # masks that were chosen at earlier sites of this pass
 
         def choose(site: Site, x: torch.Tensor) -> torch.Tensor | None:
             if site in self.predictor.group_at:
@@ -134,9 +138,9 @@ def _tensor_cores(feature: torch.Tensor) -> Iterator[None]:
 
 
 class SparseModel:
-    """A Hugging Face model whose units are switched off while it runs, and a count of how many were.
+    """A Hugging Face model whose units are switched off while it runs; it counts how many.
 
-    `masks` None is the dense model. The model itself is left untouched.
+    masks: None for the dense model. The model itself is not changed.
     """
 
     def __init__(self, model: torch.nn.Module, masks: Masks | None, protocol: Protocol = TOKEN):
@@ -145,15 +149,15 @@ class SparseModel:
         self.count_anew()
 
     def count_anew(self) -> None:
-        """Forget what was removed so far: measured sparsity is that of what follows."""
-        # counted on the device: asked for a number at every layer, a GPU would wait at every layer
+        """Start counting again: the measured sparsity is that of the following passes."""
+        # the count stays on the device, because a GPU would wait at every layer for a copy to the host
         zero = torch.zeros((), dtype=torch.int64, device=self.model.device)
         self.removed: dict[Kind, torch.Tensor] = {"heads": zero, "neurons": zero}
         self.positions = zero
 
     @property
     def prompts_may_run_first(self) -> bool:
-        """Prompts may run before the rows that continue them, densely; once, where rows share one."""
+        """Whether prompts may run, dense, before the rows that continue them, so that rows share a prompt's pass."""
         return self.masks is None or (self.protocol.dense_prompt and not self.masks.reads_prompt)
 
     @torch.no_grad()
@@ -162,8 +166,8 @@ class SparseModel:
     ) -> torch.Tensor:
         """Logits (B, T - 1 - first_kept, V) that predict ids (B, T), right-padded, from position `first_kept` on.
 
-        scored (B, T): tokens whose prediction counts. The model runs on tokens 0 to T-2: the last is only a
-        target. `context`: the dense prompts that rows continue (`models.prefixes`), if they do not stand alone.
+        scored (B, T): tokens whose prediction counts. The model runs on tokens 0 to T-2, because the last is only a
+        target. context: the dense prompts that rows continue (`models.prefixes`), if there are any.
         """
         inputs, applied = ids[:, :-1], self.protocol.applied(scored)
         logits_to_keep = inputs.shape[1] - first_kept
@@ -229,6 +233,6 @@ def unit_weights(model: torch.nn.Module, kind: Kind) -> int:
 
 
 def random_scores(sizes: Dimensions, kinds: tuple[Kind, ...], seed: int) -> dict[Kind, torch.Tensor]:
-    """Seeded uniform scores (L, U) per kind: the floor every criterion must beat."""
+    """Seeded uniform scores (L, U) per kind, for the method `random`."""
     generator = torch.Generator().manual_seed(seed)
     return {kind: torch.rand(sizes.layers, sizes.units(kind), generator=generator) for kind in kinds}

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
+
+from shadowcore.errors import ConfigError, one_of
 
 Policy = Callable[[torch.Tensor, int], torch.Tensor]
 
@@ -43,6 +46,17 @@ CACHED_SCORES = 2**16  # 256 KiB of float32
 
 # policies that need the scores of every layer before the first mask: no layer-by-layer predictor
 WHOLE_MODEL_POLICIES = frozenset({"global", "floored"})
+
+
+def predictor_policy(name: str, predictor: Any) -> Policy:
+    """A policy for a predictor's scores; ConfigError if it is unknown, or needs scores that come too late for it."""
+    one_of(name, POLICIES, "policy")
+    if name in WHOLE_MODEL_POLICIES and len(predictor.groups) > 1:
+        raise ConfigError(
+            f"policy: '{name}' needs the scores of all layers at once; a {predictor.design} predictor scores them one "
+            "after the other; use 'per_layer'"
+        )
+    return POLICIES[name]
 
 
 def top_units(scores: torch.Tensor, count: int) -> torch.Tensor:

@@ -6,16 +6,19 @@ An example is a token or a whole window; the words below are those of tokens.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from shadowcore import artifacts
 from shadowcore.errors import ArtifactError
-from shadowcore.method.predictors import feature_width
+from shadowcore.method.predictors import Predictor, feature_width
 from shadowcore.method.score_quantization import decode
-from shadowcore.method.tracing import codes_name, feature_name, top_name
+from shadowcore.method.tracing import SCHEMA, WINDOW_BITS, codes_name, feature_name, top_name
 from shadowcore.models.families import Dimensions, Kind
 from shadowcore.models.recording import Site
 
@@ -55,24 +58,23 @@ class Chunk:
 
 
 class TraceDataset:
-    """The traces of one split by one criterion: open files (`artifacts.open_tensors`), shard after shard.
+    """The traces of one split by one criterion, as a predictor learns from them, on its device.
 
-    examples: tokens or windows; most: how many there are at most, the first ones, None for all.
+    traces: open files (`artifacts.open_tensors`), shard after shard; bits: of their scores; examples: tokens or
+    windows; most: how many there are at most, the first ones; None for all.
     """
 
     def __init__(
         self,
         traces: Sequence[Any],
+        predictor: Predictor,
         criterion: str,
         bits: int,
-        sizes: Dimensions,
-        kinds: Sequence[Kind],
-        sites: Sequence[Site],
-        device: torch.device,
         examples: str = "tokens",
         most: int | None = None,
     ):
-        self.traces, self.bits, self.sizes, self.device = traces, bits, sizes, device
+        sizes, kinds, sites = predictor.sizes, predictor.kinds, [group.site for group in predictor.groups]
+        self.traces, self.bits, self.sizes, self.device = traces, bits, sizes, next(predictor.parameters()).device
         self.features = {site: feature_name(site, examples) for site in sites}
         self.packed = {
             kind: (codes_name(criterion, kind, examples), top_name(criterion, kind, examples)) for kind in kinds
@@ -80,7 +82,7 @@ class TraceDataset:
         packed = sum(sizes.layers * (sizes.units(kind) * bits // 8 + 4) for kind in kinds)
         rows = max(1, CHUNK_BYTES // (packed + len(sites) * sizes.width * 2))
         self.kept: dict[tuple, torch.Tensor] = {}  # what was read, as long as there is room for it on the device
-        self.room = _room(device)
+        self.room = _room(self.device)
         self.places = []  # (trace, first token, token after the last) of every chunk
         expected = {name: ([feature_width(sizes, site)], "BF16") for site, name in self.features.items()}
         for kind, (codes, top) in self.packed.items():
@@ -146,6 +148,21 @@ class TraceDataset:
                 name = self.packed[kind][1]
                 raise ArtifactError(f"{trace.path}: tensor '{name}' is not finite; delete the file and run again")
         return Chunk(list(self.features), read(*self.features.values()), packed, self.bits, self.sizes)
+
+
+def open_traces(
+    stack: ExitStack,
+    paths: Iterable[Path],
+    predictor: Predictor,
+    criterion: str,
+    bits: int,
+    examples: str = "tokens",
+    most: int | None = None,
+) -> TraceDataset:
+    """The traces in files, open until the stack closes; the first `most` examples. bits: of scores of tokens."""
+    opened = [stack.enter_context(artifacts.open_tensors(path, SCHEMA)) for path in paths]
+    bits = WINDOW_BITS if examples == "windows" else bits
+    return TraceDataset(opened, predictor, criterion, bits, examples, most)
 
 
 def _room(device: torch.device) -> int:

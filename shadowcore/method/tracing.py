@@ -21,11 +21,13 @@ from dataclasses import dataclass
 
 import torch
 
+from shadowcore.errors import ArtifactError
 from shadowcore.method.criteria import CRITERIA, Signals
 from shadowcore.method.gradient_capture import ImportancePass
 from shadowcore.method.score_quantization import encode
 from shadowcore.models.families import Kind, dimensions_of
 from shadowcore.models.ffn import ffn_norm
+from shadowcore.models.losses import all_scored
 from shadowcore.models.recording import Choose, Site
 
 SCHEMA = "trace/4"
@@ -61,7 +63,8 @@ def trace(
 ) -> dict[str, torch.Tensor]:
     """Tensors of a trace (see the module's text) of token windows (N, T), on the CPU.
 
-    masking(ids, scored): what chooses the masks of a pass (`models.recording.Choose`); None: dense.
+    masking(ids, scored): what chooses the masks of a pass (`models.recording.Choose`); None: dense. Raises
+    ArtifactError if the model's loss is not finite.
     """
     importance = ImportancePass(model)
     for site in (*plan.sites, *plan.window_sites):
@@ -85,6 +88,11 @@ def trace(
     found = {name: torch.cat([one[name] for one in batches]) for name in batches[0]}
     for name, one in moments.items():
         found |= {f"{name}.mean": one.mean, f"{name}.deviation": one.deviation}
+    if not found["loss"].isfinite().all():
+        raise ArtifactError(
+            f"{model.config.name_or_path}: the model's loss on this text is not finite in {model.dtype}; use dtype "
+            "float32 or other weights"
+        )
     return found
 
 
@@ -153,8 +161,7 @@ def _trace_batch(
         if site in plan.window_sites:  # its last position predicts the window's last token
             features[feature_name(site, "windows")] = x[:, -1].bfloat16().cpu()
 
-    scored = torch.ones_like(ids, dtype=torch.bool)
-    scored[:, 0] = False
+    scored = all_scored(ids)
     second_order = any(CRITERIA[name].order == 2 for name in plan.criteria)
     choose = masking(ids, scored)
     losses = importance(ids, scored, see_units, see_feature, choose=choose, second_order=second_order)

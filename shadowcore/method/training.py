@@ -1,9 +1,9 @@
 """From traces to a predictor: seeded minibatch regression of scaled scores, best held-out epoch kept.
 
-All of a predictor's scorers learn from one reading of the traces. Training starts at the constant predictor
-(the mean scores), so held-out loss is measured beside what that one leaves: an equal loss means nothing contextual
-was learned. ShadowLLM's recipe is `scaling: min_max` with `target: score`, and more epochs for heads. Its results under
-the protocol `lookahead` have whole windows as examples, `scaling: per_example`, and keep the last epoch.
+All scorers of a predictor learn from one reading of the traces. Training starts at the constant predictor, which
+returns the mean scores. If the held-out loss is that of the constant predictor, nothing about the context was learned.
+ShadowLLM's recipe is `scaling: min_max` with `target: score`, and more epochs for heads. Its results under the protocol
+`lookahead` have whole windows as examples, `scaling: per_example`, and keep the last epoch.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Recipe:
     active_pct: int = 50
 
 
-# what is regressed on, none decreasing in the score, so that the order of units is untouched
+# functions of the scores that a predictor learns; none is decreasing, so that it keeps the order of units
 TARGETS: dict[str, Callable[[torch.Tensor, Recipe], torch.Tensor]] = {
     "score": lambda scores, recipe: scores,
     "sqrt": lambda scores, recipe: scores.sqrt(),
@@ -90,7 +90,7 @@ def fit(
     progress=lambda done, total: None,
     checkpoint: Checkpoint | None = None,
 ) -> dict[Kind, list[FitResult]]:
-    """Train every scorer of a predictor in place; of each the best epoch on held-out examples is kept, or the last."""
+    """Train every scorer of a predictor in place, and keep its best epoch on held-out examples, or its last."""
     if len(train) < recipe.batch:
         raise ConfigError(f"predictors.batch: {recipe.batch} {recipe.examples}, but the traces hold only {len(train)}")
     stacks = {kind: stacks_of(predictor, kind, recipe.batch) for kind in predictor.kinds}
@@ -106,35 +106,35 @@ def fit(
     }  # fmt: skip
     begin = held_out_losses(predictor, stacks, held, recipe)
     parts, loss = _scorers(predictor), loss_of(recipe)
-    course = TrainingState(predictor, parts, descents, generator, begin, recipe.epoch_kept == "last")
+    state = TrainingState(predictor, parts, descents, generator, begin, recipe.epoch_kept == "last")
     if checkpoint:
-        checkpoint.resume(course)
-    for epoch in range(course.epoch + 1, epochs + 1):
+        checkpoint.resume(state)
+    for epoch in range(state.epoch + 1, epochs + 1):
         learning = tuple(kind for kind in predictor.kinds if epoch <= recipe.epochs[kind])
         for chunk, index in train.of(learning).shuffled(recipe.batch, generator):
             for stack, scores in _targets(predictor, stacks, chunk, index, recipe):
                 stack.loss(chunk, index, scores, loss).backward()
             for kind in learning:
                 descents[kind].step()
-        course.finish(epoch, held_out_losses(predictor, stacks, held.of(learning), recipe))
+        state.finish(epoch, held_out_losses(predictor, stacks, held.of(learning), recipe))
         if checkpoint:
-            checkpoint.save(course)
+            checkpoint.save(state)
         progress(epoch, epochs)
-    for name, scorer in course.parts.items():
-        # what a reader of the file will have, so that quality is measured of that; in memory of its own again
-        scorer.load_state_dict(restored(stored(course.kept[name], recipe.bits)), assign=True)
-    return {kind: [course.best[name] for name in _scorers(predictor, [kind])] for kind in predictor.kinds}
+    for name, scorer in state.parts.items():
+        # rounded as in the file, so that quality is measured of the same weights; no longer views of a stack
+        scorer.load_state_dict(restored(stored(state.kept[name], recipe.bits)), assign=True)
+    return {kind: [state.best[name] for name in _scorers(predictor, [kind])] for kind in predictor.kinds}
 
 
 def _scorers(predictor: Predictor, kinds: Iterable[Kind] | None = None) -> dict[str, UnitScorer]:
-    """The scorers of all kinds, or some, each under a name of its own."""
+    """The scorers of all or some kinds, by names such as neurons.0."""
     kinds = predictor.kinds if kinds is None else kinds
     return {f"{kind}.{i}": scorer for kind in kinds for i, scorer in enumerate(predictor.scorers[kind])}
 
 
 @torch.no_grad()
 def held_out_losses(predictor: Predictor, stacks: Stacks, held: TraceDataset, recipe: Recipe) -> dict[str, float]:
-    """Mean loss of the scaled scores over held-out examples, of every scorer of the traces' kinds."""
+    """Mean loss of the scaled scores over held-out examples, for every scorer of the traces' kinds."""
     totals = 0
     for chunk in held.chunks():
         for index in torch.arange(len(chunk), device=held.device).split(recipe.batch):
@@ -178,7 +178,7 @@ def _scale(predictor: Predictor, stacks: Stacks, train: TraceDataset, recipe: Re
                 found.setdefault((stack, "feature"), Spread()).add(stack.features(chunk, index).transpose(0, 1))
                 found.setdefault((stack, "score"), Spread()).add(scores)
     for (stack, what), spread in found.items():
-        # squared gradients of a token are small numbers, and what tells units apart is smaller
+        # squared gradients of a token are small numbers, and their differences between units are smaller
         least, of_layer = (1e-18, True) if what == "score" else (1e-6, False)
         if recipe.scaling == "per_example" or (of_layer and recipe.target == "active"):
             begin, size = torch.zeros_like(spread.mean), torch.ones_like(spread.mean[..., :1])  # they are scaled

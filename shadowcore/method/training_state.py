@@ -1,7 +1,7 @@
-"""The course of a training, epoch by epoch: what each changes, what was best, and how an interrupted one goes on.
+"""The state of a training after an epoch, and its checkpoint, from which an interrupted training continues.
 
-A checkpoint holds all that an epoch changes, weights, moments and rates of the optimiser, random numbers and the best
-so far: a training that was killed ends in the bytes that it would have ended in.
+A checkpoint holds everything that an epoch changes: weights, the optimiser's moments and rates, random numbers, and the
+best epoch so far. So a training that was killed ends with the same bytes as one that was not.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SECONDS_BETWEEN = 60.0
 
 @dataclass(frozen=True)
 class FitResult:
-    """What came of training one scorer: the best epoch, its held-out loss, and the constant predictor's."""
+    """The result of training one scorer: its best epoch, the held-out loss then, and that of the constant predictor."""
 
     best_epoch: int
     loss: float
@@ -132,27 +132,27 @@ def _copied(part: nn.Module) -> dict[str, torch.Tensor]:
 
 
 class Checkpoint:
-    """The file of an interrupted training, beside what it will write.
+    """The file of an interrupted training, next to the file that the training will write.
 
-    made_from: the header of that; a checkpoint of another specification, input, code or version is passed over.
+    made_from: the header of the latter; a checkpoint of another specification, input, code or version is ignored.
     """
 
     def __init__(self, result: Path, made_from: artifacts.Header, seconds: float = SECONDS_BETWEEN):
         self.path = result.with_name(f".{result.stem}.checkpoint.safetensors")
         self.made_from, self.seconds, self.saved = json.loads(json.dumps(made_from)), seconds, time.monotonic()
 
-    def resume(self, course: TrainingState) -> None:
-        """Take a course to where the file left it, if there is one."""
+    def resume(self, state: TrainingState) -> None:
+        """Load the file into a state, if there is one."""
         if self.path.exists() and artifacts.read_header(self.path) == self.made_from:
-            course.load(artifacts.read_tensors(self.path, CHECKPOINT_SCHEMA))
+            state.load(artifacts.read_tensors(self.path, CHECKPOINT_SCHEMA))
 
-    def save(self, course: TrainingState) -> None:
-        """Write the file, unless that was just done."""
+    def save(self, state: TrainingState) -> None:
+        """Write the file, unless the last time is less than `seconds` ago."""
         if time.monotonic() - self.saved >= self.seconds:
-            artifacts.write_tensors(self.path, CHECKPOINT_SCHEMA, course.tensors(), self.made_from)
+            artifacts.write_tensors(self.path, CHECKPOINT_SCHEMA, state.tensors(), self.made_from)
             self.saved = time.monotonic()
 
     def remove(self) -> None:
-        """What the training was for is written."""
+        """Delete the file, because the result is written."""
         self.path.unlink(missing_ok=True)
         atomic.remove_abandoned(self.path)

@@ -120,7 +120,7 @@ def _masked_losses(
 
     def visit(site: Site, x: torch.Tensor) -> torch.Tensor | None:
         keep = choose(site, x)
-        return None if keep is None else x * keep[..., None].to(x.device)
+        return None if keep is None else x * keep.to(x.device)[..., None]
 
     with visiting(model, visit):
         return losses(model(ids[:, :-1], use_cache=False).logits, ids, scored)

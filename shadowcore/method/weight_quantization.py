@@ -10,6 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
+from torch import nn
+
+from shadowcore.errors import ArtifactError
 
 State = Mapping[str, torch.Tensor]
 LOST_BITS = 7  # of a step's 23 bits of fraction: 127 steps, in float32, then are exact
@@ -37,6 +40,17 @@ def restored(file: State) -> dict[str, torch.Tensor]:
         elif not name.endswith("step"):
             found[name] = value.float()
     return found
+
+
+def load(module: nn.Module, file: State, where: str, remedy: str) -> None:
+    """Put what `stored` made into a module; ArtifactError, naming `where`, if it does not fit or is not finite."""
+    if lost := [name for name, value in file.items() if not value.isfinite().all()]:
+        raise ArtifactError(f"{where}: tensor '{lost[0]}' is not finite; {remedy}")
+    try:
+        module.load_state_dict(restored(file), assign=True)
+    except (KeyError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ArtifactError(f"{where}: its tensors are not those of this predictor ({reason}); {remedy}") from None
 
 
 def eight_bits(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

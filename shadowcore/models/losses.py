@@ -38,6 +38,11 @@ def _mean_scored(per_token: torch.Tensor, scored: torch.Tensor) -> torch.Tensor:
     return (per_token * weights).sum(1) / weights.sum(1).clamp(min=1)
 
 
+def all_scored(ids: torch.Tensor, prompt: int = 1) -> torch.Tensor:
+    """The tokens (B, T) that follow the first `prompt` ones of ids (B, T)."""
+    return (torch.arange(ids.shape[1], device=ids.device) >= prompt).expand_as(ids)
+
+
 def before_scored(scored: torch.Tensor) -> torch.Tensor:
     """Whether a scored token follows each position (B, T - 1); the last token predicts nothing and is not run."""
     return scored[:, 1:].flip(1).cummax(1).values.flip(1)

@@ -5,13 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from shadowcore import artifacts
 from shadowcore.method.thresholds import neuron_magnitudes
 from shadowcore.schemas import THRESHOLDS
-from shadowcore.stages import inputs as reading
 from shadowcore.stages.base import Progress, Stage, header, runtime_only
+from shadowcore.stages.inputs import ModelAndText
 
 
 @dataclass(frozen=True)
@@ -30,25 +28,14 @@ class Spec:
 
 
 @dataclass(frozen=True)
-class Inputs:
-    card: Path
-    weights: Path
-    documents: Path
-
-
-@dataclass(frozen=True)
 class Outputs:
     thresholds: Path
 
 
-def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
+def run(spec: Spec, inputs: ModelAndText, outputs: Outputs) -> None:
     progress = Progress("calibrate-thresholds")
-    tokenizer = reading.read_tokenizer(inputs.card, inputs.weights)
-    windows = reading.windows_of(
-        inputs.card, inputs.documents, "train", tokenizer, spec.window_tokens, spec.windows, spec.seed
-    )
-    model = reading.read_model(inputs.card, inputs.weights, spec.dtype)
-    ids = torch.tensor([window.ids for window in windows])
+    ids = inputs.ids("train", spec.window_tokens, spec.windows, spec.seed)
+    model = inputs.model(spec.dtype)
     rows = [
         {"model": spec.model, "calibration": spec.calibration, "method": method, "layer": layer, "sparsity_pct": pct}
         | {"threshold": found.threshold(layer, pct), "n": int(found.counts[layer].sum())}
@@ -60,4 +47,4 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     artifacts.write_table(outputs.thresholds, THRESHOLDS.schema, THRESHOLDS.build(rows), head)
 
 
-STAGE = Stage(Spec, Inputs, Outputs, run)
+STAGE = Stage(Spec, ModelAndText, Outputs, run)

@@ -17,22 +17,17 @@ from shadowcore.models.families import dimensions_of
 from shadowcore.stages.base import Stage
 from shadowcore.stages.conditions import Outputs, Spec
 from shadowcore.stages.inputs import read_mean_scores, read_predictor, read_thresholds
-from shadowcore.stages.measurement import Source, measure
+from shadowcore.stages.measurement import Evaluated, Source, measure
 
 READ = ("scores", "thresholds", "predictors")  # fields of Inputs with a file for each condition whose method reads it
 
 
 @dataclass(frozen=True)
-class Inputs:
+class Inputs(Evaluated):
     """scores: the table of mean scores for each condition of the method static, in the order of the conditions;
     thresholds: of calibrated magnitudes, for each of threshold and cats; predictors: the one of each that has one.
     """
 
-    card: Path
-    weights: Path
-    documents: Path
-    tasks: Path
-    benchmarks: tuple[Path, ...]
     scores: tuple[Path, ...]
     thresholds: tuple[Path, ...]
     predictors: tuple[Path, ...]

@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
-
 import torch
 
 from shadowcore.measure.oracle import OracleMasks, OraclePass
 from shadowcore.measure.protocols import PROTOCOLS
 from shadowcore.stages.base import Stage
 from shadowcore.stages.conditions import Condition, Outputs, Spec
-from shadowcore.stages.measurement import Source, measure
+from shadowcore.stages.measurement import Evaluated, Source, measure
 
 
-@dataclass(frozen=True)
-class Inputs:
-    card: Path
-    weights: Path
-    documents: Path
-    tasks: Path
-    benchmarks: tuple[Path, ...]
-
-
-def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
+def run(spec: Spec, inputs: Evaluated, outputs: Outputs) -> None:
     measure("evaluate-oracle", spec, inputs, outputs, dict.fromkeys(spec.conditions, inputs), sources)
 
 
@@ -31,7 +19,7 @@ def sources(model: torch.nn.Module) -> Source:
     """Where conditions' keep masks come from: one pass over each batch scores it for all of them."""
     shared = OraclePass(model)
 
-    def masks(condition: Condition, inputs: Inputs) -> OracleMasks:
+    def masks(condition: Condition, inputs: Evaluated) -> OracleMasks:
         protocol = PROTOCOLS[condition.protocol or "token"]
         return OracleMasks(
             shared, condition.criterion, condition.kinds, condition.policy, condition.sparsity_pct, protocol
@@ -40,4 +28,4 @@ def sources(model: torch.nn.Module) -> Source:
     return masks
 
 
-STAGE = Stage(Spec, Inputs, Outputs, run)
+STAGE = Stage(Spec, Evaluated, Outputs, run)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import pyarrow.compute as pc
 import torch
@@ -10,7 +13,7 @@ import torch
 from shadowcore import artifacts
 from shadowcore.errors import ArtifactError
 from shadowcore.method.predictors import FIRST_SPARSE_LAYER, PREDICTOR_SCHEMA, Predictor
-from shadowcore.method.weight_quantization import restored
+from shadowcore.method.weight_quantization import load
 from shadowcore.models import families, folders
 from shadowcore.models.contents import check_files
 from shadowcore.models.families import Dimensions, Kind
@@ -54,11 +57,6 @@ def read_model_on_cpu(card: Path, weights: Path, dtype: str):
     return folders.load_model(weights, dtype)
 
 
-def require_positions(card: Path, tokens: int, key: str) -> None:
-    """Raise ConfigError, naming a key of the specification, if the model has fewer positions than `tokens`."""
-    families.require_positions(read_card(card)["dimensions"]["positions"], tokens, key, "the model")
-
-
 WINDOWS_KEYS = {"train": "traces.windows", "heldout": "traces.heldout_windows", "evaluation": "evaluation.windows"}
 
 
@@ -70,7 +68,7 @@ def windows_of(
     key: the configuration's key for `count`, by default that in WINDOWS_KEYS. Raises ConfigError if the split has too
     few windows, or the model too few positions for a window.
     """
-    require_positions(card, length, "window_tokens")
+    families.require_positions(read_card(card)["dimensions"]["positions"], length, "window_tokens", "the model")
     table = DOCUMENTS.read(documents)
     rows = table.filter(pc.equal(table["split"], split)).drop_columns("split")
     return cutting.windows(
@@ -78,13 +76,35 @@ def windows_of(
     )
 
 
-def training_windows(card: Path, documents: Path, tokenizer, spec, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids (N, T) of training and held-out windows. spec: has windows, heldout_windows and window_tokens."""
-    train, heldout = (
-        windows_of(card, documents, split, tokenizer, spec.window_tokens, count, seed)
-        for split, count in (("train", spec.windows), ("heldout", spec.heldout_windows))
-    )
-    return torch.tensor([window.ids for window in train]), torch.tensor([window.ids for window in heldout])
+@dataclass(frozen=True)
+class ModelAndText:
+    """What most stages read: a model's card and folder, and the documents of a text."""
+
+    card: Path
+    weights: Path
+    documents: Path
+
+    @cached_property
+    def tokenizer(self):
+        """See `read_tokenizer`."""
+        return read_tokenizer(self.card, self.weights)
+
+    def model(self, dtype: str, spread: bool = True):
+        """See `read_model`."""
+        return read_model(self.card, self.weights, dtype, spread)
+
+    def windows(self, split: str, length: int, count: int, seed: int, key: str | None = None) -> list[Window]:
+        """See `windows_of`."""
+        return windows_of(self.card, self.documents, split, self.tokenizer, length, count, seed, key)
+
+    def ids(self, split: str, length: int, count: int, seed: int, key: str | None = None) -> torch.Tensor:
+        """Token ids (N, T) of such windows."""
+        return torch.tensor([window.ids for window in self.windows(split, length, count, seed, key)])
+
+    def training_ids(self, spec: Any, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Token ids of training and of held-out windows. spec: has windows, heldout_windows and window_tokens."""
+        counts = {"train": spec.windows, "heldout": spec.heldout_windows}
+        return tuple(self.ids(split, spec.window_tokens, count, seed) for split, count in counts.items())
 
 
 def read_mean_scores(
@@ -120,18 +140,13 @@ def read_thresholds(path: Path, method: str, sparsity_pct: int) -> torch.Tensor:
 
 def read_predictor(path: Path, sizes: Dimensions) -> Predictor:
     """The predictor that `train-predictor` wrote, on the CPU; ArtifactError if it is of a model of other sizes."""
-    state = artifacts.read_tensors(path, PREDICTOR_SCHEMA)
+    state, again = artifacts.read_tensors(path, PREDICTOR_SCHEMA), "delete the file and run the study again"
     try:
         made_by = artifacts.read_header(path)["spec"]
         shape = (made_by["recipe"][name] for name in ("rank", "segments", "bits", "block"))
         with torch.device("meta"):  # initial weights of a large model's predictor take longer than reading it
             predictor = Predictor(made_by["method"], sizes, *shape, made_by["recipe"].get("scaling") == "per_example")
-        predictor.load_state_dict(restored(state), assign=True)
-    except (KeyError, TypeError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ArtifactError(
-            f"{path}: not a predictor of this model ({reason}); delete the file and run the study again"
-        ) from None
-    if lost := [name for name, value in state.items() if not value.isfinite().all()]:
-        raise ArtifactError(f"{path}: tensor '{lost[0]}' is not finite; delete the file and run the study again")
+    except (KeyError, TypeError) as error:
+        raise ArtifactError(f"{path}: its header describes no predictor ({error!r}); {again}") from None
+    load(predictor, state, str(path), again)
     return make_fast(predictor.eval())

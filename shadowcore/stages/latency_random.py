@@ -1,7 +1,7 @@
 """Time per token of a model known by its dimensions, with random weights: all modes take turns in one run.
 
 On a GPU the Triton decoder and its baselines are measured; without a GPU, the torch decoder. The column `backend` says
-which. Before it is timed, each mode is checked against the torch decoder in float32 (`measure.equivalence`).
+which. Before it is timed, each mode is checked against the torch decoder in float32 (`measure.equivalence_decoder`).
 """
 
 from __future__ import annotations
@@ -9,24 +9,22 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from shadowcore import artifacts, provenance
 from shadowcore.decode.decoder import Decoder
 from shadowcore.decode.layout import Layout, upcast
 from shadowcore.decode.random_weights import random_layout
 from shadowcore.errors import ConfigError, one_of
-from shadowcore.measure import equivalence, gpu_timing, latency
+from shadowcore.measure import gpu_timing, latency
 from shadowcore.measure.equivalence import Agreement, Disagreement
+from shadowcore.measure.equivalence_decoder import gate, gate_prompt
 from shadowcore.measure.latency_variants import RIVALS, Design, Modes, variants
-from shadowcore.models.families import KINDS
 from shadowcore.models.folders import DTYPES
 from shadowcore.models.published import PUBLISHED
-from shadowcore.schemas import LATENCY, LATENCY_REPEATS, REFUSED
-from shadowcore.stages.base import Progress, Stage, header
+from shadowcore.stages.base import Progress, Stage
+from shadowcore.stages.timed_tables import Outputs, shared_columns, write
 
 
 @dataclass(frozen=True)
@@ -54,18 +52,10 @@ class Inputs:
     """Nothing: the model is made here."""
 
 
-@dataclass(frozen=True)
-class Outputs:
-    summary: Path
-    repeats: Path
-    refused: Path
-
-
 @dataclass
 class Timed:
-    """A mode that has passed its check: key columns, decoder, and what was counted about it."""
+    """A mode that has passed its check: its decoder, and what was counted about it."""
 
-    keys: dict[str, Any]
     decoder: Any
     agreement: Agreement
     facts: dict[str, Any] = field(default_factory=dict)
@@ -92,21 +82,16 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
         torch.cuda.empty_cache()
     progress.say(f"memory reads at {ceiling:.0f} GB/s at best")
     layout = random_layout(family, sizes, dtype, device, spec.seed, spec.active)
-    shared = {
-        "model": spec.model, "device": provenance.device_name(), "driver": gpu_timing.driver_version(device),
-        "backend": "triton" if device.type == "cuda" else "torch", "weights": "random", "dtype": spec.dtype,
-        "threads": None if device.type == "cuda" else torch.get_num_threads(), "kv": "kept", "ceiling_gb_s": ceiling,
-    }  # fmt: skip
-    keys = {name: getattr(spec, name) for name in ("batch", "prompt_tokens", "new_tokens")}
+    shared = shared_columns(spec, "random", device, ceiling)
     modes = Modes(spec.units, spec.sparsities_pct, spec.designs, spec.baselines, room, spec.seed, spec.batch)
     timed: dict[str, Timed] = {}
     reference = Decoder(upcast(layout), room)
     reasons: dict[str, str] = {}
-    all_keys: dict[str, dict[str, Any]] = {}
+    keys: dict[str, dict[str, Any]] = {}
     for name, own, make in variants(modes, layout, triton=device.type == "cuda"):
-        all_keys[name] = shared | keys | own
+        keys[name] = shared | own
         try:
-            timed[name] = built(name, keys | own, make, spec, layout, timed, reference)
+            timed[name] = built(name, own["mode"], make, spec, layout, timed, reference)
         except (Disagreement, torch.OutOfMemoryError) as error:
             reasons[name] = str(error).splitlines()[0]
             progress.say(f"{name} is not timed: {reasons[name]}")
@@ -119,36 +104,31 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
         {name: one.decoder for name, one in timed.items()},
         spec.prompt_tokens, spec.short_tokens, spec.new_tokens, spec.repeats, spec.warmup,
     )  # fmt: skip
-    cached = spec.batch * gpu_timing.bytes_cached(layout, spec.prompt_tokens + spec.new_tokens // 2) / 1e9
+    cached = spec.batch * gpu_timing.bytes_cached(layout, spec.prompt_tokens + spec.new_tokens // 2)
     rows = []
     for name, one in timed.items():
         times = [row["ms_per_token"] for row in raw if row["variant"] == name]
-        rows.append(
-            shared | one.keys | one.facts | latency.quantiles(times) | roofline(one.facts, times, ceiling, cached)
-        )
-    made = header("latency_random", spec, inputs)
-    artifacts.write_table(outputs.summary, LATENCY.schema, LATENCY.build(rows), made)
-    repeats = [shared | timed[row["variant"]].keys | row for row in raw]
-    table = LATENCY_REPEATS.build({k: v for k, v in row.items() if k in LATENCY_REPEATS.columns} for row in repeats)
-    artifacts.write_table(outputs.repeats, LATENCY_REPEATS.schema, table, made)
-    artifacts.write_table(outputs.refused, REFUSED.schema, latency.refusals(reasons, all_keys), made)
+        row = {"variant": name} | one.facts | latency.quantiles(times)
+        if "gb_per_token" in row:
+            row |= latency.roofline(row["gb_per_token"], cached, statistics.median(times), ceiling)
+        rows.append(row)
+    write("latency_random", spec, inputs, outputs, keys, rows, raw, reasons)
     progress(1, 1)
 
 
 def built(
-    name: str, keys: dict[str, Any], make: Callable, spec: Spec, layout: Layout, timed: dict[str, Timed],
-    reference: Decoder,
+    name: str, mode: str, make: Callable, spec: Spec, layout: Layout, timed: dict[str, Timed], reference: Decoder
 ) -> Timed:  # fmt: skip
     """A decoder that has passed its check, and what is counted about it; all share the first one's cache."""
-    gpu, position = layout.device.type == "cuda", keys["prompt_tokens"]
+    gpu, position = layout.device.type == "cuda", spec.prompt_tokens
     if gpu:
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
     decoder = make()
-    tokens = torch.arange(keys["batch"], device=layout.device) + spec.seed % 100 + 10
+    tokens = torch.arange(spec.batch, device=layout.device) + spec.seed % 100 + 10
     if not isinstance(decoder, Decoder):  # another library's model: it starts from a prompt
-        agreement = equivalence.gate_prompt(name, decoder, reference, tokens)
-        return Timed(keys, decoder, agreement, {"gate_error": agreement.error})
+        agreement = gate_prompt(name, decoder, reference, tokens)
+        return Timed(decoder, agreement, {"gate_error": agreement.error})
     facts: dict[str, Any] = {}
     if timed:
         decoder.share_cache(next(iter(timed.values())).decoder)
@@ -161,32 +141,18 @@ def built(
         weights = gpu_timing.weight_bytes(layout) + layout.embedding.nbytes * (layout.head is not layout.embedding)
         facts["peak_gb"] = (weights + own + decoder.selection.weight_bytes) / 1e9
         facts["model_gb"], facts["cache_gb"] = weights / 1e9, 2 * decoder._keys.nbytes / 1e9
-        facts["nodes"] = decoder.replay.nodes()
-    agreement = equivalence.gate(name, decoder, reference, position, tokens)
-    facts["gate_error"] = agreement.error
-    facts |= {f"kept_{kind}": int(decoder.keep_masks()[kind].sum()) for kind in KINDS}
-    read = latency.bytes_per_step(decoder)
-    if keys["mode"] == "relu":
+    agreement = gate(name, decoder, reference, position, tokens)
+    facts |= {"gate_error": agreement.error} | latency.counted(decoder)
+    if mode == "relu":
         facts["active"] = (decoder._active > 0).float().mean().item()
-        read -= round((1 - facts["active"]) * sum(layer.ffn_down.nbytes for layer in layout.layers))
-    facts["gb_per_token"] = read / 1e9
-    if decoder.selection.weight_bytes:
-        facts["predictor_mb"] = decoder.selection.weight_bytes / 1e6
-    if gpu and (keys["mode"] == "dense" or "predictor_mb" in facts):
+        facts["gb_per_token"] -= (1 - facts["active"]) * sum(layer.ffn_down.nbytes for layer in layout.layers) / 1e9
+    if gpu and (mode == "dense" or "predictor_mb" in facts):
         facts |= gpu_timing.parts(decoder, position)
     if not timed:
-        prompt = torch.randint(10, layout.sizes.vocabulary, (keys["batch"], position), device=layout.device)
-        prefills = [latency.milliseconds(lambda: decoder.prefill(prompt), layout.device) for _ in range(4)]
+        prompt = torch.randint(10, layout.sizes.vocabulary, (spec.batch, position), device=layout.device)
+        prefills = [gpu_timing.milliseconds(lambda: decoder.prefill(prompt), layout.device) for _ in range(4)]
         facts["ttft_ms"] = statistics.median(prefills[1:])
-    return Timed(keys, decoder, agreement, facts)
-
-
-def roofline(facts: dict[str, Any], times: list[float], ceiling: float, cached: float) -> dict[str, float]:
-    """Achieved bandwidth, and the time the counted bytes take at the ceiling; gigabytes and gigabytes a second."""
-    if "gb_per_token" not in facts:
-        return {}
-    read = facts["gb_per_token"]
-    return {"gb_per_s": read / statistics.median(times) * 1e3, "roofline_ms": (read + cached) / ceiling * 1e3}
+    return Timed(decoder, agreement, facts)
 
 
 STAGE = Stage(Spec, Inputs, Outputs, run)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,28 +15,37 @@ import torch
 from shadowcore import artifacts, benchmarks, manifests, provenance
 from shadowcore.benchmarks import BENCHMARKS
 from shadowcore.errors import ArtifactError, ConfigError, ShadowcoreError
-from shadowcore.measure import harness
 from shadowcore.measure.group import Group, attempt
-from shadowcore.measure.perplexity import window_losses
+from shadowcore.measure.perplexity import document_losses
 from shadowcore.measure.protocols import PROTOCOLS
+from shadowcore.measure.questions import Questions, true_continuation
 from shadowcore.measure.sparsity import Masks, SparseModel
 from shadowcore.schemas import OUTCOMES
-from shadowcore.stages import inputs as reading
 from shadowcore.stages.base import Progress, header
 from shadowcore.stages.conditions import NEEDS_PROMPTS, OWN_TASKS, Condition, Outputs, Spec, parts
+from shadowcore.stages.inputs import ModelAndText
 from shadowcore.texts.documents import TASKS
 
-Source = Callable[[Condition, Any], Masks | None]  # the keep masks of a condition, from its own inputs
+Source = Callable[[Condition, Any], Masks | None]  # makes the masks of a condition from its own inputs
+Tick = Callable[[float], None]
+
+
+@dataclass(frozen=True)
+class Evaluated(ModelAndText):
+    """tasks: our own questions about the text; benchmarks: files of gather-benchmarks."""
+
+    tasks: Path
+    benchmarks: tuple[Path, ...]
 
 
 def measure(
-    stage: str, spec: Spec, inputs: Any, outputs: Outputs, own: Mapping[str, Any],
+    stage: str, spec: Spec, inputs: Evaluated, outputs: Outputs, own: Mapping[str, Any],
     sources: Callable[[torch.nn.Module], Source],
 ) -> None:  # fmt: skip
     """Measure every condition that has no outcome file of the same specification, code and inputs yet.
 
-    own: of every condition, by name, the inputs that it alone needs. Its file is the one that a job of this condition
-    alone would write. sources: made anew for every part of the conditions, so it may keep what they share.
+    own: for each condition, by name, the inputs that it alone needs. Its outcome file is the same as that of a job with
+    this condition only. sources: called once for each part of the conditions, so its result may keep what they share.
     Raises ShadowcoreError, naming each condition that failed, after all others are written.
     """
     unfinished = manifests.unfinished(outputs.manifest)
@@ -67,7 +76,7 @@ def measure(
 
 
 def _is_there(path: Path, wanted: Mapping[str, Any]) -> bool:
-    """Whether an outcome file was made as it would be made now; on which machine and by which commit does not count."""
+    """Whether an outcome file would be the same if it were made now; machine and commit do not count."""
     try:
         OUTCOMES.read(path)
         made = artifacts.read_header(path)
@@ -82,7 +91,7 @@ def _sentence(error: Exception) -> str:
 
 
 def _failures(failed: Mapping[str, Exception], count: int) -> str:
-    """One sentence that names every failed condition; those that failed alike are named together."""
+    """One sentence that names every failed condition; conditions with the same error are named together."""
     alike: dict[str, list[str]] = {}
     for name, error in failed.items():
         alike.setdefault(_sentence(error), []).append(name)
@@ -91,26 +100,25 @@ def _failures(failed: Mapping[str, Exception], count: int) -> str:
 
 
 class Run(NamedTuple):
-    """One kind of outcome: its rows by condition, as `outcomes(group, tick)` gives them.
+    """One kind of outcome: `outcomes(group, tick)` returns its rows for each condition.
 
-    size: documents, to tell progress; prompted: whether there are prompts, which the protocol `prompt` needs.
+    size: number of documents, for the progress; prompted: whether there are prompts, which the protocol `prompt` needs.
     """
 
     name: str
     size: int
     prompted: bool
-    outcomes: Callable[[Group, Callable[[float], None]], dict[str, list[dict[str, Any]]]]
+    outcomes: Callable[[Group, Tick], dict[str, list[dict[str, Any]]]]
 
 
 def _measured(
-    spec: Spec, inputs: Any, own: Mapping[str, Any], sources: Callable[[torch.nn.Module], Source],
+    spec: Spec, inputs: Evaluated, own: Mapping[str, Any], sources: Callable[[torch.nn.Module], Source],
     conditions: Mapping[str, Condition], failed: dict[str, Exception], progress: Progress,
 ) -> Iterator[tuple[dict[str, Condition], dict[str, pa.Table]]]:  # fmt: skip
-    """Part after part the conditions that are measured side by side, and the outcomes of those that did not fail."""
-    tokenizer = reading.read_tokenizer(inputs.card, inputs.weights)
-    model = reading.read_model(inputs.card, inputs.weights, spec.dtype)
-    runs = _runs(spec, inputs, model, tokenizer)
-    tell = _percent(progress, len(conditions) * sum(run.size for run in runs))
+    """Part after part: the conditions that are measured side by side, and outcomes of those that did not fail."""
+    model = inputs.model(spec.dtype)
+    runs = _runs(spec, inputs, model)
+    tick = _percent(progress, len(conditions) * sum(run.size for run in runs))
     files = {name: getattr(own[name], "predictors", ()) for name in conditions}
     bytes_of = {path: path.stat().st_size for paths in files.values() for path in paths if path.is_file()}
     for part in parts({name: {path: bytes_of.get(path, 0) for path in paths} for name, paths in files.items()}):
@@ -120,12 +128,12 @@ def _measured(
             return SparseModel(model, masks(condition, own[name]), PROTOCOLS[condition.protocol or "token"])
 
         group = Group(attempt(put_on, chosen, failed), failed)
-        yield chosen, _side_by_side(group, chosen, runs, tell)
+        yield chosen, _side_by_side(group, chosen, runs, tick)
         del group, masks, put_on  # and with them the predictors, before others are read
 
 
 def _side_by_side(
-    group: Group, conditions: Mapping[str, Condition], runs: list[Run], tell: Callable[[float], None]
+    group: Group, conditions: Mapping[str, Condition], runs: list[Run], tick: Tick
 ) -> dict[str, pa.Table]:
     """The outcomes of every condition that does not fail."""
     tables: dict[str, list[pa.Table]] = {name: [OUTCOMES.build([])] for name in conditions}
@@ -142,82 +150,62 @@ def _side_by_side(
 
     for run in runs:
         fit = group.where(lambda sparse, run=run: run.prompted or sparse.protocol is not PROTOCOLS[NEEDS_PROMPTS])
-        found = run.outcomes(fit, lambda share, run=run: tell(run.size * share))
+        found = run.outcomes(fit, lambda share, run=run: tick(run.size * share))
         for name, part in attempt(table, found, group.failed).items():
             tables[name].append(part)
     return {name: pa.concat_tables(tables[name]).combine_chunks() for name in group.alive}
 
 
-def _percent(progress: Progress, total: float) -> Callable[[float], None]:
-    """Tells progress, a line for each per cent, as it is called with what was done meanwhile."""
-    done, told = 0.0, 0
+def _percent(progress: Progress, total: float) -> Tick:
+    """Prints a line of progress for each per cent; call it with the amount of work since the last call."""
+    done, printed = 0.0, 0
 
-    def tell(amount: float) -> None:
-        nonlocal done, told
+    def tick(amount: float) -> None:
+        nonlocal done, printed
         done += amount
-        if (percent := int(100 * done / total)) > told:
-            told = percent
+        if (percent := int(100 * done / total)) > printed:
+            printed = percent
             progress(percent, 100)
 
-    return tell
+    return tick
 
 
-def _runs(spec: Spec, inputs: Any, model: torch.nn.Module, tokenizer) -> list[Run]:
-    """What is measured of every condition, prepared once: windows, our own questions, benchmarks."""
-    runs = _windows(spec, inputs, tokenizer)
+def _runs(spec: Spec, inputs: Evaluated, model: torch.nn.Module) -> list[Run]:
+    """The kinds of outcomes of a job, prepared once for all conditions: windows, our own questions, benchmarks."""
+    runs, tokenizer = _windows(spec, inputs), inputs.tokenizer
     longest = model.config.max_position_embeddings
     if "true_continuation" in spec.tasks:
-        task = harness.true_continuation(TASKS.read(inputs.tasks).to_pylist())
-        asked = harness.Questions(model, tokenizer, [task], spec.request_tokens, longest)
-        runs.append(Run("true_continuation", len(asked), True, asked.outcomes))
+        task = true_continuation(TASKS.read(inputs.tasks).to_pylist())
+        questions = Questions(model, tokenizer, [task], spec.request_tokens, longest)
+        runs.append(Run("true_continuation", len(questions), True, questions.outcomes))
     prepared = {name: rows for path in inputs.benchmarks for name, rows in benchmarks.gathered(path).items()}
     if missing := set(spec.tasks) - {*OWN_TASKS, *prepared}:
-        raise ConfigError(f"--benchmarks: no {sorted(missing)} in it; a file of gather-benchmarks with them would fit")
+        raise ConfigError(f"--benchmarks: {sorted(missing)} are missing; gather-benchmarks writes a file that has them")
     for batch, window, tasks in _together(spec, prepared):
-        asked = harness.Questions(model, tokenizer, tasks, batch, min(window or longest, longest))
+        questions = Questions(model, tokenizer, tasks, batch, min(window or longest, longest))
         name = ", ".join(f"{task.config.task} ({task.config.num_fewshot}-shot)" for task in tasks)
-        runs.append(Run(name, len(asked), window is None, partial(_by_task, asked)))
+        runs.append(Run(name, len(questions), window is None, questions.outcomes))
     return runs
 
 
-def _by_task(asked: Any, group: Group, tick: Callable[[float], None]) -> dict[str, list[dict[str, Any]]]:
-    """Outcomes of benchmarks, whose name is what they were measured on."""
-    return {setup: [row | {"data": row["task"]} for row in rows] for setup, rows in asked.outcomes(group, tick).items()}
-
-
-def _windows(spec: Spec, inputs: Any, tokenizer) -> list[Run]:
-    """Perplexities of windows: of the whole, which has no prompt, and of the half after a prompt.
-
-    A row is an article, its windows summed: they are no independent witnesses of how a model does.
-    """
-    windows = reading.windows_of(
-        inputs.card, inputs.documents, "evaluation", tokenizer, spec.window_tokens, spec.windows, spec.text_seed
-    )
-    ids = torch.tensor([window.ids for window in windows])
-    articles: dict[str, list[int]] = {}
-    for place, window in enumerate(windows):
-        articles.setdefault(window.document_id, []).append(place)
+def _windows(spec: Spec, inputs: Evaluated) -> list[Run]:
+    """Perplexities of windows: of the whole, which has no prompt, and of the half after a prompt."""
+    windows = inputs.windows("evaluation", spec.window_tokens, spec.windows, spec.text_seed)
     data = next(iter(spec.conditions.values())).data
-    asked = [("perplexity", 1, data)]
+
+    def outcomes(task: str, prompt: int, data: str, group: Group, tick: Tick) -> dict[str, list[dict[str, Any]]]:
+        losses = document_losses(group, windows, spec.window_batch, tick, prompt)
+        measured = {"task": task, "data": data, "metric": "nll"}
+        return {name: [measured | row for row in rows] for name, rows in losses.items()}
+
+    runs = [("perplexity", 1, data)]
     if "second_half" in spec.tasks:
-        asked.append(("second_half", spec.window_tokens // 2, f"{data} (second half)"))
-
-    def outcomes(task: str, prompt: int, data: str, group: Group, tick: Callable) -> dict[str, list[dict[str, Any]]]:
-        losses = window_losses(group, ids, spec.window_batch, tick, prompt)
-        measured, tokens = {"task": task, "data": data, "metric": "nll"}, spec.window_tokens - prompt
-        return {
-            setup: [
-                measured | {"document": name, "value": found[places].sum().item(), "weight": tokens * len(places)}
-                for name, places in articles.items()
-            ]
-            for setup, found in losses.items()
-        }
-
-    return [Run(task, len(ids), prompt > 1, partial(outcomes, task, prompt, data)) for task, prompt, data in asked]
+        runs.append(("second_half", spec.window_tokens // 2, f"{data} (second half)"))
+    return [Run(task, len(windows), prompt > 1, partial(outcomes, task, prompt, data)) for task, prompt, data in runs]
 
 
 def _together(spec: Spec, prepared: dict[str, list[dict[str, Any]]]) -> Iterator[tuple[int, int | None, list]]:
-    """Tokens of a batch, longest window (None: the model's) and tasks of every run of lm-eval: as few as can be."""
+    """Tokens of a batch, longest window (None: the model's) and tasks of every run of lm-eval, as few as possible."""
 
     def task(name: str, shots: int):
         parts = {"evaluation": [], "examples": []}

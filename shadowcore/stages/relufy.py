@@ -11,8 +11,8 @@ from shadowcore import artifacts
 from shadowcore.method.relufy import Distillation, Relufied
 from shadowcore.method.training_state import Checkpoint
 from shadowcore.models import sources
-from shadowcore.stages import inputs as reading
 from shadowcore.stages.base import CARD_SCHEMA, Progress, Stage, header, read_card
+from shadowcore.stages.inputs import ModelAndText
 
 SECONDS_BETWEEN = 120.0  # between checkpoints, which have three times the bytes of the weights
 
@@ -49,9 +49,9 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     spec.recipe.require_tokens(spec.window_tokens, "recipe")
     torch.set_float32_matmul_precision("high")  # allows TF32, which is precise enough for training, not for measuring
     teacher_card = read_card(inputs.teacher_card)
-    tokenizer = reading.read_tokenizer(inputs.teacher_card, inputs.teacher_weights)
-    real, heldout = reading.training_windows(inputs.teacher_card, inputs.documents, tokenizer, spec, spec.seed)
-    teacher = reading.read_model(inputs.teacher_card, inputs.teacher_weights, "float32", spread=False)
+    read = ModelAndText(inputs.teacher_card, inputs.teacher_weights, inputs.documents)
+    real, heldout = read.training_ids(spec, spec.seed)
+    teacher = read.model("float32", spread=False)
     head = header("relufy", spec, inputs)
     checkpoint = Checkpoint(outputs.card, head, SECONDS_BETWEEN)
     training = Distillation(teacher, real, spec.recipe, spec.seed)
@@ -59,7 +59,7 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
 
     def put_into(folder: Path) -> tuple[str | None, str]:
         training.student.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        read.tokenizer.save_pretrained(folder)
         return teacher_card["licence"], f"{teacher_card['origin']}; with ReLU in its FFN, distilled into itself"
 
     card = sources.put(spec.recipe, put_into, outputs.weights) | {"training": training.report(heldout)}

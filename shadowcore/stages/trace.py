@@ -10,13 +10,13 @@ from typing import Any
 import torch
 
 from shadowcore import artifacts
-from shadowcore.errors import ArtifactError, ConfigError
+from shadowcore.errors import ConfigError
 from shadowcore.method.predictors import groups_of
 from shadowcore.method.tracing import EXAMPLES, SCHEMA, Masking, TracePlan, trace
 from shadowcore.models.families import dimensions_of
 from shadowcore.models.recording import Site
-from shadowcore.stages import inputs as reading
 from shadowcore.stages.base import Progress, Stage, origin, runtime_only
+from shadowcore.stages.inputs import ModelAndText
 
 
 @dataclass(frozen=True)
@@ -51,18 +51,11 @@ class Spec:
 
 
 @dataclass(frozen=True)
-class Inputs:
-    card: Path
-    weights: Path
-    documents: Path
-
-
-@dataclass(frozen=True)
 class Outputs:
     trace: Path
 
 
-def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
+def run(spec: Spec, inputs: ModelAndText, outputs: Outputs) -> None:
     write("trace", spec, spec, spec.seed, inputs, outputs, lambda model: lambda ids, scored: None)
 
 
@@ -71,7 +64,7 @@ def write(
     made_from: Any,
     spec: Spec,
     seed: int,
-    inputs: Any,
+    inputs: ModelAndText,
     outputs: Outputs,
     masking: Callable[[torch.nn.Module], Masking],
 ) -> None:
@@ -82,23 +75,14 @@ def write(
             f"traces.shards: {spec.shards} is too large; it must be at most traces.windows ({spec.windows}), because "
             "every shard needs a window"
         )
-    tokenizer = reading.read_tokenizer(inputs.card, inputs.weights)
-    windows = reading.windows_of(
-        inputs.card, inputs.documents, spec.split, tokenizer, spec.window_tokens, spec.windows, spec.seed
-    )[spec.shard :: spec.shards]
-    model = reading.read_model(inputs.card, inputs.weights, spec.dtype)
+    ids = inputs.ids(spec.split, spec.window_tokens, spec.windows, spec.seed)[spec.shard :: spec.shards]
+    model = inputs.model(spec.dtype)
     of_tokens, of_windows = (sites_read(spec.designs, examples, model) for examples in EXAMPLES)
     plan = TracePlan(
         spec.criteria, spec.token_criteria, spec.token_bits, spec.tokens_per_window, of_tokens, seed,
         spec.window_criteria, of_windows,
     )  # fmt: skip
-    ids = torch.tensor([window.ids for window in windows])
     tensors = trace(model, ids, plan, spec.batch, progress, masking(model))
-    if not tensors["loss"].isfinite().all():
-        raise ArtifactError(
-            f"{inputs.weights}: the model's loss on this text is not finite in {spec.dtype}; use dtype float32 or "
-            "other weights"
-        )
     artifacts.write_with_checksum(outputs.trace, SCHEMA, tensors, origin(stage, made_from, inputs))
 
 
@@ -109,4 +93,4 @@ def sites_read(designs: tuple[Design, ...], examples: str, model: torch.nn.Modul
     return sorted({group.site for groups in read for group in groups})
 
 
-STAGE = Stage(Spec, Inputs, Outputs, run)
+STAGE = Stage(Spec, ModelAndText, Outputs, run)

@@ -12,11 +12,11 @@ from random import Random
 
 import torch
 
-from shadowcore.measure.sparsity import PredictedMasks, no_context
+from shadowcore.measure.sparsity import PredictedMasks
 from shadowcore.models.families import KINDS_OF, dimensions_of
-from shadowcore.stages import inputs as reading
 from shadowcore.stages import trace
 from shadowcore.stages.base import Stage
+from shadowcore.stages.inputs import ModelAndText, read_predictor
 from shadowcore.stages.trace import Outputs
 
 POLICY = "per_layer"
@@ -36,21 +36,18 @@ class Spec:
 
 
 @dataclass(frozen=True)
-class Inputs:
-    card: Path
-    weights: Path
-    documents: Path
+class Inputs(ModelAndText):
     predictor: Path
 
 
 def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     def masking(model: torch.nn.Module):
-        predictor = reading.read_predictor(inputs.predictor, dimensions_of(model.config)).put_on(model)
+        predictor = read_predictor(inputs.predictor, dimensions_of(model.config)).put_on(model)
         draw = Random(f"{spec.seed} {spec.trace.split} {spec.trace.shard}")
 
         def of_batch(ids: torch.Tensor, scored: torch.Tensor):
             pct = draw.randint(spec.lowest_pct, spec.highest_pct)
-            return PredictedMasks(predictor, KINDS_OF[spec.units], POLICY, pct).begin(ids, scored, no_context)
+            return PredictedMasks(predictor, KINDS_OF[spec.units], POLICY, pct).begin(ids, scored)
 
         return of_batch
 

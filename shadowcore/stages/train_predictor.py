@@ -11,11 +11,10 @@ from typing import NamedTuple
 import torch
 
 from shadowcore import artifacts
-from shadowcore.method import tracing
 from shadowcore.method.policies import POLICIES
 from shadowcore.method.predictors import FIRST_SPARSE_LAYER, PREDICTOR_SCHEMA, TUNED_ONLY, TUNED_PROXIES, Predictor
 from shadowcore.method.ranking import correlation, ranks, recall
-from shadowcore.method.trace_dataset import TraceDataset
+from shadowcore.method.trace_dataset import TraceDataset, open_traces
 from shadowcore.method.training import Recipe, fit, mean_scores, set_constants, target_of
 from shadowcore.method.training_state import Checkpoint
 from shadowcore.method.weight_quantization import stored
@@ -69,19 +68,6 @@ class Outputs:
     training: Path
 
 
-def open_traces(
-    stack: ExitStack, paths: tuple[Path, ...], spec: Spec, bits: int, predictor: Predictor, most: int | None = None
-) -> TraceDataset:
-    """The traces that a predictor is trained or judged on, open until the stack closes; the first `most` examples.
-
-    bits: of scores of tokens.
-    """
-    opened = [stack.enter_context(artifacts.open_tensors(path, tracing.SCHEMA)) for path in paths]
-    sites, examples = [group.site for group in predictor.groups], spec.recipe.examples
-    bits = tracing.WINDOW_BITS if examples == "windows" else bits
-    return TraceDataset(opened, spec.criterion, bits, predictor.sizes, predictor.kinds, sites, device(), examples, most)
-
-
 def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     progress = Progress(f"train {spec.method} {spec.criterion} {spec.predictor}")
     sizes = Dimensions(**read_card(inputs.card)["dimensions"])
@@ -97,8 +83,10 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
         write(predictor, [], [training_row(spec, predictor, "neurons", [], 0, 0)], outputs, head)
         return
     with ExitStack() as stack:
-        train = open_traces(stack, inputs.traces, spec, spec.token_bits, predictor, recipe.tokens)
-        held = open_traces(stack, inputs.heldout, spec, spec.heldout_bits, predictor)
+        train = open_traces(
+            stack, inputs.traces, predictor, spec.criterion, spec.token_bits, recipe.examples, recipe.tokens
+        )
+        held = open_traces(stack, inputs.heldout, predictor, spec.criterion, spec.heldout_bits, recipe.examples)
         fits = fit(predictor, train, held, recipe, spec.seed, progress, checkpoint)
         if spec.method in TUNED_ONLY:
             set_constants(predictor, train.traces, spec.criterion)

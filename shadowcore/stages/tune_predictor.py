@@ -10,15 +10,16 @@ import torch
 
 from shadowcore.errors import ConfigError
 from shadowcore.measure.ffn_selectors import ProxyMasks
-from shadowcore.measure.sparsity import PredictedMasks, no_context
+from shadowcore.measure.sparsity import PredictedMasks
 from shadowcore.method.predictors import TUNED_PROXIES
+from shadowcore.method.trace_dataset import open_traces
 from shadowcore.method.training_state import Checkpoint
 from shadowcore.method.tuning import Tuning, tune
 from shadowcore.models.families import KINDS_OF, dimensions_of
-from shadowcore.stages import inputs as reading
 from shadowcore.stages import train_predictor
 from shadowcore.stages.base import Progress, Stage, header
-from shadowcore.stages.train_predictor import Outputs, open_traces
+from shadowcore.stages.inputs import ModelAndText, read_predictor
+from shadowcore.stages.train_predictor import Outputs
 
 POLICY = "per_layer"
 
@@ -36,10 +37,7 @@ class Spec(train_predictor.Spec):
 
 
 @dataclass(frozen=True)
-class Inputs:
-    card: Path
-    weights: Path
-    documents: Path
+class Inputs(ModelAndText):
     trained: Path
     traces: tuple[Path, ...]
     heldout: tuple[Path, ...]
@@ -48,11 +46,10 @@ class Inputs:
 def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     progress = Progress(f"tune {spec.method} {spec.criterion} {spec.predictor}")
     torch.set_float32_matmul_precision("high")  # allows TF32, which is precise enough for training, not for measuring
-    tokenizer = reading.read_tokenizer(inputs.card, inputs.weights)
-    windows, heldout = reading.training_windows(inputs.card, inputs.documents, tokenizer, spec, spec.text_seed)
-    model = reading.read_model(inputs.card, inputs.weights, spec.dtype)
+    windows, heldout = inputs.training_ids(spec, spec.text_seed)
+    model = inputs.model(spec.dtype)
     sizes = dimensions_of(model.config)
-    predictor = reading.read_predictor(inputs.trained, sizes).to(model.device)
+    predictor = read_predictor(inputs.trained, sizes).to(model.device)
     kinds = tuple(kind for kind in KINDS_OF[spec.units] if kind in predictor.kinds)
     if not kinds:
         raise ConfigError(f"tuning.units: {spec.units} cannot be tuned for {spec.method}, which has neurons only")
@@ -61,7 +58,7 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
         predictor.proxy = ProxyMasks(model, bits, 0, ahead).scores  # their sparsity is not used
 
     def masking(sparsity_pct: int, ids: torch.Tensor, scored: torch.Tensor):
-        return PredictedMasks(predictor, kinds, POLICY, sparsity_pct).begin(ids, scored, no_context)
+        return PredictedMasks(predictor, kinds, POLICY, sparsity_pct).begin(ids, scored)
 
     head = header("tune-predictor", spec, inputs)
     checkpoint = Checkpoint(outputs.predictor, head)
@@ -71,8 +68,9 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     with ExitStack() as stack:
         quality = []
         if spec.method not in TUNED_PROXIES:  # no trace has what they read
-            train = open_traces(stack, inputs.traces, spec, spec.token_bits, predictor)
-            held = open_traces(stack, inputs.heldout, spec, spec.heldout_bits, predictor)
+            examples = spec.recipe.examples
+            train = open_traces(stack, inputs.traces, predictor, spec.criterion, spec.token_bits, examples)
+            held = open_traces(stack, inputs.heldout, predictor, spec.criterion, spec.heldout_bits, examples)
             quality = train_predictor.rank_quality(spec, predictor, train, held)
     train_predictor.write(predictor, quality, rows, outputs, head)
     checkpoint.remove()

@@ -40,9 +40,9 @@ def split(
 
 
 def windows(
-    documents: Sequence[Document], tokenizer, length: int, count: int, seed: int, key: str = "windows"
+    documents: Sequence[Document], tokenizer, length: int, count: int | None, seed: int, key: str = "windows"
 ) -> list[Window]:
-    """`count` windows of exactly `length` tokens without overlap, from as many documents as possible.
+    """`count` windows (None: all) of exactly `length` tokens without overlap, from as many documents as possible.
 
     No document gives a second window before every long enough document has given one. Windows have no BOS token. Raises
     ConfigError, naming `key`, if the documents have fewer windows.
@@ -54,7 +54,7 @@ def windows(
         return [Window(document.id, start, tuple(ids[start : start + length])) for start in starts]
 
     taken = _in_turns(documents, candidates, count, seed)
-    if len(taken) < count:
+    if count and len(taken) < count:
         raise ConfigError(
             f"{key}: {count} windows of {length} tokens are too many; the {len(documents)} documents hold {len(taken)}"
         )
@@ -125,8 +125,10 @@ def _shuffled(documents: Iterable[Document], seed: int) -> list[Document]:
     return sorted(distinct.values(), key=lambda document: hashlib.sha256(f"{seed} {document.id}".encode()).digest())
 
 
-def _in_turns(documents: Iterable[Document], candidates: Callable[[Document], list], count: int, seed: int) -> list:
-    """Up to `count` candidates: one from every document, then a second one from every document, and so on.
+def _in_turns(
+    documents: Iterable[Document], candidates: Callable[[Document], list], count: int | None, seed: int
+) -> list:
+    """Up to `count` candidates (None: all): one from every document, then a second one from every document, and so on.
 
     The order of a document's candidates depends on the seed and the document only.
     """
