@@ -523,7 +523,7 @@ def test_exactly_the_configured_positions_are_usable(family, ready):
 
 TIMED = {
     "model": "tiny", "weights": "random", "dtype": "float32", "criterion": "plainact", "units": "neurons",
-    "sparsities_pct": [50], "predictors": [], "new_tokens": 25, "repeats": 1, "warmup": 0, "seed": 0,
+    "sparsities_pct": [50], "predictors": [], "proxies": [], "new_tokens": 25, "repeats": 1, "warmup": 0, "seed": 0,
 }  # fmt: skip
 
 
