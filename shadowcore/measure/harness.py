@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from itertools import chain
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -139,13 +140,14 @@ class SparseLM(HFLM):
         Contexts run first where they may, densely, once for all conditions; requests with one context, as a question's
         choices are, run it once. A condition's batches are the same whichever others are in the group.
         """
+        rows = list(map(self._fitted, requests))
         windows: list[list[int]] = []
         questions: dict[tuple[int, ...], list[int]] = {}
-        for i, request in enumerate(requests):
+        for i, (request, (context, _)) in enumerate(zip(requests, rows, strict=True)):
             if request[0] is None:  # lm-eval has texts of questions alone
                 windows.append([i])
             else:
-                questions.setdefault(tuple(self._fitted(request)[0]), []).append(i)
+                questions.setdefault(tuple(context), []).append(i)
         shared = [chosen for context, chosen in questions.items() if len(context) > 1]
         answers: dict[str, list[Any]] = {name: [None] * len(requests) for name in group.alive}
         for part, prompted in (
@@ -156,10 +158,10 @@ class SparseLM(HFLM):
             for groups, score in (
                 (prompted, self._score_continuations), (beginning, self._score), (windows, self._score_windows)
             ):  # fmt: skip
-                for chosen in self._batches(groups, lambda i: self._fitted(requests[i])):
+                for chosen in self._batches(groups, rows):
                     if not part.alive:
                         break
-                    found = score(part, [self._fitted(requests[i]) for i in chosen])
+                    found = score(part, [rows[i] for i in chosen])
                     for name, likelihoods in found.items():
                         for i, answer in zip(chosen, likelihoods, strict=True):
                             answers[name][i] = answer
@@ -172,7 +174,7 @@ class SparseLM(HFLM):
         room = self.max_length + 1 - len(continuation)
         return context[max(0, len(context) - room) :], continuation
 
-    def _batches(self, groups: list[list[int]], row: Callable[[int], Row]) -> Iterator[list[int]]:
+    def _batches(self, groups: list[list[int]], rows: Sequence[Row]) -> Iterator[list[int]]:
         """Whole groups, as many as a batch holds (at least one).
 
         A batch holds `batch_tokens` tokens, counting every row as long as its longest. Continuations are padded to the
@@ -181,13 +183,13 @@ class SparseLM(HFLM):
         """
 
         def lengths(group: list[int]) -> tuple[int, int]:
-            rows = list(map(row, group))
-            return _two_digits(max(len(own) for _, own in rows)), max(len(before) + len(own) for before, own in rows)
+            own = max(len(rows[i][1]) for i in group)
+            return _two_digits(own), max(sum(map(len, rows[i])) for i in group)
 
         batch: list[int] = []
         own = longest = 0
-        for group in sorted(groups, key=lengths, reverse=True):
-            own_here, longest_here = lengths(group)
+        sized = [(lengths(group), group) for group in groups]
+        for (own_here, longest_here), group in sorted(sized, key=itemgetter(0), reverse=True):
             if batch and (own_here != own or (len(batch) + len(group)) * longest > self.batch_tokens):
                 yield batch
                 batch = []
