@@ -23,8 +23,9 @@ from shadowcore.method.predictors import Predictor
 from shadowcore.method.training_state import Checkpoint, Descent, FitResult, TrainingState
 from shadowcore.method.weight_quantization import restored, stored
 from shadowcore.models.families import Kind
-from shadowcore.models.losses import divergences
-from shadowcore.models.recording import Choose, Site, visiting
+from shadowcore.models.losses import all_scored, divergences
+from shadowcore.models.masking import choosing
+from shadowcore.models.recording import Choose, Site
 
 WHOLE = "predictor"  # all scorers are tuned as one
 # sparsity in percent, tokens (B, T), which are scored -> masks of a pass
@@ -69,8 +70,7 @@ def tune(
     def begin(ids: torch.Tensor, pct: int) -> tuple[torch.Tensor, torch.Tensor, Choose, Losses]:
         """The arguments of a pass: tokens, which of them count, masks, and the divergence from the dense model."""
         ids = ids.to(model.device)
-        scored = torch.ones_like(ids, dtype=torch.bool)
-        scored[:, 0] = False
+        scored = all_scored(ids)
         with torch.no_grad():
             dense = model(ids[:, :-1], use_cache=False).logits
         return ids, scored, masking(pct, ids, scored), lambda logits, ids, scored: divergences(logits, dense, scored)
@@ -80,12 +80,12 @@ def tune(
         losses = [_masked_losses(model, *begin(ids, middle)) for ids in heldout.split(tuning.batch)]
         return torch.cat(losses).mean().item()
 
-    course = TrainingState(predictor, {WHOLE: predictor}, {WHOLE: descent}, generator, {WHOLE: held_out()})
+    state = TrainingState(predictor, {WHOLE: predictor}, {WHOLE: descent}, generator, {WHOLE: held_out()})
     if checkpoint:
-        checkpoint.resume(course)
-    for _ in range(course.epoch * batches):  # what was drawn before
+        checkpoint.resume(state)
+    for _ in range(state.epoch * batches):  # what was drawn before
         draw.randint(tuning.lowest_pct, tuning.highest_pct)
-    for epoch in range(course.epoch + 1, tuning.epochs + 1):
+    for epoch in range(state.epoch + 1, tuning.epochs + 1):
         for index in torch.randperm(len(windows), generator=generator).split(tuning.batch):
             pct = draw.randint(tuning.lowest_pct, tuning.highest_pct)
             features: dict[Site, torch.Tensor] = {}
@@ -104,12 +104,12 @@ def tune(
             loss = sum(gate_losses(predictor, kind, features, slopes, pct, tuning.temperature) for kind in kinds)
             (loss / len(index)).backward()
             descent.step()
-        course.finish(epoch, {WHOLE: held_out()})
+        state.finish(epoch, {WHOLE: held_out()})
         if checkpoint:
-            checkpoint.save(course)
+            checkpoint.save(state)
         progress(epoch, tuning.epochs)
-    predictor.load_state_dict(restored(stored(course.kept[WHOLE], predictor.bits)))
-    return course.best[WHOLE]
+    predictor.load_state_dict(restored(stored(state.kept[WHOLE], predictor.bits)))
+    return state.best[WHOLE]
 
 
 @torch.no_grad()
@@ -117,12 +117,7 @@ def _masked_losses(
     model: torch.nn.Module, ids: torch.Tensor, scored: torch.Tensor, choose: Choose, losses: Losses
 ) -> torch.Tensor:
     """Losses (B,) of the sparse model, without a backward pass."""
-
-    def visit(site: Site, x: torch.Tensor) -> torch.Tensor | None:
-        keep = choose(site, x)
-        return None if keep is None else x * keep.to(x.device)[..., None]
-
-    with visiting(model, visit):
+    with choosing(model, choose):
         return losses(model(ids[:, :-1], use_cache=False).logits, ids, scored)
 
 

@@ -10,7 +10,19 @@ import torch
 
 from shadowcore.models.families import Kind, family_of, layers_of, output_projection
 from shadowcore.models.ffn import ffn_inputs
-from shadowcore.models.recording import Site, visiting
+from shadowcore.models.recording import Choose, Site, visiting
+
+
+@contextmanager
+def choosing(model: torch.nn.Module, choose: Choose) -> Iterator[None]:
+    """While the block runs, units that `choose` does not keep contribute nothing."""
+
+    def visit(site: Site, x: torch.Tensor) -> torch.Tensor | None:
+        keep = choose(site, x)
+        return None if keep is None else x * keep.to(x.device)[..., None]
+
+    with visiting(model, visit):
+        yield
 
 
 @contextmanager
@@ -19,13 +31,7 @@ def masked(model: torch.nn.Module, keep: Mapping[Kind, torch.Tensor]) -> Iterato
 
     keep[kind]: (L, U), the same units at every position, or (L, T, U), other units at each of T positions.
     """
-
-    def visit(site: Site, units: torch.Tensor) -> torch.Tensor | None:
-        if site.what not in keep:
-            return None
-        return units * keep[site.what][site.layer][..., None].to(units)
-
-    with visiting(model, visit):
+    with choosing(model, lambda site, x: keep[site.what][site.layer] if site.what in keep else None):
         yield
 
 
