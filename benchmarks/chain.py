@@ -143,9 +143,7 @@ class Chain:
         """A rule's job. values: of the rule's wildcards."""
         jobs, name, plan = self.jobs, name_of(rule, *values), self.study.traces
         read = {option: paths for option, paths in jobs.inputs(rule, *values).items() if option != "after"}
-        batches = {option: getattr(plan if option == "batch" else self.study.evaluation, option)
-                   for option in RULES[rule].batches}  # fmt: skip
-        given = {"spec": jobs.spec(rule, *values), **batches, **read, **jobs.outputs(rule, *values)}
+        given = {"spec": jobs.spec(rule, *values), **jobs.batches(rule), **read, **jobs.outputs(rule, *values)}
         conditions, tokens = 0, 0
         if rule.startswith("evaluate"):
             measured = self.costs.measured[values[1]]

@@ -1,7 +1,7 @@
 """Write files atomically: a reader sees the old file or the whole new one, also if this process is killed.
 
-A temporary file is in a hidden folder beside its target, with the name of this process, so that a later run can tell
-and remove what a killed one has left.
+A temporary file is in a hidden folder next to its target. The folder's name has the process, so a later run can remove
+the files of a killed one.
 """
 
 from __future__ import annotations

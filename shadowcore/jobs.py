@@ -77,6 +77,11 @@ class Jobs(Inventory):
         files = {option: f"{self.root}/{path}".format(name=name) for option, path in RULES[rule].outputs.items()}
         return files | ({"figures": self.figure_files(*values)} if rule == "draw" else {})
 
+    def batches(self, rule: str) -> dict[str, int]:
+        """Sizes of a rule's batches, by the option of its stage, for a first attempt."""
+        traces, evaluation = self.study.traces, self.study.evaluation
+        return {name: getattr(traces if name == "batch" else evaluation, name) for name in RULES[rule].batches}
+
     # ---- models and texts
 
     def fetch_model(self, model: str) -> Spec:

@@ -16,7 +16,7 @@ from shadowcore.decode import operations
 from shadowcore.decode.layout import Layout
 from shadowcore.errors import one_of
 from shadowcore.method.low_bit import PROXIES, interval, low_bit, row_steps
-from shadowcore.method.predictors import FIRST_SPARSE_LAYER, Group
+from shadowcore.method.predictors import FIRST_SPARSE_LAYER, proxied
 from shadowcore.models.families import Kind
 from shadowcore.models.recording import Site
 
@@ -103,8 +103,7 @@ class Proxy:
         if self.bits not in made:
             made[self.bits] = LowBitCopies(layout, self.bits)
         self.copies = made[self.bits]
-        site = "residual" if self.ahead else "ffn_input"
-        self.groups = [Group(Site(layer, site), (layer,)) for layer in self.copies.layers]
+        self.groups = proxied(len(layout.layers), self.ahead)
         self.group_at = {group.site: index for index, group in enumerate(self.groups)}
 
     def read(self, site: Site, feature: torch.Tensor, kind: Kind) -> tuple[tuple[int, ...], torch.Tensor]:

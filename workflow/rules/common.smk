@@ -129,8 +129,7 @@ def resources_of(rule):
 
     def runtime(wildcards, attempt):
         words = [f"--devices {needed(wildcards, attempt)['devices']}"] if facts.torch == "gpu" else []
-        for name in facts.batches:
-            batch = getattr(study.traces if name == "batch" else study.evaluation, name)
+        for name, batch in jobs.batches(rule).items():
             words.append(f"--{name.replace('_', '-')} {max(1, batch // 2 ** (attempt - 1))}")
         return " ".join(words)
 
