@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 
 from shadowcore.config import Study
 from shadowcore.costs import Costs
 from shadowcore.errors import ConfigError
-from shadowcore.jobs import Jobs
+from shadowcore.jobs import Files, Jobs
 from shadowcore.rules import RULES, name_of
 from shadowcore.work import LOADED, START, Work
 
@@ -25,6 +26,31 @@ def work(jobs: Jobs, strict: bool = False) -> list[Work]:
         for rule, every in jobs.names.items()
         for values in every
     ]
+
+
+def chains(jobs: Jobs, works: Sequence[Work]) -> dict[tuple[str, str], float]:
+    """Seconds from each job's start to the end of the longest chain of jobs that wait for each other, by rule and name.
+
+    works: of all jobs. A study with few cores ends sooner if jobs with long chains start first.
+    """
+    keys = [(rule, values) for rule, every in jobs.names.items() for values in every]
+    made = {path: key for key in keys for path in _paths(jobs.outputs(key[0], *key[1]))}
+    read_by: dict[tuple[str, Sequence[str]], list] = {key: [] for key in keys}
+    for rule, values in keys:
+        for maker in {made[path] for path in _paths(jobs.inputs(rule, *values)) if path in made}:
+            read_by[maker].append((rule, values))
+    own = {(one.rule, one.name): one.seconds({}) for one in works}
+
+    @cache
+    def chain(rule: str, values: Sequence[str]) -> float:
+        return own[rule, name_of(rule, *values)] + max((chain(*key) for key in read_by[rule, values]), default=0)
+
+    return {(rule, name_of(rule, *values)): chain(rule, values) for rule, values in keys}
+
+
+def _paths(files: Files) -> list[str]:
+    """The paths of a job's inputs or outputs."""
+    return [path for named in files.values() for path in ([named] if isinstance(named, str) else named)]
 
 
 def disk(study: Study, works: Sequence[Work]) -> float:

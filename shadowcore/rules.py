@@ -40,7 +40,7 @@ class Rule:
     torch: where it computes with torch, "cpu" or, if there is one, "gpu"; spreads: whether on several, if its model is
     too large for one.
     batches: options for the size of its batch, which is halved when it is tried again.
-    temporary: whether its large outputs can be deleted when no job needs them; early: whether it starts before others.
+    temporary: whether its large outputs can be deleted when no job needs them.
     timed: whether it measures time, token by token: nothing else may run then.
     joins: whether it joins the measurements of all jobs, so that it is also made from a part of them.
     """
@@ -54,7 +54,6 @@ class Rule:
     spreads: bool = False
     batches: tuple[str, ...] = ()
     temporary: bool = False
-    early: bool = False
     timed: bool = False
     joins: bool = False
 
@@ -92,12 +91,12 @@ RULES = {
     "trace": Rule(
         "importance scores and predictor features of one shard of a text",
         TRACE, PLACE + "/{split}-{shard}", 1400, copies=3,
-        torch="gpu", spreads=True, batches=("batch",), temporary=True, early=True,
+        torch="gpu", spreads=True, batches=("batch",), temporary=True,
     ),
     "trace_on_policy": Rule(
         "scores and features of a model under the masks of a predictor",
         TRACE, PLACE + "/{masking}/{split}-{shard}", 1400, copies=3,
-        torch="gpu", spreads=True, temporary=True, early=True,
+        torch="gpu", spreads=True, temporary=True,
     ),
     "average": Rule(
         "mean score of every unit over the calibration windows", {"scores": "scores/{name}.parquet"}, PLACE, 2000,
@@ -110,11 +109,11 @@ RULES = {
     ),
     "train_predictor": Rule(
         "train a predictor and report its ranking quality",
-        PREDICTOR, PLACE + "/{trained}", 2500, torch="gpu", early=True,
+        PREDICTOR, PLACE + "/{trained}", 2500, torch="gpu",
     ),
     "tune_predictor": Rule(
         "tune a predictor on the sparse model that its masks make",
-        PREDICTOR, PLACE + "/{tuned}", 1800, copies=4, torch="gpu", spreads=True, early=True,
+        PREDICTOR, PLACE + "/{tuned}", 1800, copies=4, torch="gpu", spreads=True,
     ),
     "evaluate": Rule(
         "accuracy and perplexity of all conditions of one sparsity",

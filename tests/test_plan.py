@@ -104,6 +104,23 @@ def test_prompts_cost_once_for_conditions_that_are_measured_side_by_side(tmp_pat
     assert cost(protocols=["lookahead"]) > 1.5 * one  # every choice runs with its own prompt
 
 
+def test_a_job_has_a_longer_chain_than_every_job_that_waits_for_it(tmp_path):
+    jobs = jobs_of(QUICK, tmp_path)
+    chains = plan.chains(jobs, plan.work(jobs))
+    place, outcomes = "smollm2-135m/wikipedia", "smollm2-135m/wikipedia/50"
+    waiting = [
+        ("fetch_model", "smollm2-135m"), ("trace", f"{place}/train-0"),
+        ("train_predictor", f"{place}/shadow+plainact+small"),
+        ("tune_predictor", f"{place}/shadow+plainact+small_tuned"), ("evaluate", outcomes), ("aggregate", "aggregate"),
+        ("write_page", "write_page"),
+    ]  # fmt: skip
+    lengths = [chains[key] for key in waiting]
+    assert lengths == sorted(set(lengths), reverse=True)
+    # nothing is tuned from the other predictors; more conditions are measured at 50 % than at 30 %
+    assert chains["train_predictor", f"{place}/shadow+plainact+published"] < lengths[2]
+    assert chains["evaluate", f"{place}/30"] < chains["evaluate", outcomes]
+
+
 def test_rates_are_those_of_an_earlier_run(tmp_path):
     jobs, rate = jobs_of(QUICK, tmp_path), 1e11
     for one in plan.work(jobs):

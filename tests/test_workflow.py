@@ -357,6 +357,16 @@ def test_editing_a_figure_draws_figures_again_and_nothing_else(house):
     assert due == {"draw": 2, "write_page": 1}
 
 
+def test_a_number_of_gpus_given_to_snakemake_is_the_number_that_the_job_reserves(house):
+    said = snakemake(
+        house, "--dry-run", "--printshellcmds", "--forcerun", "trace", "--set-resources", "trace:devices=3"
+    )
+    assert said.returncode == 0, said.stderr
+    traces = re.findall(r"shadowcore trace .*--devices (\d+)", said.stdout + said.stderr)
+    others = re.findall(r"shadowcore train-predictor .*--devices (\d+)", said.stdout + said.stderr)
+    assert set(traces) == {"3"} and set(others) == {"0"}
+
+
 def test_an_unknown_criterion_stops_before_any_job(house):
     config = house / "config" / "tiny.yaml"
     text = config.read_text()

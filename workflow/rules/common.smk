@@ -17,7 +17,7 @@ from snakemake.resources import Resource
 from shadowcore import machine, manifests, progress_line
 from shadowcore.errors import ShadowcoreError
 from shadowcore.jobs import options
-from shadowcore.plan import work
+from shadowcore.plan import chains, work
 from shadowcore.provenance import fingerprint
 from shadowcore.report import PUBLISHED
 from shadowcore.report.captions import CAPTIONS
@@ -57,6 +57,11 @@ def planned():
         return {(one.rule, one.name): one for one in work(jobs)}
     except ShadowcoreError as error:  # one sentence, without a traceback
         raise WorkflowError(str(error))
+
+
+@cache
+def longest_chains():
+    return chains(jobs, planned().values())
 
 
 # Bytes of the GPUs of this machine, if jobs run here.
@@ -119,25 +124,28 @@ def outputs_of(rule):
 
 
 # Memory, time limit and GPUs of a rule's jobs, from the size of the model and the number of attempts (`--retries`);
-# `options` tells them to the job. GPUs are named `gres` if the cluster's profile has it as a scope.
+# `batches` is for the job's command line. GPUs are named `gres` if the cluster's profile has it as a scope.
 def resources_of(rule):
-    facts, gpus = RULES[rule], "gres" if "gres" in workflow.resource_scopes else "gpu"
+    gpus = "gres" if "gres" in workflow.resource_scopes else "gpu"
 
     def needed(wildcards, attempt):
         key = rule, name_of(rule, *values(rule, wildcards))
         return planned().get(key, Work(*key)).resources(attempt, gpus_here())
 
-    def runtime(wildcards, attempt):
-        words = [f"--devices {needed(wildcards, attempt)['devices']}"] if facts.torch == "gpu" else []
-        for name, batch in jobs.batches(rule).items():
-            words.append(f"--{name.replace('_', '-')} {max(1, batch // 2 ** (attempt - 1))}")
-        return " ".join(words)
+    def batches(attempt):
+        halved = {name: max(1, batch // 2 ** (attempt - 1)) for name, batch in jobs.batches(rule).items()}
+        return shlex.join(options(halved))
 
     def function(name):
         return with_signature(lambda wildcards, attempt: needed(wildcards, attempt)[name])
 
     amounts = {name: function(name) for name in ("mem_mb", "runtime", "devices", gpus)}
-    return amounts | {"options": with_signature(runtime)}
+    return amounts | {"batches": with_signature(lambda wildcards, attempt: batches(attempt))}
+
+
+# A study ends sooner if those jobs start first that most work waits for.
+def priority_of(rule):
+    return with_signature(lambda wildcards: longest_chains().get((rule, name_of(rule, *values(rule, wildcards))), 0))
 
 
 def params_of(rule):

@@ -27,7 +27,7 @@ for name, facts in RULES.items():
         # two rules make models
         wildcard_constraints:
             **{"model": named(sum(jobs.names[name], ()))} if "weights" in facts.outputs else {},
-        priority: int(facts.early)
+        priority: priority_of(name)
         conda:
             ENVIRONMENT
         threads: workflow.cores if facts.timed else 1
@@ -36,8 +36,9 @@ for name, facts in RULES.items():
         params:
             **params_of(name),
         shell:
-            "python -m shadowcore {params.stage} --spec {params.spec:q} "
-            "--threads {threads} {resources.options} {params.files} &> {log:q}"
+            "python -m shadowcore {params.stage} --spec {params.spec:q} --threads {threads} "
+            + ("--devices {resources.devices} " if facts.torch == "gpu" else "")
+            + "{resources.batches} {params.files} &> {log:q}"
 
 
 rule tables:
