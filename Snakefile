@@ -44,7 +44,7 @@ wildcard_constraints:
     task=named(study.evaluation.tasks),
     split="train|heldout",
     shard=r"\d+",
-    pct=r"\d+",
+    part=r"\d+(-\d+)?",
     published=named(model for model, _ in jobs.timed_dimensions),
     lengths=r"\d+x\d+\+\d+",
     trained=named(one.slug(study.seed) for one in jobs.trained.values() if not jobs.is_tuned(one)),

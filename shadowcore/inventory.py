@@ -78,7 +78,8 @@ class Inventory:
                 found[model, data, one.slug(self.study.seed), one.sparsity_pct] = one
         evaluations: dict[Evaluation, dict[str, Condition]] = {}
         for (model, data, slug, pct), one in sorted(found.items()):
-            key = model, data, manifests.part(one.method, pct)
+            before = len(self.study.chain(one.predictor)) - 1 if one.predictor_id else 0
+            key = model, data, manifests.part(one.method, pct, before)
             evaluations.setdefault(key, {})[manifests.name(slug, pct)] = one
         return evaluations
 

@@ -8,6 +8,7 @@ that are not there yet. Until all conditions are measured, `unfinished-<part>.js
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,18 @@ from shadowcore.errors import ArtifactError
 
 SCHEMA = "evaluation/1"
 ORACLE = "oracle"
+UNFINISHED = "unfinished-"
 
 
-def part(method: str, sparsity_pct: int) -> str:
-    """The name of the evaluation job of a condition, and of its manifest; the oracle has one job for all sparsities."""
-    return ORACLE if method == "oracle" else str(sparsity_pct)
+def part(method: str, sparsity_pct: int, trainings_before: int = 0) -> str:
+    """The name of the evaluation job of a condition, and of its manifest; the oracle has one job for all sparsities.
+
+    trainings_before: number of predictors that the condition's own predictor begins with. Predictors with more of them
+    are finished later, so they have a job of their own, such as `50-1`, and the job `50` need not wait for them.
+    """
+    if method == "oracle":
+        return ORACLE
+    return f"{sparsity_pct}-{trainings_before}" if trainings_before else str(sparsity_pct)
 
 
 def name(slug: str, sparsity_pct: int) -> str:
@@ -33,14 +41,18 @@ def outcome(manifest: Path, name: str) -> Path:
     return manifest.parent / f"{name}.parquet"
 
 
-def of_outcome(path: Path, stage: str) -> Path:
-    """The manifest of the job that wrote an outcome file. stage: from the file's header."""
-    return path.parents[1] / f"{ORACLE if stage == 'evaluate-oracle' else path.stem}.json"
+def of_outcome(path: Path) -> Path | None:
+    """The manifest of the job that wrote an outcome file, which may not be complete; None if no list has the file."""
+    for listing in path.parents[1].glob("*.json"):
+        with suppress(ArtifactError):  # a damaged list has no files
+            if path in listed(listing):
+                return listing.with_name(listing.name.removeprefix(UNFINISHED))
+    return None
 
 
 def unfinished(manifest: Path) -> Path:
     """The list of the finished outcome files of a job that is not complete."""
-    return manifest.with_name(f"unfinished-{manifest.name}")
+    return manifest.with_name(f"{UNFINISHED}{manifest.name}")
 
 
 def write(manifest: Path, files: Mapping[str, Path], header: artifacts.Header) -> None:

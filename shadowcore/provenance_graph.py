@@ -66,7 +66,7 @@ class Lineage:
         The command of an evaluation has the manifest, which lists the outcome files.
         """
         if header["stage"].startswith("evaluate") and path.suffix == ".parquet":
-            path = manifests.of_outcome(path, header["stage"])
+            path = manifests.of_outcome(path) or path
         inside = str(self.inside(path))
         for log, content, option, word in self._named.get(inside, ()):
             if content.command[:1] == [header["stage"]] and option not in header["inputs"]:

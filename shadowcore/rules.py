@@ -116,8 +116,8 @@ RULES = {
         PREDICTOR, PLACE + "/{tuned}", 1800, copies=4, torch="gpu", spreads=True,
     ),
     "evaluate": Rule(
-        "accuracy and perplexity of all conditions of one sparsity",
-        MANIFEST, "{model}/{data}/{pct}", 1400, copies=2,
+        "accuracy and perplexity of conditions of one sparsity",
+        MANIFEST, "{model}/{data}/{part}", 1400, copies=2,
         torch="gpu", spreads=True, batches=("window_batch", "request_tokens"),
     ),
     "evaluate_oracle": Rule(

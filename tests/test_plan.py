@@ -107,18 +107,27 @@ def test_prompts_cost_once_for_conditions_that_are_measured_side_by_side(tmp_pat
 def test_a_job_has_a_longer_chain_than_every_job_that_waits_for_it(tmp_path):
     jobs = jobs_of(QUICK, tmp_path)
     chains = plan.chains(jobs, plan.work(jobs))
-    place, outcomes = "smollm2-135m/wikipedia", "smollm2-135m/wikipedia/50"
+    place = "smollm2-135m/wikipedia"
     waiting = [
         ("fetch_model", "smollm2-135m"), ("trace", f"{place}/train-0"),
         ("train_predictor", f"{place}/shadow+plainact+small"),
-        ("tune_predictor", f"{place}/shadow+plainact+small_tuned"), ("evaluate", outcomes), ("aggregate", "aggregate"),
+        ("tune_predictor", f"{place}/shadow+plainact+small_tuned"), ("evaluate", f"{place}/50-1"), ("aggregate", "aggregate"),
         ("write_page", "write_page"),
     ]  # fmt: skip
     lengths = [chains[key] for key in waiting]
     assert lengths == sorted(set(lengths), reverse=True)
     # nothing is tuned from the other predictors; more conditions are measured at 50 % than at 30 %
     assert chains["train_predictor", f"{place}/shadow+plainact+published"] < lengths[2]
-    assert chains["evaluate", f"{place}/30"] < chains["evaluate", outcomes]
+    assert chains["evaluate", f"{place}/30"] < chains["evaluate", f"{place}/50"]
+
+
+def test_only_conditions_of_a_predictor_that_begins_with_another_wait_for_it(tmp_path):
+    jobs = jobs_of(QUICK, tmp_path)
+    waiting = {key[2] for key in jobs.evaluations if any("tuned" in path for path in jobs.predictors_of(key))}
+    assert waiting == {"30-1", "50-1", "70-1"}
+    assert {
+        one.predictor for key in waiting for one in jobs.evaluations["smollm2-135m", "wikipedia", key].values()
+    } == {"small_tuned"}
 
 
 def test_rates_are_those_of_an_earlier_run(tmp_path):

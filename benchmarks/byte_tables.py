@@ -1,0 +1,65 @@
+"""Tables of docs/findings.md from results/reference/smollm2-short: quality per byte, and the study measured again."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pandas as pd
+from accuracy_tables import REFERENCE, interval
+
+KEYS = ["data", "method", "criterion", "predictor", "units", "sparsity_pct", "seed"]
+UNTRAINED = ("dense", "random", "static", "oracle", "threshold")
+LEFT_OUT = ("random", "oracle", "layerwise")  # of no use in a decoder, or far off the scale
+
+
+@cache
+def perplexities(folder: str) -> pd.DataFrame:
+    """Perplexities of windows, a row a condition; keys without a value are "-"."""
+    found = pd.read_parquet(REFERENCE / folder / "tables" / "perplexity.parquet")
+    found = found[(found["task"] == "perplexity") & (found["policy"].isna() | (found["policy"] == "per_layer"))]
+    found = found[found["protocol"].isna() | (found["protocol"] == "token")]
+    return found.assign(**{key: found[key].astype(object).where(found[key].notna(), "-") for key in KEYS})
+
+
+def per_byte(data: str, *sparsities: str) -> list[str]:
+    """Methods that skip neurons, by falling share of the model's weights that a token reads."""
+    found = perplexities("smollm2-short")
+    found = found[found["data"] == data]
+    dense = found.loc[found["method"] == "dense", "value"].iloc[0]
+    found = found[(found["units"] == "neurons") & ~found["method"].isin(LEFT_OUT)]
+    found = found[found["sparsity_pct"].isin(map(int, sparsities)) & (found["criterion"] != "l2_norm")]
+    lines = ["| method | predictor | removed | weights read | perplexity | of dense |", "|---" * 6 + "|"]
+    for row in found.sort_values(["read_share", "value"], ascending=[False, True]).to_dict("records"):
+        predictor = "" if row["predictor"] == "-" else row["predictor"]
+        removed, read = f"{row['sparsity_pct']} %", f"{100 * row['read_share']:.0f} %"
+        cells = [row["method"], predictor, removed, read, interval(row), f"{row['value'] / dense:.2f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def again() -> list[str]:
+    """How far perplexities moved between the reference study and the shorter one, without and with training."""
+    both = perplexities("smollm2").merge(perplexities("smollm2-short"), on=KEYS, suffixes=("", "_again"))
+    both["change"] = (both["value_again"] / both["value"] - 1) * 100
+    untrained = both["method"].isin(UNTRAINED)
+    lines = ["| conditions | number | median change | largest decrease | largest increase |", "|---" * 5 + "|"]
+    for name, part in (("nothing is trained", both[untrained]), ("with a predictor", both[~untrained])):
+        change = part["change"]
+        cells = [len(part), *(f"{value:+.2f} %" for value in (change.median(), change.min(), change.max()))]
+        lines.append(f"| {name} | {' | '.join(map(str, cells))} |")
+    return lines
+
+
+def example_correlations() -> list[str]:
+    """The published kind of rank correlation, and held-out losses, of predictors of windows and of constants."""
+    tables = REFERENCE / "smollm2-short" / "tables"
+    found = pd.read_parquet(tables / "quality.parquet").query("metric == 'spearman_of_examples'")
+    trained = pd.read_parquet(tables / "predictors.parquet").set_index(["method", "predictor", "criterion", "kind"])
+    names = {"static": "their mean over the training windows, constant", "shadow": "one predictor (shadow)",
+             "layerwise_own": "one predictor per layer (layerwise_own)"}  # fmt: skip
+    lines = ["| scores of a window's units | units | rank correlation | loss, of the constant's |", "|---" * 4 + "|"]
+    for row in found.sort_values(["kind", "value"]).to_dict("records"):
+        key = tuple(row[name] for name in trained.index.names)
+        loss = f"{trained.loc[key, 'loss'] / trained.loc[key, 'loss_constant']:.3f}" if key in trained.index else "1"
+        lines.append(f"| {names[row['method']]} | {row['kind']} | {row['value']:.3f} ± {row['stderr']:.3f} | {loss} |")
+    return lines
