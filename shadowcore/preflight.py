@@ -171,7 +171,8 @@ def _check_command(jobs: Jobs, key: Evaluation) -> None:
         model, _, part = key
         raise ConfigError(
             f"conditions: {len(conditions)} conditions of model {model} at one sparsity ({part} %) are too many for "
-            f"one job; there must be at most about {len(conditions) * COMMAND_BYTES // size}; split the study in parts"
+            f"one job; there must be at most about {len(conditions) * COMMAND_BYTES // size}; divide "
+            "them among several studies"
         )
 
 
