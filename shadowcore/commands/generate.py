@@ -34,7 +34,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--sparsity", type=int, default=50, metavar="PERCENT", help="units to skip (default: 50 %%)")
     for name in ("model", "calibration", "criterion", "predictor"):
-        parser.add_argument(f"--{name}", metavar="NAME", help="required if the study has several")
+        parser.add_argument(f"--{name}", metavar="NAME", help="which one, if the study has several")
     parser.add_argument("--units", default="neurons", choices=list(KINDS_OF), help="units to skip (default: neurons)")
     parser.add_argument("--max-new-tokens", type=int, default=48, metavar="N", help="at most (default: 48)")
     parser.add_argument("--dtype", help="float32, bfloat16 or float16 (default: float32, bfloat16 on a GPU)")
