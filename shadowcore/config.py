@@ -98,7 +98,8 @@ class Study(Strict):
             seen = [name]
             while parent := self.predictors[seen[-1]].parent:
                 if parent in seen:
-                    raise ValueError(f"predictors.{name}: begins with itself ({' from '.join([*seen, parent])})")
+                    way = " from ".join([*seen, parent])
+                    raise ValueError(f"predictors.{name}: begins with itself ({way}); it must begin with another one")
                 seen.append(parent)
         for name in dict.fromkeys(name for used in self.used_predictors for name in self.chain(used)):
             predictor = self.predictors[name]
@@ -106,7 +107,10 @@ class Study(Strict):
                 section = "tuning" if predictor.tuned_from else "traces.on_policy"
                 raise ValueError(f"predictors.{name}: needs the section `{section}`, which is missing")
         if self.latency and self.recipe_of(self.latency.predictor).scaling == "per_example":
-            raise ValueError("latency.predictor: our decoders do not scale every example; use standard or min_max")
+            raise ValueError(
+                f"latency.predictor: '{self.latency.predictor}' has scaling per_example, which our decoders do not "
+                "support; the scaling must be standard or min_max"
+            )
         return self
 
     @model_validator(mode="after")
@@ -137,7 +141,7 @@ class Study(Strict):
             if tuned and (other := [name for name in grid.predictors if not self._only_tuned(name)]):
                 raise ValueError(
                     f"conditions[{i}].predictors: {tuned[0]} cannot have {other}; it needs predictors with "
-                    "`tuned_from` that were not retrained before"
+                    "`tuned_from` that names a predictor trained on the dense model"
                 )
             several = [name for name in trained if self._several_groups(name, grid.predictors)]
             if several and set(grid.policies) & WHOLE_MODEL_POLICIES:
@@ -168,7 +172,7 @@ class Study(Strict):
         """Texts and traces must have everything that evaluation and training need."""
         for name in self.evaluation.texts if "true_continuation" in self.evaluation.tasks else ():
             if self.texts[name].true_continuation is None:
-                raise ValueError(f"texts.{name}: true_continuation is missing, which evaluation.tasks needs")
+                raise ValueError(f"texts.{name}.true_continuation: missing; the task true_continuation needs it")
         for name in sorted({self.chain(name)[0] for name in self.used_predictors}):
             recipe = self.predictors[name]
             count = recipe.examples_in(self.traces.windows, self.traces.tokens_per_window)
@@ -180,7 +184,11 @@ class Study(Strict):
                 raise ValueError(f"predictors.{name}.batch: {recipe.batch} is too large; {trained}")
         unfit = [name for name in self.token_criteria if not CRITERIA[name].has_token_form]
         if unfit:
-            raise ValueError(f"conditions: criteria {unfit} have no token form, which predictors and oracle need")
+            allowed = sorted(name for name, criterion in CRITERIA.items() if criterion.has_token_form)
+            raise ValueError(
+                f"conditions: criteria {unfit} have no score of a single token, which predictors and the oracle need; "
+                f"allowed: {', '.join(allowed)}"
+            )
         missing = sorted(self.used_criteria - set(self.traces.criteria))
         if missing:
             raise ValueError(f"traces.criteria: {missing} are missing, but conditions or latency use them")

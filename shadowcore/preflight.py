@@ -104,7 +104,7 @@ def _check_text(where: str, text: Text) -> None:
         source = parse_spec(TEXT_SOURCES[kind], fields, "source")
         source.check()
     except ShadowcoreError as error:
-        raise type(error)(f"{where}.{error}") from None
+        raise type(error)(f"{where}.{str(error).replace('source', f'source.{kind}', 1)}") from None
     if kind == "folder":
         _check_fractions(where, text, _documents(Path(fields["path"]).expanduser()))
     elif kind == "random":
@@ -171,7 +171,8 @@ def _check_command(jobs: Jobs, key: Evaluation) -> None:
         model, _, part = key
         raise ConfigError(
             f"conditions: {len(conditions)} conditions of model {model} at one sparsity ({part} %) are too many for "
-            f"one job; there must be at most about {len(conditions) * COMMAND_BYTES // size}; split the study in parts"
+            f"one job; there must be at most about {len(conditions) * COMMAND_BYTES // size}; divide "
+            "them among several studies"
         )
 
 

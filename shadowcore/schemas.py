@@ -17,8 +17,8 @@ def _of(columns: Columns, names: str) -> Columns:
 CONDITION = {
     "model": (TEXT, "name of the model in the configuration"),
     "data": (TEXT, "text that was measured, with `(second half)` for the text after a prompt; or a benchmark's name"),
-    "calibration": (TEXT, "name of the text that scores and predictors were made from; null for dense and random"),
-    "method": (TEXT, "dense; random, static, a predictor's design, oracle; or one without: config/README.md"),
+    "calibration": (TEXT, "text that scores, thresholds or predictors were made from; null for methods without them"),
+    "method": (TEXT, "dense, or one of the methods in config/README.md"),
     "criterion": (TEXT, "importance criterion; null for a method without one"),
     "predictor": (TEXT, "name of the predictor in the configuration; null without a trained predictor"),
     "policy": (TEXT, "per_layer, global or floored; null for dense, relu, sparseinfer"),
@@ -117,12 +117,12 @@ BEST_AT_BYTES = Table(
 QUALITY = Table(
     "quality", 2, "how well one predictor ranks the units of one layer, on held-out calibration tokens",
     _of(CONDITION, "model calibration") | {
-        "method": (TEXT, "static (the constant predictor), or a predictor's design: shadow, layerwise, segments"),
+        "method": (TEXT, "static (the constant predictor), or a predictor's design, such as shadow"),
         "criterion": CONDITION["criterion"],
         "predictor": (
             TEXT,
-            "name of the predictor; for static: the predictor that masked the traces, or null; beside "
-            "spearman_of_examples: the predictor of windows whose targets it is the mean of",
+            "name of the predictor; for static: the predictor that masked the traces, or null; with "
+            "spearman_of_examples: the predictor of windows whose mean targets it predicts",
         ),
         "seed": CONDITION["seed"],
         "kind": LAYER["kind"],
@@ -177,7 +177,7 @@ CRITERIA = Table(
     "criteria", 1, "importance of one unit under one criterion over the calibration windows",
     _of(CONDITION, "model calibration criterion") | LAYER | {
         "unit": (INTEGER, "unit, from 0"),
-        "mean": (NUMBER, "mean of the sequence scores over windows"),
+        "mean": (NUMBER, "mean of the windows' scores"),
         "deviation": (NUMBER, "standard deviation over windows"),
         "n": (INTEGER, "number of windows"),
     },
@@ -193,7 +193,7 @@ LATENCY = Table(
         "dtype": (TEXT, "number format of the weights"),
         "threads": (INTEGER, "number of CPU threads; null on a GPU"),
         "driver": (TEXT, "version of the GPU's driver; null on a CPU"),
-        "mode": (TEXT, "dense, static (weights compacted), a predictor's design, or a baseline: see above"),
+        "mode": (TEXT, "which units are decoded: the table of modes in results/README.md"),
         "units": CONDITION["units"],
         "sparsity_pct": CONDITION["sparsity_pct"],
         "kv": (TEXT, "kept: keys and values of all heads are computed and cached"),

@@ -243,7 +243,7 @@ def test_releasing_the_model(tokens):
         (OPTConfig(**SMALL, ffn_dim=64, word_embed_proj_dim=32, do_layer_norm_before=False), "do_layer_norm_before"),
         (OPTConfig(**SMALL, ffn_dim=64, word_embed_proj_dim=16), "word_embed_proj_dim is 16"),
         (OPTConfig(**SMALL, ffn_dim=64, word_embed_proj_dim=32, activation_function="gelu"), "activation_function"),
-        (PhiConfig(**SMALL, intermediate_size=48), "model_type: 'phi' is not served by the decoder.*llama, mistral"),
+        (PhiConfig(**SMALL, intermediate_size=48), "model_type: 'phi' is not supported by the decoder.*llama, mistral"),
         (LlamaConfig(**SMALL, intermediate_size=48, hidden_act="gelu"), "hidden_act is 'gelu'"),
         (
             LlamaConfig(

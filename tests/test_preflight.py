@@ -128,14 +128,14 @@ PROBLEMS = [
     (with_source("models", "tiny", hub=HUB), ["models.tiny.source.hub.revision", "main"]),
     (with_source("models", "tiny", package={"name": "opt"}), ["models.tiny.source.package.name", "opt"]),
     # texts
-    (with_source("texts", "wikipedia", folder={"path": "FOLDER/nowhere"}), ["texts.wikipedia.source.path", "nowhere"]),
-    (with_source("texts", "wikipedia", folder={"path": "FOLDER/other"}), ["texts.wikipedia.source.path", "other"]),
+    (with_source("texts", "wikipedia", folder={"path": "FOLDER/nowhere"}), ["wikipedia.source.folder.path", "nowhere"]),
+    (with_source("texts", "wikipedia", folder={"path": "FOLDER/other"}), ["wikipedia.source.folder.path", "other"]),
     (with_source("texts", "wikipedia", folder={"path": "FOLDER/words", "column": "tekst"}),
-     ["texts.wikipedia.source.column", "tekst"]),
+     ["wikipedia.source.folder.column", "tekst"]),
     (with_source("texts", "wikipedia", hub={"dataset": "allenai/c4", "split": "train", "revision": "main"}),
-     ["texts.wikipedia.source.revision", "main"]),
-    (with_source("texts", "wikipedia", benchmark={"task": "lambada_openai"}), ["texts.wikipedia.source.task"]),
-    (with_source("texts", "wikipedia", package={"name": "wikipedia"}), ["texts.wikipedia.source.name", "wikipedia"]),
+     ["wikipedia.source.hub.revision", "main"]),
+    (with_source("texts", "wikipedia", benchmark={"task": "lambada_openai"}), ["wikipedia.source.benchmark.task"]),
+    (with_source("texts", "wikipedia", package={"name": "wikipedia"}), ["wikipedia.source.package.name", "wikipedia"]),
     (with_source("texts", "wikipedia", folder={"path": "FOLDER/few"}), ["texts.wikipedia.heldout_fraction", "2 doc"]),
     (with_source("texts", "wikipedia", folder={"path": "FOLDER/few plain"}), ["heldout_fraction", "2 doc"]),
     # benchmarks
@@ -210,7 +210,7 @@ def test_a_source_is_not_needed_again_once_its_output_is_there(folder, tmp_path)
     study["texts"]["wikipedia"]["heldout_fraction"] = 0.2  # now the text has to be prepared again
     study["evaluation"]["limit"] = {"piqa": 4}
     found = problems(study, tmp_path)
-    assert len(found) == 2 and "texts.wikipedia.source.path" in found[0] and "evaluation.offline_dir" in found[1]
+    assert len(found) == 2 and "texts.wikipedia.source.folder.path" in found[0] and "evaluation.offline_dir" in found[1]
 
 
 # ---- this machine
@@ -329,7 +329,7 @@ def test_plan_and_doctor_and_fetch_name_the_same_problem(folder, written, capsys
     said = capsys.readouterr().out
     broken = [line for line in said.splitlines() if line.startswith("BROKEN")]
     assert any("models.tiny.source.random.width" in line for line in broken)
-    assert any("texts.wikipedia.source.path" in line for line in broken)
+    assert any("texts.wikipedia.source.folder.path" in line for line in broken)
 
 
 @pytest.mark.usefixtures("small_machine")
@@ -361,7 +361,7 @@ def test_a_dry_run_refuses_repeated_keys_missing_folders_and_a_machine_without_a
     assert code != 0 and "'seed'" in said and f"line {len(path.read_text().splitlines())}" in said
     study["texts"]["wikipedia"]["source"]["folder"]["path"] = f"{folder}/nowhere"
     code, said = dry_run(written(study))
-    assert code != 0 and "texts.wikipedia.source.path" in said and "nowhere" in said
+    assert code != 0 and "texts.wikipedia.source.folder.path" in said and "nowhere" in said
     code, said = dry_run("config/gpu.yaml")
     assert code != 0 and "no GPU" in said and "run_anyway" in said
 

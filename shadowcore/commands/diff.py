@@ -21,7 +21,7 @@ LISTED = 30  # lines of one kind that are printed
 
 def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("old", type=Path, help="a study's results folder, such as results/quick of yesterday")
-    parser.add_argument("new", type=Path, help="another, of the same study or a similar one")
+    parser.add_argument("new", type=Path, help="results folder of another run of this study, or of a similar study")
 
 
 def run(parsed: argparse.Namespace) -> None:

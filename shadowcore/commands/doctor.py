@@ -43,7 +43,7 @@ class Finding(NamedTuple):
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", type=Path, nargs="?", help="a configuration whose needs are checked, too")
+    parser.add_argument("config", type=Path, nargs="?", help="a configuration to check for this machine")
 
 
 def run(parsed: argparse.Namespace) -> int:

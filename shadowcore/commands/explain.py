@@ -22,7 +22,7 @@ UNKNOWN = " (not in the header, as measured times are not; or changed since)"
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", type=Path, help="a table, figure, page, predictor, trace, log or file of times")
+    parser.add_argument("file", type=Path, help="a table, figure, page, predictor, trace, log or `benchmark:` file")
 
 
 def run(parsed: argparse.Namespace) -> None:

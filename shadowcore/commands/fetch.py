@@ -13,7 +13,7 @@ from shadowcore.jobs import Jobs
 
 def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", type=Path, help="a configuration, such as config/paper.yaml")
-    parser.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="the folder, for `offline: FOLDER`")
+    parser.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="target, for `offline: FOLDER`")
 
 
 def run(parsed: argparse.Namespace) -> None:

@@ -30,13 +30,13 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("results", type=Path, help="a study's results folder, such as results/quick")
     parser.add_argument("prompt", help="the text to continue")
     parser.add_argument(
-        "--method", default="shadow", help="design of a predictor, or a proxy like proxy4 (default: shadow)"
+        "--method", default="shadow", help="design of a predictor, or a proxy such as proxy4 (default: shadow)"
     )
-    parser.add_argument("--sparsity", type=int, default=50, metavar="PERCENT", help="units to skip (default: 50)")
+    parser.add_argument("--sparsity", type=int, default=50, metavar="PERCENT", help="units to skip (default: 50 %%)")
     for name in ("model", "calibration", "criterion", "predictor"):
-        parser.add_argument(f"--{name}", metavar="NAME", help="needed where the study has several")
-    parser.add_argument("--units", default="neurons", choices=list(KINDS_OF), help="what to skip (default: neurons)")
-    parser.add_argument("--max-new-tokens", type=int, default=48, metavar="N", help="default: 48")
+        parser.add_argument(f"--{name}", metavar="NAME", help="which one, if the study has several")
+    parser.add_argument("--units", default="neurons", choices=list(KINDS_OF), help="units to skip (default: neurons)")
+    parser.add_argument("--max-new-tokens", type=int, default=48, metavar="N", help="at most (default: 48)")
     parser.add_argument("--dtype", help="float32, bfloat16 or float16 (default: float32, bfloat16 on a GPU)")
 
 

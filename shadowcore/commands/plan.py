@@ -24,9 +24,9 @@ from shadowcore.work import DECODING, TFLOPS, Work
 
 def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", type=Path, help="a configuration, such as config/paper.yaml")
-    parser.add_argument("--measured", type=Path, metavar="CONFIG", help="a study that ran here: use its times")
-    parser.add_argument("--budget-hours", type=float, metavar="N", help="fail if the jobs take more hours")
-    parser.add_argument("--budget-gb", type=float, metavar="N", help="fail if the study needs more disk, 10^9 bytes")
+    parser.add_argument("--measured", type=Path, metavar="CONFIG", help="use the times of this study, which ran here")
+    parser.add_argument("--budget-hours", type=float, metavar="N", help="fail if the jobs need more hours")
+    parser.add_argument("--budget-gb", type=float, metavar="N", help="fail if the study needs more disk (10^9 bytes)")
 
 
 def run(parsed: argparse.Namespace) -> None:

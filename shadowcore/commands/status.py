@@ -26,7 +26,7 @@ SILENT = 600.0  # seconds without output after which a running job is shown as s
 
 def options(parser: argparse.ArgumentParser) -> None:
     default = Path("config/quick.yaml")
-    parser.add_argument("config", type=Path, nargs="?", default=default, help=f"the study's configuration ({default})")
+    parser.add_argument("config", type=Path, nargs="?", default=default, help=f"configuration (default: {default})")
 
 
 def run(parsed: argparse.Namespace) -> None:

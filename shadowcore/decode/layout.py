@@ -205,8 +205,8 @@ def require_decoded(model_type: str) -> None:
     """Raise ConfigError for a model type that the decoder does not compute."""
     if model_type not in DECODED:
         raise ConfigError(
-            f"model_type: '{model_type}' is not served by the decoder, which serves {', '.join(DECODED)}; evaluate the "
-            "model without timing it, or extend the decoder (docs/extend.md)"
+            f"model_type: '{model_type}' is not supported by the decoder, which supports {', '.join(DECODED)}; "
+            "evaluate the model without timing it, or extend the decoder (docs/extend.md)"
         )
 
 

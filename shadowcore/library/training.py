@@ -52,7 +52,7 @@ def train_predictor(
     model: a causal model of transformers, in evaluation mode. texts: at least two, each of `window_tokens` tokens or
     more; a tenth is held out to choose the best epoch.
     design: shadow, layerwise, layerwise_own or segments (with this number of `segments`).
-    criterion: the importance criterion (docs/method.md); it must have a token form.
+    criterion: the importance criterion (docs/method.md); it must have a score of a single token.
     rank: hidden width of the predictor. units: neurons, heads or both.
     windows: most windows of text to train on. window_tokens: tokens per window, by default 128 or the model's positions
     if they are fewer. batch: windows in one pass, which is limited by memory.
