@@ -1,4 +1,4 @@
-"""Tables of docs/findings.md from results/reference/smollm2-short: quality per byte, and the study measured again."""
+"""Tables of docs/findings.md and docs/claims.md: quality per byte, and what low-bit proxies cost in a decoder."""
 
 from __future__ import annotations
 
@@ -55,11 +55,26 @@ def example_correlations() -> list[str]:
     tables = REFERENCE / "smollm2-short" / "tables"
     found = pd.read_parquet(tables / "quality.parquet").query("metric == 'spearman_of_examples'")
     trained = pd.read_parquet(tables / "predictors.parquet").set_index(["method", "predictor", "criterion", "kind"])
-    names = {"static": "their mean over the training windows, constant", "shadow": "one predictor (shadow)",
+    names = {"static": "the mean of the training windows, constant", "shadow": "one predictor (shadow)",
              "layerwise_own": "one predictor per layer (layerwise_own)"}  # fmt: skip
-    lines = ["| scores of a window's units | units | rank correlation | loss, of the constant's |", "|---" * 4 + "|"]
+    lines = ["| scores by | units | rank correlation | loss / loss of the constant |", "|---" * 4 + "|"]
     for row in found.sort_values(["kind", "value"]).to_dict("records"):
         key = tuple(row[name] for name in trained.index.names)
         loss = f"{trained.loc[key, 'loss'] / trained.loc[key, 'loss_constant']:.3f}" if key in trained.index else "1"
         lines.append(f"| {names[row['method']]} | {row['kind']} | {row['value']:.3f} ± {row['stderr']:.3f} | {loss} |")
+    return lines
+
+
+def selector_times() -> list[str]:
+    """Measured and possible speed-ups over our dense decoder: as fast as dense for every byte that is read."""
+    found = pd.read_parquet(REFERENCE / "proxies-h200" / "tables" / "latency.parquet")
+    head = "| model | neurons chosen by | ms a token | GB read | faster than dense | if bytes decided | choosing, ms |"
+    lines = [head, "|---" * 7 + "|"]
+    for model, part in found.groupby("model"):
+        dense = part[part["mode"] == "dense"].iloc[0]
+        for row in part[part["mode"] != "static"].sort_values("ms_per_token").to_dict("records"):
+            gains = [f"{dense[key] / row[key]:.2f}" for key in ("ms_per_token", "gb_per_token")]
+            choosing = row["predictor_ms"] + row["selection_ms"]
+            cells = [model, row["mode"], f"{row['ms_per_token']:.2f}", f"{row['gb_per_token']:.1f}", *gains]
+            lines.append(f"| {' | '.join([*cells, '' if pd.isna(choosing) else f'{choosing:.2f}'])} |")
     return lines
