@@ -37,6 +37,14 @@ def per_byte(data: str, *sparsities: str) -> list[str]:
     return lines
 
 
+def of_dense(method: str, pct: str, what: str) -> str:
+    """On C4, a method's share of weights read (what: share) or its perplexity over the dense model's (what: ratio)."""
+    found = perplexities("smollm2-short").query("data == 'c4' and units in ('neurons', '-')").set_index("method")
+    row = found[found["sparsity_pct"] == int(pct)].loc[method]
+    ratio = f"{row['value'] / found.loc['dense', 'value']:.2f}"
+    return ratio if what == "ratio" else f"{100 * row['read_share']:.0f} %"
+
+
 def again() -> list[str]:
     """How far perplexities moved between the reference study and the shorter one, without and with training."""
     both = perplexities("smollm2").merge(perplexities("smollm2-short"), on=KEYS, suffixes=("", "_again"))
