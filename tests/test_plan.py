@@ -111,7 +111,8 @@ def test_a_job_has_a_longer_chain_than_every_job_that_waits_for_it(tmp_path):
     waiting = [
         ("fetch_model", "smollm2-135m"), ("trace", f"{place}/train-0"),
         ("train_predictor", f"{place}/shadow+plainact+small"),
-        ("tune_predictor", f"{place}/shadow+plainact+small_tuned"), ("evaluate", f"{place}/50-1"), ("aggregate", "aggregate"),
+        ("tune_predictor", f"{place}/shadow+plainact+small_tuned"), ("evaluate", f"{place}/50-1"),
+        ("aggregate", "aggregate"),
         ("write_page", "write_page"),
     ]  # fmt: skip
     lengths = [chains[key] for key in waiting]
