@@ -87,10 +87,10 @@ class Study:
     def evaluate(self, chosen, folder, batch=4):
         """Run the job of these conditions; the bytes of their outcome files."""
         oracle = chosen.keys() <= self.oracle.keys()
-        one = import_module(f"shadowcore.stages.evaluate{'_oracle' if oracle else ''}").STAGE
-        spec = json.loads(as_json(self.jobs.evaluation(chosen))) | dict.fromkeys(runtime_fields(one.spec), batch)
+        one = import_module(f"shadowcore.stages.evaluate{'_oracle' if oracle else ''}")
+        spec = json.loads(as_json(self.jobs.evaluation(chosen))) | dict.fromkeys(runtime_fields(one.Spec), batch)
         spec = parse_spec(
-            one.spec, spec | {"conditions": {setup: vars(condition) for setup, condition in chosen.items()}}
+            one.Spec, spec | {"conditions": {setup: vars(condition) for setup, condition in chosen.items()}}
         )
         fields = {one.method: METHODS[one.method].reads for one in chosen.values()}
         files = {"scores": [], "thresholds": [], "predictors": []}
@@ -99,7 +99,7 @@ class Study:
                 files[fields[condition.method]].append(self.files[condition.method])
         more = {} if oracle else {name: tuple(paths) for name, paths in files.items()}
         with cli.enough_memory():
-            one.run(spec, one.inputs(**self.shared, **more), one.outputs(folder / "job.json"))
+            one.run(spec, one.Inputs(**self.shared, **more), one.Outputs(folder / "job.json"))
         assert list(manifests.listed(folder / "job.json")) == [self.path(folder, setup) for setup in sorted(chosen)]
         return {setup: self.path(folder, setup).read_bytes() for setup in chosen}
 

@@ -1,4 +1,7 @@
-"""Shared by all stages: typed specifications, headers, progress, and model cards."""
+"""Shared by all stages: typed specifications, headers, progress, and model cards.
+
+A stage is a module with dataclasses `Spec`, `Inputs` and `Outputs`, and a function `run` of the three.
+"""
 
 from __future__ import annotations
 
@@ -126,13 +129,23 @@ class Missing:
 
 
 @dataclasses.dataclass(frozen=True)
-class Stage:
-    """A stage of the study: dataclasses of its specification, input files and output files, and its function."""
+class OfPart:
+    """missing: jobs without results, if the tables are made of a part of the study."""
 
-    spec: type
-    inputs: type
-    outputs: type
-    run: Callable[[Any, Any, Any], None]
+    missing: tuple[Missing, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Nothing:
+    """No settings, or no files of the study."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelFiles:
+    """What makes a model writes: its card, and its folder."""
+
+    card: Path
+    weights: Path
 
 
 def read_card(path: Path) -> dict[str, Any]:

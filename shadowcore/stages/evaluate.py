@@ -14,7 +14,6 @@ from shadowcore.measure.methods import METHODS
 from shadowcore.measure.sparsity import Masks
 from shadowcore.method.predictors import Predictor
 from shadowcore.models.families import dimensions_of
-from shadowcore.stages.base import Stage
 from shadowcore.stages.conditions import Outputs, Spec
 from shadowcore.stages.inputs import read_mean_scores, read_predictor, read_thresholds
 from shadowcore.stages.measurement import Evaluated, Source, measure
@@ -72,6 +71,3 @@ def sources(model: torch.nn.Module) -> Source:
         return method.masks(model, condition, read)
 
     return masks
-
-
-STAGE = Stage(Spec, Inputs, Outputs, run)

@@ -30,7 +30,7 @@ from shadowcore.method.predictors import FIRST_SPARSE_LAYER, Predictor
 from shadowcore.method.thresholds import neuron_magnitudes
 from shadowcore.models.families import KINDS_OF, Kind, dimensions_of, require_positions
 from shadowcore.models.folders import read_config
-from shadowcore.stages.base import Progress, Stage
+from shadowcore.stages.base import Progress
 from shadowcore.stages.inputs import ModelAndText, read_mean_scores, read_model_on_cpu, read_predictor
 from shadowcore.stages.timed_tables import Outputs, shared_columns, write
 
@@ -157,6 +157,3 @@ def proxies_of(methods: Sequence[str], model: torch.nn.Module, layout: Layout) -
     copies: dict[int, LowBitCopies] = {}
     proxies = [Proxy(layout, method, copies) for method in methods]
     return {proxy.design: (proxy, ProxyMasks(model, proxy.bits, 0, proxy.ahead)) for proxy in proxies}
-
-
-STAGE = Stage(Spec, Inputs, Outputs, run)

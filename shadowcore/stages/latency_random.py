@@ -23,7 +23,8 @@ from shadowcore.measure.equivalence_decoder import gate, gate_prompt
 from shadowcore.measure.latency_variants import RIVALS, Design, Modes, variants
 from shadowcore.models.folders import DTYPES
 from shadowcore.models.published import PUBLISHED
-from shadowcore.stages.base import Progress, Stage
+from shadowcore.stages.base import Nothing as Inputs
+from shadowcore.stages.base import Progress
 from shadowcore.stages.timed_tables import Outputs, shared_columns, write
 
 
@@ -45,11 +46,6 @@ class Spec:
     repeats: int
     warmup: int
     seed: int
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """Nothing: the model is made here."""
 
 
 @dataclass
@@ -153,6 +149,3 @@ def built(
         prefills = [gpu_timing.milliseconds(lambda: decoder.prefill(prompt), layout.device) for _ in range(4)]
         facts["ttft_ms"] = statistics.median(prefills[1:])
     return Timed(decoder, agreement, facts)
-
-
-STAGE = Stage(Spec, Inputs, Outputs, run)

@@ -9,7 +9,8 @@ from typing import Any
 import pyarrow as pa
 
 from shadowcore import artifacts
-from shadowcore.stages.base import Progress, Stage, header, parse_spec
+from shadowcore.stages.base import Nothing as Inputs
+from shadowcore.stages.base import Progress, header, parse_spec
 from shadowcore.texts import cutting, sources
 from shadowcore.texts.documents import DOCUMENTS, TASKS, documents_to_table, tasks_to_table
 
@@ -33,11 +34,6 @@ class Spec:
     evaluation_fraction: float
     task: Task | None
     seed: int
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """None: sources are not files of the study."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +67,3 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     artifacts.write_table(outputs.documents, DOCUMENTS.schema, pa.concat_tables(tables), made)
     artifacts.write_table(outputs.tasks, TASKS.schema, tasks_to_table(questions), made)
     progress(1, 1)
-
-
-STAGE = Stage(Spec, Inputs, Outputs, run)

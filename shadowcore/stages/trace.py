@@ -15,8 +15,8 @@ from shadowcore.method.predictors import groups_of
 from shadowcore.method.tracing import EXAMPLES, SCHEMA, Masking, TracePlan, trace
 from shadowcore.models.families import dimensions_of
 from shadowcore.models.recording import Site
-from shadowcore.stages.base import Progress, Stage, origin, runtime_only
-from shadowcore.stages.inputs import ModelAndText
+from shadowcore.stages.base import Progress, origin, runtime_only
+from shadowcore.stages.inputs import ModelAndText as Inputs
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Outputs:
     trace: Path
 
 
-def run(spec: Spec, inputs: ModelAndText, outputs: Outputs) -> None:
+def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     write("trace", spec, spec, spec.seed, inputs, outputs, lambda model: lambda ids, scored: None)
 
 
@@ -64,7 +64,7 @@ def write(
     made_from: Any,
     spec: Spec,
     seed: int,
-    inputs: ModelAndText,
+    inputs: Inputs,
     outputs: Outputs,
     masking: Callable[[torch.nn.Module], Masking],
 ) -> None:
@@ -91,6 +91,3 @@ def sites_read(designs: tuple[Design, ...], examples: str, model: torch.nn.Modul
     layers = dimensions_of(model.config).layers
     read = [groups_of(one.method, layers, one.segments) for one in designs if one.examples == examples]
     return sorted({group.site for groups in read for group in groups})
-
-
-STAGE = Stage(Spec, ModelAndText, Outputs, run)

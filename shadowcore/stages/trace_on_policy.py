@@ -15,7 +15,6 @@ import torch
 from shadowcore.measure.sparsity import PredictedMasks
 from shadowcore.models.families import KINDS_OF, dimensions_of
 from shadowcore.stages import trace
-from shadowcore.stages.base import Stage
 from shadowcore.stages.inputs import ModelAndText, read_predictor
 from shadowcore.stages.trace import Outputs
 
@@ -52,6 +51,3 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
         return of_batch
 
     trace.write("trace-on-policy", spec, spec.trace, spec.seed, inputs, outputs, masking)
-
-
-STAGE = Stage(Spec, Inputs, Outputs, run)
