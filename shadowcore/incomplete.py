@@ -101,11 +101,11 @@ def report(ended: Ended, introduction: Path) -> None:
 def _of_failed(ended: Ended) -> Iterator[Path]:
     """Lists of outcomes that evaluations wrote before they failed, from the present code and specification."""
     jobs = ended.jobs
-    for (model, data, part), conditions in jobs.evaluations.items():
+    for model, data, part in jobs.evaluations:
         path = manifests.unfinished(jobs.root / "outcomes" / model / data / f"{part}.json")
         if f"evaluate/{model}/{data}/{part}" in ended.failed and path.is_file():
             header, rule = artifacts.read_header(path), "evaluate_oracle" if part == manifests.ORACLE else "evaluate"
-            wanted = fingerprint(f"shadowcore.stages.{rule}"), json.loads(as_json(jobs.evaluation(conditions)))
+            wanted = fingerprint(f"shadowcore.stages.{rule}"), json.loads(as_json(jobs.evaluate(model, data, part)))
             if (header["code"], header["spec"]) == wanted:
                 yield path
 

@@ -165,7 +165,7 @@ def sizes(jobs: Jobs) -> Iterator[str]:
 def _check_command(jobs: Jobs, key: Evaluation) -> None:
     """Raise ConfigError for an evaluation job whose command would be too long for a shell."""
     conditions = jobs.evaluations[key]
-    words = as_json(jobs.evaluation(conditions)), *options(jobs.inputs("evaluate", *key))
+    words = as_json(jobs.evaluate(*key)), *options(jobs.inputs("evaluate", *key))
     size = sum(len(word) + 3 for word in words)
     if size > COMMAND_BYTES:
         model, _, part = key

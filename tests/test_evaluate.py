@@ -88,7 +88,8 @@ class Study:
         """Run the job of these conditions; the bytes of their outcome files."""
         oracle = chosen.keys() <= self.oracle.keys()
         one = import_module(f"shadowcore.stages.evaluate{'_oracle' if oracle else ''}")
-        spec = json.loads(as_json(self.jobs.evaluation(chosen))) | dict.fromkeys(runtime_fields(one.Spec), batch)
+        spec = json.loads(as_json(self.jobs.evaluate(MODEL, "words", "0")))
+        spec |= dict.fromkeys(runtime_fields(one.Spec), batch)
         spec = parse_spec(
             one.Spec, spec | {"conditions": {setup: vars(condition) for setup, condition in chosen.items()}}
         )
