@@ -180,7 +180,7 @@ def test_what_is_there_is_not_measured_again_and_a_grown_grid_measures_what_is_n
     assert before.keys() == few.keys()
     (tmp_path / "job.json").unlink()  # as Snakemake does before it runs the job again
     with monkeypatch.context() as patched:
-        patched.setattr("shadowcore.stages.inputs.read_model", None)  # would fail if it were called
+        patched.setattr("shadowcore.stages.inputs.Model.model", None)  # would fail if it were called
         study.evaluate(few, tmp_path)
     study.evaluate(study.conditions, tmp_path)
     after = study.written(tmp_path, study.conditions)

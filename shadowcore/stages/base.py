@@ -142,7 +142,7 @@ class Nothing:
 
 @dataclasses.dataclass(frozen=True)
 class ModelFiles:
-    """What makes a model writes: its card, and its folder."""
+    """A model's card, and its folder."""
 
     card: Path
     weights: Path

@@ -31,7 +31,7 @@ from shadowcore.method.thresholds import neuron_magnitudes
 from shadowcore.models.families import KINDS_OF, Kind, dimensions_of, require_positions
 from shadowcore.models.folders import read_config
 from shadowcore.stages.base import Progress
-from shadowcore.stages.inputs import ModelAndText, read_mean_scores, read_model_on_cpu, read_predictor
+from shadowcore.stages.inputs import ModelAndText, read_mean_scores, read_predictor
 from shadowcore.stages.timed_tables import Outputs, shared_columns, write
 
 POLICY = "per_layer"
@@ -72,7 +72,7 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     key = "latency.prompt_tokens"
     ids = inputs.ids("evaluation", spec.prompt_tokens, 1, spec.seed, key).to(device)
     ceiling = gpu_timing.read_ceiling(device) if device.type == "cuda" else None
-    model = read_model_on_cpu(inputs.card, inputs.weights, spec.dtype)
+    model = inputs.loaded(spec.dtype)
     require_bytes(2 * sum(parameter.nbytes for parameter in model.parameters()), device)  # the model, and our layout
     model = model.to(device)
     sizes = dimensions_of(model.config)

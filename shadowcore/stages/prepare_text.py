@@ -12,7 +12,7 @@ from shadowcore import artifacts
 from shadowcore.stages.base import Nothing as Inputs
 from shadowcore.stages.base import Progress, header, parse_spec
 from shadowcore.texts import cutting, sources
-from shadowcore.texts.documents import DOCUMENTS, TASKS, documents_to_table, tasks_to_table
+from shadowcore.texts.documents import DOCUMENTS, TASKS, documents_to_table
 
 
 @dataclass(frozen=True)
@@ -65,5 +65,5 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
             evaluation, task.documents, task.context_words, task.continuation_words, spec.seed
         )
     artifacts.write_table(outputs.documents, DOCUMENTS.schema, pa.concat_tables(tables), made)
-    artifacts.write_table(outputs.tasks, TASKS.schema, tasks_to_table(questions), made)
+    artifacts.write_table(outputs.tasks, TASKS.schema, TASKS.build(questions), made)
     progress(1, 1)
