@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain
 from operator import itemgetter
 from typing import Any
@@ -156,7 +156,8 @@ class SparseLM(HFLM):
         ):
             beginning = [[i] for i in sorted(set(range(len(requests))) - set(chain.from_iterable(prompted + windows)))]
             for groups, score in (
-                (prompted, self._score_continuations), (beginning, self._score), (windows, self._score_windows)
+                (prompted, self._score_continuations), (beginning, self._score),
+                (windows, partial(self._score, prompted=False)),
             ):  # fmt: skip
                 for chosen in self._batches(groups, rows):
                     if not part.alive:
@@ -206,9 +207,6 @@ class SparseLM(HFLM):
         length = max(len(continuation) for _, continuation in rows)
         context = continuing(self.model, [context[:-1] for context in contexts], which, length)
         return self._score(group, [(context[-1:], continuation) for context, continuation in rows], context)
-
-    def _score_windows(self, group: Group, rows: Sequence[Row]) -> dict[str, list[Answer]]:
-        return self._score(group, rows, prompted=False)
 
     def _score(
         self, group: Group, rows: Sequence[Row], context: Context = no_context, prompted: bool = True
