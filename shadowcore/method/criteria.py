@@ -96,22 +96,9 @@ def _correlations(g: torch.Tensor) -> torch.Tensor:
     return torch.where(varies & varies.mT, unit @ unit.mT, 1)
 
 
-def _jacov(s: Signals) -> torch.Tensor:
-    values = torch.linalg.eigvalsh(s.correlations).clamp(min=0) + NO_LOGARITHM_OF_ZERO
-    return -(values.log() + 1 / values).sum(-1)
-
-
-def _epenas(s: Signals) -> torch.Tensor:
-    return (s.correlations.abs() + NO_LOGARITHM_OF_ZERO).log().sum((-2, -1)).abs()
-
-
 def _dot(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     product = x * y
     return product.squeeze(-1) if product.shape[-1] == 1 else product.sum(-1)
-
-
-def _as_it_is(total: torch.Tensor, signals: Signals) -> torch.Tensor:
-    return total
 
 
 @dataclass(frozen=True)
@@ -121,7 +108,7 @@ class Criterion:
     formula: str
     source: str
     contribution: Callable[[Signals], torch.Tensor]  # (B, T, U); (B, 1, U) where only a whole example has one
-    finish: Callable[[torch.Tensor, Signals], torch.Tensor] = _as_it_is
+    finish: Callable[[torch.Tensor, Signals], torch.Tensor] = lambda total, signals: total
     order: int = 1  # of the loss's derivatives it is made of: 0 none, 1 gradients, 2 second-order too
     has_token_form: bool = True
     least_tokens: int = 1  # scored, that an example needs
@@ -133,6 +120,11 @@ class Criterion:
     def token(self, signals: Signals) -> torch.Tensor:
         """Scores of single tokens, (B, T, U)."""
         return self.finish(self.contribution(signals), signals)
+
+
+def _jacov(s: Signals) -> torch.Tensor:
+    values = torch.linalg.eigvalsh(s.correlations).clamp(min=0) + NO_LOGARITHM_OF_ZERO
+    return -(values.log() + 1 / values).sum(-1)[:, None]
 
 
 CRITERIA: dict[str, Criterion] = {
@@ -177,7 +169,7 @@ CRITERIA: dict[str, Criterion] = {
     "jacov": Criterion(
         formula="-sum_i (log(v_i + 1e-5) + 1 / (v_i + 1e-5)), v_i the eigenvalues of C",
         source="zero-cost NAS (Mellor et al. 2020, arXiv 2006.04647v1), of a unit's gradients instead of the input's",
-        contribution=lambda s: _jacov(s)[:, None],
+        contribution=_jacov,
         finish=lambda total, s: total.float(),
         has_token_form=False,
         least_tokens=INDEPENDENT,
@@ -185,7 +177,7 @@ CRITERIA: dict[str, Criterion] = {
     "epenas": Criterion(
         formula="|sum_ij log(|C_ij| + 1e-5)|",
         source="EPE-NAS (Lopes et al. 2021), an example being a class, as text has no labels",
-        contribution=lambda s: _epenas(s)[:, None],
+        contribution=lambda s: (s.correlations.abs() + NO_LOGARITHM_OF_ZERO).log().sum((-2, -1)).abs()[:, None],
         finish=lambda total, s: total.float(),
         has_token_form=False,
         least_tokens=INDEPENDENT,

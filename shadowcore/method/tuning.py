@@ -75,10 +75,14 @@ def tune(
             dense = model(ids[:, :-1], use_cache=False).logits
         return ids, scored, masking(pct, ids, scored), lambda logits, ids, scored: divergences(logits, dense, scored)
 
+    @torch.no_grad()
     def held_out() -> float:
-        middle = (tuning.lowest_pct + tuning.highest_pct) // 2
-        losses = [_masked_losses(model, *begin(ids, middle)) for ids in heldout.split(tuning.batch)]
-        return torch.cat(losses).mean().item()
+        found = []
+        for ids in heldout.split(tuning.batch):
+            ids, scored, choose, losses = begin(ids, (tuning.lowest_pct + tuning.highest_pct) // 2)
+            with choosing(model, choose):
+                found.append(losses(model(ids[:, :-1], use_cache=False).logits, ids, scored))
+        return torch.cat(found).mean().item()
 
     state = TrainingState(predictor, {WHOLE: predictor}, {WHOLE: descent}, generator, {WHOLE: held_out()})
     if checkpoint:
@@ -110,15 +114,6 @@ def tune(
         progress(epoch, tuning.epochs)
     predictor.load_state_dict(restored(stored(state.kept[WHOLE], predictor.bits)))
     return state.best[WHOLE]
-
-
-@torch.no_grad()
-def _masked_losses(
-    model: torch.nn.Module, ids: torch.Tensor, scored: torch.Tensor, choose: Choose, losses: Losses
-) -> torch.Tensor:
-    """Losses (B,) of the sparse model, without a backward pass."""
-    with choosing(model, choose):
-        return losses(model(ids[:, :-1], use_cache=False).logits, ids, scored)
 
 
 def gate_losses(

@@ -30,7 +30,11 @@ def read_config(folder: Path):
     from transformers import AutoConfig
 
     path = Path(folder) / "config.json"
-    _require_no_adapter(Path(folder))
+    if (path.parent / "adapter_config.json").exists():  # only transformers would add it
+        raise ArtifactError(
+            f"{folder}: adapter_config.json: adapters are not supported; merge the adapter into the weights first "
+            "(peft's `model.merge_and_unload()`, then `save_pretrained` into a folder of its own)"
+        )
     content = _read_keys(path)
     _require_family(path, SimpleNamespace(**content))  # first, because transformers may not know the type either
     _require_plain(Path(folder), content)
@@ -66,15 +70,6 @@ def _read_keys(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ArtifactError(f"{path}: {type(content).__name__} found; an object of keys is needed")
     return content
-
-
-def _require_no_adapter(folder: Path) -> None:
-    """Raise ArtifactError for an adapter, which transformers would add to the weights, but our decoder would not."""
-    if (folder / "adapter_config.json").exists():
-        raise ArtifactError(
-            f"{folder}: adapter_config.json: adapters are not supported; merge the adapter into the weights first "
-            "(peft's `model.merge_and_unload()`, then `save_pretrained` into a folder of its own)"
-        )
 
 
 def _require_plain(folder: Path, content: dict[str, Any]) -> None:
