@@ -38,10 +38,7 @@ DOCUMENTS = "documents.parquet"
 
 
 def fetch(study: Study, folder: Path) -> None:
-    """Download the parts of `study` into `folder`; a part that is already there from the same source is kept.
-
-    Raises SourceError or ConfigError if a source is wrong or not available.
-    """
+    """Download the parts of `study` into `folder`, but those that are there already from the same source."""
     if study.offline:
         raise ConfigError("offline: it is set, so nothing may be downloaded; remove the key to fetch the study")
     folder = Path(folder)

@@ -66,10 +66,7 @@ def sentence(log: Path) -> str:
 
 
 def report(ended: Ended, introduction: Path) -> None:
-    """Make the tables, figures and page that the run did not make, from its measurements.
-
-    introduction: text of the page. If a step fails, it is added to the missing results, and the others continue.
-    """
+    """Make what the run did not make of its measurements; a step that fails is added to the missing results."""
     jobs, stale = ended.jobs, set()
     for work in ended.work.values():
         written = outputs(jobs.root, work.rule, work.name)
@@ -111,10 +108,7 @@ def _of_failed(ended: Ended) -> Iterator[Path]:
 
 
 def _step(ended: Ended, rule: str, *values: str, **inputs: Any) -> None:
-    """Run a stage of the report like its rule, with the same log, if it must run; a failure is added to `missing`.
-
-    Any exception counts as a failure, so that a figure that cannot handle missing rows does not prevent the page.
-    """
+    """Run a stage of the report like its rule, if it must run; any exception is added to `missing`."""
     jobs, place = ended.jobs, Work(rule, name_of(rule, *values)).place
     if place not in ended.work or place in ended.failed:  # Snakemake made it, or tried to
         return

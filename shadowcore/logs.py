@@ -111,10 +111,7 @@ def times(path: Path) -> dict[str, str]:
 
 
 def _outcome(lines: Sequence[str]) -> tuple[str | None, str | None]:
-    """(device, None) of a successful job, (None, error) of a failed one, else (None, None).
-
-    Python or a library may have written more lines after the last one of ours.
-    """
+    """(device, None) of a successful job, (None, error) of a failed one, else (None, None)."""
     for line in reversed(lines):
         if ended := ENDED.match(line):
             return ended[1], None

@@ -63,10 +63,7 @@ def disk(study: Study, works: Sequence[Work]) -> float:
 
 
 def measured_rates(jobs: Jobs) -> dict[str, float]:
-    """Multiply-adds per second by rule, from the `benchmark:` files of a study that has run, also in part.
-
-    Only jobs count that computed for longer than they started, because the times of shorter jobs are mostly noise.
-    """
+    """Multiply-adds per second by rule, from `benchmark:` files of jobs that computed for longer than they started."""
     done: dict[str, list[tuple[float, float]]] = {}
     for job in work(jobs):
         measured = job.measured_seconds(jobs.root)

@@ -13,10 +13,7 @@ PROC = Path("/proc")
 
 @cache
 def machine() -> str:
-    """Eight hexadecimal digits that identify a machine since its last start, or a container on it.
-
-    Two containers of one machine may use the same process numbers, and may have the same host name.
-    """
+    """Eight hexadecimal digits that identify a machine since its last start, or a container on it."""
     try:
         place = (PROC / "sys/kernel/random/boot_id").read_text(encoding="ascii") + os.readlink(PROC / "self/ns/pid")
     except OSError:  # not Linux, so there are no containers that share a kernel

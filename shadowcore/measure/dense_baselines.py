@@ -123,10 +123,7 @@ class HuggingFaceDecoder:
 
 
 class HuggingFaceGenerate:
-    """What users call: `generate` of the Hugging Face model, its cache growing, or static and then compiled.
-
-    Its weights are views of the layout's: the same numbers in the same memory.
-    """
+    """What users call: `generate` of a model whose weights are views of the layout's; the cache grows or is static."""
 
     def __init__(self, layout: Layout, max_positions: int, static: bool):
         from transformers import StaticCache

@@ -107,10 +107,7 @@ def predictor_time(decoder: Decoder, token: torch.Tensor, repeats: int) -> float
 
 
 def bytes_per_step(decoder: Decoder) -> int:
-    """Weight bytes the decoder's last step had to read, counted: kept units, everything dense, the predictor.
-
-    Of the embedding it is the batch's rows; keys, values and activations are not weights and not counted.
-    """
+    """Weight bytes that the last step read, counted: kept units, all that is dense, rows of embeddings, predictor."""
     layout, selection = decoder.layout, decoder.selection
     batch_rows = decoder.batch * (1 + (layout.positions is not None))
     total = layout.head.nbytes + layout.embedding[0].nbytes * batch_rows

@@ -67,10 +67,7 @@ def dejavu(layers: int) -> list[Group]:
 
 
 def segments(layers: int, count: int = 1) -> list[Group]:
-    """`count` predictors, each reading the residual where its group of layers begins; groups differ by one layer.
-
-    Raises ConfigError unless every group has a layer.
-    """
+    """`count` predictors, each reading the residual where its layers begin; ConfigError unless each has a layer."""
     predicted = layers - FIRST_SPARSE_LAYER
     if not 1 <= count <= predicted:
         raise ConfigError(f"predictors.segments: {count} found; 1 to {predicted} fit a model of {layers} layers")
@@ -111,10 +108,7 @@ def unit_range(values: torch.Tensor) -> torch.Tensor:
 
 
 def reads_own_heads(groups: Iterable[Any]) -> bool:
-    """Whether one of these groups reads the very heads that it scores, which are then computed and cannot be skipped.
-
-    groups: with `site` and `layers`, as a Group or as decoders pack them.
-    """
+    """Whether a group, ours or a decoder's, reads the heads that it scores, which cannot be skipped then."""
     return any(group.site.what == "heads" and group.site.layer in group.layers for group in groups)
 
 

@@ -202,10 +202,7 @@ def _scale(predictor: Predictor, stacks: Stacks, train: TraceDataset, recipe: Re
 
 @torch.no_grad()
 def set_constants(predictor: Predictor, traces: Sequence[Any], criterion: str) -> None:
-    """Give a constant design the scores of `static`, the means over windows in open traces of the dense model.
-
-    They are square roots, whose order is the same. One deviation is their spread over the units of a layer.
-    """
+    """Give a constant design the square roots of the scores of `static`, in deviations over the units of a layer."""
     for kind, (scorer,) in predictor.scorers.items():
         means = sequence_moments(traces, criterion, kind).mean[FIRST_SPARSE_LAYER:].sqrt()
         scorer.score_mean.copy_(means)

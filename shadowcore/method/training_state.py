@@ -31,10 +31,7 @@ class FitResult:
 
 
 class Descent:
-    """AdamW (Loshchilov & Hutter 2019) with a learning rate that falls to nothing along a cosine.
-
-    warm_up: share of the steps in which it rises first.
-    """
+    """AdamW (Loshchilov & Hutter 2019) with a cosine; warm_up: share of the steps in which the rate rises first."""
 
     def __init__(
         self, parameters: Iterable[nn.Parameter], rate: float, decay: float, steps: int, warm_up: float | None = None

@@ -12,10 +12,7 @@ def example_losses(logits: torch.Tensor, ids: torch.Tensor, scored: torch.Tensor
 
 
 def divergences(logits: torch.Tensor, dense: torch.Tensor, scored: torch.Tensor) -> torch.Tensor:
-    """Mean Kullback-Leibler divergence (B,) of next-token distributions from the dense model's, in nats.
-
-    logits, dense: (B, T - 1, V); scored (B, T): tokens whose prediction counts.
-    """
+    """Mean KL divergence (B,), in nats, of logits (B, T - 1, V) from the dense model's, where `scored` (B, T)."""
     return _mean_scored(token_divergences(logits, dense), scored)
 
 

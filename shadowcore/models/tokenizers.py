@@ -13,10 +13,7 @@ END_OF_TEXT = "<|end|>"
 
 
 def load_tokenizer(folder: Path):
-    """The tokenizer of a model folder.
-
-    Raises SourceError if there is none, or if it has no BOS or EOS token, with which the study begins a text.
-    """
+    """The tokenizer of a model folder; SourceError if there is none, or if it has neither a BOS nor an EOS token."""
     from transformers import AutoTokenizer
 
     folder = Path(folder)

@@ -161,10 +161,7 @@ def _training(groups: Sequence[Documents], predictors: Iterable[Row]) -> dict[tu
 
 
 def _counterparts(keys: Row, others: Row, training: Mapping[tuple, tuple[Training, set[Training]]]) -> bool:
-    """Whether two predictors were trained alike, and those of their bases at least once so on the sparse model.
-
-    Of predictors that only learned from the dense model nothing says which are meant to be compared.
-    """
+    """Whether two predictors were trained alike, and those of their bases at least once so on the sparse model."""
     pair = [training.get(_values(row, TRAINED)) for row in (keys, others)]
     if None in pair:
         return False

@@ -23,10 +23,7 @@ CHOICES = 4  # per question: the true continuation and three from other document
 def split(
     documents: Sequence[Document], fraction: float, seed: int, key: str = "evaluation_fraction"
 ) -> tuple[list[Document], list[Document]]:
-    """Split documents in two parts, of which the second has round(fraction * n) of the n distinct documents.
-
-    Raises ConfigError, naming `key`, if the fraction is not between 0 and 1 or a part would be empty.
-    """
+    """Distinct documents in two parts, the second of round(fraction n); ConfigError, naming `key`, if one is empty."""
     if not 0 < fraction < 1:
         raise ConfigError(f"{key}: {fraction} found; it must be between 0 and 1")
     ordered = _shuffled(documents, seed)

@@ -88,10 +88,7 @@ def gains_of(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def break_even(gains: pd.DataFrame) -> pd.Series:
-    """Per batch the sparsity (%) from which on skipping is faster than dense, between measured ones on a line.
-
-    The lowest measured one where all are faster; NaN where none is.
-    """
+    """Per batch the sparsity (%), interpolated, from which on skipping is faster than dense; NaN where none is."""
 
     def crossing(line: pd.DataFrame) -> float:
         line = line.sort_values("sparsity_pct")
