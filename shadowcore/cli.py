@@ -76,7 +76,7 @@ def usage() -> str:
             "",
             "commands before, during and after a study:",
             *others,
-        ]
+        ]  # fmt: skip
     )
 
 

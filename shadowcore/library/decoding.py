@@ -37,14 +37,9 @@ class SparseDecoder:
         self.masks = masks
 
     def generate(
-        self,
-        prompt: str | Sequence[int] | torch.Tensor,
-        tokenizer=None,
-        max_new_tokens: int = 64,
-        stop: str | Sequence[str] = (),
-        eos_token_id: int | Sequence[int] | None = None,
-        dense: bool = False,
-    ) -> str | torch.Tensor:
+        self, prompt: str | Sequence[int] | torch.Tensor, tokenizer=None, max_new_tokens: int = 64,
+        stop: str | Sequence[str] = (), eos_token_id: int | Sequence[int] | None = None, dense: bool = False,
+    ) -> str | torch.Tensor:  # fmt: skip
         """The greedy continuation of one prompt: a text for a text, token ids (N,) for token ids.
 
         tokenizer: needed for a text and for `stop`. max_new_tokens: most tokens that are generated. stop: texts at
@@ -111,14 +106,9 @@ class SparseDecoder:
 
 
 def decoder(
-    model: torch.nn.Module,
-    predictor: Predictor | str,
-    sparsity: float = 0.5,
-    units: str | None = None,
-    policy: str = "per_layer",
-    max_positions: int | None = None,
-    backend: str | None = None,
-) -> SparseDecoder:
+    model: torch.nn.Module, predictor: Predictor | str, sparsity: float = 0.5, units: str | None = None,
+    policy: str = "per_layer", max_positions: int | None = None, backend: str | None = None,
+) -> SparseDecoder:  # fmt: skip
     """Make a decoder that skips units, with Triton kernels on a GPU and torch on a CPU.
 
     model, predictor, sparsity, units, policy: as in `sparsify`; the Triton backend supports only per_layer. A text

@@ -56,18 +56,9 @@ class Predictor(predictors.Predictor):
     """
 
     def __init__(
-        self,
-        design: str,
-        sizes: Dimensions,
-        ranks: Mapping[Kind, int],
-        segments: int = 1,
-        bits: int = 16,
-        block: int = 1,
-        *,
-        criterion: str,
-        model: str = "",
-        training: Mapping[str, Any] | None = None,
-    ):
+        self, design: str, sizes: Dimensions, ranks: Mapping[Kind, int], segments: int = 1, bits: int = 16,
+        block: int = 1, *, criterion: str, model: str = "", training: Mapping[str, Any] | None = None,
+    ):  # fmt: skip
         one_of(design, predictors.DECODED, "design")
         super().__init__(design, sizes, ranks, segments, bits, block)
         self.criterion, self.model_name, self.trained = criterion, model, dict(training or {})

@@ -100,12 +100,9 @@ class SparseCausalLM:
 
 @contextmanager
 def sparsify(
-    model: torch.nn.Module,
-    predictor: Predictor,
-    sparsity: float = 0.5,
-    units: str | None = None,
+    model: torch.nn.Module, predictor: Predictor, sparsity: float = 0.5, units: str | None = None,
     policy: str = "per_layer",
-) -> Iterator[SparseCausalLM]:
+) -> Iterator[SparseCausalLM]:  # fmt: skip
     """Make a sparse view of a model: `with sparsify(model, predictor, sparsity=0.5) as sparse: sparse.generate(...)`.
 
     model: a causal model of transformers, in evaluation mode; it is not changed.

@@ -63,11 +63,7 @@ class Condition:
     def slug(self, seed: int) -> str:
         """How paths call it, but for model, text and sparsity; seed: the study's."""
         return joined(
-            self.method,
-            self.calibration,
-            None if self.criterion == self.method else self.criterion,
-            *(self.predictor_id.named(seed) if self.predictor_id else ()),
-            self.policy,
-            self.units,
+            self.method, self.calibration, None if self.criterion == self.method else self.criterion,
+            *(self.predictor_id.named(seed) if self.predictor_id else ()), self.policy, self.units,
             None if self.protocol == "token" else self.protocol,
-        )
+        )  # fmt: skip

@@ -102,10 +102,7 @@ def variants(modes: Modes, layout: Layout, triton: bool) -> Iterator[Variant]:
         except torch.OutOfMemoryError as error:  # this design is refused; the next one may fit
             reason = error
         for pct in design.sparsities_pct or modes.sparsities_pct:
-            yield (
-                *named(modes, design, pct, sizes.layers),
-                partial(predicted, make, predictor, reason, pct),
-            )
+            yield (*named(modes, design, pct, sizes.layers), partial(predicted, make, predictor, reason, pct))
     for name in ("huggingface", "huggingface_static"):
         if triton and name in modes.baselines:
             static = name == "huggingface_static"

@@ -43,13 +43,9 @@ class Signals:
     """
 
     def __init__(
-        self,
-        a: torch.Tensor,
-        g: torch.Tensor | None,
-        valid: torch.Tensor,
-        column_norm: torch.Tensor,
+        self, a: torch.Tensor, g: torch.Tensor | None, valid: torch.Tensor, column_norm: torch.Tensor,
         h: torch.Tensor | None = None,
-    ):
+    ):  # fmt: skip
         self.a, self.g, self.h = (None if x is None else x.float() for x in (a, g, h))
         self.valid = valid.to(a.device)[..., None]  # (B, T, 1)
         self.column_norm = column_norm
@@ -147,9 +143,7 @@ CRITERIA: dict[str, Criterion] = {
         finish=lambda total, s: total.sqrt(),
     ),
     "fisher": Criterion(
-        formula="sum_t <g, a>^2",
-        source="ShadowLLM, section 3; Fisher pruning",
-        contribution=lambda s: s.ga.square(),
+        formula="sum_t <g, a>^2", source="ShadowLLM, section 3; Fisher pruning", contribution=lambda s: s.ga.square()
     ),
     "snip": Criterion(
         formula="|sum_t <g, a>|, the loss's derivative by a gate on the unit",

@@ -191,7 +191,7 @@ class Predictor(nn.Module):
                         len(group.layers),
                         sizes.units(kind) // self.blocks[kind],
                         per_example,
-                    )
+                    )  # fmt: skip
                     for group in self.groups
                 )
                 for kind in KINDS

@@ -82,14 +82,9 @@ def loss_of(recipe: Recipe) -> Loss:
 
 
 def fit(
-    predictor: Predictor,
-    train: TraceDataset,
-    held: TraceDataset,
-    recipe: Recipe,
-    seed: int,
-    progress=lambda done, total: None,
-    checkpoint: Checkpoint | None = None,
-) -> dict[Kind, list[FitResult]]:
+    predictor: Predictor, train: TraceDataset, held: TraceDataset, recipe: Recipe, seed: int,
+    progress=lambda done, total: None, checkpoint: Checkpoint | None = None,
+) -> dict[Kind, list[FitResult]]:  # fmt: skip
     """Train every scorer of a predictor in place, and keep its best epoch on held-out examples, or its last."""
     if len(train) < recipe.batch:
         raise ConfigError(f"predictors.batch: {recipe.batch} {recipe.examples}, but the traces hold only {len(train)}")

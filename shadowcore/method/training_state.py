@@ -76,14 +76,9 @@ class TrainingState:
     """A training under way: `module` learns by `descents`; `parts` of it are kept as they were in their best epochs."""
 
     def __init__(
-        self,
-        module: nn.Module,
-        parts: Mapping[str, nn.Module],
-        descents: Mapping[str, Descent],
-        generator: torch.Generator,
-        losses: Mapping[str, float],
-        keep_last: bool = False,
-    ):
+        self, module: nn.Module, parts: Mapping[str, nn.Module], descents: Mapping[str, Descent],
+        generator: torch.Generator, losses: Mapping[str, float], keep_last: bool = False,
+    ):  # fmt: skip
         """losses: of the parts where training begins. keep_last: keep the last epoch, and not the best one."""
         self.module, self.parts, self.descents, self.generator = module, parts, descents, generator
         self.epoch, self.keep_last = 0, keep_last

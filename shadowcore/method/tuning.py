@@ -45,17 +45,10 @@ class Tuning:
 
 
 def tune(
-    model: torch.nn.Module,
-    predictor: Predictor,
-    kinds: tuple[Kind, ...],
-    windows: torch.Tensor,
-    heldout: torch.Tensor,
-    tuning: Tuning,
-    seed: int,
-    masking: Masking,
-    progress=lambda done, total: None,
+    model: torch.nn.Module, predictor: Predictor, kinds: tuple[Kind, ...], windows: torch.Tensor,
+    heldout: torch.Tensor, tuning: Tuning, seed: int, masking: Masking, progress=lambda done, total: None,
     checkpoint: Checkpoint | None = None,
-) -> FitResult:
+) -> FitResult:  # fmt: skip
     """Tune the scorers of `kinds` in place on token windows (N, T); the epoch best on `heldout` (M, T) is kept.
 
     masking: makes masks out of this very predictor. Losses returned are mean divergences per token, in nats, at the
@@ -117,13 +110,9 @@ def tune(
 
 
 def gate_losses(
-    predictor: Predictor,
-    kind: Kind,
-    features: dict[Site, torch.Tensor],
-    slopes: dict[Site, torch.Tensor],
-    sparsity_pct: int,
-    temperature: float,
-) -> torch.Tensor:
+    predictor: Predictor, kind: Kind, features: dict[Site, torch.Tensor], slopes: dict[Site, torch.Tensor],
+    sparsity_pct: int, temperature: float,
+) -> torch.Tensor:  # fmt: skip
     """A number whose gradient by the predictor's weights is the model's loss's, through soft gates.
 
     features: what every group reads (B, T, D); slopes: the loss's derivative by each unit's gate (B, T, U) per site.

@@ -189,13 +189,9 @@ def put(source: Any, put_into: Callable[[Path], tuple[str | None, str]], folder:
         except ArtifactError as error:  # the damaged files come from the source
             raise SourceError(str(error).replace(str(partial), str(folder))) from None
         return {
-            "source": {"kind": source.KIND, **asdict(source)},
-            "licence": licence,
-            "origin": origin,
-            "model_type": config.model_type,
-            "dimensions": asdict(dimensions_of(config)),
-            "files": files,
-        }
+            "source": {"kind": source.KIND, **asdict(source)}, "licence": licence, "origin": origin,
+            "model_type": config.model_type, "dimensions": asdict(dimensions_of(config)), "files": files,
+        }  # fmt: skip
 
 
 @contextmanager

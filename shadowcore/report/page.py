@@ -54,13 +54,9 @@ WORDS = {
 
 
 def page(
-    configuration: Mapping[str, Any],
-    found: Tables,
-    figures: Sequence[Drawn],
-    introduction: str,
-    header: Mapping[str, Any],
-    files: Sequence[Path],
-) -> str:
+    configuration: Mapping[str, Any], found: Tables, figures: Sequence[Drawn], introduction: str,
+    header: Mapping[str, Any], files: Sequence[Path],
+) -> str:  # fmt: skip
     """The page as HTML; introduction: reStructuredText; files: those whose origin is listed."""
     environment = Environment(autoescape=True)
     environment.filters["prose"] = prose

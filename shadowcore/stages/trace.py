@@ -60,14 +60,9 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
 
 
 def write(
-    stage: str,
-    made_from: Any,
-    spec: Spec,
-    seed: int,
-    inputs: Inputs,
-    outputs: Outputs,
+    stage: str, made_from: Any, spec: Spec, seed: int, inputs: Inputs, outputs: Outputs,
     masking: Callable[[torch.nn.Module], Masking],
-) -> None:
+) -> None:  # fmt: skip
     """Trace one shard of a split and write it. made_from: the stage's specification; seed: of sampled tokens."""
     progress = Progress(f"{stage} {spec.split} {spec.shard + 1} of {spec.shards}")
     if spec.shards > spec.windows:
