@@ -134,11 +134,7 @@ def run_stage(name: str, arguments: Sequence[str]) -> None:
 
 
 def keep_freed_memory() -> None:
-    """Let the C library keep up to 2 GiB of freed memory for the next allocation.
-
-    Otherwise glibc returns it to the system, which must zero the pages again. That takes 10 % of the time of a trace on
-    a CPU, and 20 % of a training. Other C libraries have no such setting.
-    """
+    """Let glibc keep up to 2 GiB of freed memory: zeroing new pages takes 10 to 20 % of a job's time on a CPU."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(TRIM_THRESHOLD, 2**31 - 1)

@@ -49,15 +49,10 @@ class Ended:
     def __post_init__(self):
         unfinished = set(self.unfinished)
         self.work = {work.place: work for work in plan.work(self.jobs) if work.place in unfinished}
-        self.missing = [Missing(place, sentence(log_of(self.jobs, place))) for place in sorted(self.failed)]
+        self.missing = [Missing(place, sentence(logs.of(self.jobs.root, place))) for place in sorted(self.failed)]
         others = [work for place, work in self.work.items() if place not in self.failed and not RULES[work.rule].joins]
         for rule, count in Counter(work.rule for work in others).items():
             self.missing.append(Missing(f"{count} {'job' if count == 1 else 'jobs'} of {rule}", NOT_RUN))
-
-
-def log_of(jobs: Jobs, place: str) -> Path:
-    """The log of a job."""
-    return jobs.root / "logs" / f"{place}.log"
 
 
 def sentence(log: Path) -> str:
@@ -116,7 +111,7 @@ def _step(ended: Ended, rule: str, *values: str, **inputs: Any) -> None:
     spec = stage.Spec(**json.loads(jobs.spec(rule, *values)), missing=tuple(ended.missing))
     made = {option: tuple(map(Path, paths)) if isinstance(paths, list) else Path(paths)
             for option, paths in jobs.outputs(rule, *values).items()}  # fmt: skip
-    log, name = log_of(jobs, place), rule.replace("_", "-")
+    log, name = logs.of(jobs.root, place), rule.replace("_", "-")
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "w", encoding="utf-8") as handle, redirect_stderr(handle):
         started = time.time()
@@ -137,7 +132,7 @@ def end_of_run(ended: Ended) -> list[str]:
     jobs, failed = ended.jobs, sorted(ended.failed)
     lines = [f"{len(failed)} {'job' if len(failed) == 1 else 'jobs'} failed:"] if failed else []
     for place in failed:
-        log = log_of(jobs, place)
+        log = logs.of(jobs.root, place)
         lines += [f"  {place}: {sentence(log)}", f"    log: {log}"]
     lines += [f"  {one.job}: {one.reason}" for one in ended.missing if one.job not in ended.failed]
     page = jobs.root / "index.html"

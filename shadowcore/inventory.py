@@ -14,7 +14,6 @@ from shadowcore.config import Study
 from shadowcore.measure.conditions import Condition, PredictorId
 from shadowcore.measure.methods import METHODS
 from shadowcore.method.predictors import PREDICTORS
-from shadowcore.report.captions import CAPTIONS
 from shadowcore.rules import RULES, name_of, written
 from shadowcore.schemas import FINAL_TABLES
 
@@ -170,7 +169,3 @@ class Inventory:
     def tables(self, names: Iterable[str] = FINAL_TABLES) -> list[str]:
         """The final tables."""
         return [f"{self.root}/tables/{name}.parquet" for name in names]
-
-    def figure_files(self, model: str) -> list[str]:
-        """The files of all figures of a model; figures with nothing to show are not written."""
-        return [f"{self.root}/figures/{model}/{name}.{kind}" for name, kind in product(CAPTIONS, ("pdf", "png"))]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
+from itertools import product
 from typing import Any
 
 from shadowcore.benchmarks import BENCHMARKS
@@ -19,6 +20,7 @@ from shadowcore.measure.conditions import PredictorId
 from shadowcore.measure.methods import METHODS
 from shadowcore.method.low_bit import PROXIES
 from shadowcore.method.predictors import PREDICTORS, TUNED_PROXIES
+from shadowcore.report.captions import CAPTIONS
 from shadowcore.rules import RULES, name_of, written
 from shadowcore.schemas import MEASURED_TABLES
 
@@ -74,8 +76,10 @@ class Jobs(Inventory):
 
     def outputs(self, rule: str, *values: str) -> Files:
         """The files that a job writes, by the option of its stage that names them."""
-        files = written(self.root, rule, name_of(rule, *values))
-        return files | ({"figures": self.figure_files(*values)} if rule == "draw" else {})
+        files: Files = written(self.root, rule, name_of(rule, *values))
+        if rule == "draw":  # figures with nothing to show are not written
+            files["figures"] = [f"{files['figures']}/{name}.{kind}" for name, kind in product(CAPTIONS, ("pdf", "png"))]
+        return files
 
     def batches(self, rule: str) -> dict[str, int]:
         """Sizes of a rule's batches, by the option of its stage, for a first attempt."""

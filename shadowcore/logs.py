@@ -31,6 +31,11 @@ FAILED = re.compile(r"^shadowcore [a-z-]+: (.*)$")
 NO_MESSAGE = "its process ended without an error message; it may have been killed, for example for lack of memory"
 
 
+def of(root: Path, place: str) -> Path:
+    """The log of a job in a study's folder. place: `Work.place`."""
+    return root / "logs" / f"{place}.log"
+
+
 def heading(arguments: Sequence[str], started: float) -> str:
     """The first lines of a log. arguments: the words after `shadowcore`; started: seconds since 1970."""
     when = datetime.fromtimestamp(started).astimezone().isoformat(timespec="seconds")

@@ -29,10 +29,7 @@ def work(jobs: Jobs, strict: bool = False) -> list[Work]:
 
 
 def chains(jobs: Jobs, works: Sequence[Work]) -> dict[tuple[str, str], float]:
-    """Seconds from each job's start to the end of the longest chain of jobs that wait for each other, by rule and name.
-
-    works: of all jobs. A study with few cores ends sooner if jobs with long chains start first.
-    """
+    """Seconds from each job's start to the end of the longest chain that waits for it, by rule and name; works: all."""
     keys = [(rule, values) for rule, every in jobs.names.items() for values in every]
     made = {path: key for key in keys for path in _paths(jobs.outputs(key[0], *key[1]))}
     read_by: dict[tuple[str, Sequence[str]], list] = {key: [] for key in keys}

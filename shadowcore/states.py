@@ -72,7 +72,7 @@ def expectations(root: Path, planned: Sequence[Work], rates: Mapping[str, float]
 
 
 def _job(jobs: Jobs, work: Work, expected: float, now: float) -> Job:
-    log = jobs.root / "logs" / f"{work.place}.log"
+    log = logs.of(jobs.root, work.place)
     content = logs.read(log) if log.is_file() else logs.Log()
     if done(jobs, work.rule, work.name):
         return Job(work, "done", work.measured_seconds(jobs.root) or 0, 0, log, content)

@@ -96,12 +96,12 @@ class HuggingFaceDecoder:
     def prefill(self, ids: torch.Tensor) -> torch.Tensor:
         """Start anew with ids (B, T); logits (B, V) of the last position."""
         self._cache = None
-        return self._forward(ids)
+        return self.forward(ids, 1)[:, -1]
 
     @torch.inference_mode()
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
         """Append tokens (B,); logits (B, V)."""
-        return self._forward(tokens[:, None])
+        return self.forward(tokens[:, None], 1)[:, -1]
 
     @torch.inference_mode()
     def continued(self, tokens: torch.Tensor, new_tokens: int) -> torch.Tensor:
@@ -111,9 +111,6 @@ class HuggingFaceDecoder:
             tokens = self.step(tokens).argmax(-1)
             generated.append(tokens)
         return torch.stack(generated, 1)
-
-    def _forward(self, ids: torch.Tensor) -> torch.Tensor:
-        return self.forward(ids, 1)[:, -1]
 
     def forward(self, ids: torch.Tensor, logits_to_keep: int) -> torch.Tensor:
         """Append ids (B, T); logits (B, logits_to_keep, V) after the last of them."""

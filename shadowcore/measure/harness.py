@@ -84,13 +84,14 @@ class SparseLM(HFLM):
             for name, answers in found.items():
                 self.answers[name] |= {id(request): one for request, one in zip(asked, answers, strict=True)}
 
-    def loglikelihood(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """(log-likelihood in nats, is it what greedy decoding says) of each request's continuation of its context."""
+    def loglikelihood(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[Any]:
+        """(log-likelihood in nats, is it what greedy decoding says) of each request's continuation of its context.
+
+        Of a rolling request, the log-likelihood of its text: every token once, in windows as long as the model allows.
+        """
         return [self.answers[self.turn][id(request)] for request in requests]
 
-    def loglikelihood_rolling(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[float]:
-        """Log-likelihood in nats of each request's text: every token once, in windows as long as the model allows."""
-        return [self.answers[self.turn][id(request)] for request in requests]
+    loglikelihood_rolling = loglikelihood
 
     def _choices(self, group: Group, requests: Sequence[Instance], tick: Tick) -> dict[str, list[Answer]]:
         return self._likelihoods(group, [(request.args, *self._row(request)) for request in requests], tick)

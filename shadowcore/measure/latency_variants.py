@@ -26,10 +26,7 @@ FRESH_LISTS = 8  # of given units, for steps that take turns
 
 @dataclass(frozen=True)
 class Design:
-    """A predictor to time: its design, sizes and bits a weight; sparsities_pct: where it is timed, all if empty.
-
-    A proxy has a method only, and skips neurons only.
-    """
+    """A predictor to time, or a proxy, which has a method only; sparsities_pct: where it is timed, all if empty."""
 
     method: str
     rank_heads: int | None = None

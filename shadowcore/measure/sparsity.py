@@ -138,10 +138,7 @@ def _tensor_cores(feature: torch.Tensor) -> Iterator[None]:
 
 
 class SparseModel:
-    """A Hugging Face model whose units are switched off while it runs; it counts how many.
-
-    masks: None for the dense model. The model itself is not changed.
-    """
+    """A Hugging Face model whose units are switched off while it runs, and counted; masks: None for the dense model."""
 
     def __init__(self, model: torch.nn.Module, masks: Masks | None, protocol: Protocol = TOKEN):
         self.model, self.masks, self.protocol = model, masks, protocol

@@ -24,6 +24,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 
@@ -31,6 +32,11 @@ PARTS = 8
 INDEPENDENT = PARTS * (PARTS + 1)  # tokens: with fewer, a neuron's centred data are linearly dependent
 NO_LOGARITHM_OF_ZERO = 1e-5  # as in both papers
 ROUNDING = 1e-9
+
+
+def _products(one: str, other: str) -> Any:
+    """The property of `Signals` with the products <one, other> per token and unit, (B, T, U)."""
+    return cached_property(lambda signals: _dot(getattr(signals, one), getattr(signals, other)) * signals.valid)
 
 
 class Signals:
@@ -50,25 +56,8 @@ class Signals:
         self.valid = valid.to(a.device)[..., None]  # (B, T, 1)
         self.column_norm = column_norm
 
-    @cached_property
-    def ga(self) -> torch.Tensor:
-        """<g, a> per token and unit, (B, T, U)."""
-        return _dot(self.g, self.a) * self.valid
-
-    @cached_property
-    def aa(self) -> torch.Tensor:
-        """<a, a> per token and unit, (B, T, U)."""
-        return _dot(self.a, self.a) * self.valid
-
-    @cached_property
-    def gg(self) -> torch.Tensor:
-        """<g, g> per token and unit, (B, T, U)."""
-        return _dot(self.g, self.g) * self.valid
-
-    @cached_property
-    def ha(self) -> torch.Tensor:
-        """<h, a> per token and unit, (B, T, U)."""
-        return _dot(self.h, self.a) * self.valid
+    ga, gg = _products("g", "a"), _products("g", "g")
+    aa, ha = _products("a", "a"), _products("h", "a")
 
     @cached_property
     def active(self) -> torch.Tensor:

@@ -43,10 +43,7 @@ def neuron_magnitudes(
     model: torch.nn.Module, windows: torch.Tensor, batch: int, methods: Collection[str],
     progress=lambda done, total: None,
 ) -> dict[str, Magnitudes]:  # fmt: skip
-    """Of each method, what its thresholds are compared with, of every layer's neurons under the dense model.
-
-    Counted at all but the last token of windows (N, T).
-    """
+    """What each method compares with thresholds, counted at all but the last token of windows (N, T)."""
     found = {method: Magnitudes(dimensions_of(model.config).layers) for method in methods}
 
     def visit(site: Site, x: torch.Tensor) -> None:

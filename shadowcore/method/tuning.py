@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from random import Random
 
 import torch
@@ -51,14 +52,13 @@ def tune(
 ) -> FitResult:  # fmt: skip
     """Tune the scorers of `kinds` in place on token windows (N, T); the epoch best on `heldout` (M, T) is kept.
 
-    masking: makes masks out of this very predictor. Losses returned are mean divergences per token, in nats, at the
-    middle of the range; `loss_constant` is the one before tuning.
+    masking: makes masks of this predictor. Losses: mean divergences per token, in nats, at the middle of the range.
     """
     importance = ImportancePass(model)
     parameters = [weight for kind in kinds for weight in predictor.scorers[kind].parameters()]
-    batches = -(-len(windows) // tuning.batch)
+    batches, generator = -(-len(windows) // tuning.batch), torch.Generator().manual_seed(seed)
     descent = Descent(parameters, tuning.learning_rate, 0.0, tuning.epochs * batches)
-    generator, draw = torch.Generator().manual_seed(seed), Random(seed)
+    draw = partial(Random(seed).randint, tuning.lowest_pct, tuning.highest_pct)
 
     def begin(ids: torch.Tensor, pct: int) -> tuple[torch.Tensor, torch.Tensor, Choose, Losses]:
         """The arguments of a pass: tokens, which of them count, masks, and the divergence from the dense model."""
@@ -80,13 +80,11 @@ def tune(
     state = TrainingState(predictor, {WHOLE: predictor}, {WHOLE: descent}, generator, {WHOLE: held_out()})
     if checkpoint:
         checkpoint.resume(state)
-    for _ in range(state.epoch * batches):  # what was drawn before
-        draw.randint(tuning.lowest_pct, tuning.highest_pct)
+    for _ in range(state.epoch * batches):
+        draw()  # what was drawn before
     for epoch in range(state.epoch + 1, tuning.epochs + 1):
         for index in torch.randperm(len(windows), generator=generator).split(tuning.batch):
-            pct = draw.randint(tuning.lowest_pct, tuning.highest_pct)
-            features: dict[Site, torch.Tensor] = {}
-            slopes: dict[Site, torch.Tensor] = {}
+            pct, features, slopes = draw(), {}, {}
 
             def see_feature(site: Site, x: torch.Tensor) -> None:
                 if site in predictor.group_at:

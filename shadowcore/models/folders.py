@@ -96,10 +96,7 @@ def _require_plain(folder: Path, content: dict[str, Any]) -> None:
 
 
 def _require_read_keys(path: Path, content: dict[str, Any]) -> None:
-    """Raise ArtifactError for keys that transformers' class of the family ignores, but that mean another computation.
-
-    The weights of such a model have the same names and shapes.
-    """
+    """Raise ArtifactError for keys that the family's class ignores, but that mean another computation."""
     family, rope = FAMILIES[content["model_type"]], content.get("rope_parameters")
     turned = (rope if isinstance(rope, dict) else content).get("partial_rotary_factor", 1)
     both, layers = content.get("use_bidirectional_attention"), content.get("layer_types")
@@ -164,10 +161,7 @@ def load_model(folder: Path, dtype: str = "float32", gpus: int = 0):
 
 
 def device_map(config, gpus: int) -> dict[str, int]:
-    """The GPU of every part of a model that is spread over several: equal numbers of layers, and the rest on the first.
-
-    So tokens come from the first GPU and logits are there, and a pass crosses each border between GPUs once.
-    """
+    """Equal numbers of layers on each GPU, the rest on the first, so that a pass crosses each border once."""
     import torch
     from transformers import AutoModelForCausalLM
 

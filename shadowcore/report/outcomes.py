@@ -41,10 +41,7 @@ class Documents:
 
 
 def grouped(parts: Iterable[pa.Table | pd.DataFrame]) -> list[Documents]:
-    """The documents in tables of schema OUTCOMES, read one after the other; other metrics than these are left out.
-
-    Raises ArtifactError for a table with other columns.
-    """
+    """The documents in tables of schema OUTCOMES, of the metrics here; ArtifactError for a table with other columns."""
     numbers: dict[str, int] = {}
     shared: dict[bytes, np.ndarray] = {}
     found: dict[tuple, list[tuple[np.ndarray, ...]]] = {}

@@ -31,11 +31,7 @@ class CardFile:
 
 
 def runtime_only() -> Any:
-    """A field of a specification that does not change results, such as the size of a batch.
-
-    It is not in headers and not in the JSON by which Snakemake decides whether a job must run again. On the command
-    line it is an option of its own.
-    """
+    """A field that changes no result, as a batch's size: not in headers and JSON, but an option of its own."""
     return dataclasses.field(metadata={"runtime_only": True})
 
 

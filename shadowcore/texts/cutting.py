@@ -125,10 +125,7 @@ def _shuffled(documents: Iterable[Document], seed: int) -> list[Document]:
 def _in_turns(
     documents: Iterable[Document], candidates: Callable[[Document], list], count: int | None, seed: int
 ) -> list:
-    """Up to `count` candidates (None: all): one from every document, then a second one from every document, and so on.
-
-    The order of a document's candidates depends on the seed and the document only.
-    """
+    """Up to `count` candidates (None: all): one of every document, then a second one, ordered by seed and document."""
     queues = []
     for document in _shuffled(documents, seed):
         queue = candidates(document)
