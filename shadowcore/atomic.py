@@ -4,8 +4,6 @@ A temporary file is in a hidden folder next to its target. The folder's name has
 the files of a killed one.
 """
 
-from __future__ import annotations
-
 import errno
 import glob
 import os

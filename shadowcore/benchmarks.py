@@ -5,8 +5,6 @@ documents of all benchmarks, and every condition of a study is measured on it. P
 the task files of the released lm-eval; only the data set is replaced.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Iterable, Sequence

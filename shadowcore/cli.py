@@ -5,8 +5,6 @@ A stage takes a JSON specification and one option per file:
     shadowcore trace --spec '{"split": "train", ...}' --card ... --documents ... --trace ...
 """
 
-from __future__ import annotations
-
 import argparse
 import ctypes
 import dataclasses

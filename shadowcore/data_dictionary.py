@@ -1,7 +1,5 @@
 """Write the data dictionary: the columns of every final table as Markdown, from the schemas."""
 
-from __future__ import annotations
-
 from shadowcore.schemas import FINAL_TABLES, OUTCOMES, Table
 
 HEADING = "## Data dictionary"

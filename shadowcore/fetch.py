@@ -9,8 +9,6 @@
 With `offline: <the folder>` in its configuration, the study runs from this folder with the same results.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -5,8 +5,6 @@ Snakemake runs a job only when all its inputs exist, so it makes no tables if on
 reasons, and `states.done` does not count it as finished.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 import time

@@ -1,7 +1,5 @@
 """Which jobs a study has, and where their files are: conditions, evaluations, predictors, traces, tables."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import cached_property

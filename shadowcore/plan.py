@@ -1,7 +1,5 @@
 """Estimate the jobs of a study with their time, disk and memory before it starts."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import cache
 

@@ -4,8 +4,6 @@ Used by `plan`, `doctor` and the Snakefile. Checks use no network and read no we
 file made from it already exists.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Name processes in files, and check whether a named process still runs: for temporary files and logs."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import platform

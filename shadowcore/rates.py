@@ -5,8 +5,6 @@ and the run in which they were measured. Plans are made for the first device. `p
 writes the rows.
 """
 
-from __future__ import annotations
-
 import csv
 import math
 from collections.abc import Iterable, Mapping

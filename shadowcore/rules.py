@@ -5,8 +5,6 @@ job (`jobs.Jobs`) and its cost (`costs.Costs`); `inventory.Inventory.names` list
 rules of Snakemake (workflow/rules/stages.smk), `plan` and `status` read this table, which needs nothing but Python.
 """
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Find the state of every job of a study (done, running, failed, interrupted or waiting) from its files and its log."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path

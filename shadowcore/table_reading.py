@@ -4,8 +4,6 @@ All readers return the named columns as Python values. A missing or damaged file
 allowed raises an error of one sentence.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """`shadowcore diff`: list the numbers of a study that changed more than noise between two runs."""
 
-from __future__ import annotations
-
 import argparse
 import math
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """`shadowcore fetch`: download a study's models, texts and benchmarks into a folder."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """`shadowcore generate`: continue a prompt with a study's model, dense and sparse, with the speed of each."""
 
-from __future__ import annotations
-
 import argparse
 import time
 from collections.abc import Sequence

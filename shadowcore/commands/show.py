@@ -1,7 +1,5 @@
 """`shadowcore show`: print the results of a study, the answer first."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Decode with a transformers model and a predictor, without reading the weights of skipped units."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

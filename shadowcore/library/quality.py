@@ -3,8 +3,6 @@
 The computation is that of a study's stage `evaluate` under protocol `token`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 

@@ -4,8 +4,6 @@ This is protocol `token` (measure.protocols): each position has its own mask, an
 position, which predicts the first new token.
 """
 
-from __future__ import annotations
-
 import copy
 import inspect
 from collections.abc import Iterator

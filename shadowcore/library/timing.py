@@ -1,7 +1,5 @@
 """Measure time and bytes per token of our decoder, sparse and dense, after a check against transformers."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """Train a predictor for a model on texts, with the functions that the study's stages call."""
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager

@@ -1,7 +1,5 @@
 """What is put on a model: a method, criterion, predictor, policy, units and sparsity."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from shadowcore.models.families import KINDS_OF, Kind

@@ -1,7 +1,5 @@
 """Dense decoders to compare with: the same weights, cache and graph, but the products of torch, or its compiler."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

@@ -11,8 +11,6 @@
 Layer 0 stays dense.
 """
 
-from __future__ import annotations
-
 import torch
 from torch.nn.functional import linear
 

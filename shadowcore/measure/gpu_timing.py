@@ -4,8 +4,6 @@ Time per token is the slope between a short and a long run of graph replays from
 starting cancels. A GPU is timed by events; a CPU, where the torch decoder is measured, by the clock.
 """
 
-from __future__ import annotations
-
 import statistics
 import time
 from collections.abc import Callable, Mapping

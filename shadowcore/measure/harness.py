@@ -1,7 +1,5 @@
 """Sparse models behind lm-eval's interface of a model."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial

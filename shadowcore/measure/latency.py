@@ -4,8 +4,6 @@ Variants take turns inside each repeat, so that a machine that slows down slows 
 that a user runs: a step, its argmax, the next step.
 """
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Every way to decode a model known by its dimensions: the modes and the dense baselines, by name."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial

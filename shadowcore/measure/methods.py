@@ -4,8 +4,6 @@ A new method is a row of METHODS and, if no class here makes its masks yet, a cl
 jobs, their costs and the evaluation read the row.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal

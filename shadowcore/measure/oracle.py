@@ -3,8 +3,6 @@
 Criteria that need gradients see the loss of tokens to come, so this is not causal.
 """
 
-from __future__ import annotations
-
 import torch
 
 from shadowcore.measure.protocols import TOKEN, Protocol

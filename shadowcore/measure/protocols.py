@@ -8,8 +8,6 @@ lookahead is what the published accuracies were measured under. It is not causal
 choice. Position t predicts token t + 1, so the prompt's last position makes the first prediction.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 

@@ -1,7 +1,5 @@
 """Tasks of lm-eval, our own among them, and the outcome of each of their documents under every condition."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from typing import Any

@@ -3,8 +3,6 @@
 A protocol (see `protocols`) says from which positions a mask is computed, and to which it applies.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache

@@ -19,8 +19,6 @@ data. A datum without variation tells nothing apart: its correlations count as 1
 of a text is the score of that text.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property

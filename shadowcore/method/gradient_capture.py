@@ -1,7 +1,5 @@
 """One forward and backward pass over examples that shows every unit's activation and gradient."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any

@@ -1,7 +1,5 @@
 """How well predicted scores rank units: Spearman correlation, recall and precision of the kept set."""
 
-from __future__ import annotations
-
 import torch
 
 

@@ -6,8 +6,6 @@ train on, 8 bits (255 steps over 8 decades, within 4 %) to evaluate against. Sco
 and exact zeros, come back as zero.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

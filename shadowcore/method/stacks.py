@@ -1,7 +1,5 @@
 """Scorers of one shape as one: their matrices are stacked, so that many groups learn in as many calls as one does."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from itertools import groupby
 

@@ -4,8 +4,6 @@ Calibrated as in CATS (arXiv 2404.08763) and TEAL (2408.14690): from the dense m
 What is compared with them is |act(gate) * up| for the method `threshold`, and |act(gate)| for `cats`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection
 
 import torch

@@ -14,8 +14,6 @@ Features are kept of the sites some predictor reads, and scores of windows where
 much each unit, before its mask, would matter to it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 

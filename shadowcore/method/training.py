@@ -6,8 +6,6 @@ ShadowLLM's recipe is `scaling: min_max` with `target: score`, and more epochs f
 `lookahead` have whole windows as examples, `scaling: per_example`, and keep the last epoch.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any

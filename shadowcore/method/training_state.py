@@ -4,8 +4,6 @@ A checkpoint holds everything that an epoch changes: weights, the optimiser's mo
 best epoch so far. So a training that was killed ends with the same bytes as one that was not.
 """
 
-from __future__ import annotations
-
 import json
 import time
 from collections.abc import Iterable, Mapping

@@ -8,8 +8,6 @@ Bengio et al. 2013, arXiv 1308.3432). Labels are not needed. Not in the papers: 
 dense model's activations and gradients.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial

@@ -4,8 +4,6 @@ It is the squared L1 norm of a token's activations over their squared L2 norm (H
 does not depend on their scale.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import nn
 

@@ -1,7 +1,5 @@
 """Put other people's model files into a folder that every stage can load: as links, or converted."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache

@@ -4,8 +4,6 @@ A unit is a slice of the *input of an output projection*: a head is K numbers of
 projection, a neuron is one number of the input of the FFN's down projection.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal

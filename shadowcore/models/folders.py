@@ -1,7 +1,5 @@
 """Check and load a model folder in Hugging Face layout, without remote code."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager

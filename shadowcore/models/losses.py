@@ -1,7 +1,5 @@
 """Causal cross-entropy, in float32: per token, and per example over its scored tokens."""
 
-from __future__ import annotations
-
 import torch
 from torch.nn import functional
 

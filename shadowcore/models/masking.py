@@ -1,7 +1,5 @@
 """Remove units from a model: by a mask while it runs, or by cutting out their weights."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager

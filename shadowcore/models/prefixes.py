@@ -1,7 +1,5 @@
 """Run a prompt once for all rows that continue it: the choices of a question, under all conditions."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Sequence
 from typing import Any

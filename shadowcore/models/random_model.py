@@ -1,7 +1,5 @@
 """Models of random weights, for tests and for measuring speed, which does not depend on the weights."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar

@@ -3,8 +3,6 @@
 Criteria read these activations and masks replace them. The hooks are removed afterwards.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial

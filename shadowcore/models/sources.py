@@ -4,8 +4,6 @@ Each source makes a folder with config.json, safetensors and a tokenizer, and a 
 all files. Models are loaded without remote code, and pickled checkpoints only with torch's `weights_only`.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import tempfile

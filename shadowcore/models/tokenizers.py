@@ -1,7 +1,5 @@
 """Load the tokenizer of a model folder, and make one of bytes."""
 
-from __future__ import annotations
-
 import json
 from importlib.util import find_spec
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Check that the weights that transformers loads from a model folder are complete, not quantised, and all used."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The final tables as blocks of words and numbers, for a terminal or a page: the answer, a summary, all of them."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple

@@ -16,8 +16,6 @@ undecided. Where texts vote differently, the verdict is "undecided". Where they 
 docs/claims.md has a paragraph on each claim.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

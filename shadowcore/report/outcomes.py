@@ -4,8 +4,6 @@ The paper's grid comes to sixty million documents. What they share, keys, names 
 of its own costs the eight bytes of its value.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any

@@ -4,8 +4,6 @@ One file that needs no other: figures are inside it, and its policy forbids the 
 script. Readable on a phone, in light and dark. Whatever comes from a configuration or a table is escaped.
 """
 
-from __future__ import annotations
-
 import re
 import struct
 from base64 import b64encode

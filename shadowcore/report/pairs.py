@@ -4,8 +4,6 @@ A published claim says that a winner is better than a loser by a quantity. The s
 and rows of the published values.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 

@@ -3,8 +3,6 @@
 Without matplotlib, because the terminal and the page choose rows, too.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable
 

@@ -1,7 +1,5 @@
 """The results of a study in the terminal: the answer first, and every table on request."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path

@@ -4,8 +4,6 @@ The only module that imports matplotlib. Colours can be told apart with any comm
 labels at the ends of lines say the same again in black and white.
 """
 
-from __future__ import annotations
-
 import math
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence

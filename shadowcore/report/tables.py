@@ -1,7 +1,5 @@
 """From documents to the final tables: group, estimate, and compare with dense and with each other."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import product
 from pathlib import Path

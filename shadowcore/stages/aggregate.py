@@ -1,7 +1,5 @@
 """Join the measurements of all jobs into the study's final tables, which `check-tables` then checks."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, make_dataclass, replace
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Average every unit's score over the calibration windows, for the method `static`."""
 
-from __future__ import annotations
-
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path

@@ -3,8 +3,6 @@
 A stage is a module with dataclasses `Spec`, `Inputs` and `Outputs`, and a function `run` of the three.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import sys

@@ -1,7 +1,5 @@
 """Magnitude thresholds of every layer's neurons from the training windows of a text, for `threshold` and `cats`."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Check that a study does not measure on documents from which its scores and predictors were made."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Check the final tables for impossible values; figures are only drawn if there are none."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Draw the figures of one model that have something to show in the final tables."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

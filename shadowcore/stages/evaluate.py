@@ -1,7 +1,5 @@
 """Measure conditions that a deployed model could run: dense, random, static, with a predictor, or a baseline."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Measure the oracle: masks from each example's own true scores. It is a stage of its own: only it needs criteria."""
 
-from __future__ import annotations
-
 import torch
 
 from shadowcore.measure.oracle import OracleMasks, OraclePass

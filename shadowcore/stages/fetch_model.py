@@ -1,7 +1,5 @@
 """Fetch a model from its source into a folder that other stages load, and write its card."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

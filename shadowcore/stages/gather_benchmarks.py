@@ -1,7 +1,5 @@
 """Put the documents of all benchmarks into one file, so that thousands of jobs have one input instead of many."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Read the inputs of stages: a model checked against its card, windows of a text, mean scores, a predictor."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Compare the published claims with the study's final tables and give each a verdict."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

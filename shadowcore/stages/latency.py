@@ -5,8 +5,6 @@ On a GPU the Triton decoder is measured, with modes that only it has; without a 
 (`measure.equivalence_model`). A variant that fails is not timed; the table `refused` names it and the reason.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path

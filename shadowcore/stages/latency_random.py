@@ -4,8 +4,6 @@ On a GPU the Triton decoder and its baselines are measured; without a GPU, the t
 which. Before it is timed, each mode is checked against the torch decoder in float32 (`measure.equivalence_decoder`).
 """
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, field

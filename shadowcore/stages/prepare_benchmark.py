@@ -1,7 +1,5 @@
 """Read a benchmark's documents from its source, cut to a seeded subset, so that all conditions use the same ones."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

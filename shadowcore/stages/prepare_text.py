@@ -1,7 +1,5 @@
 """Read a text from its source, split its documents in three parts, and make a multiple-choice task of it."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any

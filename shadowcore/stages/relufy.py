@@ -1,7 +1,5 @@
 """Replace a model's activation by ReLU and distil the original model into it; the card has the losses."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

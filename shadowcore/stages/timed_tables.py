@@ -1,7 +1,5 @@
 """The three tables of a latency job: a row for each variant, for each of its repeats, and for each that was refused."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path

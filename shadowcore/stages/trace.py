@@ -1,7 +1,5 @@
 """Score all units on one shard of one split of a text, with all criteria in one pass."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path

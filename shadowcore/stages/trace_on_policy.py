@@ -4,8 +4,6 @@ A predictor that is trained on the dense model is used on a sparse one, in which
 importance of units differ. Each batch has a random sparsity from a range, so that one predictor works for all of them.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random

@@ -1,7 +1,5 @@
 """Train one predictor on traces of tokens and report how well it ranks units on held-out tokens."""
 
-from __future__ import annotations
-
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import product

@@ -1,7 +1,5 @@
 """Tune a trained predictor on the sparse model that its masks make, and report its ranking quality again."""
 
-from __future__ import annotations
-
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Write a study's page: one HTML file with its tables, figures, configuration and origin."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any

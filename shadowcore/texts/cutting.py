@@ -4,8 +4,6 @@ Random orders come from a hash of the seed and a name. So they do not depend on 
 documents, and a larger number of windows begins with the same ones.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass

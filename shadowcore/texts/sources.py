@@ -4,8 +4,6 @@ Each source has a KIND. `check` finds mistakes without network access. `read` re
 None), and the origin.
 """
 
-from __future__ import annotations
-
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """Predictors against each other: what each reaches, how well it ranks units, and what size and more text change."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 

@@ -1,7 +1,5 @@
 """Decoders at the sizes of published models: time against the memory's limit, and where it goes."""
 
-from __future__ import annotations
-
 import pandas as pd
 
 from shadowcore.report import PUBLISHED, style

@@ -1,7 +1,5 @@
 """Time per token against sparsity, and what it costs in perplexity."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import pandas as pd

@@ -1,7 +1,5 @@
 """Decoders of published sizes: sweeps of the batch and of the context."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import numpy as np
