@@ -21,3 +21,7 @@ def section(table: Table) -> str:
         "| column | type | meaning |",
     ]
     return "\n".join([*lines, "|---|---|---|", *rows])
+
+
+if __name__ == "__main__":
+    print(dictionary(), end="")
