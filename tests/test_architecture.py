@@ -42,7 +42,7 @@ sections
 config
 inventory
 jobs ownership work
-fetch costs
+costs
 plan
 states incomplete progress_line
 preflight
