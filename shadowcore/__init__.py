@@ -11,7 +11,7 @@ __version__ = "0.1.0"
 
 # where each name of the library is defined; imported at its first use, because torch and lm-eval take seconds
 _DEFINED_IN = {
-    "Predictor": "predictor", "SparseCausalLM": "sparse", "SparseDecoder": "decoding", "benchmark": "timing",
+    "Predictor": "predictor", "SparseCausalLM": "sparse", "SparseDecoder": "decoding", "benchmark": "decoding",
     "decoder": "decoding", "evaluate": "quality", "perplexity": "quality", "sparsify": "sparse",
     "train_predictor": "training",
 }  # fmt: skip
