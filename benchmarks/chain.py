@@ -29,7 +29,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -316,13 +316,42 @@ def read(folder: Path) -> list[dict[str, Any]]:
     return [row for path in tables for row in pd.read_parquet(path).to_dict("records")]
 
 
+APART = 2  # the longest job of a stage must have this many times the work of the shortest, to compare the two
+
+
+def rates_of(jobs: Iterable[Mapping[str, Any]], source: str) -> list[dict[str, Any]]:
+    """Rows of rates.csv from measured jobs with the keys device, stage, weights_bytes, multiplications and seconds.
+
+    Between a stage's shortest and longest job with one model the loading of the model cancels. Where they differ too
+    little, or no model is loaded, the rate is that of all jobs together, with everything else that they did; an
+    evaluation of the dense model alone has none.
+    """
+    alike: dict[tuple[str, str, float], list[tuple[float, float]]] = {}
+    for job in jobs:
+        if job["multiplications"]:
+            key = job["device"], job["stage"].replace("-", "_"), job["weights_bytes"]
+            alike.setdefault(key, []).append((job["multiplications"], job["seconds"]))
+    rows = []
+    for (device, stage, weights), pairs in sorted(alike.items()):
+        (few, short), (many, long) = min(pairs), max(pairs)
+        if weights and many > APART * few and long > short:
+            per_second = (many - few) / (long - short)
+        elif stage == "evaluate":  # the dense model alone, whose long prompts say nothing of other conditions
+            continue
+        else:
+            per_second = sum(count for count, _ in pairs) / sum(seconds for _, seconds in pairs)
+        values = device, stage, f"{weights / 1e9:.1f}", f"{per_second / 1e12:.3g}", source
+        rows.append(dict(zip(rates.COLUMNS, values, strict=True)))
+    return rows
+
+
 def print_rates(rows: list[dict[str, Any]]) -> None:
     """Print shadowcore/rates.csv from jobs that ended well at their first attempt."""
     good = [row for row in rows if not row["error"] and row["attempts"] == 1]
     commits = ", ".join(sorted({row["commit"] for row in good}))
     writer = csv.DictWriter(sys.stdout, rates.COLUMNS, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rates.rows(good, f"benchmarks/chain.py at commit {commits}"))
+    writer.writerows(rates_of(good, f"benchmarks/chain.py at commit {commits}"))
 
 
 def table(rows: list[dict[str, Any]]) -> list[str]:

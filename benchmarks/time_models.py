@@ -39,14 +39,14 @@ def specifications(config: Path) -> list[dict[str, Any]]:
 
 def run(specs: list[dict[str, Any]], folder: Path) -> list[str]:
     """Run the stage on each specification, in a process of its own so that GPU memory is free again; who failed."""
-    from shadowcore.stages.latency_random import STAGE
+    from shadowcore.stages.latency_random import Outputs
 
     folder.mkdir(parents=True, exist_ok=True)
     failed = []
     for spec in specs:
         name = "{model}.{batch}x{prompt_tokens}+{new_tokens}".format(**spec)
         command = [sys.executable, "-m", "shadowcore", "latency-random", "--spec", json.dumps(spec)]
-        for output in dataclasses.fields(STAGE.outputs):
+        for output in dataclasses.fields(Outputs):
             option = f"--{output.name.replace('_', '-')}"
             command += [option, str(folder.resolve() / f"{name}.{output.name}.parquet")]
         started = time.monotonic()

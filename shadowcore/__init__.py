@@ -11,16 +11,10 @@ __version__ = "0.1.0"
 
 # where each name of the library is defined; imported at its first use, because torch and lm-eval take seconds
 _DEFINED_IN = {
-    "Predictor": "predictor",
-    "SparseCausalLM": "sparse",
-    "SparseDecoder": "decoding",
-    "benchmark": "timing",
-    "decoder": "decoding",
-    "evaluate": "quality",
-    "perplexity": "quality",
-    "sparsify": "sparse",
+    "Predictor": "predictor", "SparseCausalLM": "sparse", "SparseDecoder": "decoding", "benchmark": "decoding",
+    "decoder": "decoding", "evaluate": "quality", "perplexity": "quality", "sparsify": "sparse",
     "train_predictor": "training",
-}
+}  # fmt: skip
 __all__ = ["__version__", *_DEFINED_IN]
 
 

@@ -5,8 +5,6 @@ fingerprint of its code, commit and versions. Equal inputs and code give equal b
 readers refuse files of another schema.
 """
 
-from __future__ import annotations
-
 import html
 import json
 import re

@@ -4,8 +4,6 @@ A temporary file is in a hidden folder next to its target. The folder's name has
 the files of a killed one.
 """
 
-from __future__ import annotations
-
 import errno
 import glob
 import os
@@ -63,10 +61,7 @@ def apply_umask(path: Path, own_folder: Path) -> None:
 
 
 def temporary_neighbour(path: Path) -> Path:
-    """A unique hidden path in the folder of `path`; paths of this kind that killed runs left there are removed.
-
-    Unique, because an earlier run on another machine of a cluster may still be writing the same file.
-    """
+    """A unique hidden path next to `path`, also on a cluster; those that killed runs left there are removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_abandoned(path)
     return path.with_name(f".{path.name}.{processes.name()}-{secrets.token_hex(4)}.partial")

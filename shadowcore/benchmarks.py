@@ -5,8 +5,6 @@ documents of all benchmarks, and every condition of a study is measured on it. P
 the task files of the released lm-eval; only the data set is replaced.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
@@ -111,10 +109,7 @@ def require_pool(name: str, shots: int, count: int) -> None:
 
 
 def gather(files: Sequence[Path]) -> pa.Table:
-    """One row with a column per benchmark: the rows of <task>.parquet, which `prepare-benchmark` wrote.
-
-    Raises ArtifactError for a file without the benchmark's columns.
-    """
+    """One row with a column per benchmark: the rows of its <task>.parquet; ArtifactError for one that lacks columns."""
     columns = {}
     for path in files:
         table = artifacts.read_table(path, SCHEMA)

@@ -5,8 +5,6 @@ A stage takes a JSON specification and one option per file:
     shadowcore trace --spec '{"split": "train", ...}' --card ... --documents ... --trace ...
 """
 
-from __future__ import annotations
-
 import argparse
 import ctypes
 import dataclasses
@@ -76,29 +74,29 @@ def usage() -> str:
             "",
             "commands before, during and after a study:",
             *others,
-        ]
+        ]  # fmt: skip
     )
 
 
 def run_stage(name: str, arguments: Sequence[str]) -> None:
     """Parse a stage's options and run it."""
     rule = name.replace("-", "_")
-    stage = import_module(f"shadowcore.stages.{rule}").STAGE
+    stage = import_module(f"shadowcore.stages.{rule}")
     # imported here, so that `shadowcore --help` is fast
     from shadowcore.stages.base import parse_spec, runtime_fields
 
     parser = argparse.ArgumentParser(
-        prog=f"shadowcore {name}", description=STAGES[name], epilog=stage.spec.__doc__,
+        prog=f"shadowcore {name}", description=STAGES[name], epilog=stage.Spec.__doc__,
         fromfile_prefix_chars="@",  # @FILE: more arguments, one a line
     )  # fmt: skip
-    keys = ", ".join(field.name for field in dataclasses.fields(stage.spec)) or "none"
+    keys = ", ".join(field.name for field in dataclasses.fields(stage.Spec)) or "none"
     parser.add_argument("--spec", default="{}", metavar="JSON", help=f"the specification; keys: {keys}")
     parser.add_argument("--threads", type=int, default=None, metavar="N", help="CPU threads (default: torch's own)")
     devices_help = "number of GPUs to reserve, 0 to share one (default: all that CUDA shows, without reserving them)"
     parser.add_argument("--devices", type=int, default=None, metavar="N", help=devices_help)
-    for name in runtime_fields(stage.spec):
+    for name in runtime_fields(stage.Spec):
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, metavar="N", help="no result depends on it")
-    for part, what in ((stage.inputs, "input"), (stage.outputs, "output")):
+    for part, what in ((stage.Inputs, "input"), (stage.Outputs, "output")):
         hints = typing.get_type_hints(part)
         for field in dataclasses.fields(part):
             many = hints[field.name] is not Path
@@ -111,8 +109,8 @@ def run_stage(name: str, arguments: Sequence[str]) -> None:
         data = json.loads(parsed.spec)
     except json.JSONDecodeError as error:
         raise ConfigError(f"--spec: not JSON ({error}); it must be an object with the keys {keys}") from None
-    chosen = {name: value for name in runtime_fields(stage.spec) if (value := getattr(parsed, name)) is not None}
-    spec = parse_spec(stage.spec, data | chosen if isinstance(data, dict) else data)
+    chosen = {name: value for name in runtime_fields(stage.Spec) if (value := getattr(parsed, name)) is not None}
+    spec = parse_spec(stage.Spec, data | chosen if isinstance(data, dict) else data)
     keep_freed_memory()
     if parsed.threads and RULES[rule].torch:
         import torch
@@ -123,7 +121,7 @@ def run_stage(name: str, arguments: Sequence[str]) -> None:
             field.name: tuple(value) if isinstance(value := getattr(parsed, field.name), (list, tuple)) else value
             for field in dataclasses.fields(part)
         })
-        for part in (stage.inputs, stage.outputs)
+        for part in (stage.Inputs, stage.Outputs)
     ]  # fmt: skip
     with nullcontext() if parsed.devices is None else reserved(parsed.devices), enough_memory():
         started = time.time()
@@ -134,11 +132,7 @@ def run_stage(name: str, arguments: Sequence[str]) -> None:
 
 
 def keep_freed_memory() -> None:
-    """Let the C library keep up to 2 GiB of freed memory for the next allocation.
-
-    Otherwise glibc returns it to the system, which must zero the pages again. That takes 10 % of the time of a trace on
-    a CPU, and 20 % of a training. Other C libraries have no such setting.
-    """
+    """Let glibc keep up to 2 GiB of freed memory: zeroing new pages takes 10 to 20 % of a job's time on a CPU."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(TRIM_THRESHOLD, 2**31 - 1)

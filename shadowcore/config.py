@@ -6,7 +6,6 @@ configuration reruns only stages that read this part.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,7 +17,6 @@ from shadowcore.config_file import read_yaml
 from shadowcore.config_types import Name, Seed, Strict, Switch, list_of
 from shadowcore.errors import ConfigError, near_miss
 from shadowcore.latency_sections import Latency, LatencyRandom
-from shadowcore.measure.conditions import Condition
 from shadowcore.measure.methods import SPARSE
 from shadowcore.method.criteria import CRITERIA
 from shadowcore.method.policies import WHOLE_MODEL_POLICIES
@@ -138,7 +136,8 @@ class Study(Strict):
             if not grid.criteria and (scored := [name for name in grid.methods if SPARSE[name].scores]):
                 raise ValueError(f"conditions[{i}]: {sorted(scored)} need `criteria`, a list of names")
             tuned = [name for name in trained if name in TUNED_ONLY]
-            if tuned and (other := [name for name in grid.predictors if not self._only_tuned(name)]):
+            only_tuned = {name for name, one in self.predictors.items() if one.tuned_from and len(self.chain(name)) < 3}
+            if tuned and (other := [name for name in grid.predictors if name not in only_tuned]):
                 raise ValueError(
                     f"conditions[{i}].predictors: {tuned[0]} cannot have {other}; it needs predictors with "
                     "`tuned_from` that names a predictor trained on the dense model"
@@ -157,10 +156,6 @@ class Study(Strict):
                     "add one to evaluation.tasks"
                 )
         return self
-
-    def _only_tuned(self, predictor: str) -> bool:
-        """Whether a predictor is tuned from one that is trained on the dense model."""
-        return len(self.chain(predictor)) == 2 and self.predictors[predictor].tuned_from is not None
 
     def _several_groups(self, design: str, predictors: list[str]) -> bool:
         """Whether a predictor of this design scores its layers in several steps."""
@@ -189,7 +184,8 @@ class Study(Strict):
                 f"conditions: criteria {unfit} have no score of a single token, which predictors and the oracle need; "
                 f"allowed: {', '.join(allowed)}"
             )
-        missing = sorted(self.used_criteria - set(self.traces.criteria))
+        used = {name for grid in self.conditions for name in grid.criteria} | set(self.token_criteria)
+        missing = sorted(used - set(self.traces.criteria))
         if missing:
             raise ValueError(f"traces.criteria: {missing} are missing, but conditions or latency use them")
         return self
@@ -224,14 +220,6 @@ class Study(Strict):
         evaluation = self.evaluation.model_copy(update={"offline_dir": f"{folder}/benchmarks"})
         return self.model_copy(update={"models": models, "texts": texts, "evaluation": evaluation})
 
-    def conditions_on(self, model: str, data: str) -> Iterator[Condition]:
-        """All conditions of a model on a text: dense, and the combinations of the grids."""
-        dense = Condition(model=model, data=data, method="dense", seed=self.seed)
-        yield dense
-        for grid in self.conditions:
-            if not grid.models or model in grid.models:
-                yield from grid.combinations(dense, self.calibration)
-
     def chain(self, predictor: str) -> list[str]:
         """A predictor and all predictors that it begins with, the one trained on the dense model first."""
         parent = self.predictors[predictor].parent
@@ -254,12 +242,6 @@ class Study(Strict):
         plan = self.latency_random
         every = {model: plan.timed(model) for model in plan.models} if plan else {}
         return {(model, lengths): spec for model, specs in every.items() for lengths, spec in specs.items()}
-
-    @property
-    def used_criteria(self) -> set[str]:
-        """Criteria that conditions or the section `latency` use."""
-        used = {name for grid in self.conditions for name in grid.criteria}
-        return used | ({self.latency.criterion} if self.latency else set())
 
     @property
     def token_criteria(self) -> tuple[str, ...]:

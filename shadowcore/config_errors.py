@@ -1,7 +1,5 @@
 """Messages about mistakes in a configuration: the key, what was found, what is allowed."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import Any, get_args

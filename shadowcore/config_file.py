@@ -1,7 +1,5 @@
 """Read a configuration file: YAML without repeated keys. Errors name file and line."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Types of the fields of a configuration: strict models, names, numbers, lists, choices."""
 
-from __future__ import annotations
-
 import re
 from typing import Annotated, Any
 

@@ -4,8 +4,6 @@ They are counted from the configuration and the models' dimensions. The sizes of
 at 4 letters per token.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from pathlib import Path

@@ -5,8 +5,6 @@ uses, by their UUIDs. The system releases a lock when the process ends, also aft
 job sees its own devices only, so it gets all locks at once.
 """
 
-from __future__ import annotations
-
 import fcntl
 import os
 import subprocess

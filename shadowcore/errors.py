@@ -1,7 +1,5 @@
 """Errors that a user can cause. Each message is one sentence: where the mistake is, what was found, what is allowed."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from difflib import get_close_matches
 

@@ -5,8 +5,6 @@ Snakemake runs a job only when all its inputs exist, so it makes no tables if on
 reasons, and `states.done` does not count it as finished.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 import time
@@ -49,15 +47,10 @@ class Ended:
     def __post_init__(self):
         unfinished = set(self.unfinished)
         self.work = {work.place: work for work in plan.work(self.jobs) if work.place in unfinished}
-        self.missing = [Missing(place, sentence(log_of(self.jobs, place))) for place in sorted(self.failed)]
+        self.missing = [Missing(place, sentence(logs.of(self.jobs.root, place))) for place in sorted(self.failed)]
         others = [work for place, work in self.work.items() if place not in self.failed and not RULES[work.rule].joins]
         for rule, count in Counter(work.rule for work in others).items():
             self.missing.append(Missing(f"{count} {'job' if count == 1 else 'jobs'} of {rule}", NOT_RUN))
-
-
-def log_of(jobs: Jobs, place: str) -> Path:
-    """The log of a job."""
-    return jobs.root / "logs" / f"{place}.log"
 
 
 def sentence(log: Path) -> str:
@@ -66,10 +59,7 @@ def sentence(log: Path) -> str:
 
 
 def report(ended: Ended, introduction: Path) -> None:
-    """Make the tables, figures and page that the run did not make, from its measurements.
-
-    introduction: text of the page. If a step fails, it is added to the missing results, and the others continue.
-    """
+    """Make what the run did not make of its measurements; a step that fails is added to the missing results."""
     jobs, stale = ended.jobs, set()
     for work in ended.work.values():
         written = outputs(jobs.root, work.rule, work.name)
@@ -101,20 +91,17 @@ def report(ended: Ended, introduction: Path) -> None:
 def _of_failed(ended: Ended) -> Iterator[Path]:
     """Lists of outcomes that evaluations wrote before they failed, from the present code and specification."""
     jobs = ended.jobs
-    for (model, data, part), conditions in jobs.evaluations.items():
+    for model, data, part in jobs.evaluations:
         path = manifests.unfinished(jobs.root / "outcomes" / model / data / f"{part}.json")
         if f"evaluate/{model}/{data}/{part}" in ended.failed and path.is_file():
             header, rule = artifacts.read_header(path), "evaluate_oracle" if part == manifests.ORACLE else "evaluate"
-            wanted = fingerprint(f"shadowcore.stages.{rule}"), json.loads(as_json(jobs.evaluation(conditions)))
+            wanted = fingerprint(f"shadowcore.stages.{rule}"), json.loads(as_json(jobs.evaluate(model, data, part)))
             if (header["code"], header["spec"]) == wanted:
                 yield path
 
 
 def _step(ended: Ended, rule: str, *values: str, **inputs: Any) -> None:
-    """Run a stage of the report like its rule, with the same log, if it must run; a failure is added to `missing`.
-
-    Any exception counts as a failure, so that a figure that cannot handle missing rows does not prevent the page.
-    """
+    """Run a stage of the report like its rule, if it must run; any exception is added to `missing`."""
     jobs, place = ended.jobs, Work(rule, name_of(rule, *values)).place
     if place not in ended.work or place in ended.failed:  # Snakemake made it, or tried to
         return
@@ -122,7 +109,7 @@ def _step(ended: Ended, rule: str, *values: str, **inputs: Any) -> None:
     spec = stage.Spec(**json.loads(jobs.spec(rule, *values)), missing=tuple(ended.missing))
     made = {option: tuple(map(Path, paths)) if isinstance(paths, list) else Path(paths)
             for option, paths in jobs.outputs(rule, *values).items()}  # fmt: skip
-    log, name = log_of(jobs, place), rule.replace("_", "-")
+    log, name = logs.of(jobs.root, place), rule.replace("_", "-")
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "w", encoding="utf-8") as handle, redirect_stderr(handle):
         started = time.time()
@@ -143,7 +130,7 @@ def end_of_run(ended: Ended) -> list[str]:
     jobs, failed = ended.jobs, sorted(ended.failed)
     lines = [f"{len(failed)} {'job' if len(failed) == 1 else 'jobs'} failed:"] if failed else []
     for place in failed:
-        log = log_of(jobs, place)
+        log = logs.of(jobs.root, place)
         lines += [f"  {place}: {sentence(log)}", f"    log: {log}"]
     lines += [f"  {one.job}: {one.reason}" for one in ended.missing if one.job not in ended.failed]
     page = jobs.root / "index.html"

@@ -1,11 +1,9 @@
 """Which jobs a study has, and where their files are: conditions, evaluations, predictors, traces, tables."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import cached_property
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 
 from shadowcore import manifests
@@ -14,8 +12,7 @@ from shadowcore.config import Study
 from shadowcore.measure.conditions import Condition, PredictorId
 from shadowcore.measure.methods import METHODS
 from shadowcore.method.predictors import PREDICTORS
-from shadowcore.report.captions import CAPTIONS
-from shadowcore.rules import RULES, name_of
+from shadowcore.rules import RULES, name_of, written
 from shadowcore.schemas import FINAL_TABLES
 
 Evaluation = tuple[str, str, str]  # an evaluation job: model, text, and `manifests.part`
@@ -64,8 +61,7 @@ class Inventory:
 
     def made_by(self, rule: str, option: str) -> list[str]:
         """The outputs of all jobs of a rule under an option."""
-        path = f"{self.root}/{RULES[rule].outputs[option]}"
-        return [path.format(name=name_of(rule, *values)) for values in self.names[rule]]
+        return [written(self.root, rule, name_of(rule, *values))[option] for values in self.names[rule]]
 
     # ---- evaluations
 
@@ -74,7 +70,9 @@ class Inventory:
         """The conditions of every evaluation job by their names, sorted."""
         found = {}  # several grids may have the same condition
         for model, data in product(self.study.models, self.study.evaluation.texts):
-            for one in self.study.conditions_on(model, data):
+            dense = Condition(model=model, data=data, method="dense", seed=self.study.seed)
+            grids = [grid for grid in self.study.conditions if not grid.models or model in grid.models]
+            for one in chain([dense], *(grid.combinations(dense, self.study.calibration) for grid in grids)):
                 found[model, data, one.slug(self.study.seed), one.sparsity_pct] = one
         evaluations: dict[Evaluation, dict[str, Condition]] = {}
         for (model, data, slug, pct), one in sorted(found.items()):
@@ -109,10 +107,6 @@ class Inventory:
         readers = [one for one in self.evaluations[key].values() if METHODS[one.method].reads == reads]
         return [f"{self.root}/{reads}/{one.model}/{one.calibration}.parquet" for one in readers]
 
-    def predictors_of(self, key: Evaluation) -> list[str]:
-        """Path stems of the predictors that a job reads, one for each condition with a predictor."""
-        return [self.stem(one.predictor_id) for one in self.evaluations[key].values() if one.predictor_id]
-
     # ---- predictors and their traces
 
     @cached_property
@@ -124,8 +118,7 @@ class Inventory:
     @cached_property
     def trained(self) -> dict[tuple[str, str, str], PredictorId]:
         """All predictors that are trained, also those that only others begin with, by model, text and slug."""
-        chain = self.study.chain
-        every = {replace(one, predictor=name) for one in self.used_predictors for name in chain(one.predictor)}
+        every = {replace(one, predictor=n) for one in self.used_predictors for n in self.study.chain(one.predictor)}
         return {(one.model, one.calibration, one.slug(self.study.seed)): one for one in sorted(every)}
 
     def latency_predictors(self, model: str) -> list[PredictorId]:
@@ -175,7 +168,3 @@ class Inventory:
     def tables(self, names: Iterable[str] = FINAL_TABLES) -> list[str]:
         """The final tables."""
         return [f"{self.root}/tables/{name}.parquet" for name in names]
-
-    def figure_files(self, model: str) -> list[str]:
-        """The files of all figures of a model; figures with nothing to show are not written."""
-        return [f"{self.root}/figures/{model}/{name}.{kind}" for name, kind in product(CAPTIONS, ("pdf", "png"))]

@@ -1,24 +1,25 @@
 """The jobs of a study: the specification and the inputs of each.
 
-A line of YAML below `conditions` becomes a call in three steps: `Study.conditions_on` makes a `Condition` of each
+A line of YAML below `conditions` becomes a call in three steps: `Grid.combinations` makes a `Condition` of each
 combination; `Jobs.evaluate` puts the conditions of one job into the specification for `shadowcore evaluate`; and
 `stages.evaluate.sources` looks up the row of each condition's method in `measure.methods.METHODS`, which makes masks.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
+from itertools import product
 from typing import Any
 
 from shadowcore.benchmarks import BENCHMARKS
 from shadowcore.inventory import Inventory
-from shadowcore.measure.conditions import Condition, PredictorId
+from shadowcore.manifests import ORACLE
+from shadowcore.measure.conditions import PredictorId
 from shadowcore.measure.methods import METHODS
 from shadowcore.method.low_bit import PROXIES
 from shadowcore.method.predictors import PREDICTORS, TUNED_PROXIES
-from shadowcore.rules import RULES, name_of
+from shadowcore.report.captions import CAPTIONS
+from shadowcore.rules import RULES, name_of, written
 from shadowcore.schemas import MEASURED_TABLES
 
 Files = dict[str, "str | list[str]"]
@@ -73,9 +74,10 @@ class Jobs(Inventory):
 
     def outputs(self, rule: str, *values: str) -> Files:
         """The files that a job writes, by the option of its stage that names them."""
-        name = name_of(rule, *values)
-        files = {option: f"{self.root}/{path}".format(name=name) for option, path in RULES[rule].outputs.items()}
-        return files | ({"figures": self.figure_files(*values)} if rule == "draw" else {})
+        files: Files = written(self.root, rule, name_of(rule, *values))
+        if rule == "draw":  # figures with nothing to show are not written
+            files["figures"] = [f"{files['figures']}/{name}.{kind}" for name, kind in product(CAPTIONS, ("pdf", "png"))]
+        return files
 
     def batches(self, rule: str) -> dict[str, int]:
         """Sizes of a rule's batches, by the option of its stage, for a first attempt."""
@@ -208,30 +210,26 @@ class Jobs(Inventory):
 
     # ---- measurements
 
-    def evaluate(self, *key: str) -> Spec:
-        return self.evaluation(self.evaluations[key])
-
-    def evaluate_oracle(self, model: str, data: str) -> Spec:
-        return self.evaluate(model, data, "oracle")
-
-    def evaluation(self, conditions: Mapping[str, Condition]) -> Spec:
-        """conditions: of one evaluation job, by name."""
-        plan, first = self.study.evaluation, next(iter(conditions.values()))
+    def evaluate(self, model: str, data: str, part: str = ORACLE) -> Spec:
+        plan = self.study.evaluation
         return {
-            "conditions": dict(conditions), "windows": plan.windows, "window_tokens": plan.window_tokens,
-            "dtype": self.study.models[first.model].dtype,
-            "tasks": [name for name in plan.tasks if name not in BENCHMARKS or first.data == plan.texts[0]],
+            "conditions": self.evaluations[model, data, part],
+            "windows": plan.windows, "window_tokens": plan.window_tokens, "dtype": self.study.models[model].dtype,
+            "tasks": [name for name in plan.tasks if name not in BENCHMARKS or data == plan.texts[0]],
             "fewshot": plan.fewshot, "rolling_tokens": plan.rolling_tokens, "text_seed": self.study.seed,
         }  # fmt: skip
+
+    evaluate_oracle = evaluate
 
     def _evaluate_oracle_reads(self, model: str, data: str) -> Files:
         return {"benchmarks": self.made_by("gather_benchmarks", "benchmarks") if self.benchmarks(data) else []}
 
     def _evaluate_reads(self, *key: str) -> Files:
-        checks = self.disjoint_pairs(self.evaluations[key].values())
+        conditions = self.evaluations[key].values()
+        checks = self.disjoint_pairs(conditions)
         return self._evaluate_oracle_reads(*key[:2]) | {
             "scores": self.tables_of("scores", key), "thresholds": self.tables_of("thresholds", key),
-            "predictors": [f"{stem}.safetensors" for stem in self.predictors_of(key)],
+            "predictors": [f"{self.stem(one.predictor_id)}.safetensors" for one in conditions if one.predictor_id],
             "after": [f"{self.root}/checks/disjoint/{calibration}+{data}.json" for calibration, data in checks],
         }  # fmt: skip
 

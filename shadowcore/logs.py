@@ -4,8 +4,6 @@ A stage writes to standard error, which its rule redirects to the log. The comma
 `ending` after every stage; `read` reads them back, with the progress and the error between them.
 """
 
-from __future__ import annotations
-
 import os
 import platform
 import re
@@ -29,6 +27,11 @@ PROGRESS = re.compile(r"\] (\d+)/(\d+) after (\d+) s, about (\d+|nan) s left$")
 ENDED = re.compile(rf"^{re.escape(MARK)} finished after \d+ s on (.*)$")
 FAILED = re.compile(r"^shadowcore [a-z-]+: (.*)$")
 NO_MESSAGE = "its process ended without an error message; it may have been killed, for example for lack of memory"
+
+
+def of(root: Path, place: str) -> Path:
+    """The log of a job in a study's folder. place: `Work.place`."""
+    return root / "logs" / f"{place}.log"
 
 
 def heading(arguments: Sequence[str], started: float) -> str:
@@ -111,10 +114,7 @@ def times(path: Path) -> dict[str, str]:
 
 
 def _outcome(lines: Sequence[str]) -> tuple[str | None, str | None]:
-    """(device, None) of a successful job, (None, error) of a failed one, else (None, None).
-
-    Python or a library may have written more lines after the last one of ours.
-    """
+    """(device, None) of a successful job, (None, error) of a failed one, else (None, None)."""
     for line in reversed(lines):
         if ended := ENDED.match(line):
             return ended[1], None

@@ -1,7 +1,5 @@
 """Memory, processors and GPUs that this process may use. Needs nothing but Python."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 from pathlib import Path

@@ -5,8 +5,6 @@ The manifest, `outcomes/<model>/<text>/<part>.json`, is the only output that Sna
 that are not there yet. Until all conditions are measured, `unfinished-<part>.json` lists the finished ones.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path

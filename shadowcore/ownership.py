@@ -4,8 +4,6 @@ study.txt in the folder has the name of the configuration file and a checksum of
 the folder if one of the two is equal, because it may be edited, moved or renamed.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Iterable

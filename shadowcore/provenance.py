@@ -4,8 +4,6 @@
 not for changes of comments, docstrings, formatting or time stamps.
 """
 
-from __future__ import annotations
-
 import ast
 import hashlib
 import platform

@@ -61,10 +61,7 @@ class Lineage:
         return path.resolve().relative_to(self.root.resolve())
 
     def job(self, path: Path, header: Mapping[str, Any]) -> Job | None:
-        """The job that wrote a file with this header: a job of its stage whose command has it as an output.
-
-        The command of an evaluation has the manifest, which lists the outcome files.
-        """
+        """The job of its stage whose command has a file as an output, or the manifest that lists an outcome file."""
         if header["stage"].startswith("evaluate") and path.suffix == ".parquet":
             path = manifests.of_outcome(path) or path
         inside = str(self.inside(path))

@@ -5,17 +5,14 @@ and the run in which they were measured. Plans are made for the first device. `p
 writes the rows.
 """
 
-from __future__ import annotations
-
 import csv
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 FILE = Path(__file__).with_name("rates.csv")
 COLUMNS = ("device", "stage", "weights_gb", "tflops", "source")
-APART = 2  # the longest job of a stage must have this many times the work of the shortest, to compare the two
 
 
 class Rate(NamedTuple):
@@ -48,29 +45,3 @@ def of(stage: str, weights: float, rates: Iterable[Rate]) -> Mapping[str, float]
 
     own = [rate for rate in rates if rate.stage == stage]
     return {stage: min(own, key=distance).per_second} if own else {}
-
-
-def rows(jobs: Iterable[Mapping[str, Any]], source: str) -> list[dict[str, Any]]:
-    """Rows of rates.csv from measured jobs with the keys device, stage, weights_bytes, multiplications and seconds.
-
-    Between a stage's shortest and longest job with one model the loading of the model cancels. Where they differ too
-    little, or no model is loaded, the rate is that of all jobs together, with everything else that they did; an
-    evaluation of the dense model alone has none.
-    """
-    alike: dict[tuple[str, str, float], list[tuple[float, float]]] = {}
-    for job in jobs:
-        if job["multiplications"]:
-            key = job["device"], job["stage"].replace("-", "_"), job["weights_bytes"]
-            alike.setdefault(key, []).append((job["multiplications"], job["seconds"]))
-    rows = []
-    for (device, stage, weights), pairs in sorted(alike.items()):
-        (few, short), (many, long) = min(pairs), max(pairs)
-        if weights and many > APART * few and long > short:
-            per_second = (many - few) / (long - short)
-        elif stage == "evaluate":  # the dense model alone, whose long prompts say nothing of other conditions
-            continue
-        else:
-            per_second = sum(count for count, _ in pairs) / sum(seconds for _, seconds in pairs)
-        values = device, stage, f"{weights / 1e9:.1f}", f"{per_second / 1e12:.3g}", source
-        rows.append(dict(zip(COLUMNS, values, strict=True)))
-    return rows

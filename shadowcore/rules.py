@@ -5,8 +5,6 @@ job (`jobs.Jobs`) and its cost (`costs.Costs`); `inventory.Inventory.names` list
 rules of Snakemake (workflow/rules/stages.smk), `plan` and `status` read this table, which needs nothing but Python.
 """
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -160,8 +158,12 @@ def name_of(rule: str, *values: str) -> str:
     return row.job.format(**dict(zip(row.wildcards, values, strict=True))) or rule
 
 
+def written(root: Path, rule: str, name: str) -> dict[str, str]:
+    """The files and folders that a job writes, by the option of its stage that names them."""
+    return {option: f"{root}/{path.format(name=name)}" for option, path in RULES[rule].outputs.items()}
+
+
 def outputs(root: Path, rule: str, name: str) -> list[Path]:
-    """The files and folders that a job writes; files that are too large to be hashed have one with their checksum."""
-    paths = [path.format(name=name) for path in RULES[rule].outputs.values()]
-    checksums = [f"{path}.sha256" for path in paths if path.endswith(".safetensors")]
-    return [root / path for path in (*paths, *checksums)]
+    """All that a job writes; files that are too large to be hashed have one with their checksum."""
+    paths = list(written(root, rule, name).values())
+    return list(map(Path, paths + [f"{path}.sha256" for path in paths if path.endswith(".safetensors")]))

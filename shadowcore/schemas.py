@@ -3,8 +3,6 @@
 Writers use `build`, readers use `read`, and the data dictionary in `results/README.md` is generated from this module.
 """
 
-from __future__ import annotations
-
 from shadowcore.table_schema import BOOLEAN, INTEGER, NUMBER, TEXT, Columns, Table
 
 

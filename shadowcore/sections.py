@@ -156,16 +156,11 @@ class Grid(Strict):
     seeds: list_of(Seed) = []
 
     @model_validator(mode="after")
-    def seeds_are_of_predictors(self) -> Grid:
-        """Seeds need a trained method."""
+    def suits_methods(self) -> Grid:
+        """Seeds need a trained method; other values must be among those that each method supports."""
         if self.seeds and not any(SPARSE[method].trained for method in self.methods):
             trained = ", ".join(name for name, method in SPARSE.items() if method.trained)
             raise Within("seeds", f"needs a trained method ({trained}); found {self.methods}")
-        return self
-
-    @model_validator(mode="after")
-    def suits_methods(self) -> Grid:
-        """Protocols, policies, units and sparsities must be among those that each method supports."""
         for method, key in product(self.methods, ("protocols", "policies", "units", "sparsities_pct")):
             allowed = getattr(SPARSE[method], key)
             unfit = [value for value in getattr(self, key) if allowed is not None and value not in allowed]

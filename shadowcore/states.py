@@ -1,7 +1,5 @@
 """Find the state of every job of a study (done, running, failed, interrupted or waiting) from its files and its log."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,7 +70,7 @@ def expectations(root: Path, planned: Sequence[Work], rates: Mapping[str, float]
 
 
 def _job(jobs: Jobs, work: Work, expected: float, now: float) -> Job:
-    log = jobs.root / "logs" / f"{work.place}.log"
+    log = logs.of(jobs.root, work.place)
     content = logs.read(log) if log.is_file() else logs.Log()
     if done(jobs, work.rule, work.name):
         return Job(work, "done", work.measured_seconds(jobs.root) or 0, 0, log, content)

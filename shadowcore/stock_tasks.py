@@ -1,7 +1,5 @@
 """The benchmarks' tasks in lm-eval: their files, their data sets on the hub, and the allowed values of each column."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial

@@ -4,8 +4,6 @@ All readers return the named columns as Python values. A missing or damaged file
 allowed raises an error of one sentence.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -158,10 +156,7 @@ def _values(content: pq.ParquetFile, column: str) -> Iterator[Any]:
 def _require(
     columns: Mapping[str, Column], schema: pa.Schema, where: str, values: Callable[[str], Iterable[Any]]
 ) -> None:
-    """Raise ConfigError unless a table has these columns, once each and of their types.
-
-    values: returns the values of a column; the message shows the first one that is not allowed.
-    """
+    """Raise ConfigError, with the first wrong one of `values(name)`, unless columns are there once, of their types."""
     for name, column in columns.items():
         _require_once(name, schema.names, where)
         kind = schema.field(name).type

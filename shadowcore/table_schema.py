@@ -1,7 +1,5 @@
 """A table's columns: how its rows are built, and how its files are checked when they are read."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path

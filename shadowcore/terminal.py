@@ -1,7 +1,5 @@
 """Print letters that the encoding of the terminal, or of the output file, does not have."""
 
-from __future__ import annotations
-
 import codecs
 import sys
 

@@ -1,7 +1,5 @@
 """The cost of one job of a study: time, memory, GPUs, and the resources that its rule requests."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -21,12 +21,12 @@ BATCH = 4
 
 def job(spec, stage, outputs, **inputs):
     """Run a stage as its rule would; inputs that it has and are not given are empty."""
-    one = import_module(f"shadowcore.stages.{stage}").STAGE
-    given = {name: inputs.get(name, ()) for name in one.inputs.__dataclass_fields__}
+    one = import_module(f"shadowcore.stages.{stage}")
+    given = {name: inputs.get(name, ()) for name in one.Inputs.__dataclass_fields__}
     for path in outputs.values():
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-    spec = json.loads(as_json(spec)) | dict.fromkeys(runtime_fields(one.spec), BATCH)
-    one.run(parse_spec(one.spec, spec), one.inputs(**given), one.outputs(**outputs))
+    spec = json.loads(as_json(spec)) | dict.fromkeys(runtime_fields(one.Spec), BATCH)
+    one.run(parse_spec(one.Spec, spec), one.Inputs(**given), one.Outputs(**outputs))
     return outputs
 
 

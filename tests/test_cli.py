@@ -60,14 +60,12 @@ def test_a_failed_stage_leaves_nothing_behind(capsys, tmp_path):
     ],
 )
 def test_too_little_memory_has_an_exit_code_of_its_own(capsys, monkeypatch, tmp_path, error):
-    from dataclasses import replace
-
     from shadowcore.stages import average
 
     def full(*_):
         raise error
 
-    monkeypatch.setattr(average, "STAGE", replace(average.STAGE, run=full))
+    monkeypatch.setattr(average, "run", full)
     spec = '{"model": "m", "calibration": "c", "criteria": []}'
     code, printed = run(capsys, "average", "--spec", spec, "--scores", tmp_path / "s")
     (sentence,) = [line for line in printed.err.splitlines() if not line.startswith("[shadowcore]")]

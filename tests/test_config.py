@@ -173,8 +173,9 @@ def test_seeds_repeat_what_is_trained_and_leave_the_other_paths_alone():
     assert all("+small+seed3+" in one.slug(0) for one in more)
     # the windows that are read stay those of the study
     one = next(iter(more))
-    spec = json.loads(as_json(again.evaluation({"one": one})))
-    assert spec["conditions"]["one"]["seed"] == 3 and spec["text_seed"] == 0
+    key = next(key for key, conditions in again.evaluations.items() if one in conditions.values())
+    spec = json.loads(as_json(again.evaluate(*key)))
+    assert spec["conditions"][f"{one.slug(0)}/{one.sparsity_pct}"]["seed"] == 3 and spec["text_seed"] == 0
     trained = again.train_predictor(one.model, one.calibration, one.predictor_id.slug(0))
     assert {"seed": 3, "text_seed": 0, "predictor": "small"}.items() <= trained.items()
 

@@ -87,10 +87,11 @@ class Study:
     def evaluate(self, chosen, folder, batch=4):
         """Run the job of these conditions; the bytes of their outcome files."""
         oracle = chosen.keys() <= self.oracle.keys()
-        one = import_module(f"shadowcore.stages.evaluate{'_oracle' if oracle else ''}").STAGE
-        spec = json.loads(as_json(self.jobs.evaluation(chosen))) | dict.fromkeys(runtime_fields(one.spec), batch)
+        one = import_module(f"shadowcore.stages.evaluate{'_oracle' if oracle else ''}")
+        spec = json.loads(as_json(self.jobs.evaluate(MODEL, "words", "0")))
+        spec |= dict.fromkeys(runtime_fields(one.Spec), batch)
         spec = parse_spec(
-            one.spec, spec | {"conditions": {setup: vars(condition) for setup, condition in chosen.items()}}
+            one.Spec, spec | {"conditions": {setup: vars(condition) for setup, condition in chosen.items()}}
         )
         fields = {one.method: METHODS[one.method].reads for one in chosen.values()}
         files = {"scores": [], "thresholds": [], "predictors": []}
@@ -99,7 +100,7 @@ class Study:
                 files[fields[condition.method]].append(self.files[condition.method])
         more = {} if oracle else {name: tuple(paths) for name, paths in files.items()}
         with cli.enough_memory():
-            one.run(spec, one.inputs(**self.shared, **more), one.outputs(folder / "job.json"))
+            one.run(spec, one.Inputs(**self.shared, **more), one.Outputs(folder / "job.json"))
         assert list(manifests.listed(folder / "job.json")) == [self.path(folder, setup) for setup in sorted(chosen)]
         return {setup: self.path(folder, setup).read_bytes() for setup in chosen}
 
@@ -179,7 +180,7 @@ def test_what_is_there_is_not_measured_again_and_a_grown_grid_measures_what_is_n
     assert before.keys() == few.keys()
     (tmp_path / "job.json").unlink()  # as Snakemake does before it runs the job again
     with monkeypatch.context() as patched:
-        patched.setattr("shadowcore.stages.inputs.read_model", None)  # would fail if it were called
+        patched.setattr("shadowcore.stages.inputs.Model.model", None)  # would fail if it were called
         study.evaluate(few, tmp_path)
     study.evaluate(study.conditions, tmp_path)
     after = study.written(tmp_path, study.conditions)

@@ -12,9 +12,9 @@ import yaml
 from conftest import run_jobs, write_benchmarks, write_words
 
 from shadowcore import cli
+from shadowcore.commands.fetch import SOURCES, SUMS, fetch
 from shadowcore.config import parse_study
 from shadowcore.errors import ConfigError
-from shadowcore.fetch import SOURCES, SUMS, fetch
 from shadowcore.jobs import Jobs
 from shadowcore.models import sources
 from shadowcore.models.sources import RandomModel

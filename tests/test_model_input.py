@@ -537,7 +537,7 @@ def test_windows_and_prompts_longer_than_the_model_are_refused_before_a_text_is_
     card, weights = tmp_path / "card.json", tmp_path / "weights"
     artifacts.write_record(card, CARD_SCHEMA, sources.fetch(FolderModel(str(tmp_path / "model")), weights), {})
     with pytest.raises(ConfigError, match="^window_tokens: 65 is too large; it must be at most 64"):
-        inputs.windows_of(card, tmp_path / "nowhere", "train", None, 65, 4, 0)
+        inputs.ModelAndText(card, tmp_path, tmp_path / "nowhere").windows("train", 65, 4, 0)
     files = {"card": card, "weights": weights, "tasks": tmp_path / "nowhere"}
     files = {one.name: files.get(one.name, ()) for one in dataclasses.fields(latency.Inputs)}
     outputs = latency.Outputs(*[tmp_path / "out"] * len(dataclasses.fields(latency.Outputs)))
@@ -546,6 +546,6 @@ def test_windows_and_prompts_longer_than_the_model_are_refused_before_a_text_is_
 
 
 def test_no_stage_cuts_windows_by_itself():
-    """`inputs.windows_of` checks their length."""
+    """`inputs.ModelAndText.windows` checks their length."""
     stages = Path(inputs.__file__).parent
     assert [path.name for path in sorted(stages.glob("*.py")) if "cutting.windows" in path.read_text()] == ["inputs.py"]

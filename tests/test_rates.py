@@ -1,6 +1,8 @@
 """Rates of known devices: what a plan takes where nothing has run, and how they are made of measured jobs."""
 
+import sys
 from io import StringIO
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -9,6 +11,9 @@ from shadowcore import machine, rates
 from shadowcore.commands.plan import print_totals, totals
 from shadowcore.rates import Rate
 from shadowcore.work import START, Work
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+import chain  # noqa: E402
 
 KNOWN = [
     Rate("a GPU", "trace", 2e9, 1e13, "x"), Rate("a GPU", "trace", 60e9, 9e13, "x"),
@@ -59,15 +64,15 @@ def test_plan_warns_that_hours_are_those_of_another_machine(monkeypatch, gpus, h
 
 def test_loading_a_model_is_not_in_the_rate():
     """A job takes 10 s to load and makes 1e14 multiplications a second."""
-    (row,) = rates.rows([job(multiplications=1e15, seconds=20), job(multiplications=4e15, seconds=50)], "x")
+    (row,) = chain.rates_of([job(multiplications=1e15, seconds=20), job(multiplications=4e15, seconds=50)], "x")
     assert row == dict(zip(rates.COLUMNS, ("GPU", "trace", "2.0", "100", "x"), strict=True))
 
 
 def test_where_jobs_are_alike_everything_that_they_do_is_in_the_rate():
     alike = [job("train-predictor", 0, 1e15, 20), job("train-predictor", 0, 4e15, 30)]
-    (row,) = rates.rows(alike, "x")
+    (row,) = chain.rates_of(alike, "x")
     assert row["stage"] == "train_predictor" and row["tflops"] == "100"
-    assert rates.rows([job(multiplications=0)], "x") == []
+    assert chain.rates_of([job(multiplications=0)], "x") == []
 
 
 def test_the_committed_rates_can_be_read():

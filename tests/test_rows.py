@@ -302,7 +302,9 @@ def test_sizes_beyond_the_text_name_their_key_and_both_numbers(tmp_path):
     for split, count, key in (("train", 12, "traces.windows"), ("heldout", 4, "traces.heldout_windows"),
                               ("evaluation", 4, "evaluation.windows")):  # fmt: skip
         with pytest.raises(ConfigError, match=rf"^{key} .*: 13 windows of 20 tokens .* {count} documents hold {count}"):
-            inputs.windows_of(card, outputs.documents, split, byte_tokenizer(), 20, 13, 0)
+            read = inputs.ModelAndText(card, tmp_path, outputs.documents)
+            vars(read)["tokenizer"] = byte_tokenizer()
+            read.windows(split, 20, 13, 0)
     many = trace.Spec("train", 0, 5, 4, 80, 8, (), ("plainact",), ("plainact",), (), 8, 2, "float32", 0)
     with pytest.raises(ConfigError, match=r"traces.shards: 5 .*traces.windows \(4\)"):
         trace.run(many, None, None)

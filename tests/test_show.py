@@ -12,8 +12,9 @@ from rich.console import Console
 from test_tables import counted
 
 from shadowcore import artifacts
+from shadowcore.commands import show
 from shadowcore.errors import ArtifactError
-from shadowcore.report import answer, blocks, budgets, show
+from shadowcore.report import answer, blocks, budgets
 from shadowcore.report.best_at_bytes import best_at_bytes
 from shadowcore.report.drawn import SCHEMA
 from shadowcore.report.outcomes import grouped

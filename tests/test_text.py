@@ -10,7 +10,7 @@ import pytest
 from shadowcore.errors import ConfigError, SourceError
 from shadowcore.models.tokenizers import byte_tokenizer
 from shadowcore.texts import cutting, mediawiki, sources
-from shadowcore.texts.documents import Document, documents_from_table, documents_to_table, tasks_to_table
+from shadowcore.texts.documents import TASKS, Document, documents_to_table
 from shadowcore.texts.sources import FolderText, HubText, RandomText
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -105,9 +105,9 @@ def test_articles_leave_redirects_and_other_pages_out(tmp_path):
 
 def test_tables_return_what_was_put_in(documents):
     assert Document.of("a", "same").id == Document.of("b", "same").id != Document.of("a", "other").id
-    assert documents_from_table(documents_to_table(documents)) == documents
+    assert [Document(**row) for row in documents_to_table(documents).to_pylist()] == documents
     rows = cutting.true_continuation(documents, 8, 10, 5, seed=0)
-    assert tasks_to_table(rows).to_pylist() == rows
+    assert TASKS.build(rows).to_pylist() == rows
 
 
 # ---- split

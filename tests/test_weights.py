@@ -94,9 +94,9 @@ def test_weights_replaced_by_others_of_their_size_are_refused_by_every_reader(ch
     change(source / "model.safetensors", two / "1/model.safetensors")
     assert (source / "model.safetensors").stat().st_size == (two / "0/model.safetensors").stat().st_size
     for read in (
-        lambda: inputs.read_tokenizer(card, weights),
-        lambda: inputs.read_model(card, weights, "float32"),
-        lambda: inputs.read_model_on_cpu(card, weights, "float32"),
+        lambda: inputs.Model(card, weights).tokenizer,
+        lambda: inputs.Model(card, weights).model("float32"),
+        lambda: inputs.Model(card, weights).loaded("float32"),
     ):
         with pytest.raises(ArtifactError, match=r"model.safetensors: its content has changed") as caught:
             read()
@@ -156,8 +156,8 @@ def test_a_folder_that_cannot_be_written_to_is_hashed_by_every_job(study, read_b
     monkeypatch.setattr(contents, "replacing", denied)
     for _ in range(2):
         contents._sha256.cache_clear()
-        inputs.read_tokenizer(study[1], study[2])
-        inputs.read_model(study[1], study[2], "float32")
+        assert inputs.Model(study[1], study[2]).tokenizer
+        inputs.Model(study[1], study[2]).model("float32")
     assert sorted(read_bytes) == sorted(2 * list(inputs.read_card(study[1])["files"]))  # once a job, not twice
 
 
@@ -206,7 +206,7 @@ def test_files_have_the_permissions_of_the_umask(umask, two, tmp_path):
 
 
 def test_no_stage_reads_a_model_or_a_tokenizer_by_itself():
-    """`inputs.read_model` and `inputs.read_tokenizer` check the files; whoever goes round them does not."""
+    """`inputs.Model` checks the files; whoever goes round them does not."""
     stages = Path(inputs.__file__).parent
     loading = re.compile(r"\b(load_model|load_tokenizer|from_pretrained)\b")
     assert [path.name for path in sorted(stages.glob("*.py")) if loading.search(path.read_text())] == ["inputs.py"]

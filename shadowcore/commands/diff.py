@@ -1,7 +1,5 @@
 """`shadowcore diff`: list the numbers of a study that changed more than noise between two runs."""
 
-from __future__ import annotations
-
 import argparse
 import math
 from collections.abc import Sequence
@@ -12,9 +10,9 @@ from rich.console import Console
 from rich.table import Table
 
 from shadowcore.commands import console
+from shadowcore.commands.show import missing
 from shadowcore.report import changes
 from shadowcore.report.blocks import number
-from shadowcore.report.show import missing
 
 LISTED = 30  # lines of one kind that are printed
 

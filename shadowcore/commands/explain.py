@@ -1,7 +1,5 @@
 """`shadowcore explain`: show the command, inputs, code and device that made a file."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import shlex

@@ -1,7 +1,5 @@
 """`shadowcore generate`: continue a prompt with a study's model, dense and sparse, with the speed of each."""
 
-from __future__ import annotations
-
 import argparse
 import time
 from collections.abc import Sequence
@@ -57,10 +55,9 @@ def run(parsed: argparse.Namespace) -> None:
     from shadowcore.stages import inputs
 
     folder = parsed.results / "models" / model_name
-    card, weights, device = folder / "card.json", folder / "weights", inputs.device()
-    tokenizer = inputs.read_tokenizer(card, weights)
-    dtype = parsed.dtype or ("bfloat16" if device.type == "cuda" else "float32")
-    model = inputs.read_model(card, weights, dtype, spread=False)
+    files = inputs.Model(folder / "card.json", folder / "weights")
+    tokenizer = files.tokenizer
+    model = files.model(parsed.dtype or ("bfloat16" if inputs.device().type == "cuda" else "float32"), spread=False)
     predictor = inputs.read_predictor(trained.path, dimensions_of(model.config)) if trained else parsed.method
     both = decoder(model, predictor, parsed.sparsity / 100, parsed.units)
     ids, read = tokenizer(parsed.prompt)["input_ids"], []

@@ -1,7 +1,5 @@
 """`shadowcore new`: write a commented configuration with defaults for a new study."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """`shadowcore plan`: check a study and estimate its jobs, hours, disk and memory."""
 
-from __future__ import annotations
-
 import argparse
 import math
 from collections.abc import Mapping, Sequence

@@ -4,8 +4,6 @@ Only files, logs and `benchmark:` files are read, so it can be used while Snakem
 finished jobs must run again because code or inputs have changed; `snakemake -n` does.
 """
 
-from __future__ import annotations
-
 import argparse
 import time
 from collections.abc import Iterator, Sequence

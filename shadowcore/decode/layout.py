@@ -282,9 +282,6 @@ class Upcast(Sequence):
                 changes[name] = value.to(torch.float32)
         return replace(layer, **changes)
 
-    def __iter__(self) -> Iterator[Layer]:
-        return (self[index] for index in range(len(self)))
-
 
 def upcast(layout: Layout) -> Layout:
     """The same weights in float32, no more than one layer of them at a time."""

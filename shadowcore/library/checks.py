@@ -1,7 +1,5 @@
 """Checks of the arguments of the library's functions; each raises ConfigError with one sentence."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict

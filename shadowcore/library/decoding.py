@@ -1,6 +1,4 @@
-"""Decode with a transformers model and a predictor, without reading the weights of skipped units."""
-
-from __future__ import annotations
+"""Decode with a transformers model and a predictor, without reading the weights of skipped units; time it."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,15 +8,19 @@ import torch
 from shadowcore.decode.decoder import Decoder
 from shadowcore.decode.layout import from_model
 from shadowcore.decode.low_bit_proxy import Proxy
-from shadowcore.decode.selection import PredictedSelection
+from shadowcore import provenance
+from shadowcore.decode.selection import DenseSelection, PredictedSelection
 from shadowcore.errors import ConfigError, one_of
 from shadowcore.library.checks import at_least, kinds_of, percent, placed, require_fit, require_model
+from shadowcore.measure import gpu_timing, latency
 from shadowcore.measure.ffn_selectors import ProxyMasks
 from shadowcore.method.low_bit import PROXIES
 from shadowcore.method.predictors import Predictor
 
 BACKENDS = ("torch", "triton")
 MOST_POSITIONS = 2048  # default limit of the cache's positions, which are all allocated at the start
+CHECKED = 16  # tokens that are generated for the check before a measurement
+WARMUP = 1
 STEPS_BETWEEN_CHECKS = {"torch": 1, "triton": 16}  # tokens decoded between two checks for the end of the text
 
 
@@ -37,14 +39,9 @@ class SparseDecoder:
         self.masks = masks
 
     def generate(
-        self,
-        prompt: str | Sequence[int] | torch.Tensor,
-        tokenizer=None,
-        max_new_tokens: int = 64,
-        stop: str | Sequence[str] = (),
-        eos_token_id: int | Sequence[int] | None = None,
-        dense: bool = False,
-    ) -> str | torch.Tensor:
+        self, prompt: str | Sequence[int] | torch.Tensor, tokenizer=None, max_new_tokens: int = 64,
+        stop: str | Sequence[str] = (), eos_token_id: int | Sequence[int] | None = None, dense: bool = False,
+    ) -> str | torch.Tensor:  # fmt: skip
         """The greedy continuation of one prompt: a text for a text, token ids (N,) for token ids.
 
         tokenizer: needed for a text and for `stop`. max_new_tokens: most tokens that are generated. stop: texts at
@@ -111,14 +108,9 @@ class SparseDecoder:
 
 
 def decoder(
-    model: torch.nn.Module,
-    predictor: Predictor | str,
-    sparsity: float = 0.5,
-    units: str | None = None,
-    policy: str = "per_layer",
-    max_positions: int | None = None,
-    backend: str | None = None,
-) -> SparseDecoder:
+    model: torch.nn.Module, predictor: Predictor | str, sparsity: float = 0.5, units: str | None = None,
+    policy: str = "per_layer", max_positions: int | None = None, backend: str | None = None,
+) -> SparseDecoder:  # fmt: skip
     """Make a decoder that skips units, with Triton kernels on a GPU and torch on a CPU.
 
     model, predictor, sparsity, units, policy: as in `sparsify`; the Triton backend supports only per_layer. A text
@@ -171,3 +163,53 @@ def _text(tokenizer, ids: list[int], new: list[int]) -> str:
 def _numbers(ids: int | Sequence[int] | None) -> set[int]:
     """Token ids as a set: of one number, several, or None."""
     return set() if ids is None else {ids} if isinstance(ids, int) else set(ids)
+
+
+def benchmark(
+    decoder: SparseDecoder, prompt_tokens: int = 32, new_tokens: int = 24, repeats: int = 5, seed: int = 0
+) -> dict[str, Any]:
+    """Measure milliseconds per token of a decoder, sparse and dense in turns, for one sequence.
+
+    prompt_tokens: length of a random prompt (2 or more, drawn with `seed`). new_tokens: steps per measurement, of which
+    the mean is taken. repeats: measurements, of which the median is taken.
+
+    Returns device, backend, dtype; ms_per_token and dense_ms_per_token (medians), speedup (their ratio);
+    bytes_per_token and dense_bytes_per_token (weights that a step reads, the predictor's included), and
+    share_of_dense_bytes (their ratio); limit_ms_per_token: the shortest time in which the device can read these bytes
+    and the cache (None on a CPU, where it is not known). Raises Disagreement if the decoder does not compute what the
+    masked transformers model computes.
+    """
+    if not isinstance(decoder, SparseDecoder):
+        raise ConfigError(f"decoder: {type(decoder).__name__} found; it must be what shadowcore.decoder returns")
+    at_least(1, new_tokens=new_tokens, repeats=repeats)
+    at_least(2, prompt_tokens=prompt_tokens)
+    room = decoder.sparse.max_positions
+    if prompt_tokens + new_tokens > room:
+        raise ConfigError(
+            f"prompt_tokens + new_tokens: {prompt_tokens + new_tokens} is too large; it must be at most {room}, the "
+            "decoder's max_positions"
+        )
+    layout = decoder.sparse.layout
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(layout.sizes.vocabulary, (1, prompt_tokens), generator=generator).to(layout.device)
+    checked = min(CHECKED, room - prompt_tokens)
+    both = {"sparse": decoder.sparse, "dense": decoder.dense}
+    variants = {
+        "sparse": latency.Variant({}, decoder.sparse, decoder.selection, masks=decoder.masks),
+        "dense": latency.Variant({}, decoder.dense, DenseSelection()),
+    }
+    for name, variant in variants.items():
+        variant.check(name, decoder.model, ids, checked)
+    rows = {row["variant"]: row for row in latency.summarise(latency.measure(both, ids, new_tokens, repeats, WARMUP))}
+    sparse_ms, dense_ms = (rows[name]["ms_per_token"] for name in both)
+    sparse_bytes, dense_bytes = map(latency.bytes_per_step, both.values())
+    limit = None
+    if layout.device.type == "cuda":
+        read = sparse_bytes + gpu_timing.bytes_cached(layout, decoder.sparse.position)
+        limit = read / gpu_timing.read_ceiling(layout.device) / 1e6
+    return {
+        "device": provenance.device_name(), "backend": decoder.backend, "dtype": str(layout.dtype)[len("torch.") :],
+        "ms_per_token": sparse_ms, "dense_ms_per_token": dense_ms, "speedup": dense_ms / sparse_ms,
+        "bytes_per_token": sparse_bytes, "dense_bytes_per_token": dense_bytes,
+        "share_of_dense_bytes": sparse_bytes / dense_bytes, "limit_ms_per_token": limit,
+    }  # fmt: skip

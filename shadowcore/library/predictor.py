@@ -56,18 +56,9 @@ class Predictor(predictors.Predictor):
     """
 
     def __init__(
-        self,
-        design: str,
-        sizes: Dimensions,
-        ranks: Mapping[Kind, int],
-        segments: int = 1,
-        bits: int = 16,
-        block: int = 1,
-        *,
-        criterion: str,
-        model: str = "",
-        training: Mapping[str, Any] | None = None,
-    ):
+        self, design: str, sizes: Dimensions, ranks: Mapping[Kind, int], segments: int = 1, bits: int = 16,
+        block: int = 1, *, criterion: str, model: str = "", training: Mapping[str, Any] | None = None,
+    ):  # fmt: skip
         one_of(design, predictors.DECODED, "design")
         super().__init__(design, sizes, ranks, segments, bits, block)
         self.criterion, self.model_name, self.trained = criterion, model, dict(training or {})
@@ -87,7 +78,12 @@ class Predictor(predictors.Predictor):
         tensors = {name: value.contiguous().cpu() for name, value in stored(self.state_dict(), self.bits).items()}
         with replacing(folder / WEIGHTS) as partial:
             save_file(tensors, partial, metadata={"format": "pt"})
-        config = dataclasses.asdict(self._config(licence, file_sha256(folder / WEIGHTS)))
+        config = dataclasses.asdict(PredictorConfig(
+            schema=SCHEMA, version=__version__, design=self.design, criterion=self.criterion, ranks=self.ranks,
+            segments=len(self.groups) if self.design == "segments" else 1, bits=self.bits,
+            block=self.blocks["neurons"], model=self.model_name, dimensions=self.sizes, training=self.trained,
+            licence=licence, weights_sha256=file_sha256(folder / WEIGHTS),
+        ))  # fmt: skip
         for name, text in ((CARD, card(config)), (CONFIG, json.dumps(config, indent=1) + "\n")):
             with replacing(folder / name) as partial:
                 partial.write_text(text, encoding="utf-8")
@@ -116,14 +112,6 @@ class Predictor(predictors.Predictor):
         if model is not None:
             require_fit(predictor, model)
         return predictor.eval()
-
-    def _config(self, licence: str, weights_sha256: str) -> PredictorConfig:
-        segments = len(self.groups) if self.design == "segments" else 1
-        return PredictorConfig(
-            schema=SCHEMA, version=__version__, design=self.design, criterion=self.criterion, ranks=self.ranks,
-            segments=segments, bits=self.bits, block=self.blocks["neurons"], model=self.model_name,
-            dimensions=self.sizes, training=self.trained, licence=licence, weights_sha256=weights_sha256,
-        )  # fmt: skip
 
 
 def read_config(folder: Path) -> PredictorConfig:

@@ -3,8 +3,6 @@
 The computation is that of a study's stage `evaluate` under protocol `token`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -30,12 +28,9 @@ SEED = 0  # of the order of windows and of a benchmark's subset
 
 
 def perplexity(
-    model: torch.nn.Module | SparseCausalLM,
-    tokenizer,
-    texts: Iterable[str],
-    window_tokens: int | None = None,
+    model: torch.nn.Module | SparseCausalLM, tokenizer, texts: Iterable[str], window_tokens: int | None = None,
     batch: int = 4,
-) -> Result:
+) -> Result:  # fmt: skip
     """Measure the perplexity of texts under a transformers model (dense) or its sparse view.
 
     Each text is cut into windows of `window_tokens` tokens (by default 128, or the model's positions if they are
@@ -61,14 +56,9 @@ def perplexity(
 
 
 def evaluate(
-    model: torch.nn.Module | SparseCausalLM,
-    tokenizer,
-    tasks: Sequence[str],
-    fewshot: int = 0,
-    limit: int | None = None,
-    offline_dir: str | None = None,
-    batch: int = 16,
-) -> dict[str, dict[str, Result]]:
+    model: torch.nn.Module | SparseCausalLM, tokenizer, tasks: Sequence[str], fewshot: int = 0,
+    limit: int | None = None, offline_dir: str | None = None, batch: int = 16,
+) -> dict[str, dict[str, Result]]:  # fmt: skip
     """Measure benchmarks of a transformers model (dense) or its sparse view, through lm-eval's tasks.
 
     tasks: names from `shadowcore.stock_tasks.BENCHMARKS`, such as ["piqa", "wikitext"]. fewshot: examples per prompt.

@@ -4,8 +4,6 @@ This is protocol `token` (measure.protocols): each position has its own mask, an
 position, which predicts the first new token.
 """
 
-from __future__ import annotations
-
 import copy
 import inspect
 from collections.abc import Iterator
@@ -100,12 +98,9 @@ class SparseCausalLM:
 
 @contextmanager
 def sparsify(
-    model: torch.nn.Module,
-    predictor: Predictor,
-    sparsity: float = 0.5,
-    units: str | None = None,
+    model: torch.nn.Module, predictor: Predictor, sparsity: float = 0.5, units: str | None = None,
     policy: str = "per_layer",
-) -> Iterator[SparseCausalLM]:
+) -> Iterator[SparseCausalLM]:  # fmt: skip
     """Make a sparse view of a model: `with sparsify(model, predictor, sparsity=0.5) as sparse: sparse.generate(...)`.
 
     model: a causal model of transformers, in evaluation mode; it is not changed.

@@ -1,7 +1,5 @@
 """Train a predictor for a model on texts, with the functions that the study's stages call."""
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -31,22 +29,10 @@ SPLITS = {"train": (64, 4), "heldout": (32, 8)}  # sampled tokens of a window, b
 
 
 def train_predictor(
-    model: torch.nn.Module,
-    tokenizer,
-    texts: Iterable[str],
-    design: str = "shadow",
-    criterion: str = "plainact",
-    rank: int = 128,
-    *,
-    units: str = "neurons",
-    segments: int = 1,
-    windows: int = 64,
-    window_tokens: int | None = None,
-    epochs: int = 3,
-    learning_rate: float = 0.003,
-    batch: int = 4,
-    seed: int = 0,
-) -> Predictor:
+    model: torch.nn.Module, tokenizer, texts: Iterable[str], design: str = "shadow", criterion: str = "plainact",
+    rank: int = 128, *, units: str = "neurons", segments: int = 1, windows: int = 64,
+    window_tokens: int | None = None, epochs: int = 3, learning_rate: float = 0.003, batch: int = 4, seed: int = 0,
+) -> Predictor:  # fmt: skip
     """Train a predictor that scores a model's units for each token; the model is not changed.
 
     model: a causal model of transformers, in evaluation mode. texts: at least two, each of `window_tokens` tokens or

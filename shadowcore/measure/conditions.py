@@ -1,7 +1,5 @@
 """What is put on a model: a method, criterion, predictor, policy, units and sparsity."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from shadowcore.models.families import KINDS_OF, Kind
@@ -63,11 +61,7 @@ class Condition:
     def slug(self, seed: int) -> str:
         """How paths call it, but for model, text and sparsity; seed: the study's."""
         return joined(
-            self.method,
-            self.calibration,
-            None if self.criterion == self.method else self.criterion,
-            *(self.predictor_id.named(seed) if self.predictor_id else ()),
-            self.policy,
-            self.units,
+            self.method, self.calibration, None if self.criterion == self.method else self.criterion,
+            *(self.predictor_id.named(seed) if self.predictor_id else ()), self.policy, self.units,
             None if self.protocol == "token" else self.protocol,
-        )
+        )  # fmt: skip

@@ -1,7 +1,5 @@
 """Dense decoders to compare with: the same weights, cache and graph, but the products of torch, or its compiler."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch
@@ -96,12 +94,12 @@ class HuggingFaceDecoder:
     def prefill(self, ids: torch.Tensor) -> torch.Tensor:
         """Start anew with ids (B, T); logits (B, V) of the last position."""
         self._cache = None
-        return self._forward(ids)
+        return self.forward(ids, 1)[:, -1]
 
     @torch.inference_mode()
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
         """Append tokens (B,); logits (B, V)."""
-        return self._forward(tokens[:, None])
+        return self.forward(tokens[:, None], 1)[:, -1]
 
     @torch.inference_mode()
     def continued(self, tokens: torch.Tensor, new_tokens: int) -> torch.Tensor:
@@ -112,9 +110,6 @@ class HuggingFaceDecoder:
             generated.append(tokens)
         return torch.stack(generated, 1)
 
-    def _forward(self, ids: torch.Tensor) -> torch.Tensor:
-        return self.forward(ids, 1)[:, -1]
-
     def forward(self, ids: torch.Tensor, logits_to_keep: int) -> torch.Tensor:
         """Append ids (B, T); logits (B, logits_to_keep, V) after the last of them."""
         out = self.model(ids, past_key_values=self._cache, use_cache=True, logits_to_keep=logits_to_keep)
@@ -123,10 +118,7 @@ class HuggingFaceDecoder:
 
 
 class HuggingFaceGenerate:
-    """What users call: `generate` of the Hugging Face model, its cache growing, or static and then compiled.
-
-    Its weights are views of the layout's: the same numbers in the same memory.
-    """
+    """What users call: `generate` of a model whose weights are views of the layout's; the cache grows or is static."""
 
     def __init__(self, layout: Layout, max_positions: int, static: bool):
         from transformers import StaticCache

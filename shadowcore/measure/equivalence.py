@@ -12,8 +12,6 @@ The checks therefore compare only what can be equal:
 Rounding is relative: of logits to the largest logit, of scores to the range of a layer's scores.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch

@@ -1,7 +1,5 @@
 """The check of a decoder before it is timed, against the torch decoder in float32, for models of any size."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

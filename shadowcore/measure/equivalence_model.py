@@ -1,7 +1,5 @@
 """The check of a decoder before it is timed, against the Hugging Face model under the same masks."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import NamedTuple
 

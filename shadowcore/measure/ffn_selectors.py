@@ -11,8 +11,6 @@
 Layer 0 stays dense.
 """
 
-from __future__ import annotations
-
 import torch
 from torch.nn.functional import linear
 
@@ -96,9 +94,7 @@ class ProxyMasks(FfnMasks):
         self.before = {layer: ffn_norm(model, layer) for layer in self.layers} if ahead else {}
         with torch.no_grad():  # steps only: a copy of every matrix would take almost as much memory as the model
             self.norms = {i: output_projection(model, i, "neurons").weight.float().norm(dim=0) for i in self.layers}
-            self.steps = {
-                layer: [row_steps(one.weight, bits) for one in ffn_inputs(model, layer)] for layer in self.layers
-            }
+            self.steps = {i: [row_steps(one.weight, bits) for one in ffn_inputs(model, i)] for i in self.layers}
 
     def keep(self, layer: int, x: torch.Tensor) -> torch.Tensor:
         return self.policy(self.scores(layer, x), self.sparsity_pct)

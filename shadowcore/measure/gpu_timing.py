@@ -4,8 +4,6 @@ Time per token is the slope between a short and a long run of graph replays from
 starting cancels. A GPU is timed by events; a CPU, where the torch decoder is measured, by the clock.
 """
 
-from __future__ import annotations
-
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -58,10 +56,7 @@ def slope(decoder: Decoder, position: int, short: int, long: int) -> float:
 def turns(
     decoders: Mapping[str, Decoder], position: int, short: int, long: int, repeats: int, warmup: int
 ) -> list[dict[str, Any]]:
-    """One row {variant, repeat, ms_per_token, and the device's clocks} a turn; variants alternate in every repeat.
-
-    A warm-up turn is a short run.
-    """
+    """One row {variant, repeat, ms_per_token, and the device's clocks} a turn; a warm-up turn is a short run."""
     rows = []
     for _ in range(warmup):
         for decoder in decoders.values():
@@ -111,10 +106,7 @@ def _nvml(device: torch.device) -> Any:
 
 
 def read_ceiling(device: torch.device, repeats: int = 20) -> float:
-    """The fastest this device was seen to read or copy memory, 10^9 bytes a second: the roof over every mode.
-
-    The best of sums of several shapes over a buffer far larger than the cache and of a copy, each its median.
-    """
+    """The fastest that this device read or copied much memory, medians of several ways, 10^9 bytes a second."""
     size = CEILING_BYTES if device.type == "cuda" else 2**28
     buffer = torch.empty(size // 2, dtype=torch.bfloat16, device=device).normal_()
     attempts: list[tuple[Callable[[], Any], int]] = []
@@ -152,10 +144,7 @@ def weight_bytes(layout: Layout) -> int:
 
 @torch.inference_mode()
 def parts(decoder: Any, position: int, repeats: int = 20) -> dict[str, float]:
-    """Milliseconds a step that each part of a Triton decoder takes alone, each in a graph of its own.
-
-    Alone a part cannot overlap with its neighbours, so the parts may add up to more than the step.
-    """
+    """Milliseconds a step that each part of a Triton decoder takes alone, without overlap with its neighbours."""
     layers, sites = decoder.layout.layers, decoder.selection.sites
     decoder.go_to(position)
     decoder.replay()  # fills every buffer with the results of a step

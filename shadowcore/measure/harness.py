@@ -1,10 +1,8 @@
 """Sparse models behind lm-eval's interface of a model."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain
 from operator import itemgetter
 from typing import Any
@@ -84,13 +82,14 @@ class SparseLM(HFLM):
             for name, answers in found.items():
                 self.answers[name] |= {id(request): one for request, one in zip(asked, answers, strict=True)}
 
-    def loglikelihood(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """(log-likelihood in nats, is it what greedy decoding says) of each request's continuation of its context."""
+    def loglikelihood(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[Any]:
+        """(log-likelihood in nats, is it what greedy decoding says) of each request's continuation of its context.
+
+        Of a rolling request, the log-likelihood of its text: every token once, in windows as long as the model allows.
+        """
         return [self.answers[self.turn][id(request)] for request in requests]
 
-    def loglikelihood_rolling(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[float]:
-        """Log-likelihood in nats of each request's text: every token once, in windows as long as the model allows."""
-        return [self.answers[self.turn][id(request)] for request in requests]
+    loglikelihood_rolling = loglikelihood
 
     def _choices(self, group: Group, requests: Sequence[Instance], tick: Tick) -> dict[str, list[Answer]]:
         return self._likelihoods(group, [(request.args, *self._row(request)) for request in requests], tick)
@@ -156,7 +155,8 @@ class SparseLM(HFLM):
         ):
             beginning = [[i] for i in sorted(set(range(len(requests))) - set(chain.from_iterable(prompted + windows)))]
             for groups, score in (
-                (prompted, self._score_continuations), (beginning, self._score), (windows, self._score_windows)
+                (prompted, self._score_continuations), (beginning, self._score),
+                (windows, partial(self._score, prompted=False)),
             ):  # fmt: skip
                 for chosen in self._batches(groups, rows):
                     if not part.alive:
@@ -206,9 +206,6 @@ class SparseLM(HFLM):
         length = max(len(continuation) for _, continuation in rows)
         context = continuing(self.model, [context[:-1] for context in contexts], which, length)
         return self._score(group, [(context[-1:], continuation) for context, continuation in rows], context)
-
-    def _score_windows(self, group: Group, rows: Sequence[Row]) -> dict[str, list[Answer]]:
-        return self._score(group, rows, prompted=False)
 
     def _score(
         self, group: Group, rows: Sequence[Row], context: Context = no_context, prompted: bool = True

@@ -4,11 +4,10 @@ Variants take turns inside each repeat, so that a machine that slows down slows 
 that a user runs: a step, its argmax, the next step.
 """
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -60,11 +59,7 @@ class Variant:
 
 
 def measure(
-    variants: Mapping[str, Decodes],
-    prompt_ids: torch.Tensor,
-    new_tokens: int,
-    repeats: int,
-    warmup: int,
+    variants: Mapping[str, Decodes], prompt_ids: torch.Tensor, new_tokens: int, repeats: int, warmup: int
 ) -> list[dict[str, Any]]:
     """Raw times of decoding after prompt_ids (B, T): one row {variant, repeat, ttft_ms, ms_per_token} a turn.
 
@@ -76,18 +71,11 @@ def measure(
     rows = []
     for repeat in range(-warmup, repeats):
         for name, decoder in variants.items():
-            ttft_ms, ms_per_token = time_once(decoder, prompt_ids, new_tokens)
+            ttft_ms = milliseconds(partial(decoder.prefill, prompt_ids[:, :-1]), prompt_ids.device)
+            ms = milliseconds(partial(decoder.continued, prompt_ids[:, -1], new_tokens), prompt_ids.device)
             if repeat >= 0:
-                rows.append({"variant": name, "repeat": repeat, "ttft_ms": ttft_ms, "ms_per_token": ms_per_token})
+                rows.append({"variant": name, "repeat": repeat, "ttft_ms": ttft_ms, "ms_per_token": ms / new_tokens})
     return rows
-
-
-def time_once(decoder: Decodes, prompt_ids: torch.Tensor, new_tokens: int) -> tuple[float, float]:
-    """Milliseconds of the prompt's pass, and of one step on average, on a fresh cache."""
-
-    prefill_ms = milliseconds(lambda: decoder.prefill(prompt_ids[:, :-1]), prompt_ids.device)
-    steps_ms = milliseconds(lambda: decoder.continued(prompt_ids[:, -1], new_tokens), prompt_ids.device)
-    return prefill_ms, steps_ms / new_tokens
 
 
 def predictor_time(decoder: Decoder, token: torch.Tensor, repeats: int) -> float:
@@ -117,10 +105,7 @@ def predictor_time(decoder: Decoder, token: torch.Tensor, repeats: int) -> float
 
 
 def bytes_per_step(decoder: Decoder) -> int:
-    """Weight bytes the decoder's last step had to read, counted: kept units, everything dense, the predictor.
-
-    Of the embedding it is the batch's rows; keys, values and activations are not weights and not counted.
-    """
+    """Weight bytes that the last step read, counted: kept units, all that is dense, rows of embeddings, predictor."""
     layout, selection = decoder.layout, decoder.selection
     batch_rows = decoder.batch * (1 + (layout.positions is not None))
     total = layout.head.nbytes + layout.embedding[0].nbytes * batch_rows
@@ -137,14 +122,15 @@ def bytes_per_step(decoder: Decoder) -> int:
 
 def summarise(raw: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """One row a variant: median and 10th and 90th percentile of ms_per_token, median ttft_ms, repeats."""
-    by_variant: dict[str, list[Mapping[str, Any]]] = {}
+    by_variant: dict[str, tuple[list[float], list[float]]] = {}
     for row in raw:
-        by_variant.setdefault(row["variant"], []).append(row)
-    summary = []
-    for variant, rows in by_variant.items():
-        ttft_ms = statistics.median(row["ttft_ms"] for row in rows)
-        summary.append({"variant": variant, "ttft_ms": ttft_ms} | quantiles([row["ms_per_token"] for row in rows]))
-    return summary
+        ttft_ms, times = by_variant.setdefault(row["variant"], ([], []))
+        ttft_ms.append(row["ttft_ms"])
+        times.append(row["ms_per_token"])
+    return [
+        {"variant": name, "ttft_ms": statistics.median(ttft_ms)} | quantiles(times)
+        for name, (ttft_ms, times) in by_variant.items()
+    ]
 
 
 def quantiles(times: list[float]) -> dict[str, Any]:

@@ -1,7 +1,5 @@
 """Every way to decode a model known by its dimensions: the modes and the dense baselines, by name."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -26,10 +24,7 @@ FRESH_LISTS = 8  # of given units, for steps that take turns
 
 @dataclass(frozen=True)
 class Design:
-    """A predictor to time: its design, sizes and bits a weight; sparsities_pct: where it is timed, all if empty.
-
-    A proxy has a method only, and skips neurons only.
-    """
+    """A predictor to time, or a proxy, which has a method only; sparsities_pct: where it is timed, all if empty."""
 
     method: str
     rank_heads: int | None = None
@@ -102,10 +97,7 @@ def variants(modes: Modes, layout: Layout, triton: bool) -> Iterator[Variant]:
         except torch.OutOfMemoryError as error:  # this design is refused; the next one may fit
             reason = error
         for pct in design.sparsities_pct or modes.sparsities_pct:
-            yield (
-                *named(modes, design, pct, sizes.layers),
-                partial(predicted, make, predictor, reason, pct),
-            )
+            yield (*named(modes, design, pct, sizes.layers), partial(predicted, make, predictor, reason, pct))
     for name in ("huggingface", "huggingface_static"):
         if triton and name in modes.baselines:
             static = name == "huggingface_static"

@@ -4,9 +4,7 @@ A new method is a row of METHODS and, if no class here makes its masks yet, a cl
 jobs, their costs and the evaluation read the row.
 """
 
-from __future__ import annotations
-
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -19,7 +17,7 @@ from shadowcore.measure.predictor_free import PromptMasks, ThresholdMasks, nonze
 from shadowcore.measure.sparsity import FixedMasks, Masks, PredictedMasks, random_scores
 from shadowcore.method.low_bit import PROXIES
 from shadowcore.method.predictors import PREDICTORS, TUNED_PROXIES
-from shadowcore.models.families import dimensions_of
+from shadowcore.models.families import Kind, dimensions_of
 
 
 @dataclass(frozen=True)
@@ -53,15 +51,15 @@ class Method:
         return self.reads == "predictors"
 
 
-def _random(model: torch.nn.Module, one: Condition, read: None) -> Masks:
-    return FixedMasks(random_scores(dimensions_of(model.config), one.kinds, one.seed), one.policy, one.sparsity_pct)
+OF_NEURONS = {"protocols": ["token"], "policies": ["per_layer"], "units": ["neurons"]}
+
+
+def _fixed(one: Condition, scores: Mapping[Kind, torch.Tensor]) -> FixedMasks:
+    return FixedMasks(scores, one.policy, one.sparsity_pct)
 
 
 def _proxy(bits: int, ahead: bool) -> Method:
-    return Method(
-        lambda model, one, read: ProxyMasks(model, bits, one.sparsity_pct, ahead),
-        flops=3, protocols=["token"], policies=["per_layer"], units=["neurons"],
-    )  # fmt: skip
+    return Method(lambda model, one, read: ProxyMasks(model, bits, one.sparsity_pct, ahead), flops=3, **OF_NEURONS)
 
 
 def _tuned_proxy(bits: int, ahead: bool) -> Method:
@@ -83,38 +81,26 @@ PREDICTED = Method(
 )  # fmt: skip
 METHODS: dict[str, Method] = {
     "dense": Method(lambda model, one, read: None),
-    "random": Method(_random, criterion="random"),
-    "static": Method(
-        lambda model, one, scores: FixedMasks(scores, one.policy, one.sparsity_pct), reads="scores", scores="mean"
+    "random": Method(
+        lambda model, one, read: _fixed(one, random_scores(dimensions_of(model.config), one.kinds, one.seed)),
+        criterion="random",
     ),
-    "threshold": Method(
-        lambda model, one, thresholds: ThresholdMasks(thresholds), reads="thresholds",
-        protocols=["token"], policies=["per_layer"], units=["neurons"],
-    ),
-    "cats": Method(
-        lambda model, one, thresholds: GateMasks(model, thresholds), reads="thresholds",
-        protocols=["token"], policies=["per_layer"], units=["neurons"],
-    ),
+    "static": Method(lambda model, one, scores: _fixed(one, scores), reads="scores", scores="mean"),
+    "threshold": Method(lambda model, one, thresholds: ThresholdMasks(thresholds), reads="thresholds", **OF_NEURONS),
+    "cats": Method(lambda model, one, thresholds: GateMasks(model, thresholds), reads="thresholds", **OF_NEURONS),
     "griffin": Method(
         lambda model, one, read: PromptMasks(model, one.policy, one.sparsity_pct),
         reads_prompt=True, flops=4, protocols=["prompt"], units=["neurons"],
     ),
     # whatever is zero, or is predicted to be, is removed, so that these two have no policy and no sparsity of their own
-    "relu": Method(
-        lambda model, one, read: nonzero_masks(model), has_policy=False,
-        protocols=["token"], policies=["per_layer"], units=["neurons"], sparsities_pct=[0],
-    ),
+    "relu": Method(lambda model, one, read: nonzero_masks(model), has_policy=False, sparsities_pct=[0], **OF_NEURONS),
     "sparseinfer": Method(
-        lambda model, one, read: SignMasks(model), has_policy=False,
-        protocols=["token"], policies=["per_layer"], units=["neurons"], sparsities_pct=[0],
+        lambda model, one, read: SignMasks(model), has_policy=False, sparsities_pct=[0], **OF_NEURONS
     ),
     **{name: _proxy(*proxy) for name, proxy in PROXIES.items()},
     **dict.fromkeys(PREDICTORS, PREDICTED),
     "dejavu": replace(PREDICTED, units=["neurons"]),  # its predictors of heads read another site
-    "static_tuned": replace(
-        PREDICTED,
-        masks=lambda model, one, read: FixedMasks(read.constants(one.kinds), one.policy, one.sparsity_pct),
-    ),
+    "static_tuned": replace(PREDICTED, masks=lambda model, one, read: _fixed(one, read.constants(one.kinds))),
     **{name: _tuned_proxy(bits, ahead) for name, (bits, ahead) in TUNED_PROXIES.items()},
     "oracle": Method(_own_stage, scores="token"),  # its scoring pass, shared by its conditions, is counted apart
 }  # fmt: skip

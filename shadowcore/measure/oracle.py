@@ -3,8 +3,6 @@
 Criteria that need gradients see the loss of tokens to come, so this is not causal.
 """
 
-from __future__ import annotations
-
 import torch
 
 from shadowcore.measure.protocols import TOKEN, Protocol
@@ -43,10 +41,7 @@ class OraclePass:
 
 
 class OracleMasks(Masks):
-    """Keep masks from the scores of a dense forward and backward pass over the same example.
-
-    Where a row has one mask, it is by the sequence scores of the positions it applies to: the best one mask.
-    """
+    """Keep masks from the scores of a dense pass over the same example, or of the positions that a mask applies to."""
 
     def __init__(
         self, shared: OraclePass, criterion: str, kinds: tuple[Kind, ...], policy: str, sparsity_pct: int,

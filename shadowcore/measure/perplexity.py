@@ -1,7 +1,5 @@
 """Negative log-likelihood of held-out text windows under sparse models."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any

@@ -9,8 +9,6 @@ neither CATS (arXiv 2404.08763: `ffn_selectors`) nor TEAL (2408.14690), which th
 relu knows a zero from gate or fc1. GRIFFIN is arXiv 2404.01365.
 """
 
-from __future__ import annotations
-
 import torch
 
 from shadowcore.measure.protocols import TOKEN, Protocol

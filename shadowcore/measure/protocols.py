@@ -8,10 +8,8 @@ lookahead is what the published accuracies were measured under. It is not causal
 choice. Position t predicts token t + 1, so the prompt's last position makes the first prediction.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -31,21 +29,9 @@ class Protocol:
     dense_prompt: bool
 
 
-def _predicting(scored: torch.Tensor) -> torch.Tensor:
-    return scored[:, 1:]
-
-
-def _first(scored: torch.Tensor) -> torch.Tensor:
-    return _predicting(scored).int().argmax(1)
-
-
-def _last(scored: torch.Tensor) -> torch.Tensor:
-    return before_scored(scored).sum(1) - 1
-
-
-TOKEN = Protocol(source=lambda scored: None, applied=_predicting, dense_prompt=True)
+TOKEN = Protocol(source=lambda scored: None, applied=lambda scored: scored[:, 1:], dense_prompt=True)
 PROTOCOLS = {
     "token": TOKEN,
-    "prompt": Protocol(source=_first, applied=_predicting, dense_prompt=True),
-    "lookahead": Protocol(source=_last, applied=before_scored, dense_prompt=False),
+    "prompt": replace(TOKEN, source=lambda scored: scored[:, 1:].int().argmax(1)),
+    "lookahead": Protocol(lambda scored: before_scored(scored).sum(1) - 1, applied=before_scored, dense_prompt=False),
 }

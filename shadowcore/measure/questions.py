@@ -1,7 +1,5 @@
 """Tasks of lm-eval, our own among them, and the outcome of each of their documents under every condition."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from typing import Any
@@ -61,10 +59,7 @@ class Questions:
         return found
 
     def _rows(self, name: str, tokens: Callable[[str], int]) -> list[dict[str, Any]]:
-        """What lm-eval makes of a condition's answers, a row for each document and metric.
-
-        Columns: task, fewshot, document (hash), metric, value, weight, and data for a benchmark, which is its own text.
-        """
+        """What lm-eval makes of a condition's answers, a row for each document and metric (columns of OUTCOMES)."""
         self.lm.turn = name
         for request in self.requests:
             request.resps, request.filtered_resps = [], {}

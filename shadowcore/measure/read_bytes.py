@@ -5,8 +5,6 @@ the output table everything. Keys, values and activations are no weights. For a 
 `latency.bytes_per_step` counts the same bytes from the decoder's own tensors.
 """
 
-from __future__ import annotations
-
 import torch
 
 from shadowcore.models.families import Kind, dimensions_of, family_of, layers_of, output_projection

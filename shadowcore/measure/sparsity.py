@@ -3,8 +3,6 @@
 A protocol (see `protocols`) says from which positions a mask is computed, and to which it applies.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
@@ -138,10 +136,7 @@ def _tensor_cores(feature: torch.Tensor) -> Iterator[None]:
 
 
 class SparseModel:
-    """A Hugging Face model whose units are switched off while it runs; it counts how many.
-
-    masks: None for the dense model. The model itself is not changed.
-    """
+    """A Hugging Face model whose units are switched off while it runs, and counted; masks: None for the dense model."""
 
     def __init__(self, model: torch.nn.Module, masks: Masks | None, protocol: Protocol = TOKEN):
         self.model, self.masks, self.protocol = model, masks, protocol

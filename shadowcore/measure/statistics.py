@@ -5,8 +5,6 @@ because tokens of one article stand and fall together. Differences to dense are 
 the same documents, so what makes a document hard cancels out.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple

@@ -19,11 +19,10 @@ data. A datum without variation tells nothing apart: its correlations count as 1
 of a text is the score of that text.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 
@@ -31,6 +30,11 @@ PARTS = 8
 INDEPENDENT = PARTS * (PARTS + 1)  # tokens: with fewer, a neuron's centred data are linearly dependent
 NO_LOGARITHM_OF_ZERO = 1e-5  # as in both papers
 ROUNDING = 1e-9
+
+
+def _products(one: str, other: str) -> Any:
+    """The property of `Signals` with the products <one, other> per token and unit, (B, T, U)."""
+    return cached_property(lambda signals: _dot(getattr(signals, one), getattr(signals, other)) * signals.valid)
 
 
 class Signals:
@@ -43,36 +47,15 @@ class Signals:
     """
 
     def __init__(
-        self,
-        a: torch.Tensor,
-        g: torch.Tensor | None,
-        valid: torch.Tensor,
-        column_norm: torch.Tensor,
+        self, a: torch.Tensor, g: torch.Tensor | None, valid: torch.Tensor, column_norm: torch.Tensor,
         h: torch.Tensor | None = None,
-    ):
+    ):  # fmt: skip
         self.a, self.g, self.h = (None if x is None else x.float() for x in (a, g, h))
         self.valid = valid.to(a.device)[..., None]  # (B, T, 1)
         self.column_norm = column_norm
 
-    @cached_property
-    def ga(self) -> torch.Tensor:
-        """<g, a> per token and unit, (B, T, U)."""
-        return _dot(self.g, self.a) * self.valid
-
-    @cached_property
-    def aa(self) -> torch.Tensor:
-        """<a, a> per token and unit, (B, T, U)."""
-        return _dot(self.a, self.a) * self.valid
-
-    @cached_property
-    def gg(self) -> torch.Tensor:
-        """<g, g> per token and unit, (B, T, U)."""
-        return _dot(self.g, self.g) * self.valid
-
-    @cached_property
-    def ha(self) -> torch.Tensor:
-        """<h, a> per token and unit, (B, T, U)."""
-        return _dot(self.h, self.a) * self.valid
+    ga, gg = _products("g", "a"), _products("g", "g")
+    aa, ha = _products("a", "a"), _products("h", "a")
 
     @cached_property
     def active(self) -> torch.Tensor:
@@ -96,22 +79,9 @@ def _correlations(g: torch.Tensor) -> torch.Tensor:
     return torch.where(varies & varies.mT, unit @ unit.mT, 1)
 
 
-def _jacov(s: Signals) -> torch.Tensor:
-    values = torch.linalg.eigvalsh(s.correlations).clamp(min=0) + NO_LOGARITHM_OF_ZERO
-    return -(values.log() + 1 / values).sum(-1)
-
-
-def _epenas(s: Signals) -> torch.Tensor:
-    return (s.correlations.abs() + NO_LOGARITHM_OF_ZERO).log().sum((-2, -1)).abs()
-
-
 def _dot(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     product = x * y
     return product.squeeze(-1) if product.shape[-1] == 1 else product.sum(-1)
-
-
-def _as_it_is(total: torch.Tensor, signals: Signals) -> torch.Tensor:
-    return total
 
 
 @dataclass(frozen=True)
@@ -121,7 +91,7 @@ class Criterion:
     formula: str
     source: str
     contribution: Callable[[Signals], torch.Tensor]  # (B, T, U); (B, 1, U) where only a whole example has one
-    finish: Callable[[torch.Tensor, Signals], torch.Tensor] = _as_it_is
+    finish: Callable[[torch.Tensor, Signals], torch.Tensor] = lambda total, signals: total
     order: int = 1  # of the loss's derivatives it is made of: 0 none, 1 gradients, 2 second-order too
     has_token_form: bool = True
     least_tokens: int = 1  # scored, that an example needs
@@ -133,6 +103,11 @@ class Criterion:
     def token(self, signals: Signals) -> torch.Tensor:
         """Scores of single tokens, (B, T, U)."""
         return self.finish(self.contribution(signals), signals)
+
+
+def _jacov(s: Signals) -> torch.Tensor:
+    values = torch.linalg.eigvalsh(s.correlations).clamp(min=0) + NO_LOGARITHM_OF_ZERO
+    return -(values.log() + 1 / values).sum(-1)[:, None]
 
 
 CRITERIA: dict[str, Criterion] = {
@@ -155,9 +130,7 @@ CRITERIA: dict[str, Criterion] = {
         finish=lambda total, s: total.sqrt(),
     ),
     "fisher": Criterion(
-        formula="sum_t <g, a>^2",
-        source="ShadowLLM, section 3; Fisher pruning",
-        contribution=lambda s: s.ga.square(),
+        formula="sum_t <g, a>^2", source="ShadowLLM, section 3; Fisher pruning", contribution=lambda s: s.ga.square()
     ),
     "snip": Criterion(
         formula="|sum_t <g, a>|, the loss's derivative by a gate on the unit",
@@ -177,7 +150,7 @@ CRITERIA: dict[str, Criterion] = {
     "jacov": Criterion(
         formula="-sum_i (log(v_i + 1e-5) + 1 / (v_i + 1e-5)), v_i the eigenvalues of C",
         source="zero-cost NAS (Mellor et al. 2020, arXiv 2006.04647v1), of a unit's gradients instead of the input's",
-        contribution=lambda s: _jacov(s)[:, None],
+        contribution=_jacov,
         finish=lambda total, s: total.float(),
         has_token_form=False,
         least_tokens=INDEPENDENT,
@@ -185,7 +158,7 @@ CRITERIA: dict[str, Criterion] = {
     "epenas": Criterion(
         formula="|sum_ij log(|C_ij| + 1e-5)|",
         source="EPE-NAS (Lopes et al. 2021), an example being a class, as text has no labels",
-        contribution=lambda s: _epenas(s)[:, None],
+        contribution=lambda s: (s.correlations.abs() + NO_LOGARITHM_OF_ZERO).log().sum((-2, -1)).abs()[:, None],
         finish=lambda total, s: total.float(),
         has_token_form=False,
         least_tokens=INDEPENDENT,

@@ -1,7 +1,5 @@
 """One forward and backward pass over examples that shows every unit's activation and gradient."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -43,16 +41,10 @@ class ImportancePass:
         self.column_norms = {kind: unit_column_norms(model, kind) for kind in KINDS}
 
     def __call__(
-        self,
-        ids: torch.Tensor,
-        scored: torch.Tensor,
-        see_units: SeeUnits,
-        see_feature: SeeFeature | None = None,
-        context: Mapping[str, Any] = ALONE,
-        choose: Choose | None = None,
-        losses: Losses = example_losses,
+        self, ids: torch.Tensor, scored: torch.Tensor, see_units: SeeUnits, see_feature: SeeFeature | None = None,
+        context: Mapping[str, Any] = ALONE, choose: Choose | None = None, losses: Losses = example_losses,
         second_order: bool = False,
-    ) -> torch.Tensor:
+    ) -> torch.Tensor:  # fmt: skip
         """Losses (B,) of examples `ids` (B, T): mean cross-entropy over targets where `scored` (B, T), or `losses`.
 
         scored[b, t] says that token t of example b is predicted (from t - 1) and counts; the first

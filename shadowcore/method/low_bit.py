@@ -4,8 +4,6 @@ The largest value of a row is one of CLIPS, shares of its largest weight: the on
 less than all of it, large weights are clipped, and the others are rounded more finely.
 """
 
-from __future__ import annotations
-
 import torch
 
 # the methods that choose by such copies: their bits, and whether they read the residual that enters the layer

@@ -1,7 +1,5 @@
 """From scores to keep masks. Scores are (..., L, U), higher = more important; a mask is True where kept."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -51,26 +51,13 @@ def shadow(layers: int) -> list[Group]:
     return [Group(Site(0, "heads"), tuple(range(FIRST_SPARSE_LAYER, layers)))]
 
 
-def layerwise(layers: int) -> list[Group]:
-    """DejaVu's look-ahead: a predictor per layer, reading the residual entering the layer before."""
-    return [Group(Site(layer - 1, "residual"), (layer,)) for layer in range(FIRST_SPARSE_LAYER, layers)]
-
-
-def layerwise_own(layers: int) -> list[Group]:
-    """A predictor per layer, reading that layer's own head outputs."""
-    return [Group(Site(layer, "heads"), (layer,)) for layer in range(FIRST_SPARSE_LAYER, layers)]
-
-
-def dejavu(layers: int) -> list[Group]:
-    """A predictor per layer, reading the residual between attention and FFN of the layer before."""
-    return [Group(Site(layer - 1, "ffn_residual"), (layer,)) for layer in range(FIRST_SPARSE_LAYER, layers)]
+def per_layer(what: str, before: int = 0) -> Callable[[int], list[Group]]:
+    """The groups of a design with a predictor per layer, which reads a site of the layer that many before it."""
+    return lambda layers: [Group(Site(layer - before, what), (layer,)) for layer in range(FIRST_SPARSE_LAYER, layers)]
 
 
 def segments(layers: int, count: int = 1) -> list[Group]:
-    """`count` predictors, each reading the residual where its group of layers begins; groups differ by one layer.
-
-    Raises ConfigError unless every group has a layer.
-    """
+    """`count` predictors, each reading the residual where its layers begin; ConfigError unless each has a layer."""
     predicted = layers - FIRST_SPARSE_LAYER
     if not 1 <= count <= predicted:
         raise ConfigError(f"predictors.segments: {count} found; 1 to {predicted} fit a model of {layers} layers")
@@ -80,16 +67,15 @@ def segments(layers: int, count: int = 1) -> list[Group]:
 
 def proxied(layers: int, ahead: bool) -> list[Group]:
     """A group per layer, which reads the input of that layer's FFN or, ahead of its attention, the layer's input."""
-    what = "residual" if ahead else "ffn_input"
-    return [Group(Site(layer, what), (layer,)) for layer in range(FIRST_SPARSE_LAYER, layers)]
+    return per_layer("residual" if ahead else "ffn_input")(layers)
 
 
 PREDICTORS: dict[str, Callable[..., list[Group]]] = {
     "shadow": shadow,
-    "layerwise": layerwise,
-    "layerwise_own": layerwise_own,
+    "layerwise": per_layer("residual", before=1),
+    "layerwise_own": per_layer("heads"),
     "segments": segments,
-    "dejavu": dejavu,
+    "dejavu": per_layer("ffn_residual", before=1),
     "static_tuned": shadow,  # its scorers ignore what they read
 }
 TUNED_PROXIES = {f"{name}_tuned": proxy for name, proxy in PROXIES.items()}
@@ -111,10 +97,7 @@ def unit_range(values: torch.Tensor) -> torch.Tensor:
 
 
 def reads_own_heads(groups: Iterable[Any]) -> bool:
-    """Whether one of these groups reads the very heads that it scores, which are then computed and cannot be skipped.
-
-    groups: with `site` and `layers`, as a Group or as decoders pack them.
-    """
+    """Whether a group, ours or a decoder's, reads the heads that it scores, which cannot be skipped then."""
     return any(group.site.what == "heads" and group.site.layer in group.layers for group in groups)
 
 
@@ -186,24 +169,15 @@ class Predictor(nn.Module):
         if sizes.neurons % block:
             raise ConfigError(f"predictors.block: {block} found; a divisor of the model's {sizes.neurons} neurons fits")
         self.groups = groups_of(design, sizes.layers, count)
-        self.scorers = nn.ModuleDict(
-            {
-                kind: nn.ModuleList(
-                    Gains(sizes.units(kind))
-                    if design in TUNED_PROXIES
-                    else UnitScorer(
-                        feature_width(sizes, group.site),
-                        ranks[kind],
-                        len(group.layers),
-                        sizes.units(kind) // self.blocks[kind],
-                        per_example,
-                    )
-                    for group in self.groups
-                )
-                for kind in KINDS
-                if kind in ranks
-            }
-        )
+
+        def scorer(kind: Kind, group: Group) -> UnitScorer:
+            if design in TUNED_PROXIES:
+                return Gains(sizes.units(kind))
+            units = sizes.units(kind) // self.blocks[kind]
+            return UnitScorer(feature_width(sizes, group.site), ranks[kind], len(group.layers), units, per_example)
+
+        scorers = {kind: nn.ModuleList(scorer(kind, one) for one in self.groups) for kind in KINDS if kind in ranks}
+        self.scorers = nn.ModuleDict(scorers)
         self.group_at = {group.site: index for index, group in enumerate(self.groups)}
 
     @property

@@ -1,7 +1,5 @@
 """How well predicted scores rank units: Spearman correlation, recall and precision of the kept set."""
 
-from __future__ import annotations
-
 import torch
 
 
@@ -13,10 +11,7 @@ def correlation(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
 
 
 def recall(kept: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-    """Share (...) of the units worth keeping that are kept, of two keep masks (..., U); 1 where none is worth it.
-
-    The other way round it is the precision. Both are equal where as many are kept as are worth it.
-    """
+    """Share (...) of units worth keeping that are kept, of masks (..., U), or 1 of none; swapped, it is precision."""
     found, most = (kept & wanted).sum(-1), wanted.sum(-1)
     return torch.where(most > 0, found / most.clamp(min=1), 1.0)
 

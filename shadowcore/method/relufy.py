@@ -6,8 +6,6 @@ distributions, KL(teacher || student) at every position, on text that the teache
 the weight of a penalty (`method/zero_penalty.py`) rises while there are fewer than asked for.
 """
 
-from __future__ import annotations
-
 import copy
 import math
 from collections.abc import Callable, Iterator, Mapping

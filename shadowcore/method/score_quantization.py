@@ -6,8 +6,6 @@ train on, 8 bits (255 steps over 8 decades, within 4 %) to evaluate against. Sco
 and exact zeros, come back as zero.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch
@@ -21,10 +19,7 @@ def step_ratio(bits: int) -> float:
 
 
 def encode(scores: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Codes and row maxima of scores (..., U) >= 0.
-
-    Returns codes uint8 (..., U), two to a byte for 4 bits (..., ceil(U / 2)), and maxima float32 (..., 1).
-    """
+    """Codes uint8 (..., U), with 4 bits (..., ceil(U / 2)), and row maxima float32 (..., 1) of scores (..., U) >= 0."""
     scores = scores.float()
     top = scores.amax(-1, keepdim=True)
     highest = 2**bits - 1

@@ -1,7 +1,5 @@
 """Scorers of one shape as one: their matrices are stacked, so that many groups learn in as many calls as one does."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from itertools import groupby
 
@@ -21,10 +19,7 @@ SMALL = 2**14  # numbers in a matrix, below which a call of its own for each gro
 
 
 class Stack:
-    """G neighbouring groups whose scorers of one kind have one shape, and their values (G, ...) by name.
-
-    The scorers' own parameters and buffers become views of the stack's: what one learns, the other knows.
-    """
+    """G neighbouring groups of one shape, as tensors (G, ...) of which the scorers' own parameters are views."""
 
     def __init__(self, pairs: Sequence[tuple[Group, UnitScorer]]):
         groups, scorers = zip(*pairs, strict=True)

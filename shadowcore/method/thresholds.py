@@ -4,8 +4,6 @@ Calibrated as in CATS (arXiv 2404.08763) and TEAL (2408.14690): from the dense m
 What is compared with them is |act(gate) * up| for the method `threshold`, and |act(gate)| for `cats`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection
 
 import torch
@@ -43,10 +41,7 @@ def neuron_magnitudes(
     model: torch.nn.Module, windows: torch.Tensor, batch: int, methods: Collection[str],
     progress=lambda done, total: None,
 ) -> dict[str, Magnitudes]:  # fmt: skip
-    """Of each method, what its thresholds are compared with, of every layer's neurons under the dense model.
-
-    Counted at all but the last token of windows (N, T).
-    """
+    """What each method compares with thresholds, counted at all but the last token of windows (N, T)."""
     found = {method: Magnitudes(dimensions_of(model.config).layers) for method in methods}
 
     def visit(site: Site, x: torch.Tensor) -> None:

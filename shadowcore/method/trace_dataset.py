@@ -65,14 +65,9 @@ class TraceDataset:
     """
 
     def __init__(
-        self,
-        traces: Sequence[Any],
-        predictor: Predictor,
-        criterion: str,
-        bits: int,
-        examples: str = "tokens",
+        self, traces: Sequence[Any], predictor: Predictor, criterion: str, bits: int, examples: str = "tokens",
         most: int | None = None,
-    ):
+    ):  # fmt: skip
         sizes, kinds, sites = predictor.sizes, predictor.kinds, [group.site for group in predictor.groups]
         self.traces, self.bits, self.sizes, self.device = traces, bits, sizes, next(predictor.parameters()).device
         self.features = {site: feature_name(site, examples) for site in sites}
@@ -151,14 +146,9 @@ class TraceDataset:
 
 
 def open_traces(
-    stack: ExitStack,
-    paths: Iterable[Path],
-    predictor: Predictor,
-    criterion: str,
-    bits: int,
-    examples: str = "tokens",
-    most: int | None = None,
-) -> TraceDataset:
+    stack: ExitStack, paths: Iterable[Path], predictor: Predictor, criterion: str, bits: int,
+    examples: str = "tokens", most: int | None = None,
+) -> TraceDataset:  # fmt: skip
     """The traces in files, open until the stack closes; the first `most` examples. bits: of scores of tokens."""
     opened = [stack.enter_context(artifacts.open_tensors(path, SCHEMA)) for path in paths]
     bits = WINDOW_BITS if examples == "windows" else bits

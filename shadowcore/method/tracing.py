@@ -14,8 +14,6 @@ Features are kept of the sites some predictor reads, and scores of windows where
 much each unit, before its mask, would matter to it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -54,13 +52,9 @@ class TracePlan:
 
 
 def trace(
-    model: torch.nn.Module,
-    windows: torch.Tensor,
-    plan: TracePlan,
-    batch: int,
-    progress=lambda done, total: None,
+    model: torch.nn.Module, windows: torch.Tensor, plan: TracePlan, batch: int, progress=lambda done, total: None,
     masking: Masking = lambda ids, scored: None,
-) -> dict[str, torch.Tensor]:
+) -> dict[str, torch.Tensor]:  # fmt: skip
     """Tensors of a trace (see the module's text) of token windows (N, T), on the CPU.
 
     masking(ids, scored): what chooses the masks of a pass (`models.recording.Choose`); None: dense. Raises
@@ -121,13 +115,9 @@ class Moments:
 
 
 def _trace_batch(
-    importance: ImportancePass,
-    layers: int,
-    ids: torch.Tensor,
-    picked: torch.Tensor,
-    plan: TracePlan,
+    importance: ImportancePass, layers: int, ids: torch.Tensor, picked: torch.Tensor, plan: TracePlan,
     masking: Masking,
-) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:  # fmt: skip
     """Sequence scores of every window (B, L, U), and what is kept of its tokens and losses."""
     rows = torch.arange(len(ids), device=ids.device)[:, None]
     sequences: dict[str, list] = {}  # tensor name -> one entry per layer

@@ -6,8 +6,6 @@ ShadowLLM's recipe is `scaling: min_max` with `target: score`, and more epochs f
 `lookahead` have whole windows as examples, `scaling: per_example`, and keep the last epoch.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -82,14 +80,9 @@ def loss_of(recipe: Recipe) -> Loss:
 
 
 def fit(
-    predictor: Predictor,
-    train: TraceDataset,
-    held: TraceDataset,
-    recipe: Recipe,
-    seed: int,
-    progress=lambda done, total: None,
-    checkpoint: Checkpoint | None = None,
-) -> dict[Kind, list[FitResult]]:
+    predictor: Predictor, train: TraceDataset, held: TraceDataset, recipe: Recipe, seed: int,
+    progress=lambda done, total: None, checkpoint: Checkpoint | None = None,
+) -> dict[Kind, list[FitResult]]:  # fmt: skip
     """Train every scorer of a predictor in place, and keep its best epoch on held-out examples, or its last."""
     if len(train) < recipe.batch:
         raise ConfigError(f"predictors.batch: {recipe.batch} {recipe.examples}, but the traces hold only {len(train)}")
@@ -202,10 +195,7 @@ def _scale(predictor: Predictor, stacks: Stacks, train: TraceDataset, recipe: Re
 
 @torch.no_grad()
 def set_constants(predictor: Predictor, traces: Sequence[Any], criterion: str) -> None:
-    """Give a constant design the scores of `static`, the means over windows in open traces of the dense model.
-
-    They are square roots, whose order is the same. One deviation is their spread over the units of a layer.
-    """
+    """Give a constant design the square roots of the scores of `static`, in deviations over the units of a layer."""
     for kind, (scorer,) in predictor.scorers.items():
         means = sequence_moments(traces, criterion, kind).mean[FIRST_SPARSE_LAYER:].sqrt()
         scorer.score_mean.copy_(means)

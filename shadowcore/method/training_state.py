@@ -4,8 +4,6 @@ A checkpoint holds everything that an epoch changes: weights, the optimiser's mo
 best epoch so far. So a training that was killed ends with the same bytes as one that was not.
 """
 
-from __future__ import annotations
-
 import json
 import time
 from collections.abc import Iterable, Mapping
@@ -31,10 +29,7 @@ class FitResult:
 
 
 class Descent:
-    """AdamW (Loshchilov & Hutter 2019) with a learning rate that falls to nothing along a cosine.
-
-    warm_up: share of the steps in which it rises first.
-    """
+    """AdamW (Loshchilov & Hutter 2019) with a cosine; warm_up: share of the steps in which the rate rises first."""
 
     def __init__(
         self, parameters: Iterable[nn.Parameter], rate: float, decay: float, steps: int, warm_up: float | None = None
@@ -79,14 +74,9 @@ class TrainingState:
     """A training under way: `module` learns by `descents`; `parts` of it are kept as they were in their best epochs."""
 
     def __init__(
-        self,
-        module: nn.Module,
-        parts: Mapping[str, nn.Module],
-        descents: Mapping[str, Descent],
-        generator: torch.Generator,
-        losses: Mapping[str, float],
-        keep_last: bool = False,
-    ):
+        self, module: nn.Module, parts: Mapping[str, nn.Module], descents: Mapping[str, Descent],
+        generator: torch.Generator, losses: Mapping[str, float], keep_last: bool = False,
+    ):  # fmt: skip
         """losses: of the parts where training begins. keep_last: keep the last epoch, and not the best one."""
         self.module, self.parts, self.descents, self.generator = module, parts, descents, generator
         self.epoch, self.keep_last = 0, keep_last

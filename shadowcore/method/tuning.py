@@ -8,10 +8,9 @@ Bengio et al. 2013, arXiv 1308.3432). Labels are not needed. Not in the papers: 
 dense model's activations and gradients.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from random import Random
 
 import torch
@@ -45,27 +44,19 @@ class Tuning:
 
 
 def tune(
-    model: torch.nn.Module,
-    predictor: Predictor,
-    kinds: tuple[Kind, ...],
-    windows: torch.Tensor,
-    heldout: torch.Tensor,
-    tuning: Tuning,
-    seed: int,
-    masking: Masking,
-    progress=lambda done, total: None,
+    model: torch.nn.Module, predictor: Predictor, kinds: tuple[Kind, ...], windows: torch.Tensor,
+    heldout: torch.Tensor, tuning: Tuning, seed: int, masking: Masking, progress=lambda done, total: None,
     checkpoint: Checkpoint | None = None,
-) -> FitResult:
+) -> FitResult:  # fmt: skip
     """Tune the scorers of `kinds` in place on token windows (N, T); the epoch best on `heldout` (M, T) is kept.
 
-    masking: makes masks out of this very predictor. Losses returned are mean divergences per token, in nats, at the
-    middle of the range; `loss_constant` is the one before tuning.
+    masking: makes masks of this predictor. Losses: mean divergences per token, in nats, at the middle of the range.
     """
     importance = ImportancePass(model)
     parameters = [weight for kind in kinds for weight in predictor.scorers[kind].parameters()]
-    batches = -(-len(windows) // tuning.batch)
+    batches, generator = -(-len(windows) // tuning.batch), torch.Generator().manual_seed(seed)
     descent = Descent(parameters, tuning.learning_rate, 0.0, tuning.epochs * batches)
-    generator, draw = torch.Generator().manual_seed(seed), Random(seed)
+    draw = partial(Random(seed).randint, tuning.lowest_pct, tuning.highest_pct)
 
     def begin(ids: torch.Tensor, pct: int) -> tuple[torch.Tensor, torch.Tensor, Choose, Losses]:
         """The arguments of a pass: tokens, which of them count, masks, and the divergence from the dense model."""
@@ -75,21 +66,23 @@ def tune(
             dense = model(ids[:, :-1], use_cache=False).logits
         return ids, scored, masking(pct, ids, scored), lambda logits, ids, scored: divergences(logits, dense, scored)
 
+    @torch.no_grad()
     def held_out() -> float:
-        middle = (tuning.lowest_pct + tuning.highest_pct) // 2
-        losses = [_masked_losses(model, *begin(ids, middle)) for ids in heldout.split(tuning.batch)]
-        return torch.cat(losses).mean().item()
+        found = []
+        for ids in heldout.split(tuning.batch):
+            ids, scored, choose, losses = begin(ids, (tuning.lowest_pct + tuning.highest_pct) // 2)
+            with choosing(model, choose):
+                found.append(losses(model(ids[:, :-1], use_cache=False).logits, ids, scored))
+        return torch.cat(found).mean().item()
 
     state = TrainingState(predictor, {WHOLE: predictor}, {WHOLE: descent}, generator, {WHOLE: held_out()})
     if checkpoint:
         checkpoint.resume(state)
-    for _ in range(state.epoch * batches):  # what was drawn before
-        draw.randint(tuning.lowest_pct, tuning.highest_pct)
+    for _ in range(state.epoch * batches):
+        draw()  # what was drawn before
     for epoch in range(state.epoch + 1, tuning.epochs + 1):
         for index in torch.randperm(len(windows), generator=generator).split(tuning.batch):
-            pct = draw.randint(tuning.lowest_pct, tuning.highest_pct)
-            features: dict[Site, torch.Tensor] = {}
-            slopes: dict[Site, torch.Tensor] = {}
+            pct, features, slopes = draw(), {}, {}
 
             def see_feature(site: Site, x: torch.Tensor) -> None:
                 if site in predictor.group_at:
@@ -112,23 +105,10 @@ def tune(
     return state.best[WHOLE]
 
 
-@torch.no_grad()
-def _masked_losses(
-    model: torch.nn.Module, ids: torch.Tensor, scored: torch.Tensor, choose: Choose, losses: Losses
-) -> torch.Tensor:
-    """Losses (B,) of the sparse model, without a backward pass."""
-    with choosing(model, choose):
-        return losses(model(ids[:, :-1], use_cache=False).logits, ids, scored)
-
-
 def gate_losses(
-    predictor: Predictor,
-    kind: Kind,
-    features: dict[Site, torch.Tensor],
-    slopes: dict[Site, torch.Tensor],
-    sparsity_pct: int,
-    temperature: float,
-) -> torch.Tensor:
+    predictor: Predictor, kind: Kind, features: dict[Site, torch.Tensor], slopes: dict[Site, torch.Tensor],
+    sparsity_pct: int, temperature: float,
+) -> torch.Tensor:  # fmt: skip
     """A number whose gradient by the predictor's weights is the model's loss's, through soft gates.
 
     features: what every group reads (B, T, D); slopes: the loss's derivative by each unit's gate (B, T, U) per site.

@@ -5,8 +5,6 @@ first. Scales that are powers of two (`power_of_two`) and steps of 17 bits make 
 from a file and rounded again, by a decoder or after a copy, is the same numbers.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import torch

@@ -4,8 +4,6 @@ It is the squared L1 norm of a token's activations over their squared L2 norm (H
 does not depend on their scale.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import nn
 
@@ -27,10 +25,7 @@ class _Penalised(torch.autograd.Function):
 
 
 def spread_gradient(active: torch.Tensor) -> torch.Tensor:
-    """The derivative of the penalty, the mean over tokens of (sum a)^2 / (F sum a^2), by activations a >= 0 (..., F).
-
-    Where a is zero it is left out, because ReLU passes no gradient on.
-    """
+    """The derivative of the mean over tokens of (sum a)^2 / (F sum a^2) by a >= 0 (..., F); 0 where a is 0."""
     total, squares = active.sum(-1, keepdim=True), active.square().sum(-1, keepdim=True).clamp(min=1e-12)
     slope = 2 * total / squares * (1 - total * active / squares)
     return torch.where(active > 0, slope / active.numel(), 0.0)

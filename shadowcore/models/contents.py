@@ -6,8 +6,6 @@ change, inode) that each file had when it was hashed, and a file is only hashed 
 has no times and no paths, so that it is the same on every machine.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor

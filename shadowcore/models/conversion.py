@@ -1,7 +1,5 @@
 """Put other people's model files into a folder that every stage can load: as links, or converted."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -41,11 +39,7 @@ def expand_gguf(path: Path, folder: Path) -> None:
 
 @contextmanager
 def _parsed_once() -> Iterator[None]:
-    """While the block runs, a GGUF file and its tensors' names are parsed once.
-
-    Otherwise transformers parses the file three times, and the names for every module of the model. That would take
-    most of the time of a conversion.
-    """
+    """While the block runs, a GGUF file and its tensors' names are parsed once, not for every module of the model."""
     import gguf
 
     before = gguf.GGUFReader, gguf.get_tensor_name_map

@@ -4,8 +4,6 @@ A unit is a slice of the *input of an output projection*: a head is K numbers of
 projection, a neuron is one number of the input of the FFN's down projection.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -67,28 +65,16 @@ class Family:
 FAMILIES: dict[str, Family] = {
     "gemma": Family(),
     "gpt_neox": Family(
-        decoder_layers="gpt_neox.layers",
-        output_projection="attention.dense",
-        ffn_in=("mlp.dense_h_to_4h",),
-        ffn_down="mlp.dense_4h_to_h",
-        own_keys=(),
-        rotary=0.25,
-        attention_projections=(),
+        decoder_layers="gpt_neox.layers", output_projection="attention.dense", ffn_in=("mlp.dense_h_to_4h",),
+        ffn_down="mlp.dense_4h_to_h", own_keys=(), rotary=0.25, attention_projections=(),
     ),
     "llama": Family(),
     "mistral": Family(own_keys=(*GROUPED, "sliding_window")),
     "olmo2": Family(attention_projections=(), ffn_norm=""),
     "opt": Family(
-        decoder_layers="model.decoder.layers",
-        output_projection="self_attn.out_proj",
-        ffn_in=("fc1",),
-        ffn_down="fc2",
-        neurons_key="ffn_dim",
-        activation_key="activation_function",
-        own_keys=(),
-        rotary=0,
-        attention_norm="self_attn_layer_norm",
-        ffn_norm="final_layer_norm",
+        decoder_layers="model.decoder.layers", output_projection="self_attn.out_proj", ffn_in=("fc1",), ffn_down="fc2",
+        neurons_key="ffn_dim", activation_key="activation_function", own_keys=(), rotary=0,
+        attention_norm="self_attn_layer_norm", ffn_norm="final_layer_norm",
         final_norm="model.decoder.final_layer_norm",
     ),
     "phi": Family(
@@ -100,7 +86,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "smollm3": Family(own_keys=(*GROUPED, "sliding_window", "layer_types")),
     "stablelm": Family(own_keys=("num_key_value_heads",), rotary=0.25),
-}
+}  # fmt: skip
 
 
 def family_of(config) -> Family:
@@ -139,15 +125,11 @@ def dimensions_of(config) -> Dimensions:
         return getattr(config, key, None) if key in family.own_keys else None
 
     return Dimensions(
-        layers=config.num_hidden_layers,
-        width=config.hidden_size,
-        heads=heads,
-        kv_heads=own("num_key_value_heads") or heads,
-        head_width=own("head_dim") or config.hidden_size // heads,
-        neurons=getattr(config, family.neurons_key),
-        vocabulary=config.vocab_size,
+        layers=config.num_hidden_layers, width=config.hidden_size, heads=heads,
+        kv_heads=own("num_key_value_heads") or heads, head_width=own("head_dim") or config.hidden_size // heads,
+        neurons=getattr(config, family.neurons_key), vocabulary=config.vocab_size,
         positions=config.max_position_embeddings,
-    )
+    )  # fmt: skip
 
 
 def require_positions(positions: int, tokens: int, key: str, model: str) -> None:

@@ -1,7 +1,5 @@
 """The first half of a layer's FFN: its input matrices, its activation function, and the norm before it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

@@ -1,7 +1,5 @@
 """Check and load a model folder in Hugging Face layout, without remote code."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,7 +28,11 @@ def read_config(folder: Path):
     from transformers import AutoConfig
 
     path = Path(folder) / "config.json"
-    _require_no_adapter(Path(folder))
+    if (path.parent / "adapter_config.json").exists():  # only transformers would add it
+        raise ArtifactError(
+            f"{folder}: adapter_config.json: adapters are not supported; merge the adapter into the weights first "
+            "(peft's `model.merge_and_unload()`, then `save_pretrained` into a folder of its own)"
+        )
     content = _read_keys(path)
     _require_family(path, SimpleNamespace(**content))  # first, because transformers may not know the type either
     _require_plain(Path(folder), content)
@@ -68,15 +70,6 @@ def _read_keys(path: Path) -> dict[str, Any]:
     return content
 
 
-def _require_no_adapter(folder: Path) -> None:
-    """Raise ArtifactError for an adapter, which transformers would add to the weights, but our decoder would not."""
-    if (folder / "adapter_config.json").exists():
-        raise ArtifactError(
-            f"{folder}: adapter_config.json: adapters are not supported; merge the adapter into the weights first "
-            "(peft's `model.merge_and_unload()`, then `save_pretrained` into a folder of its own)"
-        )
-
-
 def _require_plain(folder: Path, content: dict[str, Any]) -> None:
     """Raise ArtifactError unless config.json describes a plain causal model of the family's own code."""
     if (folder / "generation_config.json").exists():  # transformers reads it, too
@@ -101,10 +94,7 @@ def _require_plain(folder: Path, content: dict[str, Any]) -> None:
 
 
 def _require_read_keys(path: Path, content: dict[str, Any]) -> None:
-    """Raise ArtifactError for keys that transformers' class of the family ignores, but that mean another computation.
-
-    The weights of such a model have the same names and shapes.
-    """
+    """Raise ArtifactError for keys that the family's class ignores, but that mean another computation."""
     family, rope = FAMILIES[content["model_type"]], content.get("rope_parameters")
     turned = (rope if isinstance(rope, dict) else content).get("partial_rotary_factor", 1)
     both, layers = content.get("use_bidirectional_attention"), content.get("layer_types")
@@ -169,10 +159,7 @@ def load_model(folder: Path, dtype: str = "float32", gpus: int = 0):
 
 
 def device_map(config, gpus: int) -> dict[str, int]:
-    """The GPU of every part of a model that is spread over several: equal numbers of layers, and the rest on the first.
-
-    So tokens come from the first GPU and logits are there, and a pass crosses each border between GPUs once.
-    """
+    """Equal numbers of layers on each GPU, the rest on the first, so that a pass crosses each border once."""
     import torch
     from transformers import AutoModelForCausalLM
 

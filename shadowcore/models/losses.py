@@ -1,7 +1,5 @@
 """Causal cross-entropy, in float32: per token, and per example over its scored tokens."""
 
-from __future__ import annotations
-
 import torch
 from torch.nn import functional
 
@@ -12,10 +10,7 @@ def example_losses(logits: torch.Tensor, ids: torch.Tensor, scored: torch.Tensor
 
 
 def divergences(logits: torch.Tensor, dense: torch.Tensor, scored: torch.Tensor) -> torch.Tensor:
-    """Mean Kullback-Leibler divergence (B,) of next-token distributions from the dense model's, in nats.
-
-    logits, dense: (B, T - 1, V); scored (B, T): tokens whose prediction counts.
-    """
+    """Mean KL divergence (B,), in nats, of logits (B, T - 1, V) from the dense model's, where `scored` (B, T)."""
     return _mean_scored(token_divergences(logits, dense), scored)
 
 

@@ -1,10 +1,8 @@
 """Remove units from a model: by a mask while it runs, or by cutting out their weights."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 
@@ -25,14 +23,9 @@ def choosing(model: torch.nn.Module, choose: Choose) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def masked(model: torch.nn.Module, keep: Mapping[Kind, torch.Tensor]) -> Iterator[None]:
-    """While the block runs, units whose entry in `keep[kind]` is False contribute nothing.
-
-    keep[kind]: (L, U), the same units at every position, or (L, T, U), other units at each of T positions.
-    """
-    with choosing(model, lambda site, x: keep[site.what][site.layer] if site.what in keep else None):
-        yield
+def masked(model: torch.nn.Module, keep: Mapping[Kind, torch.Tensor]) -> AbstractContextManager[None]:
+    """While the block runs, units that keep[kind], (L, U) or of each position (L, T, U), does not keep do nothing."""
+    return choosing(model, lambda site, x: keep[site.what][site.layer] if site.what in keep else None)
 
 
 def cut_out(model: torch.nn.Module, keep: Mapping[Kind, torch.Tensor]) -> torch.nn.Module:

@@ -1,7 +1,5 @@
 """Run a prompt once for all rows that continue it: the choices of a question, under all conditions."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -42,10 +40,7 @@ def continuing(
 
 
 def _unchanged(layer: Any) -> Any:
-    """A copy of a cache's layer that returns appended keys and values but does not keep them.
-
-    Keeping them in all layers would double the memory of the prompts' cache.
-    """
+    """A copy of a cache's layer that returns appended keys and values, but keeps none: that would double its memory."""
     fresh = copy.copy(layer)
     fresh.update = lambda *more, **named: copy.copy(layer).update(*more, **named)
     return fresh

@@ -4,8 +4,6 @@ MKL leaves AVX-512 unused on processors of other makers than Intel, where oneDNN
 AMD EPYC of 2024). The two add in another order, so results differ by rounding.
 """
 
-from __future__ import annotations
-
 from functools import cache
 
 import torch

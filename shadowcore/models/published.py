@@ -1,7 +1,5 @@
 """Sizes of published models, to measure their speed or to plan a study without their weights."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 from shadowcore.models.families import FAMILIES, Dimensions

@@ -1,7 +1,5 @@
 """Models of random weights, for tests and for measuring speed, which does not depend on the weights."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -110,13 +108,10 @@ class RandomModel:
         """Configuration keys of the dimensions."""
         family = FAMILIES[self.family]
         sizes = {
-            "num_hidden_layers": self.layers,
-            "hidden_size": self.width,
-            "num_attention_heads": self.heads,
-            family.neurons_key: self.neurons,
-            "vocab_size": self.vocabulary,
+            "num_hidden_layers": self.layers, "hidden_size": self.width, "num_attention_heads": self.heads,
+            family.neurons_key: self.neurons, "vocab_size": self.vocabulary,
             "max_position_embeddings": self.positions,
-        }
+        }  # fmt: skip
         own = {"num_key_value_heads": self.kv_heads or self.heads, "head_dim": self.width // self.heads}
         own |= {"sliding_window": None, "layer_types": None}
         # only keys that the family's class reads; other keys would mislead readers of the configuration

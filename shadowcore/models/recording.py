@@ -3,10 +3,9 @@
 Criteria read these activations and masks replace them. The hooks are removed afterwards.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
@@ -40,38 +39,28 @@ def visiting(model: torch.nn.Module, visit: Visit) -> Iterator[None]:
     sizes = dimensions_of(model.config)
     shape = {}  # (B, T) of the current pass, because OPT flattens the two dimensions before its FFN
 
-    def at_residual(layer: int):
-        def hook(module, args, kwargs):
-            hidden = args[0] if args else kwargs["hidden_states"]
-            shape["batch"] = hidden.shape[:2]
-            visit(Site(layer, "residual"), hidden.to(device_of(model, layer)))
-
-        return hook
-
-    def at_width(layer: int, what: Literal["ffn_residual", "ffn_input"]):
-        def hook(module, args):
-            visit(Site(layer, what), args[0].view(*shape["batch"], sizes.width))
-
-        return hook
-
-    def at_units(layer: int, kind: Kind):
-        def hook(module, args):
-            units = args[0].view(*shape["batch"], sizes.units(kind), sizes.unit_width(kind))
-            replaced = visit(Site(layer, kind), units)
-            return None if replaced is None else (replaced.reshape(args[0].shape),)
-
-        return hook
+    def hook(site: Site, module, args, kwargs):
+        x = args[0] if args else kwargs["hidden_states"]
+        if site.what == "residual":
+            shape["batch"] = x.shape[:2]
+            visit(site, x.to(device_of(model, site.layer)))
+        elif site.what not in KINDS:
+            visit(site, x.view(*shape["batch"], sizes.width))
+        else:
+            units = x.view(*shape["batch"], sizes.units(site.what), sizes.unit_width(site.what))
+            if (replaced := visit(site, units)) is not None:
+                return (replaced.reshape(x.shape),), kwargs
+        return None
 
     handles = []
     try:
         for index, layer in enumerate(layers_of(model)):
-            handles.append(layer.register_forward_pre_hook(at_residual(index), with_kwargs=True))
-            if (norm := norm_before_ffn(model, index)) is not None:
-                handles.append(norm.register_forward_pre_hook(at_width(index, "ffn_residual")))
-            handles.append(ffn_inputs(model, index)[0].register_forward_pre_hook(at_width(index, "ffn_input")))
-            for kind in KINDS:
-                projection = output_projection(model, index, kind)
-                handles.append(projection.register_forward_pre_hook(at_units(index, kind)))
+            places = {"residual": layer, "ffn_residual": norm_before_ffn(model, index)}
+            places |= {"ffn_input": ffn_inputs(model, index)[0]}
+            for what, module in (places | {kind: output_projection(model, index, kind) for kind in KINDS}).items():
+                if module is not None:
+                    at = partial(hook, Site(index, what))
+                    handles.append(module.register_forward_pre_hook(at, with_kwargs=True))
         yield
     finally:
         for handle in handles:

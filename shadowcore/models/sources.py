@@ -4,8 +4,6 @@ Each source makes a folder with config.json, safetensors and a tokenizer, and a 
 all files. Models are loaded without remote code, and pickled checkpoints only with torch's `weights_only`.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import tempfile
@@ -69,10 +67,7 @@ class PackagedModel:
 
 @dataclass(frozen=True)
 class HubModel:
-    """A repository of the Hugging Face hub at one commit, read through the hub's cache.
-
-    With SHADOWCORE_OWN_DOWNLOADS=1, if downloads are allowed, the hub's cache is not used.
-    """
+    """A repository of the Hugging Face hub at one commit, read through the hub's cache, or without (OWN_DOWNLOADS)."""
 
     KIND: ClassVar[str] = "hub"
     repo: str
@@ -189,13 +184,9 @@ def put(source: Any, put_into: Callable[[Path], tuple[str | None, str]], folder:
         except ArtifactError as error:  # the damaged files come from the source
             raise SourceError(str(error).replace(str(partial), str(folder))) from None
         return {
-            "source": {"kind": source.KIND, **asdict(source)},
-            "licence": licence,
-            "origin": origin,
-            "model_type": config.model_type,
-            "dimensions": asdict(dimensions_of(config)),
-            "files": files,
-        }
+            "source": {"kind": source.KIND, **asdict(source)}, "licence": licence, "origin": origin,
+            "model_type": config.model_type, "dimensions": asdict(dimensions_of(config)), "files": files,
+        }  # fmt: skip
 
 
 @contextmanager

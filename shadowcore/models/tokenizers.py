@@ -1,7 +1,5 @@
 """Load the tokenizer of a model folder, and make one of bytes."""
 
-from __future__ import annotations
-
 import json
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,10 +11,7 @@ END_OF_TEXT = "<|end|>"
 
 
 def load_tokenizer(folder: Path):
-    """The tokenizer of a model folder.
-
-    Raises SourceError if there is none, or if it has no BOS or EOS token, with which the study begins a text.
-    """
+    """The tokenizer of a model folder; SourceError if there is none, or if it has neither a BOS nor an EOS token."""
     from transformers import AutoTokenizer
 
     folder = Path(folder)

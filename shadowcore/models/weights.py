@@ -1,7 +1,5 @@
 """Check that the weights that transformers loads from a model folder are complete, not quantised, and all used."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,10 +19,7 @@ def has_safetensors(folder: Path) -> bool:
 
 
 def require_weights(folder: Path) -> dict[str, list[int]]:
-    """Shapes of all tensors by name, from the headers of a folder's safetensors files.
-
-    Raises ArtifactError for a missing, damaged or quantised file.
-    """
+    """Shapes of tensors by name, from safetensors headers; ArtifactError for a missing, damaged or quantised file."""
     from safetensors import SafetensorError, safe_open
 
     shapes = {}
@@ -67,10 +62,7 @@ def _files(folder: Path, name: str, index: str) -> list[Path]:
 
 
 def require_pickled(folder: Path) -> dict[str, list[int]]:
-    """Shapes of all tensors by name of a pickled checkpoint; no numbers are read and no code is run.
-
-    Raises ArtifactError for a missing, damaged or quantised file.
-    """
+    """The same of a pickled checkpoint; no numbers are read and no code is run."""
     import torch
     from transformers.modeling_utils import load_state_dict
 

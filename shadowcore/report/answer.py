@@ -3,8 +3,6 @@
 Methods that need what a decoder does not have are no candidates: true scores (oracle) and later tokens (lookahead).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 

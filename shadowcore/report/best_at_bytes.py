@@ -4,8 +4,6 @@ Conditions are compared at equal bytes, not at equal sparsity, so the pairs of `
 best condition is paired with the best one of another method, document by document.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import product
 from typing import Any, NamedTuple

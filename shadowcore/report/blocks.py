@@ -1,7 +1,5 @@
 """The final tables as blocks of words and numbers, for a terminal or a page: the answer, a summary, all of them."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -64,10 +62,7 @@ def refused(found: Tables) -> Block | None:
 
 
 def answers(found: Tables, everything: bool = False) -> Iterator[Block]:
-    """The best method at each sparsity, of every model: by perplexity on every text, by accuracy on every task.
-
-    everything: under all units and policies, not only under the first ones.
-    """
+    """The best method at each sparsity, by model and measure; everything: under all units and policies."""
     models = dict.fromkeys([*found["perplexity"]["model"], *found["accuracy"]["model"]])
     for model in models:
         for name in ("perplexity", "accuracy"):

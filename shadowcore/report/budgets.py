@@ -1,7 +1,5 @@
 """The best method at each budget of bytes as a block for a terminal or a page."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from typing import Any
 

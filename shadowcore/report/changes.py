@@ -6,8 +6,6 @@ small changes show. Else the two estimates are taken as independent, which is ca
 numbers of a table some would differ by chance: p-values are corrected (Holm 1979) among them.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Checks of the final tables: values that no measurement can have."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import numpy as np

@@ -16,8 +16,6 @@ undecided. Where texts vote differently, the verdict is "undecided". Where they 
 docs/claims.md has a paragraph on each claim.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
@@ -88,10 +86,7 @@ CLAIMS = {
 
 
 def published(path: Path, claim: Claim) -> pd.DataFrame:
-    """Published effects of a claim, in the order of the file; a published ratio has an effect but no two values.
-
-    Raises ArtifactError if the file is not such a table.
-    """
+    """Published effects of a claim; a ratio has an effect but no values. ArtifactError for a file without columns."""
     rows = _read_published(path)
     rows = rows[rows["quantity"] == claim.quantity].assign(stderr=0.0)
     ratios = rows[rows["metric"] == "ratio"]
@@ -132,7 +127,9 @@ def judge(tables: Tables, path: Path = PUBLISHED) -> list[dict[str, Any]]:
                 judged += _judged(texts, theirs, claim)
             known = {"claim": name, "statement": claim.statement, "model": model}
             if not judged and model in evaluated:
-                judged = [_not_attempted(model, theirs)]
+                # with what was published nearest to the model and to 50 %
+                distance = 1000 * (theirs["model"] != model) + (theirs["sparsity_pct"].fillna(50) - 50).abs()
+                judged = [_nearest(theirs.loc[distance.idxmin()]) | {"verdict": "not attempted"}]
             rows += [known | row for row in judged]
     return rows
 
@@ -184,12 +181,6 @@ def _verdict(
         return "contradicted", None
     enough = (texts["effect"] >= HALF * nearest["effect"]).all()
     return ("reproduced", None) if enough else ("direction only", "less than half of the published effect")
-
-
-def _not_attempted(model: str, theirs: pd.DataFrame) -> dict[str, Any]:
-    """A claim that a model has no rows for, with what was published nearest to it and to 50 %."""
-    distance = 1000 * (theirs["model"] != model) + (theirs["sparsity_pct"].fillna(50) - 50).abs()
-    return _nearest(theirs.loc[distance.idxmin()]) | {"verdict": "not attempted"}
 
 
 def _nearest(theirs: pd.Series) -> dict[str, Any]:

@@ -1,7 +1,5 @@
 """Which figures of a model were drawn, and why the others were left out: the record that `draw` writes."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple

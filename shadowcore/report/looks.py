@@ -1,7 +1,5 @@
 """The methods in the order in which they are shown, each with its name, colour and marker in figures."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 

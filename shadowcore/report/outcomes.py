@@ -4,8 +4,6 @@ The paper's grid comes to sixty million documents. What they share, keys, names 
 of its own costs the eight bytes of its value.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -41,10 +39,7 @@ class Documents:
 
 
 def grouped(parts: Iterable[pa.Table | pd.DataFrame]) -> list[Documents]:
-    """The documents in tables of schema OUTCOMES, read one after the other; other metrics than these are left out.
-
-    Raises ArtifactError for a table with other columns.
-    """
+    """The documents in tables of schema OUTCOMES, of the metrics here; ArtifactError for a table with other columns."""
     numbers: dict[str, int] = {}
     shared: dict[bytes, np.ndarray] = {}
     found: dict[tuple, list[tuple[np.ndarray, ...]]] = {}

@@ -4,8 +4,6 @@ One file that needs no other: figures are inside it, and its policy forbids the 
 script. Readable on a phone, in light and dark. Whatever comes from a configuration or a table is escaped.
 """
 
-from __future__ import annotations
-
 import re
 import struct
 from base64 import b64encode
@@ -54,13 +52,9 @@ WORDS = {
 
 
 def page(
-    configuration: Mapping[str, Any],
-    found: Tables,
-    figures: Sequence[Drawn],
-    introduction: str,
-    header: Mapping[str, Any],
-    files: Sequence[Path],
-) -> str:
+    configuration: Mapping[str, Any], found: Tables, figures: Sequence[Drawn], introduction: str,
+    header: Mapping[str, Any], files: Sequence[Path],
+) -> str:  # fmt: skip
     """The page as HTML; introduction: reStructuredText; files: those whose origin is listed."""
     environment = Environment(autoescape=True)
     environment.filters["prose"] = prose

@@ -4,8 +4,6 @@ A published claim says that a winner is better than a loser by a quantity. The s
 and rows of the published values.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -174,10 +172,7 @@ def pairs_of(rows: pd.DataFrame, claim: Claim, winner: Side, loser: Side) -> pd.
 
 
 def effects(tables: Tables, claim: Claim) -> pd.DataFrame:
-    """Our pairs, a row a place and text: means over tasks and seeds, with the standard error of the effect.
-
-    Where nothing is paired, the error is the sum of both sides' errors: never too small, whatever they share.
-    """
+    """Our pairs, a row a place and text; where nothing is paired, the error is the sum of both sides' errors."""
     quantity = QUANTITIES[claim.quantity]
     rows, errors = quantity.measured(tables)
     pairs = pairs_of(rows, claim, claim.winner, claim.loser)

@@ -3,8 +3,6 @@
 Without matplotlib, because the terminal and the page choose rows, too.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable
 
@@ -114,10 +112,7 @@ def main_condition(rows: pd.DataFrame, *except_for: str) -> pd.DataFrame:
 
 
 def first_of(rows: pd.DataFrame, *names: str) -> pd.DataFrame:
-    """Rows that have the first value of each column named: a figure with no room for more shows that one.
-
-    Rows without a value stay, as dense and random have none of most; random is a criterion of its own.
-    """
+    """Rows that have the first value of each column named; rows without a value stay, and so does random."""
     calibrated = set(rows["calibration"]) if "calibration" in rows else set()
     orders = ORDERS | {"data": lambda data: (data not in calibrated, data)}  # the text that was calibrated on first
     for name in names:

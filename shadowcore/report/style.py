@@ -4,8 +4,6 @@ The only module that imports matplotlib. Colours can be told apart with any comm
 labels at the ends of lines say the same again in black and white.
 """
 
-from __future__ import annotations
-
 import math
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -105,10 +103,7 @@ def key(label: str, color: str, marker: str = "", line: str = "-", **more: objec
 
 
 def end_labels(axes: Axes, ends: Sequence[End]) -> None:
-    """Write the label of each line right of the panel at the height of its end, apart from each other.
-
-    The panel's limits and scales must be set before.
-    """
+    """Write each line's label right of the panel at the height of its end. Set limits and scales before."""
     axes.autoscale_view()
     low, high = axes.get_ylim()
     to_panel = axes.transScale + axes.transLimits  # data to fractions of the panel

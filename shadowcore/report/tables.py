@@ -1,7 +1,5 @@
 """From documents to the final tables: group, estimate, and compare with dense and with each other."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
@@ -161,10 +159,7 @@ def _training(groups: Sequence[Documents], predictors: Iterable[Row]) -> dict[tu
 
 
 def _counterparts(keys: Row, others: Row, training: Mapping[tuple, tuple[Training, set[Training]]]) -> bool:
-    """Whether two predictors were trained alike, and those of their bases at least once so on the sparse model.
-
-    Of predictors that only learned from the dense model nothing says which are meant to be compared.
-    """
+    """Whether two predictors were trained alike, and those of their bases at least once so on the sparse model."""
     pair = [training.get(_values(row, TRAINED)) for row in (keys, others)]
     if None in pair:
         return False

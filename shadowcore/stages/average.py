@@ -1,7 +1,5 @@
 """Average every unit's score over the calibration windows, for the method `static`."""
 
-from __future__ import annotations
-
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +11,7 @@ from shadowcore import artifacts
 from shadowcore.method import tracing
 from shadowcore.models.families import KINDS, Kind
 from shadowcore.schemas import CRITERIA
-from shadowcore.stages.base import Progress, Stage, header
+from shadowcore.stages.base import Progress, header
 
 
 @dataclass(frozen=True)
@@ -61,6 +59,3 @@ def averages(spec: Spec, criterion: str, kind: Kind, scores: tracing.Moments) ->
         "n": pa.repeat(scores.count, layers * units),
     }
     return pa.table(columns, schema=CRITERIA.arrow)
-
-
-STAGE = Stage(Spec, Inputs, Outputs, run)

@@ -1,6 +1,7 @@
-"""Shared by all stages: typed specifications, headers, progress, and model cards."""
+"""Shared by all stages: typed specifications, headers, progress, and model cards.
 
-from __future__ import annotations
+A stage is a module with dataclasses `Spec`, `Inputs` and `Outputs`, and a function `run` of the three.
+"""
 
 import dataclasses
 import json
@@ -28,11 +29,7 @@ class CardFile:
 
 
 def runtime_only() -> Any:
-    """A field of a specification that does not change results, such as the size of a batch.
-
-    It is not in headers and not in the JSON by which Snakemake decides whether a job must run again. On the command
-    line it is an option of its own.
-    """
+    """A field that changes no result, as a batch's size: not in headers and JSON, but an option of its own."""
     return dataclasses.field(metadata={"runtime_only": True})
 
 
@@ -126,13 +123,23 @@ class Missing:
 
 
 @dataclasses.dataclass(frozen=True)
-class Stage:
-    """A stage of the study: dataclasses of its specification, input files and output files, and its function."""
+class OfPart:
+    """missing: jobs without results, if the tables are made of a part of the study."""
 
-    spec: type
-    inputs: type
-    outputs: type
-    run: Callable[[Any, Any, Any], None]
+    missing: tuple[Missing, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Nothing:
+    """No settings, or no files of the study."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelFiles:
+    """A model's card, and its folder."""
+
+    card: Path
+    weights: Path
 
 
 def read_card(path: Path) -> dict[str, Any]:

@@ -1,15 +1,13 @@
 """Magnitude thresholds of every layer's neurons from the training windows of a text, for `threshold` and `cats`."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 
 from shadowcore import artifacts
 from shadowcore.method.thresholds import neuron_magnitudes
 from shadowcore.schemas import THRESHOLDS
-from shadowcore.stages.base import Progress, Stage, header, runtime_only
-from shadowcore.stages.inputs import ModelAndText
+from shadowcore.stages.base import Progress, header, runtime_only
+from shadowcore.stages.inputs import ModelAndText as Inputs
 
 
 @dataclass(frozen=True)
@@ -32,7 +30,7 @@ class Outputs:
     thresholds: Path
 
 
-def run(spec: Spec, inputs: ModelAndText, outputs: Outputs) -> None:
+def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     progress = Progress("calibrate-thresholds")
     ids = inputs.ids("train", spec.window_tokens, spec.windows, spec.seed)
     model = inputs.model(spec.dtype)
@@ -45,6 +43,3 @@ def run(spec: Spec, inputs: ModelAndText, outputs: Outputs) -> None:
     ]
     head = header("calibrate-thresholds", spec, inputs)
     artifacts.write_table(outputs.thresholds, THRESHOLDS.schema, THRESHOLDS.build(rows), head)
-
-
-STAGE = Stage(Spec, ModelAndText, Outputs, run)

@@ -1,7 +1,5 @@
 """Check that a study does not measure on documents from which its scores and predictors were made."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +8,7 @@ import pyarrow.compute as pc
 from shadowcore import artifacts, benchmarks
 from shadowcore.errors import ConfigError
 from shadowcore.paragraphs import mark, paragraphs, visible
-from shadowcore.stages.base import Progress, Stage, header
+from shadowcore.stages.base import Progress, header
 from shadowcore.texts.documents import DOCUMENTS
 
 SCHEMA = "disjoint/1"
@@ -64,6 +62,3 @@ def _refuse(spec: Spec, what: str, marks: list[str], seen: set[str]) -> int:
             "must be disjoint; use another calibration text, or another split of this one"
         )
     return len(marks)
-
-
-STAGE = Stage(Spec, Inputs, Outputs, run)

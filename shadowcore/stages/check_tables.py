@@ -1,7 +1,5 @@
 """Check the final tables for impossible values; figures are only drawn if there are none."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,16 +7,10 @@ from shadowcore import artifacts
 from shadowcore.errors import ArtifactError
 from shadowcore.report import checks
 from shadowcore.schemas import FINAL_TABLES, TIMED_TABLES
-from shadowcore.stages.base import Missing, Progress, Stage, header
+from shadowcore.stages.base import OfPart as Spec
+from shadowcore.stages.base import Progress, header
 
 SCHEMA = "checked/1"
-
-
-@dataclass(frozen=True)
-class Spec:
-    """missing: jobs without results, if the tables are made of a part of the study."""
-
-    missing: tuple[Missing, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -50,6 +42,3 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     record = {"rows": rows, "warnings": warnings}
     artifacts.write_record(outputs.record, SCHEMA, record, header("check-tables", spec, untimed))
     progress(1, 1)
-
-
-STAGE = Stage(Spec, Inputs, Outputs, run)

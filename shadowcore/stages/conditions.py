@@ -1,7 +1,5 @@
 """The specification of an evaluation job, and which of its conditions are measured together."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path

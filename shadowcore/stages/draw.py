@@ -1,7 +1,5 @@
 """Draw the figures of one model that have something to show in the final tables."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +8,7 @@ from shadowcore.errors import one_of
 from shadowcore.report import tables
 from shadowcore.report.drawn import SCHEMA
 from shadowcore.report.figures import FIGURES, TIMED_FIGURES, save
-from shadowcore.stages.base import Missing, Progress, Stage, header
+from shadowcore.stages.base import Missing, Progress, header
 
 
 @dataclass(frozen=True)
@@ -60,6 +58,3 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
             drawn.append(name)
         progress(done, len(stems))
     artifacts.write_record(outputs.drawn, SCHEMA, {"drawn": drawn, "left_out": left_out}, head)
-
-
-STAGE = Stage(Spec, Inputs, Outputs, run)

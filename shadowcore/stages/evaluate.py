@@ -1,7 +1,5 @@
 """Measure conditions that a deployed model could run: dense, random, static, with a predictor, or a baseline."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -14,7 +12,6 @@ from shadowcore.measure.methods import METHODS
 from shadowcore.measure.sparsity import Masks
 from shadowcore.method.predictors import Predictor
 from shadowcore.models.families import dimensions_of
-from shadowcore.stages.base import Stage
 from shadowcore.stages.conditions import Outputs, Spec
 from shadowcore.stages.inputs import read_mean_scores, read_predictor, read_thresholds
 from shadowcore.stages.measurement import Evaluated, Source, measure
@@ -72,6 +69,3 @@ def sources(model: torch.nn.Module) -> Source:
         return method.masks(model, condition, read)
 
     return masks
-
-
-STAGE = Stage(Spec, Inputs, Outputs, run)

@@ -1,17 +1,15 @@
 """Measure the oracle: masks from each example's own true scores. It is a stage of its own: only it needs criteria."""
 
-from __future__ import annotations
-
 import torch
 
 from shadowcore.measure.oracle import OracleMasks, OraclePass
 from shadowcore.measure.protocols import PROTOCOLS
-from shadowcore.stages.base import Stage
 from shadowcore.stages.conditions import Condition, Outputs, Spec
-from shadowcore.stages.measurement import Evaluated, Source, measure
+from shadowcore.stages.measurement import Evaluated as Inputs
+from shadowcore.stages.measurement import Source, measure
 
 
-def run(spec: Spec, inputs: Evaluated, outputs: Outputs) -> None:
+def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     measure("evaluate-oracle", spec, inputs, outputs, dict.fromkeys(spec.conditions, inputs), sources)
 
 
@@ -19,13 +17,10 @@ def sources(model: torch.nn.Module) -> Source:
     """Where conditions' keep masks come from: one pass over each batch scores it for all of them."""
     shared = OraclePass(model)
 
-    def masks(condition: Condition, inputs: Evaluated) -> OracleMasks:
+    def masks(condition: Condition, inputs: Inputs) -> OracleMasks:
         protocol = PROTOCOLS[condition.protocol or "token"]
         return OracleMasks(
             shared, condition.criterion, condition.kinds, condition.policy, condition.sparsity_pct, protocol
         )
 
     return masks
-
-
-STAGE = Stage(Spec, Evaluated, Outputs, run)

@@ -1,14 +1,13 @@
 """Fetch a model from its source into a folder that other stages load, and write its card."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from shadowcore import artifacts
 from shadowcore.models import sources
-from shadowcore.stages.base import CARD_SCHEMA, Progress, Stage, origin, parse_spec
+from shadowcore.stages.base import CARD_SCHEMA, Progress, origin, parse_spec
+from shadowcore.stages.base import ModelFiles as Outputs
+from shadowcore.stages.base import Nothing as Inputs
 
 
 @dataclass(frozen=True)
@@ -19,23 +18,9 @@ class Spec:
     source: dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Inputs:
-    """None: sources are not files of the study."""
-
-
-@dataclass(frozen=True)
-class Outputs:
-    card: Path
-    weights: Path
-
-
 def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     progress = Progress(f"fetch-model {spec.kind}")
     source = parse_spec(sources.MODEL_SOURCES[spec.kind], spec.source, f"models.{spec.kind}")
     card = sources.fetch(source, outputs.weights)
     artifacts.write_record(outputs.card, CARD_SCHEMA, card, origin("fetch-model", spec, inputs))
     progress(1, 1)
-
-
-STAGE = Stage(Spec, Inputs, Outputs, run)

@@ -1,17 +1,11 @@
 """Put the documents of all benchmarks into one file, so that thousands of jobs have one input instead of many."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 
 from shadowcore import artifacts, benchmarks
-from shadowcore.stages.base import Progress, Stage, header
-
-
-@dataclass(frozen=True)
-class Spec:
-    """No settings."""
+from shadowcore.stages.base import Nothing as Spec
+from shadowcore.stages.base import Progress, header
 
 
 @dataclass(frozen=True)
@@ -31,6 +25,3 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     table = benchmarks.gather(inputs.prepared)
     artifacts.write_table(outputs.benchmarks, benchmarks.GATHERED, table, header("gather-benchmarks", spec, inputs))
     progress(1, 1)
-
-
-STAGE = Stage(Spec, Inputs, Outputs, run)

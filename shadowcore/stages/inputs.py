@@ -1,7 +1,5 @@
 """Read the inputs of stages: a model checked against its card, windows of a text, mean scores, a predictor."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,9 +18,9 @@ from shadowcore.models.families import Dimensions, Kind
 from shadowcore.models.products import make_fast
 from shadowcore.models.tokenizers import fit_tokenizer, load_tokenizer
 from shadowcore.schemas import CRITERIA, THRESHOLDS
-from shadowcore.stages.base import read_card
+from shadowcore.stages.base import ModelFiles, read_card
 from shadowcore.texts import cutting
-from shadowcore.texts.documents import DOCUMENTS, Window, documents_from_table
+from shadowcore.texts.documents import DOCUMENTS, Document, Window
 
 
 def device() -> torch.device:
@@ -30,72 +28,52 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def read_tokenizer(card: Path, weights: Path):
-    """The tokenizer of a model folder, whose files are checked against the card first."""
-    content = read_card(card)
-    check_files(weights, content)
-    return fit_tokenizer(load_tokenizer(weights), content["dimensions"]["vocabulary"], str(weights))
-
-
-def read_model(card: Path, weights: Path, dtype: str, spread: bool = True):
-    """The unchanged Hugging Face model of a folder; its files are checked against the card first.
-
-    It is on the device, or, with `spread`, on all GPUs that the job sees (see `folders.device_map`).
-    """
-    # cuDNN's attention makes a plan for every shape of a batch, and an evaluation has hundreds of shapes
-    torch.backends.cuda.enable_cudnn_sdp(False)
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() and spread else 1
-    if gpus > 1:
-        check_files(weights, read_card(card))
-        return folders.load_model(weights, dtype, gpus)
-    return make_fast(read_model_on_cpu(card, weights, dtype).to(device()))
-
-
-def read_model_on_cpu(card: Path, weights: Path, dtype: str):
-    """Like `read_model`, but in main memory, for callers that first check whether it fits on the device."""
-    check_files(weights, read_card(card))
-    return folders.load_model(weights, dtype)
-
-
 WINDOWS_KEYS = {"train": "traces.windows", "heldout": "traces.heldout_windows", "evaluation": "evaluation.windows"}
 
 
-def windows_of(
-    card: Path, documents: Path, split: str, tokenizer, length: int, count: int, seed: int, key: str | None = None
-) -> list[Window]:
-    """`count` windows of `length` token ids from a split (train, heldout or evaluation) of a documents file.
-
-    key: the configuration's key for `count`, by default that in WINDOWS_KEYS. Raises ConfigError if the split has too
-    few windows, or the model too few positions for a window.
-    """
-    families.require_positions(read_card(card)["dimensions"]["positions"], length, "window_tokens", "the model")
-    table = DOCUMENTS.read(documents)
-    rows = table.filter(pc.equal(table["split"], split)).drop_columns("split")
-    return cutting.windows(
-        documents_from_table(rows), tokenizer, length, count, seed, f"{key or WINDOWS_KEYS[split]} ({split} split)"
-    )
-
-
-@dataclass(frozen=True)
-class ModelAndText:
-    """What most stages read: a model's card and folder, and the documents of a text."""
-
-    card: Path
-    weights: Path
-    documents: Path
+class Model(ModelFiles):
+    """A model's card, and its folder, whose files are checked against the card before they are read."""
 
     @cached_property
     def tokenizer(self):
-        """See `read_tokenizer`."""
-        return read_tokenizer(self.card, self.weights)
+        content = read_card(self.card)
+        check_files(self.weights, content)
+        return fit_tokenizer(load_tokenizer(self.weights), content["dimensions"]["vocabulary"], str(self.weights))
 
     def model(self, dtype: str, spread: bool = True):
-        """See `read_model`."""
-        return read_model(self.card, self.weights, dtype, spread)
+        """The unchanged Hugging Face model, on the device, or, with `spread`, on all GPUs that the job sees."""
+        # cuDNN's attention makes a plan for every shape of a batch, and an evaluation has hundreds of shapes
+        torch.backends.cuda.enable_cudnn_sdp(False)
+        gpus = torch.cuda.device_count() if torch.cuda.is_available() and spread else 1
+        if gpus > 1:
+            return self.loaded(dtype, gpus)
+        return make_fast(self.loaded(dtype).to(device()))
+
+    def loaded(self, dtype: str, gpus: int = 0):
+        """The model spread over some GPUs (see `folders.device_map`), or by default in main memory."""
+        check_files(self.weights, read_card(self.card))
+        return folders.load_model(self.weights, dtype, gpus)
+
+
+@dataclass(frozen=True)
+class ModelAndText(Model):
+    """What most stages read: a model's card and folder, and the documents of a text."""
+
+    documents: Path
 
     def windows(self, split: str, length: int, count: int, seed: int, key: str | None = None) -> list[Window]:
-        """See `windows_of`."""
-        return windows_of(self.card, self.documents, split, self.tokenizer, length, count, seed, key)
+        """`count` windows of `length` token ids from a split: train, heldout or evaluation.
+
+        key: the configuration's key for `count`, by default that in WINDOWS_KEYS. Raises ConfigError if the split has
+        too few windows, or the model too few positions for a window.
+        """
+        families.require_positions(
+            read_card(self.card)["dimensions"]["positions"], length, "window_tokens", "the model"
+        )
+        table, where = DOCUMENTS.read(self.documents), f"{key or WINDOWS_KEYS[split]} ({split} split)"
+        rows = table.filter(pc.equal(table["split"], split)).drop_columns("split")
+        documents = [Document(**row) for row in rows.to_pylist()]
+        return cutting.windows(documents, self.tokenizer, length, count, seed, where)
 
     def ids(self, split: str, length: int, count: int, seed: int, key: str | None = None) -> torch.Tensor:
         """Token ids (N, T) of such windows."""

@@ -1,21 +1,13 @@
 """Compare the published claims with the study's final tables and give each a verdict."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 
 from shadowcore import artifacts
 from shadowcore.report import claims, tables
 from shadowcore.schemas import CLAIMS
-from shadowcore.stages.base import Missing, Progress, Stage, header
-
-
-@dataclass(frozen=True)
-class Spec:
-    """missing: what the tables lack, where they are made of a part of the study."""
-
-    missing: tuple[Missing, ...] = ()
+from shadowcore.stages.base import OfPart as Spec
+from shadowcore.stages.base import Progress, header
 
 
 @dataclass(frozen=True)
@@ -36,6 +28,3 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     rows = claims.judge(tables.read_files(inputs.tables), inputs.published)
     artifacts.write_table(outputs.claims, CLAIMS.schema, CLAIMS.build(rows), header("judge-claims", spec, inputs))
     progress(1, 1)
-
-
-STAGE = Stage(Spec, Inputs, Outputs, run)

@@ -5,8 +5,6 @@ On a GPU the Triton decoder is measured, with modes that only it has; without a 
 (`measure.equivalence_model`). A variant that fails is not timed; the table `refused` names it and the reason.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +13,7 @@ from typing import Any
 import torch
 
 from shadowcore.decode.decoder import Decoder
-from shadowcore.decode.layout import Layout, compacted, decoded_positions, from_model
+from shadowcore.decode.layout import compacted, decoded_positions, from_model
 from shadowcore.decode.low_bit_proxy import LowBitCopies, Proxy
 from shadowcore.decode.random_weights import require_bytes
 from shadowcore.decode.selection import DenseSelection, FixedSelection, PredictedSelection
@@ -30,8 +28,8 @@ from shadowcore.method.predictors import FIRST_SPARSE_LAYER, Predictor
 from shadowcore.method.thresholds import neuron_magnitudes
 from shadowcore.models.families import KINDS_OF, Kind, dimensions_of, require_positions
 from shadowcore.models.folders import read_config
-from shadowcore.stages.base import Progress, Stage
-from shadowcore.stages.inputs import ModelAndText, read_mean_scores, read_model_on_cpu, read_predictor
+from shadowcore.stages.base import Progress
+from shadowcore.stages.inputs import ModelAndText, read_mean_scores, read_predictor
 from shadowcore.stages.timed_tables import Outputs, shared_columns, write
 
 POLICY = "per_layer"
@@ -72,7 +70,7 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     key = "latency.prompt_tokens"
     ids = inputs.ids("evaluation", spec.prompt_tokens, 1, spec.seed, key).to(device)
     ceiling = gpu_timing.read_ceiling(device) if device.type == "cuda" else None
-    model = read_model_on_cpu(inputs.card, inputs.weights, spec.dtype)
+    model = inputs.loaded(spec.dtype)
     require_bytes(2 * sum(parameter.nbytes for parameter in model.parameters()), device)  # the model, and our layout
     model = model.to(device)
     sizes = dimensions_of(model.config)
@@ -123,7 +121,10 @@ def variants_of(
     }
     if triton and layout.exact_zeros:
         variants["relu"] = Variant({"mode": "relu"} | dense, **thresholded([0.0] * layout.sizes.layers))
-    proxies = proxies_of(spec.proxies, model, layout)
+    copies: dict[int, LowBitCopies] = {}
+    # each proxy of the decoders, and what the evaluation makes of the same method, which has its own scores
+    proxies = [(proxy, ProxyMasks(model, proxy.bits, 0, proxy.ahead))
+               for proxy in (Proxy(layout, method, copies) for method in spec.proxies)]  # fmt: skip
     magnitudes = None
     if triton and "neurons" in kinds:
         magnitudes = neuron_magnitudes(model, windows, 1, ["threshold"])["threshold"]
@@ -140,23 +141,13 @@ def variants_of(
             own = {"predictor_rank": predictor.ranks[kinds[-1]], "predictor_bits": predictor.bits}
             own |= {"mode": method, "predictor_groups": len(predictor.groups)}
             variants[f"{method} {pct}"] = Variant(keys | own, make(layout, room, predicted), predicted)
-        for method, (proxy, masks) in proxies.items():
+        for proxy, masks in proxies:
             predicted = PredictedSelection(proxy, POLICY, {"neurons": pct})
-            own = proxy_keys(method, pct, layout.sizes.layers)
-            variants[f"{method} {pct}"] = Variant(own, make(layout, room, predicted), predicted, masks=masks)
+            own = proxy_keys(proxy.design, pct, layout.sizes.layers)
+            variants[f"{proxy.design} {pct}"] = Variant(own, make(layout, room, predicted), predicted, masks=masks)
         if magnitudes is not None:
             layers = range(FIRST_SPARSE_LAYER, layout.sizes.layers)
             thresholds = [-1.0] * FIRST_SPARSE_LAYER + [magnitudes.threshold(layer, pct) for layer in layers]
             own = {"mode": "threshold", "units": "neurons"}
             variants[f"threshold {pct}"] = Variant(keys | own, **thresholded(thresholds))
     return variants
-
-
-def proxies_of(methods: Sequence[str], model: torch.nn.Module, layout: Layout) -> dict[str, tuple[Proxy, ProxyMasks]]:
-    """Each proxy of the decoders, and what the evaluation makes of the same method, which has its own scores."""
-    copies: dict[int, LowBitCopies] = {}
-    proxies = [Proxy(layout, method, copies) for method in methods]
-    return {proxy.design: (proxy, ProxyMasks(model, proxy.bits, 0, proxy.ahead)) for proxy in proxies}
-
-
-STAGE = Stage(Spec, Inputs, Outputs, run)

@@ -4,8 +4,6 @@ On a GPU the Triton decoder and its baselines are measured; without a GPU, the t
 which. Before it is timed, each mode is checked against the torch decoder in float32 (`measure.equivalence_decoder`).
 """
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -23,7 +21,8 @@ from shadowcore.measure.equivalence_decoder import gate, gate_prompt
 from shadowcore.measure.latency_variants import RIVALS, Design, Modes, variants
 from shadowcore.models.folders import DTYPES
 from shadowcore.models.published import PUBLISHED
-from shadowcore.stages.base import Progress, Stage
+from shadowcore.stages.base import Nothing as Inputs
+from shadowcore.stages.base import Progress
 from shadowcore.stages.timed_tables import Outputs, shared_columns, write
 
 
@@ -45,11 +44,6 @@ class Spec:
     repeats: int
     warmup: int
     seed: int
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """Nothing: the model is made here."""
 
 
 @dataclass
@@ -153,6 +147,3 @@ def built(
         prefills = [gpu_timing.milliseconds(lambda: decoder.prefill(prompt), layout.device) for _ in range(4)]
         facts["ttft_ms"] = statistics.median(prefills[1:])
     return Timed(decoder, agreement, facts)
-
-
-STAGE = Stage(Spec, Inputs, Outputs, run)

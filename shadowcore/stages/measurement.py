@@ -1,7 +1,5 @@
 """The measurement of many conditions on one model with one load, and their outcome files."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace

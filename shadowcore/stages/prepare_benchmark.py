@@ -1,7 +1,5 @@
 """Read a benchmark's documents from its source, cut to a seeded subset, so that all conditions use the same ones."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +8,8 @@ import pyarrow as pa
 from shadowcore import artifacts, benchmarks
 from shadowcore.errors import ConfigError, one_of
 from shadowcore.paragraphs import mark
-from shadowcore.stages.base import Progress, Stage, header
+from shadowcore.stages.base import Nothing as Inputs
+from shadowcore.stages.base import Progress, header
 
 
 @dataclass(frozen=True)
@@ -24,11 +23,6 @@ class Spec:
     limit: int | None
     fewshot: int
     seed: int
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """None: sources are not files of the study."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +51,3 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     head = header("prepare-benchmark", spec, inputs) | {"origin": origin, "licence": licence}
     artifacts.write_table(outputs.documents, benchmarks.SCHEMA, pa.Table.from_pylist(rows), head)
     progress(1, 1)
-
-
-STAGE = Stage(Spec, Inputs, Outputs, run)

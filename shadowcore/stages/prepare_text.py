@@ -1,7 +1,5 @@
 """Read a text from its source, split its documents in three parts, and make a multiple-choice task of it."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,9 +7,10 @@ from typing import Any
 import pyarrow as pa
 
 from shadowcore import artifacts
-from shadowcore.stages.base import Progress, Stage, header, parse_spec
+from shadowcore.stages.base import Nothing as Inputs
+from shadowcore.stages.base import Progress, header, parse_spec
 from shadowcore.texts import cutting, sources
-from shadowcore.texts.documents import DOCUMENTS, TASKS, documents_to_table, tasks_to_table
+from shadowcore.texts.documents import DOCUMENTS, TASKS, documents_to_table
 
 
 @dataclass(frozen=True)
@@ -33,11 +32,6 @@ class Spec:
     evaluation_fraction: float
     task: Task | None
     seed: int
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """None: sources are not files of the study."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +63,5 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
             evaluation, task.documents, task.context_words, task.continuation_words, spec.seed
         )
     artifacts.write_table(outputs.documents, DOCUMENTS.schema, pa.concat_tables(tables), made)
-    artifacts.write_table(outputs.tasks, TASKS.schema, tasks_to_table(questions), made)
+    artifacts.write_table(outputs.tasks, TASKS.schema, TASKS.build(questions), made)
     progress(1, 1)
-
-
-STAGE = Stage(Spec, Inputs, Outputs, run)

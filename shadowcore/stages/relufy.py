@@ -1,7 +1,5 @@
 """Replace a model's activation by ReLU and distil the original model into it; the card has the losses."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +9,8 @@ from shadowcore import artifacts
 from shadowcore.method.relufy import Distillation, Relufied
 from shadowcore.method.training_state import Checkpoint
 from shadowcore.models import sources
-from shadowcore.stages.base import CARD_SCHEMA, Progress, Stage, header, read_card
+from shadowcore.stages.base import CARD_SCHEMA, Progress, header, read_card
+from shadowcore.stages.base import ModelFiles as Outputs
 from shadowcore.stages.inputs import ModelAndText
 
 SECONDS_BETWEEN = 120.0  # between checkpoints, which have three times the bytes of the weights
@@ -37,12 +36,6 @@ class Inputs:
     documents: Path
 
 
-@dataclass(frozen=True)
-class Outputs:
-    card: Path
-    weights: Path
-
-
 def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     progress = Progress(f"relufy {spec.recipe.teacher}")
     spec.recipe.check("recipe")
@@ -65,6 +58,3 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     card = sources.put(spec.recipe, put_into, outputs.weights) | {"training": training.report(heldout)}
     artifacts.write_record(outputs.card, CARD_SCHEMA, card, head)
     checkpoint.remove()
-
-
-STAGE = Stage(Spec, Inputs, Outputs, run)

@@ -1,7 +1,5 @@
 """The three tables of a latency job: a row for each variant, for each of its repeats, and for each that was refused."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,9 +37,7 @@ def write(
     stage: str, spec: Any, inputs: Any, outputs: Outputs, keys: Mapping[str, Row], rows: Iterable[Row],
     repeats: Iterable[Row], reasons: Mapping[str, str],
 ) -> None:  # fmt: skip
-    """Write the tables. keys: columns of each variant, by its name; rows, repeats: with a column `variant`; reasons: of
-    the variants that were not timed.
-    """
+    """Write the tables. keys: columns by variant; rows, repeats: with a column `variant`; reasons: of refusals."""
     refused = [{"variant": name, "reason": reason} for name, reason in reasons.items()]
     head = header(stage, spec, inputs)
     tables = {"summary": (LATENCY, rows), "repeats": (LATENCY_REPEATS, repeats), "refused": (REFUSED, refused)}

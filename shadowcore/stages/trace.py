@@ -1,7 +1,5 @@
 """Score all units on one shard of one split of a text, with all criteria in one pass."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +13,8 @@ from shadowcore.method.predictors import groups_of
 from shadowcore.method.tracing import EXAMPLES, SCHEMA, Masking, TracePlan, trace
 from shadowcore.models.families import dimensions_of
 from shadowcore.models.recording import Site
-from shadowcore.stages.base import Progress, Stage, origin, runtime_only
-from shadowcore.stages.inputs import ModelAndText
+from shadowcore.stages.base import Progress, origin, runtime_only
+from shadowcore.stages.inputs import ModelAndText as Inputs
 
 
 @dataclass(frozen=True)
@@ -55,19 +53,14 @@ class Outputs:
     trace: Path
 
 
-def run(spec: Spec, inputs: ModelAndText, outputs: Outputs) -> None:
+def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     write("trace", spec, spec, spec.seed, inputs, outputs, lambda model: lambda ids, scored: None)
 
 
 def write(
-    stage: str,
-    made_from: Any,
-    spec: Spec,
-    seed: int,
-    inputs: ModelAndText,
-    outputs: Outputs,
+    stage: str, made_from: Any, spec: Spec, seed: int, inputs: Inputs, outputs: Outputs,
     masking: Callable[[torch.nn.Module], Masking],
-) -> None:
+) -> None:  # fmt: skip
     """Trace one shard of a split and write it. made_from: the stage's specification; seed: of sampled tokens."""
     progress = Progress(f"{stage} {spec.split} {spec.shard + 1} of {spec.shards}")
     if spec.shards > spec.windows:
@@ -91,6 +84,3 @@ def sites_read(designs: tuple[Design, ...], examples: str, model: torch.nn.Modul
     layers = dimensions_of(model.config).layers
     read = [groups_of(one.method, layers, one.segments) for one in designs if one.examples == examples]
     return sorted({group.site for groups in read for group in groups})
-
-
-STAGE = Stage(Spec, ModelAndText, Outputs, run)

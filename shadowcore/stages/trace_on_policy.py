@@ -4,8 +4,6 @@ A predictor that is trained on the dense model is used on a sparse one, in which
 importance of units differ. Each batch has a random sparsity from a range, so that one predictor works for all of them.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -15,7 +13,6 @@ import torch
 from shadowcore.measure.sparsity import PredictedMasks
 from shadowcore.models.families import KINDS_OF, dimensions_of
 from shadowcore.stages import trace
-from shadowcore.stages.base import Stage
 from shadowcore.stages.inputs import ModelAndText, read_predictor
 from shadowcore.stages.trace import Outputs
 
@@ -52,6 +49,3 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
         return of_batch
 
     trace.write("trace-on-policy", spec, spec.trace, spec.seed, inputs, outputs, masking)
-
-
-STAGE = Stage(Spec, Inputs, Outputs, run)

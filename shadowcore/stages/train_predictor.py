@@ -1,7 +1,5 @@
 """Train one predictor on traces of tokens and report how well it ranks units on held-out tokens."""
 
-from __future__ import annotations
-
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import product
@@ -20,7 +18,7 @@ from shadowcore.method.training_state import Checkpoint
 from shadowcore.method.weight_quantization import stored
 from shadowcore.models.families import Dimensions, Kind
 from shadowcore.schemas import PREDICTORS, QUALITY
-from shadowcore.stages.base import Progress, Stage, header, read_card
+from shadowcore.stages.base import Progress, header, read_card
 from shadowcore.stages.inputs import device
 
 RESULTS = ("best_epoch", "loss_constant", "loss")  # of FitResult
@@ -192,6 +190,3 @@ def training_row(spec: Spec, predictor: Predictor, kind: Kind, fits: list, token
         "tokens": tokens, "epochs": epochs,
         **{n: sum(getattr(one, n) for one in fits) / len(fits) for n in RESULTS if fits},
     }  # fmt: skip
-
-
-STAGE = Stage(Spec, Inputs, Outputs, run)

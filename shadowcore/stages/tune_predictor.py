@@ -1,7 +1,5 @@
 """Tune a trained predictor on the sparse model that its masks make, and report its ranking quality again."""
 
-from __future__ import annotations
-
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +15,7 @@ from shadowcore.method.training_state import Checkpoint
 from shadowcore.method.tuning import Tuning, tune
 from shadowcore.models.families import KINDS_OF, dimensions_of
 from shadowcore.stages import train_predictor
-from shadowcore.stages.base import Progress, Stage, header
+from shadowcore.stages.base import Progress, header
 from shadowcore.stages.inputs import ModelAndText, read_predictor
 from shadowcore.stages.train_predictor import Outputs
 
@@ -74,6 +72,3 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
             quality = train_predictor.rank_quality(spec, predictor, train, held)
     train_predictor.write(predictor, quality, rows, outputs, head)
     checkpoint.remove()
-
-
-STAGE = Stage(Spec, Inputs, Outputs, run)

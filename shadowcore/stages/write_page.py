@@ -1,7 +1,5 @@
 """Write a study's page: one HTML file with its tables, figures, configuration and origin."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +7,7 @@ from typing import Any
 from shadowcore import atomic
 from shadowcore.report import drawn, tables
 from shadowcore.report.page import page
-from shadowcore.stages.base import Missing, Progress, Stage, header
+from shadowcore.stages.base import Missing, Progress, header
 
 
 @dataclass(frozen=True)
@@ -44,6 +42,3 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     with atomic.replacing(outputs.page) as partial:
         partial.write_text(text, encoding="utf-8")
     progress(1, 1)
-
-
-STAGE = Stage(Spec, Inputs, Outputs, run)

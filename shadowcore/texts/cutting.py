@@ -4,8 +4,6 @@ Random orders come from a hash of the seed and a name. So they do not depend on 
 documents, and a larger number of windows begins with the same ones.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -23,10 +21,7 @@ CHOICES = 4  # per question: the true continuation and three from other document
 def split(
     documents: Sequence[Document], fraction: float, seed: int, key: str = "evaluation_fraction"
 ) -> tuple[list[Document], list[Document]]:
-    """Split documents in two parts, of which the second has round(fraction * n) of the n distinct documents.
-
-    Raises ConfigError, naming `key`, if the fraction is not between 0 and 1 or a part would be empty.
-    """
+    """Distinct documents in two parts, the second of round(fraction n); ConfigError, naming `key`, if one is empty."""
     if not 0 < fraction < 1:
         raise ConfigError(f"{key}: {fraction} found; it must be between 0 and 1")
     ordered = _shuffled(documents, seed)
@@ -128,10 +123,7 @@ def _shuffled(documents: Iterable[Document], seed: int) -> list[Document]:
 def _in_turns(
     documents: Iterable[Document], candidates: Callable[[Document], list], count: int | None, seed: int
 ) -> list:
-    """Up to `count` candidates (None: all): one from every document, then a second one from every document, and so on.
-
-    The order of a document's candidates depends on the seed and the document only.
-    """
+    """Up to `count` candidates (None: all): one of every document, then a second one, ordered by seed and document."""
     queues = []
     for document in _shuffled(documents, seed):
         queue = candidates(document)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import pyarrow as pa
 
@@ -63,13 +62,3 @@ TASKS = Table(
 def documents_to_table(documents: Iterable[Document]) -> pa.Table:
     """Documents as an Arrow table (DOCUMENTS)."""
     return DOCUMENTS.build(asdict(document) for document in documents)
-
-
-def documents_from_table(table: pa.Table) -> list[Document]:
-    """The documents of an Arrow table (DOCUMENTS)."""
-    return [Document(**row) for row in table.to_pylist()]
-
-
-def tasks_to_table(rows: Iterable[dict[str, Any]]) -> pa.Table:
-    """Questions of `true_continuation` as an Arrow table (TASKS)."""
-    return TASKS.build(rows)

@@ -1,7 +1,5 @@
 """Read the export of a MediaWiki encyclopaedia: articles as prose without markup."""
 
-from __future__ import annotations
-
 import bz2
 import re
 from collections.abc import Iterator

@@ -4,8 +4,6 @@ Each source has a KIND. `check` finds mistakes without network access. `read` re
 None), and the origin.
 """
 
-from __future__ import annotations
-
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -178,10 +176,7 @@ TEXT_SOURCES = {source.KIND: source for source in (PackagedText, HubText, Folder
 
 
 def fetch(source: TextSource) -> tuple[list[Document], dict[str, Any]]:
-    """The non-empty documents of a source in its order, and a card with source, licence, origin and sizes.
-
-    Raises SourceError or ConfigError if the source cannot be read.
-    """
+    """The non-empty documents of a source in its order, and a card with source, licence, origin and sizes."""
     texts, licence, origin = source.read()
     documents = [Document.of(title, text) for title, text in texts if text and visible(text)]
     if not documents:

@@ -3,8 +3,6 @@
 A figure that has nothing to show returns the reason as text. Adding a figure: a function, and its name here.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from shadowcore.report.figures.bytes import quality_per_byte

@@ -1,7 +1,5 @@
 """Quality against the weights that a step reads: every method on one axis."""
 
-from __future__ import annotations
-
 import pandas as pd
 
 from shadowcore.report import style

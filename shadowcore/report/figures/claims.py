@@ -1,7 +1,5 @@
 """Published effects and ours, one panel for each quantity."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes

@@ -1,7 +1,5 @@
 """What to rank units by: criteria against each other without a predictor, and with every method."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 

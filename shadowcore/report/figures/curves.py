@@ -1,7 +1,5 @@
 """Perplexity, accuracy and the gain over static masks against sparsity, and what another policy changes."""
 
-from __future__ import annotations
-
 import pandas as pd
 
 from shadowcore.report import select, style

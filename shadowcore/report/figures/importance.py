@@ -1,7 +1,5 @@
 """Where the important units are: a map over layers and units, and how much it changes from input to input."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from shadowcore.report import style

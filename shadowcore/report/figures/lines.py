@@ -1,7 +1,5 @@
 """Lines and points of methods in a panel: at most seven lines, each with its name at its end."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """Predictors against each other: what each reaches, how well it ranks units, and what size and more text change."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 
@@ -74,6 +72,8 @@ def learning_curves(tables: Tables, model: str) -> Drawing:
     """Perplexity at the middle sparsity against the training tokens of predictors that are otherwise alike."""
     rows, trained, _ = _evaluated(tables, model)
     trained = trained[(trained["rounds"] == 0) & ~trained["tuned"].astype(bool)]
+    windows = select.ranked(tables, model, metric="spearman_of_examples")["predictor"]  # predictors of whole windows
+    trained = trained[~trained["predictor"].isin(windows)]
     trained = trained[trained.groupby(ALIKE)["tokens"].transform("nunique") > 1].sort_values("tokens")
     if trained.empty:
         return "no predictors that differ only in their number of training tokens"

@@ -1,7 +1,5 @@
 """Decoders at the sizes of published models: time against the memory's limit, and where it goes."""
 
-from __future__ import annotations
-
 import pandas as pd
 
 from shadowcore.report import PUBLISHED, style
@@ -69,17 +67,13 @@ def published_ratios() -> pd.Series:
     return times["layerwise"] / times["shadow"]
 
 
-def fastest_dense(rows: pd.DataFrame) -> pd.Series:
-    """The dense row with the smallest median."""
-    return rows[rows["mode"].isin(DENSE)].nsmallest(1, "ms_per_token").iloc[0]
-
-
 def decoding(tables: Tables, model: str) -> Drawing:
     """Time per token against sparsity, and the time that its bytes take at the memory's limit (dotted)."""
     rows = where(timed(tables), model=model, main=True)
     if rows.empty:
         return "no times with random weights in the tables"
-    dense, black = fastest_dense(rows), look("dense").color
+    dense = rows[rows["mode"].isin(DENSE)].nsmallest(1, "ms_per_token").iloc[0]  # the fastest
+    black = look("dense").color
     figure, panels = style.panels(2, height=3.0)
     sparse = pd.concat(alike(rows, mode) for mode in MODES).rename(columns={"mode": "method"})
     sparse = sparse.assign(gain=dense["ms_per_token"] / sparse["ms_per_token"])

@@ -1,7 +1,5 @@
 """Time per token against sparsity, and what it costs in perplexity."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import pandas as pd
@@ -110,10 +108,7 @@ def _tradeoff(axes: Axes, rows: pd.DataFrame, drawn: dict[str, str]) -> None:
 
 
 def _settings(rows: pd.DataFrame) -> list[Setting]:
-    """One setting per machine, number format, batch and kind of unit.
-
-    Of several sizes of predictors the smallest is shown, of several number formats the widest.
-    """
+    """One setting per machine, format, batch and kind of unit; of predictors the smallest, in the most bits."""
     settings = []
     for values, group in rows.groupby(SETTING, dropna=False):
         timed = dict(zip(SETTING, values, strict=True))

@@ -1,7 +1,5 @@
 """Decoders of published sizes: sweeps of the batch and of the context."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import numpy as np
@@ -88,10 +86,7 @@ def gains_of(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def break_even(gains: pd.DataFrame) -> pd.Series:
-    """Per batch the sparsity (%) from which on skipping is faster than dense, between measured ones on a line.
-
-    The lowest measured one where all are faster; NaN where none is.
-    """
+    """Per batch the sparsity (%), interpolated, from which on skipping is faster than dense; NaN where none is."""
 
     def crossing(line: pd.DataFrame) -> float:
         line = line.sort_values("sparsity_pct")

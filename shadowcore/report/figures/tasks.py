@@ -1,7 +1,5 @@
 """Accuracy task by task, against dense, and with examples in the prompt."""
 
-from __future__ import annotations
-
 from shadowcore.report import select, style
 from shadowcore.report.figures.lines import INTERVAL, curves, dots, method_key
 from shadowcore.report.looks import look

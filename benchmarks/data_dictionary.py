@@ -1,7 +1,5 @@
 """Write the data dictionary: the columns of every final table as Markdown, from the schemas."""
 
-from __future__ import annotations
-
 from shadowcore.schemas import FINAL_TABLES, OUTCOMES, Table
 
 HEADING = "## Data dictionary"
@@ -23,3 +21,7 @@ def section(table: Table) -> str:
         "| column | type | meaning |",
     ]
     return "\n".join([*lines, "|---|---|---|", *rows])
+
+
+if __name__ == "__main__":
+    print(dictionary(), end="")
