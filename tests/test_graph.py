@@ -159,6 +159,17 @@ def test_several_sequences_share_what_is_read(tiny, tokens):
     gate("alone", ours, reference, SHORT, ids[1:2, -1])
 
 
+@pytest.mark.parametrize("batch", [2, slow(4)])
+@pytest.mark.parametrize("kinds", [("heads",), slow(KINDS)])
+def test_a_predictor_chooses_for_each_sequence_of_a_batch(tiny, tokens, kinds, batch):
+    ids = torch.cat((tokens, tokens.flip(1)))[:batch, :SHORT]
+    selection = PredictedSelection(random_predictor(tiny, "layerwise"), "per_layer", dict.fromkeys(kinds, 50))
+    decoder = GraphDecoder(from_model(tiny), ROOM, selection)
+    check("batch", decoder, tiny, ids, 1, selection)
+    masks = decoder.masks_by_sequence()["heads"][1:]
+    assert masks.sum(-1).eq(masks.shape[-1] // 2).all() and not masks.eq(masks[:, :1]).all()  # as many, not the same
+
+
 @pytest.mark.parametrize(
     "variant", ["llama with biases, untied, wide heads", "qwen3, a norm for each head, wide heads"]
 )

@@ -56,6 +56,17 @@ def attend(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, kv_hea
     return torch.cat(one_head, 1).squeeze(2)
 
 
+def attend_by_row(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, kv_heads: list[int], rows: torch.Tensor
+) -> torch.Tensor:
+    """As `attend` for the heads that each row keeps, rows (N, n) bool; zero for the others, which read nothing."""
+    mixed = torch.zeros_like(query)
+    for row, keeps in enumerate(rows):
+        own, one = keeps.nonzero().squeeze(1), slice(row, row + 1)
+        mixed[row, own] = attend(query[one, own], keys[one], values[one], [kv_heads[i] for i in own.tolist()])[0]
+    return mixed
+
+
 def add(weight: torch.Tensor, bias: torch.Tensor | None, amount: torch.Tensor) -> torch.Tensor:
     """sum_r a_r W_r + b over all rows: weight (R, D), amount (..., R) to (..., D)."""
     total = amount @ weight

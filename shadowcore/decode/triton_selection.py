@@ -94,27 +94,31 @@ class TritonFixed(TritonSelection):
     """Units that are given in advance, for S steps that take turns: lists (S, L, n) on the device."""
 
     def __init__(self, selection: FixedSelection, layout: Layout):
-        self._steps: dict[Kind, torch.Tensor] = {}
+        self.sequences = selection.sequences
+        self._turns: list[tuple[torch.Tensor, torch.Tensor]] = []  # what S steps need, and the current one's
         self._units: dict[tuple[int, Kind], Units] = {}
-        self._now: dict[Kind, torch.Tensor] = {}
-        for kind, steps in selection.units.items():
-            lengths = [0 if units is None else len(units) for units in steps[0]]
-            width = max(1, *lengths)
-            lists = _lists(len(steps), len(lengths), width, device=layout.device)
-            for step, layers in zip(lists, steps, strict=True):
-                for row, units in zip(step, layers, strict=True):
-                    if units is not None:
-                        row[: len(units)] = units
-            self._steps[kind], now = lists, lists[0].clone()
-            self._now[kind], counts = now, _counts(lengths, layout.device)
-            for layer, units in enumerate(steps[0]):
-                if units is not None:
-                    self._units[layer, kind] = Units(now[layer, :width], counts[layer, :1])
+        for kind, steps in selection.steps.items():
+            width = max(1, *(len(kept.units) for layers in steps for kept in layers if kept))
+            index, rows, counts = (
+                _lists(len(steps), len(steps[0]), size, device=layout.device) for size in (width, width, 1)
+            )
+            for layer, step, kept in ((i, s, kept) for s, layers in enumerate(steps) for i, kept in enumerate(layers)):
+                if kept:
+                    place = step, layer, slice(len(kept.units))
+                    index[place], counts[step, layer, 0] = kept.units, len(kept.units)
+                    if kept.rows is not None:
+                        rows[place] = bits_of(kept.rows)
+            now = [every[0].clone() for every in (index, rows, counts)]
+            self._turns += zip((index, rows, counts), now, strict=True)
+            for layer, kept in enumerate(steps[0]):
+                if kept:
+                    index, rows, count = now[0][layer, :width], now[1][layer, :width], now[2][layer, :1]
+                    self._units[layer, kind] = Units(index, count, None if kept.rows is None else rows)
 
     def start(self, position: int | torch.Tensor) -> None:
-        for kind, steps in self._steps.items():
-            if len(steps) > 1:
-                torch.index_select(steps, 0, position % len(steps), out=self._now[kind][None])
+        for every, now in self._turns:
+            if len(every) > 1:
+                torch.index_select(every, 0, position % len(every), out=now[None])
 
     def units(self, layer: int, kind: Kind) -> Units | None:
         return self._units.get((layer, kind))
@@ -243,6 +247,11 @@ class TritonProxy(TritonChosen):
             self.choose(group.site)
         else:
             self._unite(group, "neurons", scores[:, None])
+
+
+def bits_of(rows: torch.Tensor) -> torch.Tensor:
+    """Of which sequences keep each unit, rows (B, n) bool, the bits (n,) int32."""
+    return (rows.int() << torch.arange(len(rows), device=rows.device)[:, None]).sum(0, dtype=torch.int32)
 
 
 def _span(group: PackedGroup | Group) -> slice:

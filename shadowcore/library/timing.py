@@ -57,7 +57,7 @@ def benchmark(
     sparse_bytes, dense_bytes = map(latency.bytes_per_step, both.values())
     limit = None
     if layout.device.type == "cuda":
-        read = sparse_bytes + gpu_timing.bytes_cached(layout, decoder.sparse.position)
+        read = sparse_bytes + gpu_timing.bytes_cached(decoder.sparse, decoder.sparse.position)
         limit = read / gpu_timing.read_ceiling(layout.device) / 1e6
     return {
         "device": provenance.device_name(), "backend": decoder.backend, "dtype": str(layout.dtype)[len("torch.") :],

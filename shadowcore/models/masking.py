@@ -29,7 +29,8 @@ def choosing(model: torch.nn.Module, choose: Choose) -> Iterator[None]:
 def masked(model: torch.nn.Module, keep: Mapping[Kind, torch.Tensor]) -> Iterator[None]:
     """While the block runs, units whose entry in `keep[kind]` is False contribute nothing.
 
-    keep[kind]: (L, U), the same units at every position, or (L, T, U), other units at each of T positions.
+    keep[kind]: (L, U), the same units at every position; (L, T, U), other units at each of T positions; or
+    (L, B, T, U), other units for each sequence, too.
     """
     with choosing(model, lambda site, x: keep[site.what][site.layer] if site.what in keep else None):
         yield
