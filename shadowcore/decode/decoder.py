@@ -166,14 +166,11 @@ class Decoder:
         keys[:, :, self.position] = key
         values[:, :, self.position] = value
         cached = keys[:, :, : self.position + 1], values[:, :, : self.position + 1]
+        mixed = operations.attend(query, *cached, kv_heads, kept and kept.rows)  # (B, n, K)
         if kept is None:
-            mixed = operations.attend(query, *cached, kv_heads).flatten(1)
+            mixed = mixed.flatten(1)
             self.selection.see(self._sites[index]["heads"], mixed)
             return operations.add(layer.output.flatten(0, 1), layer.output_bias, mixed)
-        if kept.rows is None:
-            mixed = operations.attend(query, *cached, kv_heads)  # (B, n, K)
-        else:
-            mixed = operations.attend_by_row(query, *cached, kv_heads, kept.rows)
         return operations.add_heads(layer.output, layer.output_bias, mixed, units)
 
     def _ffn(self, layer: Layer, x: torch.Tensor, kept: Kept | None) -> torch.Tensor:

@@ -99,21 +99,17 @@ class TritonFixed(TritonSelection):
         self._units: dict[tuple[int, Kind], Units] = {}
         for kind, steps in selection.steps.items():
             width = max(1, *(len(kept.units) for layers in steps for kept in layers if kept))
-            index, rows, counts = (
-                _lists(len(steps), len(steps[0]), size, device=layout.device) for size in (width, width, 1)
-            )
-            for layer, step, kept in ((i, s, kept) for s, layers in enumerate(steps) for i, kept in enumerate(layers)):
+            lists = [_lists(len(steps), len(steps[0]), size, device=layout.device) for size in (width, 1, width)]
+            for layers, *places in zip(steps, *lists, strict=True):
+                for kept, index, count, rows in zip(layers, *places, strict=True):
+                    if kept:
+                        index[: len(kept.units)], count[0] = kept.units, len(kept.units)
+                        rows[: len(kept.units)] = -1 if kept.rows is None else _bits_of(kept.rows)
+            now = [every[0].clone() for every in lists]
+            self._turns += zip(lists, now, strict=True)
+            for layer, (kept, index, count, rows) in enumerate(zip(steps[0], *now, strict=True)):
                 if kept:
-                    place = step, layer, slice(len(kept.units))
-                    index[place], counts[step, layer, 0] = kept.units, len(kept.units)
-                    if kept.rows is not None:
-                        rows[place] = bits_of(kept.rows)
-            now = [every[0].clone() for every in (index, rows, counts)]
-            self._turns += zip((index, rows, counts), now, strict=True)
-            for layer, kept in enumerate(steps[0]):
-                if kept:
-                    index, rows, count = now[0][layer, :width], now[1][layer, :width], now[2][layer, :1]
-                    self._units[layer, kind] = Units(index, count, None if kept.rows is None else rows)
+                    self._units[layer, kind] = Units(index[:width], count[:1], rows[:width])
 
     def start(self, position: int | torch.Tensor) -> None:
         for every, now in self._turns:
@@ -249,7 +245,7 @@ class TritonProxy(TritonChosen):
             self._unite(group, "neurons", scores[:, None])
 
 
-def bits_of(rows: torch.Tensor) -> torch.Tensor:
+def _bits_of(rows: torch.Tensor) -> torch.Tensor:
     """Of which sequences keep each unit, rows (B, n) bool, the bits (n,) int32."""
     return (rows.int() << torch.arange(len(rows), device=rows.device)[:, None]).sum(0, dtype=torch.int32)
 
