@@ -115,23 +115,6 @@ def test_skipped_units_are_masked_units(backend, tiny, ids):
     assert all(torch.equal(decoder.keep_masks()[kind], keep[kind]) for kind in KINDS)
 
 
-def test_fixed_units_take_turns(backend, tiny, ids):
-    layout, steps, lists = from_model(tiny), 3, {}
-    generator = torch.Generator().manual_seed(5)
-    for kind in KINDS:
-        units = layout.sizes.units(kind)
-        order = torch.rand(steps, layout.sizes.layers, units, generator=generator).argsort(-1)
-        lists[kind] = order[..., : units // 2].to(torch.int32)
-    decoder, theirs = backend(layout, 16, FixedSelection.in_turns(lists)), HuggingFaceDecoder(tiny)
-    decoder.prefill(ids[:, :PROMPT]), theirs.prefill(ids[:, :PROMPT])
-    for position, step in enumerate(ids[:, PROMPT:].T, PROMPT):
-        keep = {kind: torch.zeros_like(mask).scatter(1, lists[kind][position % steps].long(), True)
-                for kind, mask in random_masks(tiny).items()}  # fmt: skip
-        with masked(tiny, keep):
-            close(decoder.step(step), theirs.step(step))
-        assert all(torch.equal(decoder.keep_masks()[kind], keep[kind]) for kind in KINDS)
-
-
 @torch.inference_mode()
 @pytest.mark.parametrize("batch", [2, 4])
 def test_each_sequence_of_a_batch_has_its_own_units_and_reads_no_cache_of_other_heads(backend, tiny, tokens, batch):

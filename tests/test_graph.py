@@ -119,8 +119,8 @@ def test_the_dense_baseline_is_the_model(tiny, ids):
 
 def test_what_is_not_served_is_refused(tiny, tokens):
     layout = from_model(tiny)
-    with pytest.raises(ConfigError, match="batch: 17 .* up to 16, the torch"):
-        GraphDecoder(layout, ROOM).prefill(tokens[:1].expand(17, -1))
+    with pytest.raises(ConfigError, match="batch: 65 .* up to 64, the torch"):
+        GraphDecoder(layout, ROOM).prefill(tokens[:1].expand(65, -1))
     with pytest.raises(ConfigError, match="thresholds: .* 1 only .got 2."):
         GraphDecoder(layout, ROOM, thresholds=[0.1] * layout.sizes.layers).prefill(tokens)
     with pytest.raises(ConfigError, match="temperature: TorchGraph .* 0.5"):

@@ -75,7 +75,7 @@ class FixedSelection(Selection):
         for kind, mask in keep.items():
             if mask.dim() > 2:
                 self.sequences = mask.shape[-3]
-            every = mask.reshape(-1, self.sequences or 1, *mask.shape[-2:])
+            every = mask.reshape(-1, mask.shape[-3] if mask.dim() > 2 else 1, *mask.shape[-2:])
             whole = every.all(-1).all(1).all(0).tolist()  # layers that always keep all
             self.steps[kind] = [
                 [None if all_kept else kept for all_kept, kept in zip(whole, kept_of(step), strict=True)]
@@ -83,13 +83,11 @@ class FixedSelection(Selection):
             ]
 
     @classmethod
-    def in_turns(cls, lists: Mapping[Kind, torch.Tensor], first_layer: int = 0) -> FixedSelection:
-        """The units lists[kind] (S, L, n), in this order, of S steps in turn; layers before `first_layer` keep all."""
+    def listed(cls, units: Mapping[Kind, Sequence[torch.Tensor | None]]) -> FixedSelection:
+        """The same lists of each layer's units in every step, in this order; None keeps all."""
         selection = cls({})
-        selection.steps = {
-            kind: [[None] * first_layer + [Kept(units.long(), None) for units in step[first_layer:]] for step in steps]
-            for kind, steps in lists.items()
-        }
+        for kind, layers in units.items():
+            selection.steps[kind] = [[None if one is None else Kept(one, None) for one in layers]]
         return selection
 
     def start(self, position: int | torch.Tensor) -> None:

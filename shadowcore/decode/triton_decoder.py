@@ -31,7 +31,7 @@ OLDEST_CAPABILITY = (8, 0)  # bfloat16 arithmetic
 
 
 class GraphDecoder(ReplayedDecoder):
-    """Decoding of up to 16 sequences. On a CPU, tests run the kernels interpreted (TRITON_INTERPRET=1).
+    """Decoding of up to 64 sequences. On a CPU, tests run the kernels interpreted (TRITON_INTERPRET=1).
 
     thresholds, one a layer: the down projection leaves out neurons whose activation is not above it; 0 changes nothing
     after ReLU. Raises ConfigError for a number format, head size or device the kernels do not serve.

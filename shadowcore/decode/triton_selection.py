@@ -27,7 +27,7 @@ from shadowcore.models.families import Kind
 from shadowcore.models.recording import Site
 
 Launcher = Callable[[Callable[[], None]], None]  # launches kernels: at once, or on a stream of their own
-ALIGNED = 16  # int32 numbers between two layers' lists: kernels are compiled once for all of them
+ALIGNED = 16  # numbers between two layers' lists: kernels are compiled once for all of them
 
 
 def on_device(selection: Selection | None, layout: Layout) -> TritonSelection:
@@ -99,7 +99,9 @@ class TritonFixed(TritonSelection):
         self._units: dict[tuple[int, Kind], Units] = {}
         for kind, steps in selection.steps.items():
             width = max(1, *(len(kept.units) for layers in steps for kept in layers if kept))
-            lists = [_lists(len(steps), len(steps[0]), size, device=layout.device) for size in (width, 1, width)]
+            shape = len(steps), len(steps[0])
+            index, count = (_lists(*shape, size, device=layout.device) for size in (width, 1))
+            lists = index, count, _lists(*shape, width, device=layout.device, dtype=torch.int64)
             for layers, *places in zip(steps, *lists, strict=True):
                 for kept, index, count, rows in zip(layers, *places, strict=True):
                     if kept:
@@ -150,8 +152,8 @@ class TritonChosen(TritonSelection):
             most = max(self._scored.values())
             self._flags = torch.empty(batch * layers * most, dtype=torch.int8, device=device)
         self._index, self._rows = (
-            {kind: _lists(self._layers, capacity, device=device) for kind, capacity in self._capacity.items()}
-            for _ in range(2)
+            {kind: _lists(self._layers, room, device=device, dtype=dtype) for kind, room in self._capacity.items()}
+            for dtype in (torch.int32, torch.int64)
         )
         self._counts = {kind: _counts([count] * self._layers, device) for kind, count in self._kept.items()}
 
@@ -246,17 +248,17 @@ class TritonProxy(TritonChosen):
 
 
 def _bits_of(rows: torch.Tensor) -> torch.Tensor:
-    """Of which sequences keep each unit, rows (B, n) bool, the bits (n,) int32."""
-    return (rows.int() << torch.arange(len(rows), device=rows.device)[:, None]).sum(0, dtype=torch.int32)
+    """Of which sequences keep each unit, rows (B, n) bool, the bits (n,) int64."""
+    return (rows.long() << torch.arange(len(rows), device=rows.device)[:, None]).sum(0)
 
 
 def _span(group: PackedGroup | Group) -> slice:
     return slice(group.layers[0], group.layers[-1] + 1)
 
 
-def _lists(*shape: int, device: torch.device) -> torch.Tensor:
-    """int32 zeros (..., n), in rows whose length is rounded up to a multiple of ALIGNED."""
-    return torch.zeros(*shape[:-1], shape[-1] + -shape[-1] % ALIGNED, dtype=torch.int32, device=device)
+def _lists(*shape: int, device: torch.device, dtype: torch.dtype = torch.int32) -> torch.Tensor:
+    """Zeros (..., n), in rows whose length is rounded up to a multiple of ALIGNED."""
+    return torch.zeros(*shape[:-1], shape[-1] + -shape[-1] % ALIGNED, dtype=dtype, device=device)
 
 
 def _counts(counts: list[int], device: torch.device) -> torch.Tensor:

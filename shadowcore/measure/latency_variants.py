@@ -85,9 +85,12 @@ def variants(modes: Modes, layout: Layout, triton: bool) -> Iterator[Variant]:
 
     def gather(shuffled: bool) -> Decoder:
         """All units, as a list in order or shuffled; layer 0 is dense."""
-        lists = {kind: random(1, sizes.layers, count).argsort(-1) for kind, count in all_units.items()}
-        lists = lists if shuffled else {kind: order.sort(-1).values for kind, order in lists.items()}
-        return make(selection=FixedSelection.in_turns(lists, FIRST_SPARSE_LAYER))
+        lists = {}
+        for kind, count in all_units.items():
+            orders = random(sizes.layers, count).argsort(-1)
+            orders = orders if shuffled else orders.sort(-1).values
+            lists[kind] = [None if layer < FIRST_SPARSE_LAYER else order for layer, order in enumerate(orders)]
+        return make(selection=FixedSelection.listed(lists))
 
     def static(kept: dict[Kind, int]) -> Decoder:
         return make(last_units(layout, kept, FIRST_SPARSE_LAYER))

@@ -136,7 +136,7 @@ def _combine(
     pdl_wait(PDL)
     head, row = tl.program_id(0), tl.program_id(1)
     slot = (row * slots + head) * K + tl.arange(0, K)
-    keeps = tl.full([K], 1, tl.int32)
+    keeps = tl.full([K], 1, tl.int64)
     if bits is not None:
         keeps &= tl.load(bits + head) >> row
     tl.store(out + slot, mixed_of(values, shares, slot, keeps != 0, K, SPLITS, PARTS))
@@ -159,16 +159,10 @@ class Attention:
         self._outputs = torch.empty(batch * heads * head_width, **floats)
 
     def __call__(
-        self,
-        qkv: torch.Tensor,
-        heads: Units,
-        numbered: bool,
-        keys: torch.Tensor,
-        values: torch.Tensor,
-        position: torch.Tensor,
-        turns: tuple[torch.Tensor, torch.Tensor] | None,
+        self, qkv: torch.Tensor, heads: Units, numbered: bool, keys: torch.Tensor, values: torch.Tensor,
+        position: torch.Tensor, turns: tuple[torch.Tensor, torch.Tensor] | None,
         norms: tuple[torch.Tensor, torch.Tensor, float] | None = None,
-    ) -> Mixed:
+    ) -> Mixed:  # fmt: skip
         """softmax(q_i K^T / sqrt(K)) V over all positions up to `position` (one integer, on the device), in splits.
 
         qkv (B, capacity + 2 G, K) float32: queries of the kept heads, then keys and values of every KV head, which are
