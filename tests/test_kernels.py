@@ -168,7 +168,7 @@ def test_attention(positions, now, heads, kv_heads, rotary):
     keys[:, now:], values[:, now:] = float("nan"), float("nan")  # not to be read
     turns = (random(positions, width), random(positions, width)) if rotary else None
     position = torch.tensor([now], dtype=torch.int32, device=DEVICE)
-    attention = Attention(1, heads, kv_heads, shared, width, positions, DEVICE)
+    attention = Attention(1, heads, kv_heads, width, positions, DEVICE)
 
     def turned(x):
         return x if turns is None else x * turns[0][now] + x.roll(width // 2, -1) * turns[1][now]

@@ -74,10 +74,7 @@ class GraphDecoder(ReplayedDecoder):
         self._qkv = torch.empty(batch * (sizes.heads + 2 * sizes.kv_heads) * sizes.head_width, **floats)
         self._active = torch.empty(batch * sizes.neurons, **floats)
         self._partials: dict[tuple[int, int], Partial] = {}
-        shared = sizes.heads // sizes.kv_heads
-        self._attend = Attention(
-            batch, sizes.heads, sizes.kv_heads, shared, sizes.head_width, self.max_positions, device
-        )
+        self._attend = Attention(batch, sizes.heads, sizes.kv_heads, sizes.head_width, self.max_positions, device)
         self._choose = Chooser(batch, len(self.layout.head), device)
 
     def launch(self) -> None:

@@ -145,11 +145,9 @@ def _combine(
 class Attention:
     """The attention of one layer after another over caches (B, G, positions, K), and its results."""
 
-    def __init__(
-        self, batch: int, heads: int, kv_heads: int, shared: int, head_width: int, positions: int, device: torch.device
-    ):
-        """For up to `heads` query heads, `shared` of the model's on each KV head."""
-        self.batch, self.kv_heads, self.shared, self.head_width = batch, kv_heads, shared, head_width
+    def __init__(self, batch: int, heads: int, kv_heads: int, head_width: int, positions: int, device: torch.device):
+        """For up to `heads` query heads, which share KV heads equally."""
+        self.batch, self.kv_heads, self.shared, self.head_width = batch, kv_heads, heads // kv_heads, head_width
         self.positions = positions
         most = min(MOST_SPLITS, triton.cdiv(positions, TOKENS))
         self.splits = min(most, max(4, triton.cdiv(PROGRAMS, heads * batch)))
