@@ -152,10 +152,11 @@ def test_a_batch_is_its_sequences(width, sequences, activation, parts):
     units = units_of([9, 0, 33, 4, 21, 2, 3], 9, torch.nn.functional.pad(bits_of(keeps), (0, 2)))
     together = poisoned(sequences, 9)
     batched_gemm.project(x, weight, read, together, units, activation=activation)
-    for row, vector in enumerate(x):
-        alone = poisoned(9)
-        project(vector, weight, read, alone, units, activation=activation)
-        close(together[row, :7], torch.where(keeps[row], alone[:7], 0).double())
+    alone = poisoned(sequences, 9)
+    for vector, out in zip(x, alone, strict=True):
+        project(vector, weight, read, out, units, activation=activation)
+    close(together[:, :7], torch.where(keeps, alone[:, :7], 0).double())
+    assert (together[:, :7][~keeps] == 0).all()
     assert together[:, 7:].isnan().all()
 
 
