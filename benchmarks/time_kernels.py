@@ -22,7 +22,7 @@ from shadowcore.decode.selection import FixedSelection, PredictedSelection
 from shadowcore.decode.triton_decoder import GraphDecoder
 from shadowcore.measure import gpu_timing
 from shadowcore.measure.gpu_timing import milliseconds
-from shadowcore.method.policies import kept_units
+from shadowcore.method.policies import per_layer
 from shadowcore.models.families import KINDS
 from shadowcore.models.published import PUBLISHED
 
@@ -88,11 +88,10 @@ def selection_us(layers: int, units: int, ties: bool = False, times: int = 20) -
 
 
 def lists(sizes, pct: int) -> FixedSelection:
-    chosen = {}
-    for kind in KINDS:
-        order = torch.rand(1, sizes.layers, sizes.units(kind), device=DEVICE).argsort(-1)
-        chosen[kind] = order[..., : kept_units(sizes.units(kind), pct)].sort(-1).values.to(torch.int32)
-    return FixedSelection.in_turns(chosen, first_layer=1)
+    keep = {kind: per_layer(torch.rand(sizes.layers, sizes.units(kind), device=DEVICE), pct) for kind in KINDS}
+    for mask in keep.values():
+        mask[0] = True
+    return FixedSelection(keep)
 
 
 def step_ms(decoder: GraphDecoder) -> float:

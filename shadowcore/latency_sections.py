@@ -76,7 +76,7 @@ class Design(ForSome):
 class Setting(ForSome):
     """Another batch size, other lengths and sparsities."""
 
-    batch: Annotated[int, Field(ge=1, le=16)] = 1
+    batch: Annotated[int, Field(ge=1, le=64)] = 1
     prompt_tokens: Annotated[int, Field(ge=2)] | None = None
     new_tokens: Positive | None = None
     sparsities_pct: list_of(Percent) = []

@@ -13,6 +13,7 @@ from shadowcore.decode.selection import DenseSelection, FixedSelection, Predicte
 from shadowcore.errors import ConfigError
 from shadowcore.measure.dense_baselines import HuggingFaceDecoder
 from shadowcore.measure.equivalence_model import check
+from shadowcore.measure.gpu_timing import bytes_cached
 from shadowcore.measure.latency import bytes_per_step, measure, predictor_time, summarise
 from shadowcore.method.predictors import DECODED, Predictor
 from shadowcore.models.families import KINDS, dimensions_of
@@ -114,21 +115,30 @@ def test_skipped_units_are_masked_units(backend, tiny, ids):
     assert all(torch.equal(decoder.keep_masks()[kind], keep[kind]) for kind in KINDS)
 
 
-def test_fixed_units_take_turns(backend, tiny, ids):
-    layout, steps, lists = from_model(tiny), 3, {}
-    generator = torch.Generator().manual_seed(5)
-    for kind in KINDS:
-        units = layout.sizes.units(kind)
-        order = torch.rand(steps, layout.sizes.layers, units, generator=generator).argsort(-1)
-        lists[kind] = order[..., : units // 2].to(torch.int32)
-    decoder, theirs = backend(layout, 16, FixedSelection.in_turns(lists)), HuggingFaceDecoder(tiny)
+@torch.inference_mode()
+@pytest.mark.parametrize("batch", [2, 4])
+def test_each_sequence_of_a_batch_has_its_own_units_and_reads_no_cache_of_other_heads(backend, tiny, tokens, batch):
+    layout, ids = from_model(tiny), torch.cat((tokens, tokens.flip(1)))[:batch]
+    generator, sizes = torch.Generator().manual_seed(7), layout.sizes
+    keep = {k: torch.rand(2, batch, sizes.layers, sizes.units(k), generator=generator) < 0.5 for k in KINDS}
+    keep["heads"][:, 0, 1], keep["heads"][:, :, 2, 0], keep["heads"][:, :, 3] = False, False, True
+    decoder, theirs = backend(layout, 16, FixedSelection(keep)), HuggingFaceDecoder(tiny)
     decoder.prefill(ids[:, :PROMPT]), theirs.prefill(ids[:, :PROMPT])
-    for position, step in enumerate(ids[:, PROMPT:].T, PROMPT):
-        keep = {kind: torch.zeros_like(mask).scatter(1, lists[kind][position % steps].long(), True)
-                for kind, mask in random_masks(tiny).items()}  # fmt: skip
-        with masked(tiny, keep):
+    for position, step in enumerate(ids[:, PROMPT : PROMPT + 2].T, PROMPT):
+        own = {kind: mask[position % 2].transpose(0, 1) for kind, mask in keep.items()}  # (L, B, U)
+        read = own["heads"].unflatten(-1, (sizes.kv_heads, -1)).any(-1)  # (L, B, G)
+        before = [cache[~read].clone() for cache in (decoder._keys, decoder._values)]
+        for cache in (decoder._keys, decoder._values):
+            cache[~read] = torch.nan
+        with masked(tiny, {kind: mask[:, :, None] for kind, mask in own.items()}):
             close(decoder.step(step), theirs.step(step))
-        assert all(torch.equal(decoder.keep_masks()[kind], keep[kind]) for kind in KINDS)
+        assert all(torch.equal(decoder.masks_by_sequence()[kind], own[kind]) for kind in KINDS)
+        assert bytes_cached(decoder, 10) == read.sum() * 2 * sizes.head_width * 10 * 4
+        for cache, values in zip((decoder._keys, decoder._values), before, strict=True):
+            values[:, position] = cache[~read][:, position]  # written for a later step, which may keep the head
+            cache[~read] = values
+    with pytest.raises(ConfigError, match=f"units for {batch} sequences, 1 are decoded"):
+        decoder.generate(ids[:1], 1)
 
 
 def test_compacted_weights_are_masked_units(backend, tiny, ids):
@@ -173,8 +183,8 @@ def test_predicted_steps_are_the_harness_token_by_token(tiny, tokens, design, po
     predictor = random_predictor(tiny, design)
     selection = PredictedSelection(predictor, policy, dict.fromkeys(kinds, 50))
     decoder = Decoder(from_model(tiny), 16, selection)
-    for row in tokens:
-        check(design, decoder, tiny, row[None], 4, selection)
+    for ids in (tokens[:1], torch.cat((tokens, tokens.flip(1)))):
+        check(design, decoder, tiny, ids, 4, selection)
     dense = Decoder(from_model(tiny), 16)
     assert not torch.allclose(logits_of(decoder, tokens)[:, 1:], logits_of(dense, tokens)[:, 1:], atol=1e-2)
 

@@ -54,9 +54,9 @@ class StaleCache(Decoder):
 class ReportsOthers(Decoder):
     """Says that it kept other neurons than it did."""
 
-    def keep_masks(self):
-        masks = super().keep_masks()
-        return masks | {"neurons": masks["neurons"].roll(1, 1)}
+    def masks_by_sequence(self):
+        masks = super().masks_by_sequence()
+        return masks | {"neurons": masks["neurons"].roll(1, -1)}
 
 
 class NextUnits(FixedSelection):
@@ -124,6 +124,14 @@ def test_units_that_are_not_the_ones_asked_for_are_refused(model, ids):
         check("wrong", Decoder(layout, ROOM, fixed), model, ids, NEW, DenseSelection())
     with pytest.raises(Disagreement, match="logits of step"):
         check("wrong", ReportsOthers(layout, ROOM, fixed), model, ids, NEW)
+
+
+def test_units_of_another_sequence_are_refused(model, tokens):
+    layout, keep = from_model(model), {kind: torch.stack([mask, ~mask]) for kind, mask in random_masks(model).items()}
+    swapped = FixedSelection({kind: mask.flip(0) for kind, mask in keep.items()})
+    check("right", Decoder(layout, ROOM, FixedSelection(keep)), model, tokens, NEW, FixedSelection(keep))
+    with pytest.raises(Disagreement, match="neurons that it kept|heads that it kept"):
+        check("wrong", Decoder(layout, ROOM, swapped), model, tokens, NEW, FixedSelection(keep))
 
 
 def test_a_predictors_list_off_by_one_is_refused(model, ids):

@@ -155,6 +155,32 @@ def test_a_batch_is_the_torch_decoder(name, sequences):
         gate(mode, decoder, reference, 70, tokens)
 
 
+@torch.inference_mode()
+@pytest.mark.parametrize("sequences", [4, 64])
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_each_sequence_of_a_batch_has_its_own_units_and_reads_no_cache_of_other_heads(name, sequences):
+    from shadowcore.decode.triton_decoder import GraphDecoder
+
+    model = made(name, torch.float32 if name == "smollm2" else torch.bfloat16)
+    ids, layout = torch.randint(10, 1000, (sequences, 80), device="cuda"), from_model(model)
+    sizes = layout.sizes
+    predictor = predicted("shadow", 1, sizes).predictor
+    keep = {k: torch.rand(sequences, sizes.layers, sizes.units(k), device="cuda") < 0.5 for k in KINDS}
+    selections = {
+        "predicted heads": PredictedSelection(predictor, "per_layer", {"heads": 50}),
+        "given heads": FixedSelection({"heads": keep["heads"]}),
+        "given": FixedSelection(keep),
+    }
+    for mode, selection in selections.items():
+        decoder = GraphDecoder(layout, 96, selection)
+        predictor.to(model.dtype)  # the decoder has its own copy by now
+        print(mode, check(mode, decoder, model, ids, 4, selection))
+    read = keep["heads"].transpose(0, 1).unflatten(-1, (sizes.kv_heads, -1)).any(-1)  # (L, B, G)
+    for cache in (decoder._keys, decoder._values):
+        cache[~read] = torch.nan
+    assert decoder.step(ids[:, 0]).isfinite().all()
+
+
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="no second CUDA device")
 def test_a_model_on_two_gpus_is_the_model_on_one(tmp_path):
     """Windows after a prompt, dense and under each design; tests/test_several_gpus.py pretends GPUs and tests more."""

@@ -119,8 +119,8 @@ def test_the_dense_baseline_is_the_model(tiny, ids):
 
 def test_what_is_not_served_is_refused(tiny, tokens):
     layout = from_model(tiny)
-    with pytest.raises(ConfigError, match="batch: 17 .* up to 16, the torch"):
-        GraphDecoder(layout, ROOM).prefill(tokens[:1].expand(17, -1))
+    with pytest.raises(ConfigError, match="batch: 65 .* up to 64, the torch"):
+        GraphDecoder(layout, ROOM).prefill(tokens[:1].expand(65, -1))
     with pytest.raises(ConfigError, match="thresholds: .* 1 only .got 2."):
         GraphDecoder(layout, ROOM, thresholds=[0.1] * layout.sizes.layers).prefill(tokens)
     with pytest.raises(ConfigError, match="temperature: TorchGraph .* 0.5"):
@@ -157,6 +157,17 @@ def test_several_sequences_share_what_is_read(tiny, tokens):
     assert ours.selection.kept(1, "neurons").rows.shape[0] == len(ids)
     ours.prefill(ids[1:2])  # one decoder serves any number
     gate("alone", ours, reference, SHORT, ids[1:2, -1])
+
+
+@pytest.mark.parametrize("batch", [2, slow(4)])
+@pytest.mark.parametrize("kinds", [("heads",), slow(KINDS)])
+def test_a_predictor_chooses_for_each_sequence_of_a_batch(tiny, tokens, kinds, batch):
+    ids = torch.cat((tokens, tokens.flip(1)))[:batch, :SHORT]
+    selection = PredictedSelection(random_predictor(tiny, "layerwise"), "per_layer", dict.fromkeys(kinds, 50))
+    decoder = GraphDecoder(from_model(tiny), ROOM, selection)
+    check("batch", decoder, tiny, ids, 1, selection)
+    masks = decoder.masks_by_sequence()["heads"][1:]
+    assert masks.sum(-1).eq(masks.shape[-1] // 2).all() and not masks.eq(masks[:, :1]).all()  # as many, not the same
 
 
 @pytest.mark.parametrize(

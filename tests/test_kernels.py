@@ -39,7 +39,7 @@ def units_of(chosen, capacity=None, rows=None):
 
 def bits_of(keeps):
     """Of which sequences keep each unit, (B, n) bool, the bits (n,)."""
-    return (keeps.int() << torch.arange(len(keeps), device=DEVICE)[:, None]).sum(0, dtype=torch.int32)
+    return (keeps.long() << torch.arange(len(keeps), device=DEVICE)[:, None]).sum(0)
 
 
 def close(ours, exact, tolerance=1e-5):
@@ -90,7 +90,7 @@ def normed_exactly(x, gain, shift, rms):
     return centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt() * gain + (0 if shift is None else shift)
 
 
-@pytest.mark.parametrize("sequences", [1, 3])
+@pytest.mark.parametrize("sequences", [1, 3, pytest.param(64, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("rms", [True, False])
 @pytest.mark.parametrize("unit_rows, slots", [(1, 300), (16, 96)])
 @pytest.mark.parametrize("width", [24, 96])
@@ -145,17 +145,18 @@ def test_embed(learned):
 
 
 @pytest.mark.parametrize("activation, parts", [("none", 1), ("relu", 1), ("silu", 2), ("gated_relu", 2)])
-@pytest.mark.parametrize("width", WIDTHS)
-def test_a_batch_is_its_sequences(width, activation, parts):
-    x, weight, read = random(3, width), random(40, parts, width), Read(None, random(40, parts))
-    keeps = torch.rand(3, 7, device=DEVICE) < 0.5
+@pytest.mark.parametrize("width, sequences", [(WIDTHS[0], 3), (WIDTHS[1], 64)])
+def test_a_batch_is_its_sequences(width, sequences, activation, parts):
+    x, weight, read = random(sequences, width), random(40, parts, width), Read(None, random(40, parts))
+    keeps = torch.rand(sequences, 7, device=DEVICE) < 0.5
     units = units_of([9, 0, 33, 4, 21, 2, 3], 9, torch.nn.functional.pad(bits_of(keeps), (0, 2)))
-    together = poisoned(3, 9)
+    together = poisoned(sequences, 9)
     batched_gemm.project(x, weight, read, together, units, activation=activation)
-    for row, vector in enumerate(x):
-        alone = poisoned(9)
-        project(vector, weight, read, alone, units, activation=activation)
-        close(together[row, :7], torch.where(keeps[row], alone[:7], 0).double())
+    alone = poisoned(sequences, 9)
+    for vector, out in zip(x, alone, strict=True):
+        project(vector, weight, read, out, units, activation=activation)
+    close(together[:, :7], torch.where(keeps, alone[:, :7], 0).double())
+    assert (together[:, :7][~keeps] == 0).all()
     assert together[:, 7:].isnan().all()
 
 
@@ -168,7 +169,7 @@ def test_attention(positions, now, heads, kv_heads, rotary):
     keys[:, now:], values[:, now:] = float("nan"), float("nan")  # not to be read
     turns = (random(positions, width), random(positions, width)) if rotary else None
     position = torch.tensor([now], dtype=torch.int32, device=DEVICE)
-    attention = Attention(1, heads, kv_heads, shared, width, positions, DEVICE)
+    attention = Attention(1, heads, kv_heads, width, positions, DEVICE)
 
     def turned(x):
         return x if turns is None else x * turns[0][now] + x.roll(width // 2, -1) * turns[1][now]
@@ -271,13 +272,14 @@ def test_select_shares_the_writing_and_long_layers():
     assert torch.equal(out.long(), indices(scores, 4500))
 
 
-def test_units_of_a_batch_are_united():
-    scores = random(3 * 2, 50)
-    flags = torch.full((3, 2, 50), 7, dtype=torch.int8, device=DEVICE)
-    select(scores, [Choice(0, 50, 13, flags.view(6, 50))])
-    keep = top_units(scores, 13).view(3, 2, 50)
+@pytest.mark.parametrize("sequences, kept", [(3, 13), (64, 1)])
+def test_units_of_a_batch_are_united(sequences, kept):
+    scores = random(sequences * 2, 50)
+    flags = torch.full((sequences, 2, 50), 7, dtype=torch.int8, device=DEVICE)
+    select(scores, [Choice(0, 50, kept, flags.view(-1, 50))])
+    keep = top_units(scores, kept).view(sequences, 2, 50)
     assert torch.equal(flags.bool(), keep)
-    index, rows = (torch.full((2, 48), -1, dtype=torch.int32, device=DEVICE) for _ in range(2))
+    index, rows = (torch.full((2, 64), -1, dtype=dtype, device=DEVICE) for dtype in (torch.int32, torch.int64))
     count = torch.zeros(2, 16, dtype=torch.int32, device=DEVICE)
     unite(flags, index, rows, count)
     for layer in range(2):

@@ -36,7 +36,7 @@ def layout_of(name, dtype=torch.float32):
     return random_layout(family, sizes, dtype, CPU, 0, 0.1)
 
 
-@pytest.mark.parametrize("model, batch", [("opt-tiny", 1), ("llama-tiny", 2)])
+@pytest.mark.parametrize("model, batch", [("opt-tiny", 2), ("llama-tiny", 1)])
 def test_the_rule_measures_the_torch_backend_on_a_cpu_and_says_so(model, batch, tmp_path):
     if torch.cuda.is_available():
         pytest.skip("there is a GPU, so the rule would measure it")
@@ -54,6 +54,10 @@ def test_the_rule_measures_the_torch_backend_on_a_cpu_and_says_so(model, batch, 
     both = sparse[sparse["units"] == "both"]
     assert set(both["kept_heads"]) == {kept} if batch == 1 else both["kept_heads"].min() == kept  # else united
     assert (both["gb_per_token"] < rows["gb_per_token"][0]).all() and (rows["gate_error"] < 1e-5).all()
+    if units.kv_heads == units.heads:  # each sequence reads the cache of its own heads only
+        cached = rows["roofline_ms"] * rows["ceiling_gb_s"] / 1e3 - rows["gb_per_token"]
+        share = kept / (units.layers * units.heads)
+        assert list(cached[both.index] / cached[0]) == pytest.approx([share] * len(both))
     (proxy,) = rows[rows["mode"] == "proxy4"].to_dict("records")
     assert (
         proxy["units"] == "neurons" and proxy["predictor_bits"] == 4 and proxy["predictor_groups"] == units.layers - 1

@@ -54,7 +54,7 @@ class Replay:
 class ReplayedDecoder(Decoder):
     """A decoder whose step is one CUDA graph; `launch` computes the next tokens and position from the current ones."""
 
-    most_sequences = 16
+    most_sequences = 64  # bits of a number
 
     def launch(self) -> None:
         """Everything one step does, on the device."""

@@ -2,7 +2,8 @@
 
 Protocol `token`: every next-token prediction comes from a step, and a step's masks are computed at its own position.
 The weights of skipped neurons are not read. Of a skipped head, the query, the attention and the output projection are
-left out; keys and values of all heads are always computed, so the cache is complete.
+left out; keys and values of all heads are always computed, so the cache is complete. In a batch, weights are read if
+some sequence keeps the unit; the cache, which is each sequence's own, only of heads that the sequence itself keeps.
 """
 
 from __future__ import annotations
@@ -136,13 +137,17 @@ class Decoder:
 
     def keep_masks(self) -> dict[Kind, torch.Tensor]:
         """What the last step kept of the model's units, a mask (L, U) per kind; of a batch, the union."""
-        masks = self.layout.keep_masks()
+        return {kind: mask.any(1) for kind, mask in self.masks_by_sequence().items()}
+
+    def masks_by_sequence(self) -> dict[Kind, torch.Tensor]:
+        """What the last step kept of the model's units for each sequence, a mask (L, B, U) per kind."""
+        masks = {kind: mask[:, None].repeat(1, self.batch, 1) for kind, mask in self.layout.keep_masks().items()}
         for index, layer in enumerate(self.layout.layers):
             for kind in KINDS:
                 kept = self.selection.kept(index, kind)
                 if kept is not None:
                     masks[kind][index] = False
-                    masks[kind][index, layer.present[kind][kept.units]] = True
+                    masks[kind][index][:, layer.present[kind][kept.units]] = True if kept.rows is None else kept.rows
         return masks
 
     def _attention(self, index: int, layer: Layer, x: torch.Tensor, kept: Kept | None) -> torch.Tensor:
@@ -160,14 +165,12 @@ class Decoder:
         keys, values = self._keys[index], self._values[index]
         keys[:, :, self.position] = key
         values[:, :, self.position] = value
-        past = slice(0, self.position + 1)
-        mixed = operations.attend(query, keys[:, :, past], values[:, :, past], kv_heads)  # (B, n, K)
+        cached = keys[:, :, : self.position + 1], values[:, :, : self.position + 1]
+        mixed = operations.attend(query, *cached, kv_heads, kept and kept.rows)  # (B, n, K)
         if kept is None:
             mixed = mixed.flatten(1)
             self.selection.see(self._sites[index]["heads"], mixed)
             return operations.add(layer.output.flatten(0, 1), layer.output_bias, mixed)
-        if kept.rows is not None:
-            mixed = mixed * kept.rows[..., None]
         return operations.add_heads(layer.output, layer.output_bias, mixed, units)
 
     def _ffn(self, layer: Layer, x: torch.Tensor, kept: Kept | None) -> torch.Tensor:
@@ -216,6 +219,10 @@ class Decoder:
         self._token = torch.zeros(batch, dtype=torch.int64, device=self.layout.device)
 
     def _require_room(self, tokens: int) -> None:
+        if self.selection.sequences not in (None, self.batch):
+            raise ConfigError(
+                f"selection: it has units for {self.selection.sequences} sequences, {self.batch} are decoded"
+            )
         if self.position + tokens > self.max_positions:
             raise ConfigError(
                 f"max_positions: the cache holds {self.max_positions} positions, {self.position + tokens} are needed"

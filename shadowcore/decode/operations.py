@@ -39,21 +39,25 @@ def activate(inner: torch.Tensor, activation: str) -> torch.Tensor:
     return act(inner[..., 0]) * inner[..., 1]
 
 
-def attend(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, kv_heads: list[int] | None) -> torch.Tensor:
+def attend(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, kv_heads: list[int] | None, rows: torch.Tensor | None
+) -> torch.Tensor:
     """softmax(q K^T / sqrt(K)) V of one position: query (N, n, K), keys and values (N, G, T, K) to (N, n, K).
 
-    kv_heads (n) says whose keys each query head reads; None: all heads are there, an equal share per KV head.
+    kv_heads (n) says whose keys each query head reads; None: all heads are there, an equal share per KV head. rows
+    (N, n) bool: the heads that each row keeps; of the others it reads nothing, and they are zero.
     """
     if kv_heads is None:
         grouped = query.unflatten(1, (keys.shape[1], -1))  # (N, G, H/G, K)
         return functional.scaled_dot_product_attention(grouped, keys, values).flatten(1, 2)
-    if not kv_heads:
-        return query
-    one_head = [
-        functional.scaled_dot_product_attention(query[:, None, None, i], keys[:, g : g + 1], values[:, g : g + 1])
-        for i, g in enumerate(kv_heads)
-    ]
-    return torch.cat(one_head, 1).squeeze(2)
+    mixed = torch.zeros_like(query)
+    for i, g in enumerate(kv_heads):
+        # views of the cache, one sequence each: indices would copy it
+        keepers = [slice(None)] if rows is None else [slice(r, r + 1) for (r,) in rows[:, i].nonzero().tolist()]
+        for own in keepers:
+            one_head = query[own, None, None, i], keys[own, g : g + 1], values[own, g : g + 1]
+            mixed[own, i] = functional.scaled_dot_product_attention(*one_head)[:, 0, 0]
+    return mixed
 
 
 def add(weight: torch.Tensor, bias: torch.Tensor | None, amount: torch.Tensor) -> torch.Tensor:

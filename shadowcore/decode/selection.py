@@ -36,10 +36,11 @@ class Selection:
     """What every selection does in a step; by itself it keeps all units.
 
     weight_bytes: weights of its own that a step reads. score_dtype: number format of its scores, where it is not the
-    layout's.
+    layout's. sequences: how many it has units for; None: any number.
     """
 
     weight_bytes = 0
+    sequences: int | None = None
     score_dtype: torch.dtype | None = None
 
     def start(self, position: int | torch.Tensor) -> None:
@@ -62,35 +63,39 @@ class DenseSelection(Selection):
 
 
 class FixedSelection(Selection):
-    """Units that are given in advance, gathered from the full weights; `keep[kind]` is a mask (L, U).
+    """Units that are given in advance, gathered from the full weights.
 
-    `units[kind]` has a list for each of S steps, which take turns, of each layer's units, None where it keeps all.
+    `keep[kind]` is a mask (L, U) for any number of sequences; (B, L, U), one for each sequence; or (S, B, L, U), those
+    of S steps, which take turns. `steps[kind]` has for each of these steps what each layer keeps, None for all.
     """
 
     def __init__(self, keep: Mapping[Kind, torch.Tensor]):
-        self.keep = keep
-        self.units: dict[Kind, list[list[torch.Tensor | None]]] = {
-            kind: [[None if row.all() else row.nonzero().squeeze(1) for row in mask]] for kind, mask in keep.items()
-        }
-        self._position = 0
+        self.keep, self._position = keep, 0
+        self.steps: dict[Kind, list[list[Kept | None]]] = {}
+        for kind, mask in keep.items():
+            if mask.dim() > 2:
+                self.sequences = mask.shape[-3]
+            every = mask.reshape(-1, mask.shape[-3] if mask.dim() > 2 else 1, *mask.shape[-2:])
+            whole = every.all(-1).all(1).all(0).tolist()  # layers that always keep all
+            self.steps[kind] = [
+                [None if all_kept else kept for all_kept, kept in zip(whole, kept_of(step), strict=True)]
+                for step in every
+            ]
 
     @classmethod
-    def in_turns(cls, lists: Mapping[Kind, torch.Tensor], first_layer: int = 0) -> FixedSelection:
-        """The units lists[kind] (S, L, n), in this order, of S steps in turn; layers before `first_layer` keep all."""
+    def listed(cls, units: Mapping[Kind, Sequence[torch.Tensor | None]]) -> FixedSelection:
+        """The same lists of each layer's units in every step, in this order; None keeps all."""
         selection = cls({})
-        selection.units = {
-            kind: [[None] * first_layer + list(step[first_layer:]) for step in steps] for kind, steps in lists.items()
-        }
+        for kind, layers in units.items():
+            selection.steps[kind] = [[None if one is None else Kept(one, None) for one in layers]]
         return selection
 
     def start(self, position: int | torch.Tensor) -> None:
         self._position = int(position)
 
     def kept(self, layer: int, kind: Kind) -> Kept | None:
-        if kind not in self.units:
-            return None
-        units = self.units[kind][self._position % len(self.units[kind])][layer]
-        return None if units is None else Kept(units.long(), None)
+        steps = self.steps.get(kind)
+        return steps[self._position % len(steps)][layer] if steps else None
 
 
 class PredictedSelection(Selection):

@@ -31,7 +31,7 @@ OLDEST_CAPABILITY = (8, 0)  # bfloat16 arithmetic
 
 
 class GraphDecoder(ReplayedDecoder):
-    """Decoding of up to 16 sequences. On a CPU, tests run the kernels interpreted (TRITON_INTERPRET=1).
+    """Decoding of up to 64 sequences. On a CPU, tests run the kernels interpreted (TRITON_INTERPRET=1).
 
     thresholds, one a layer: the down projection leaves out neurons whose activation is not above it; 0 changes nothing
     after ReLU. Raises ConfigError for a number format, head size or device the kernels do not serve.
@@ -74,10 +74,7 @@ class GraphDecoder(ReplayedDecoder):
         self._qkv = torch.empty(batch * (sizes.heads + 2 * sizes.kv_heads) * sizes.head_width, **floats)
         self._active = torch.empty(batch * sizes.neurons, **floats)
         self._partials: dict[tuple[int, int], Partial] = {}
-        shared = sizes.heads // sizes.kv_heads
-        self._attend = Attention(
-            batch, sizes.heads, sizes.kv_heads, shared, sizes.head_width, self.max_positions, device
-        )
+        self._attend = Attention(batch, sizes.heads, sizes.kv_heads, sizes.head_width, self.max_positions, device)
         self._choose = Chooser(batch, len(self.layout.head), device)
 
     def launch(self) -> None:

@@ -27,7 +27,7 @@ from shadowcore.models.families import Kind
 from shadowcore.models.recording import Site
 
 Launcher = Callable[[Callable[[], None]], None]  # launches kernels: at once, or on a stream of their own
-ALIGNED = 16  # int32 numbers between two layers' lists: kernels are compiled once for all of them
+ALIGNED = 16  # numbers between two layers' lists: kernels are compiled once for all of them
 
 
 def on_device(selection: Selection | None, layout: Layout) -> TritonSelection:
@@ -94,27 +94,29 @@ class TritonFixed(TritonSelection):
     """Units that are given in advance, for S steps that take turns: lists (S, L, n) on the device."""
 
     def __init__(self, selection: FixedSelection, layout: Layout):
-        self._steps: dict[Kind, torch.Tensor] = {}
+        self.sequences = selection.sequences
+        self._turns: list[tuple[torch.Tensor, torch.Tensor]] = []  # what S steps need, and the current one's
         self._units: dict[tuple[int, Kind], Units] = {}
-        self._now: dict[Kind, torch.Tensor] = {}
-        for kind, steps in selection.units.items():
-            lengths = [0 if units is None else len(units) for units in steps[0]]
-            width = max(1, *lengths)
-            lists = _lists(len(steps), len(lengths), width, device=layout.device)
-            for step, layers in zip(lists, steps, strict=True):
-                for row, units in zip(step, layers, strict=True):
-                    if units is not None:
-                        row[: len(units)] = units
-            self._steps[kind], now = lists, lists[0].clone()
-            self._now[kind], counts = now, _counts(lengths, layout.device)
-            for layer, units in enumerate(steps[0]):
-                if units is not None:
-                    self._units[layer, kind] = Units(now[layer, :width], counts[layer, :1])
+        for kind, steps in selection.steps.items():
+            width = max(1, *(len(kept.units) for layers in steps for kept in layers if kept))
+            shape = len(steps), len(steps[0])
+            index, count = (_lists(*shape, size, device=layout.device) for size in (width, 1))
+            lists = index, count, _lists(*shape, width, device=layout.device, dtype=torch.int64)
+            for layers, *places in zip(steps, *lists, strict=True):
+                for kept, index, count, rows in zip(layers, *places, strict=True):
+                    if kept:
+                        index[: len(kept.units)], count[0] = kept.units, len(kept.units)
+                        rows[: len(kept.units)] = -1 if kept.rows is None else _bits_of(kept.rows)
+            now = [every[0].clone() for every in lists]
+            self._turns += zip(lists, now, strict=True)
+            for layer, (kept, index, count, rows) in enumerate(zip(steps[0], *now, strict=True)):
+                if kept:
+                    self._units[layer, kind] = Units(index[:width], count[:1], rows[:width])
 
     def start(self, position: int | torch.Tensor) -> None:
-        for kind, steps in self._steps.items():
-            if len(steps) > 1:
-                torch.index_select(steps, 0, position % len(steps), out=self._now[kind][None])
+        for every, now in self._turns:
+            if len(every) > 1:
+                torch.index_select(every, 0, position % len(every), out=now[None])
 
     def units(self, layer: int, kind: Kind) -> Units | None:
         return self._units.get((layer, kind))
@@ -150,8 +152,8 @@ class TritonChosen(TritonSelection):
             most = max(self._scored.values())
             self._flags = torch.empty(batch * layers * most, dtype=torch.int8, device=device)
         self._index, self._rows = (
-            {kind: _lists(self._layers, capacity, device=device) for kind, capacity in self._capacity.items()}
-            for _ in range(2)
+            {kind: _lists(self._layers, room, device=device, dtype=dtype) for kind, room in self._capacity.items()}
+            for dtype in (torch.int32, torch.int64)
         )
         self._counts = {kind: _counts([count] * self._layers, device) for kind, count in self._kept.items()}
 
@@ -245,13 +247,18 @@ class TritonProxy(TritonChosen):
             self._unite(group, "neurons", scores[:, None])
 
 
+def _bits_of(rows: torch.Tensor) -> torch.Tensor:
+    """Of which sequences keep each unit, rows (B, n) bool, the bits (n,) int64."""
+    return (rows.long() << torch.arange(len(rows), device=rows.device)[:, None]).sum(0)
+
+
 def _span(group: PackedGroup | Group) -> slice:
     return slice(group.layers[0], group.layers[-1] + 1)
 
 
-def _lists(*shape: int, device: torch.device) -> torch.Tensor:
-    """int32 zeros (..., n), in rows whose length is rounded up to a multiple of ALIGNED."""
-    return torch.zeros(*shape[:-1], shape[-1] + -shape[-1] % ALIGNED, dtype=torch.int32, device=device)
+def _lists(*shape: int, device: torch.device, dtype: torch.dtype = torch.int32) -> torch.Tensor:
+    """Zeros (..., n), in rows whose length is rounded up to a multiple of ALIGNED."""
+    return torch.zeros(*shape[:-1], shape[-1] + -shape[-1] % ALIGNED, dtype=dtype, device=device)
 
 
 def _counts(counts: list[int], device: torch.device) -> torch.Tensor:

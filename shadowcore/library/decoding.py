@@ -5,10 +5,10 @@ from typing import Any
 
 import torch
 
+from shadowcore import provenance
 from shadowcore.decode.decoder import Decoder
 from shadowcore.decode.layout import from_model
 from shadowcore.decode.low_bit_proxy import Proxy
-from shadowcore import provenance
 from shadowcore.decode.selection import DenseSelection, PredictedSelection
 from shadowcore.errors import ConfigError, one_of
 from shadowcore.library.checks import at_least, kinds_of, percent, placed, require_fit, require_model
@@ -205,7 +205,7 @@ def benchmark(
     sparse_bytes, dense_bytes = map(latency.bytes_per_step, both.values())
     limit = None
     if layout.device.type == "cuda":
-        read = sparse_bytes + gpu_timing.bytes_cached(layout, decoder.sparse.position)
+        read = sparse_bytes + gpu_timing.bytes_cached(decoder.sparse, decoder.sparse.position)
         limit = read / gpu_timing.read_ceiling(layout.device) / 1e6
     return {
         "device": provenance.device_name(), "backend": decoder.backend, "dtype": str(layout.dtype)[len("torch.") :],

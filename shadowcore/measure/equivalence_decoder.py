@@ -69,23 +69,15 @@ def gate_prompt(name: str, rival: Any, reference: Decoder, tokens: torch.Tensor)
 
 def _selection_ties(name: str, decoder: Decoder, features: Mapping[Site, torch.Tensor]) -> int:
     """Near ties between the units a decoder kept and those its predictor's scores of the features (B, D) ask for."""
-    ties, batch = 0, decoder.batch
+    ties, masks = 0, decoder.masks_by_sequence()
     for site, feature in features.items():
         for kind, (layers, scores) in decoder.selection.scores(site, feature).items():  # scores (B, layers, U)
-            units = decoder.layout.sizes.units(kind)
-            kept = torch.stack([_mask(decoder.selection.kept(layer, kind), batch, units) for layer in layers], 1)
-            kept = of_blocks(name, kept, units // scores.shape[-1])
+            kept = masks[kind][list(layers)].transpose(0, 1)  # (B, layers, U)
+            kept = of_blocks(name, kept, kept.shape[-1] // scores.shape[-1])
             wanted = top_units(scores, int(kept[0, 0].sum()))
             dtype = decoder.selection.score_dtype or decoder.layout.dtype
             ties += near_ties(name, kind, scores, kept, wanted, dtype)
     return ties
-
-
-def _mask(kept: Kept, batch: int, units: int) -> torch.Tensor:
-    """Kept units as a mask (B, U)."""
-    mask = torch.zeros(batch, units, dtype=torch.bool, device=kept.units.device)
-    mask[:, kept.units] = True if kept.rows is None else kept.rows
-    return mask
 
 
 def _within(name: str, ours: torch.Tensor, exact: torch.Tensor, dtype: torch.dtype) -> float:

@@ -21,8 +21,8 @@ from shadowcore.models.recording import Site, visiting
 class Steps(NamedTuple):
     """A decoder's greedy continuation of a prompt, recorded step by step.
 
-    fed (N,): the token each step appended; generated (N,): the token each step chose; logits (N, V); keep[kind]
-    (L, N, U): the units each step kept; prompt_logits (1, V): of the prompt without its last token.
+    fed (B, N): the tokens each step appended; generated (B, N): the tokens each step chose; logits (B, N, V);
+    keep[kind] (L, B, N, U): the units each step kept; prompt_logits (B, V): of the prompt without its last token.
     """
 
     fed: torch.Tensor
@@ -37,7 +37,7 @@ def check(
     name: str, decoder: Decoder, model: torch.nn.Module, ids: torch.Tensor, new_tokens: int,
     selection: Selection | None = None, masks: ProxyMasks | None = None,
 ) -> Agreement:  # fmt: skip
-    """Compare a decoder's greedy continuation of ids (1, T), T at least 2, with the Hugging Face model's.
+    """Compare a decoder's greedy continuation of ids (B, T), T at least 2, with the Hugging Face model's.
 
     selection: what the decoder was made to keep; without it, only logits and tokens are compared. masks: of a
     proxy, those of the evaluation, whose scores are not the selection's own. Raises Disagreement, naming the variant.
@@ -61,13 +61,13 @@ def check(
         prompt_logits = reference.prefill(ids[:, :-1])
     # the scores are read before the masks act: hooks run in the order in which they were registered
     with visiting(model, see), masked(model, steps.keep):
-        logits = reference.forward(steps.fed[None], new_tokens)[0]
+        logits = reference.forward(steps.fed, new_tokens)
     _close(name, "the prompt", steps.prompt_logits, prompt_logits)
     error = _all_close(name, steps.logits, logits)
     unit_ties = 0
     for by_kind in scores.values():
         for kind, (layers, scored) in by_kind.items():
-            kept = steps.keep[kind][list(layers)].transpose(0, 1)[None]  # (1, N, layers, U)
+            kept = steps.keep[kind][list(layers)].movedim(0, 2)  # (B, N, layers, U)
             kept = of_blocks(name, kept, predicted.predictor.blocks[kind])
             wanted = predicted.policy(scored, predicted.sparsity_pct[kind])
             whole = predicted.policy_name in WHOLE_MODEL_POLICIES
@@ -81,7 +81,8 @@ def _require_given(name: str, steps: Steps, selection: Selection | None) -> None
     for kind, kept in steps.keep.items():
         wanted = torch.ones_like(kept) if isinstance(selection, DenseSelection) else kept
         if kind in given:
-            wanted = given[kind][:, None].to(kept).expand_as(kept)
+            wanted = given[kind][None] if given[kind].dim() == 2 else given[kind]  # (1 or B, L, U)
+            wanted = wanted.transpose(0, 1)[:, :, None].to(kept).expand_as(kept)
         if not torch.equal(kept, wanted):
             raise Disagreement(f"variant '{name}': the {kind} that it kept are not the {kind} it was given")
 
@@ -90,40 +91,41 @@ def _require_given(name: str, steps: Steps, selection: Selection | None) -> None
 def check_thresholds(
     name: str, decoder: Decoder, model: torch.nn.Module, ids: torch.Tensor, new_tokens: int, thresholds: torch.Tensor
 ) -> Agreement:
-    """As `check`, for a decoder that drops neurons by a magnitude threshold (L,) and does not report which.
+    """As `check` of one sequence, for a decoder that drops neurons by a threshold (L,) and does not report which.
 
     The reference runs twice, with all near ties kept and with all of them removed; the decoder's logits may differ
     from the first by the tolerance and by as much as the two runs differ from each other.
     """
     steps = record(decoder, ids, new_tokens)
-    whole, first = torch.cat((ids[0], steps.generated))[None], ids.shape[1]
+    whole, first = torch.cat((ids, steps.generated), 1), ids.shape[1]
     scored = (torch.arange(whole.shape[1], device=ids.device) >= first)[None]
     runs, removed = [], []
     for factor in (1 - NEAR_THRESHOLD[model.dtype], 1 + NEAR_THRESHOLD[model.dtype]):
         sparse = SparseModel(model, ThresholdMasks(thresholds * factor))
-        runs.append(sparse.logits(whole, scored, first_kept=first - 1)[0])
+        runs.append(sparse.logits(whole, scored, first_kept=first - 1))
         removed.append(int(sparse.removed["neurons"]))
-    room = (runs[1] - runs[0]).abs().amax(-1).tolist()
+    room = (runs[1] - runs[0]).abs().amax((0, 2)).tolist()
     error = _all_close(name, steps.logits, runs[0], room)
     return Agreement(error, abs(removed[1] - removed[0]), _token_ties(name, steps.generated, runs[0], max(room)))
 
 
 @torch.inference_mode()
 def record(decoder: Decoder, ids: torch.Tensor, new_tokens: int) -> Steps:
-    """Generate greedily after ids (1, T), then repeat it step by step with the generated tokens as input."""
-    generated = decoder.generate(ids, new_tokens)[0]
-    fed = torch.cat((ids[0, -1:], generated[:-1]))
+    """Generate greedily after ids (B, T), then repeat it step by step with the generated tokens as input."""
+    generated = decoder.generate(ids, new_tokens)
+    fed = torch.cat((ids[:, -1:], generated[:, :-1]), 1)
     prompt_logits = decoder.prefill(ids[:, :-1])
     logits, keep = [], []
-    for token in fed:
-        logits.append(decoder.step(token[None])[0])
-        keep.append(decoder.keep_masks())
-    kept = {kind: torch.stack([masks[kind] for masks in keep], 1) for kind in KINDS}
-    return Steps(fed, generated, torch.stack(logits), kept, prompt_logits)
+    for tokens in fed.T:
+        logits.append(decoder.step(tokens))
+        keep.append(decoder.masks_by_sequence())
+    kept = {kind: torch.stack([masks[kind] for masks in keep], 2) for kind in KINDS}
+    return Steps(fed, generated, torch.stack(logits, 1), kept, prompt_logits)
 
 
 def _token_ties(name: str, generated: torch.Tensor, logits: torch.Tensor, room: float = 0.0) -> int:
-    """How many generated tokens (N,) are not the best of the reference's logits (N, V), but as good within rounding."""
+    """How many generated tokens (B, N) are not the best of the reference's logits, but as good within rounding."""
+    generated, logits = generated.flatten(), logits.flatten(0, 1)
     allowed, logits = LARGEST[logits.dtype], logits.double()
     behind = logits.amax(-1) - logits.gather(-1, generated[:, None].to(logits.device)).squeeze(-1)
     wrong = ~(behind <= allowed * logits.abs().amax(-1) + room)  # NaN, too
@@ -137,10 +139,10 @@ def _token_ties(name: str, generated: torch.Tensor, logits: torch.Tensor, room: 
 
 
 def _all_close(name: str, ours: torch.Tensor, theirs: torch.Tensor, room: Sequence[float] | None = None) -> float:
-    """The largest `_close` of the logits (N, V) of every step."""
+    """The largest `_close` of the logits (B, N, V) of every step."""
     return max(
         _close(name, f"step {i}", *both, room=room[i] if room else 0.0)
-        for i, both in enumerate(zip(ours, theirs, strict=True))
+        for i, both in enumerate(zip(ours.unbind(1), theirs.unbind(1), strict=True))
     )
 
 

@@ -130,10 +130,14 @@ def read_ceiling(device: torch.device, repeats: int = 20) -> float:
     return best
 
 
-def bytes_cached(layout: Layout, position: int) -> int:
-    """Bytes of keys and values that one step reads at a position, every head's."""
-    sizes = layout.sizes
-    return 2 * sizes.layers * sizes.kv_heads * sizes.head_width * position * layout.dtype.itemsize
+def bytes_cached(decoder: Decoder, position: int) -> int:
+    """Bytes of keys and values that a step reads at a position: of what each sequence kept in the last step.
+
+    A sequence reads the cache of a key-value head if it keeps one of the heads that share it.
+    """
+    sizes, heads = decoder.layout.sizes, decoder.masks_by_sequence()["heads"]  # (L, B, H)
+    read = int(heads.unflatten(-1, (sizes.kv_heads, -1)).any(-1).sum())
+    return 2 * read * sizes.head_width * position * decoder.layout.dtype.itemsize
 
 
 def weight_bytes(layout: Layout) -> int:

@@ -145,7 +145,7 @@ def costs(decoder: Any, token: torch.Tensor, ms_per_token: float, ceiling: float
     if not isinstance(decoder, Decoder):
         return {}
     columns = counted(decoder)
-    cached = gpu_timing.bytes_cached(decoder.layout, decoder.position)
+    cached = gpu_timing.bytes_cached(decoder, decoder.position)
     columns |= roofline(columns["gb_per_token"], cached, ms_per_token, ceiling)
     if ceiling is not None:
         columns |= gpu_timing.parts(decoder, decoder.position - 1)

@@ -14,7 +14,7 @@ from shadowcore.decode.random_weights import last_units, random_packed_predictor
 from shadowcore.decode.selection import FixedSelection, PredictedSelection
 from shadowcore.errors import ConfigError
 from shadowcore.method.low_bit import PROXIES
-from shadowcore.method.policies import kept_units
+from shadowcore.method.policies import kept_units, top_units
 from shadowcore.method.predictors import FIRST_SPARSE_LAYER, groups_of
 from shadowcore.models.families import KINDS_OF, Kind
 
@@ -66,14 +66,26 @@ def variants(modes: Modes, layout: Layout, triton: bool) -> Iterator[Variant]:
         made.reset(modes.batch)
         return made
 
-    def given(kept: dict[Kind, int], steps: int, shuffled: bool = False) -> Decoder:
-        """Random units, chosen in advance for some steps that take turns; layer 0 is dense."""
-        lists = {}
+    def random(*shape: int) -> torch.Tensor:
+        return torch.rand(shape, generator=generator, device=layout.device)
+
+    def given(kept: dict[Kind, int]) -> Decoder:
+        """Random units of each sequence, chosen in advance for some steps that take turns; layer 0 is dense."""
+        keep = {}
         for kind, count in kept.items():
-            order = torch.rand(steps, sizes.layers, sizes.units(kind), generator=generator, device=layout.device)
-            order = order.argsort(-1)[..., :count]
-            lists[kind] = (order if shuffled else order.sort(-1).values).to(torch.int32)
-        return make(selection=FixedSelection.in_turns(lists, FIRST_SPARSE_LAYER))
+            shape = modes.batch, sizes.layers, sizes.units(kind)
+            keep[kind] = torch.stack([top_units(random(*shape), count) for _ in range(FRESH_LISTS if triton else 1)])
+            keep[kind][:, :, :FIRST_SPARSE_LAYER] = True
+        return make(selection=FixedSelection(keep))
+
+    def gather(shuffled: bool) -> Decoder:
+        """All units, as a list in order or shuffled; layer 0 is dense."""
+        lists = {}
+        for kind, count in all_units.items():
+            orders = random(sizes.layers, count).argsort(-1)
+            orders = orders if shuffled else orders.sort(-1).values
+            lists[kind] = [None if layer < FIRST_SPARSE_LAYER else order for layer, order in enumerate(orders)]
+        return make(selection=FixedSelection.listed(lists))
 
     def static(kept: dict[Kind, int]) -> Decoder:
         return make(last_units(layout, kept, FIRST_SPARSE_LAYER))
@@ -81,12 +93,12 @@ def variants(modes: Modes, layout: Layout, triton: bool) -> Iterator[Variant]:
     yield "dense", {"mode": "dense", "sparsity_pct": 0}, make
     all_units = {kind: sizes.units(kind) for kind in KINDS_OF[modes.units]}
     if triton:
-        yield from baselines(modes, layout, make, lambda shuffled: given(all_units, 1, shuffled))
+        yield from baselines(modes, layout, make, gather)
     for pct in modes.sparsities_pct:
         keys = {"units": modes.units, "sparsity_pct": pct}
         kept = {kind: kept_units(count, pct) for kind, count in all_units.items()}
         yield f"static {pct}", keys | {"mode": "static"}, partial(static, kept)
-        yield f"given {pct}", keys | {"mode": "given"}, partial(given, kept, FRESH_LISTS if triton else 1)
+        yield f"given {pct}", keys | {"mode": "given"}, partial(given, kept)
     copies: dict[int, LowBitCopies] = {}
     for index, design in enumerate(modes.designs):
         if design.bits != 16 and not triton:

@@ -24,7 +24,11 @@ def choosing(model: torch.nn.Module, choose: Choose) -> Iterator[None]:
 
 
 def masked(model: torch.nn.Module, keep: Mapping[Kind, torch.Tensor]) -> AbstractContextManager[None]:
-    """While the block runs, units that keep[kind], (L, U) or of each position (L, T, U), does not keep do nothing."""
+    """While the block runs, units whose entry in `keep[kind]` is False contribute nothing.
+
+    keep[kind]: (L, U), the same units at every position; (L, T, U), other units at each of T positions; or
+    (L, B, T, U), other units for each sequence, too.
+    """
     return choosing(model, lambda site, x: keep[site.what][site.layer] if site.what in keep else None)
 
 

@@ -98,12 +98,12 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
         {name: one.decoder for name, one in timed.items()},
         spec.prompt_tokens, spec.short_tokens, spec.new_tokens, spec.repeats, spec.warmup,
     )  # fmt: skip
-    cached = spec.batch * gpu_timing.bytes_cached(layout, spec.prompt_tokens + spec.new_tokens // 2)
     rows = []
     for name, one in timed.items():
         times = [row["ms_per_token"] for row in raw if row["variant"] == name]
         row = {"variant": name} | one.facts | latency.quantiles(times)
         if "gb_per_token" in row:
+            cached = gpu_timing.bytes_cached(one.decoder, spec.prompt_tokens + spec.new_tokens // 2)
             row |= latency.roofline(row["gb_per_token"], cached, statistics.median(times), ceiling)
         rows.append(row)
     write("latency_random", spec, inputs, outputs, keys, rows, raw, reasons)

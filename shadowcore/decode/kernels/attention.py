@@ -68,7 +68,7 @@ def _past(keys, values, past, token, end, k, K: tl.constexpr):
 
 @triton.jit(do_not_specialize=["capacity", "positions"])
 def _attend(
-    qkv, heads, count, keys, values, position, cos, signed_sin, query_norm, key_norm, mixed, shares,
+    qkv, heads, count, rows, keys, values, position, cos, signed_sin, query_norm, key_norm, mixed, shares,
     capacity, positions, scale, eps,
     K: tl.constexpr, KV_HEADS: tl.constexpr, SHARED: tl.constexpr, SPLITS: tl.constexpr,
     TOKENS: tl.constexpr, PDL: tl.constexpr,
@@ -80,6 +80,12 @@ def _attend(
     qkv += row * (capacity + 2 * KV_HEADS) * K
     new_keys = qkv + capacity * K
     new_values = new_keys + KV_HEADS * K
+    head, kept = slot, slot < capacity
+    if heads is not None:
+        kept = kept & (slot < tl.load(count))
+        head = tl.load(heads + slot, mask=kept, other=0)
+    if rows is not None:
+        kept = ((tl.load(rows + slot, mask=kept, other=0) >> row) & 1) != 0
     if slot >= capacity:
         pdl_wait(PDL)
         if split == 0:
@@ -87,10 +93,7 @@ def _attend(
             place = ((row * KV_HEADS + group).to(tl.int64) * positions + now) * K + k
             tl.store(keys + place, _turned(new_keys + group * K, k, now, cos, signed_sin, key_norm, eps, K))
             tl.store(values + place, tl.load(new_values + group * K + k))
-    else:
-        head = slot
-        if heads is not None:
-            head = tl.load(heads + slot, mask=slot < tl.load(count), other=0)
+    elif kept:  # a program whose head this sequence does not keep ends here, having read nothing of the cache
         group = head // SHARED
         past = (row * KV_HEADS + group).to(tl.int64) * positions * K
         length = tl.cdiv(tl.cdiv(now, SPLITS), TOKENS) * TOKENS  # of a split
@@ -133,20 +136,18 @@ def _combine(
     pdl_wait(PDL)
     head, row = tl.program_id(0), tl.program_id(1)
     slot = (row * slots + head) * K + tl.arange(0, K)
-    mixed = mixed_of(values, shares, slot, slot >= 0, K, SPLITS, PARTS)
+    keeps = tl.full([K], 1, tl.int64)
     if bits is not None:
-        mixed = tl.where(((tl.load(bits + head) >> row) & 1) != 0, mixed, 0.0)
-    tl.store(out + slot, mixed)
+        keeps &= tl.load(bits + head) >> row
+    tl.store(out + slot, mixed_of(values, shares, slot, keeps != 0, K, SPLITS, PARTS))
 
 
 class Attention:
     """The attention of one layer after another over caches (B, G, positions, K), and its results."""
 
-    def __init__(
-        self, batch: int, heads: int, kv_heads: int, shared: int, head_width: int, positions: int, device: torch.device
-    ):
-        """For up to `heads` query heads, `shared` of the model's on each KV head."""
-        self.batch, self.kv_heads, self.shared, self.head_width = batch, kv_heads, shared, head_width
+    def __init__(self, batch: int, heads: int, kv_heads: int, head_width: int, positions: int, device: torch.device):
+        """For up to `heads` query heads, which share KV heads equally."""
+        self.batch, self.kv_heads, self.shared, self.head_width = batch, kv_heads, heads // kv_heads, head_width
         self.positions = positions
         most = min(MOST_SPLITS, triton.cdiv(positions, TOKENS))
         self.splits = min(most, max(4, triton.cdiv(PROGRAMS, heads * batch)))
@@ -156,27 +157,22 @@ class Attention:
         self._outputs = torch.empty(batch * heads * head_width, **floats)
 
     def __call__(
-        self,
-        qkv: torch.Tensor,
-        heads: Units,
-        numbered: bool,
-        keys: torch.Tensor,
-        values: torch.Tensor,
-        position: torch.Tensor,
-        turns: tuple[torch.Tensor, torch.Tensor] | None,
+        self, qkv: torch.Tensor, heads: Units, numbered: bool, keys: torch.Tensor, values: torch.Tensor,
+        position: torch.Tensor, turns: tuple[torch.Tensor, torch.Tensor] | None,
         norms: tuple[torch.Tensor, torch.Tensor, float] | None = None,
-    ) -> Mixed:
+    ) -> Mixed:  # fmt: skip
         """softmax(q_i K^T / sqrt(K)) V over all positions up to `position` (one integer, on the device), in splits.
 
         qkv (B, capacity + 2 G, K) float32: queries of the kept heads, then keys and values of every KV head, which are
-        written into the caches. heads: which heads the queries are of where `numbered`, else the first ones.
+        written into the caches. heads: which heads the queries are of where `numbered`, else the first ones. Of a head
+        that a sequence does not keep, its cache is not read, and its place in the results is left as it was.
         turns: cosines and signed sines (positions, K) of rotary positions. norms: weights (K,) of the RMSNorms of each
         query and each key, and their epsilon.
         """
         cos, signed_sin = turns or (None, None)
         query_norm, key_norm, eps = norms or (None, None, 0.0)
         _attend[heads.capacity + self.kv_heads, self.splits, self.batch](
-            qkv, heads.index if numbered else None, heads.count, keys, values, position, cos, signed_sin,
+            qkv, heads.index if numbered else None, heads.count, heads.rows, keys, values, position, cos, signed_sin,
             query_norm, key_norm, self._mixed, self._shares, heads.capacity, self.positions, self.head_width**-0.5, eps,
             K=self.head_width, KV_HEADS=self.kv_heads, SHARED=self.shared, SPLITS=self.splits,
             TOKENS=TOKENS, **options(qkv.device, WARPS),

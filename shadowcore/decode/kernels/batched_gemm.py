@@ -1,7 +1,7 @@
 """The two products that read a model's weights, for a few vectors at once: each weight is read once for all of them.
 
-Vectors are padded to 16, the fewest rows the matrix units take. `units` are what some of the sequences keep; what a
-sequence does not keep is zero in its results.
+Vectors are padded to a power of two and to 16, the fewest rows the matrix units take. `units` are what some of the
+sequences keep; what a sequence does not keep is zero in its results.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from shadowcore.decode.kernels.launch import (
     shared_memory,
 )
 
-PADDED = 16  # sequences
+FEWEST = 16  # sequences of a product: a power of two of them, the others padding
 ROWS, COLUMNS, STAGES = 64, 256, 4  # of a product's weights at a time, at most, and how many are under way
 SUM_ROWS, SUM_COLUMNS = 64, 128  # ... of a sum's
 SUM_PROGRAMS, SUM_GROUP = 512, 128  # programs of a sum that fill the device, and fewest rows of one
@@ -103,17 +103,10 @@ def _project(
 
 
 def project(
-    x: torch.Tensor | Normed,
-    weight: torch.Tensor,
-    read: Read,
-    out: torch.Tensor,
-    units: Units | None = None,
-    unit_rows: int = 1,
-    tail_rows: int = 0,
-    activation: str = "none",
-    scale: torch.Tensor | None = None,
-) -> None:
-    """As `gemv.project` for x (B, D) and out (B, ...), its rows together; B up to 16.
+    x: torch.Tensor | Normed, weight: torch.Tensor, read: Read, out: torch.Tensor, units: Units | None = None,
+    unit_rows: int = 1, tail_rows: int = 0, activation: str = "none", scale: torch.Tensor | None = None,
+) -> None:  # fmt: skip
+    """As `gemv.project` for x (B, D) and out (B, ...), its rows together; B up to 64.
 
     What a sequence does not keep is zero; beside rows that all keep it is left to who reads it.
     """
@@ -122,18 +115,19 @@ def project(
     gathered, tail_shift, total = slots_of(weight, parts, units, unit_rows, tail_rows)
     vectors, moments, norm = taken_apart(x)
     bits = units.rows if units is not None and not tail_rows else None
+    padded = max(FEWEST, power_of_two(len(vectors)))
     _project[(max(1, triton.cdiv(total, ROWS)),)](
         vectors, weight, read.gains, read.bias, scale, moments, units and units.index, units and units.count, bits, out,
         gathered, tail_shift, total, norm.eps, len(vectors), vectors.stride(0), out.stride(0),
-        D=width, UNIT=unit_rows, PARTS=parts, ACTIVATION=ACTIVATIONS[activation], BATCH=PADDED, ROWS=ROWS,
-        COLUMNS=columns_together(weight), **norm_sizes(norm), TYPE=_multiplied(weight), num_stages=STAGES,
+        D=width, UNIT=unit_rows, PARTS=parts, ACTIVATION=ACTIVATIONS[activation], BATCH=padded, ROWS=ROWS,
+        COLUMNS=columns_together(weight, padded), **norm_sizes(norm), TYPE=_multiplied(weight), num_stages=STAGES,
         **options(weight.device, 4),
     )  # fmt: skip
 
 
-def columns_together(weight: torch.Tensor) -> int:
+def columns_together(weight: torch.Tensor, padded: int) -> int:
     """Columns of a product's weights at a time: a power of two of them, on their way in shared memory with vectors."""
-    each = (STAGES - 1) * (ROWS * weight.itemsize + PADDED * torch.float32.itemsize)
+    each = (STAGES - 1) * (ROWS * weight.itemsize + padded * torch.float32.itemsize)
     return min(COLUMNS, power_of_two_within(shared_memory(weight.device) // each))
 
 
@@ -184,6 +178,6 @@ def accumulate(partial: Partial, amount: torch.Tensor, weight: torch.Tensor, uni
     _accumulate[triton.cdiv(width, SUM_COLUMNS), max(1, len(partial.addends))](
         amount, weight, units and units.index, partial.count, partial.addends, partial.slots,
         len(amount), amount.stride(0),
-        D=width, UNIT=partial.unit_rows, GROUP=partial.group, BATCH=PADDED, ROWS=SUM_ROWS, COLUMNS=SUM_COLUMNS,
-        TYPE=_multiplied(weight), num_stages=STAGES, **options(weight.device, 4),
+        D=width, UNIT=partial.unit_rows, GROUP=partial.group, BATCH=max(FEWEST, power_of_two(len(amount))),
+        ROWS=SUM_ROWS, COLUMNS=SUM_COLUMNS, TYPE=_multiplied(weight), num_stages=STAGES, **options(weight.device, 4),
     )  # fmt: skip

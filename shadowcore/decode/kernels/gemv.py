@@ -128,16 +128,9 @@ def _project(
 
 
 def project(
-    x: torch.Tensor | Normed,
-    weight: torch.Tensor,
-    read: Read,
-    out: torch.Tensor,
-    units: Units | None = None,
-    unit_rows: int = 1,
-    tail_rows: int = 0,
-    activation: str = "none",
-    scale: torch.Tensor | None = None,
-) -> None:
+    x: torch.Tensor | Normed, weight: torch.Tensor, read: Read, out: torch.Tensor, units: Units | None = None,
+    unit_rows: int = 1, tail_rows: int = 0, activation: str = "none", scale: torch.Tensor | None = None,
+) -> None:  # fmt: skip
     """out_j = activation(scale_r W_r x + b_r), r the j-th row of the chosen units, then of the last tail_rows rows.
 
     x (D,) or the norm of a residual (1, D), weight (..., D), read.bias and scale one number a row, out float32. Rows of
@@ -236,12 +229,9 @@ def partial_sums(width: int, slots: int, unit_rows: int, device: torch.device) -
 
 
 def accumulate(
-    partial: Partial,
-    amount: torch.Tensor | Mixed,
-    weight: torch.Tensor,
-    units: Units | None = None,
+    partial: Partial, amount: torch.Tensor | Mixed, weight: torch.Tensor, units: Units | None = None,
     threshold: float | None = None,
-) -> None:
+) -> None:  # fmt: skip
     """sum_j a_j W_r, r the j-th row of the chosen units: amount (slots,) float32 or heads' outputs, weight (..., D).
 
     Rows with abs(a_j) <= threshold are not read.

@@ -27,7 +27,7 @@ class Units(NamedTuple):
 
     index: torch.Tensor  # (capacity,) int32
     count: torch.Tensor  # (1,) int32
-    rows: torch.Tensor | None = None  # (capacity,) int32: bit b is set where sequence b of a batch keeps the unit
+    rows: torch.Tensor | None = None  # (capacity,) int64: bit b is set where sequence b of a batch keeps the unit
     block: int = 1
 
     @property

@@ -14,6 +14,7 @@ from shadowcore.decode.kernels.launch import options, pdl_launch_dependents, pdl
 from shadowcore.decode.packed_predictor import Scorer
 
 PIECE, COLUMNS, WARPS = 4096, 4, 8  # scores whose places are found together, in rows of a few; and warps
+UNITED = 16384  # flags of a batch that are united together
 MOST_LAYERS = 65535  # programs of a launch's second dimension
 
 
@@ -254,8 +255,8 @@ def _unite(
         unit = start + tl.arange(0, CHUNK)
         there = (sequence < batch)[:, None] & (unit < units)[None, :]
         spot = (sequence * layers + layer)[:, None] * units + unit[None, :]
-        bits = tl.sum(tl.load(flags + spot, mask=there, other=0).to(tl.int32) << sequence[:, None], 0)
-        keep = bits > 0
+        bits = tl.sum(tl.load(flags + spot, mask=there, other=0).to(tl.int64) << sequence[:, None], 0)
+        keep = bits != 0
         at = layer * stride + place + tl.cumsum(keep.to(tl.int32), 0) - 1
         tl.store(index + at, unit, mask=keep)
         tl.store(rows + at, bits, mask=keep)
@@ -266,11 +267,12 @@ def _unite(
 def unite(flags: torch.Tensor, index: torch.Tensor, rows: torch.Tensor, count: torch.Tensor) -> None:
     """What some sequence of a batch keeps: from flags (B, layers, U) int8 the units of each layer, ascending.
 
-    index and rows (layers, capacity) int32 have the units and, as bits, the sequences that keep each; count (layers, n)
-    gets how many they are in its first column.
+    index and rows (layers, capacity) have the units, int32, and as bits of int64 the sequences that keep each; count
+    (layers, n) gets how many they are in its first column.
     """
     batch, layers, units = flags.shape
+    padded = power_of_two(batch)
     _unite[(layers,)](
         flags, index, rows, count, batch, layers, units, index.stride(0), count.stride(0),
-        BATCH=power_of_two(batch), CHUNK=min(1024, power_of_two(units)), **options(flags.device, 4),
+        BATCH=padded, CHUNK=min(1024, UNITED // padded, power_of_two(units)), **options(flags.device, WARPS),
     )  # fmt: skip
