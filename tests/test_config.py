@@ -56,16 +56,8 @@ def test_shipped_configurations_are_valid(path):
             r"conditions\[0\].protocols: \['token'\] .*griffin; allowed: \['prompt'\]",
         ),
         (["conditions", 0, "methods"], ["relu"], r"sparsities_pct: \[30, 50, 70\] .* relu; allowed: \[0\]"),
-        (
-            ["conditions", 2, "methods"],
-            ["threshold"],
-            r"policies: \['global'\] .*threshold; allowed: \['per_layer'\]",
-        ),
-        (
-            ["conditions", 3, "methods"],
-            ["threshold"],
-            r"units: \['both'\] .*threshold; allowed: \['neurons'\]",
-        ),
+        (["conditions", 2, "methods"], ["threshold"], r"policies: \['global'\] .*threshold; allowed: \['per_layer'\]"),
+        (["conditions", 3, "methods"], ["threshold"], r"units: \['both'\] .*threshold; allowed: \['neurons'\]"),
         (
             ["conditions", 0, "models"],
             ["smollm"],
@@ -129,11 +121,7 @@ def test_shipped_configurations_are_valid(path):
         (["models"], {"../up": QUICK["models"]["smollm2-135m"]}, "models: '../up' is not a name"),
         (["models"], {}, "models: must have 1 or more"),
         (["evaluation", "texts"], [], "evaluation.texts: must have 1 or more"),
-        (
-            ["texts", "wikipedia", "true_continuation"],
-            None,
-            "texts.wikipedia: true_continuation is missing",
-        ),
+        (["texts", "wikipedia", "true_continuation"], None, "texts.wikipedia: true_continuation is missing"),
         (["traces", "tokens_per_window"], 128, "traces.tokens_per_window: 128 is too large; .*window_tokens .128."),
         (["traces", "window_tokens"], 70, "traces.window_tokens: 70 is too small; jacov needs at least 73"),
         (["traces", "criteria"], ["plainact"], r"traces.criteria: \['l2_norm'\].*"),
