@@ -212,12 +212,6 @@ def test_a_recipe_is_named_and_may_be_bent(name):
     assert jobs.train_predictor("smollm2-135m", "wikipedia", "shadow+plainact+small")["recipe"] == known
 
 
-def test_the_published_recipe_is_the_published_one():
-    one = PredictorConfig(recipe="published").training_recipe()
-    assert one.rank == {"heads": 2048, "neurons": 1024} and one.epochs == {"heads": 100, "neurons": 20}
-    assert (one.target, one.scaling, one.learning_rate) == ("score", "min_max", 1e-3)
-
-
 def test_the_page_names_every_choice():
     page = (Path(__file__).parent.parent / "config" / "README.md").read_text()
     for name in (*METHODS, *CRITERIA, *POLICIES, *PROTOCOLS, *RECIPES, *SCALINGS, *TARGETS, *TASKS[:2]):
@@ -230,15 +224,6 @@ def test_a_grid_may_be_for_some_models_only():
     conditions = Jobs(parse_study(study, "config")).conditions
     assert {one.model for one in conditions if one.method == "relu"} == {"other"}
     assert {one.model for one in conditions if one.method == "static"} == {"other", "smollm2-135m"}
-
-
-def test_a_file_that_is_not_yaml_is_named(tmp_path):
-    path = tmp_path / "broken.yaml"
-    path.write_text("study: [")
-    with pytest.raises(ConfigError, match="broken.yaml: not YAML, line 1"):
-        load_study(path)
-    with pytest.raises(ConfigError, match="absent.yaml: cannot be read"):
-        load_study(tmp_path / "absent.yaml")
 
 
 def test_conditions_are_distinct_and_have_a_dense_row():
@@ -440,8 +425,3 @@ def test_offline_arrives_as_text_from_the_command_line():
     assert parse_study(changed(["offline"], "false"), "config").offline is False
     with pytest.raises(ConfigError, match="comes over the network"):  # so it was taken for true
         parse_study(changed(["offline"], "true"), "config")
-
-
-def test_a_recipe_that_is_no_name_is_one_sentence():
-    with pytest.raises(ConfigError, match="predictors.small.recipe"):
-        parse_study(changed(["predictors", "small"], {"recipe": ["best"]}), "config")

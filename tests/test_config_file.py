@@ -80,11 +80,6 @@ def test_a_file_that_is_no_study_is_one_sentence(tmp_path, content, names):
     assert words.startswith(str(path)) and "\n" not in words and all(name in words for name in names), words
 
 
-def test_a_folder_is_no_file(tmp_path):
-    with pytest.raises(ConfigError, match="cannot be read"):
-        load_study(tmp_path)
-
-
 @pytest.mark.parametrize(("text", "number"), [("3e-3", 0.003), ("1E-2", 0.01), ("2.e-3", 0.002), ("+1e-3", 0.001)])
 def test_an_exponent_without_a_point_is_a_number(tmp_path, text, number):
     path = tmp_path / "mine.yaml"

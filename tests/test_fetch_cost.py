@@ -1,6 +1,5 @@
 """Fetching a large model: files are hashed at once, and random weights are drawn where it is fastest."""
 
-import threading
 from contextlib import contextmanager
 
 import pytest
@@ -9,7 +8,7 @@ import transformers
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from shadowcore.errors import SourceError
-from shadowcore.models import contents, random_model, sources
+from shadowcore.models import random_model, sources
 from shadowcore.models.folders import load_model
 from shadowcore.models.sources import RandomModel
 from shadowcore.models.tokenizers import byte_tokenizer
@@ -17,30 +16,6 @@ from shadowcore.provenance import file_sha256
 
 OPT = RandomModel("opt", layers=3, width=32, heads=4, neurons=64, positions=128, seed=3)
 LLAMA = RandomModel("llama", layers=3, width=32, heads=4, neurons=64, positions=128, seed=3)
-
-
-@pytest.fixture
-def files(tmp_path):
-    for number in range(3):
-        (tmp_path / f"{number}.safetensors").write_bytes(bytes([number]) * 1000)
-    return tmp_path
-
-
-def test_files_are_hashed_side_by_side(files, monkeypatch):
-    """Three that each wait for the others: one after the other would never end."""
-    together = threading.Barrier(3, timeout=20)
-
-    def hashed(path):
-        together.wait()
-        return file_sha256(path)
-
-    monkeypatch.setattr(contents, "file_sha256", hashed)
-    card = {"files": contents.hash_files(files)}
-    names = [f"{number}.safetensors" for number in range(3)]
-    assert card["files"] == {name: {"bytes": 1000, "sha256": file_sha256(files / name)} for name in names}
-    contents._sha256.cache_clear()
-    monkeypatch.setenv(contents.ALWAYS, "1")
-    contents.check_files(files, card)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="what a CPU draws")

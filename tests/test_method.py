@@ -108,13 +108,6 @@ def test_spearman_equals_scipys_with_ties():
     torch.testing.assert_close(ranking.correlation(ranking.ranks(predicted), ranking.ranks(true)), torch.tensor(want))
 
 
-def test_recall_of_the_truth_is_one_and_of_its_opposite_none():
-    true = torch.arange(10.0).expand(3, 10)
-    wanted, opposite = top_units(true, 5), top_units(-true, 5)
-    assert (ranking.recall(wanted, wanted) == 1).all()
-    assert (ranking.recall(opposite, wanted) == 0).all()
-
-
 def test_precision_is_recall_the_other_way_round():
     wanted = torch.tensor([[True, True, True, False], [False] * 4, [True] * 4])
     kept = torch.tensor([[True, False, False, True], [True] * 4, [False] * 4])

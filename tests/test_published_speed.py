@@ -13,7 +13,7 @@ from shadowcore.config import load_study
 from shadowcore.errors import ArtifactError
 from shadowcore.jobs import Jobs
 from shadowcore.models.published import PUBLISHED
-from shadowcore.report.figures.scaling import layerwise_over_shadow, timed
+from shadowcore.report.figures.scaling import timed
 from shadowcore.schemas import LATENCY, LATENCY_REPEATS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -146,13 +146,3 @@ def test_three_widths_have_three_answers():
     modes += [("shadow", 256, 256, 0.8), ("layerwise", 256, 256, 0.9)]
     lines = script("thresholds").widths(frame(times(*modes) + times(*modes, model="mine")))
     assert lines[2:] == ["| mine |  | 1.200 | 1.020 | 1.125 |", "| opt-1.3b | 1.213 (1 A100) | 1.200 | 1.020 | 1.125 |"]
-
-
-def test_times_of_two_runs_are_no_ratio():
-    one = times(("shadow", 2048, 2048, 1.0))
-    assert layerwise_over_shadow(frame(one + times(("layerwise", 2048, 2048, 1.2))), (2048, 2048)).to_dict() == {
-        "opt-1.3b": pytest.approx(1.2)
-    }
-    two = times(("layerwise", 2048, 2048, 1.2), ceiling=3999.0)
-    assert layerwise_over_shadow(frame(one + two), (2048, 2048)).empty
-    assert layerwise_over_shadow(frame(one), (2048, 2048)).empty

@@ -115,12 +115,6 @@ def test_byte_tokenizer_returns_any_text(folder):
     assert tokenizer.bos_token_id == tokenizer.eos_token_id == 256
 
 
-def test_random_model_can_borrow_a_tokenizer(folder, tmp_path):
-    sources.fetch(RandomModel("opt", tokenizer=str(folder), **SMALL), tmp_path / "borrowed")
-    borrowed, own = tokenizers.load_tokenizer(tmp_path / "borrowed"), tokenizers.load_tokenizer(folder)
-    assert borrowed(PROMPT)["input_ids"] == own(PROMPT)["input_ids"]
-
-
 # ---- a local folder, and the hub
 
 
@@ -181,15 +175,6 @@ def test_own_downloads_are_in_the_models_folder_alone(folder, tmp_path, monkeypa
     assert not any(path.is_symlink() for path in (tmp_path / "ready").iterdir())
     assert {path.name for path in (tmp_path / "ready").iterdir()} == {*card["files"], contents.HASHED}
     assert torch.equal(logits(tmp_path / "ready"), expected)
-
-
-def test_pickled_checkpoint_becomes_the_same_safetensors_and_the_source_stays(folder, tmp_path):
-    expected = logits(folder)
-    pickle_weights(folder)
-    before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    card = sources.fetch(FolderModel(str(folder)), tmp_path / "ready")
-    assert torch.equal(logits(tmp_path / "ready"), expected) and "pytorch_model.bin" not in card["files"]
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
 def test_hub_without_network_or_copy(folder, tmp_path, monkeypatch):

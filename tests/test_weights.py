@@ -188,23 +188,6 @@ def test_the_card_has_no_times_and_no_places_and_the_record_is_hidden(study, tmp
     assert nested["files"] == again["files"] and not (tmp_path / "nested" / contents.HASHED).is_symlink()
 
 
-@pytest.mark.parametrize("umask", [0o022, 0o027, 0o077])
-def test_files_have_the_permissions_of_the_umask(umask, two, tmp_path):
-    before = os.umask(umask)
-    try:
-        sources.fetch(RandomModel("opt", **SMALL), tmp_path / "random")
-        pickled = shutil.copytree(two / "0", tmp_path / "pickled")
-        torch.save(load_file(pickled / "model.safetensors"), pickled / "pytorch_model.bin")
-        (pickled / "model.safetensors").unlink()
-        sources.fetch(FolderModel(str(pickled)), tmp_path / "converted")
-    finally:
-        os.umask(before)
-    for folder in (tmp_path / "random", tmp_path / "converted"):
-        assert folder.stat().st_mode & 0o777 == 0o777 & ~umask
-        modes = {path.name: path.stat().st_mode & 0o777 for path in folder.iterdir() if not path.is_symlink()}
-        assert "model.safetensors" in modes and set(modes.values()) == {0o666 & ~umask}
-
-
 def test_no_stage_reads_a_model_or_a_tokenizer_by_itself():
     """`inputs.read_model` and `inputs.read_tokenizer` check the files; whoever goes round them does not."""
     stages = Path(inputs.__file__).parent

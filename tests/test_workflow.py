@@ -367,41 +367,6 @@ def test_a_number_of_gpus_given_to_snakemake_is_the_number_that_the_job_reserves
     assert set(traces) == {"3"} and set(others) == {"0"}
 
 
-def test_an_unknown_criterion_stops_before_any_job(house):
-    config = house / "config" / "tiny.yaml"
-    text = config.read_text()
-    config.write_text(text.replace("- plainact", "- plainct", 1))
-    said = snakemake(house, "--dry-run")
-    config.write_text(text)
-    assert said.returncode != 0 and "did you mean 'plainact'" in said.stderr + said.stdout
-
-
-def test_a_damaged_file_is_one_sentence_in_the_log(house, tmp_path):
-    trace = next(results(house).rglob("train-0.safetensors"))
-    damaged = tmp_path / "trace.safetensors"
-    damaged.write_bytes(trace.read_bytes()[:-100])
-    said = subprocess.run(
-        [sys.executable, "-m", "shadowcore", "average", "--spec",
-         '{"model": "m", "calibration": "c", "criteria": ["plainact"]}',
-         "--traces", damaged, "--scores", tmp_path / "s.parquet"],
-        cwd=house, env=environment(house), capture_output=True, text=True,
-    )  # fmt: skip
-    assert said.returncode == 2 and "trace.safetensors: damaged safetensors" in said.stderr
-    assert "Traceback" not in said.stderr and not (tmp_path / "s.parquet").exists()
-
-
-@pytest.mark.parametrize("words", [["--version"], ["nonsense"], ["trace", "--no-such-option"]], ids=" ".join)
-def test_a_fork_answers_as_a_fresh_interpreter_does(house, words):
-    forked, fresh = (
-        subprocess.run(
-            [python, "-m", "shadowcore", *words], cwd=house, env=environment(house), capture_output=True, text=True
-        )
-        for python in ("python", sys.executable)
-    )
-    assert (forked.returncode, forked.stdout, forked.stderr) == (fresh.returncode, fresh.stdout, fresh.stderr)
-    assert fresh.stdout or fresh.stderr
-
-
 def test_one_model_at_a_time_keeps_no_weights_and_no_traces_and_makes_the_same_tables(house, tmp_path):
     folder, config = prepared(tmp_path), tmp_path / "config" / "tiny.yaml"
     study = yaml.safe_load((house / "config" / "tiny.yaml").read_text())  # its folders are in specifications
