@@ -4,6 +4,7 @@ import math
 
 import pandas as pd
 import pytest
+from conftest import refused
 
 from shadowcore.errors import ArtifactError
 from shadowcore.report import PUBLISHED, claims, pairs, tables
@@ -336,8 +337,7 @@ def test_withdrawn_rank_correlations_are_not_used():
 )
 def test_a_table_of_published_values_that_is_none(content, says, tmp_path):
     path = tmp_path / "mine.csv"
-    with pytest.raises(ArtifactError, match="mine.csv: no such file"):
-        claims.published(path, CLAIMS["context_over_static"])
+    refused("mine.csv: no such file", claims.published, path, CLAIMS["context_over_static"])
     path.write_bytes(content)
     with pytest.raises(ArtifactError, match=f"mine.csv: .*{says}.*published.csv") as raised:
         claims.published(path, CLAIMS["context_over_static"])

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from conftest import refused
 
 from shadowcore.config import load_study, parse_study
 from shadowcore.config_file import read_yaml
@@ -93,5 +94,4 @@ def test_an_exponent_without_a_point_is_a_number(tmp_path, text, number):
 def test_what_is_no_number_is_named(tmp_path, text):
     data = copy.deepcopy(yaml.safe_load(QUICK))
     data["predictors"]["small"]["learning_rate"] = yaml.safe_load(text)
-    with pytest.raises(ConfigError, match="config: predictors.small.learning_rate: must be"):
-        parse_study(data, "config")
+    refused("config: predictors.small.learning_rate: must be", parse_study, data, "config")

@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 import torch
-from conftest import TINY, family_model, random_predictor
+from conftest import TINY, family_model, random_predictor, refused
 from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
 
 from shadowcore.decode.decoder import Decoder
@@ -213,28 +213,22 @@ def test_releasing_the_model(tokens):
 
 def test_positions_are_limited(tiny, tokens):
     layout = from_model(tiny)
-    with pytest.raises(ConfigError, match="max_positions: 65 .* at most 64"):
-        Decoder(layout, 65)
+    refused("max_positions: 65 .* at most 64", Decoder, layout, 65)
     with pytest.raises(ConfigError, match="max_positions: 17 .* at most 16.*sliding window"):
         Decoder(from_model(family_model("mistral", sliding_window=16)), 17)
     decoder = Decoder(layout, PROMPT)
     decoder.prefill(tokens[:, :PROMPT])
-    with pytest.raises(ConfigError, match="holds 5 positions, 6 are needed"):
-        decoder.step(tokens[:, PROMPT])
-    with pytest.raises(ConfigError, match="holds 5 positions, 12 are needed"):
-        decoder.prefill(tokens)
+    refused("holds 5 positions, 6 are needed", decoder.step, tokens[:, PROMPT])
+    refused("holds 5 positions, 12 are needed", decoder.prefill, tokens)
 
 
 def test_selections_that_cannot_be_are_refused(tiny):
-    with pytest.raises(ConfigError, match="global"):
-        PredictedSelection(random_predictor(tiny, "layerwise"), "global", HALF)
-    with pytest.raises(ConfigError, match="did you mean 'per_layer'"):
-        PredictedSelection(random_predictor(tiny, "shadow"), "perlayer", HALF)
+    refused("global", PredictedSelection, random_predictor(tiny, "layerwise"), "global", HALF)
+    refused("did you mean 'per_layer'", PredictedSelection, random_predictor(tiny, "shadow"), "perlayer", HALF)
     with pytest.raises(ConfigError, match="reads the heads it should skip"):
         PredictedSelection(random_predictor(tiny, "layerwise_own"), "per_layer", HALF)
     heads_only = Predictor("shadow", dimensions_of(tiny.config), {"heads": 8})
-    with pytest.raises(ConfigError, match="unknown 'neurons'"):
-        PredictedSelection(heads_only, "per_layer", HALF)
+    refused("unknown 'neurons'", PredictedSelection, heads_only, "per_layer", HALF)
 
 
 def test_timing_takes_turns_and_keeps_raw_times(tiny, tokens):
@@ -250,10 +244,8 @@ def test_timing_takes_turns_and_keeps_raw_times(tiny, tokens):
     assert all(row["ttft_ms"] > 0 and row["ms_per_token"] > 0 for row in raw)
     assert [row["variant"] for row in summarise(raw)] == list(variants)
     assert predictor_time(variants["shadow"], tokens[:, 0], repeats=2) > 0
-    with pytest.raises(ConfigError, match="has no predictor"):
-        predictor_time(variants["dense"], tokens[:, 0], repeats=1)
-    with pytest.raises(ConfigError, match="2 or more"):
-        measure(variants, tokens[:, :1], new_tokens=3, repeats=1, warmup=0)
+    refused("has no predictor", predictor_time, variants["dense"], tokens[:, 0], repeats=1)
+    refused("2 or more", measure, variants, tokens[:, :1], new_tokens=3, repeats=1, warmup=0)
 
 
 def test_bytes_of_a_step_are_counted(tiny, tokens):

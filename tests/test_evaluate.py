@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import write_benchmarks, write_words
+from conftest import refused, write_benchmarks, write_words
 from test_calibration import job
 from test_workflow import tiny_study
 
@@ -277,8 +277,7 @@ def test_files_that_are_not_one_for_each_condition_are_refused(study, tmp_path, 
     given = (study.files["layerwise"],) * (len(some) + 1) if files else ()
     inputs = evaluate.Inputs(**study.shared, scores=(), thresholds=(), predictors=given)
     spec = SimpleNamespace(conditions=some)
-    with pytest.raises(ConfigError, match=f"--predictors: {len(given)} files; there must be {len(some)}"):
-        evaluate.own(spec, inputs)
+    refused(f"--predictors: {len(given)} files; there must be {len(some)}", evaluate.own, spec, inputs)
 
 
 def test_few_predictors_are_held_at_once():

@@ -5,9 +5,9 @@ from contextlib import contextmanager
 import pytest
 import torch
 import transformers
+from conftest import refused
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from shadowcore.errors import SourceError
 from shadowcore.models import random_model, sources
 from shadowcore.models.folders import load_model
 from shadowcore.models.sources import RandomModel
@@ -68,6 +68,5 @@ def test_a_device_without_room_is_one_sentence(tmp_path, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 200.00 MiB.\nmore")
 
     monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_config", full)
-    with pytest.raises(SourceError, match="do not fit into the free memory of .*CUDA_VISIBLE_DEVICES"):
-        sources.fetch(OPT, tmp_path / "weights")
+    refused("do not fit into the free memory of .*CUDA_VISIBLE_DEVICES", sources.fetch, OPT, tmp_path / "weights")
     assert not list(tmp_path.iterdir())

@@ -2,14 +2,13 @@
 
 import pytest
 import torch
-from conftest import TINY
+from conftest import TINY, refused
 from test_decoder import close, logits_of
 
 from shadowcore.decode.decoder import Decoder
 from shadowcore.decode.layout import from_model
 from shadowcore.decode.low_bit_proxy import Proxy, packed
 from shadowcore.decode.selection import PredictedSelection
-from shadowcore.errors import ConfigError
 from shadowcore.measure.equivalence import Disagreement
 from shadowcore.measure.equivalence_decoder import gate
 from shadowcore.measure.equivalence_model import check
@@ -106,9 +105,6 @@ def test_proxies_of_as_many_bits_share_their_copies():
     layout, made = from_model(TINY["opt"]()), {}
     one, other, third = (Proxy(layout, method, made) for method in ("proxy4", "proxy4_ahead", "proxy3"))
     assert one.copies is other.copies is not third.copies
-    with pytest.raises(ConfigError, match="unknown 'proxy5'; did you mean"):
-        Proxy(layout, "proxy5")
-    with pytest.raises(ConfigError, match="unknown 'heads'"):
-        PredictedSelection(one, "per_layer", {"heads": 50})
-    with pytest.raises(ConfigError, match="global.*proxy4"):
-        PredictedSelection(one, "global", {"neurons": 50})
+    refused("unknown 'proxy5'; did you mean", Proxy, layout, "proxy5")
+    refused("unknown 'heads'", PredictedSelection, one, "per_layer", {"heads": 50})
+    refused("global.*proxy4", PredictedSelection, one, "global", {"neurons": 50})

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from conftest import refused
 from rich.console import Console
 
 from shadowcore import artifacts, cli, plan
 from shadowcore.commands.plan import print_totals, totals
 from shadowcore.config import load_study, parse_study
-from shadowcore.errors import ConfigError
 from shadowcore.jobs import Jobs
 from shadowcore.models.families import dimensions_of
 from shadowcore.models.published import PUBLISHED, Size
@@ -189,8 +189,7 @@ def test_a_model_of_unknown_size_stops_the_plan_and_not_the_study(tmp_path):
     data["models"] = {"mine": {"source": {"hub": {"repo": "someone/mine", "revision": "0" * 40}}}}
     jobs = jobs_of(data, tmp_path)
     assert plan.work(jobs)
-    with pytest.raises(ConfigError, match="models.mine: its size is not known before it is fetched"):
-        plan.work(jobs, strict=True)
+    refused("models.mine: its size is not known before it is fetched", plan.work, jobs, strict=True)
     card = {"model_type": "opt", "dimensions": vars(PUBLISHED["opt-30b"].dimensions), "files": {}}
     artifacts.write_record(jobs.root / "models" / "mine" / "card.json", "model_card/1", card, {})
     # the number of GPUs follows from those that are here: a trace needs 120 GB, and latency one GPU

@@ -6,11 +6,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from conftest import refused
 
 from shadowcore import artifacts, cli
 from shadowcore.commands.explain import explain
 from shadowcore.config import load_study
-from shadowcore.errors import ArtifactError
 from shadowcore.jobs import Jobs
 from shadowcore.models.published import PUBLISHED
 from shadowcore.report.figures.scaling import timed
@@ -119,10 +119,8 @@ def test_older_columns_join_as_null_and_other_tables_are_refused(measured, tmp_p
     join.join(tmp_path, measured[0])
     assert LATENCY.read(path)["driver"].null_count >= 1
     artifacts.write_table(path, "accuracy/3", row, ORIGIN)
-    with pytest.raises(ArtifactError, match=r"latency.parquet: schema 'accuracy/3'.*'latency'"):
-        join.join(tmp_path, measured[0])
-    with pytest.raises(ArtifactError, match=r"no file \*.summary.parquet"):
-        join.join(tmp_path, tmp_path)
+    refused(r"latency.parquet: schema 'accuracy/3'.*'latency'", join.join, tmp_path, measured[0])
+    refused(r"no file \*.summary.parquet", join.join, tmp_path, tmp_path)
 
 
 def times(*modes, model="opt-1.3b", ceiling=4000.0):

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from conftest import TINY, write_benchmarks, write_words
+from conftest import TINY, refused, write_benchmarks, write_words
 from fork_server import forking
 from test_calibration import job
 from test_workflow import ROOT, prepared, snakemake, tiny_study, waiting
@@ -16,7 +16,6 @@ from shadowcore import artifacts, preflight
 from shadowcore.config import parse_study
 from shadowcore.decode.layout import from_model
 from shadowcore.decode.triton_decoder import GraphDecoder
-from shadowcore.errors import ConfigError
 from shadowcore.jobs import Jobs
 from shadowcore.measure.dense_baselines import as_model
 from shadowcore.method.relufy import (
@@ -276,8 +275,7 @@ def test_a_relu_teacher_is_refused(made, study):
     jobs, _ = study
     inputs = {"teacher_card": made["card"], "teacher_weights": made["weights"], "documents": made["documents"]}
     out = {"card": made["card"].with_name("x.json"), "weights": made["weights"].with_name("x")}
-    with pytest.raises(ConfigError, match="teacher: .*'relu'"):
-        job(jobs.relufy("relu"), "relufy", out, **inputs)
+    refused("teacher: .*'relu'", job, jobs.relufy("relu"), "relufy", out, **inputs)
     assert not out["card"].exists()
 
 
@@ -297,8 +295,7 @@ def test_a_relu_teacher_is_refused(made, study):
 def test_a_mistake_is_one_sentence(study, changes, names):
     data = copy.deepcopy(study[1])
     data["models"]["relu"]["source"]["relufied"] |= changes
-    with pytest.raises(ConfigError, match=names):
-        preflight.check(Jobs(parse_study(data, "study")))
+    refused(names, preflight.check, Jobs(parse_study(data, "study")))
 
 
 def test_teachers_in_a_circle_and_too_little_real_text(study, made):
@@ -308,13 +305,11 @@ def test_teachers_in_a_circle_and_too_little_real_text(study, made):
     jobs = Jobs(parse_study(data, "study"))  # a teacher may be a student itself
     assert {one.rule for one in work(jobs) if one.name in ("relu", "other")} >= {"relufy"}
     source["teacher"] = "other"
-    with pytest.raises(ConfigError, match="other <- relu <- other|relu <- other <- relu"):
-        parse_study(data, "study")
+    refused("other <- relu <- other|relu <- other <- relu", parse_study, data, "study")
     inputs = {key: made[key] for key in ("teacher_card", "teacher_weights", "documents")}
     spec = study[0].relufy("relu") | {"windows": 10_000}
     out = {"card": made["card"].with_name("y.json"), "weights": made["weights"].with_name("y")}
-    with pytest.raises(ConfigError, match="traces.windows .* 10000 windows"):
-        job(spec, "relufy", out, **inputs)
+    refused("traces.windows .* 10000 windows", job, spec, "relufy", out, **inputs)
 
 
 def test_what_it_learned_from_is_kept_apart_from_what_it_is_measured_on(study):

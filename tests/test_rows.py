@@ -6,10 +6,11 @@ import json
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from conftest import refused
 
 from shadowcore import artifacts, benchmarks
 from shadowcore.benchmarks import BENCHMARKS, BenchmarkText
-from shadowcore.errors import ConfigError, ShadowcoreError, SourceError
+from shadowcore.errors import ConfigError, ShadowcoreError
 from shadowcore.models.tokenizers import byte_tokenizer
 from shadowcore.paragraphs import mark, paragraphs, visible
 from shadowcore.stages import check_disjoint, inputs, prepare_benchmark, prepare_text, trace
@@ -124,8 +125,7 @@ def test_labels_that_are_none_are_refused(tmp_path, name, column, value):
 def test_other_rows_that_are_no_question_are_refused_by_their_place_in_the_source(tmp_path, name, change):
     write(tmp_path, name, GOOD[name], GOOD[name] | change)
     for limit in (None, 2):  # a subset has an order of its own
-        with pytest.raises(SourceError, match=f"{name}, split .*, row 1: "):
-            prepare(tmp_path, name, limit=limit)
+        refused(f"{name}, split .*, row 1: ", prepare, tmp_path, name, limit=limit)
 
 
 def test_more_documents_or_examples_than_there_are_is_refused_at_once(tmp_path):
@@ -135,10 +135,8 @@ def test_more_documents_or_examples_than_there_are_is_refused_at_once(tmp_path):
         (3, 0, "evaluation.limit.piqa: 3 .*2 documents"),
         (2, 2, "evaluation.fewshot: 2 .*are 2"),
     ):
-        with pytest.raises(ConfigError, match=message):
-            benchmarks.check("piqa", folder, shots, limit)
-        with pytest.raises(ConfigError, match=message):
-            prepare(tmp_path, "piqa", shots, limit)
+        refused(message, benchmarks.check, "piqa", folder, shots, limit)
+        refused(message, prepare, tmp_path, "piqa", shots, limit)
 
 
 @pytest.mark.parametrize("kind", OTHERS)
@@ -157,8 +155,7 @@ def test_columns_of_other_types_are_refused_by_check_and_by_reading(tmp_path, mo
         text.read,
     ]
     for attempt in [*attempts, hub.read] if kind != "nothing" else attempts:
-        with pytest.raises(ConfigError, match=r"piqa.*: column 'goal' holds .*; allowed is text"):
-            attempt()
+        refused(r"piqa.*: column 'goal' holds .*; allowed is text", attempt)
 
 
 @pytest.mark.parametrize(
@@ -178,8 +175,7 @@ def test_choices_of_another_layout_are_refused(tmp_path, choices):
     path.parent.mkdir()
     pq.write_table(pa.table({"question": ["where"], "choices": choices, "answerKey": ["A"]}), path)
     for attempt in (lambda: benchmarks.check("arc_easy", str(tmp_path)), lambda: prepare(tmp_path, "arc_easy")):
-        with pytest.raises(ConfigError, match="test.parquet: column 'choices' holds .*allowed is an object of two"):
-            attempt()
+        refused("test.parquet: column 'choices' holds .*allowed is an object of two", attempt)
 
 
 def test_text_in_other_layouts_is_text(tmp_path):
@@ -194,8 +190,7 @@ def test_two_columns_of_one_name_are_refused(tmp_path):
     pq.write_table(pa.Table.from_arrays([pa.array(["a"])] * 2, ["text", "text"]), tmp_path / "a.parquet")
     (tmp_path / "b.jsonl").write_text('{"text": "a", "text": "b"}\n')
     for name in ("a.parquet", "b.jsonl"):
-        with pytest.raises(ConfigError, match=f"{name}.*: 2 columns have the name 'text'"):
-            FolderText(str(tmp_path / name)).check()
+        refused(f"{name}.*: 2 columns have the name 'text'", FolderText(str(tmp_path / name)).check)
 
 
 def test_text_that_is_not_unicode_is_refused_by_its_place(tmp_path):
@@ -209,8 +204,7 @@ def test_text_that_is_not_unicode_is_refused_by_its_place(tmp_path):
         ("a.parquet", "row 1: column 'text' is not UTF-8"), ("b.txt", "byte 4 is not UTF-8"),
         ("c.jsonl", "row 1: not JSON in UTF-8"), ("d.jsonl", r"row 1: character 0 is '\\ud800'"),
     ):  # fmt: skip
-        with pytest.raises(SourceError, match=f"{name}, {message}|{name}: {message}"):
-            sources.fetch(FolderText(str(tmp_path / name)))
+        refused(f"{name}, {message}|{name}: {message}", sources.fetch, FolderText(str(tmp_path / name)))
 
 
 # ---- sources
@@ -248,8 +242,7 @@ def test_folders_of_plain_text_and_of_json_lines_are_texts(tmp_path):
 def test_other_folders_are_refused_by_check(tmp_path, files, column, message):
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
-    with pytest.raises(ShadowcoreError, match=message):
-        FolderText(str(tmp_path), column).check()
+    refused(message, FolderText(str(tmp_path), column).check)
 
 
 @pytest.mark.parametrize(
@@ -266,22 +259,17 @@ def test_other_folders_are_refused_by_check(tmp_path, files, column, message):
 )
 def test_every_source_checks_itself_and_reading_does_the_same(source, message):
     for attempt in (source.check, source.read):
-        with pytest.raises(ShadowcoreError, match=message):
-            attempt()
+        refused(message, attempt)
 
 
 def test_a_benchmark_without_its_files_is_refused_by_check(tmp_path):
-    with pytest.raises(SourceError, match=r"piqa.train.parquet: no such file"):
-        BenchmarkText("piqa", str(tmp_path)).check()
+    refused(r"piqa.train.parquet: no such file", BenchmarkText("piqa", str(tmp_path)).check)
     write(tmp_path, "piqa", GOOD["piqa"])
     benchmarks.check("piqa", str(tmp_path))
-    with pytest.raises(SourceError, match=r"piqa.train.parquet: no such file"):
-        benchmarks.check("piqa", str(tmp_path), fewshot=1)
-    with pytest.raises(SourceError, match="evaluation.offline_dir: .* is not a folder"):
-        benchmarks.check("piqa", str(tmp_path / "nowhere"))
+    refused(r"piqa.train.parquet: no such file", benchmarks.check, "piqa", str(tmp_path), fewshot=1)
+    refused("evaluation.offline_dir: .* is not a folder", benchmarks.check, "piqa", str(tmp_path / "nowhere"))
     benchmarks.check("piqa", None, fewshot=1)  # the hub is not asked
-    with pytest.raises(ConfigError, match="did you mean 'piqa'"):
-        benchmarks.check("pica", None)
+    refused("did you mean 'piqa'", benchmarks.check, "pica", None)
 
 
 def test_sizes_beyond_the_text_name_their_key_and_both_numbers(tmp_path):
@@ -293,8 +281,7 @@ def test_sizes_beyond_the_text_name_their_key_and_both_numbers(tmp_path):
         return prepare_text.Spec("folder", {"path": str(tmp_path / "text")}, heldout, 0.2, None, 0)
 
     for heldout in (0.01, 0.8):
-        with pytest.raises(ConfigError, match="^heldout_fraction"):
-            prepare_text.run(spec(heldout), prepare_text.Inputs(), outputs)
+        refused("^heldout_fraction", prepare_text.run, spec(heldout), prepare_text.Inputs(), outputs)
     prepare_text.run(spec(0.2), prepare_text.Inputs(), outputs)
     sizes = dict.fromkeys(("layers", "width", "heads", "kv_heads", "head_width", "neurons", "vocabulary"), 2)
     card = tmp_path / "card.json"
@@ -304,8 +291,7 @@ def test_sizes_beyond_the_text_name_their_key_and_both_numbers(tmp_path):
         with pytest.raises(ConfigError, match=rf"^{key} .*: 13 windows of 20 tokens .* {count} documents hold {count}"):
             inputs.windows_of(card, outputs.documents, split, byte_tokenizer(), 20, 13, 0)
     many = trace.Spec("train", 0, 5, 4, 80, 8, (), ("plainact",), ("plainact",), (), 8, 2, "float32", 0)
-    with pytest.raises(ConfigError, match=r"traces.shards: 5 .*traces.windows \(4\)"):
-        trace.run(many, None, None)
+    refused(r"traces.shards: 5 .*traces.windows \(4\)", trace.run, many, None, None)
 
 
 # ---- paragraphs

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import yaml
-from conftest import write_words
+from conftest import refused, write_words
 from test_workflow import ROOT, environment, prepared
 
 from shadowcore.config import parse_study
@@ -96,8 +96,7 @@ def test_yaml_with_objects_is_refused(tmp_path):
     path.write_text(
         f"study: !!python/object/apply:pathlib.Path.touch [!!python/object/apply:pathlib.Path [{tmp_path}/ran]]"
     )
-    with pytest.raises(ConfigError, match="mine.yaml: not YAML"):
-        load_study(path)
+    refused("mine.yaml: not YAML", load_study, path)
     assert not (tmp_path / "ran").exists()
 
 

@@ -4,9 +4,8 @@ from itertools import chain
 
 import pytest
 import torch
-from conftest import random_predictor
+from conftest import random_predictor, refused
 
-from shadowcore.errors import ConfigError
 from shadowcore.measure import sparsity
 from shadowcore.measure.ffn_selectors import GateMasks, ProxyMasks, SignMasks
 from shadowcore.measure.group import Group
@@ -197,8 +196,7 @@ def test_thresholds_remove_what_does_not_exceed_them(tiny, tokens):
 
 def test_skipping_zeros_loses_nothing(tiny, tokens):
     if tiny.config.model_type == "llama":
-        with pytest.raises(ConfigError, match="relu needs .* 'silu'"):
-            nonzero_masks(tiny)
+        refused("relu needs .* 'silu'", nonzero_masks, tiny)
         return
     sparse = SparseModel(tiny, nonzero_masks(tiny))
     logits = sparse.logits(tokens, all_scored(tokens))

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from conftest import refused
 
 from shadowcore.errors import ArtifactError
 from shadowcore.measure import statistics
@@ -119,11 +120,9 @@ def test_other_documents_are_refused_in_one_sentence(dense):
 
 @pytest.mark.parametrize("values", [[], [0.5, 1.0], [np.nan, 1.0], [2.0]])
 def test_accuracies_that_are_not_zeros_and_ones_are_refused(values):
-    with pytest.raises(ArtifactError, match="0 or 1"):
-        statistics.accuracy(np.array(values))
+    refused("0 or 1", statistics.accuracy, np.array(values))
 
 
 @pytest.mark.parametrize(("nll", "tokens"), [([], []), ([np.nan], [5]), ([np.inf], [5]), ([3.0], [0])])
 def test_windows_without_likelihood_or_tokens_are_refused(nll, tokens):
-    with pytest.raises(ArtifactError, match="finite"):
-        statistics.perplexity(np.array(nll), np.array(tokens))
+    refused("finite", statistics.perplexity, np.array(nll), np.array(tokens))

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import refused
 
 from shadowcore import artifacts
-from shadowcore.errors import ConfigError
 from shadowcore.method import stacks, trace_dataset, training
 from shadowcore.method.policies import POLICIES
 from shadowcore.method.predictors import Predictor
@@ -320,8 +320,7 @@ def test_a_block_is_learned_by_the_mean_of_its_units_and_kept_as_one(traces):
     mask = predictor.spread(POLICIES["per_layer"](found, 50), "neurons").unflatten(-1, (2, 6))
     assert (mask.all(-1) | ~mask.any(-1)).all() and (mask.sum((-2, -1)) == 6).all()
     torch.testing.assert_close(predictor.gathered(predictor.spread(found, "neurons"), "neurons"), 6 * found)
-    with pytest.raises(ConfigError, match="predictors.block: 5 found; a divisor of the model's 12 neurons fits"):
-        new(recipe=replace(LONG, block=5))
+    refused("predictors.block: 5 found; a divisor of the model's 12 neurons fits", new, recipe=replace(LONG, block=5))
 
 
 def test_chunks_and_batches_hold_every_token_once(traces, monkeypatch):
@@ -375,8 +374,7 @@ def test_traces_that_fit_on_the_device_are_read_once(traces, monkeypatch):
 def test_more_tokens_a_batch_than_there_are_is_an_error(traces):
     predictor = new(recipe=LONG)
     few = traces(predictor, examples(predictor, 8))
-    with pytest.raises(ConfigError, match="predictors.batch: 32 tokens, but the traces hold only 8"):
-        training.fit(predictor, few, few, LONG, 0)
+    refused("predictors.batch: 32 tokens, but the traces hold only 8", training.fit, predictor, few, few, LONG, 0)
 
 
 def test_one_order_for_all_tokens_is_judged_as_one_for_each():
