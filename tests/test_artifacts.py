@@ -228,12 +228,3 @@ def test_a_fetched_model_has_them_too_and_linked_files_keep_their_own(tmp_path, 
     private.chmod(0o600)
     sources.fetch(sources.FolderModel(str(tmp_path / "made")), tmp_path / "linked")
     assert (tmp_path / "linked" / "model.safetensors").is_symlink() and stat.S_IMODE(private.stat().st_mode) == 0o600
-
-
-def test_a_training_that_is_done_leaves_no_half_checkpoint_behind(tmp_path):
-    from shadowcore.method.training_state import Checkpoint
-
-    checkpoint = Checkpoint(tmp_path / "predictor.safetensors", {})
-    partial_of(checkpoint.path, f"{processes.machine()}-{2**22 + 1}-1")  # no machine has so many processes
-    checkpoint.remove()
-    assert not list(tmp_path.iterdir())

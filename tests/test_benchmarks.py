@@ -124,42 +124,10 @@ def sparse_of(model):
     return SparseModel(model, PredictedMasks(random_predictor(model), KINDS, "per_layer", 50))
 
 
-def likelihoods(sparse, tasks, batch):
-    """Log-likelihood of every request, by the texts of the request."""
-    for task in tasks:
-        task.build_all_requests()
-    requests = [one for task in tasks for one in task.instances]
-    found = answers(sparse, requests, batch)
-    return {
-        one.args: answer if isinstance(answer, float) else answer[0]
-        for one, answer in zip(requests, found, strict=True)
-    }
-
-
 def answers(sparse, requests, batch):
     lm = harness.SparseLM(sparse.model, byte_tokenizer(), batch * LONGEST, LONGEST)
     lm.answer(Group({"": sparse}), requests)
     return getattr(lm, requests[0].request_type)(requests)
-
-
-@pytest.mark.parametrize("name", INVENTED)
-def test_a_row_depends_on_its_document_alone(model, folder, name):
-    alone = likelihoods(sparse_of(model), [ours(name, folder)], 1)
-    dense = likelihoods(SparseModel(model, None), [ours(name, folder)], 1)
-    apart = [abs(dense[asked] - alone[asked]) for asked in alone]
-    assert sum(apart) / len(apart) > 0.1  # the masks do something
-    alike = [other for other in INVENTED if BENCHMARKS[other].rolling == BENCHMARKS[name].rolling]
-    for tasks, batch in (
-        ([ours(name, folder)], 8),
-        ([ours(name, folder, order=slice(None, None, -1))], 3),
-        ([ours(name, folder, order=slice(2, 5))], 2),
-        ([ours(other, folder) for other in reversed(alike)], 5),
-    ):
-        found = likelihoods(sparse_of(model), tasks, batch)
-        shared = [asked for asked in alone if asked in found]
-        assert len(shared) >= len(alone) * 3 / 8
-        for asked in shared:  # but for the order in which float32 matrix products add up
-            assert found[asked] == pytest.approx(alone[asked], rel=1e-5)
 
 
 def test_a_window_of_a_document_is_masked_all_over(model):

@@ -12,10 +12,9 @@ import pytest
 import yaml
 from conftest import write_benchmarks, write_words
 
-from shadowcore import costs, manifests, plan, rates
-from shadowcore.config import load_study, parse_study
+from shadowcore import manifests, plan, rates
+from shadowcore.config import parse_study
 from shadowcore.jobs import Jobs
-from shadowcore.models.published import PUBLISHED
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "benchmarks" / "chain.py"
@@ -66,12 +65,6 @@ def study(tmp_path_factory):
     assert chain.run(jobs.root, "shared", made.of(""), float("inf"), here)
     assert chain.run(jobs.root, "one", [*made.of("one"), *made.alone("one", 2)], float("inf"), here)
     return jobs, pd.read_parquet(jobs.root / "measured" / "one.parquet")
-
-
-def test_the_configuration_has_the_published_dimensions():
-    jobs = Jobs(load_study(ROOT / "benchmarks" / "chain.yaml"), Path("nowhere"))
-    sizes = {model: costs.size_of(jobs, model) for model in jobs.study.models}
-    assert sizes == {model: PUBLISHED[model] for model in ("opt-1.3b", "opt-6.7b", "opt-13b", "opt-30b")}
 
 
 def test_every_job_has_a_row_with_its_costs(study):

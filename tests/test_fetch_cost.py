@@ -1,7 +1,5 @@
 """Fetching a large model: files are hashed at once, and random weights are drawn where it is fastest."""
 
-from contextlib import contextmanager
-
 import pytest
 import torch
 import transformers
@@ -38,29 +36,6 @@ def test_a_cpu_draws_what_the_family_draws_itself(source, tmp_path, monkeypatch)
     assert len([name for name in files if name.endswith(".safetensors")]) > 2
     one, several = (load_model(tmp_path / name).state_dict() for name in ("one", "several"))
     assert one.keys() == several.keys() and all(torch.equal(value, several[name]) for name, value in one.items())
-
-
-def test_weights_are_drawn_on_one_device_in_16_bits(tmp_path, monkeypatch):
-    """Never in 32 bits, never on one device to be moved to another, and on none that a job has for itself."""
-    drawn, shared = [], []
-
-    @contextmanager
-    def reserved(count):
-        shared.append(count)
-        yield []
-        shared.pop()
-
-    def see(config, **more):
-        drawn.append((more["dtype"], torch.get_default_device()))
-        assert shared == [0]
-        return original(config, **more)
-
-    original = transformers.AutoModelForCausalLM.from_config
-    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_config", see)
-    monkeypatch.setattr(random_model, "reserved", reserved)
-    sources.fetch(OPT, tmp_path / "weights")
-    kind = "cuda" if torch.cuda.is_available() else "cpu"
-    assert [(dtype, device.type) for dtype, device in drawn] == [(torch.float16, kind)]
 
 
 def test_a_device_without_room_is_one_sentence(tmp_path, monkeypatch):

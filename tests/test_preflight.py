@@ -168,15 +168,6 @@ def test_what_would_stop_a_job_is_one_sentence_that_names_the_key(folder, tmp_pa
     assert all(name in found[0] for name in names), found
 
 
-def test_a_package_that_a_model_needs_is_named(folder, tmp_path, monkeypatch):
-    from shadowcore.models import sources
-
-    for missing in ("gguf", "accelerate"):
-        monkeypatch.setattr(sources, "find_spec", lambda name, missing=missing: None if name == missing else True)
-        (found,) = problems(QUICK, tmp_path)
-        assert f"'{missing}'" in found and "not installed" in found
-
-
 def test_what_fits_exactly_is_no_problem(folder, tmp_path):
     study = study_of(folder)
     for change in (

@@ -6,7 +6,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import refused
 
 from shadowcore import artifacts, cli
 from shadowcore.commands.explain import explain
@@ -109,18 +108,6 @@ def test_rows_join_a_reference_and_replace_what_was_measured_again(measured, tmp
     before = path.read_bytes()
     join.join(tmp_path, measured[0])  # once more adds nothing
     assert path.read_bytes() == before
-
-
-def test_older_columns_join_as_null_and_other_tables_are_refused(measured, tmp_path):
-    join = script("join_reference")
-    path = tmp_path / "tables" / "latency.parquet"
-    row = LATENCY.read(measured[0] / "opt-tiny.1x4+2.summary.parquet").slice(0, 1).drop_columns(["nodes", "driver"])
-    artifacts.write_table(path, "latency/1", row, ORIGIN)
-    join.join(tmp_path, measured[0])
-    assert LATENCY.read(path)["driver"].null_count >= 1
-    artifacts.write_table(path, "accuracy/3", row, ORIGIN)
-    refused(r"latency.parquet: schema 'accuracy/3'.*'latency'", join.join, tmp_path, measured[0])
-    refused(r"no file \*.summary.parquet", join.join, tmp_path, tmp_path)
 
 
 def times(*modes, model="opt-1.3b", ceiling=4000.0):

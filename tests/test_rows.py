@@ -1,7 +1,6 @@
 """Rows of benchmarks and texts that nothing can be measured on: refused when they are prepared, by row and column."""
 
 import datetime
-import json
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -331,25 +330,8 @@ def test_no_break_hides_a_benchmark_in_a_calibration_text(tmp_path, between):
         check_disjoint.run(check_disjoint.Spec("a", "a"), files, check_disjoint.Outputs(tmp_path / "disjoint.json"))
 
 
-def test_examples_of_several_paragraphs_are_found_again(tmp_path):
-    rows = [GOOD["piqa"] | {"goal": f"go {number}\r\n \r\nnow\u2029please"} for number in range(3)]
-    documents, card = sources.fetch(BenchmarkText("piqa", write(tmp_path, "piqa", *rows, split="train")))
-    marks = [mark(part) for one in documents for part in paragraphs(one.text)]
-    assert marks == list(map(mark, benchmarks.examples("piqa", "train", rows)))
-
-
 def test_words_that_show_nothing_are_no_words():
     parts = {letter: " ".join(f"{letter}{number}" for number in range(3)) for letter in "abcdefg"}
     documents = [Document.of(letter, f"{part} \u200b \ufeff") for letter, part in parts.items()]
     for row in cutting.true_continuation(documents, 7, 2, 1, seed=0):
         assert all(map(visible, row["choices"]))
-
-
-def test_rows_without_text_are_counted(tmp_path):
-    pq.write_table(pa.table({"text": ["", None, "\u200b", *(f"text {n}" for n in range(20))]}), tmp_path / "a.parquet")
-    outputs = prepare_text.Outputs(tmp_path / "documents.parquet", tmp_path / "tasks.parquet")
-    prepare_text.run(
-        prepare_text.Spec("folder", {"path": str(tmp_path)}, 0.2, 0.2, None, 0), prepare_text.Inputs(), outputs
-    )
-    assert artifacts.read_header(outputs.documents)["card"]["left_out"] == 3
-    json.dumps(artifacts.read_header(outputs.documents))

@@ -229,23 +229,6 @@ def test_another_seed_is_another_predictor_measured_on_the_same_documents(house)
     assert set(quality.loc[quality["method"] == "static", "seed"]) == {0}  # learns nothing: once
 
 
-def test_precision_differs_from_recall_where_blocks_or_the_whole_model_are_chosen(house):
-    quality = pq.read_table(results(house) / "tables" / "quality.parquet").to_pandas()
-    keys = ["model", "method", "predictor", "seed", "kind", "layer", "sparsity_pct", "policy"]
-    wide = quality[quality["policy"].notna()].pivot_table(index=keys, columns="metric", values="value", dropna=False)
-    wide = wide[wide["recall"].notna()].reset_index()
-    apart = (wide["recall"] - wide["precision"]).abs() > 1e-12
-    assert not apart[(wide["policy"] == "per_layer") & (wide["predictor"] != "tiny")].any()
-    assert apart[wide["policy"] == "global"].any()
-    shadow = quality[(quality["method"] == "shadow") & (quality["model"] == "tiny-llama")]
-    assert set(shadow.loc[shadow["metric"] == "precision", "policy"]) == {"global", "per_layer"}
-    sizes = pq.read_table(results(house) / "tables" / "predictors.parquet").to_pandas()
-    tiny = sizes[(sizes["predictor"] == "tiny") & (sizes["kind"] == "neurons")].iloc[0]
-    # 16 numbers to 8 to the 2 layers' 24 neurons in blocks of 8: a byte each, and 8 for every row
-    assert (tiny["bits"], tiny["block"], tiny["epochs"]) == (8, 8, 20)
-    assert tiny["step_bytes"] == 16 * 8 + 8 * 2 * 3 + 8 * (8 + 2 * 3)
-
-
 def test_methods_without_a_predictor_are_rows_of_the_model_they_are_asked_of(house):
     rows = pq.read_table(results(house) / "tables" / "perplexity.parquet").to_pandas()
     rows = rows[rows["metric"] == "token_perplexity"]
