@@ -77,6 +77,13 @@ def test_no_pickle_and_no_remote_code():
         assert not forbidden.search(path.read_text()), path
 
 
+@pytest.mark.parametrize("call", [r"load_model|load_tokenizer|from_pretrained", r"cutting\.windows"])
+def test_stages_read_models_and_cut_windows_by_inputs_alone(call):
+    """Which checks the files of a model, and that a model has positions for its windows."""
+    paths = sorted((ROOT / "shadowcore" / "stages").glob("*.py"))
+    assert [path.name for path in paths if re.search(rf"\b({call})\b", path.read_text())] == ["inputs.py"]
+
+
 def test_conda_and_pip_pins_are_the_same():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     conda = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]

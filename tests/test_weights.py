@@ -186,13 +186,6 @@ def test_the_card_has_no_times_and_no_places_and_the_record_is_hidden(study, tmp
     assert nested["files"] == again["files"] and not (tmp_path / "nested" / contents.HASHED).is_symlink()
 
 
-def test_no_stage_reads_a_model_or_a_tokenizer_by_itself():
-    """`inputs.read_model` and `inputs.read_tokenizer` check the files; whoever goes round them does not."""
-    stages = Path(inputs.__file__).parent
-    loading = re.compile(r"\b(load_model|load_tokenizer|from_pretrained)\b")
-    assert [path.name for path in sorted(stages.glob("*.py")) if loading.search(path.read_text())] == ["inputs.py"]
-
-
 def test_weights_changed_in_size_and_surplus_files_are_named(study, tmp_path):
     (study[2] / "surplus.json").write_text("{}")
     refused("surplus.json: 2 bytes .*the model's card has no file", check, study)
