@@ -95,12 +95,12 @@ def test_variants_of_the_families(backend, variant, ids):
     check("compacted", backend(compacted(layout, keep), 16), model, ids[:1], 2, fixed)
 
 
-def test_generates_what_the_model_would(backend, tiny, ids):
-    decoder = backend(from_model(tiny), 20)
-    for row in ids:
+def test_generates_what_the_model_would(tiny, tokens):
+    decoder = Decoder(from_model(tiny), 20)
+    for row in tokens:
         check("dense", decoder, tiny, row[None], 3, DenseSelection())
-    from_one_token = decoder.generate(ids[:, :1], 2)  # a used decoder, no prompt
-    assert torch.equal(from_one_token, backend(from_model(tiny), 20).generate(ids[:, :1], 2))
+    from_one_token = decoder.generate(tokens[:, :1], 2)  # a used decoder, no prompt
+    assert torch.equal(from_one_token, Decoder(from_model(tiny), 20).generate(tokens[:, :1], 2))
 
 
 def test_skipped_units_are_masked_units(backend, tiny, ids):

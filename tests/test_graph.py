@@ -65,9 +65,10 @@ class Late:
             self.waiting.pop(0)()
 
 
-@pytest.mark.parametrize("design, count, branches", [
-    ("shadow", 1, 1), ("layerwise", 1, 3), slow("segments", 2, 2), slow("proxy4_ahead", 1, 3), slow("proxy4", 1, 0),
-])  # fmt: skip
+@pytest.mark.parametrize("tiny, design, count, branches", [
+    ("opt", "shadow", 1, 1), ("llama", "layerwise", 1, 3), slow("opt", "segments", 2, 2),
+    slow("llama", "proxy4_ahead", 1, 3), slow("opt", "proxy4", 1, 0),
+], indirect=["tiny"])  # fmt: skip
 def test_choosing_beside_other_layers_changes_nothing(tiny, tokens, design, count, branches):
     if design in PROXIES:
         selection = PredictedSelection(Proxy(from_model(tiny), design), "per_layer", {"neurons": 50})
@@ -83,11 +84,13 @@ def test_choosing_beside_other_layers_changes_nothing(tiny, tokens, design, coun
         assert decoder._branch.times == branches * (ids.shape[1] - PROMPT) and not decoder._branch.waiting
 
 
+@pytest.mark.parametrize("tiny", ["llama"], indirect=True)
 def test_a_predictor_reading_the_heads_it_cannot_skip(tiny, ids):
     selection = PredictedSelection(random_predictor(tiny, "layerwise_own"), "per_layer", {"neurons": 50})
     check("layerwise_own", GraphDecoder(from_model(tiny), ROOM, selection), tiny, ids, 2, selection)
 
 
+@pytest.mark.parametrize("tiny", ["llama"], indirect=True)
 def test_8_bit_predictors_choose_nearly_the_same(tiny, ids):
     layout, sizes = from_model(tiny), from_model(tiny).sizes
     kept = {"heads": sizes.heads // 2, "neurons": sizes.neurons // 2}

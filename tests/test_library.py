@@ -106,6 +106,7 @@ def test_the_readme_has_lines_of_the_page():
     assert set(lines) <= {line.partition("  # ")[0] for line in PAGE.splitlines()} and len(lines) < 15
 
 
+@pytest.mark.parametrize("quick", ["llama"], indirect=True)
 def test_the_cells_of_the_notebook_run(quick, monkeypatch):
     import matplotlib
 

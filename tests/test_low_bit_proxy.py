@@ -61,7 +61,10 @@ def test_a_step_is_the_masked_model(tiny, tokens, method):
     close(logits_of(every, tokens), logits_of(dense, tokens))
 
 
-@pytest.mark.parametrize("sequences, method", [(1, "proxy4"), (1, "proxy3_ahead"), (2, "proxy4_ahead")])
+@pytest.mark.parametrize(
+    "tiny, sequences, method", [("llama", 1, "proxy4"), ("opt", 1, "proxy3_ahead"), ("llama", 2, "proxy4_ahead")],
+    indirect=["tiny"],
+)  # fmt: skip
 def test_the_triton_decoder_is_the_torch_decoder(tiny, sequences, method):
     pytest.importorskip("triton", reason="Triton is not installed, so there is no Triton decoder to test")
     if torch.cuda.is_available():

@@ -179,15 +179,14 @@ def test_a_classifiers_loss_and_gradient_are_torchs_own(traces, design):
     assert training.held_out_losses(predictor, made, held, recipe) == pytest.approx(expected, rel=1e-5)
 
 
-LONG = replace(RECIPE, rank={"neurons": 64}, target="score", epochs={"neurons": 20}, batch=32, weight_decay=0.0)
+LONG = replace(RECIPE, rank={"neurons": 64}, target="score", epochs={"neurons": 12}, batch=32, weight_decay=0.0)
 
 
 @pytest.mark.parametrize(
     "more",
     [
-        {}, {"design": "layerwise"}, {"design": "segments"}, {"target": "rank"}, {"scaling": "min_max"}, {"bits": 8},
-        {"bits": 8, "scaling": "min_max"}, {"block": 6, "bits": 8}, {"target": "active", "active_pct": 30},
-        {"target": "active", "bits": 8}, {"scaling": "per_example"},
+        {}, {"design": "layerwise"}, {"design": "segments", "target": "rank"}, {"bits": 8, "scaling": "min_max"},
+        {"block": 6, "bits": 8}, {"target": "active", "active_pct": 30},
         {"scaling": "per_example", "epoch_kept": "last", "bits": 8},
     ],
     ids=str,
@@ -195,11 +194,11 @@ LONG = replace(RECIPE, rank={"neurons": 64}, target="score", epochs={"neurons": 
 def test_a_trained_predictor_beats_the_constant_one_repeats_itself_and_is_what_its_file_holds(splits, more):
     """Its tensors have memory of their own: a view would keep its neighbours' numbers, also in a copy or a file."""
     design, recipe = more.get("design", "shadow"), replace(LONG, **{k: v for k, v in more.items() if k != "design"})
-    train, held = splits(new(design, recipe), 1000)
+    train, held = splits(new(design, recipe), 800)
     predictor, again = new(design, recipe), new(design, recipe)
     fits, _ = (training.fit(one, train, held, recipe, 0)["neurons"] for one in (predictor, again))
     assert all(fit.loss < 0.7 * fit.loss_constant and fit.best_epoch > 0 for fit in fits)
-    assert recipe.epoch_kept == "best" or all(fit.best_epoch == 20 for fit in fits)
+    assert recipe.epoch_kept == "best" or all(fit.best_epoch == 12 for fit in fits)
     assert same(predictor.state_dict(), again.state_dict())
     assert all(value.untyped_storage().nbytes() == value.nbytes for value in predictor.state_dict().values())
     assert all(parameter.requires_grad for parameter in predictor.parameters())
