@@ -2,7 +2,6 @@
 
 import math
 import os
-import socket
 from pathlib import Path
 
 import pandas as pd
@@ -184,16 +183,6 @@ def test_a_training_split_is_a_text_whose_examples_are_found_again(folder):
     train, *_ = benchmarks.read("piqa", "train", folder)
     marks = {mark(part) for one in documents for part in one.text.split("\n\n")}
     assert marks == set(map(mark, benchmarks.examples("piqa", "train", train)))
-
-
-def test_reading_a_folder_touches_no_network(folder, monkeypatch):
-    def refuse(*arguments):
-        raise AssertionError("the network was asked for")
-
-    monkeypatch.setattr(socket.socket, "connect", refuse)
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    tasks = [ours("piqa", folder, shots=1), ours("winogrande", folder)]
-    assert all(len(task.eval_docs) == 8 for task in tasks)
 
 
 @pytest.mark.packaged

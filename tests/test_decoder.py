@@ -5,7 +5,6 @@ from functools import partial
 import pytest
 import torch
 from conftest import TINY, family_model, random_predictor, refused
-from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
 
 from shadowcore.decode.decoder import Decoder
 from shadowcore.decode.layout import compacted, from_model, weights_of
@@ -20,36 +19,20 @@ from shadowcore.models.masking import masked
 
 PROMPT = 5
 HALF = dict.fromkeys(KINDS, 50)
-SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 96}
-SMALL |= {"max_position_embeddings": 64}
+YARN = {"rope_type": "yarn", "rope_theta": 100.0, "factor": 4.0, "original_max_position_embeddings": 16}
 VARIANTS = {
-    "opt without biases": lambda: OPTForCausalLM(
-        OPTConfig(**SMALL, ffn_dim=64, word_embed_proj_dim=32, enable_bias=False, layer_norm_elementwise_affine=False)
-    ),
-    "llama with biases, untied, wide heads": lambda: LlamaForCausalLM(
-        LlamaConfig(
-            **SMALL, intermediate_size=48, attention_bias=True, mlp_bias=True, tie_word_embeddings=False, head_dim=16
-        )
-    ),
-    "llama with a gated relu": lambda: LlamaForCausalLM(LlamaConfig(**SMALL, intermediate_size=48, hidden_act="relu")),
-    "llama with scaled rotary positions": lambda: LlamaForCausalLM(
-        LlamaConfig(
-            **SMALL,
-            intermediate_size=48,
-            rope_parameters={
-                "rope_type": "yarn",
-                "rope_theta": 100.0,
-                "factor": 4.0,
-                "original_max_position_embeddings": 16,
-            },
-        )
-    ),
-    "mistral with a window of the cache's length": partial(
-        family_model, "mistral", num_hidden_layers=2, sliding_window=16
-    ),
-    "qwen2, biases of query, key and value": partial(family_model, "qwen2", num_hidden_layers=2),
-    "qwen3, a norm for each head, wide heads": partial(family_model, "qwen3", num_hidden_layers=2, head_dim=16),
-}
+    name: partial(family_model, family, num_hidden_layers=2, **keys)
+    for name, family, keys in (
+        ("opt without biases", "opt", {"enable_bias": False, "layer_norm_elementwise_affine": False}),
+        ("llama with biases, untied, wide heads", "llama",
+         {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": False, "head_dim": 16}),
+        ("llama with a gated relu", "llama", {"hidden_act": "relu", "num_key_value_heads": 4}),
+        ("llama with scaled rotary positions", "llama", {"rope_parameters": YARN}),
+        ("mistral with a window of the cache's length", "mistral", {"sliding_window": 16}),
+        ("qwen2, biases of query, key and value", "qwen2", {}),
+        ("qwen3, a norm for each head, wide heads", "qwen3", {"head_dim": 16}),
+    )
+}  # fmt: skip
 
 
 def close(ours, theirs):

@@ -6,8 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import refused, write_benchmarks, write_words
-from test_calibration import job
+from conftest import refused, run_jobs, write_benchmarks, write_words
 from test_workflow import tiny_study
 
 from shadowcore import artifacts, cli, manifests, preflight
@@ -50,37 +49,17 @@ class Study:
         data["models"] = {MODEL: data["models"][MODEL]}
         del data["latency"]
         self.jobs = study = Jobs(parse_study(data | {"conditions": EVERYTHING}, "study"), folder / "results")
-        root = study.root
-        model = job(study.fetch_model(MODEL), "fetch_model", {"card": root / "card.json", "weights": root / "weights"})
-        text = {"documents": root / "documents.parquet", "tasks": root / "tasks.parquet"}
-        text = job(study.prepare_text("words"), "prepare_text", text)
-        prepared = [
-            job(study.prepare_benchmark(name), "prepare_benchmark", {"documents": root / f"{name}.parquet"})[
-                "documents"
-            ]
-            for name in ("piqa", "wikitext")
-        ]
-        asked = job({}, "gather_benchmarks", {"benchmarks": root / "asked.parquet"}, prepared=prepared)
-        traces = {
-            split: job(study.trace(MODEL, "words", split, "0"), "trace", {"trace": root / f"{split}.safetensors"},
-                       documents=text["documents"], **model)["trace"]
-            for split in ("train", "heldout")
-        }  # fmt: skip
-        self.files = {"oracle": ()}
-        made = job(study.average(MODEL, "words"), "average", {"scores": root / "scores.parquet"},
-                   traces=(traces["train"],))  # fmt: skip
-        self.files["static"] = made["scores"]
-        made = job(study.calibrate_thresholds(MODEL, "words"), "calibrate_thresholds",
-                   {"thresholds": root / "thresholds.parquet"}, documents=text["documents"], **model)  # fmt: skip
-        self.files["threshold"] = self.files["cats"] = made["thresholds"]
-        for design in DESIGNS:
-            made = job(
-                study.train_predictor(MODEL, "words", f"{design}+plainact+small"), "train_predictor",
-                {name: root / f"{design}.{name}.safetensors" for name in ("predictor", "quality", "training")},
-                card=model["card"], traces=(traces["train"],), heldout=(traces["heldout"],),
-            )  # fmt: skip
-            self.files[design] = made["predictor"]
-        self.shared = {**model, **text, "benchmarks": (asked["benchmarks"],)}
+        run_jobs(study, "fetch_model", "prepare_text", "prepare_benchmark", "gather_benchmarks", "trace", "average",
+                 "calibrate_thresholds", "train_predictor")  # fmt: skip
+        root, place = study.root, f"{MODEL}/words"
+        thresholds = root / "thresholds" / f"{place}.parquet"
+        self.files = {"oracle": (), "static": root / "scores" / f"{place}.parquet"} | {
+            design: root / "predictors" / place / f"{design}+plainact+small.safetensors" for design in DESIGNS
+        } | dict.fromkeys(("threshold", "cats"), thresholds)  # fmt: skip
+        model, text = root / "models" / MODEL, root / "texts" / "words"
+        self.shared = {"card": model / "card.json", "weights": model / "weights"}
+        self.shared |= {"documents": text / "documents.parquet", "tasks": text / "true_continuation.parquet"}
+        self.shared |= {"benchmarks": (root / "tasks" / "benchmarks.parquet",)}
         self.conditions = {
             setup: one for part in ("0", "50") for setup, one in study.evaluations[MODEL, "words", part].items()
         }

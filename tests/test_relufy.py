@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from conftest import TINY, refused, write_benchmarks, write_words
+from conftest import TINY, refused, run_job, write_benchmarks, write_words
 from fork_server import forking
 from test_calibration import job
 from test_workflow import ROOT, prepared, snakemake, tiny_study, waiting
@@ -128,18 +128,6 @@ def test_the_penalty_is_the_spread_of_activations():
     torch.testing.assert_close(found, 2 * (x > 0) + 0.2 * exact)
 
 
-def test_a_penalty_makes_zeros(teacher, real):
-    shares = []
-    for zeros in (None, 0.99):
-        training = Distillation(
-            copy.deepcopy(teacher), real, recipe(zeros=zeros, steps=60, learning_rate=0.003), seed=0
-        )
-        training.penalty.mul_(100)  # strong from the beginning
-        training.run(lambda done, total: None)
-        shares.append(zero_shares(training.student, real).mean())
-    assert shares[1] > shares[0] + 0.05
-
-
 def test_zeros_and_losses_are_counted_as_by_hand(teacher, real):
     student = relu_twin(teacher)
     seen = []
@@ -205,15 +193,12 @@ def study(tmp_path_factory):
 def made(study):
     """Files of the teacher, the text and the student."""
     jobs, _ = study
-    root = jobs.root
-    model = {
-        name: {"card": root / "models" / name / "card.json", "weights": root / "models" / name / "weights"}
-        for name in ("tiny-llama", "relu")
-    }
-    teacher = job(jobs.fetch_model("tiny-llama"), "fetch_model", model["tiny-llama"])
-    text = job(jobs.prepare_text("words"), "prepare_text", {"documents": root / "words.parquet", "tasks": root / "t"})
-    inputs = {"teacher_card": teacher["card"], "teacher_weights": teacher["weights"], "documents": text["documents"]}
-    return inputs | job(jobs.relufy("relu"), "relufy", model["relu"], **inputs)
+    for rule, name in (("fetch_model", "tiny-llama"), ("prepare_text", "words"), ("relufy", "relu")):
+        assert run_job(jobs, rule, name) == 0
+    teacher, student = (jobs.root / "models" / name for name in ("tiny-llama", "relu"))
+    made = {"card": student / "card.json", "weights": student / "weights"}
+    made |= {"documents": jobs.root / "texts" / "words" / "documents.parquet"}
+    return made | {"teacher_card": teacher / "card.json", "teacher_weights": teacher / "weights"}
 
 
 def test_a_card_says_how_the_model_was_made(study, made):

@@ -41,24 +41,18 @@ LABELS = {
 }
 EMPTY = ["", " \n", "\u200b", "\ufeff\u3000", "\u3164"]
 CHOICES = {
-    "piqa": lambda text: {"sol2": text},
-    "copa": lambda text: {"choice1": text},
+    "piqa": lambda text: {"sol2": text}, "copa": lambda text: {"choice1": text},
     "openbookqa": lambda text: {"choices": LETTERS | {"text": ["up", text, "left"]}},
-    "winogrande": lambda text: {"option2": text},
-    "hellaswag": lambda text: {"endings": ["a", "b", text, "d"]},
+    "winogrande": lambda text: {"option2": text}, "hellaswag": lambda text: {"endings": ["a", "b", text, "d"]},
     "arc_easy": lambda text: {"choices": GOOD["arc_easy"]["choices"] | {"text": ["up", "down", text]}},
-    "wikitext": lambda text: {"page": text},
-    "lambada_openai": lambda text: {"text": text},
-}
+    "wikitext": lambda text: {"page": text}, "lambada_openai": lambda text: {"text": text},
+}  # fmt: skip
 OTHERS = {
-    "bytes": (pa.binary(), b"up"),
-    "lists": (pa.list_(pa.string()), ["up"]),
+    "bytes": (pa.binary(), b"up"), "lists": (pa.list_(pa.string()), ["up"]),
     "objects": (pa.struct([("a", pa.string())]), {"a": "up"}),
-    "times": (pa.timestamp("ns"), datetime.datetime(2024, 1, 2)),
-    "numbers": (pa.float64(), 1.5),
-    "truth values": (pa.bool_(), True),
-    "nothing": (pa.null(), None),
-}
+    "times": (pa.timestamp("ns"), datetime.datetime(2024, 1, 2)), "numbers": (pa.float64(), 1.5),
+    "truth values": (pa.bool_(), True), "nothing": (pa.null(), None),
+}  # fmt: skip
 
 
 def write(folder, name, *rows, split=None):

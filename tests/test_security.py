@@ -16,17 +16,9 @@ from shadowcore.errors import ConfigError
 
 SOURCES = sorted((ROOT / "shadowcore").rglob("*.py"))
 HOSTILE = [
-    "a; touch ran",
-    "$(touch ran)",
-    "`touch ran`",
-    "a' && touch ran '",
-    "../../up",
-    "a b",
-    "a|b",
-    "a\nb",
-    "-rf",
+    "a; touch ran", "$(touch ran)", "`touch ran`", "a' && touch ran '", "../../up", "a b", "a|b", "a\nb", "-rf",
     "*",
-]
+]  # fmt: skip
 QUICK = yaml.safe_load((ROOT / "tests" / "base_study.yaml").read_text())
 
 

@@ -252,17 +252,13 @@ def test_documents_that_cannot_be_compared_or_counted_name_their_condition(rows,
 @pytest.mark.parametrize(
     ("name", "column", "value", "message"),
     [
-        ("accuracy", "value", math.nan, "value is nan"),
-        ("accuracy", "value", 0.12345, "k/n"),
-        ("accuracy", "value", 1.0025, "k/n"),
-        ("accuracy", "n", 800, "n is 800"),
-        ("perplexity", "value", 0.99, "at least 1"),
-        ("perplexity", "value", math.inf, "finite"),
-        ("perplexity", "n", 63, "n is 63"),
-        ("comparisons", "difference", math.nan, "finite"),
+        ("accuracy", "value", math.nan, "value is nan"), ("accuracy", "value", 0.12345, "k/n"),
+        ("accuracy", "value", 1.0025, "k/n"), ("accuracy", "n", 800, "n is 800"),
+        ("perplexity", "value", 0.99, "at least 1"), ("perplexity", "value", math.inf, "finite"),
+        ("perplexity", "n", 63, "n is 63"), ("comparisons", "difference", math.nan, "finite"),
         ("latency", "ms_per_token", math.nan, "finite"),
     ],
-)
+)  # fmt: skip
 def test_unattainable_values_name_table_and_row(frames, name, column, value, message):
     wrong = frames[name].copy()
     wrong.loc[5, column] = value

@@ -133,21 +133,6 @@ def test_groups_and_kinds_learn_together_what_they_learn_alone(traces, design, t
         assert value.numel() == 0 or not torch.equal(value, start[name]), name
 
 
-def test_held_out_losses_are_each_scorers_own(traces):
-    predictor = new("segments")
-    for parameter in predictor.parameters():
-        torch.nn.init.normal_(parameter)
-    held = traces(predictor, examples(predictor, 40))
-    expected, chunk, index = {}, next(held.chunks()), torch.arange(40)
-    for kind in KINDS:
-        scores = chunk.scores(kind, index).sqrt()
-        for i, (group, scorer) in enumerate(zip(predictor.groups, predictor.scorers[kind], strict=True)):
-            errors = scorer.deviation(chunk.feature(group.site, index)) - scores[:, group.layers]
-            expected[f"{kind}.{i}"] = errors.detach().square().mean().item()
-    found = training.held_out_losses(predictor, stacks_by_kind(predictor, 16), held, RECIPE)
-    assert found == pytest.approx(expected, rel=1e-5)
-
-
 @pytest.mark.parametrize("design", DESIGNS)
 def test_a_classifiers_loss_and_gradient_are_torchs_own(traces, design):
     """Cross-entropy of the scores, which are logits, with the highest third of a layer's units as the class 1."""

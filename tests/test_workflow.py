@@ -29,7 +29,7 @@ from shadowcore.plan import work
 from shadowcore.report import drawn
 from shadowcore.report.figures import FIGURES
 from shadowcore.rules import outputs
-from shadowcore.schemas import ACCURACY, FINAL_TABLES
+from shadowcore.schemas import FINAL_TABLES
 from shadowcore.states import states
 from shadowcore.texts.documents import DOCUMENTS
 
@@ -215,35 +215,6 @@ def test_benchmarks_are_rows_of_their_own(house):
     assert len(rolled) == 3 * len(measured[["model", "method", "predictor", "seed"]].drop_duplicates())
 
 
-def test_another_seed_is_another_predictor_measured_on_the_same_documents(house):
-    first, second = (next(results(house).rglob(f"tiny-opt/words/shadow+plainact+small{end}.safetensors"))
-                     for end in ("", "+seed1"))  # fmt: skip
-    assert first.read_bytes() != second.read_bytes()
-    rows = pq.read_table(results(house) / "tables" / "comparisons.parquet").to_pandas()
-    rows = rows[(rows["method"] == "shadow") & (rows["model"] == "tiny-opt") & (rows["metric"] == "log_perplexity")]
-    rows = rows[rows["predictor"] == "small"]
-    assert (rows["seeds"] == 2).all() and (rows["seed_deviation"] > 0).any()
-    for _, pair in rows.groupby(["data", "task", "reference"]):
-        assert sorted(pair["seed"]) == [0, 1] and pair["n"].nunique() == pair["seed_deviation"].nunique() == 1
-    quality = pq.read_table(results(house) / "tables" / "quality.parquet").to_pandas()
-    assert set(quality.loc[quality["method"] == "static", "seed"]) == {0}  # learns nothing: once
-
-
-def test_methods_without_a_predictor_are_rows_of_the_model_they_are_asked_of(house):
-    rows = pq.read_table(results(house) / "tables" / "perplexity.parquet").to_pandas()
-    rows = rows[rows["metric"] == "token_perplexity"]
-    measured = {
-        method: dict(zip(part["data"], part["sparsity_neurons"], strict=True))
-        for method, part in rows[rows["method"].isin(["threshold", "griffin", "relu"])].groupby("method")
-    }
-    assert set(measured["threshold"]) == set(measured["relu"]) == {"words", "words (second half)", "wikitext"}
-    assert measured["griffin"] == {"words (second half)": pytest.approx(0.5 * 2 / 3)}  # of 3 layers the first is dense
-    assert all(0.2 < share < 0.8 for method in ("threshold", "relu") for share in measured[method].values())
-    values = rows.set_index(["model", "method", "data"])["value"]
-    for data in measured["relu"]:
-        assert values["tiny-opt", "relu", data] == values["tiny-opt", "dense", data]
-
-
 def test_calibration_documents_among_the_evaluated_ones_stop_the_study(house, tmp_path):
     texts = next(results(house).rglob("documents.parquet"))
 
@@ -262,19 +233,6 @@ def test_calibration_documents_among_the_evaluated_ones_stop_the_study(house, tm
         )  # fmt: skip
         assert said.returncode == code, said.stderr
     assert "calibration text 'c' contains 1 of the 6 documents of text 'd'" in said.stderr
-
-
-def test_an_impossible_table_is_named_and_no_figure_is_drawn(house, tmp_path):
-    path = tmp_path / "accuracy.parquet"
-    table = artifacts.read_table(results(house) / "tables" / "accuracy.parquet", ACCURACY.schema)
-    wrong = table.set_column(table.schema.get_field_index("value"), "value", [[0.123] * len(table)])
-    artifacts.write_table(path, ACCURACY.schema, wrong, {})
-    said = subprocess.run(
-        [sys.executable, "-m", "shadowcore", "check-tables", "--tables", path, "--record", tmp_path / "record.json"],
-        cwd=house, env=environment(house), capture_output=True, text=True,
-    )  # fmt: skip
-    assert said.returncode == 2 and f"{path}: table 'accuracy', row 0" in said.stderr and "k/n" in said.stderr
-    assert not (tmp_path / "record.json").exists()
 
 
 def test_a_second_run_a_touch_and_a_comment_do_nothing(house):
