@@ -128,15 +128,6 @@ def test_constraints_name_a_version_of_everything_that_is_needed():
     assert {"torch", "numpy", "aiohttp"} <= set(versions)
 
 
-def test_triton_may_be_the_version_that_any_build_of_torch_requires():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    triton = next(Requirement(text) for text in project["optional-dependencies"]["test"] if text.startswith("triton"))
-    assert triton.specifier.contains("3.7.1")  # of the CUDA build of torch 2.13.0
-    assert not triton.specifier.contains("3.6.0")  # does not interpret with numpy 2.4
-    brought = [line.specifier for line in requirements_of("torch") if line.name == "triton"]
-    assert all(triton.specifier.contains(str(one).removeprefix("==")) for one in brought)
-
-
 def test_evaluation_does_not_stand_on_criteria_but_tracing_does():
     assert "shadowcore.method.criteria" not in provenance.closure("shadowcore.stages.evaluate")
     assert "shadowcore.method.criteria" not in provenance.closure("shadowcore.stages.latency")

@@ -151,18 +151,11 @@ def test_columns_of_other_types_are_refused_by_check_and_by_reading(tmp_path, mo
         refused(r"piqa.*: column 'goal' holds .*; allowed is text", attempt)
 
 
-@pytest.mark.parametrize(
-    "choices",
-    [
-        pa.array([["up", "down"]]),
-        pa.array([[{"text": "up", "label": "A"}]]),
-        pa.array([{"text": ["up", "down"]}]),
-        pa.array([{"text": ["up", "down"], "label": [0, 1]}]),
-        pa.array([LETTERS | {"seen": datetime.datetime(2024, 1, 2)}]),
-        pa.StructArray.from_arrays([pa.array([LETTERS["text"]])] * 3, ["text", "label", "text"]),
-    ],
-    ids=lambda choices: str(choices.type)[:40],
-)
+@pytest.mark.parametrize("choices", [
+    pa.array([["up", "down"]]), pa.array([{"text": ["up", "down"]}]),
+    pa.array([{"text": ["up", "down"], "label": [0, 1]}]),
+    pa.StructArray.from_arrays([pa.array([LETTERS["text"]])] * 3, ["text", "label", "text"]),
+], ids=lambda choices: str(choices.type)[:40])  # fmt: skip
 def test_choices_of_another_layout_are_refused(tmp_path, choices):
     path = tmp_path / "arc_easy" / "test.parquet"
     path.parent.mkdir()

@@ -32,14 +32,6 @@ def test_perplexity_is_the_exponential_of_summed_nll_over_summed_tokens():
     assert estimate.low < estimate.value < estimate.high
 
 
-def test_delta_method_on_equal_windows_is_the_error_of_a_mean():
-    means = np.random.default_rng(0).normal(3, 0.3, 50)
-    estimate = statistics.perplexity(means * 255, np.full(50, 255))
-    log_error = means.std(ddof=1) / math.sqrt(50)
-    assert estimate.stderr == pytest.approx(estimate.value * log_error)
-    assert math.log(estimate.high / estimate.low) == pytest.approx(2 * 1.96 * log_error, rel=0.1)
-
-
 def test_bootstrap_against_a_loop_over_resamples():
     random = np.random.default_rng(3)
     nll, tokens = random.normal(700, 60, 40), random.integers(200, 256, 40)
