@@ -17,6 +17,7 @@ import pytest
 from made_study import built, documents, frames, results  # noqa: F401 (fixtures)
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from shadowcore.errors import ShadowcoreError
 from shadowcore.method.predictors import Predictor
 from shadowcore.models.families import FAMILIES, dimensions_of
 from shadowcore.rules import RULES
@@ -108,6 +109,13 @@ def backend(request):
 def ids(backend, tokens):
     """Two sequences (2, 12), or one short one (1, 8) for the Triton decoder: the interpreter is slow."""
     return tokens if backend.__name__ == "Decoder" else tokens[:1, :8]
+
+
+def refused(words, call, *values, **more):
+    """A call ends in one sentence of this project, which the expression `words` matches."""
+    with pytest.raises(ShadowcoreError, match=words) as caught:
+        call(*values, **more)
+    assert "\n" not in str(caught.value), caught.value
 
 
 def write_words(folder):

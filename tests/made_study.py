@@ -20,12 +20,9 @@ CALIBRATION = "wikipedia-train"
 TRACED = {"model": MODEL, "calibration": CALIBRATION, "criterion": "plainact"}
 # made-up perplexity over dense at LEVELS
 COST = {
-    "random": (13.0, 250.0, 3000.0),
-    "static": (2.05, 3.9, 9.0),
-    "shadow": (1.65, 2.7, 7.3),
-    "layerwise": (1.5, 2.3, 7.0),
-    "oracle": (1.01, 1.05, 1.25),
-}
+    "random": (13.0, 250.0, 3000.0), "static": (2.05, 3.9, 9.0), "shadow": (1.65, 2.7, 7.3),
+    "layerwise": (1.5, 2.3, 7.0), "oracle": (1.01, 1.05, 1.25),
+}  # fmt: skip
 
 
 def condition(method="dense", criterion=None, policy=None, units=None, sparsity=0):

@@ -78,6 +78,13 @@ def test_no_pickle_and_no_remote_code():
         assert not forbidden.search(path.read_text()), path
 
 
+@pytest.mark.parametrize("call", [r"load_model|load_tokenizer|from_pretrained", r"cutting\.windows"])
+def test_stages_read_models_and_cut_windows_by_inputs_alone(call):
+    """Which checks the files of a model, and that a model has positions for its windows."""
+    paths = sorted((ROOT / "shadowcore" / "stages").glob("*.py"))
+    assert [path.name for path in paths if re.search(rf"\b({call})\b", path.read_text())] == ["inputs.py"]
+
+
 def test_conda_and_pip_pins_are_the_same():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     conda = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
@@ -120,15 +127,6 @@ def test_constraints_name_a_version_of_everything_that_is_needed():
         except metadata.PackageNotFoundError:  # of the extra for clusters, which the tests do not install
             continue
     assert {"torch", "numpy", "aiohttp"} <= set(versions)
-
-
-def test_triton_may_be_the_version_that_any_build_of_torch_requires():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    triton = next(Requirement(text) for text in project["optional-dependencies"]["test"] if text.startswith("triton"))
-    assert triton.specifier.contains("3.7.1")  # of the CUDA build of torch 2.13.0
-    assert not triton.specifier.contains("3.6.0")  # does not interpret with numpy 2.4
-    brought = [line.specifier for line in requirements_of("torch") if line.name == "triton"]
-    assert all(triton.specifier.contains(str(one).removeprefix("==")) for one in brought)
 
 
 def test_evaluation_does_not_stand_on_criteria_but_tracing_does():

@@ -4,14 +4,12 @@ import json
 from importlib import import_module
 from pathlib import Path
 
-import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 from conftest import run_jobs, write_benchmarks, write_words
 from test_workflow import tiny_study
 
 from shadowcore.config import parse_study
-from shadowcore.errors import ConfigError
 from shadowcore.jobs import Jobs, as_json
 from shadowcore.stages.base import parse_spec, runtime_fields
 
@@ -69,19 +67,3 @@ def test_in_task_and_out_of_task_calibration_are_rows_of_their_own(measured):
     # a method is compared with what was calibrated on the same text
     compared = measured["comparisons"].query("method == 'shadow' and reference == 'static' and metric == 'acc'")
     assert sorted(compared["calibration"]) == sorted(TEXTS)
-
-
-def test_examples_that_are_evaluated_too_stop_the_study(study, measured, tmp_path):
-    folder = Path(study.study.evaluation.offline_dir) / "piqa"
-    train, validation = (pd.read_parquet(folder / f"{split}.parquet") for split in ("train", "validation"))
-    leaky = tmp_path / "benchmarks" / "piqa"
-    leaky.mkdir(parents=True)
-    pd.concat([validation.iloc[:96], train]).to_parquet(leaky / "train.parquet")
-    spec = json.loads(as_json(study.prepare_text("piqa-train")).replace(str(folder.parent), str(leaky.parent)))
-    out = {"documents": tmp_path / "text.parquet", "tasks": tmp_path / "tasks.parquet"}
-    leaked = job(spec, "prepare_text", out)["documents"]
-    with pytest.raises(ConfigError, match=r"'piqa-train' contains \d+ of the 96 documents of benchmark 'piqa'"):
-        job(study.check_disjoint("piqa-train", "words"), "check_disjoint", {"record": tmp_path / "record.json"},
-            calibrated=leaked, evaluated=study.root / "texts" / "words" / "documents.parquet",
-            benchmarks=(study.root / "tasks" / "piqa.parquet",))  # fmt: skip
-    assert not (tmp_path / "record.json").exists()

@@ -12,10 +12,9 @@ import pytest
 import yaml
 from conftest import write_benchmarks, write_words
 
-from shadowcore import costs, manifests, plan, rates
-from shadowcore.config import load_study, parse_study
+from shadowcore import manifests, plan, rates
+from shadowcore.config import parse_study
 from shadowcore.jobs import Jobs
-from shadowcore.models.published import PUBLISHED
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "benchmarks" / "chain.py"
@@ -30,25 +29,18 @@ def tiny(folder):
     """The chain's study with tiny dimensions, texts and benchmarks."""
     dimensions = {"family": "opt", "layers": 3, "width": 16, "heads": 4, "neurons": 32}
     recipe = {"recipe": "best", "rank_heads": 4, "rank_neurons": 4, "epochs": 1, "batch": 16}
+    questions = {"documents": 4, "context_words": 6, "continuation_words": 3}
+    words = {"source": {"folder": {"path": str(write_words(folder / "words"))}}, "heldout_fraction": 0.2}
+    few = {"window_tokens": 80, "windows": 4, "tokens_per_window": 8, "heldout_windows": 2}
+    evaluated = {"tasks": ["true_continuation", "piqa"], "limit": {"piqa": 4}, "fewshot": [0, 1], "windows": 2}
+    evaluated |= {"window_tokens": 64, "offline_dir": str(write_benchmarks(folder / "benchmarks"))}
     return STUDY | {
         "models": {"one": {"source": {"random": dimensions}}, "two": {"source": {"random": dimensions | {"seed": 1}}}},
-        "texts": {
-            "wikipedia": STUDY["texts"]["wikipedia"]
-            | {
-                "source": {"folder": {"path": str(write_words(folder / "words"))}}, "heldout_fraction": 0.2,
-                "true_continuation": {"documents": 4, "context_words": 6, "continuation_words": 3},
-            }
-        },
-        "traces": STUDY["traces"]
-        | {"window_tokens": 80, "windows": 4, "tokens_per_window": 8}
-        | {"heldout_windows": 2, "heldout_tokens_per_window": 8},
+        "texts": {"wikipedia": STUDY["texts"]["wikipedia"] | words | {"true_continuation": questions}},
+        "traces": STUDY["traces"] | few | {"heldout_tokens_per_window": 8},
         "predictors": {"published": recipe, "small": recipe | {"rank_neurons": 2}},
-        "evaluation": STUDY["evaluation"]
-        | {
-            "tasks": ["true_continuation", "piqa"], "limit": {"piqa": 4}, "fewshot": [0, 1],
-            "offline_dir": str(write_benchmarks(folder / "benchmarks")), "windows": 2, "window_tokens": 64,
-        },
-    }  # fmt: skip
+        "evaluation": STUDY["evaluation"] | evaluated,
+    }
 
 
 def here(record, log, arguments):
@@ -66,12 +58,6 @@ def study(tmp_path_factory):
     assert chain.run(jobs.root, "shared", made.of(""), float("inf"), here)
     assert chain.run(jobs.root, "one", [*made.of("one"), *made.alone("one", 2)], float("inf"), here)
     return jobs, pd.read_parquet(jobs.root / "measured" / "one.parquet")
-
-
-def test_the_configuration_has_the_published_dimensions():
-    jobs = Jobs(load_study(ROOT / "benchmarks" / "chain.yaml"), Path("nowhere"))
-    sizes = {model: costs.size_of(jobs, model) for model in jobs.study.models}
-    assert sizes == {model: PUBLISHED[model] for model in ("opt-1.3b", "opt-6.7b", "opt-13b", "opt-30b")}
 
 
 def test_every_job_has_a_row_with_its_costs(study):
@@ -132,11 +118,6 @@ def test_a_job_that_fails_stops_no_other(study, tmp_path):
     rows = pd.read_parquet(jobs.root / "measured" / "two.parquet")
     assert not whole and set(rows["error"]) == {"shadowcore trace: no memory"}
     assert {"fetch-model", "evaluate", "evaluate-oracle"} <= set(rows["stage"])
-
-
-def test_nothing_starts_after_the_deadline(study):
-    jobs, _ = study
-    assert not chain.run(jobs.root, "two", chain.Chain(jobs).of("two"), 0.0, here)
 
 
 def test_what_was_measured_is_printed_as_table_and_rates(study, capsys):

@@ -4,6 +4,7 @@ import math
 
 import pandas as pd
 import pytest
+from conftest import refused
 
 from shadowcore.errors import ArtifactError
 from shadowcore.report import PUBLISHED, claims, pairs, tables
@@ -50,10 +51,7 @@ def test_published_values_are_those_cited():
     assert (rows["value"] > 0).all() and rows["source"].str.contains("arXiv 2406.16635").all()
     theirs = claims.published(PUBLISHED, CLAIMS["shadow_over_dejavu"])
     half = theirs[(theirs["model"] == "opt-30b") & (theirs["sparsity_pct"] == 50)].set_index("policy")["effect"]
-    assert half["per_layer"] == pytest.approx(math.log(95.5 / 13.0))
-    assert half["global"] == pytest.approx(math.log(35.1 / 12.1))
-    theirs = claims.published(PUBLISHED, CLAIMS["faster_than_layerwise"])
-    assert set(theirs["model"]) == {"opt-1.3b", "opt-6.7b", "opt-13b", "opt-30b", "opt-66b"}
+    assert half.to_dict() == pytest.approx({"per_layer": math.log(95.5 / 13.0), "global": math.log(35.1 / 12.1)})
 
 
 def test_an_effect_is_that_of_the_values_with_the_error_of_their_paired_difference():
@@ -301,19 +299,6 @@ def test_other_ranks_and_other_runs_say_nothing_about_the_published_speed(found)
     assert claims.judge(found) == []
 
 
-def test_published_times_name_their_ranks_and_gpus():
-    rows = pd.read_csv(PUBLISHED).query("quantity == 'latency'")
-    predicted = rows["method"] != "static"
-    for column in ("predictor_rank", "predictor_rank_heads"):
-        assert (rows.loc[predicted, column] == 2048).all() and rows.loc[~predicted, column].isna().all()
-    gpus = {"opt-1.3b": 1, "opt-6.7b": 2, "opt-13b": 4, "opt-30b": 4, "opt-66b": 4}
-    assert (rows["gpus"] == rows["model"].map(gpus)).all()
-    half = claims.published(PUBLISHED, CLAIMS["faster_than_layerwise"]).query("sparsity_pct == 50")
-    ratios = half.groupby("model")["effect"].first()
-    for model, ratio in {"opt-1.3b": 1.213, "opt-6.7b": 1.146, "opt-13b": 1.140}.items():
-        assert math.exp(ratios[model]) == pytest.approx(ratio, abs=5e-4)
-
-
 def test_withdrawn_rank_correlations_are_not_used():
     """The authors withdrew the file with .871 and .884 (plainact), .954 and .956 (l2_norm); these replace it."""
     rows = pd.read_csv(PUBLISHED).query("quantity == 'rank_correlation' and units == 'heads'")
@@ -336,8 +321,7 @@ def test_withdrawn_rank_correlations_are_not_used():
 )
 def test_a_table_of_published_values_that_is_none(content, says, tmp_path):
     path = tmp_path / "mine.csv"
-    with pytest.raises(ArtifactError, match="mine.csv: no such file"):
-        claims.published(path, CLAIMS["context_over_static"])
+    refused("mine.csv: no such file", claims.published, path, CLAIMS["context_over_static"])
     path.write_bytes(content)
     with pytest.raises(ArtifactError, match=f"mine.csv: .*{says}.*published.csv") as raised:
         claims.published(path, CLAIMS["context_over_static"])

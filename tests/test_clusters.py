@@ -125,13 +125,12 @@ def test_another_queue_gets_its_resources_and_runs_the_job(tmp_path, monkeypatch
     assert "-l select=1:ncpus=1:mem=2000mb:ngpus=0 -l walltime=30:00" in asked and "-N prepare_benchmark" in asked
 
 
-@pytest.mark.parametrize("profile", ["slurm", "slurm-gres"])
-def test_a_machine_without_slurm_says_so_at_once(tmp_path, profile):
+def test_a_machine_without_slurm_says_so_at_once(tmp_path):
     """Whatever the executor does without `sbatch`, it waited for ever."""
     if shutil.which("sbatch"):
         pytest.skip("this machine has SLURM")
     folder = cluster_house(tmp_path / "house")
-    said = snakemake(folder, profile, "--", "results/tiny/tasks/piqa.parquet")
+    said = snakemake(folder, "slurm", "--", "results/tiny/tasks/piqa.parquet")
     assert said.returncode != 0 and not (results(folder) / "tasks").exists()
     assert "no SLURM" in said.stderr and "sbatch" in said.stderr and "Traceback" not in said.stderr
 

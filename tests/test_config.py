@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from conftest import refused
 
 from shadowcore.config import load_study, parse_study
 from shadowcore.errors import ConfigError
@@ -40,127 +41,118 @@ def test_shipped_configurations_are_valid(path):
     assert Jobs(load_study(path)).manifests()
 
 
-@pytest.mark.parametrize(
-    ("path", "value", "message"),
-    [
-        (["sede"], 1, "config: unknown key 'sede'; did you mean 'seed'"),
-        (["traces", "window"], 1, "traces: unknown key 'window'; did you mean 'windows'"),
-        (["traces", "criteria"], ["plainct"], "unknown 'plainct'; did you mean 'plainact'"),
-        (["conditions", 0, "methods"], ["ramdom"], "unknown 'ramdom'; did you mean 'random'"),
-        (["conditions", 1, "policies"], ["per_layr"], "unknown 'per_layr'; did you mean 'per_layer'"),
-        (["conditions", 1, "policies"], ["global"], "layerwise .*layer by layer"),
-        (["conditions", 1, "protocols"], ["lokahead"], "unknown 'lokahead'; did you mean 'lookahead'"),
-        (
-            ["conditions", 0, "methods"],
-            ["griffin"],
-            r"conditions\[0\].protocols: \['token'\] .*griffin; allowed: \['prompt'\]",
-        ),
-        (["conditions", 0, "methods"], ["relu"], r"sparsities_pct: \[30, 50, 70\] .* relu; allowed: \[0\]"),
-        (
-            ["conditions", 2, "methods"],
-            ["threshold"],
-            r"policies: \['global'\] .*threshold; allowed: \['per_layer'\]",
-        ),
-        (
-            ["conditions", 3, "methods"],
-            ["threshold"],
-            r"units: \['both'\] .*threshold; allowed: \['neurons'\]",
-        ),
-        (
-            ["conditions", 0, "models"],
-            ["smollm"],
-            "conditions.0..models: unknown 'smollm'; did you mean 'smollm2-135m'",
-        ),
-        (["predictors"], {"first": SMALL, "small": {"retrained_from": "first"}}, "small: needs .*`traces.on_policy`"),
-        (["predictors"], {"first": SMALL, "small": {"tuned_from": "first"}}, "predictors.small: needs .*`tuning`"),
-        (["predictors", "more"], {"tuned_from": "smal"}, "predictors.more: unknown 'smal'; did you mean 'small'"),
-        (
-            ["predictors", "more"],
-            {"tuned_from": "small", "retrained_from": "small"},
-            "predictors.more: must have either",
-        ),
-        (
-            ["predictors", "more"],
-            {"tuned_from": "small", "epoch": 1},
-            "predictors.more: unknown key 'epoch'; .*tuned_from",
-        ),
-        (["predictors", "more"], {"tuned_fom": "small"}, "more: unknown key 'tuned_fom'; did you mean 'tuned_from'"),
-        (["predictors", "small", "epoch"], 1, "predictors.small: unknown key 'epoch'; did you mean 'epochs'"),
-        (["predictors"], {"small": {"tuned_from": "small"}}, "predictors.small: begins with itself .small from small."),
-        (["conditions", 0, "seeds"], [0, 1], r"conditions\[0\].seeds: .*shadow.*\['random'\]"),
-        (["conditions", 1, "seeds"], [-1], r"conditions\[1\].seeds\[0\]: must be 0 or more \(found -1\)"),
-        # how versions before wrote predictors
-        (
-            ["conditions", 1, "predictors"],
-            ["small@1"],
-            "`small_1: {retrained_from: small}` to `predictors` and write small_1",
-        ),
-        (["conditions", 1, "predictors"], ["small@2"], "`small_1: .*and `small_2: {retrained_from: small_1}`"),
-        (["latency", "predictor"], "small@tuned", "`small_tuned: {tuned_from: small}`"),
-        (["conditions", 1, "predictors"], ["small@1@tuned"], "`small_1: .*and `small_1_tuned: {tuned_from: small_1}`"),
-        (["conditions", 1, "predictors"], ["small@tuned@1"], "unknown 'small@tuned@1'"),
-        (["conditions", 1, "predictors"], ["small@seed1"], "write small here, with `seeds: .1.`"),
-        (
-            ["traces", "on_policy"],
-            {"units": "neurons", "lowest_pct": 60, "highest_pct": 30},
-            "60.*above highest_pct .30",
-        ),
-        (["conditions", 1, "methods"], ["static_tuned"], r"static_tuned cannot have \['small'\].*`tuned_from`"),
-        (["conditions", 1, "methods"], ["proxy3_tuned"], r"proxy3_tuned cannot have \['small'\].*`tuned_from`"),
-        (["conditions", 3, "methods"], ["dejavu"], r"units: \['both'\] .*dejavu; allowed: \['neurons'\]"),
-        (["predictors", "more"], {"retrained_from": "small", "tuning_rate": 0.1}, "more.tuning_rate: needs tuned_from"),
-        (["predictors", "small", "scaling"], "per_example", "latency.predictor: .*standard or min_max"),
-        (["predictors", "small"], SMALL | {"examples": "windows", "batch": 65}, "small.batch: 65 .* have 64 windows"),
-        (["latency", "methods"], ["dejavu"], "latency.methods.*unknown 'dejavu'"),
-        (["predictors", "small"], {"recipe": "publishd"}, "recipe: unknown 'publishd'; did you mean 'published'"),
-        (["predictors", "small", "bits"], 4, r"predictors.small.bits: must be 16 or 8 \(found 4\)"),
-        (["predictors", "small", "scaling"], "minmax", "unknown 'minmax'; did you mean 'min_max'"),
-        (["conditions", 1, "predictors"], ["smal"], "unknown 'smal'; did you mean 'small'"),
-        (["conditions", 1, "predictors"], [], "need `predictors`"),
-        (["conditions", 1, "criteria"], ["snip"], r"\[\'snip\'\] have no score of a single token.*allowed: .*plainact"),
-        (["conditions", 0, "sparsities_pct"], [100], r"conditions\[0\].sparsities_pct\[0\]: 100 .*integer percent"),
-        (["conditions", 0, "sparsities_pct"], [-1], "-1 .*integer percent"),
-        (["conditions", 0, "sparsities_pct"], [0.5], "0.5 is not an integer percent .* such as 50"),
-        (["evaluation", "tasks"], ["piqua"], "unknown 'piqua'; did you mean 'piqa'"),
-        (["evaluation", "texts"], ["wikipdia"], "did you mean 'wikipedia'"),
-        (["models", "smollm2-135m", "source"], {"packge": "x"}, "unknown 'packge'; did you mean 'package'"),
-        (["models", "smollm2-135m", "source"], {"folder": {"pth": "x"}}, "unknown key 'pth'; did you mean 'path'"),
-        (["models", "smollm2-135m", "dtype"], "float31", "unknown 'float31'; did you mean 'float32'"),
-        (["models"], {"../up": QUICK["models"]["smollm2-135m"]}, "models: '../up' is not a name"),
-        (["models"], {}, "models: must have 1 or more"),
-        (["evaluation", "texts"], [], "evaluation.texts: must have 1 or more"),
-        (
-            ["texts", "wikipedia", "true_continuation"],
-            None,
-            "texts.wikipedia.true_continuation: missing; .* needs it",
-        ),
-        (["traces", "tokens_per_window"], 128, "traces.tokens_per_window: 128 is too large; .*window_tokens .128."),
-        (["traces", "window_tokens"], 70, "traces.window_tokens: 70 is too small; jacov needs at least 73"),
-        (["traces", "criteria"], ["plainact"], r"traces.criteria: \['l2_norm'\].*"),
-    ],
-)
-def test_a_mistake_is_one_sentence(path, value, message):
-    with pytest.raises(ConfigError, match=message) as caught:
-        parse_study(changed(path, value), "config")
-    assert "\n" not in str(caught.value)
+MODEL, ON_POLICY = "models.smollm2-135m", {"units": "neurons", "lowest_pct": 60, "highest_pct": 30}
+# a place, what is written there, and the words that the sentence has
+MISTAKES = [
+    # misspelt keys and names, with the near miss
+    ("sede", 1, "config: 'sede' 'seed'"), ("traces.window", 1, "traces: 'window' 'windows'"),
+    ("traces.criteria", ["plainct"], "'plainct' 'plainact'"),
+    ("conditions.0.methods", ["ramdom"], "conditions[0].methods 'ramdom' 'random'"),
+    ("conditions.0.models", ["smollm"], "conditions[0].models 'smollm' 'smollm2-135m'"),
+    ("conditions.1.policies", ["per_layr"], "'per_layr' 'per_layer'"),
+    ("conditions.1.protocols", ["lokahead"], "'lokahead' 'lookahead'"),
+    ("conditions.1.predictors", ["smal"], "'smal' 'small'"),
+    ("predictors.small.epoch", 1, "predictors.small: 'epoch' 'epochs'"),
+    ("predictors.small", {"recipe": "publishd"}, "recipe: 'publishd' 'published'"),
+    ("predictors.small", {"recipe": ["best"]}, "predictors.small.recipe"),
+    ("predictors.small.scaling", "minmax", "'minmax' 'min_max'"),
+    ("evaluation.tasks", ["piqua"], "'piqua' 'piqa'"), ("evaluation.texts", ["wikipdia"], "'wikipedia'"),
+    (f"{MODEL}.source", {"packge": "x"}, "'packge' 'package'"),
+    (f"{MODEL}.source", {"folder": {"pth": "x"}}, "'pth' 'path'"), (f"{MODEL}.dtype", "float31", "'float31' 'float32'"),
+    # methods and what they cannot be combined with
+    ("conditions.1.policies", ["global"], "layerwise global"),
+    ("conditions.0.methods", ["griffin"], "conditions[0].protocols: 'token' griffin; ['prompt']"),
+    ("conditions.0.methods", ["relu"], "sparsities_pct: 30 relu; [0]"),
+    ("conditions.2.methods", ["threshold"], "policies: 'global' threshold; ['per_layer']"),
+    ("conditions.3.methods", ["threshold"], "units: 'both' threshold; ['neurons']"),
+    ("conditions.3.methods", ["dejavu"], "units: 'both' dejavu; ['neurons']"),
+    ("conditions.1.methods", ["static_tuned"], "static_tuned ['small'] `tuned_from`"),
+    ("conditions.1.methods", ["proxy3_tuned"], "proxy3_tuned ['small'] `tuned_from`"),
+    ("conditions.1.predictors", [], "`predictors`"), ("conditions.1.criteria", ["snip"], "snip token plainact"),
+    ("conditions.0.seeds", [0, 1], "conditions[0].seeds: shadow ['random']"),
+    ("latency.methods", ["dejavu"], "latency.methods 'dejavu'"),
+    ("predictors.small.scaling", "per_example", "latency.predictor: standard min_max"),
+    # predictors that begin with others, and how versions before wrote them
+    ("predictors", {"first": SMALL, "small": {"retrained_from": "first"}}, "small: `traces.on_policy`"),
+    ("predictors", {"first": SMALL, "small": {"tuned_from": "first"}}, "predictors.small: `tuning`"),
+    ("predictors.more", {"tuned_from": "smal"}, "predictors.more: 'smal' 'small'"),
+    ("predictors.more", {"tuned_from": "small", "retrained_from": "small"}, "predictors.more: either"),
+    ("predictors.more", {"tuned_from": "small", "epoch": 1}, "predictors.more: 'epoch' tuned_from"),
+    ("predictors.more", {"tuned_fom": "small"}, "more: 'tuned_fom' 'tuned_from'"),
+    ("predictors.more", {"retrained_from": "small", "tuning_rate": 0.1}, "more.tuning_rate: tuned_from"),
+    ("predictors", {"small": {"tuned_from": "small"}}, "predictors.small: itself small"),
+    ("conditions.1.predictors", ["small@2"], "small_1: small_2: retrained_from: small_1"),
+    ("latency.predictor", "small@tuned", "small_tuned: tuned_from: small"),
+    ("conditions.1.predictors", ["small@1@tuned"], "small_1: small_1_tuned: tuned_from: small_1"),
+    ("conditions.1.predictors", ["small@tuned@1"], "'small@tuned@1'"),
+    ("conditions.1.predictors", ["small@seed1"], "small `seeds: [1]`"),
+    ("traces.on_policy", ON_POLICY, "60 highest_pct 30"),
+    # sections that are null, or of another kind; empty and repeated lists
+    *((name, None, f"config: {name}: mapping") for name in ("models", "traces", "evaluation")),
+    ("conditions", None, "conditions: list"), ("conditions.0", None, "conditions[0]: mapping"),
+    (f"{MODEL}.source", None, f"{MODEL}.source: mapping package"),
+    (f"{MODEL}.source", {"folder": "/tmp"}, "source.folder: mapping path"),
+    (f"{MODEL}.source", {"hub": {"repo": "a/b"}}, "source.hub: 'revision'"),
+    (f"{MODEL}.source", {"folder": {"path": 3}}, "source.folder.path: 3"),
+    ("evaluation.tasks", "piqa", "evaluation.tasks: list 'piqa'"),
+    *((name, [], f"{shown}: 1 or more") for name, shown in (
+        ("conditions.0.methods", "conditions[0].methods"), ("conditions.1.units", "conditions[1].units"),
+        ("latency.sparsities_pct", "latency.sparsities_pct"), ("evaluation.texts", "evaluation.texts"))),
+    ("models", {}, "models: 1 or more"), ("calibration", ["wikipedia"] * 2, "calibration: 'wikipedia' twice"),
+    ("conditions.0.sparsities_pct", [0, 50, 0], "sparsities_pct: 0 twice"),
+    # sizes and fractions
+    *((f"{part}.{key}", value, f"{part}.{key}: 1 or more {value}") for value in (0, -3)
+      for part, key in (("traces", "shards"), ("evaluation", "windows"), ("latency", "repeats"))),
+    ("conditions.0.sparsities_pct", [100], "conditions[0].sparsities_pct[0]: 100 integer percent"),
+    ("conditions.0.sparsities_pct", [0.5], "0.5 integer percent 50"),
+    ("conditions.1.seeds", [-1], "conditions[1].seeds[0]: 0 or more -1"),
+    ("predictors.small.rank_heads", -1, "predictors.small.rank_heads: 1 or more"),
+    ("predictors.small.learning_rate", -0.1, "predictors.small.learning_rate: greater than 0"),
+    ("predictors.small.bits", 4, "predictors.small.bits: 16 8 4"),
+    ("predictors.small", SMALL | {"examples": "windows", "batch": 65}, "small.batch: 65 64 windows"),
+    ("predictors.small.batch", 4097, "predictors.small.batch: 4097 4096 tokens"),
+    ("predictors.small.tokens", 4097, "predictors.small.tokens: 4097 4096 tokens"),
+    ("predictors.small.tokens", 9, "predictors.small.batch: 64 tokens 9"),
+    ("evaluation.limit", {"piqa": -1}, "evaluation.limit.piqa: 1 or more"),
+    ("evaluation.limit", {"piqa": 5}, "evaluation.limit.piqa: evaluation.tasks"),
+    ("evaluation.fewshot", [-1], "evaluation.fewshot[0]: 0 or more"),
+    ("seed", -1, "seed: 0 or more"), ("seed", 2**70, "seed: less than"),
+    ("traces.windows", 64.0, "traces.windows: whole number 64.0"), ("traces.windows", True, "traces.windows: whole"),
+    ("traces.shards", 65, "traces.shards: 65 windows 64"),
+    ("traces.tokens_per_window", 128, "traces.tokens_per_window: 128 window_tokens"),
+    ("traces.heldout_tokens_per_window", 128, "traces.heldout_tokens_per_window: 128 window_tokens"),
+    ("traces.window_tokens", 70, "traces.window_tokens: 70 jacov 73"),
+    ("traces.criteria", ["plainact"], "traces.criteria: 'l2_norm'"),
+    ("evaluation.window_tokens", 1, "evaluation.window_tokens: 2 or more"),
+    ("latency.prompt_tokens", 1, "latency.prompt_tokens: 2 or more"),
+    ("texts.wikipedia.heldout_fraction", 0.7, "texts.wikipedia.heldout_fraction: 0.7 less than 1"),
+    ("texts.wikipedia.evaluation_fraction", 0, "evaluation_fraction: greater than 0"),
+    ("texts.wikipedia.evaluation_fraction", "a third", "evaluation_fraction: number"),
+    ("texts.wikipedia.true_continuation", None, "texts.wikipedia.true_continuation missing"),
+    # names
+    ("study", "my study", "study: 'my study' not a name"), ("models", {"../up": SMALL}, "models: '../up' not a name"),
+    ("predictors", {"a@1": SMALL}, "predictors: 'a@1' not a name"),
+    *(("offline", value, "config: offline: true, false folder") for value in ("no", "None", "", 0, None, ["a"])),
+    ("run_anyway", "yes", "run_anyway: 'yes' true false"),
+    ("offline", "true", "network"),  # as it arrives from the command line
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("path", "value", "words"), MISTAKES)
+def test_a_mistake_is_one_sentence_that_names_the_place_what_was_found_and_what_is_allowed(path, value, words):
+    keys = [int(key) if key.isdigit() else key for key in path.split(".")]
+    with pytest.raises(ConfigError) as refused:
+        parse_study(changed(keys, value), "config")
+    said = str(refused.value)
+    assert all(word in said for word in words.split()) and "\n" not in said, said
+    assert not any(code in said for code in ("[A-Z", "valid dictionary", "Field required", "Input should"))
 
 
 def test_one_mask_for_a_prompt_needs_documents_with_prompts():
     study = changed(["conditions", 1, "protocols"], ["prompt"])
     parse_study(study, "config")
     study["evaluation"]["tasks"] = ["wikitext"]
-    with pytest.raises(ConfigError, match="protocol prompt needs a task whose documents have prompts"):
-        parse_study(study, "config")
-
-
-def test_conditions_of_another_protocol_are_others():
-    def setups(*protocols):
-        jobs = Jobs(parse_study(changed(["conditions", 1, "protocols"], list(protocols)), "config"))
-        return {one.slug(0) for one in jobs.conditions}
-
-    more = setups("token", "lookahead") - setups("token")
-    assert more == setups("lookahead") - setups("token") != set()
-    assert all(setup.endswith("+lookahead") and setup.removesuffix("+lookahead") in setups("token") for setup in more)
+    refused("protocol prompt needs a task whose documents have prompts", parse_study, study, "config")
 
 
 def test_seeds_repeat_what_is_trained_and_leave_the_other_paths_alone():
@@ -210,8 +202,7 @@ def test_a_predictor_that_begins_with_another_shares_its_trainings_and_traces():
     }  # fmt: skip
     assert len({str(spec["recipe"]) for spec in specs.values()}) == 1
     data["predictors"]["once"] = {"retrained_from": "twice"}
-    with pytest.raises(ConfigError, match="predictors.once: begins with itself .once from twice from once."):
-        parse_study(data, "config")
+    refused("predictors.once: begins with itself .once from twice from once.", parse_study, data, "config")
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -223,12 +214,6 @@ def test_a_recipe_is_named_and_may_be_bent(name):
     del data["latency"]  # a decoder does not scale every example
     jobs = Jobs(parse_study(data, "c"))
     assert jobs.train_predictor("smollm2-135m", "wikipedia", "shadow+plainact+small")["recipe"] == known
-
-
-def test_the_published_recipe_is_the_published_one():
-    one = PredictorConfig(recipe="published").training_recipe()
-    assert one.rank == {"heads": 2048, "neurons": 1024} and one.epochs == {"heads": 100, "neurons": 20}
-    assert (one.target, one.scaling, one.learning_rate) == ("score", "min_max", 1e-3)
 
 
 def test_the_page_names_every_choice():
@@ -243,15 +228,6 @@ def test_a_grid_may_be_for_some_models_only():
     conditions = Jobs(parse_study(study, "config")).conditions
     assert {one.model for one in conditions if one.method == "relu"} == {"other"}
     assert {one.model for one in conditions if one.method == "static"} == {"other", "smollm2-135m"}
-
-
-def test_a_file_that_is_not_yaml_is_named(tmp_path):
-    path = tmp_path / "broken.yaml"
-    path.write_text("study: [")
-    with pytest.raises(ConfigError, match="broken.yaml: not YAML, line 1"):
-        load_study(path)
-    with pytest.raises(ConfigError, match="absent.yaml: cannot be read"):
-        load_study(tmp_path / "absent.yaml")
 
 
 def test_conditions_are_distinct_and_have_a_dense_row():
@@ -283,117 +259,32 @@ def test_the_size_of_a_batch_makes_nothing_stale():
     assert before.evaluate(*key) == after.evaluate(*key)
 
 
-@pytest.mark.parametrize("value", ["no", "off", "yes", "on", "None", "null", "", "0", 0, 1, None, 0.5, ["a"]])
-def test_offline_is_true_false_or_a_folder(value):
-    with pytest.raises(ConfigError, match="config: offline: .* true, false, or the folder"):
-        parse_study(changed(["offline"], value), "config")
-
-
 @pytest.mark.parametrize(("value", "meant"), [("true", True), ("True", True), ("false", False), (True, True)])
 def test_run_anyway_arrives_as_text_and_changes_no_page(value, meant):
     study = parse_study(changed(["run_anyway"], value), "config")
     assert study.run_anyway is meant and Jobs(study).write_page() == Jobs(parse_study(QUICK, "config")).write_page()
-    with pytest.raises(ConfigError, match="run_anyway: 'yes' .* true or false"):
-        parse_study(changed(["run_anyway"], "yes"), "config")
+    assert parse_study(changed(["offline"], "false"), "config").offline is False
 
 
-REQUIRED = [
-    ([], "trace", "traces"), ([], "sede", "seed"), ([], "model", "models"),
-    (["traces"], "window_token", "window_tokens"), (["traces"], "shard", "shards"),
-    (["predictors", "small"], "epoch", "epochs"), (["evaluation"], "task", "tasks"),
-    (["conditions", 0], "method", "methods"), (["conditions", 1], "sparsity_pct", "sparsities_pct"),
-    (["texts", "wikipedia"], "held_out_fraction", "heldout_fraction"),
+@pytest.mark.parametrize(("place", "typed", "meant"), [
+    ([], "trace", "traces"), (["traces"], "window_token", "window_tokens"),
+    (["conditions", 1], "sparsity_pct", "sparsities_pct"), (["latency"], "criterium", "criterion"),
     (["texts", "wikipedia", "true_continuation"], "document", "documents"),
-    (["latency"], "criterium", "criterion"), (["models", "smollm2-135m"], "sourse", "source"),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("place", "typed", "meant"), REQUIRED)
+    (["models", "smollm2-135m"], "sourse", "source"),
+])  # fmt: skip
 def test_a_misspelt_required_key_is_paired_with_the_missing_one(place, typed, meant):
     data = copy.deepcopy(QUICK)
     here = data
     for key in place:
         here = here[key]
     here[typed] = here.pop(meant)
-    with pytest.raises(ConfigError) as refused:
-        parse_study(data, "config")
-    assert f"unknown key '{typed}'; did you mean '{meant}'" in str(refused.value)
+    refused(f"unknown key '{typed}'; did you mean '{meant}'", parse_study, data, "config")
 
 
 def test_a_missing_key_and_one_that_is_like_none_are_both_named():
     data = copy.deepcopy(QUICK)
     data["traces"]["pizza"] = data["traces"].pop("shards")
-    with pytest.raises(ConfigError, match="traces: unknown key 'pizza'.*Missing: shards"):
-        parse_study(data, "config")
-    del data["traces"]["pizza"]
-    with pytest.raises(ConfigError, match="traces.shards: missing"):
-        parse_study(data, "config")
-
-
-@pytest.mark.parametrize(
-    ("path", "value", "names"),
-    [
-        # a section that is null, or of another kind
-        *(([name], None, [f"config: {name}: must be a mapping"]) for name in ("models", "traces", "evaluation")),
-        (["conditions"], None, ["conditions: must be a list"]),
-        (["conditions", 0], None, ["conditions[0]: must be a mapping"]),
-        (["texts", "wikipedia"], None, ["texts.wikipedia: must be a mapping"]),
-        (["models", "smollm2-135m", "source"], None, ["models.smollm2-135m.source: must be a mapping", "package"]),
-        (["models", "smollm2-135m", "source"], {"folder": None}, ["source.folder: must be a mapping", "path"]),
-        (["models", "smollm2-135m", "source"], {"folder": "/tmp"}, ["source.folder: must be a mapping", "path"]),
-        (["models", "smollm2-135m", "source"], {"hub": {"repo": "a/b"}}, ["source.hub: missing key 'revision'"]),
-        (["models", "smollm2-135m", "source"], {"folder": {"path": 3}}, ["smollm2-135m.source.folder.path: 3"]),
-        (["evaluation", "tasks"], "piqa", ["evaluation.tasks: must be a list", "'piqa'"]),
-        # empty grids, and values listed twice
-        (["conditions", 0, "methods"], [], ["conditions[0].methods: must have 1 or more"]),
-        (["conditions", 0, "sparsities_pct"], [], ["conditions[0].sparsities_pct: must have 1 or more"]),
-        (["conditions", 1, "policies"], [], ["conditions[1].policies: must have 1 or more"]),
-        (["conditions", 1, "protocols"], [], ["conditions[1].protocols: must have 1 or more"]),
-        (["conditions", 1, "units"], [], ["conditions[1].units: must have 1 or more"]),
-        (["latency", "methods"], [], ["latency.methods: must have 1 or more"]),
-        (["latency", "sparsities_pct"], [], ["latency.sparsities_pct: must have 1 or more"]),
-        (["calibration"], ["wikipedia", "wikipedia"], ["calibration: 'wikipedia' is listed twice"]),
-        (["conditions", 0, "sparsities_pct"], [0, 50, 0], ["sparsities_pct: 0 is listed twice"]),
-        (["traces", "criteria"], ["plainact", "l2_norm", "l2_norm"], ["traces.criteria: 'l2_norm' is listed twice"]),
-        # sizes
-        *(([part, key], value, [f"{part}.{key}: must be 1 or more", str(value)]) for value in (0, -3)
-          for part, keys in {"traces": ("windows", "shards", "batch"), "evaluation": ("windows", "request_tokens"),
-                             "latency": ("new_tokens", "repeats")}.items() for key in keys),
-        (["predictors", "small", "rank_heads"], -1, ["predictors.small.rank_heads: must be 1 or more"]),
-        (["predictors", "small", "epochs"], 0, ["predictors.small.epochs: must be 1 or more"]),
-        (["predictors", "small", "learning_rate"], -0.1, ["predictors.small.learning_rate: must be greater than 0"]),
-        (["evaluation", "limit"], {"piqa": -1}, ["evaluation.limit.piqa: must be 1 or more"]),
-        (["evaluation", "limit"], {"piqa": 5}, ["evaluation.limit.piqa:", "evaluation.tasks"]),
-        (["evaluation", "fewshot"], [-1], ["evaluation.fewshot[0]: must be 0 or more"]),
-        (["latency", "warmup"], -1, ["latency.warmup: must be 0 or more"]),
-        (["seed"], -1, ["seed: must be 0 or more"]),
-        (["seed"], 2**70, ["seed: must be less than"]),
-        (["traces", "windows"], 64.0, ["traces.windows: must be a whole number", "64.0"]),
-        (["traces", "windows"], True, ["traces.windows: must be a whole number"]),
-        (["traces", "shards"], 65, ["traces.shards: 65 is too large", "windows (64)"]),
-        (["traces", "heldout_tokens_per_window"], 128, ["traces.heldout_tokens_per_window: 128", "window_tokens"]),
-        (["predictors", "small", "batch"], 4097, ["predictors.small.batch: 4097 is too large", "4096 tokens"]),
-        (["predictors", "small", "tokens"], 4097, ["predictors.small.tokens: 4097 is too large", "4096 tokens"]),
-        (["predictors", "small", "tokens"], 9, ["predictors.small.batch: 64 is too large", "tokens is 9"]),
-        (["evaluation", "window_tokens"], 1, ["evaluation.window_tokens: must be 2 or more"]),
-        (["latency", "prompt_tokens"], 1, ["latency.prompt_tokens: must be 2 or more"]),
-        # fractions
-        (["texts", "wikipedia", "heldout_fraction"], 0.7, ["texts.wikipedia.heldout_fraction: 0.7", "less than 1"]),
-        (["texts", "wikipedia", "heldout_fraction"], 1, ["texts.wikipedia.heldout_fraction: must be less than 1"]),
-        (["texts", "wikipedia", "evaluation_fraction"], 0, ["evaluation_fraction: must be greater than 0"]),
-        (["texts", "wikipedia", "evaluation_fraction"], "a third", ["evaluation_fraction: must be a number"]),
-        # names, and what they may not have
-        (["study"], "my study", ["study: 'my study' is not a name"]),
-        (["study"], "../up", ["study: '../up' is not a name"]),
-        (["predictors"], {"a@1": QUICK["predictors"]["small"]}, ["predictors: 'a@1' is not a name"]),
-    ],
-)  # fmt: skip
-def test_a_sentence_names_the_key_what_was_found_and_what_is_allowed(path, value, names):
-    with pytest.raises(ConfigError) as refused:
-        parse_study(changed(path, value), "config")
-    words = str(refused.value)
-    assert all(name in words for name in names) and "\n" not in words, words
-    assert not any(code in words for code in ("[A-Z", "valid dictionary", "Field required", "Input should"))
+    refused("traces: unknown key 'pizza'.*Missing: shards", parse_study, data, "config")
 
 
 @pytest.mark.parametrize(
@@ -435,8 +326,7 @@ def test_proxies_are_timed_without_a_predictor():
     assert spec["predictors"] == ["shadow"] and spec["proxies"] == ["proxy4", "proxy3_ahead"]
     assert [one.method for one in jobs.latency_predictors("smollm2-135m")] == ["shadow"]
     study["latency"]["units"] = "heads"
-    with pytest.raises(ConfigError, match="latency.methods: proxy4 .*heads"):
-        parse_study(study, "config")
+    refused("latency.methods: proxy4 .*heads", parse_study, study, "config")
 
 
 def test_examples_need_a_training_split_or_a_task_without_them():
@@ -445,16 +335,4 @@ def test_examples_need_a_training_split_or_a_task_without_them():
     study["evaluation"]["fewshot"] = [0, 3]
     parse_study(study, "config")
     study["evaluation"]["fewshot"] = [3]
-    with pytest.raises(ConfigError, match="evaluation.fewshot: .*lambada_openai"):
-        parse_study(study, "config")
-
-
-def test_offline_arrives_as_text_from_the_command_line():
-    assert parse_study(changed(["offline"], "false"), "config").offline is False
-    with pytest.raises(ConfigError, match="comes over the network"):  # so it was taken for true
-        parse_study(changed(["offline"], "true"), "config")
-
-
-def test_a_recipe_that_is_no_name_is_one_sentence():
-    with pytest.raises(ConfigError, match="predictors.small.recipe"):
-        parse_study(changed(["predictors", "small"], {"recipe": ["best"]}), "config")
+    refused("evaluation.fewshot: .*lambada_openai", parse_study, study, "config")

@@ -112,13 +112,6 @@ def test_a_job_that_needs_more_devices_than_there_are_does_not_start(machine, mo
         assert "--devices" in said and "3 GPUs" in said and words in said
 
 
-def test_two_jobs_have_one_device_each_at_once(machine):
-    machine(2)
-    first, second = map(held, [start(1, 1.0), start(1, 1.0)])
-    assert set(first[0]).isdisjoint(second[0]) and len(first[0]) == len(second[0]) == 1
-    assert first[1] < second[2] and second[1] < first[2]  # at the same time
-
-
 def test_the_lock_of_one_user_can_be_opened_by_another(tmp_path, monkeypatch):
     monkeypatch.setattr(devices, "LOCKS", tmp_path)
     before = os.umask(0o077)

@@ -92,7 +92,7 @@ def test_links_and_paths_of_a_page_exist(page):
         if not target.startswith(("http", "mailto")):
             # the cluster guide is written beside this page
             assert (page.parent / target).exists(), target
-    for path in re.findall(r"`((?:shadowcore|workflow|config|tests|benchmarks|docs)/[\w./]*)`", text):
+    for path in re.findall(r"`((?:shadowcore|workflow|config|tests|benchmarks|docs|profiles)/[\w./]*)`", text):
         assert (ROOT / path).exists() or path == "config/mine.yaml", path
 
 

@@ -48,24 +48,16 @@ def test_missing_packages_are_broken_and_other_versions_a_warning():
     ]
 
 
-def test_it_runs_where_nothing_is_installed(tmp_path):
+@pytest.mark.parametrize("arguments", [[], [ROOT / "config" / "quick.yaml"]])
+def test_it_runs_where_nothing_is_installed(tmp_path, arguments):
     said = subprocess.run(
-        [sys.executable, "-S", "-m", "shadowcore", "doctor"], cwd=tmp_path, capture_output=True, text=True,
+        [sys.executable, "-S", "-m", "shadowcore", "doctor", *arguments], cwd=tmp_path, capture_output=True, text=True,
         env={"PYTHONPATH": str(ROOT), "PATH": os.environ["PATH"]},
     )  # fmt: skip
     assert said.returncode == 1 and said.stderr == ""
     assert f"torch {doctor.pins()['torch']} is pinned and not installed\n         fix: pip install" in said.stdout
-
-
-def test_a_configuration_that_cannot_be_read_without_packages_is_one_finding(tmp_path):
-    said = subprocess.run(
-        [sys.executable, "-S", "-m", "shadowcore", "doctor", str(ROOT / "config" / "quick.yaml")], cwd=tmp_path,
-        capture_output=True, text=True, env={"PYTHONPATH": str(ROOT), "PATH": os.environ["PATH"]},
-    )  # fmt: skip
-    assert said.returncode == 1 and said.stderr == ""
     first = said.stdout.splitlines()[0]
-    assert first.startswith("BROKEN") and "quick.yaml" in first and "not installed" in first
-    assert "torch" in said.stdout and "pydantic" in said.stdout
+    assert not arguments or (first.startswith("BROKEN") and "quick.yaml" in first and "not installed" in first)
 
 
 def test_a_package_that_only_a_check_needs_is_a_finding_too(monkeypatch):

@@ -6,8 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import write_benchmarks, write_words
-from test_calibration import job
+from conftest import refused, run_jobs, write_benchmarks, write_words
 from test_workflow import tiny_study
 
 from shadowcore import artifacts, cli, manifests, preflight
@@ -30,8 +29,10 @@ DESIGNS = ("shadow", "layerwise")
 EVERYTHING = [
     {"methods": ["random"], "sparsities_pct": [50]},
     {"methods": ["static", *DESIGNS, "oracle"], "criteria": ["plainact"], "predictors": ["small"], "units": ["both"],
-     "protocols": ["token", "prompt", "lookahead"], "sparsities_pct": [50]},
-    {"methods": ["oracle"], "criteria": ["plainact", "l2_norm"], "policies": ["global"], "sparsities_pct": [30, 70]},
+     "protocols": ["token", "lookahead"], "sparsities_pct": [50]},
+    {"methods": ["layerwise"], "criteria": ["plainact"], "predictors": ["small"], "protocols": ["prompt"],
+     "sparsities_pct": [50]},
+    {"methods": ["oracle"], "criteria": ["l2_norm"], "policies": ["global"], "sparsities_pct": [30]},
     {"methods": ["threshold", "cats", "proxy2_ahead"], "sparsities_pct": [50]},
     {"methods": ["griffin"], "protocols": ["prompt"], "sparsities_pct": [50]},
     {"methods": ["relu"], "sparsities_pct": [0]},
@@ -48,37 +49,17 @@ class Study:
         data["models"] = {MODEL: data["models"][MODEL]}
         del data["latency"]
         self.jobs = study = Jobs(parse_study(data | {"conditions": EVERYTHING}, "study"), folder / "results")
-        root = study.root
-        model = job(study.fetch_model(MODEL), "fetch_model", {"card": root / "card.json", "weights": root / "weights"})
-        text = {"documents": root / "documents.parquet", "tasks": root / "tasks.parquet"}
-        text = job(study.prepare_text("words"), "prepare_text", text)
-        prepared = [
-            job(study.prepare_benchmark(name), "prepare_benchmark", {"documents": root / f"{name}.parquet"})[
-                "documents"
-            ]
-            for name in ("piqa", "wikitext")
-        ]
-        asked = job({}, "gather_benchmarks", {"benchmarks": root / "asked.parquet"}, prepared=prepared)
-        traces = {
-            split: job(study.trace(MODEL, "words", split, "0"), "trace", {"trace": root / f"{split}.safetensors"},
-                       documents=text["documents"], **model)["trace"]
-            for split in ("train", "heldout")
-        }  # fmt: skip
-        self.files = {"oracle": ()}
-        made = job(study.average(MODEL, "words"), "average", {"scores": root / "scores.parquet"},
-                   traces=(traces["train"],))  # fmt: skip
-        self.files["static"] = made["scores"]
-        made = job(study.calibrate_thresholds(MODEL, "words"), "calibrate_thresholds",
-                   {"thresholds": root / "thresholds.parquet"}, documents=text["documents"], **model)  # fmt: skip
-        self.files["threshold"] = self.files["cats"] = made["thresholds"]
-        for design in DESIGNS:
-            made = job(
-                study.train_predictor(MODEL, "words", f"{design}+plainact+small"), "train_predictor",
-                {name: root / f"{design}.{name}.safetensors" for name in ("predictor", "quality", "training")},
-                card=model["card"], traces=(traces["train"],), heldout=(traces["heldout"],),
-            )  # fmt: skip
-            self.files[design] = made["predictor"]
-        self.shared = {**model, **text, "benchmarks": (asked["benchmarks"],)}
+        run_jobs(study, "fetch_model", "prepare_text", "prepare_benchmark", "gather_benchmarks", "trace", "average",
+                 "calibrate_thresholds", "train_predictor")  # fmt: skip
+        root, place = study.root, f"{MODEL}/words"
+        thresholds = root / "thresholds" / f"{place}.parquet"
+        self.files = {"oracle": (), "static": root / "scores" / f"{place}.parquet"} | {
+            design: root / "predictors" / place / f"{design}+plainact+small.safetensors" for design in DESIGNS
+        } | dict.fromkeys(("threshold", "cats"), thresholds)  # fmt: skip
+        model, text = root / "models" / MODEL, root / "texts" / "words"
+        self.shared = {"card": model / "card.json", "weights": model / "weights"}
+        self.shared |= {"documents": text / "documents.parquet", "tasks": text / "true_continuation.parquet"}
+        self.shared |= {"benchmarks": (root / "tasks" / "benchmarks.parquet",)}
         self.conditions = {
             setup: one for part in ("0", "50") for setup, one in study.evaluations[MODEL, "words", part].items()
         }
@@ -135,13 +116,12 @@ def test_a_condition_is_the_same_bytes_alone_and_among_others_in_any_order(study
     assert study.evaluate(backwards, tmp_path / "backwards") == {setup: together[setup] for setup in backwards}
 
 
-@pytest.mark.parametrize("batch", [1, 7])
-def test_so_it_is_for_any_batch(study, tmp_path, batch):
+def test_so_it_is_for_another_batch(study, tmp_path):
     methods = ("griffin", "dense", "shadow", "static")
     some = {setup: one for setup, one in study.conditions.items() if one.method in methods}
-    found = study.evaluate(some, tmp_path / "together", batch)
+    found = study.evaluate(some, tmp_path / "together", batch=7)
     for setup, condition in some.items():
-        assert study.evaluate({setup: condition}, tmp_path / "alone", batch) == {setup: found[setup]}, setup
+        assert study.evaluate({setup: condition}, tmp_path / "alone", batch=7) == {setup: found[setup]}, setup
 
 
 def test_every_kind_of_outcome_is_there_and_the_sparsity_is_that_of_its_own_positions(study, together, tmp_path):
@@ -278,8 +258,7 @@ def test_files_that_are_not_one_for_each_condition_are_refused(study, tmp_path, 
     given = (study.files["layerwise"],) * (len(some) + 1) if files else ()
     inputs = evaluate.Inputs(**study.shared, scores=(), thresholds=(), predictors=given)
     spec = SimpleNamespace(conditions=some)
-    with pytest.raises(ConfigError, match=f"--predictors: {len(given)} files; there must be {len(some)}"):
-        evaluate.own(spec, inputs)
+    refused(f"--predictors: {len(given)} files; there must be {len(some)}", evaluate.own, spec, inputs)
 
 
 def test_few_predictors_are_held_at_once():

@@ -8,11 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import refused
 from made_study import MODEL, latency_rows, outcomes
 
 from shadowcore import artifacts, cli
 from shadowcore.commands.explain import explain
-from shadowcore.errors import ArtifactError
 from shadowcore.provenance import file_sha256
 from shadowcore.report.tables import perplexity
 from shadowcore.schemas import FINAL_TABLES
@@ -112,5 +112,4 @@ def test_what_cannot_be_explained_is_one_sentence(tmp_path, name, message):
     for other in ("notes.txt", "damaged.png", "logs/old.log", "benchmarks/lonely.tsv"):
         (tmp_path / other).write_text("x")
     (tmp_path / "foreign.json").write_text("{}")
-    with pytest.raises(ArtifactError, match=message):
-        explain(tmp_path / name)
+    refused(message, explain, tmp_path / name)

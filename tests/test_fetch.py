@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from conftest import run_jobs, write_benchmarks, write_words
+from conftest import refused, run_jobs, write_benchmarks, write_words
 
 from shadowcore import cli
 from shadowcore.commands.fetch import SOURCES, SUMS, fetch
@@ -112,8 +112,7 @@ def test_offline_refuses_what_is_not_local(study, local, message):
     if message is None:
         assert parse_study(data, "config").offline
     else:
-        with pytest.raises(ConfigError, match=message):
-            parse_study(data, "config")
+        refused(message, parse_study, data, "config")
 
 
 def test_nothing_is_fetched_offline(study, tmp_path):

@@ -1,15 +1,12 @@
 """Fetching a large model: files are hashed at once, and random weights are drawn where it is fastest."""
 
-import threading
-from contextlib import contextmanager
-
 import pytest
 import torch
 import transformers
+from conftest import refused
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from shadowcore.errors import SourceError
-from shadowcore.models import contents, random_model, sources
+from shadowcore.models import random_model, sources
 from shadowcore.models.folders import load_model
 from shadowcore.models.sources import RandomModel
 from shadowcore.models.tokenizers import byte_tokenizer
@@ -17,30 +14,6 @@ from shadowcore.provenance import file_sha256
 
 OPT = RandomModel("opt", layers=3, width=32, heads=4, neurons=64, positions=128, seed=3)
 LLAMA = RandomModel("llama", layers=3, width=32, heads=4, neurons=64, positions=128, seed=3)
-
-
-@pytest.fixture
-def files(tmp_path):
-    for number in range(3):
-        (tmp_path / f"{number}.safetensors").write_bytes(bytes([number]) * 1000)
-    return tmp_path
-
-
-def test_files_are_hashed_side_by_side(files, monkeypatch):
-    """Three that each wait for the others: one after the other would never end."""
-    together = threading.Barrier(3, timeout=20)
-
-    def hashed(path):
-        together.wait()
-        return file_sha256(path)
-
-    monkeypatch.setattr(contents, "file_sha256", hashed)
-    card = {"files": contents.hash_files(files)}
-    names = [f"{number}.safetensors" for number in range(3)]
-    assert card["files"] == {name: {"bytes": 1000, "sha256": file_sha256(files / name)} for name in names}
-    contents._sha256.cache_clear()
-    monkeypatch.setenv(contents.ALWAYS, "1")
-    contents.check_files(files, card)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="what a CPU draws")
@@ -65,34 +38,10 @@ def test_a_cpu_draws_what_the_family_draws_itself(source, tmp_path, monkeypatch)
     assert one.keys() == several.keys() and all(torch.equal(value, several[name]) for name, value in one.items())
 
 
-def test_weights_are_drawn_on_one_device_in_16_bits(tmp_path, monkeypatch):
-    """Never in 32 bits, never on one device to be moved to another, and on none that a job has for itself."""
-    drawn, shared = [], []
-
-    @contextmanager
-    def reserved(count):
-        shared.append(count)
-        yield []
-        shared.pop()
-
-    def see(config, **more):
-        drawn.append((more["dtype"], torch.get_default_device()))
-        assert shared == [0]
-        return original(config, **more)
-
-    original = transformers.AutoModelForCausalLM.from_config
-    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_config", see)
-    monkeypatch.setattr(random_model, "reserved", reserved)
-    sources.fetch(OPT, tmp_path / "weights")
-    kind = "cuda" if torch.cuda.is_available() else "cpu"
-    assert [(dtype, device.type) for dtype, device in drawn] == [(torch.float16, kind)]
-
-
 def test_a_device_without_room_is_one_sentence(tmp_path, monkeypatch):
     def full(config, **more):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 200.00 MiB.\nmore")
 
     monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_config", full)
-    with pytest.raises(SourceError, match="do not fit into the free memory of .*CUDA_VISIBLE_DEVICES"):
-        sources.fetch(OPT, tmp_path / "weights")
+    refused("do not fit into the free memory of .*CUDA_VISIBLE_DEVICES", sources.fetch, OPT, tmp_path / "weights")
     assert not list(tmp_path.iterdir())

@@ -119,9 +119,10 @@ CHANGES = {
     "no methods": without(method=["dense", "static"], mode=["dense"]),
     "no neurons": without(units=["neurons"], kind=["neurons"]),
     "no plainact": without(criterion=["plainact"], metric=["recall"]),
-    "one policy": without(policy=["per_layer"], method=["random"]),
+    "one policy, no intervals": lambda frames: without_intervals(
+        without(policy=["per_layer"], method=["random"])(frames)
+    ),
     "no criterion": without_criterion,
-    "no intervals": without_intervals,
 }
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import random_predictor
+from conftest import random_predictor, refused
 from test_decoder import HALF, PROMPT, all_logits, close, logits_of, random_masks, random_model
 from transformers import OPTConfig, OPTForCausalLM
 
@@ -65,9 +65,10 @@ class Late:
             self.waiting.pop(0)()
 
 
-@pytest.mark.parametrize("design, count, branches", [
-    ("shadow", 1, 1), ("layerwise", 1, 3), slow("segments", 2, 2), slow("proxy4_ahead", 1, 3), slow("proxy4", 1, 0),
-])  # fmt: skip
+@pytest.mark.parametrize("tiny, design, count, branches", [
+    ("opt", "shadow", 1, 1), ("llama", "layerwise", 1, 3), slow("opt", "segments", 2, 2),
+    slow("llama", "proxy4_ahead", 1, 3), slow("opt", "proxy4", 1, 0),
+], indirect=["tiny"])  # fmt: skip
 def test_choosing_beside_other_layers_changes_nothing(tiny, tokens, design, count, branches):
     if design in PROXIES:
         selection = PredictedSelection(Proxy(from_model(tiny), design), "per_layer", {"neurons": 50})
@@ -83,11 +84,13 @@ def test_choosing_beside_other_layers_changes_nothing(tiny, tokens, design, coun
         assert decoder._branch.times == branches * (ids.shape[1] - PROMPT) and not decoder._branch.waiting
 
 
+@pytest.mark.parametrize("tiny", ["llama"], indirect=True)
 def test_a_predictor_reading_the_heads_it_cannot_skip(tiny, ids):
     selection = PredictedSelection(random_predictor(tiny, "layerwise_own"), "per_layer", {"neurons": 50})
     check("layerwise_own", GraphDecoder(from_model(tiny), ROOM, selection), tiny, ids, 2, selection)
 
 
+@pytest.mark.parametrize("tiny", ["llama"], indirect=True)
 def test_8_bit_predictors_choose_nearly_the_same(tiny, ids):
     layout, sizes = from_model(tiny), from_model(tiny).sizes
     kept = {"heads": sizes.heads // 2, "neurons": sizes.neurons // 2}
@@ -119,20 +122,15 @@ def test_the_dense_baseline_is_the_model(tiny, ids):
 
 def test_what_is_not_served_is_refused(tiny, tokens):
     layout = from_model(tiny)
-    with pytest.raises(ConfigError, match="batch: 65 .* up to 64, the torch"):
-        GraphDecoder(layout, ROOM).prefill(tokens[:1].expand(65, -1))
+    refused("batch: 65 .* up to 64, the torch", GraphDecoder(layout, ROOM).prefill, tokens[:1].expand(65, -1))
     with pytest.raises(ConfigError, match="thresholds: .* 1 only .got 2."):
         GraphDecoder(layout, ROOM, thresholds=[0.1] * layout.sizes.layers).prefill(tokens)
-    with pytest.raises(ConfigError, match="temperature: TorchGraph .* 0.5"):
-        TorchGraph(layout, ROOM).generate(tokens[:1], 2, temperature=0.5)
-    with pytest.raises(ConfigError, match="temperature: -1 .* 0"):
-        GraphDecoder(layout, ROOM).generate(tokens[:1], 2, temperature=-1)
-    with pytest.raises(ConfigError, match="holds 5 positions, 6 are needed"):
-        GraphDecoder(layout, 5).generate(tokens[:1, :5], 2)
+    refused("temperature: TorchGraph .* 0.5", TorchGraph(layout, ROOM).generate, tokens[:1], 2, temperature=0.5)
+    refused("temperature: -1 .* 0", GraphDecoder(layout, ROOM).generate, tokens[:1], 2, temperature=-1)
+    refused("holds 5 positions, 6 are needed", GraphDecoder(layout, 5).generate, tokens[:1, :5], 2)
     with pytest.raises(ConfigError, match="'global'.*torch backend has it"):
         GraphDecoder(layout, ROOM, PredictedSelection(random_predictor(tiny, "shadow"), "global", HALF))
-    with pytest.raises(ConfigError, match="float64 is not served by the Triton backend"):
-        GraphDecoder(from_model(tiny.double()), ROOM)
+    refused("float64 is not served by the Triton backend", GraphDecoder, from_model(tiny.double()), ROOM)
     keep = random_masks(tiny)
     with pytest.raises(ConfigError, match="compacted layout has only its kept units"):
         GraphDecoder(compacted(layout, keep), ROOM, FixedSelection(keep))
@@ -140,8 +138,7 @@ def test_what_is_not_served_is_refused(tiny, tokens):
         OPTConfig(hidden_size=24, ffn_dim=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=96,
                   max_position_embeddings=64, word_embed_proj_dim=24)
     )  # fmt: skip
-    with pytest.raises(ConfigError, match="head width: 12 is not served"):
-        GraphDecoder(from_model(odd), ROOM)
+    refused("head width: 12 is not served", GraphDecoder, from_model(odd), ROOM)
 
 
 SHORT = PROMPT + 1  # of several sequences: the interpreter is slow

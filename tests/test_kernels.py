@@ -162,7 +162,7 @@ def test_a_batch_is_its_sequences(width, sequences, activation, parts):
 
 @pytest.mark.parametrize("rotary", [True, False])
 @pytest.mark.parametrize("heads, kv_heads", [(4, 4), (4, 2)])
-@pytest.mark.parametrize("positions, now", [(40, 0), (40, 17), (200, 63), (200, 64), (200, 199)])
+@pytest.mark.parametrize("positions, now", [(40, 0), (200, 63), (200, 64), (200, 199)])
 def test_attention(positions, now, heads, kv_heads, rotary):
     width, shared = 8, heads // kv_heads
     keys, values = random(kv_heads, positions, width), random(kv_heads, positions, width)
@@ -244,7 +244,7 @@ def indices(scores, kept):
     return top_units(scores, kept).nonzero()[:, 1].view(len(scores), kept)
 
 
-@pytest.mark.parametrize("kept", [0, 1, 13, 49, 50])
+@pytest.mark.parametrize("kept", [0, 13, 50])
 @pytest.mark.parametrize("values", ["random", "few different", "all equal", "signed zeros"])
 def test_select_is_the_policy(values, kept, monkeypatch):
     scores = {

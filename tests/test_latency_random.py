@@ -8,7 +8,7 @@ import torch
 
 from shadowcore.decode.decoder import Decoder
 from shadowcore.decode.layout import upcast
-from shadowcore.decode.random_weights import last_units, random_layout, require_room, weight_numbers
+from shadowcore.decode.random_weights import last_units, random_layout, require_room
 from shadowcore.errors import ConfigError
 from shadowcore.measure import gpu_timing
 from shadowcore.measure.dense_baselines import HuggingFaceGenerate
@@ -65,11 +65,12 @@ def test_the_rule_measures_the_torch_backend_on_a_cpu_and_says_so(model, batch, 
     assert proxy["kept_heads"] == units.layers * units.heads and proxy["kept_neurons"] < units.layers * units.neurons
 
 
-@pytest.mark.parametrize("model", [pytest.param("opt-tiny", marks=pytest.mark.slow), "llama-tiny"])
-def test_every_mode_of_a_gpu_passes_its_gate(model):
+@pytest.mark.parametrize("model, few", [pytest.param("opt-tiny", False, marks=pytest.mark.slow), ("llama-tiny", True)])
+def test_every_mode_of_a_gpu_passes_its_gate(model, few):
     pytest.importorskip("triton", reason="Triton is not installed, so there is nothing a GPU would time")
     designs = (Design("shadow", 8, 16, bits=8), Design("layerwise", 8, 16), Design("proxy4"), Design("proxy3_ahead"))
     baselines = ("cublas", "gather_ordered", "gather_shuffled", "relu", "huggingface", "huggingface_static")
+    designs, baselines = (designs[:1], ("cublas", "gather_shuffled", "huggingface")) if few else (designs, baselines)
     layout, room = layout_of(model), SPEC.prompt_tokens + SPEC.new_tokens
     modes = Modes("both", (50,), designs, baselines, room, 0)
     reference, timed = Decoder(upcast(layout), room), {}
@@ -83,15 +84,13 @@ def test_every_mode_of_a_gpu_passes_its_gate(model):
             assert timed[name].facts["gate_error"] < 1e-5
 
     build(modes)
-    assert len(timed) == (13 if model == "opt-tiny" else 12)
-    assert timed["proxy4 50"].facts["gb_per_token"] < timed["dense"].facts["gb_per_token"]
-    relu = timed.get("relu")
-    if relu:
-        assert 0 < relu.facts["active"] < 0.3  # one neuron in ten is meant to be active
+    assert len(timed) == (7 if few else 13)
     found = gpu_timing.parts(timed["shadow 8/16 8 bits, 1 groups 50"].decoder, SPEC.prompt_tokens, 1)
     assert set(found) == {"attention_ms", "ffn_ms", "norms_ms", "vocabulary_ms", "predictor_ms", "selection_ms"}
-    if model == "llama-tiny":
+    if few:
         return
+    assert timed["proxy4 50"].facts["gb_per_token"] < timed["dense"].facts["gb_per_token"]
+    assert 0 < timed["relu"].facts["active"] < 0.3  # one neuron in ten is meant to be active
     timed.clear()
     three = dataclasses.replace(modes, batch=3, sparsities_pct=(90,))
     build(three, wanted=("dense", "shadow"))
@@ -125,18 +124,6 @@ def test_last_units_are_views():
     assert cut.layers[1].ffn_in.untyped_storage().data_ptr() == layout.layers[1].ffn_in.untyped_storage().data_ptr()
     assert {kind: int(mask.sum()) for kind, mask in cut.keep_masks().items()} == {"heads": 8, "neurons": 320}
     assert all(cut.layers[2].present[kind][-1] == layout.sizes.units(kind) - 1 for kind in KINDS)
-
-
-def test_weights_are_counted():
-    for name in ("opt-tiny", "llama-tiny"):
-        layout = layout_of(name)
-        vectors = sum(t.numel() for layer in layout.layers for t in gpu_timing.weights_of(layer) if t.dim() == 1)
-        counted = weight_numbers(*PUBLISHED[name])
-        tables = {t.data_ptr(): t for t in (layout.embedding, layout.head, layout.positions) if t is not None}
-        matrices = [
-            t for layer in layout.layers for t in (layer.query_key_value, layer.output, layer.ffn_in, layer.ffn_down)
-        ]
-        assert counted == sum(t.numel() for t in (*tables.values(), *matrices)) and vectors > 0
 
 
 def test_models_that_do_not_fit_say_so(monkeypatch):

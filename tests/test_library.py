@@ -106,6 +106,7 @@ def test_the_readme_has_lines_of_the_page():
     assert set(lines) <= {line.partition("  # ")[0] for line in PAGE.splitlines()} and len(lines) < 15
 
 
+@pytest.mark.parametrize("quick", ["llama"], indirect=True)
 def test_the_cells_of_the_notebook_run(quick, monkeypatch):
     import matplotlib
 
@@ -393,12 +394,6 @@ def test_perplexity_and_benchmarks_are_those_of_the_evaluation(loaded, texts, pr
     assert sc.evaluate(model, tokenizer, ["piqa"], offline_dir=folder, fewshot=1, limit=99)["piqa"]["acc"]["n"] == 8
 
 
-def test_an_error_on_the_way_is_raised(loaded, texts):
-    masks = SimpleNamespace(reads_prompt=False, begin=None)
-    with pytest.raises(TypeError, match="NoneType"):
-        sc.perplexity(sc.SparseCausalLM(loaded[0], masks), loaded[1], texts)
-
-
 def test_a_benchmark_times_both_and_counts_their_bytes(loaded, predictor):
     model, _ = loaded
     decoder = sc.decoder(model, predictor, 0.5)
@@ -435,77 +430,61 @@ def test_sparsity_is_a_fraction(loaded, predictor, sparsity):
         refused(lambda use=use: use(loaded[0], predictor, sparsity), "sparsity: ")
 
 
-@pytest.mark.parametrize(
-    ("options", "names"),
-    [
-        ({"design": "shadwo"}, ["design", "shadow"]),
-        ({"criterion": "snip"}, ["criterion", "snip", "plainact"]),
-        ({"criterion": "plainct"}, ["criterion", "plainact"]),
-        ({"units": "neuron"}, ["units", "neurons"]),
-        ({"rank": 0}, ["rank", "0"]),
-        ({"epochs": 1.5}, ["epochs", "1.5"]),
-        ({"learning_rate": 0}, ["learning_rate"]),
-        ({"window_tokens": 65}, ["window_tokens", "65", "64"]),
-        ({"window_tokens": 1}, ["window_tokens", "1"]),
-        ({"design": "segments", "segments": 9}, ["segments", "9"]),
-        ({"texts": "one text"}, ["texts", "list"]),
-        ({"texts": ["a" * 99, 3]}, ["texts[1]", "int"]),
-        ({"texts": ["a" * 99]}, ["texts", "1 of 1", "2"]),
-        ({"texts": ["a" * 99, "short"]}, ["texts", "1 of 2", "64"]),
-        ({"texts": []}, ["texts", "0 of 0"]),
+BAD = {  # what the library is called with, and the words that its sentence has
+    lambda v: sc.train_predictor(v.model, v.tokenizer, **{"texts": v.texts} | v.options): [
+        ({"design": "shadwo"}, "design shadow"), ({"criterion": "snip"}, "criterion snip plainact"),
+        ({"units": "neuron"}, "units neurons"), ({"rank": 0}, "rank 0"), ({"epochs": 1.5}, "epochs 1.5"),
+        ({"learning_rate": 0}, "learning_rate"), ({"window_tokens": 65}, "window_tokens 65 64"),
+        ({"window_tokens": 1}, "window_tokens 1"), ({"design": "segments", "segments": 9}, "segments 9"),
+        ({"texts": "one text"}, "texts list"), ({"texts": ["a" * 99, 3]}, "texts[1] int"),
+        ({"texts": ["a" * 99]}, "texts 2"), ({"texts": ["a" * 99, "short"]}, "texts 2 64"), ({"texts": []}, "texts 0"),
     ],
-    ids=str,
-)  # fmt: skip
-def test_bad_training_is_one_sentence(loaded, texts, options, names):
-    arguments = {"texts": texts} | options
-    refused(lambda: sc.train_predictor(*loaded, **arguments), *names)
+    lambda v: sc.decoder(v.model, **{"predictor": v.predictor} | v.options): [
+        ({"predictor": "smollm2-shadow"}, "predictor from_pretrained"), ({"predictor": "proxy5"}, "predictor proxy4"),
+        ({"units": "both"}, "units heads"), ({"units": "both", "predictor": "proxy4"}, "units heads"),
+        ({"policy": "globl"}, "policy global"), ({"backend": "cuda"}, "backend triton"),
+        ({"max_positions": 65}, "max_positions 64"),
+    ],
+    lambda v: sc.evaluate(v.model, v.tokenizer, **v.options): [
+        ({"tasks": "piqa"}, "tasks list"), ({"tasks": ["pika"]}, "tasks piqa"),
+        ({"tasks": ["piqa"], "limit": 0}, "limit"),
+        ({"tasks": ["piqa", "wikitext"], "fewshot": 2}, "fewshot 2 wikitext"),
+        ({"tasks": ["lambada_openai"], "fewshot": 1}, "fewshot lambada_openai"),
+    ],
+    lambda v: v.decoder.generate(*v.options): [
+        (("text",), "tokenizer"), (([],), "prompt tokens"), (([1, 5000],), "prompt 5000"),
+        (([[1, 2], [3, 4]],), "one prompt"), (([1], None, 0), "max_new_tokens 0"),
+        (([1] * 60, None, 6), "max_new_tokens 6 5 64"), (("text", byte_tokenizer(), 5, [""]), "stop"),
+    ],
+}  # fmt: skip
 
 
-def test_a_model_or_a_predictor_that_does_not_fit_is_one_sentence(loaded, texts, predictor, other, tmp_path):
+@pytest.mark.parametrize(
+    ("use", "options", "words"),
+    [(use, *case) for use, cases in BAD.items() for case in cases],
+    ids=lambda one: one if isinstance(one, str) else "",
+)
+def test_bad_arguments_are_one_sentence(loaded, texts, predictor, use, options, words):
+    (model, tokenizer), decoder = loaded, sc.decoder(loaded[0], predictor)
+    given = SimpleNamespace(**{name: value for name, value in locals().items() if name != "loaded"})
+    refused(lambda: use(given), *words.split())
+
+
+def test_a_model_or_a_predictor_that_does_not_fit_is_one_sentence(loaded, texts, predictor, other):
     model, tokenizer = loaded
-    layerwise = random_predictor(model, "layerwise")
-    training = TINY["opt"]().train()
+    layerwise, training = random_predictor(model, "layerwise"), TINY["opt"]().train()
     for use, names in (
         (lambda: sc.decoder(other, predictor), ["predictor", "neurons", "48", "64"]),
         (lambda: sc.decoder(training, predictor), ["model.eval()"]),
-        (lambda: sc.train_predictor("gpt2", tokenizer, texts), ["model", "str"]),
-        (lambda: sc.decoder(model, "smollm2-shadow"), ["predictor", "from_pretrained"]),
-        (lambda: sc.decoder(model, predictor, units="both"), ["units", "heads"]),
-        (lambda: sc.decoder(model, "proxy4", units="both"), ["units", "heads"]),
-        (lambda: sc.decoder(model, "proxy5"), ["predictor", "proxy4"]),
-        (lambda: sc.decoder(model, predictor, policy="globl"), ["policy", "global"]),
         (lambda: sc.decoder(model, layerwise, policy="global"), ["policy", "layerwise", "per_layer"]),
-        (lambda: sc.decoder(model, predictor, backend="cuda"), ["backend", "triton"]),
-        (lambda: sc.decoder(model, predictor, max_positions=65), ["max_positions", "64"]),
+        (lambda: sc.train_predictor("gpt2", tokenizer, texts), ["model", "str"]),
         (lambda: sc.benchmark(model), ["decoder", "shadowcore.decoder"]),
         (lambda: sc.benchmark(sc.decoder(model, predictor), prompt_tokens=60), ["prompt_tokens", "84", "64"]),
         (lambda: sc.perplexity(model, tokenizer, ["short"]), ["texts", "window_tokens"]),
-        (lambda: sc.evaluate(model, tokenizer, "piqa"), ["tasks", "list"]),
-        (lambda: sc.evaluate(model, tokenizer, ["pika"]), ["tasks", "piqa"]),
-        (lambda: sc.evaluate(model, tokenizer, ["piqa"], limit=0), ["limit"]),
-        (lambda: sc.evaluate(model, tokenizer, ["piqa", "wikitext"], fewshot=2), ["fewshot", "2", "wikitext"]),
-        (lambda: sc.evaluate(model, tokenizer, ["lambada_openai"], fewshot=1), ["fewshot", "lambada_openai"]),
         (lambda: sc.evaluate(model, "gpt2", ["piqa"]), ["tokenizer", "str"]),
         (lambda: sc.perplexity(other, tokenizer, texts), ["tokenizer", "96"]),
-        (lambda: sc.train_predictor(other, tokenizer, texts), ["tokenizer", "96"]),
     ):
         refused(use, *names)
-
-
-def test_a_bad_prompt_is_one_sentence(loaded, predictor):
-    model, tokenizer = loaded
-    decoder = sc.decoder(model, predictor)
-    for arguments, names in (
-        (("text",), ["tokenizer"]),
-        (([],), ["prompt", "no tokens"]),
-        (([1, 5000],), ["prompt", "5000"]),
-        (([[1, 2], [3, 4]],), ["one prompt"]),
-        (([1], None, 0), ["max_new_tokens", "0"]),
-        (([1] * 60, None, 6), ["max_new_tokens", "6", "5", "64"]),
-        (("text", tokenizer, 5, [""]), ["stop"]),
-    ):
-        refused(lambda arguments=arguments: decoder.generate(*arguments), *names)
-    assert len(decoder.generate([1] * 60, max_new_tokens=5, eos_token_id=-1)) == 5
 
 
 def test_a_damaged_folder_is_one_sentence(predictor, other, tmp_path):

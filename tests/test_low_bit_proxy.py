@@ -2,14 +2,13 @@
 
 import pytest
 import torch
-from conftest import TINY
+from conftest import TINY, refused
 from test_decoder import close, logits_of
 
 from shadowcore.decode.decoder import Decoder
 from shadowcore.decode.layout import from_model
 from shadowcore.decode.low_bit_proxy import Proxy, packed
 from shadowcore.decode.selection import PredictedSelection
-from shadowcore.errors import ConfigError
 from shadowcore.measure.equivalence import Disagreement
 from shadowcore.measure.equivalence_decoder import gate
 from shadowcore.measure.equivalence_model import check
@@ -62,7 +61,10 @@ def test_a_step_is_the_masked_model(tiny, tokens, method):
     close(logits_of(every, tokens), logits_of(dense, tokens))
 
 
-@pytest.mark.parametrize("sequences, method", [(1, "proxy4"), (1, "proxy3_ahead"), (2, "proxy4_ahead")])
+@pytest.mark.parametrize(
+    "tiny, sequences, method", [("llama", 1, "proxy4"), ("opt", 1, "proxy3_ahead"), ("llama", 2, "proxy4_ahead")],
+    indirect=["tiny"],
+)  # fmt: skip
 def test_the_triton_decoder_is_the_torch_decoder(tiny, sequences, method):
     pytest.importorskip("triton", reason="Triton is not installed, so there is no Triton decoder to test")
     if torch.cuda.is_available():
@@ -106,9 +108,6 @@ def test_proxies_of_as_many_bits_share_their_copies():
     layout, made = from_model(TINY["opt"]()), {}
     one, other, third = (Proxy(layout, method, made) for method in ("proxy4", "proxy4_ahead", "proxy3"))
     assert one.copies is other.copies is not third.copies
-    with pytest.raises(ConfigError, match="unknown 'proxy5'; did you mean"):
-        Proxy(layout, "proxy5")
-    with pytest.raises(ConfigError, match="unknown 'heads'"):
-        PredictedSelection(one, "per_layer", {"heads": 50})
-    with pytest.raises(ConfigError, match="global.*proxy4"):
-        PredictedSelection(one, "global", {"neurons": 50})
+    refused("unknown 'proxy5'; did you mean", Proxy, layout, "proxy5")
+    refused("unknown 'heads'", PredictedSelection, one, "per_layer", {"heads": 50})
+    refused("global.*proxy4", PredictedSelection, one, "global", {"neurons": 50})

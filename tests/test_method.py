@@ -4,9 +4,9 @@ from itertools import combinations
 
 import pytest
 import torch
+from conftest import refused
 from scipy import stats
 
-from shadowcore.errors import ConfigError
 from shadowcore.method import ranking, score_quantization
 from shadowcore.method.policies import POLICIES, floored, kept_units, top_units
 from shadowcore.method.predictors import PREDICTORS, Group, Predictor, groups_of
@@ -108,13 +108,6 @@ def test_spearman_equals_scipys_with_ties():
     torch.testing.assert_close(ranking.correlation(ranking.ranks(predicted), ranking.ranks(true)), torch.tensor(want))
 
 
-def test_recall_of_the_truth_is_one_and_of_its_opposite_none():
-    true = torch.arange(10.0).expand(3, 10)
-    wanted, opposite = top_units(true, 5), top_units(-true, 5)
-    assert (ranking.recall(wanted, wanted) == 1).all()
-    assert (ranking.recall(opposite, wanted) == 0).all()
-
-
 def test_precision_is_recall_the_other_way_round():
     wanted = torch.tensor([[True, True, True, False], [False] * 4, [True] * 4])
     kept = torch.tensor([[True, False, False, True], [True] * 4, [False] * 4])
@@ -142,8 +135,7 @@ def test_segments_lie_between_one_predictor_and_one_per_layer():
         assert all(group.site == Site(group.layers[0], "residual") for group in groups)
         sizes = {len(group.layers) for group in groups}
         assert len(groups) == count and max(sizes) - min(sizes) <= 1
-    with pytest.raises(ConfigError, match="predictors.segments: 4 found; 1 to 3 fit a model of 4 layers"):
-        groups_of("segments", 4, 4)
+    refused("predictors.segments: 4 found; 1 to 3 fit a model of 4 layers", groups_of, "segments", 4, 4)
 
 
 @pytest.mark.parametrize("design", sorted(PREDICTORS))

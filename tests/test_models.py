@@ -2,9 +2,8 @@
 
 import pytest
 import torch
-from conftest import family_model
+from conftest import family_model, refused
 
-from shadowcore.errors import ConfigError
 from shadowcore.models.families import KINDS, dimensions_of, family_of, layers_of, output_projection
 from shadowcore.models.masking import cut_out, masked
 from shadowcore.models.recording import frozen, visiting
@@ -54,13 +53,6 @@ def test_cutting_out_really_narrows_the_ffn(tiny):
         assert output_projection(narrow, layer, "neurons").weight.shape[1] == mask.sum()
 
 
-@torch.no_grad()
-def test_keeping_everything_changes_no_logit(tiny, tokens):
-    want = tiny(tokens).logits
-    with masked(tiny, random_keep(tiny, share=2)):
-        assert torch.equal(tiny(tokens).logits, want)
-
-
 def test_hooks_and_flags_are_gone_after_an_exception(tiny, tokens):
     list(tiny.parameters())[0].requires_grad_(False)
     flags = [parameter.requires_grad for parameter in tiny.parameters()]
@@ -95,5 +87,4 @@ def test_sites_come_in_order_with_their_shapes(tiny, tokens):
 def test_an_unsupported_model_type_names_what_is_supported():
     from transformers import GPT2Config
 
-    with pytest.raises(ConfigError, match="model_type: 'gpt2' is not supported.*llama, mistral.*docs/extend.md"):
-        family_of(GPT2Config())
+    refused("model_type: 'gpt2' is not supported.*llama, mistral.*docs/extend.md", family_of, GPT2Config())

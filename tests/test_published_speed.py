@@ -10,10 +10,9 @@ import pytest
 from shadowcore import artifacts, cli
 from shadowcore.commands.explain import explain
 from shadowcore.config import load_study
-from shadowcore.errors import ArtifactError
 from shadowcore.jobs import Jobs
 from shadowcore.models.published import PUBLISHED
-from shadowcore.report.figures.scaling import layerwise_over_shadow, timed
+from shadowcore.report.figures.scaling import timed
 from shadowcore.schemas import LATENCY, LATENCY_REPEATS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -111,20 +110,6 @@ def test_rows_join_a_reference_and_replace_what_was_measured_again(measured, tmp
     assert path.read_bytes() == before
 
 
-def test_older_columns_join_as_null_and_other_tables_are_refused(measured, tmp_path):
-    join = script("join_reference")
-    path = tmp_path / "tables" / "latency.parquet"
-    row = LATENCY.read(measured[0] / "opt-tiny.1x4+2.summary.parquet").slice(0, 1).drop_columns(["nodes", "driver"])
-    artifacts.write_table(path, "latency/1", row, ORIGIN)
-    join.join(tmp_path, measured[0])
-    assert LATENCY.read(path)["driver"].null_count >= 1
-    artifacts.write_table(path, "accuracy/3", row, ORIGIN)
-    with pytest.raises(ArtifactError, match=r"latency.parquet: schema 'accuracy/3'.*'latency'"):
-        join.join(tmp_path, measured[0])
-    with pytest.raises(ArtifactError, match=r"no file \*.summary.parquet"):
-        join.join(tmp_path, tmp_path)
-
-
 def times(*modes, model="opt-1.3b", ceiling=4000.0):
     """Rows of (method, rank of heads, of neurons, milliseconds) at 50 %."""
     place = {"model": model, "device": "GPU", "weights": "random", "units": "both", "sparsity_pct": 50, "batch": 1}
@@ -146,13 +131,3 @@ def test_three_widths_have_three_answers():
     modes += [("shadow", 256, 256, 0.8), ("layerwise", 256, 256, 0.9)]
     lines = script("thresholds").widths(frame(times(*modes) + times(*modes, model="mine")))
     assert lines[2:] == ["| mine |  | 1.200 | 1.020 | 1.125 |", "| opt-1.3b | 1.213 (1 A100) | 1.200 | 1.020 | 1.125 |"]
-
-
-def test_times_of_two_runs_are_no_ratio():
-    one = times(("shadow", 2048, 2048, 1.0))
-    assert layerwise_over_shadow(frame(one + times(("layerwise", 2048, 2048, 1.2))), (2048, 2048)).to_dict() == {
-        "opt-1.3b": pytest.approx(1.2)
-    }
-    two = times(("layerwise", 2048, 2048, 1.2), ceiling=3999.0)
-    assert layerwise_over_shadow(frame(one + two), (2048, 2048)).empty
-    assert layerwise_over_shadow(frame(one), (2048, 2048)).empty

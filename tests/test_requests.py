@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from conftest import refused
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from tokenizers import normalizers
@@ -120,8 +121,7 @@ def test_a_tokenizer_without_surprises_gives_the_values_of_lm_eval(model, templa
 def test_a_continuation_of_no_tokens_or_too_many_is_refused_by_task_and_document(model, template, pair, message):
     tokenizer = tokenizer_of(template)
     tokenizer._tokenizer.normalizer = normalizers.Replace("\u200b", "")  # as many tokenizers do
-    with pytest.raises(SourceError, match=f"piqa, document 1: .*{message}"):
-        answers(model, tokenizer, instances("loglikelihood", [PAIRS[0], pair]))
+    refused(f"piqa, document 1: .*{message}", answers, model, tokenizer, instances("loglikelihood", [PAIRS[0], pair]))
 
 
 def test_a_page_without_tokens_is_refused_by_task_and_document(model):
@@ -134,5 +134,4 @@ def test_a_page_without_tokens_is_refused_by_task_and_document(model):
 
 def test_a_choice_of_our_own_task_longer_than_the_model_is_refused(model):
     rows = [{"context": "one two", "choices": ["a", "b", "c", "d" * 70], "label": 0}]
-    with pytest.raises(SourceError, match="true_continuation, document 0: .*too long"):
-        rows_of(model, byte_tokenizer(), true_continuation(rows))
+    refused("true_continuation, document 0: .*too long", rows_of, model, byte_tokenizer(), true_continuation(rows))

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from conftest import refused
 from made_study import COST, MODEL
 from rich.console import Console
 from test_tables import counted
 
 from shadowcore import artifacts
 from shadowcore.commands import show
-from shadowcore.errors import ArtifactError
 from shadowcore.report import answer, blocks, budgets
 from shadowcore.report.best_at_bytes import best_at_bytes
 from shadowcore.report.drawn import SCHEMA
@@ -106,8 +106,7 @@ def test_show_begins_with_the_answer_and_has_a_line_per_method(results):
 def test_show_of_an_unfinished_or_missing_study(tmp_path, options):
     (tmp_path / "tables").mkdir()
     assert "0 figures" in printed(tmp_path, **options)
-    with pytest.raises(ArtifactError, match="elsewhere/tables: no such folder"):
-        printed(tmp_path / "elsewhere", **options)
+    refused("elsewhere/tables: no such folder", printed, tmp_path / "elsewhere", **options)
 
 
 def test_times_of_other_settings_are_lines_of_their_own_by_number(frames):

@@ -6,8 +6,9 @@ from collections import Counter
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from conftest import refused
 
-from shadowcore.errors import ConfigError, SourceError
+from shadowcore.errors import ConfigError
 from shadowcore.models.tokenizers import byte_tokenizer
 from shadowcore.texts import cutting, mediawiki, sources
 from shadowcore.texts.documents import TASKS, Document, documents_to_table
@@ -60,16 +61,14 @@ def test_hub_layout_equals_the_folder(tmp_path, monkeypatch):
     documents, card = sources.fetch(HubText(dataset=dataset, split="train", revision=COMMIT))
     assert [document.text for document in documents] == ["first", "second"]
     assert card["source"]["revision"] == COMMIT
-    with pytest.raises(SourceError, match="not available"):
-        sources.fetch(HubText(dataset=dataset, split="dev", revision=COMMIT))
+    refused("not available", sources.fetch, HubText(dataset=dataset, split="dev", revision=COMMIT))
 
 
 def test_random_words_are_those_of_the_seed():
     texts, again, other = (sources.fetch(RandomText(3, 5, seed))[0] for seed in (0, 0, 1))
     assert texts == again and not {one.text for one in texts} & {one.text for one in other}
     assert [len(one.text.split()) for one in texts] == [5, 5, 5]
-    with pytest.raises(ConfigError, match="source.words: 0 "):
-        RandomText(words=0).check()
+    refused("source.words: 0 ", RandomText(words=0).check)
 
 
 MARKUP = """{{Infobox|a=b}}'''Bold''' is a ''word'' ({{lang|x}}; old)<ref name="x">[http://x]</ref> in [[Link|links]] .
@@ -123,8 +122,7 @@ def test_split_is_exact_disjoint_and_complete(documents):
 
 @pytest.mark.parametrize("fraction", [0, 1, -0.5, 1.5, 0.01, 0.99])
 def test_split_refuses_an_empty_part(documents, fraction):
-    with pytest.raises(ConfigError, match=f"evaluation_fraction: {fraction}"):
-        cutting.split(documents, fraction, seed=0)
+    refused(f"evaluation_fraction: {fraction}", cutting.split, documents, fraction, seed=0)
 
 
 # ---- windows
@@ -191,7 +189,5 @@ def test_choices_are_four_different_texts():
 
 def test_too_few_passages_are_counted(documents):
     total = sum(len(paragraph.split()) // 15 for one in documents for paragraph in one.text.split("\n\n"))
-    with pytest.raises(ConfigError, match=f"hold {total}"):
-        cutting.true_continuation(documents, total + 1, 10, 5, seed=0)
-    with pytest.raises(ConfigError, match="3 documents"):
-        cutting.true_continuation(documents[:3], 3, 10, 5, seed=0)
+    refused(f"hold {total}", cutting.true_continuation, documents, total + 1, 10, 5, seed=0)
+    refused("3 documents", cutting.true_continuation, documents[:3], 3, 10, 5, seed=0)

@@ -116,8 +116,11 @@ class Opened(dict):
 
 
 @pytest.mark.parametrize(
-    "design", ["shadow", "layerwise", "segments", "dejavu", "static_tuned", "proxy2_tuned", "proxy2_ahead_tuned"]
-)
+    "tiny, design",
+    [("opt", "shadow"), ("llama", "layerwise"), ("opt", "segments"), ("llama", "dejavu"), ("opt", "static_tuned"),
+     ("llama", "proxy2_tuned"), ("opt", "proxy2_ahead_tuned")],
+    indirect=["tiny"],
+)  # fmt: skip
 def test_tuning_brings_the_sparse_model_nearer_to_the_dense_one_and_repeats_itself(tiny, design, tmp_path):
     sizes = dimensions_of(tiny.config)
     windows = torch.randint(tiny.config.vocab_size, (8, 12), generator=torch.Generator().manual_seed(3))

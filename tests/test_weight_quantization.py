@@ -75,6 +75,7 @@ def test_whole_blocks_are_kept_alike_by_the_model_and_by_the_decoder(predictor):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="models on the CPU, kernels interpreted")
+@pytest.mark.parametrize("tiny", ["llama"], indirect=True)
 def test_blocks_are_skipped_alike_by_both_decoders(tiny, tokens, predictor):
     pytest.importorskip("triton", reason="Triton is not installed, so there is no Triton decoder to test")
     from shadowcore.decode.triton_decoder import GraphDecoder

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import refused
 from safetensors.torch import load_file, save_file
 
 from shadowcore import artifacts
@@ -109,8 +110,7 @@ def test_the_other_files_count_as_well(name, study):
     text = path.read_text()
     digit = re.search(r"\d", text)
     path.write_text(text[: digit.start()] + str((int(digit[0]) + 1) % 10) + text[digit.end() :])
-    with pytest.raises(ArtifactError, match=f"{name}: its content has changed"):
-        check(study)
+    refused(f"{name}: its content has changed", check, study)
 
 
 def test_an_untouched_folder_is_not_read_again_and_an_equal_file_once(study, two, read_bytes, tmp_path):
@@ -144,8 +144,7 @@ def test_a_folder_of_older_versions_or_with_a_damaged_record_is_hashed_once(text
     assert set(json.loads(record.read_text())) == set(read_bytes)
     record.unlink()
     written_over(study[0] / "model.safetensors", two / "1/model.safetensors")
-    with pytest.raises(ArtifactError, match="content has changed"):
-        check(study)
+    refused("content has changed", check, study)
 
 
 def test_a_folder_that_cannot_be_written_to_is_hashed_by_every_job(study, read_bytes, monkeypatch):
@@ -171,8 +170,7 @@ def test_the_option_hashes_whatever_the_record_says(value, reads, study, two, mo
     check(study)  # as if the file system had not noticed
     monkeypatch.setenv(contents.ALWAYS, value)
     if reads:
-        with pytest.raises(ArtifactError, match="content has changed"):
-            check(study)
+        refused("content has changed", check, study)
     else:
         check(study)
 
@@ -188,34 +186,9 @@ def test_the_card_has_no_times_and_no_places_and_the_record_is_hidden(study, tmp
     assert nested["files"] == again["files"] and not (tmp_path / "nested" / contents.HASHED).is_symlink()
 
 
-@pytest.mark.parametrize("umask", [0o022, 0o027, 0o077])
-def test_files_have_the_permissions_of_the_umask(umask, two, tmp_path):
-    before = os.umask(umask)
-    try:
-        sources.fetch(RandomModel("opt", **SMALL), tmp_path / "random")
-        pickled = shutil.copytree(two / "0", tmp_path / "pickled")
-        torch.save(load_file(pickled / "model.safetensors"), pickled / "pytorch_model.bin")
-        (pickled / "model.safetensors").unlink()
-        sources.fetch(FolderModel(str(pickled)), tmp_path / "converted")
-    finally:
-        os.umask(before)
-    for folder in (tmp_path / "random", tmp_path / "converted"):
-        assert folder.stat().st_mode & 0o777 == 0o777 & ~umask
-        modes = {path.name: path.stat().st_mode & 0o777 for path in folder.iterdir() if not path.is_symlink()}
-        assert "model.safetensors" in modes and set(modes.values()) == {0o666 & ~umask}
-
-
-def test_no_stage_reads_a_model_or_a_tokenizer_by_itself():
-    """`inputs.Model` checks the files; whoever goes round them does not."""
-    stages = Path(inputs.__file__).parent
-    loading = re.compile(r"\b(load_model|load_tokenizer|from_pretrained)\b")
-    assert [path.name for path in sorted(stages.glob("*.py")) if loading.search(path.read_text())] == ["inputs.py"]
-
-
 def test_weights_changed_in_size_and_surplus_files_are_named(study, tmp_path):
     (study[2] / "surplus.json").write_text("{}")
-    with pytest.raises(ArtifactError, match="surplus.json: 2 bytes .*the model's card has no file"):
-        check(study)
+    refused("surplus.json: 2 bytes .*the model's card has no file", check, study)
     (study[2] / "surplus.json").unlink()
     (study[0] / "config.json").rename(tmp_path / "gone.json")
     with pytest.raises(ArtifactError, match=f"no file .*{study[0]}/config.json"):  # where the link leads
@@ -223,5 +196,4 @@ def test_weights_changed_in_size_and_surplus_files_are_named(study, tmp_path):
     (tmp_path / "gone.json").rename(study[0] / "config.json")
     weights = study[0] / "model.safetensors"
     save_file(load_file(weights) | {"more": torch.zeros(3)}, weights)
-    with pytest.raises(ArtifactError, match=rf"model.safetensors: {weights.stat().st_size} bytes"):
-        check(study)
+    refused(rf"model.safetensors: {weights.stat().st_size} bytes", check, study)

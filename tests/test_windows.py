@@ -5,14 +5,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import TINY
+from conftest import TINY, refused
 from scipy import stats
 from torch.nn.functional import cross_entropy
 
 from shadowcore import artifacts
-from shadowcore.errors import ConfigError
-from shadowcore.measure.protocols import PROTOCOLS
-from shadowcore.measure.sparsity import PredictedMasks, SparseModel
 from shadowcore.method import tracing, training
 from shadowcore.method.predictors import Predictor
 from shadowcore.method.score_quantization import decode, step_ratio
@@ -130,30 +127,10 @@ def test_correlations_of_examples_are_scipys_over_all_layers(files):
         assert found["shadow", kind]["value"] == pytest.approx(sum(by_hand) / 8, rel=1e-6)
 
 
-def test_lookahead_reads_at_the_position_that_windows_were_read_at(files):
-    """The mask of a window comes from the scores for its last position's feature, which the trace has."""
-    model, (train, _) = files
-    predictor = fitted(files)[0]
-    feature = train.get_tensor(tracing.feature_name(SITE, "windows"))[:4].float()
-    with torch.no_grad():
-        wanted = predictor.scorers["neurons"][0](feature)
-    masks, seen = PredictedMasks(predictor, ("neurons",), "per_layer", 50), {}
-
-    def policy(scores, pct, own=masks.policy):
-        seen["scores"] = scores
-        return own(scores, pct)
-
-    masks.policy, scored = policy, torch.ones_like(WINDOWS[:4], dtype=torch.bool)
-    scored[:, 0] = False
-    SparseModel(model, masks, PROTOCOLS["lookahead"]).logits(WINDOWS[:4], scored)
-    torch.testing.assert_close(seen["scores"][:, 0], wanted, rtol=0.02, atol=0.02)  # the trace has 16 bits
-
-
 def test_deja_vus_site_is_the_residual_between_attention_and_ffn(of_family, tokens):
     """What enters a layer and what its attention adds; models whose FFN has no norm of its own are refused."""
     if of_family.config.model_type in ("olmo2", "phi"):
-        with pytest.raises(ConfigError, match="no norm of its own.*dejavu"):
-            traced(of_family, sites=[Site(0, "ffn_residual")])
+        refused("no norm of its own.*dejavu", traced, of_family, sites=[Site(0, "ffn_residual")])
         return
     seen, added = {}, {}
     for index, layer in enumerate(layers_of(of_family)):
