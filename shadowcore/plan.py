@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 from functools import cache
 
+from shadowcore import rates
 from shadowcore.config import Study
 from shadowcore.costs import Costs
 from shadowcore.errors import ConfigError
 from shadowcore.jobs import Files, Jobs
+from shadowcore.rates import Rate
 from shadowcore.rules import RULES, name_of
 from shadowcore.work import LOADED, START, Work
 
@@ -26,15 +28,19 @@ def work(jobs: Jobs, strict: bool = False) -> list[Work]:
     ]
 
 
-def chains(jobs: Jobs, works: Sequence[Work]) -> dict[tuple[str, str], float]:
-    """Seconds from each job's start to the end of the longest chain that waits for it, by rule and name; works: all."""
+def chains(jobs: Jobs, works: Sequence[Work], known: Sequence[Rate] = ()) -> dict[tuple[str, str], float]:
+    """Seconds from each job's start to the end of the longest chain of jobs that wait for it, by rule and name.
+
+    works: of all jobs; known: rates of the device that they run on. A study with few cores ends sooner if jobs with
+    long chains start first.
+    """
     keys = [(rule, values) for rule, every in jobs.names.items() for values in every]
     made = {path: key for key in keys for path in _paths(jobs.outputs(key[0], *key[1]))}
     read_by: dict[tuple[str, Sequence[str]], list] = {key: [] for key in keys}
     for rule, values in keys:
         for maker in {made[path] for path in _paths(jobs.inputs(rule, *values)) if path in made}:
             read_by[maker].append((rule, values))
-    own = {(one.rule, one.name): one.seconds({}) for one in works}
+    own = {(one.rule, one.name): one.seconds(rates.of(one.rule, one.weights, known)) for one in works}
 
     @cache
     def chain(rule: str, values: Sequence[str]) -> float:

@@ -1,8 +1,8 @@
 """Measured speeds of jobs, for plans of studies that have not run yet.
 
 Each row of rates.csv is a device, a stage (its rule), a size of model, the multiply-adds that one job made per second,
-and the run in which they were measured. Plans are made for the first device. `python benchmarks/chain.py ... --rates`
-writes the rows.
+and the run in which they were measured. Plans are made for the first device, a GPU. On a machine without one, small jobs
+are planned for a core of a CPU. `python benchmarks/chain.py ... --rates` writes the rows.
 """
 
 import csv
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 FILE = Path(__file__).with_name("rates.csv")
+CORE = "one core of an AMD EPYC"
 COLUMNS = ("device", "stage", "weights_gb", "tflops", "source")
 
 
@@ -25,11 +26,11 @@ class Rate(NamedTuple):
     source: str
 
 
-def read(path: Path = FILE) -> list[Rate]:
-    """The rates of the file's first device."""
+def read(path: Path = FILE, device: str | None = None) -> list[Rate]:
+    """The rates of a device, by default of the file's first."""
     with path.open(encoding="utf-8", newline="") as lines:
         rows = list(map(_rate, csv.DictReader(lines)))
-    return [row for row in rows if row.device == rows[0].device]
+    return [row for row in rows if row.device == (device or rows[0].device)]
 
 
 def _rate(row: Mapping[str, str]) -> Rate:

@@ -99,11 +99,9 @@ def test_a_job_has_a_longer_chain_than_every_job_that_waits_for_it(tmp_path):
 
 def test_only_conditions_of_a_predictor_that_begins_with_another_wait_for_it(tmp_path):
     jobs = jobs_of(QUICK, tmp_path)
-    waiting = {key[2] for key in jobs.evaluations if any("tuned" in path for path in jobs.predictors_of(key))}
-    assert waiting == {"30-1", "50-1", "70-1"}
-    assert {
-        one.predictor for key in waiting for one in jobs.evaluations["smollm2-135m", "wikipedia", key].values()
-    } == {"small_tuned"}
+    predictors = {key[2]: {one.predictor for one in found.values()} for key, found in jobs.evaluations.items()}
+    assert {part for part, names in predictors.items() if "small_tuned" in names} == {"30-1", "50-1", "70-1"}
+    assert all(predictors[part] == {"small_tuned"} for part in ("30-1", "50-1", "70-1"))
 
 
 def test_rates_are_those_of_an_earlier_run(tmp_path):

@@ -32,8 +32,9 @@ def run(parsed: argparse.Namespace) -> None:
     preflight.check(jobs)
     here, known = plan.measured_rates(ran), rates.read()
     works = plan.work(jobs, strict=True)
-    planned = totals(works, here, known, plan.disk(jobs.study, works))
-    print_totals(planned, here, console(), known)
+    core = () if machine.gpu_memory() else rates.read(device=rates.CORE)
+    planned = totals(works, here, known, plan.disk(jobs.study, works), core)
+    print_totals(planned, here, console(), known, core)
     if shortage := preflight.shortage(jobs):
         console().print(f"{shortage[0].upper()}{shortage[1:]}.", highlight=False, markup=False, soft_wrap=True)
     check_budget(planned, parsed.budget_hours, parsed.budget_gb)
@@ -51,16 +52,18 @@ class Total(NamedTuple):
 
 
 def totals(
-    works: Sequence[Work], here: Mapping[str, float], known: Sequence[Rate] = (), at_once: float = math.inf
-) -> dict[str, Total]:
+    works: Sequence[Work], here: Mapping[str, float], known: Sequence[Rate] = (), at_once: float = math.inf,
+    core: Sequence[Rate] = (),
+) -> dict[str, Total]:  # fmt: skip
     """Totals by rule, in the order of the stages, and of all jobs as "all", whose disk is at most `at_once` bytes.
 
     here: rates measured on this machine; known: rates of a GPU, for jobs with a GPU of their own and jobs without a
-    model.
+    model; core: rates of a core, for jobs without a GPU of their own on a machine without a GPU.
     """
 
     def hours_of(one: Work) -> float:
-        on_device = rates.of(one.rule, one.weights, known) if one.gpus or not one.weights else {}
+        of_device = known if one.gpus or not (one.weights or core) else core
+        on_device = rates.of(one.rule, one.weights, of_device)
         return one.seconds({**on_device, **here}) / 3600
 
     def total(part: Sequence[Work]) -> Total:
@@ -91,20 +94,23 @@ def check_budget(planned: Mapping[str, Total], hours: float | None, gb: float | 
 
 
 def print_totals(
-    planned: Mapping[str, Total], here: Mapping[str, float], console: Console, known: Sequence[Rate] = ()
-) -> None:
-    """Print a line per rule, and the source of the rates: measured on this machine (`here`) or on a GPU (`known`)."""
+    planned: Mapping[str, Total], here: Mapping[str, float], console: Console, known: Sequence[Rate] = (),
+    core: Sequence[Rate] = (),
+) -> None:  # fmt: skip
+    """Print a line per rule, and the source of the rates: measured on this machine (`here`), a GPU or a core."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     table.add_column("stage")
     for name in ("jobs", "hours", "GPU-hours", "disk, GB", "memory of a job, GB", "GPUs of a job", "TFLOP/s"):
         table.add_column(name, justify="right")
-    elsewhere = []  # rules whose hours are those of another machine
+    elsewhere: dict[str, list[str]] = {}  # rules, by the other machine whose rates they have
     for rule, one in planned.items():
-        rates = sorted(rate.per_second / 1e12 for rate in known if rate.stage == rule)
-        rate = f"{here[rule] / 1e12:.3g} measured" if rule in here else ""
-        if not rate and rates and (one.gpus or not RULES[rule].copies):
-            rate = f"[{' to '.join(dict.fromkeys(f'{rate:.3g}' for rate in (rates[0], rates[-1])))}]"
-            elsewhere.append(rule)
+        rates_used = [rate for rate in (known if one.gpus or not core else core) if rate.stage == rule]
+        speeds, rate = sorted(rate.per_second / 1e12 for rate in rates_used), ""
+        if rule in here:
+            rate = f"{here[rule] / 1e12:.3g} measured"
+        elif speeds and (one.gpus or core or not RULES[rule].copies):
+            rate = f"[{' to '.join(dict.fromkeys(f'{speed:.3g}' for speed in (speeds[0], speeds[-1])))}]"
+            elsewhere.setdefault(rates_used[0].device, []).append(rule)
         numbers = [f"{one.jobs:,}", f"{one.hours:,.2f}", f"{one.gpu_hours:,.1f}", f"{one.disk / 1e9:,.2f}"]
         table.add_row(rule, *numbers, f"{one.memory / 1e9:.1f}", str(one.gpus), rate)
     console.print(table)
@@ -117,9 +123,12 @@ def print_totals(
         "study that ran.",
         highlight=False,
     )
-    if elsewhere and known[0].device not in (gpus := machine.gpu_names()):
-        console.print(
-            f"WARNING: the hours of {', '.join(elsewhere)} are those of one {known[0].device}, not of this machine, "
-            f"which has {' and '.join(gpus) or 'no GPU'} (rates in brackets, from shadowcore/rates.csv).",
-            highlight=False, markup=False,
-        )  # fmt: skip
+    gpus = machine.gpu_names()
+    for device, rules in elsewhere.items():
+        if device not in gpus:
+            one, has = ("", "") if device == rates.CORE else ("one ", f", which has {' and '.join(gpus) or 'no GPU'}")
+            console.print(
+                f"WARNING: the hours of {', '.join(rules)} are those of {one}{device}, not of this machine{has} "
+                "(rates in brackets, from shadowcore/rates.csv).",
+                highlight=False, markup=False,
+            )  # fmt: skip

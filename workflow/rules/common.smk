@@ -14,7 +14,7 @@ from snakemake.common import overwrite_function_params
 from snakemake.logging import logger
 from snakemake.resources import Resource
 
-from shadowcore import machine, manifests, progress_line
+from shadowcore import machine, manifests, progress_line, rates
 from shadowcore.errors import ShadowcoreError
 from shadowcore.jobs import options
 from shadowcore.plan import chains, work
@@ -61,7 +61,7 @@ def planned():
 
 @cache
 def longest_chains():
-    return chains(jobs, planned().values())
+    return chains(jobs, planned().values(), rates.read() if gpus_here() else rates.read(device=rates.CORE))
 
 
 # Bytes of the GPUs of this machine, if jobs run here.
