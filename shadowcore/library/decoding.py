@@ -5,10 +5,10 @@ from typing import Any
 
 import torch
 
+from shadowcore import provenance
 from shadowcore.decode.decoder import Decoder
 from shadowcore.decode.layout import from_model
 from shadowcore.decode.low_bit_proxy import Proxy
-from shadowcore import provenance
 from shadowcore.decode.selection import DenseSelection, PredictedSelection
 from shadowcore.errors import ConfigError, one_of
 from shadowcore.library.checks import at_least, kinds_of, percent, placed, require_fit, require_model
