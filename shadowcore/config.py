@@ -4,10 +4,8 @@ Stages do not import this module. Each stage gets a specification of its own, so
 configuration reruns only stages that read this part.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
@@ -66,7 +64,7 @@ class Study(Strict):
     latency_random: LatencyRandom | None = None
 
     @model_validator(mode="after")
-    def names_exist(self) -> Study:
+    def names_exist(self) -> Self:
         """Names that refer to another part of the file must exist there."""
         for where, names, known in (
             ("calibration", self.calibration, self.texts),
@@ -90,7 +88,7 @@ class Study(Strict):
         return self
 
     @model_validator(mode="after")
-    def predictors_can_be_made(self) -> Study:
+    def predictors_can_be_made(self) -> Self:
         """A predictor must not begin with itself, and a used predictor needs the section `tuning` or `on_policy`."""
         for name in self.predictors:
             seen = [name]
@@ -112,7 +110,7 @@ class Study(Strict):
         return self
 
     @model_validator(mode="after")
-    def teachers_are_made_first(self) -> Study:
+    def teachers_are_made_first(self) -> Self:
         """The teachers of a relufied model must begin with a fetched model and write enough tokens for a step."""
         for name, model in self.models.items():
             where, chain = f"models.{name}.source.relufied", [name]
@@ -127,7 +125,7 @@ class Study(Strict):
         return self
 
     @model_validator(mode="after")
-    def grids_are_whole(self) -> Study:
+    def grids_are_whole(self) -> Self:
         """A grid must have the keys that its methods need, and only values that they support."""
         for i, grid in enumerate(self.conditions):
             trained = [name for name in grid.methods if SPARSE[name].trained]
@@ -163,7 +161,7 @@ class Study(Strict):
         return any(len(groups_of(design, count + 2, count)) > 1 for count in counts)
 
     @model_validator(mode="after")
-    def texts_and_traces_suffice(self) -> Study:
+    def texts_and_traces_suffice(self) -> Self:
         """Texts and traces must have everything that evaluation and training need."""
         for name in self.evaluation.texts if "true_continuation" in self.evaluation.tasks else ():
             if self.texts[name].true_continuation is None:
@@ -191,7 +189,7 @@ class Study(Strict):
         return self
 
     @model_validator(mode="after")
-    def reachable(self) -> Study:
+    def reachable(self) -> Self:
         """With `offline: true`, every source must be local or fetched."""
         from_hub = [name for name in self.evaluation.tasks if name in BENCHMARKS and not self.evaluation.offline_dir]
         remote = [
@@ -206,7 +204,7 @@ class Study(Strict):
             )
         return self
 
-    def fetched(self, folder: str) -> Study:
+    def fetched(self, folder: str) -> Self:
         """This study with all sources in the folder that `shadowcore fetch` made."""
 
         def local(place: str) -> dict[str, Any]:

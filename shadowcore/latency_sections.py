@@ -1,9 +1,7 @@
 """The sections of a configuration file that measure time: `latency` and `latency_random`."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -30,7 +28,7 @@ class Latency(Strict):
     warmup: Annotated[int, Field(ge=0)]
 
     @model_validator(mode="after")
-    def proxies_choose_neurons(self) -> Latency:
+    def proxies_choose_neurons(self) -> Self:
         """A proxy needs neurons to choose among."""
         require_neurons("methods", self.methods, self.units)
         return self
@@ -63,7 +61,7 @@ class Design(ForSome):
     sparsities_pct: list_of(Percent) = []
 
     @model_validator(mode="after")
-    def predictors_have_ranks(self) -> Design:
+    def predictors_have_ranks(self) -> Self:
         """A predictor must have both ranks; a proxy has none, and its name says its bits."""
         for key in ("rank_heads", "rank_neurons"):
             if (getattr(self, key) is None) == (self.method in DECODED):
@@ -127,7 +125,7 @@ class LatencyRandom(Strict):
         return specs
 
     @model_validator(mode="after")
-    def once(self) -> LatencyRandom:
+    def once(self) -> Self:
         """No model must be timed twice at the same lengths, and proxies need neurons."""
         require_neurons("designs", [design.method for design in self.designs], self.units)
         for model in self.models:

@@ -20,10 +20,7 @@ def machine() -> str:
 
 
 def born(process: int) -> int | None:
-    """Start of a process of this machine, in ticks since the machine started; None if the process has ended.
-
-    0 on a system without /proc. The start tells a process from a later one with the same number.
-    """
+    """Start of a process here, in ticks since the machine's start (0 without /proc); None if the process has ended."""
     if not (PROC / "self/stat").exists():
         try:
             os.kill(process, 0)

@@ -1,7 +1,5 @@
 """Show one line of progress while Snakemake runs a study: the number of finished jobs and the time left."""
 
-from __future__ import annotations
-
 import logging
 import sys
 import time
@@ -15,20 +13,6 @@ PAUSE = 10.0  # seconds between two lines in a file, where a line cannot be over
 # Snakemake's messages about single jobs: events of its logger, and lines that are not events
 EVENTS = {"job_info", "group_info", "job_started", "job_finished", "shellcmd", "resources_info", "progress"}
 LINES = ("Select jobs to execute", "Execute ")
-
-
-def install(logger: logging.Logger, jobs: Jobs) -> ProgressLine:
-    """Add the line to Snakemake's logger and hide messages about single jobs; Snakemake's log file keeps them."""
-    for handler in logger.handlers:
-        if not isinstance(handler, logging.FileHandler):
-            handler.addFilter(_is_of_the_run)
-    logger.addHandler(line := ProgressLine(jobs))
-    return line
-
-
-def _is_of_the_run(record: logging.LogRecord) -> bool:
-    event = getattr(record, "event", None)
-    return event not in EVENTS if event else not record.getMessage().startswith(LINES)
 
 
 class ProgressLine(logging.Handler):
@@ -61,3 +45,17 @@ class ProgressLine(logging.Handler):
             self.out.write("\n")
         self.written = 0.0
         super().close()
+
+
+def install(logger: logging.Logger, jobs: Jobs) -> ProgressLine:
+    """Add the line to Snakemake's logger and hide messages about single jobs; Snakemake's log file keeps them."""
+    for handler in logger.handlers:
+        if not isinstance(handler, logging.FileHandler):
+            handler.addFilter(_is_of_the_run)
+    logger.addHandler(line := ProgressLine(jobs))
+    return line
+
+
+def _is_of_the_run(record: logging.LogRecord) -> bool:
+    event = getattr(record, "event", None)
+    return event not in EVENTS if event else not record.getMessage().startswith(LINES)

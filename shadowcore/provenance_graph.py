@@ -4,12 +4,10 @@ A header has the stage and the hashes of the files that it read, but no paths, b
 job begins with its command, which has the paths. The hashes then show whether the files are still the same.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from shadowcore import artifacts, logs, manifests, provenance
 from shadowcore.errors import ArtifactError
@@ -49,7 +47,7 @@ class Lineage:
                         self._named.setdefault("/".join(parts[start:]), []).append((log, content, option, word))
 
     @classmethod
-    def of(cls, path: Path) -> Lineage | None:
+    def of(cls, path: Path) -> Self | None:
         """The lineage of the study's folder that a file is in; None if no folder above the file has logs."""
         root = next((folder for folder in path.resolve().parents if (folder / "logs").is_dir()), None)
         if root is None:

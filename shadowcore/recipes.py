@@ -1,9 +1,7 @@
 """The configuration of predictors: sizes and training, and which predictor another one begins with."""
 
-from __future__ import annotations
-
 import re
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
@@ -22,7 +20,7 @@ class MaskingConfig(Strict):
     highest_pct: Percent
 
     @model_validator(mode="after")
-    def in_order(self) -> MaskingConfig:
+    def in_order(self) -> Self:
         """The range must not be empty."""
         if self.lowest_pct > self.highest_pct:
             raise ValueError(f"lowest_pct ({self.lowest_pct}) must not be above highest_pct ({self.highest_pct})")
@@ -123,7 +121,7 @@ class DerivedConfig(Strict):
     tuning_rate: AboveZero | None = None
 
     @model_validator(mode="after")
-    def of_one(self) -> DerivedConfig:
+    def of_one(self) -> Self:
         """Exactly one parent must be given."""
         if (self.retrained_from is None) == (self.tuned_from is None):
             raise ValueError("must have either retrained_from or tuned_from, with the name of another predictor")

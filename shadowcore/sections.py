@@ -4,13 +4,11 @@ Each section is checked on its own; those of times and predictors are in `latenc
 between sections are in `shadowcore.config`.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -96,7 +94,7 @@ class Text(Strict):
     true_continuation: Questions | None = None
 
     @model_validator(mode="after")
-    def leaves_some_to_train_on(self) -> Text:
+    def leaves_some_to_train_on(self) -> Self:
         """The two fractions must leave documents for training."""
         if (both := self.heldout_fraction + self.evaluation_fraction) >= 1:
             raise Within(
@@ -122,7 +120,7 @@ class Traces(Strict):
     on_policy: MaskingConfig | None = None
 
     @model_validator(mode="after")
-    def sizes_go_together(self) -> Traces:
+    def sizes_go_together(self) -> Self:
         """A window must have enough tokens to score, and a shard at least one window."""
         for key in ("tokens_per_window", "heldout_tokens_per_window"):
             if (tokens := getattr(self, key)) >= self.window_tokens:
@@ -156,7 +154,7 @@ class Grid(Strict):
     seeds: list_of(Seed) = []
 
     @model_validator(mode="after")
-    def suits_methods(self) -> Grid:
+    def suits_methods(self) -> Self:
         """Seeds need a trained method; other values must be among those that each method supports."""
         if self.seeds and not any(SPARSE[method].trained for method in self.methods):
             trained = ", ".join(name for name, method in SPARSE.items() if method.trained)
@@ -205,7 +203,7 @@ class Evaluation(Strict):
     request_tokens: Positive
 
     @model_validator(mode="after")
-    def benchmarks_are_measured(self) -> Evaluation:
+    def benchmarks_are_measured(self) -> Self:
         """`limit` must name measured benchmarks, and `fewshot` must let every benchmark be measured."""
         if unused := sorted(set(self.limit) - set(self.tasks)):
             raise Within(f"limit.{unused[0]}", f"not among evaluation.tasks ({', '.join(self.tasks)})")

@@ -50,10 +50,7 @@ def states(jobs: Jobs, now: float) -> list[Job]:
 
 
 def expectations(root: Path, planned: Sequence[Work], rates: Mapping[str, float]) -> dict[Work, float]:
-    """Estimated seconds of every job: from jobs of its rule, or else the slowest rate of other rules, or else planned.
-
-    rates: measured multiply-adds per second by rule.
-    """
+    """Estimated seconds of every job: as its rule's jobs took, or by `rates`, the slowest for others, or as planned."""
     measured: dict[str, list[float]] = {}
     for work in planned:
         if (seconds := work.measured_seconds(root)) is not None:

@@ -49,7 +49,7 @@ def run(parsed: argparse.Namespace) -> None:
 
 
 def fetch(study: Study, folder: Path) -> None:
-    """Download the parts of `study` into `folder`, but those that are there already from the same source."""
+    """Download what `folder` lacks of a study; SourceError or ConfigError if a source is wrong or not available."""
     if study.offline:
         raise ConfigError("offline: it is set, so nothing may be downloaded; remove the key to fetch the study")
     folder = Path(folder)

@@ -1,12 +1,10 @@
 """Save and load a trained predictor as a folder that can be published: config.json, model.safetensors and a card."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import ConfigDict, PositiveInt, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
@@ -89,7 +87,7 @@ class Predictor(predictors.Predictor):
                 partial.write_text(text, encoding="utf-8")
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, model: Any = None) -> Predictor:
+    def from_pretrained(cls, folder: str | Path, model: Any = None) -> Self:
         """The predictor in a folder that `save_pretrained` wrote, on the CPU in float32, in evaluation mode.
 
         model: the transformers model that it is used with; if given, its dimensions are checked, as `sparsify` and

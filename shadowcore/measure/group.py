@@ -1,11 +1,9 @@
 """Conditions that are measured side by side on one model. If one fails, the others continue."""
 
-from __future__ import annotations
-
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Self, TypeVar
 
 from shadowcore.errors import ShadowcoreError, out_of_memory
 from shadowcore.measure.sparsity import SparseModel
@@ -41,7 +39,7 @@ class Group:
         """The members that have not failed."""
         return {name: sparse for name, sparse in self.members.items() if name not in self.failed}
 
-    def where(self, test: Callable[[SparseModel], bool]) -> Group:
+    def where(self, test: Callable[[SparseModel], bool]) -> Self:
         """The members that are alive and pass a test, as a group that shares the record of failures."""
         return Group({name: sparse for name, sparse in self.alive.items() if test(sparse)}, self.failed)
 

@@ -59,7 +59,7 @@ class Questions:
         return found
 
     def _rows(self, name: str, tokens: Callable[[str], int]) -> list[dict[str, Any]]:
-        """What lm-eval makes of a condition's answers, a row for each document and metric (columns of OUTCOMES)."""
+        """Rows of OUTCOMES, without the condition: what lm-eval makes of its answers, by document and metric."""
         self.lm.turn = name
         for request in self.requests:
             request.resps, request.filtered_resps = [], {}

@@ -20,11 +20,9 @@ A predictor is read in every step, so its size is time: weights may have 8 bits 
 score may stand for a block of neighbouring neurons, which are then kept or removed together.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 from warnings import catch_warnings
 
 import torch
@@ -185,7 +183,7 @@ class Predictor(nn.Module):
         """Kinds of unit this predictor scores."""
         return tuple(self.scorers)
 
-    def put_on(self, model: nn.Module) -> Predictor:
+    def put_on(self, model: nn.Module) -> Self:
         """Move every scorer to the device of the layer that it reads."""
         for scorers in self.scorers.values():
             for group, scorer in zip(self.groups, scorers, strict=True):

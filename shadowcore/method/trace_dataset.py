@@ -3,14 +3,12 @@
 An example is a token or a whole window; the words below are those of tokens.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 
@@ -103,7 +101,7 @@ class TraceDataset:
         """Kinds of unit whose scores are read."""
         return tuple(self.packed)
 
-    def of(self, kinds: Sequence[Kind]) -> TraceDataset:
+    def of(self, kinds: Sequence[Kind]) -> Self:
         """The same tokens, in the same chunks, with the scores of some kinds only."""
         some = copy.copy(self)
         some.packed = {kind: self.packed[kind] for kind in kinds}

@@ -6,16 +6,7 @@ from functools import cache
 from pathlib import Path
 
 from shadowcore.errors import SourceError
-from shadowcore.models.weights import (
-    PICKLED,
-    PICKLED_INDEX,
-    WEIGHTS,
-    WEIGHTS_INDEX,
-    has_safetensors,
-    reason_of,
-    require_all_loaded,
-    weight_files,
-)
+from shadowcore.models import weights
 
 OTHER_FILES = ("[!.]*.json", "[!.]*.txt", "[!.]*.model", "[!.]*.jinja")  # configuration and tokenizer
 
@@ -53,11 +44,11 @@ def _parsed_once() -> Iterator[None]:
 def adopt(origin: Path, folder: Path) -> None:
     """Link the model files of a folder in Hugging Face layout; pickled weights are converted."""
     files = {path.name: path for pattern in OTHER_FILES for path in origin.glob(pattern)}
-    if has_safetensors(origin):
-        files |= {path.name: path for path in weight_files(origin)}
+    if weights.has_safetensors(origin):
+        files |= {path.name: path for path in weights.weight_files(origin)}
     else:
         _convert_pickled(origin, folder)
-    for name in (PICKLED_INDEX, *(() if WEIGHTS not in files else (WEIGHTS_INDEX,))):  # indices of unused weights
+    for name in [weights.PICKLED_INDEX] + [weights.WEIGHTS_INDEX] * (weights.WEIGHTS in files):  # of unused weights
         files.pop(name, None)
     for name, path in files.items():
         if not (folder / name).exists():
@@ -76,8 +67,10 @@ def _convert_pickled(origin: Path, folder: Path) -> None:
             local_files_only=True, output_loading_info=True, ignore_mismatched_sizes=True,
         )  # fmt: skip
     except (UnpicklingError, RuntimeError, OSError) as error:
-        raise SourceError(f"{origin}: {PICKLED} has more than tensors, or is damaged ({reason_of(error)})") from None
-    require_all_loaded(origin, report)
+        raise SourceError(
+            f"{origin}: {weights.PICKLED} has more than tensors, or is damaged ({weights.reason_of(error)})"
+        ) from None
+    weights.require_all_loaded(origin, report)
     model.save_pretrained(folder)
 
 

@@ -62,7 +62,7 @@ def _files(folder: Path, name: str, index: str) -> list[Path]:
 
 
 def require_pickled(folder: Path) -> dict[str, list[int]]:
-    """The same of a pickled checkpoint; no numbers are read and no code is run."""
+    """Shapes of tensors by name of a pickled checkpoint, running no code; ArtifactError as for `require_weights`."""
     import torch
     from transformers.modeling_utils import load_state_dict
 

@@ -27,10 +27,7 @@ PERPLEXITIES = {"nll": "token_perplexity", "word_nll": "word_perplexity", "byte_
 
 @dataclass(frozen=True, eq=False)
 class Documents:
-    """What one condition came to on one task by one metric; arrays (n,), in the order of the documents' names.
-
-    names: numbers of the names, the same number for the same name in whatever was grouped together.
-    """
+    """One condition, task and metric; arrays (n,), ordered by the documents' names, which are numbered in `names`."""
 
     keys: Row
     names: np.ndarray

@@ -11,15 +11,7 @@ import pyarrow as pa
 
 from shadowcore.errors import ArtifactError
 from shadowcore.measure import statistics
-from shadowcore.report.outcomes import (
-    ACCURACY_METRICS,
-    ASKED,
-    KEYS,
-    PERPLEXITIES,
-    Documents,
-    Row,
-    grouped,
-)  # fmt: skip
+from shadowcore.report.outcomes import ACCURACY_METRICS, ASKED, KEYS, PERPLEXITIES, Documents, Row, grouped
 from shadowcore.schemas import CONDITION, FINAL_TABLES
 
 Tables = Mapping[str, pd.DataFrame]

@@ -1,10 +1,9 @@
 """Documents, windows and questions, and their tables."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from typing import Self
 
 import pyarrow as pa
 
@@ -21,7 +20,7 @@ class Document:
     text: str
 
     @classmethod
-    def of(cls, title: str, text: str) -> Document:
+    def of(cls, title: str, text: str) -> Self:
         """Make a document with the id of its text; SourceError for text that cannot be encoded in UTF-8."""
         try:
             return cls(hashlib.sha256(text.encode()).hexdigest()[:16], title, text)

@@ -176,7 +176,7 @@ TEXT_SOURCES = {source.KIND: source for source in (PackagedText, HubText, Folder
 
 
 def fetch(source: TextSource) -> tuple[list[Document], dict[str, Any]]:
-    """The non-empty documents of a source in its order, and a card with source, licence, origin and sizes."""
+    """The non-empty documents of a source and its card; SourceError or ConfigError if it cannot be read."""
     texts, licence, origin = source.read()
     documents = [Document.of(title, text) for title, text in texts if text and visible(text)]
     if not documents:

@@ -29,10 +29,7 @@ PARTS = {
 
 
 def timed(tables: Tables) -> pd.DataFrame:
-    """Rows with random weights; `roof_ms` is what the counted bytes take at the device's best ceiling of the run.
-
-    `main` marks those of the lengths and batch that a model's modes were compared under: with the most rows.
-    """
+    """Rows with random weights; `roof_ms`: of their bytes at the run's best ceiling; `main`: of the main lengths."""
     rows = tables["latency"]
     rows = rows[(rows["weights"] == "random") & rows["roofline_ms"].notna()]
     best = rows.groupby("device")["ceiling_gb_s"].transform("max")
