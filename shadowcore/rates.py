@@ -1,8 +1,8 @@
 """Measured speeds of jobs, for plans of studies that have not run yet.
 
 Each row of rates.csv is a device, a stage (its rule), a size of model, the multiply-adds that one job made per second,
-and the run in which they were measured. Plans are made for the first device, a GPU. On a machine without one, small jobs
-are planned for a core of a CPU. `python benchmarks/chain.py ... --rates` writes the rows.
+and the run in which they were measured. Plans are made for the first device, a GPU. On a machine without one, small
+jobs are planned for a core of a CPU. `python benchmarks/chain.py ... --rates` writes the rows.
 """
 
 import csv

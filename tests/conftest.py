@@ -23,7 +23,10 @@ from shadowcore.models.families import FAMILIES, dimensions_of
 from shadowcore.rules import RULES
 from shadowcore.texts.sources import RandomText
 
-LONG = ("test_workflow.py", "test_graph.py", "test_decoder.py", "test_figures.py", "test_kernels.py")
+LONG = [f"test_{name}.py" for name in ("workflow", "evaluate", "graph", "figures", "several_gpus", "kernels")]
+LONG += [
+    f"test_{name}.py" for name in ("decoder", "latency_random", "terminal", "library", "low_bit_proxy", "sparsity")
+]
 
 
 def pytest_collection_modifyitems(items):

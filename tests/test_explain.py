@@ -1,10 +1,8 @@
 """What a file says of its origin: its command, the files behind it as they are now, and bad input."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
+from contextlib import chdir, redirect_stderr
 from pathlib import Path
 
 import pytest
@@ -37,11 +35,8 @@ def study(tmp_path_factory):
     log, times = folder / root / f"logs/draw/{MODEL}.log", folder / root / f"benchmarks/draw/{MODEL}.tsv"
     for path in (log, times):
         path.parent.mkdir(parents=True)
-    paths = {"PYTHONPATH": str(Path(cli.__file__).parents[1])}
-    with open(log, "w") as said:
-        subprocess.run(
-            [sys.executable, "-m", "shadowcore", *words], cwd=folder, env=os.environ | paths, stderr=said, check=True
-        )
+    with open(log, "w") as said, redirect_stderr(said), chdir(folder):
+        assert cli.main(list(map(str, words))) == 0
     times.write_text("s\th:m:s\tmax_rss\n3.1\t0:00:03\t200.5\n")
     return folder / root
 

@@ -12,7 +12,7 @@ from shadowcore.errors import ConfigError
 from shadowcore.models.tokenizers import byte_tokenizer
 from shadowcore.texts import cutting, mediawiki, sources
 from shadowcore.texts.documents import TASKS, Document, documents_to_table
-from shadowcore.texts.sources import FolderText, HubText, RandomText
+from shadowcore.texts.sources import HubText, RandomText
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -29,26 +29,7 @@ def documents():
     return [written(f"d{chr(97 + number)}", 60 + 20 * number) for number in range(12)]
 
 
-@pytest.fixture
-def parquet(tmp_path):
-    """A folder of two Parquet files with an empty and a missing text among them."""
-    folder = tmp_path / "texts"
-    folder.mkdir()
-    pq.write_table(pa.table({"page": ["first", "", None], "number": [1, 2, 3]}), folder / "a.parquet")
-    pq.write_table(pa.table({"page": ["second"], "number": [4]}), folder / "b.parquet")
-    return folder
-
-
 # ---- sources
-
-
-def test_folder_gives_its_texts_in_order(parquet):
-    documents, card = sources.fetch(FolderText(str(parquet), "page"))
-    assert [document.text for document in documents] == ["first", "second"]
-    assert [document.title for document in documents] == ["a.parquet, row 0", "b.parquet, row 0"]
-    assert card["documents"] == 2 and card["characters"] == 11 and card["source"]["kind"] == "folder"
-    alone, _ = sources.fetch(FolderText(str(parquet / "b.parquet"), "page"))
-    assert alone == documents[1:]
 
 
 def test_hub_layout_equals_the_folder(tmp_path, monkeypatch):
