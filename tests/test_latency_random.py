@@ -93,7 +93,7 @@ def test_every_mode_of_a_gpu_passes_its_gate(model, few):
     assert 0 < timed["relu"].facts["active"] < 0.3  # one neuron in ten is meant to be active
     timed.clear()
     three = dataclasses.replace(modes, batch=3, sparsities_pct=(90,))
-    build(three, wanted=("dense", "shadow"))
+    build(three, wanted=("dense", "shadow", "relu"))  # the zeros of a batch differ by sequence
     assert list(timed) == ["dense", "shadow 8/16 8 bits, 1 groups 90"]
     most, least = (max(1, round(0.1 * timed["dense"].decoder.layout.sizes.neurons)) * n for n in (3, 1))
     united = timed["shadow 8/16 8 bits, 1 groups 90"].decoder.selection.kept(1, "neurons").units
@@ -183,10 +183,13 @@ def test_several_sequences_are_drawn_at_the_lengths_of_most_rows_in_whatever_ord
 @pytest.mark.parametrize("static", [False, True])
 def test_hugging_face_generates_from_the_weights_of_the_layout(model, static):
     layout = layout_of(model)
-    theirs = HuggingFaceGenerate(layout, 16, static)
+    theirs, generated = HuggingFaceGenerate(layout, 16, 2, static), []
+    generate = theirs.model.generate
+    theirs.model.generate = lambda *given, **more: generated.append(generate(*given, **more))
     theirs.go_to(8)
     for steps in (3, 5):  # a used cache begins anew
         theirs.advance(steps)
+    assert [tuple(ids.shape) for ids in generated] == [(2, 8 + 3), (2, 8 + 5)]
     ids = torch.arange(5, 13)[None]
     torch.testing.assert_close(theirs.prefill(ids), Decoder(layout, 16).prefill(ids), atol=1e-4, rtol=1e-4)
     (embedding,) = {t.data_ptr() for t in (theirs.model.get_input_embeddings().weight, layout.embedding)}

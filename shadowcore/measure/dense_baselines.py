@@ -120,16 +120,17 @@ class HuggingFaceDecoder:
 class HuggingFaceGenerate:
     """What users call: `generate` of a model whose weights are views of the layout's; the cache grows or is static."""
 
-    def __init__(self, layout: Layout, max_positions: int, static: bool):
+    def __init__(self, layout: Layout, max_positions: int, batch: int, static: bool):
+        """batch: number of sequences that are generated together."""
         from transformers import StaticCache
 
-        self.model, self.layout, self._room = as_model(layout), layout, max_positions
+        self.model, self.layout = as_model(layout), layout
         self._cache = StaticCache(config=self.model.config, max_cache_len=max_positions) if static else None
-        self._prompt = torch.zeros(1, 1, dtype=torch.int64, device=layout.device)
+        self._prompt = torch.zeros(batch, 1, dtype=torch.int64, device=layout.device)
 
     def go_to(self, position: int) -> None:
         """Every call begins with a prompt of so many tokens: the slope between two lengths leaves it out."""
-        words = torch.arange(position, device=self.layout.device)[None]
+        words = torch.arange(position, device=self.layout.device).expand(len(self._prompt), -1)
         self._prompt = words * 7919 % (self.layout.sizes.vocabulary - 10) + 10
 
     @torch.inference_mode()

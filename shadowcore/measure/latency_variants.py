@@ -113,7 +113,11 @@ def variants(modes: Modes, layout: Layout, triton: bool) -> Iterator[Variant]:
     for name in ("huggingface", "huggingface_static"):
         if triton and name in modes.baselines:
             static = name == "huggingface_static"
-            yield name, {"mode": name, "sparsity_pct": 0}, partial(HuggingFaceGenerate, layout, modes.room, static)
+            yield (
+                name,
+                {"mode": name, "sparsity_pct": 0},
+                partial(HuggingFaceGenerate, layout, modes.room, modes.batch, static),
+            )
 
 
 def baselines(modes: Modes, layout: Layout, make: Callable, gather: Callable[[bool], Decoder]) -> Iterator[Variant]:
@@ -128,7 +132,8 @@ def baselines(modes: Modes, layout: Layout, make: Callable, gather: Callable[[bo
         "relu": lambda: make(thresholds=[0.0] * layout.sizes.layers),
     }
     for name, maker in makers.items():
-        if name in modes.baselines and (name != "relu" or layout.exact_zeros):
+        served = name != "relu" or (layout.exact_zeros and modes.batch == 1)  # zeros of a batch differ by sequence
+        if name in modes.baselines and served:
             yield name, {"mode": name, "sparsity_pct": 0}, maker
 
 
