@@ -9,6 +9,7 @@ import pytest
 from conftest import refused
 from made_study import CALIBRATION, MODEL, condition, conditions, outcomes, write_tables
 
+from shadowcore import cli
 from shadowcore.errors import ArtifactError
 from shadowcore.measure import statistics
 from shadowcore.report import checks, tables
@@ -263,6 +264,13 @@ def test_unattainable_values_name_table_and_row(frames, name, column, value, mes
     wrong = frames[name].copy()
     wrong.loc[5, column] = value
     refused(f"^table '{name}', row 5 \\({MODEL} .*{message}", checks.check, {name: wrong})
+
+
+def test_an_impossible_table_ends_its_stage_without_a_record(built, tmp_path, capsys):
+    wrong = FINAL_TABLES["accuracy"].build(row | {"value": 0.123} for row in built["accuracy"].to_pylist())
+    (path,) = write_tables(tmp_path, {"accuracy": wrong})
+    assert cli.main(["check-tables", "--tables", str(path), "--record", str(tmp_path / "record.json")]) == 2
+    assert "table 'accuracy', row 0" in capsys.readouterr().err and not (tmp_path / "record.json").exists()
 
 
 def test_attainable_tables_pass_and_a_model_below_chance_is_a_warning(built, frames):
