@@ -67,7 +67,10 @@ class PackagedModel:
 
 @dataclass(frozen=True)
 class HubModel:
-    """A repository of the Hugging Face hub at one commit, read through the hub's cache, or without (OWN_DOWNLOADS)."""
+    """A repository of the Hugging Face hub at one commit, read through the hub's cache.
+
+    With SHADOWCORE_OWN_DOWNLOADS=1, if downloads are allowed, the hub's cache is not used.
+    """
 
     KIND: ClassVar[str] = "hub"
     repo: str
