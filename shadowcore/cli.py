@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 from shadowcore import __version__, logs
 from shadowcore.devices import reserved
@@ -78,10 +79,19 @@ def usage() -> str:
     )
 
 
+def imported(name: str) -> ModuleType:
+    """Import a module; from then on garbage is collected, but not among what was imported, which is never freed."""
+    module = import_module(name)
+    if not gc.isenabled():
+        gc.freeze()
+        gc.enable()
+    return module
+
+
 def run_stage(name: str, arguments: Sequence[str]) -> None:
     """Parse a stage's options and run it."""
     rule = name.replace("-", "_")
-    stage = import_module(f"shadowcore.stages.{rule}")
+    stage = imported(f"shadowcore.stages.{rule}")
     # imported here, so that `shadowcore --help` is fast
     from shadowcore.stages.base import parse_spec, runtime_fields
 
@@ -174,7 +184,7 @@ def words_of(parser: argparse.ArgumentParser, parsed: argparse.Namespace) -> lis
 
 def run_command(name: str, arguments: Sequence[str]) -> int:
     """Parse a command's options, run it, and return its exit code (0 by default)."""
-    command = import_module(f"shadowcore.commands.{name}")
+    command = imported(f"shadowcore.commands.{name}")
     parser = argparse.ArgumentParser(prog=f"shadowcore {name}", description=COMMANDS[name])
     command.options(parser)
     return command.run(parser.parse_args(arguments)) or 0
