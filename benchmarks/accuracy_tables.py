@@ -46,8 +46,8 @@ MAIN = ("static", "shadow", "one_tuned", "six_tuned", "each_tuned", "oracle")
 
 
 @cache
-def table(name: str) -> pd.DataFrame:
-    return pd.read_parquet(REFERENCE / "smollm2" / "tables" / f"{name}.parquet")
+def table(name: str, folder: str = "smollm2") -> pd.DataFrame:
+    return pd.read_parquet(REFERENCE / folder / "tables" / f"{name}.parquet")
 
 
 def rows(name: str, of: str, **keys: object) -> pd.DataFrame:

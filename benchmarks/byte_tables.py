@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from functools import cache
-
 import pandas as pd
-from accuracy_tables import REFERENCE, interval
+from accuracy_tables import interval, table
 
 KEYS = ["data", "method", "criterion", "predictor", "units", "sparsity_pct", "seed"]
 UNTRAINED = ("dense", "random", "static", "oracle", "threshold")
 LEFT_OUT = ("random", "oracle", "layerwise")  # of no use in a decoder, or far off the scale
 
 
-@cache
 def perplexities(folder: str) -> pd.DataFrame:
     """Perplexities of windows, a row a condition; keys without a value are "-"."""
-    found = pd.read_parquet(REFERENCE / folder / "tables" / "perplexity.parquet")
+    found = table("perplexity", folder)
     found = found[(found["task"] == "perplexity") & (found["policy"].isna() | (found["policy"] == "per_layer"))]
     found = found[found["protocol"].isna() | (found["protocol"] == "token")]
     return found.assign(**{key: found[key].astype(object).where(found[key].notna(), "-") for key in KEYS})
@@ -60,9 +57,8 @@ def again() -> list[str]:
 
 def example_correlations() -> list[str]:
     """The published kind of rank correlation, and held-out losses, of predictors of windows and of constants."""
-    tables = REFERENCE / "smollm2-short" / "tables"
-    found = pd.read_parquet(tables / "quality.parquet").query("metric == 'spearman_of_examples'")
-    trained = pd.read_parquet(tables / "predictors.parquet").set_index(["method", "predictor", "criterion", "kind"])
+    found = table("quality", "smollm2-short").query("metric == 'spearman_of_examples'")
+    trained = table("predictors", "smollm2-short").set_index(["method", "predictor", "criterion", "kind"])
     names = {"static": "the mean of the training windows, constant", "shadow": "one predictor (shadow)",
              "layerwise_own": "one predictor per layer (layerwise_own)"}  # fmt: skip
     lines = ["| scores by | units | rank correlation | loss / loss of the constant |", "|---" * 4 + "|"]
@@ -75,7 +71,7 @@ def example_correlations() -> list[str]:
 
 def selector_times() -> list[str]:
     """Measured and possible speed-ups over our dense decoder: as fast as dense for every byte that is read."""
-    found = pd.read_parquet(REFERENCE / "proxies-h200" / "tables" / "latency.parquet")
+    found = table("latency", "proxies-h200")
     head = "| model | neurons chosen by | ms a token | GB read | faster than dense | if bytes decided | choosing, ms |"
     lines = [head, "|---" * 7 + "|"]
     for model, part in found.groupby("model"):

@@ -73,6 +73,7 @@ accelerate datasets lm_eval.evaluator lm_eval.models.huggingface lm_eval.tasks p
 torch transformers.models.auto.modeling_auto transformers.models.auto.tokenization_auto
 transformers.models.opt.modeling_opt
 """
+APART = 2  # the longest job of a stage must have this many times the work of the shortest, to compare the two
 SKIPPED = {rule for rule, facts in RULES.items() if facts.timed or facts.joins}
 
 
@@ -316,9 +317,6 @@ def read(folder: Path) -> list[dict[str, Any]]:
     return [row for path in tables for row in pd.read_parquet(path).to_dict("records")]
 
 
-APART = 2  # the longest job of a stage must have this many times the work of the shortest, to compare the two
-
-
 def rates_of(jobs: Iterable[Mapping[str, Any]], source: str) -> list[dict[str, Any]]:
     """Rows of rates.csv from measured jobs with the keys device, stage, weights_bytes, multiplications and seconds.
 
@@ -336,7 +334,7 @@ def rates_of(jobs: Iterable[Mapping[str, Any]], source: str) -> list[dict[str, A
         (few, short), (many, long) = min(pairs), max(pairs)
         if weights and many > APART * few and long > short:
             per_second = (many - few) / (long - short)
-        elif stage == "evaluate":  # the dense model alone, whose long prompts say nothing of other conditions
+        elif stage == "evaluate":  # only the dense model was measured: most of its time is prompts, which others share
             continue
         else:
             per_second = sum(count for count, _ in pairs) / sum(seconds for _, seconds in pairs)

@@ -59,10 +59,7 @@ OF_ACCURACY = ("perplexity", "main_accuracy", "all_accuracy", "worse", "differen
 OF_BYTES = ("again", "example_correlations", "of_dense", "per_byte", "selector_times")
 NUMBERS = {
     **{name: getattr(accuracy, name) for name in OF_ACCURACY},
-    **{
-        name: getattr(byte_tables, name)
-        for name in ("again", "example_correlations", "of_dense", "per_byte", "selector_times")
-    },
+    **{name: getattr(byte_tables, name) for name in OF_BYTES},
     "criteria": lambda: accuracy.half("static masks, by the mean score of", 2, *accuracy.CRITERIA),
     "small_predictors": lambda: accuracy.half("predictor", 0, *accuracy.SMALL),
     "claim": claim_tables.claim,

@@ -34,19 +34,20 @@ def chains(jobs: Jobs, works: Sequence[Work], known: Sequence[Rate] = ()) -> dic
     works: of all jobs; known: rates of the device that they run on. A study with few cores ends sooner if jobs with
     long chains start first.
     """
-    keys = [(rule, values) for rule, every in jobs.names.items() for values in every]
-    made = {path: key for key in keys for path in _paths(jobs.outputs(key[0], *key[1]))}
-    read_by: dict[tuple[str, Sequence[str]], list] = {key: [] for key in keys}
-    for rule, values in keys:
-        for maker in {made[path] for path in _paths(jobs.inputs(rule, *values)) if path in made}:
-            read_by[maker].append((rule, values))
+    values_of = {(rule, name_of(rule, *values)): values for rule, every in jobs.names.items() for values in every}
+    made = {path: key for key, values in values_of.items() for path in _paths(jobs.outputs(key[0], *values))}
+    read_by: dict[tuple[str, str], set[tuple[str, str]]] = {key: set() for key in values_of}
+    for key, values in values_of.items():
+        for path in _paths(jobs.inputs(key[0], *values)):
+            if path in made:
+                read_by[made[path]].add(key)
     own = {(one.rule, one.name): one.seconds(rates.of(one.rule, one.weights, known)) for one in works}
 
     @cache
-    def chain(rule: str, values: Sequence[str]) -> float:
-        return own[rule, name_of(rule, *values)] + max((chain(*key) for key in read_by[rule, values]), default=0)
+    def chain(key: tuple[str, str]) -> float:
+        return own[key] + max(map(chain, read_by[key]), default=0)
 
-    return {(rule, name_of(rule, *values)): chain(rule, values) for rule, values in keys}
+    return {key: chain(key) for key in values_of}
 
 
 def _paths(files: Files) -> list[str]:

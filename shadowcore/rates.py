@@ -7,7 +7,7 @@ jobs are planned for a core of a CPU. `python benchmarks/chain.py ... --rates` w
 
 import csv
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,6 +36,15 @@ def read(path: Path = FILE, device: str | None = None) -> list[Rate]:
 def _rate(row: Mapping[str, str]) -> Rate:
     weights, per_second = float(row["weights_gb"]) * 1e9, float(row["tflops"]) * 1e12
     return Rate(row["device"], row["stage"], weights, per_second, row["source"])
+
+
+def serving(gpus: int, model: bool, known: Sequence[Rate], core: Sequence[Rate]) -> Sequence[Rate]:
+    """The rates that a job is planned with: those of a GPU (`known`), or of a core, if there is no GPU here.
+
+    gpus: how many the job has for itself; model: whether it loads one. A small job that loads a model has no rate of a
+    GPU, which it shares.
+    """
+    return known if gpus or not (model or core) else core
 
 
 def of(stage: str, weights: float, rates: Iterable[Rate]) -> Mapping[str, float]:

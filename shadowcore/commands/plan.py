@@ -62,8 +62,8 @@ def totals(
     """
 
     def hours_of(one: Work) -> float:
-        of_device = known if one.gpus or not (one.weights or core) else core
-        on_device = rates.of(one.rule, one.weights, of_device)
+        serving = rates.serving(one.gpus, one.weights > 0, known, core)
+        on_device = rates.of(one.rule, one.weights, serving)
         return one.seconds({**on_device, **here}) / 3600
 
     def total(part: Sequence[Work]) -> Total:
@@ -104,13 +104,14 @@ def print_totals(
         table.add_column(name, justify="right")
     elsewhere: dict[str, list[str]] = {}  # rules, by the other machine whose rates they have
     for rule, one in planned.items():
-        rates_used = [rate for rate in (known if one.gpus or not core else core) if rate.stage == rule]
-        speeds, rate = sorted(rate.per_second / 1e12 for rate in rates_used), ""
+        loads = rule in RULES and RULES[rule].copies > 0
+        own = [rate for rate in rates.serving(one.gpus, loads, known, core) if rate.stage == rule]
+        speeds, rate = sorted(rate.per_second / 1e12 for rate in own), ""
         if rule in here:
             rate = f"{here[rule] / 1e12:.3g} measured"
-        elif speeds and (one.gpus or core or not RULES[rule].copies):
+        elif own:
             rate = f"[{' to '.join(dict.fromkeys(f'{speed:.3g}' for speed in (speeds[0], speeds[-1])))}]"
-            elsewhere.setdefault(rates_used[0].device, []).append(rule)
+            elsewhere.setdefault(own[0].device, []).append(rule)
         numbers = [f"{one.jobs:,}", f"{one.hours:,.2f}", f"{one.gpu_hours:,.1f}", f"{one.disk / 1e9:,.2f}"]
         table.add_row(rule, *numbers, f"{one.memory / 1e9:.1f}", str(one.gpus), rate)
     console.print(table)

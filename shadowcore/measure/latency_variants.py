@@ -112,12 +112,8 @@ def variants(modes: Modes, layout: Layout, triton: bool) -> Iterator[Variant]:
             yield (*named(modes, design, pct, sizes.layers), partial(predicted, make, predictor, reason, pct))
     for name in ("huggingface", "huggingface_static"):
         if triton and name in modes.baselines:
-            static = name == "huggingface_static"
-            yield (
-                name,
-                {"mode": name, "sparsity_pct": 0},
-                partial(HuggingFaceGenerate, layout, modes.room, modes.batch, static),
-            )
+            make_theirs = partial(HuggingFaceGenerate, layout, modes.room, modes.batch, name == "huggingface_static")
+            yield name, {"mode": name, "sparsity_pct": 0}, make_theirs
 
 
 def baselines(modes: Modes, layout: Layout, make: Callable, gather: Callable[[bool], Decoder]) -> Iterator[Variant]:

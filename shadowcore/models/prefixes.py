@@ -40,7 +40,7 @@ def continuing(
 
 
 def _unchanged(layer: Any) -> Any:
-    """A copy of a cache's layer that returns appended keys and values, but keeps none: that would double its memory."""
+    """A copy of a cache's layer. It returns appended keys and values, but does not keep them, to save memory."""
     fresh = copy.copy(layer)
     fresh.update = lambda *more, **named: copy.copy(layer).update(*more, **named)
     return fresh

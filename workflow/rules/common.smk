@@ -94,6 +94,10 @@ def values(rule, wildcards):
     return [wildcards[name] for name in RULES[rule].wildcards]
 
 
+def key_of(rule, wildcards):
+    return rule, name_of(rule, *values(rule, wildcards))
+
+
 # Traces, predictors and weights are too large to be hashed by Snakemake. They are `ancient`; the small files with their
 # checksums are inputs, which show when they have changed. The hashes of weights are in the model's card.
 def inputs_of(rule):
@@ -129,10 +133,10 @@ def resources_of(rule):
     gpus = "gres" if "gres" in workflow.resource_scopes else "gpu"
 
     def needed(wildcards, attempt):
-        key = rule, name_of(rule, *values(rule, wildcards))
+        key = key_of(rule, wildcards)
         return planned().get(key, Work(*key)).resources(attempt, gpus_here())
 
-    def batches(attempt):
+    def batches(wildcards, attempt):
         halved = {name: max(1, batch // 2 ** (attempt - 1)) for name, batch in jobs.batches(rule).items()}
         return shlex.join(options(halved))
 
@@ -140,12 +144,12 @@ def resources_of(rule):
         return with_signature(lambda wildcards, attempt: needed(wildcards, attempt)[name])
 
     amounts = {name: function(name) for name in ("mem_mb", "runtime", "devices", gpus)}
-    return amounts | {"batches": with_signature(lambda wildcards, attempt: batches(attempt))}
+    return amounts | {"batches": with_signature(batches)}
 
 
 # A study ends sooner if those jobs start first that most work waits for.
 def priority_of(rule):
-    return with_signature(lambda wildcards: longest_chains().get((rule, name_of(rule, *values(rule, wildcards))), 0))
+    return with_signature(lambda wildcards: longest_chains().get(key_of(rule, wildcards), 0))
 
 
 def params_of(rule):

@@ -93,7 +93,7 @@ def _attend(
             place = ((row * KV_HEADS + group).to(tl.int64) * positions + now) * K + k
             tl.store(keys + place, _turned(new_keys + group * K, k, now, cos, signed_sin, key_norm, eps, K))
             tl.store(values + place, tl.load(new_values + group * K + k))
-    elif kept:  # a program whose head this sequence does not keep ends here, having read nothing of the cache
+    elif kept:  # else this sequence does not keep the head, and the program does not read its cache
         group = head // SHARED
         past = (row * KV_HEADS + group).to(tl.int64) * positions * K
         length = tl.cdiv(tl.cdiv(now, SPLITS), TOKENS) * TOKENS  # of a split
