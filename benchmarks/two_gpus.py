@@ -48,15 +48,19 @@ WINDOWS, TOKENS, SCORED, PCT, RANK = 4, 256, 64, 50, 64  # of the comparison
 
 
 def jobs(made: chain.Chain, model: str) -> list[dict[str, Any]]:
-    """What came of traces side by side: exit code, last line of the log, GPUs that it saw, seconds since the start."""
+    """What came of traces side by side: exit code, last line of the log, GPUs that it saw, seconds since the start.
+
+    Each has one thread, as in a study: with a thread a core, two jobs wait for each other's threads.
+    """
     (one,) = [job for job in made.of(model) if job.work.name.endswith("train-0")]
     rows = []
     for count, gpus in ((1, len(devices()) + 1), (1, 1), (2, 1)):
         running, started = [], time.monotonic()
         for number in range(count):
-            output = made.root / "jobs" / f"{number}.safetensors"
+            output = made.root / "jobs" / f"{count}-{gpus}-{number}.safetensors"
             output.parent.mkdir(exist_ok=True)
-            words = dataclasses.replace(one, options=one.options | {"trace": output}, gpus=gpus).arguments
+            own = one.options | {"trace": output, "threads": 1}
+            words = dataclasses.replace(one, options=own, gpus=gpus).arguments
             with output.with_suffix(".log").open("w") as log:
                 command = [sys.executable, "-m", "shadowcore", *words]
                 running.append((subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT), Path(log.name)))

@@ -41,11 +41,16 @@ def made(name, dtype):
     return model.to(dtype).eval()
 
 
-def predicted(design, count, sizes, block=1):
+def random_predictor(design, count, sizes, block=1):
     predictor = Predictor(design, sizes, {"heads": 64, "neurons": 256}, count, block=block).eval()
     for parameter in predictor.parameters():
         torch.nn.init.normal_(parameter, std=0.05)
-    return PredictedSelection(predictor.to("cuda"), "per_layer", dict.fromkeys(KINDS, 50))
+    return predictor.to("cuda")
+
+
+def predicted(design, count, sizes, block=1):
+    predictor = random_predictor(design, count, sizes, block)
+    return PredictedSelection(predictor, "per_layer", dict.fromkeys(KINDS, 50))
 
 
 def by_proxy(layout, method):
@@ -195,9 +200,7 @@ def test_a_model_on_two_gpus_is_the_model_on_one(tmp_path):
             torch.manual_seed(0)
             masks = None
             if design:
-                predictor = predicted(design, 1, dimensions_of(model.config)).predictor
+                predictor = random_predictor(design, 1, dimensions_of(model.config)).put_on(one)
                 masks = PredictedMasks(predictor, KINDS, "per_layer", 50)
-            if masks:
-                masks.predictor.put_on(one)
             found.append(window_losses(Group({"": SparseModel(one, masks)}), windows, 2, prompt=40)[""])
         torch.testing.assert_close(*found, rtol=1e-3, atol=0)
