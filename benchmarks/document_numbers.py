@@ -55,6 +55,21 @@ def grid() -> list[str]:
     ]
 
 
+def spread(folder: str) -> list[str]:
+    """A model on one GPU and on two."""
+    rows = pd.read_parquet(REFERENCE / folder / "compared.parquet")
+    return ["| what | one GPU, s | two GPUs, s | largest difference |", "|---|---|---|---|"] + [
+        f"| {row.what} | {row.seconds_one:.2f} | {row.seconds_spread:.2f} | {row.apart:.2g} |" for row in rows.itertuples()
+    ]
+
+
+def at_once(folder: str) -> str:
+    """Seconds of a job alone and of jobs side by side."""
+    rows = pd.read_parquet(REFERENCE / folder / "jobs.parquet").query("exit_code == 0")
+    alone, beside = (rows.loc[rows["at_once"] == count, "seconds"].max() for count in (1, 2))
+    return f"one took {alone:.0f} s alone, and two at once took {beside:.0f} s: {2 * alone / beside:.2f} times the jobs an hour"
+
+
 OF_ACCURACY = ("perplexity", "main_accuracy", "all_accuracy", "worse", "difference", "seeds", "share")
 OF_BYTES = ("again", "example_correlations", "of_dense", "per_byte", "selector_times")
 NUMBERS = {
@@ -65,11 +80,13 @@ NUMBERS = {
     "claim": claim_tables.claim,
     "verdicts": claim_tables.verdicts,
     "config": config_tables.tables,
+    "at_once": at_once,
     "faster": faster,
     "goals": lambda folder: thresholds.goals(times(folder)),
     "grid": grid,
     **{f"quick_{name}": getattr(quick_tables, name) for name in ("dense", "half", "perplexity", "times")},
     "settings": lambda folder: thresholds.settings(times(folder, main=False)),
+    "spread": spread,
     "stages": lambda folder: chain.table(chain.read(REFERENCE / folder)),
     "times": lambda folder: thresholds.times(times(folder)),
     "variants": lambda folder: thresholds.variants(times(folder)),
