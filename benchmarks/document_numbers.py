@@ -59,7 +59,8 @@ def spread(folder: str) -> list[str]:
     """A model on one GPU and on two."""
     rows = pd.read_parquet(REFERENCE / folder / "compared.parquet")
     return ["| what | one GPU, s | two GPUs, s | largest difference |", "|---|---|---|---|"] + [
-        f"| {row.what} | {row.seconds_one:.2f} | {row.seconds_spread:.2f} | {row.apart:.2g} |" for row in rows.itertuples()
+        f"| {row.what} | {row.seconds_one:.2f} | {row.seconds_spread:.2f} | {row.apart:.2g} |"
+        for row in rows.itertuples()
     ]
 
 
@@ -67,7 +68,8 @@ def at_once(folder: str) -> str:
     """Seconds of a job alone and of jobs side by side."""
     rows = pd.read_parquet(REFERENCE / folder / "jobs.parquet").query("exit_code == 0")
     alone, beside = (rows.loc[rows["at_once"] == count, "seconds"].max() for count in (1, 2))
-    return f"one took {alone:.0f} s alone, and two at once took {beside:.0f} s: {2 * alone / beside:.2f} times the jobs an hour"
+    gain = 2 * alone / beside
+    return f"one took {alone:.0f} s alone, and two at once took {beside:.0f} s: {gain:.2f} times the jobs an hour"
 
 
 OF_ACCURACY = ("perplexity", "main_accuracy", "all_accuracy", "worse", "difference", "seeds", "share")
