@@ -14,7 +14,8 @@ import triton.language as tl
 
 from shadowcore.decode.kernels.launch import Units, options, pdl_launch_dependents, pdl_wait, power_of_two
 
-TOKENS, WARPS = 64, 4  # of the cache, in one piece
+TOKENS, WARPS, STAGES = 32, 4, 3  # of the cache, in one piece; pieces under way
+LOWEST = tl.constexpr(-1e30)  # below every score
 PROGRAMS, MOST_SPLITS = 512, 16  # splits are chosen so that there are so many programs
 
 
@@ -59,22 +60,40 @@ def _turned(x, k, position, cos, signed_sin, norm, eps, K: tl.constexpr):
 
 
 @triton.jit
-def _past(keys, values, past, token, end, k, K: tl.constexpr):
-    """Keys and values of some cached positions, zeros from `end` on."""
-    place = past + token[:, None] * K + k[None, :]
-    there = (token < end)[:, None]
-    return tl.load(keys + place, mask=there, other=0.0), tl.load(values + place, mask=there, other=0.0)
+def _past(keys, values, first, left, K: tl.constexpr, TOKENS: tl.constexpr):
+    """Keys and values of TOKENS cached positions from `first` on, and which of them are left; values are 0 behind those."""
+    token = tl.arange(0, TOKENS)
+    place = token.to(tl.int64)[:, None] * K + tl.arange(0, K)[None, :]
+    there = token < left
+    key = tl.load(keys + first * K + place, mask=there[:, None])
+    return key, tl.load(values + first * K + place, mask=there[:, None], other=0.0), there
+
+
+@triton.jit
+def _weighed(best, weight, sums, query, key, value, there, K: tl.constexpr, STREAMS: tl.constexpr):
+    """What STREAMS softmaxes side by side come to after some more positions, of which each takes every STREAMS-th.
+
+    No thread waits for another one's sums here: they are added up once, after the last positions.
+    """
+    PIECE: tl.constexpr = key.shape[0] // STREAMS
+    key, value = tl.reshape(key, [PIECE, STREAMS, K]), tl.reshape(value, [PIECE, STREAMS, K])
+    score = tl.sum(key.to(tl.float32) * query[None, None, :], 2)
+    score = tl.where(tl.reshape(there, [PIECE, STREAMS]), score, float("-inf"))
+    highest = tl.maximum(best, tl.max(score, 0))
+    share, fade = tl.exp(score - highest[None, :]), tl.exp(best - highest)
+    sums = sums * fade[:, None] + tl.sum(share[:, :, None] * value.to(tl.float32), 0)
+    return highest, weight * fade + tl.sum(share, 0), sums
 
 
 @triton.jit(do_not_specialize=["capacity", "positions"])
 def _attend(
     qkv, heads, count, rows, keys, values, position, cos, signed_sin, query_norm, key_norm, mixed, shares,
     capacity, positions, scale, eps,
-    K: tl.constexpr, KV_HEADS: tl.constexpr, SHARED: tl.constexpr, SPLITS: tl.constexpr,
-    TOKENS: tl.constexpr, PDL: tl.constexpr,
+    K: tl.constexpr, KV_HEADS: tl.constexpr, SHARED: tl.constexpr,
+    TOKENS: tl.constexpr, STREAMS: tl.constexpr, STAGES: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     pdl_launch_dependents(PDL)
-    slot, split, row = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    slot, split, row, splits = tl.program_id(0), tl.program_id(1), tl.program_id(2), tl.num_programs(1)
     now = tl.load(position).to(tl.int32)
     k = tl.arange(0, K)
     qkv += row * (capacity + 2 * KV_HEADS) * K
@@ -82,49 +101,51 @@ def _attend(
     new_values = new_keys + KV_HEADS * K
     head, kept = slot, slot < capacity
     if heads is not None:
-        kept = kept & (slot < tl.load(count))
         head = tl.load(heads + slot, mask=kept, other=0)
+        kept = kept & (slot < tl.load(count))
     if rows is not None:
-        kept = ((tl.load(rows + slot, mask=kept, other=0) >> row) & 1) != 0
-    if slot >= capacity:
+        kept = kept & (((tl.load(rows + slot, mask=slot < capacity, other=0) >> row) & 1) != 0)
+    group = (slot - capacity) * splits + split
+    if (slot >= capacity) & (group < KV_HEADS):
         pdl_wait(PDL)
-        if split == 0:
-            group = slot - capacity
-            place = ((row * KV_HEADS + group).to(tl.int64) * positions + now) * K + k
-            tl.store(keys + place, _turned(new_keys + group * K, k, now, cos, signed_sin, key_norm, eps, K))
-            tl.store(values + place, tl.load(new_values + group * K + k))
+        place = ((row * KV_HEADS + group).to(tl.int64) * positions + now) * K + k
+        tl.store(keys + place, _turned(new_keys + group * K, k, now, cos, signed_sin, key_norm, eps, K))
+        tl.store(values + place, tl.load(new_values + group * K + k))
     elif kept:  # else this sequence does not keep the head, and the program does not read its cache
         group = head // SHARED
-        past = (row * KV_HEADS + group).to(tl.int64) * positions * K
-        length = tl.cdiv(tl.cdiv(now, SPLITS), TOKENS) * TOKENS  # of a split
-        token = split * length + tl.arange(0, TOKENS)
-        end = tl.minimum((split + 1) * length, now)
-        key, value = _past(keys, values, past, token, end, k, K)
+        past = (row * KV_HEADS + group).to(tl.int64) * positions
+        length = tl.cdiv(tl.cdiv(now, splits), TOKENS) * TOKENS  # of a split
+        past += split * length
+        left = tl.minimum(now - split * length, length)
+        key, value, there = _past(keys, values, past, left, K, TOKENS)
         pdl_wait(PDL)
         query = _turned(qkv + slot * K, k, now, cos, signed_sin, query_norm, eps, K) * scale
-        best = tl.full([], float("-inf"), tl.float32)
-        weight = tl.full([], 0.0, tl.float32)
-        sums = tl.zeros([K], tl.float32)
+        best = tl.full([STREAMS], LOWEST, tl.float32)
+        weight = tl.zeros([STREAMS], tl.float32)
+        sums = tl.zeros([STREAMS, K], tl.float32)
+        if STAGES > 0:
+            best, weight, sums = _weighed(best, weight, sums, query, key, value, there, K, STREAMS)
+            for start in tl.range(TOKENS, left, TOKENS, num_stages=STAGES):
+                key, value, there = _past(keys, values, past + start, left - start, K, TOKENS)
+                best, weight, sums = _weighed(best, weight, sums, query, key, value, there, K, STREAMS)
+        else:
+            for start in range(TOKENS, left + TOKENS, TOKENS):
+                best, weight, sums = _weighed(best, weight, sums, query, key, value, there, K, STREAMS)
+                key, value, there = _past(keys, values, past + start, left - start, K, TOKENS)
+        highest = tl.max(best, 0)
+        fade = tl.exp(best - highest)
+        total, mean = tl.sum(weight * fade, 0), tl.sum(sums * fade[:, None], 0)
         if split == 0:  # the new position itself, as the cache will hold it
             new_key = _turned(new_keys + group * K, k, now, cos, signed_sin, key_norm, eps, K)
-            new_key = new_key.to(keys.dtype.element_ty)
-            best = tl.sum(query * new_key.to(tl.float32), 0)
-            weight = tl.full([], 1.0, tl.float32)
-            sums = tl.load(new_values + group * K + k).to(values.dtype.element_ty).to(tl.float32)
-        for _ in range(split * length, end, TOKENS):
-            score = tl.where(token < end, tl.sum(key.to(tl.float32) * query[None, :], 1), float("-inf"))
-            highest = tl.maximum(best, tl.max(score, 0))
-            share = tl.exp(score - highest)
-            fade = tl.exp(best - highest)
-            sums = sums * fade + tl.sum(share[:, None] * value.to(tl.float32), 0)
-            weight = weight * fade + tl.sum(share, 0)
-            best = highest
-            token += TOKENS
-            key, value = _past(keys, values, past, token, end, k, K)
-        place = (row * capacity + slot) * SPLITS
-        tl.store(mixed + (place + split) * K + k, sums)
-        tl.store(shares + 2 * place + split, best)
-        tl.store(shares + 2 * place + SPLITS + split, weight)
+            score = tl.sum(query * new_key.to(keys.dtype.element_ty).to(tl.float32), 0)
+            new_value = tl.load(new_values + group * K + k).to(values.dtype.element_ty).to(tl.float32)
+            before, highest = highest, tl.maximum(highest, score)
+            old, share = tl.exp(before - highest), tl.exp(score - highest)
+            total, mean = total * old + share, mean * old + share * new_value
+        place = (row * capacity + slot) * splits
+        tl.store(mixed + (place + split) * K + k, mean)
+        tl.store(shares + 2 * place + split, highest)
+        tl.store(shares + 2 * place + splits + split, total)
 
 
 @triton.jit(do_not_specialize=["slots"])
@@ -171,13 +192,18 @@ class Attention:
         """
         cos, signed_sin = turns or (None, None)
         query_norm, key_norm, eps = norms or (None, None, 0.0)
-        _attend[heads.capacity + self.kv_heads, self.splits, self.batch](
+        writers = triton.cdiv(self.kv_heads, self.splits)  # of the new keys and values
+        _attend[heads.capacity + writers, self.splits, self.batch](
             qkv, heads.index if numbered else None, heads.count, heads.rows, keys, values, position, cos, signed_sin,
             query_norm, key_norm, self._mixed, self._shares, heads.capacity, self.positions, self.head_width**-0.5, eps,
-            K=self.head_width, KV_HEADS=self.kv_heads, SHARED=self.shared, SPLITS=self.splits,
-            TOKENS=TOKENS, **options(qkv.device, WARPS),
+            K=self.head_width, KV_HEADS=self.kv_heads, SHARED=self.shared, TOKENS=TOKENS, STREAMS=self._streams(keys),
+            STAGES=STAGES, **options(qkv.device, WARPS),
         )  # fmt: skip
         return Mixed(self._mixed, self._shares, self.splits)
+
+    def _streams(self, keys: torch.Tensor) -> int:
+        """Positions that the warps load at once, 16 bytes a thread."""
+        return min(TOKENS, max(1, WARPS * 512 // (self.head_width * keys.itemsize)))
 
     def combined(self, mixed: Mixed, capacity: int, rows: torch.Tensor | None = None) -> torch.Tensor:
         """The heads' outputs (B, capacity, K), zero where `rows` (capacity,) does not have the sequence's bit."""
