@@ -14,9 +14,9 @@ import triton.language as tl
 
 from shadowcore.decode.kernels.launch import Units, options, pdl_launch_dependents, pdl_wait, power_of_two
 
-TOKENS, WARPS, STAGES = 32, 4, 3  # of the cache, in one piece; pieces under way
-LOWEST = tl.constexpr(-1e30)  # below every score
-PROGRAMS, MOST_SPLITS = 512, 16  # splits are chosen so that there are so many programs
+TOKENS, WARPS, STAGES = 32, 4, 1  # positions a program reads at a time; with STAGES > 1 as many reads overlap
+PROGRAMS, MOST_SPLITS = 4096, 16  # the cache is split for about so many programs
+LOWEST = tl.constexpr(-1e30)  # below every score, but finite
 
 
 class Mixed(NamedTuple):
@@ -61,7 +61,7 @@ def _turned(x, k, position, cos, signed_sin, norm, eps, K: tl.constexpr):
 
 @triton.jit
 def _past(keys, values, first, left, K: tl.constexpr, TOKENS: tl.constexpr):
-    """Keys and values of TOKENS cached positions from `first` on, and which of them are left; values are 0 behind those."""
+    """Keys and values of TOKENS cached positions from `first` on, and which of them are among the `left` ones."""
     token = tl.arange(0, TOKENS)
     place = token.to(tl.int64)[:, None] * K + tl.arange(0, K)[None, :]
     there = token < left
@@ -71,34 +71,29 @@ def _past(keys, values, first, left, K: tl.constexpr, TOKENS: tl.constexpr):
 
 @triton.jit
 def _weighed(best, weight, sums, query, key, value, there, K: tl.constexpr, STREAMS: tl.constexpr):
-    """What STREAMS softmaxes side by side come to after some more positions, of which each takes every STREAMS-th.
-
-    No thread waits for another one's sums here: they are added up once, after the last positions.
-    """
+    """STREAMS softmaxes after more positions. Each takes every STREAMS-th, so warps do not wait for one another."""
     PIECE: tl.constexpr = key.shape[0] // STREAMS
-    key, value = tl.reshape(key, [PIECE, STREAMS, K]), tl.reshape(value, [PIECE, STREAMS, K])
-    score = tl.sum(key.to(tl.float32) * query[None, None, :], 2)
+    score = tl.sum(tl.reshape(key, [PIECE, STREAMS, K]).to(tl.float32) * query[None, None, :], 2)
     score = tl.where(tl.reshape(there, [PIECE, STREAMS]), score, float("-inf"))
     highest = tl.maximum(best, tl.max(score, 0))
     share, fade = tl.exp(score - highest[None, :]), tl.exp(best - highest)
-    sums = sums * fade[:, None] + tl.sum(share[:, :, None] * value.to(tl.float32), 0)
-    return highest, weight * fade + tl.sum(share, 0), sums
+    more = tl.sum(share[:, :, None] * tl.reshape(value, [PIECE, STREAMS, K]).to(tl.float32), 0)
+    return highest, weight * fade + tl.sum(share, 0), sums * fade[:, None] + more
 
 
 @triton.jit(do_not_specialize=["capacity", "positions"])
 def _attend(
     qkv, heads, count, rows, keys, values, position, cos, signed_sin, query_norm, key_norm, mixed, shares,
     capacity, positions, scale, eps,
-    K: tl.constexpr, KV_HEADS: tl.constexpr, SHARED: tl.constexpr,
-    TOKENS: tl.constexpr, STREAMS: tl.constexpr, STAGES: tl.constexpr, PDL: tl.constexpr,
+    K: tl.constexpr, KV_HEADS: tl.constexpr, SHARED: tl.constexpr, TOKENS: tl.constexpr, STREAMS: tl.constexpr,
+    STAGES: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     pdl_launch_dependents(PDL)
     slot, split, row, splits = tl.program_id(0), tl.program_id(1), tl.program_id(2), tl.num_programs(1)
     now = tl.load(position).to(tl.int32)
     k = tl.arange(0, K)
     qkv += row * (capacity + 2 * KV_HEADS) * K
-    new_keys = qkv + capacity * K
-    new_values = new_keys + KV_HEADS * K
+    new_keys, new_values = qkv + capacity * K, qkv + (capacity + KV_HEADS) * K
     head, kept = slot, slot < capacity
     if heads is not None:
         head = tl.load(heads + slot, mask=kept, other=0)
@@ -113,25 +108,18 @@ def _attend(
         tl.store(values + place, tl.load(new_values + group * K + k))
     elif kept:  # else this sequence does not keep the head, and the program does not read its cache
         group = head // SHARED
-        past = (row * KV_HEADS + group).to(tl.int64) * positions
         length = tl.cdiv(tl.cdiv(now, splits), TOKENS) * TOKENS  # of a split
-        past += split * length
+        past = (row * KV_HEADS + group).to(tl.int64) * positions + split * length
         left = tl.minimum(now - split * length, length)
         key, value, there = _past(keys, values, past, left, K, TOKENS)
         pdl_wait(PDL)
         query = _turned(qkv + slot * K, k, now, cos, signed_sin, query_norm, eps, K) * scale
-        best = tl.full([STREAMS], LOWEST, tl.float32)
-        weight = tl.zeros([STREAMS], tl.float32)
+        best, weight = tl.full([STREAMS], LOWEST, tl.float32), tl.zeros([STREAMS], tl.float32)
         sums = tl.zeros([STREAMS, K], tl.float32)
-        if STAGES > 0:
+        best, weight, sums = _weighed(best, weight, sums, query, key, value, there, K, STREAMS)
+        for start in tl.range(TOKENS, left, TOKENS, num_stages=STAGES):
+            key, value, there = _past(keys, values, past + start, left - start, K, TOKENS)
             best, weight, sums = _weighed(best, weight, sums, query, key, value, there, K, STREAMS)
-            for start in tl.range(TOKENS, left, TOKENS, num_stages=STAGES):
-                key, value, there = _past(keys, values, past + start, left - start, K, TOKENS)
-                best, weight, sums = _weighed(best, weight, sums, query, key, value, there, K, STREAMS)
-        else:
-            for start in range(TOKENS, left + TOKENS, TOKENS):
-                best, weight, sums = _weighed(best, weight, sums, query, key, value, there, K, STREAMS)
-                key, value, there = _past(keys, values, past + start, left - start, K, TOKENS)
         highest = tl.max(best, 0)
         fade = tl.exp(best - highest)
         total, mean = tl.sum(weight * fade, 0), tl.sum(sums * fade[:, None], 0)
@@ -170,12 +158,9 @@ class Attention:
         """For up to `heads` query heads, which share KV heads equally."""
         self.batch, self.kv_heads, self.shared, self.head_width = batch, kv_heads, heads // kv_heads, head_width
         self.positions = positions
-        most = min(MOST_SPLITS, triton.cdiv(positions, TOKENS))
-        self.splits = min(most, max(4, triton.cdiv(PROGRAMS, heads * batch)))
-        floats = {"dtype": torch.float32, "device": device}
-        self._mixed = torch.empty(batch * heads * self.splits * head_width, **floats)
-        self._shares = torch.empty(batch * heads * self.splits * 2, **floats)
-        self._outputs = torch.empty(batch * heads * head_width, **floats)
+        self.splits = min(MOST_SPLITS, triton.cdiv(positions, TOKENS), triton.cdiv(PROGRAMS, heads * batch))
+        numbers = (batch * heads * n for n in (self.splits * head_width, self.splits * 2, head_width))
+        self._mixed, self._shares, self._outputs = (torch.empty(n, dtype=torch.float32, device=device) for n in numbers)
 
     def __call__(
         self, qkv: torch.Tensor, heads: Units, numbered: bool, keys: torch.Tensor, values: torch.Tensor,
@@ -192,18 +177,15 @@ class Attention:
         """
         cos, signed_sin = turns or (None, None)
         query_norm, key_norm, eps = norms or (None, None, 0.0)
+        streams = min(TOKENS, max(1, WARPS * 512 // (self.head_width * keys.itemsize)))  # 16 bytes a thread
         writers = triton.cdiv(self.kv_heads, self.splits)  # of the new keys and values
         _attend[heads.capacity + writers, self.splits, self.batch](
             qkv, heads.index if numbered else None, heads.count, heads.rows, keys, values, position, cos, signed_sin,
             query_norm, key_norm, self._mixed, self._shares, heads.capacity, self.positions, self.head_width**-0.5, eps,
-            K=self.head_width, KV_HEADS=self.kv_heads, SHARED=self.shared, TOKENS=TOKENS, STREAMS=self._streams(keys),
+            K=self.head_width, KV_HEADS=self.kv_heads, SHARED=self.shared, TOKENS=TOKENS, STREAMS=streams,
             STAGES=STAGES, **options(qkv.device, WARPS),
         )  # fmt: skip
         return Mixed(self._mixed, self._shares, self.splits)
-
-    def _streams(self, keys: torch.Tensor) -> int:
-        """Positions that the warps load at once, 16 bytes a thread."""
-        return min(TOKENS, max(1, WARPS * 512 // (self.head_width * keys.itemsize)))
 
     def combined(self, mixed: Mixed, capacity: int, rows: torch.Tensor | None = None) -> torch.Tensor:
         """The heads' outputs (B, capacity, K), zero where `rows` (capacity,) does not have the sequence's bit."""
