@@ -62,11 +62,10 @@ def _turned(x, k, position, cos, signed_sin, norm, eps, K: tl.constexpr):
 @triton.jit
 def _past(keys, values, first, left, K: tl.constexpr, TOKENS: tl.constexpr):
     """Keys and values of TOKENS cached positions from `first` on, and which of them are among the `left` ones."""
-    token = tl.arange(0, TOKENS)
-    place = token.to(tl.int64)[:, None] * K + tl.arange(0, K)[None, :]
-    there = token < left
-    key = tl.load(keys + first * K + place, mask=there[:, None])
-    return key, tl.load(values + first * K + place, mask=there[:, None], other=0.0), there
+    place = first * K + tl.arange(0, TOKENS)[:, None] * K + tl.arange(0, K)[None, :]
+    there = tl.arange(0, TOKENS) < left
+    key = tl.load(keys + place, mask=there[:, None])
+    return key, tl.load(values + place, mask=there[:, None], other=0.0), there
 
 
 @triton.jit
@@ -120,20 +119,17 @@ def _attend(
         for start in tl.range(TOKENS, left, TOKENS, num_stages=STAGES):
             key, value, there = _past(keys, values, past + start, left - start, K, TOKENS)
             best, weight, sums = _weighed(best, weight, sums, query, key, value, there, K, STREAMS)
-        highest = tl.max(best, 0)
-        fade = tl.exp(best - highest)
-        total, mean = tl.sum(weight * fade, 0), tl.sum(sums * fade[:, None], 0)
+        score, new_value = tl.full([], float("-inf"), tl.float32), tl.zeros([K], tl.float32)
         if split == 0:  # the new position itself, as the cache will hold it
             new_key = _turned(new_keys + group * K, k, now, cos, signed_sin, key_norm, eps, K)
             score = tl.sum(query * new_key.to(keys.dtype.element_ty).to(tl.float32), 0)
             new_value = tl.load(new_values + group * K + k).to(values.dtype.element_ty).to(tl.float32)
-            before, highest = highest, tl.maximum(highest, score)
-            old, share = tl.exp(before - highest), tl.exp(score - highest)
-            total, mean = total * old + share, mean * old + share * new_value
+        highest = tl.maximum(tl.max(best, 0), score)
+        fade, share = tl.exp(best - highest), tl.exp(score - highest)
         place = (row * capacity + slot) * splits
-        tl.store(mixed + (place + split) * K + k, mean)
+        tl.store(mixed + (place + split) * K + k, tl.sum(sums * fade[:, None], 0) + share * new_value)
         tl.store(shares + 2 * place + split, highest)
-        tl.store(shares + 2 * place + splits + split, total)
+        tl.store(shares + 2 * place + splits + split, tl.sum(weight * fade, 0) + share)
 
 
 @triton.jit(do_not_specialize=["slots"])

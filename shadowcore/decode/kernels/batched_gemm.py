@@ -33,7 +33,7 @@ from shadowcore.decode.kernels.launch import (
 )
 
 FEWEST = 16  # sequences of a product: a power of two of them, the others padding
-ROWS, COLUMNS, STAGES = 64, 256, 4  # of a product's weights at a time, at most, and how many are under way
+ROWS, COLUMNS, STAGES = 64, 128, 4  # of a product's weights at a time, at most, and how many are under way
 SUM_ROWS, SUM_COLUMNS = 64, 128  # ... of a sum's
 SUM_PROGRAMS, SUM_GROUP = 512, 128  # programs of a sum that fill the device, and fewest rows of one
 
@@ -116,19 +116,15 @@ def project(
     vectors, moments, norm = taken_apart(x)
     bits = units.rows if units is not None and not tail_rows else None
     padded = max(FEWEST, power_of_two(len(vectors)))
+    column_bytes = (STAGES - 1) * (ROWS * weight.itemsize + padded * torch.float32.itemsize)  # in shared memory
+    columns = min(COLUMNS, power_of_two_within(shared_memory(weight.device) // column_bytes))
     _project[(max(1, triton.cdiv(total * parts, ROWS)),)](
         vectors, weight, read.gains, read.bias, scale, moments, units and units.index, units and units.count, bits, out,
         gathered, tail_shift, total, norm.eps, len(vectors), vectors.stride(0), out.stride(0),
         D=width, UNIT=unit_rows, PARTS=parts, ACTIVATION=ACTIVATIONS[activation], BATCH=padded, ROWS=ROWS,
-        COLUMNS=columns_together(weight, padded), **norm_sizes(norm), TYPE=_multiplied(weight), num_stages=STAGES,
+        COLUMNS=columns, **norm_sizes(norm), TYPE=_multiplied(weight), num_stages=STAGES,
         **options(weight.device, 4),
     )  # fmt: skip
-
-
-def columns_together(weight: torch.Tensor, padded: int) -> int:
-    """Columns of a product's weights at a time: a power of two of them, on their way in shared memory with vectors."""
-    each = (STAGES - 1) * (ROWS * weight.itemsize + padded * torch.float32.itemsize)
-    return min(COLUMNS, power_of_two_within(shared_memory(weight.device) // each))
 
 
 def _multiplied(weight: torch.Tensor) -> tl.dtype:
