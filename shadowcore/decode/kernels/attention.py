@@ -14,8 +14,8 @@ import triton.language as tl
 
 from shadowcore.decode.kernels.launch import Units, options, pdl_launch_dependents, pdl_wait, power_of_two
 
-TOKENS, WARPS, STAGES = 32, 4, 1  # positions a program reads at a time; with STAGES > 1 as many reads overlap
-PROGRAMS, MOST_SPLITS = 4096, 16  # the cache is split for about so many programs
+TOKENS, PROGRAMS = (64, 32), (512, 4096)  # positions a program reads at a time; programs: one sequence, several
+WARPS, STAGES, MOST_SPLITS = 4, 1, 16  # with STAGES > 1 a program reads ahead into shared memory
 LOWEST = tl.constexpr(-1e30)  # below every score, but finite
 
 
@@ -70,7 +70,7 @@ def _past(keys, values, first, left, K: tl.constexpr, TOKENS: tl.constexpr):
 
 @triton.jit
 def _weighed(best, weight, sums, query, key, value, there, K: tl.constexpr, STREAMS: tl.constexpr):
-    """STREAMS softmaxes after more positions. Each takes every STREAMS-th, so warps do not wait for one another."""
+    """Add positions to STREAMS softmaxes, every STREAMS-th to each, so that warps do not wait for one another."""
     PIECE: tl.constexpr = key.shape[0] // STREAMS
     score = tl.sum(tl.reshape(key, [PIECE, STREAMS, K]).to(tl.float32) * query[None, None, :], 2)
     score = tl.where(tl.reshape(there, [PIECE, STREAMS]), score, float("-inf"))
@@ -107,7 +107,7 @@ def _attend(
         tl.store(values + place, tl.load(new_values + group * K + k))
     elif kept:  # else this sequence does not keep the head, and the program does not read its cache
         group = head // SHARED
-        length = tl.cdiv(tl.cdiv(now, splits), TOKENS) * TOKENS  # of a split
+        length = tl.cdiv(tl.cdiv(now, splits), TOKENS) * TOKENS  # positions of a split
         past = (row * KV_HEADS + group).to(tl.int64) * positions + split * length
         left = tl.minimum(now - split * length, length)
         key, value, there = _past(keys, values, past, left, K, TOKENS)
@@ -153,8 +153,8 @@ class Attention:
     def __init__(self, batch: int, heads: int, kv_heads: int, head_width: int, positions: int, device: torch.device):
         """For up to `heads` query heads, which share KV heads equally."""
         self.batch, self.kv_heads, self.shared, self.head_width = batch, kv_heads, heads // kv_heads, head_width
-        self.positions = positions
-        self.splits = min(MOST_SPLITS, triton.cdiv(positions, TOKENS), triton.cdiv(PROGRAMS, heads * batch))
+        self.positions, self.tokens, programs = positions, TOKENS[batch > 1], PROGRAMS[batch > 1]
+        self.splits = min(MOST_SPLITS, triton.cdiv(positions, self.tokens), triton.cdiv(programs, heads * batch))
         numbers = (batch * heads * n for n in (self.splits * head_width, self.splits * 2, head_width))
         self._mixed, self._shares, self._outputs = (torch.empty(n, dtype=torch.float32, device=device) for n in numbers)
 
@@ -173,12 +173,12 @@ class Attention:
         """
         cos, signed_sin = turns or (None, None)
         query_norm, key_norm, eps = norms or (None, None, 0.0)
-        streams = min(TOKENS, max(1, WARPS * 512 // (self.head_width * keys.itemsize)))  # 16 bytes a thread
+        streams = min(self.tokens, max(1, WARPS * 512 // (self.head_width * keys.itemsize)))  # 16 bytes a thread
         writers = triton.cdiv(self.kv_heads, self.splits)  # of the new keys and values
         _attend[heads.capacity + writers, self.splits, self.batch](
             qkv, heads.index if numbered else None, heads.count, heads.rows, keys, values, position, cos, signed_sin,
             query_norm, key_norm, self._mixed, self._shares, heads.capacity, self.positions, self.head_width**-0.5, eps,
-            K=self.head_width, KV_HEADS=self.kv_heads, SHARED=self.shared, TOKENS=TOKENS, STREAMS=streams,
+            K=self.head_width, KV_HEADS=self.kv_heads, SHARED=self.shared, TOKENS=self.tokens, STREAMS=streams,
             STAGES=STAGES, **options(qkv.device, WARPS),
         )  # fmt: skip
         return Mixed(self._mixed, self._shares, self.splits)
