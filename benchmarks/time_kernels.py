@@ -16,7 +16,7 @@ import time
 import torch
 
 from shadowcore.decode.cuda_graph import Replay
-from shadowcore.decode.kernels import batched_gemm, fused_norm, gemv, select
+from shadowcore.decode.kernels import attention, batched_gemm, fused_norm, gemv, select
 from shadowcore.decode.random_weights import random_layout, random_packed_predictor
 from shadowcore.decode.selection import FixedSelection, PredictedSelection
 from shadowcore.decode.triton_decoder import GraphDecoder
@@ -43,7 +43,10 @@ CHANGES = [
 ]
 BATCH_CHANGES = [
     {},
-    {(batched_gemm, "COLUMNS"): 128},
+    {(attention, "TOKENS"): (64, 16), (attention, "WARPS"): 2},
+    {(attention, "STAGES"): 3},
+    {(attention, "PROGRAMS"): (512, 2048)},
+    {(batched_gemm, "COLUMNS"): 256},
     {(batched_gemm, "ROWS"): 128, (batched_gemm, "STAGES"): 3},
     {(batched_gemm, "STAGES"): 3},
     {(batched_gemm, "SUM_COLUMNS"): 256},

@@ -162,8 +162,9 @@ def test_a_batch_is_its_sequences(width, sequences, activation, parts):
 
 @pytest.mark.parametrize("rotary", [True, False])
 @pytest.mark.parametrize("heads, kv_heads", [(4, 4), (4, 2)])
-@pytest.mark.parametrize("positions, now", [(40, 0), (200, 63), (200, 64), (200, 199)])
-def test_attention(positions, now, heads, kv_heads, rotary):
+@pytest.mark.parametrize("positions, now, splits", [(40, 0, 16), (200, 63, 16), (200, 64, 1), (200, 199, 2)])
+def test_attention(monkeypatch, positions, now, splits, heads, kv_heads, rotary):
+    monkeypatch.setattr("shadowcore.decode.kernels.attention.MOST_SPLITS", splits)
     width, shared = 8, heads // kv_heads
     keys, values = random(kv_heads, positions, width), random(kv_heads, positions, width)
     keys[:, now:], values[:, now:] = float("nan"), float("nan")  # not to be read
