@@ -13,7 +13,9 @@ from shadowcore.decode.kernels.gemv import dot, rows_together, weights_of_rows
 from shadowcore.decode.kernels.launch import options, pdl_launch_dependents, pdl_wait, power_of_two, processors
 from shadowcore.decode.packed_predictor import Scorer
 
-PIECE, COLUMNS, WARPS = 4096, 4, 8  # scores whose places are found together, in rows of a few; and warps
+SHARE, PIECE, COLUMNS = 1024, 4096, 4  # fewest units of a program, scores of a piece, and of a row of units
+SCORES, SAMPLE = 64, 64  # scores of a thread, and those whose ranks are found first
+WARPS = 8  # of a program that unites lists
 UNITED = 16384  # flags of a batch that are united together
 MOST_LAYERS = 65535  # programs of a launch's second dimension
 
@@ -90,96 +92,103 @@ def _columns(rank: int) -> int:
 
 
 @triton.jit
-def _ordered(scores, unit, units):
-    """Integers in the order of the scores; what is no unit comes before all of them."""
-    score = tl.load(scores + unit, mask=unit < units, other=float("-inf")) + 0.0  # no -0
-    bits = score.to(tl.int32, bitcast=True)
-    return tl.where(unit < units, bits ^ ((bits >> 31) & 0x7FFFFFFF), -2147483648)
+def _ordered(bits):
+    """Integers in the order of numbers, from the bits of these; and the other way round."""
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
 
 @triton.jit
-def _number(piece: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """The units of a piece."""
-    row = piece * ROWS + tl.arange(0, ROWS)
-    return row[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+def _reaching(scores, bound):
+    """How many scores reach a bound."""
+    count = tl.zeros(scores[0].shape, tl.float32)
+    for i in tl.static_range(len(scores)):
+        count += (scores[i] >= bound).to(tl.float32)
+    return tl.sum(count, 0).to(tl.int32)
 
 
 @triton.jit
-def _threshold(keys, threshold, reached, kept, bit):
-    """The highest integer, found bit by bit from `threshold` and `bit` on, that at least `kept` keys reach.
+def _bracket(scores, units, kept, SAMPLE: tl.constexpr):
+    """Orders of two scores that probably have the threshold between them, from the ranks of a sample."""
+    number = tl.arange(0, SAMPLE)
+    score = tl.load(scores + number * units // SAMPLE)
+    ahead = (score[None, :] == score[:, None]) & (number[None, :] < number[:, None])
+    rank = tl.sum(((score[None, :] > score[:, None]) | ahead).to(tl.int32), 1)
+    orders = _ordered((score + 0.0).to(tl.int32, bitcast=True))
+    place = kept * SAMPLE // units
+    lower = tl.max(tl.where(rank == tl.minimum(place + SAMPLE // 12, SAMPLE - 1), orders, -2147483648), 0)
+    return lower, tl.max(tl.where(rank == tl.maximum(place - SAMPLE // 12, 0), orders, -2147483648), 0)
 
-    And how many reach it; `reached`: how many reach the first one. No key may be 2^31 or more away from a trial.
+
+@triton.jit
+def _threshold(scores, units, kept, lower, higher, SIZE: tl.constexpr):
+    """The order of a number that at least `kept` scores reach, and how many equal to it are kept of those that do.
+
+    Found between two orders, of which `kept` scores reach the first only: at first by zero, then by the guesses lower
+    and higher, then in turn where it should be if scores were evenly spread, twice, and half way.
     """
-    bit = tl.where(reached == kept, -1, bit)
-    while bit >= 0:
-        trial = threshold | (tl.full([], 1, tl.int32) << bit)
-        below = tl.zeros(keys[0].shape, tl.uint32)
-        for i in tl.static_range(len(keys)):  # the sign of the difference: two instructions a key
-            below += (keys[i] - trial).to(tl.uint32, bitcast=True) >> 31
-        count = len(keys) * keys[0].numel - tl.sum(below.to(tl.int32))
-        threshold = tl.where(count >= kept, trial, threshold)
-        reached = tl.where(count >= kept, count, reached)
-        bit = tl.where(reached == kept, -1, bit - 1)
-    return threshold, reached
-
-
-@triton.jit
-def _put(keep, unit, units, before, out, FLAGS: tl.constexpr):
-    """A piece's kept units into their places, `before` of them being taken; and how many they are."""
-    ones = keep.to(tl.int32)
-    rows = tl.sum(ones, 1)
-    if FLAGS:
-        tl.store(out + unit, keep.to(tl.int8), mask=unit < units)
-    else:
-        place = (before - 1 + tl.cumsum(rows, 0) - rows)[:, None] + tl.cumsum(ones, 1)
-        tl.store(out + place, unit, mask=keep)
-    return tl.sum(rows, 0)
+    low, high, reached, above = -2139095041, 2139095041, SIZE, 0  # infinity and what is beyond it
+    positive, some = _reaching(scores, 1e-45), _reaching(scores, 0.0)
+    low = tl.where(positive >= kept, 1, tl.where(some >= kept, 0, low))
+    high = tl.where(positive >= kept, high, tl.where(some >= kept, 1, 0))
+    reached = tl.where(positive >= kept, positive, tl.where(some >= kept, some, reached))
+    above = tl.where(positive >= kept, above, tl.where(some >= kept, positive, some))
+    turn = 0
+    while (reached != kept) & (high - low > 1):
+        share = tl.where(turn % 3 == 1, 0.5, (reached - kept).to(tl.float32) / (reached - above).to(tl.float32))
+        trial = low + ((high - low).to(tl.float32) * share).to(tl.int32)
+        trial = tl.where(turn == 0, lower, tl.where(turn == 1, higher, trial))
+        trial = tl.minimum(tl.maximum(trial, low + 1), high - 1)
+        count = _reaching(scores, _ordered(trial).to(tl.float32, bitcast=True))
+        low, reached = tl.where(count >= kept, trial, low), tl.where(count >= kept, count, reached)
+        high, above = tl.where(count >= kept, high, trial), tl.where(count >= kept, above, count)
+        turn += 1
+    return low, tl.where(reached == kept, SIZE, kept - above)
 
 
 @triton.jit
 def _select_layer(
-    scores, units, kept, out, share, shares,
-    PIECES: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, BITS: tl.constexpr, FLAGS: tl.constexpr,
+    scores, units, kept, out, share,
+    PIECES: tl.constexpr, PIECE: tl.constexpr, SHARE: tl.constexpr, COLUMNS: tl.constexpr, SAMPLE: tl.constexpr,
+    FLAGS: tl.constexpr,
 ):  # fmt: skip
     """A share of one layer's kept units, into `out`: their numbers in order, or a byte for each unit."""
-    size: tl.constexpr = PIECES * ROWS * COLUMNS
-    orders = ()
+    own = share * SHARE + tl.arange(0, SHARE // COLUMNS)[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+    score = tl.load(scores + own, mask=own < units, other=float("-inf"))
+    pieces = ()
     for i in tl.static_range(PIECES):
-        orders = orders + (_ordered(scores, _number(i, ROWS, COLUMNS), units),)
-    count = tl.zeros([ROWS, COLUMNS], tl.int32)
+        unit = i * PIECE + tl.arange(0, PIECE)
+        pieces = pieces + (tl.load(scores + unit, mask=unit < units, other=float("-inf")),)
+    lower, higher = _bracket(scores, units, kept, SAMPLE)
+    threshold, ties = _threshold(pieces, units, kept, lower, higher, PIECES * PIECE)
+    bound = _ordered(threshold).to(tl.float32, bitcast=True)
+    above, equal = tl.zeros([PIECE], tl.int32), tl.zeros([PIECE], tl.int32)
     for i in tl.static_range(PIECES):
-        count += (orders[i] >= 0).to(tl.int32)
-    reached = tl.sum(count)
-    positive = reached >= kept
-    keys = ()  # the sign of the threshold is known: of scores of the other sign nothing else matters
-    for i in tl.static_range(PIECES):
-        keys = keys + (tl.where(positive, tl.maximum(orders[i], -1), tl.minimum(orders[i], 0)),)
-    threshold, reached = _threshold(
-        keys, tl.where(positive, 0, -2147483648), tl.where(positive, reached, size), kept, 30
-    )  # fmt: skip
-    ranks = ()  # of those at the threshold the first are kept
-    for i in tl.static_range(PIECES):
-        level = tl.where(keys[i] == threshold, size - _number(i, ROWS, COLUMNS), 0)
-        ranks = ranks + (tl.where(keys[i] > threshold, size + 1, level),)
-    threshold, _ = _threshold(ranks, tl.where(reached == kept, 1, 0), reached, kept, BITS - 1)
-    each = tl.cdiv(PIECES, shares)
-    count = tl.zeros([ROWS, COLUMNS], tl.int32)
-    for i in tl.static_range(PIECES):
-        if i < each * share:
-            count += (ranks[i] >= threshold).to(tl.int32)
-    before = tl.sum(count)
-    for i in tl.static_range(PIECES):
-        if i // each == share:
-            before += _put(ranks[i] >= threshold, _number(i, ROWS, COLUMNS), units, before, out, FLAGS)
+        if i < share * (SHARE // PIECE):
+            above += (pieces[i] > bound).to(tl.int32)
+            equal += (pieces[i] == bound).to(tl.int32)
+    above, equal = tl.sum(above, 0), tl.sum(equal, 0)  # before the share; then before and with each of its units
+    above += _running((score > bound).to(tl.int32))
+    equal += _running((score == bound).to(tl.int32))
+    keep = (own < units) & ((score > bound) | ((score == bound) & (equal <= ties)))
+    if FLAGS:
+        tl.store(out + own, keep.to(tl.int8), mask=own < units)
+    else:
+        tl.store(out + above + tl.minimum(equal, ties) - 1, own, mask=keep)
 
 
-@triton.jit(do_not_specialize=["stride_0", "kept_0", "shares_0", "stride_1", "kept_1", "shares_1"])
+@triton.jit
+def _running(ones):
+    """Sums of all up to each, row by row."""
+    rows = tl.sum(ones, 1)
+    return (tl.cumsum(rows, 0) - rows)[:, None] + tl.cumsum(ones, 1)
+
+
+@triton.jit(do_not_specialize=["stride_0", "kept_0", "shares_0", "stride_1", "kept_1"])
 def _select(
-    scores, stride, out_0, stride_0, begin_0, units_0, kept_0, shares_0,
-    out_1, stride_1, begin_1, units_1, kept_1, shares_1,
-    PIECES_0: tl.constexpr, ROWS_0: tl.constexpr, BITS_0: tl.constexpr,
-    PIECES_1: tl.constexpr, ROWS_1: tl.constexpr, BITS_1: tl.constexpr,
-    COLUMNS: tl.constexpr, FLAGS: tl.constexpr, PDL: tl.constexpr,
+    scores, stride, out_0, stride_0, begin_0, units_0, kept_0, shares_0, out_1, stride_1, begin_1, units_1, kept_1,
+    PIECES_0: tl.constexpr, PIECE_0: tl.constexpr, SHARE_0: tl.constexpr,
+    PIECES_1: tl.constexpr, PIECE_1: tl.constexpr, SHARE_1: tl.constexpr,
+    COLUMNS: tl.constexpr, SAMPLE: tl.constexpr, FLAGS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     pdl_launch_dependents(PDL)
     pdl_wait(PDL)
@@ -187,13 +196,13 @@ def _select(
     scores += layer * stride
     if share < shares_0:
         _select_layer(
-            scores + begin_0, units_0, kept_0, out_0 + layer * stride_0, share, shares_0,
-            PIECES_0, ROWS_0, COLUMNS, BITS_0, FLAGS,
+            scores + begin_0, units_0, kept_0, out_0 + layer * stride_0, share,
+            PIECES_0, PIECE_0, SHARE_0, COLUMNS, SAMPLE, FLAGS,
         )  # fmt: skip
     elif PIECES_1 > 0:
         _select_layer(
-            scores + begin_1, units_1, kept_1, out_1 + layer * stride_1, share - shares_0, shares_1,
-            PIECES_1, ROWS_1, COLUMNS, BITS_1, FLAGS,
+            scores + begin_1, units_1, kept_1, out_1 + layer * stride_1, share - shares_0,
+            PIECES_1, PIECE_1, SHARE_1, COLUMNS, SAMPLE, FLAGS,
         )  # fmt: skip
 
 
@@ -212,23 +221,22 @@ def select(scores: torch.Tensor, choices: Sequence[Choice]) -> None:
     Exact; of equal scores the lower index first, as `policies.per_layer`. Every program looks at a whole layer; where
     there are fewer layers than multiprocessors, several share the writing.
     """
-    layers, arguments, sizes, programs = len(scores), [], {}, 0
+    layers, arguments, sizes, programs = len(scores), [], {}, []
     for number, choice in enumerate(choices):
-        piece = max(COLUMNS, min(PIECE, power_of_two(choice.units)))
-        pieces = triton.cdiv(choice.units, piece)
-        shares = max(1, min(pieces, processors(scores.device) // layers))
-        programs += shares
-        arguments += choice.out, choice.out.stride(0), choice.start, choice.units, choice.kept, shares
-        bits = (pieces * piece + 1).bit_length()
-        sizes |= {f"PIECES_{number}": pieces, f"ROWS_{number}": piece // COLUMNS, f"BITS_{number}": bits}
+        least = triton.cdiv(choice.units, max(1, processors(scores.device) // layers))
+        share = max(COLUMNS, power_of_two(max(least, min(SHARE, choice.units))))
+        programs.append(triton.cdiv(choice.units, share))
+        arguments += choice.out, choice.out.stride(0), choice.start, choice.units, choice.kept, programs[0]
+        piece = min(PIECE, share)
+        sizes |= {f"PIECES_{number}": triton.cdiv(choice.units, piece), f"PIECE_{number}": piece}
+        sizes[f"SHARE_{number}"] = share
     if len(choices) == 1:
         arguments += None, 0, 0, 0, 0, 0
-        sizes |= {"PIECES_1": 0, "ROWS_1": 0, "BITS_1": 0}
-    most = max(choice.units for choice in choices)
-    warps = max(WARPS, power_of_two(most) // 4096) if most > 4096 else 4  # no more than 128 scores a thread
-    _select[programs, layers](
-        scores, scores.stride(0), *arguments, **sizes, COLUMNS=COLUMNS, FLAGS=choices[0].out.dtype == torch.int8,
-        **options(scores.device, warps),
+        sizes |= {"PIECES_1": 0, "PIECE_1": 0, "SHARE_1": 0}
+    warps = min(32, max(4, power_of_two(max(choice.units for choice in choices)) // (32 * SCORES)))
+    _select[sum(programs), layers](
+        scores, scores.stride(0), *arguments[:-1], **sizes, COLUMNS=COLUMNS, SAMPLE=SAMPLE,
+        FLAGS=choices[0].out.dtype == torch.int8, **options(scores.device, warps),
     )  # fmt: skip
 
 
