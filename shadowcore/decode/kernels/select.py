@@ -13,7 +13,7 @@ from shadowcore.decode.kernels.gemv import dot, rows_together, weights_of_rows
 from shadowcore.decode.kernels.launch import options, pdl_launch_dependents, pdl_wait, power_of_two, processors
 from shadowcore.decode.packed_predictor import Scorer
 
-SHARE, PIECE, COLUMNS = 1024, 4096, 4  # fewest units of a program, scores of a piece, and of a row of units
+SHARE, PIECE, COLUMNS = 1024, 4096, 4  # fewest units of a program; most that are written together, in rows of a few
 SCORES, SAMPLE = 64, 64  # scores of a thread, and those whose ranks are found first
 WARPS = 8  # of a program that unites lists
 UNITED = 16384  # flags of a batch that are united together
@@ -103,7 +103,7 @@ def _reaching(scores, bound):
     count = tl.zeros(scores[0].shape, tl.float32)
     for i in tl.static_range(len(scores)):
         count += (scores[i] >= bound).to(tl.float32)
-    return tl.sum(count, 0).to(tl.int32)
+    return tl.sum(count).to(tl.int32)
 
 
 @triton.jit
@@ -120,13 +120,14 @@ def _bracket(scores, units, kept, SAMPLE: tl.constexpr):
 
 
 @triton.jit
-def _threshold(scores, units, kept, lower, higher, SIZE: tl.constexpr):
+def _threshold(scores, kept, lower, higher):
     """The order of a number that at least `kept` scores reach, and how many equal to it are kept of those that do.
 
     Found between two orders, of which `kept` scores reach the first only: at first by zero, then by the guesses lower
     and higher, then in turn where it should be if scores were evenly spread, twice, and half way.
     """
-    low, high, reached, above = -2139095041, 2139095041, SIZE, 0  # infinity and what is beyond it
+    size: tl.constexpr = len(scores) * scores[0].numel
+    low, high, reached, above = -2139095041, 2139095041, size, 0  # orders of -infinity and of what is beyond infinity
     positive, some = _reaching(scores, 1e-45), _reaching(scores, 0.0)
     low = tl.where(positive >= kept, 1, tl.where(some >= kept, 0, low))
     high = tl.where(positive >= kept, high, tl.where(some >= kept, 1, 0))
@@ -142,38 +143,13 @@ def _threshold(scores, units, kept, lower, higher, SIZE: tl.constexpr):
         low, reached = tl.where(count >= kept, trial, low), tl.where(count >= kept, count, reached)
         high, above = tl.where(count >= kept, high, trial), tl.where(count >= kept, above, count)
         turn += 1
-    return low, tl.where(reached == kept, SIZE, kept - above)
+    return low, tl.where(reached == kept, size, kept - above)
 
 
 @triton.jit
-def _select_layer(
-    scores, units, kept, out, share,
-    PIECES: tl.constexpr, PIECE: tl.constexpr, SHARE: tl.constexpr, COLUMNS: tl.constexpr, SAMPLE: tl.constexpr,
-    FLAGS: tl.constexpr,
-):  # fmt: skip
-    """A share of one layer's kept units, into `out`: their numbers in order, or a byte for each unit."""
-    own = share * SHARE + tl.arange(0, SHARE // COLUMNS)[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :]
-    score = tl.load(scores + own, mask=own < units, other=float("-inf"))
-    pieces = ()
-    for i in tl.static_range(PIECES):
-        unit = i * PIECE + tl.arange(0, PIECE)
-        pieces = pieces + (tl.load(scores + unit, mask=unit < units, other=float("-inf")),)
-    lower, higher = _bracket(scores, units, kept, SAMPLE)
-    threshold, ties = _threshold(pieces, units, kept, lower, higher, PIECES * PIECE)
-    bound = _ordered(threshold).to(tl.float32, bitcast=True)
-    above, equal = tl.zeros([PIECE], tl.int32), tl.zeros([PIECE], tl.int32)
-    for i in tl.static_range(PIECES):
-        if i < share * (SHARE // PIECE):
-            above += (pieces[i] > bound).to(tl.int32)
-            equal += (pieces[i] == bound).to(tl.int32)
-    above, equal = tl.sum(above, 0), tl.sum(equal, 0)  # before the share; then before and with each of its units
-    above += _running((score > bound).to(tl.int32))
-    equal += _running((score == bound).to(tl.int32))
-    keep = (own < units) & ((score > bound) | ((score == bound) & (equal <= ties)))
-    if FLAGS:
-        tl.store(out + own, keep.to(tl.int8), mask=own < units)
-    else:
-        tl.store(out + above + tl.minimum(equal, ties) - 1, own, mask=keep)
+def _units(piece, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """The units of a piece."""
+    return (piece * ROWS + tl.arange(0, ROWS))[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :]
 
 
 @triton.jit
@@ -183,11 +159,44 @@ def _running(ones):
     return (tl.cumsum(rows, 0) - rows)[:, None] + tl.cumsum(ones, 1)
 
 
-@triton.jit(do_not_specialize=["stride_0", "kept_0", "shares_0", "stride_1", "kept_1"])
+@triton.jit
+def _select_layer(
+    scores, units, kept, out, share, each,
+    PIECES: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, SAMPLE: tl.constexpr, FLAGS: tl.constexpr,
+):  # fmt: skip
+    """The kept units of `each` pieces of one layer, into `out`: their numbers in order, or a byte for each unit."""
+    pieces = ()
+    for i in tl.static_range(PIECES):
+        unit = _units(i, ROWS, COLUMNS)
+        pieces = pieces + (tl.load(scores + unit, mask=unit < units, other=float("-inf")),)
+    lower, higher = _bracket(scores, units, kept, SAMPLE)
+    order, ties = _threshold(pieces, kept, lower, higher)
+    bound = _ordered(order).to(tl.float32, bitcast=True)
+    above, equal = tl.zeros([ROWS, COLUMNS], tl.int32), tl.zeros([ROWS, COLUMNS], tl.int32)
+    for i in tl.static_range(PIECES):
+        if i < share * each:
+            above += (pieces[i] > bound).to(tl.int32)
+            equal += (pieces[i] == bound).to(tl.int32)
+    above, equal = tl.sum(above), tl.sum(equal)  # of the pieces before
+    for piece in range(share * each, tl.minimum((share + 1) * each, PIECES)):
+        unit = _units(piece, ROWS, COLUMNS)
+        score = tl.load(scores + unit, mask=unit < units, other=float("-inf"))
+        more, level = (score > bound).to(tl.int32), (score == bound).to(tl.int32)
+        rank = equal + _running(level)
+        keep = (unit < units) & ((score > bound) | ((score == bound) & (rank <= ties)))
+        if FLAGS:
+            tl.store(out + unit, keep.to(tl.int8), mask=unit < units)
+        else:
+            tl.store(out + above + _running(more) + tl.minimum(rank, ties) - 1, unit, mask=keep)
+        above += tl.sum(more)
+        equal += tl.sum(level)
+
+
+@triton.jit(do_not_specialize=["stride_0", "kept_0", "each_0", "shares_0", "stride_1", "kept_1", "each_1"])
 def _select(
-    scores, stride, out_0, stride_0, begin_0, units_0, kept_0, shares_0, out_1, stride_1, begin_1, units_1, kept_1,
-    PIECES_0: tl.constexpr, PIECE_0: tl.constexpr, SHARE_0: tl.constexpr,
-    PIECES_1: tl.constexpr, PIECE_1: tl.constexpr, SHARE_1: tl.constexpr,
+    scores, stride, out_0, stride_0, begin_0, units_0, kept_0, each_0, shares_0,
+    out_1, stride_1, begin_1, units_1, kept_1, each_1,
+    PIECES_0: tl.constexpr, ROWS_0: tl.constexpr, PIECES_1: tl.constexpr, ROWS_1: tl.constexpr,
     COLUMNS: tl.constexpr, SAMPLE: tl.constexpr, FLAGS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     pdl_launch_dependents(PDL)
@@ -196,13 +205,13 @@ def _select(
     scores += layer * stride
     if share < shares_0:
         _select_layer(
-            scores + begin_0, units_0, kept_0, out_0 + layer * stride_0, share,
-            PIECES_0, PIECE_0, SHARE_0, COLUMNS, SAMPLE, FLAGS,
+            scores + begin_0, units_0, kept_0, out_0 + layer * stride_0, share, each_0,
+            PIECES_0, ROWS_0, COLUMNS, SAMPLE, FLAGS,
         )  # fmt: skip
     elif PIECES_1 > 0:
         _select_layer(
-            scores + begin_1, units_1, kept_1, out_1 + layer * stride_1, share - shares_0,
-            PIECES_1, PIECE_1, SHARE_1, COLUMNS, SAMPLE, FLAGS,
+            scores + begin_1, units_1, kept_1, out_1 + layer * stride_1, share - shares_0, each_1,
+            PIECES_1, ROWS_1, COLUMNS, SAMPLE, FLAGS,
         )  # fmt: skip
 
 
@@ -221,20 +230,20 @@ def select(scores: torch.Tensor, choices: Sequence[Choice]) -> None:
     Exact; of equal scores the lower index first, as `policies.per_layer`. Every program looks at a whole layer; where
     there are fewer layers than multiprocessors, several share the writing.
     """
-    layers, arguments, sizes, programs = len(scores), [], {}, []
+    layers, arguments, sizes, programs = len(scores), [], {}, 0
     for number, choice in enumerate(choices):
-        least = triton.cdiv(choice.units, max(1, processors(scores.device) // layers))
-        share = max(COLUMNS, power_of_two(max(least, min(SHARE, choice.units))))
-        programs.append(triton.cdiv(choice.units, share))
-        arguments += choice.out, choice.out.stride(0), choice.start, choice.units, choice.kept, programs[0]
-        piece = min(PIECE, share)
-        sizes |= {f"PIECES_{number}": triton.cdiv(choice.units, piece), f"PIECE_{number}": piece}
-        sizes[f"SHARE_{number}"] = share
+        shares = max(1, min(triton.cdiv(choice.units, SHARE), processors(scores.device) // layers))
+        piece = max(COLUMNS, min(PIECE, power_of_two(triton.cdiv(choice.units, shares))))
+        pieces = triton.cdiv(choice.units, piece)
+        each = triton.cdiv(pieces, shares)
+        programs += triton.cdiv(pieces, each)
+        arguments += choice.out, choice.out.stride(0), choice.start, choice.units, choice.kept, each, programs
+        sizes |= {f"PIECES_{number}": pieces, f"ROWS_{number}": piece // COLUMNS}
     if len(choices) == 1:
-        arguments += None, 0, 0, 0, 0, 0
-        sizes |= {"PIECES_1": 0, "PIECE_1": 0, "SHARE_1": 0}
+        arguments += None, 0, 0, 0, 0, 0, 0
+        sizes |= {"PIECES_1": 0, "ROWS_1": 0}
     warps = min(32, max(4, power_of_two(max(choice.units for choice in choices)) // (32 * SCORES)))
-    _select[sum(programs), layers](
+    _select[programs, layers](
         scores, scores.stride(0), *arguments[:-1], **sizes, COLUMNS=COLUMNS, SAMPLE=SAMPLE,
         FLAGS=choices[0].out.dtype == torch.int8, **options(scores.device, warps),
     )  # fmt: skip
