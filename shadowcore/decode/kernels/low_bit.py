@@ -13,18 +13,10 @@ import triton.language as tl
 
 from shadowcore.decode.kernels.fused_norm import Normed, norm_of, norm_sizes
 from shadowcore.decode.kernels.gemv import ACTIVATIONS, GATED, activated, constants_of, finished, weights_of_rows
-from shadowcore.decode.kernels.launch import (
-    options,
-    pdl_launch_dependents,
-    pdl_wait,
-    power_of_two,
-    power_of_two_within,
-    processors,
-)
+from shadowcore.decode.kernels.launch import options, pdl_launch_dependents, pdl_wait, power_of_two, processors
 from shadowcore.decode.low_bit_proxy import PackedLayer
 
-# most words that a program computes at a time, and those of a row in one of at least so many pieces of it; warps of a
-# program, and programs of a multiprocessor
+# words of a program at a time, most of a row in one of SPLIT or more pieces; warps, and programs a multiprocessor
 TILE, COLUMNS, SPLIT, WARPS, PROGRAMS = 4096, 512, 2, 4, 3
 
 
@@ -53,13 +45,13 @@ def _vector(x, D: tl.constexpr, W: tl.constexpr, WIDTH: tl.constexpr, COLUMNS: t
 
 
 @triton.jit
-def _codes_times(pieces, values, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """sum_d code_d x_d of each row whose words are in pieces."""
+def _codes_times(pieces, values, sum_x, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """sum_d (code_d - middle) x_d of each row whose words are in pieces."""
     total = tl.zeros([ROWS, COLUMNS], tl.float32)
     for piece in tl.static_range(len(pieces)):
         for field in tl.static_range(32 // WIDTH):
             total += _codes(pieces[piece], field, WIDTH) * values[piece * (32 // WIDTH) + field][None, :]
-    return tl.sum(total, 1) * 2.0**50
+    return tl.sum(total, 1) * 2.0**50 - ((1 << WIDTH) - 1) * 0.5 * sum_x
 
 
 @triton.jit(do_not_specialize=["neurons", "stride", "eps", "tiles"])
@@ -80,8 +72,7 @@ def _score_neurons(
     for number in range(tile, tile + tiles):
         following = weights_of_rows(words, (slot + ROWS).to(tl.int64), slot + ROWS < end, W, COLUMNS)
         constants = constants_of(slot, slot < end, steps, gains, bias)
-        y = _codes_times(pieces, values, WIDTH, ROWS, COLUMNS) - ((1 << WIDTH) - 1) * 0.5 * total
-        y = finished(y, constants, mean, deviation)
+        y = finished(_codes_times(pieces, values, total, WIDTH, ROWS, COLUMNS), constants, mean, deviation)
         beside = y
         if PARTS == 2:
             y, beside = tl.split(tl.reshape(y, [ROWS // 2, 2]))
@@ -100,7 +91,7 @@ def score_neurons(x: Normed, copies: PackedLayer, scores: torch.Tensor, activati
     """
     (batch, width), (slots, words) = x.scaled.shape, copies.words.shape
     parts = 2 if activation in GATED else 1
-    rows = max(parts, power_of_two_within(TILE // words))
+    rows = max(parts, TILE // power_of_two(words))
     tiles = triton.cdiv(slots, rows * max(1, processors(scores.device) * PROGRAMS // batch))
     _score_neurons[batch, triton.cdiv(slots, rows * tiles)](
         x.scaled, x.moments, copies.words, copies.steps, copies.gains, copies.bias, copies.norms, scores,

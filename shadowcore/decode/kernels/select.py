@@ -15,8 +15,7 @@ from shadowcore.decode.packed_predictor import Scorer
 
 SHARE, PIECE, COLUMNS = 1024, 4096, 4  # fewest units of a program; most that are written together, in rows of a few
 SCORES, SAMPLE = 64, 64  # scores of a thread, and those whose ranks are found first
-WARPS = 8  # of a program that unites lists
-UNITED = 16384  # flags of a batch that are united together
+UNITED, WARPS = 16384, 8  # flags of a batch that are united together, and warps
 MOST_LAYERS = 65535  # programs of a launch's second dimension
 
 
@@ -75,20 +74,12 @@ def score(hidden: torch.Tensor, heads: Scorer | None, neurons: Scorer | None, sc
     (head_units, head_rank), (neuron_units, neuron_rank) = sizes
     nothing = Scorer(None, None)
     _score[(sum(programs),)](
-        hidden, *_pointers(heads or nothing), *_pointers(neurons or nothing), scores, len(scores), programs[0],
+        hidden, *(heads or nothing), *(neurons or nothing), scores, len(scores), programs[0],
         STRIDE=scores.stride(0), START=start,
         HEADS=head_units, NEURONS=neuron_units, HEAD_RANK=head_rank, NEURON_RANK=neuron_rank, ROWS=rows,
-        HEAD_COLUMNS=_columns(head_rank), NEURON_COLUMNS=_columns(neuron_rank),
-        **options(hidden.device, 4),
+        HEAD_COLUMNS=power_of_two(max(1, min(256, head_rank))),
+        NEURON_COLUMNS=power_of_two(max(1, min(256, neuron_rank))), **options(hidden.device, 4),
     )  # fmt: skip
-
-
-def _pointers(scorer: Scorer) -> tuple[torch.Tensor | None, ...]:
-    return scorer.weight, scorer.bias, scorer.scale
-
-
-def _columns(rank: int) -> int:
-    return min(256, power_of_two(max(1, rank)))
 
 
 @triton.jit
@@ -98,48 +89,38 @@ def _ordered(bits):
 
 
 @triton.jit
-def _reaching(scores, bound):
-    """How many scores reach a bound."""
-    count = tl.zeros(scores[0].shape, tl.float32)
-    for i in tl.static_range(len(scores)):
-        count += (scores[i] >= bound).to(tl.float32)
-    return tl.sum(count).to(tl.int32)
-
-
-@triton.jit
-def _bracket(scores, units, kept, SAMPLE: tl.constexpr):
+def _guesses(scores, units, kept, SAMPLE: tl.constexpr):
     """Orders of two scores that probably have the threshold between them, from the ranks of a sample."""
     number = tl.arange(0, SAMPLE)
     score = tl.load(scores + number * units // SAMPLE)
-    ahead = (score[None, :] == score[:, None]) & (number[None, :] < number[:, None])
-    rank = tl.sum(((score[None, :] > score[:, None]) | ahead).to(tl.int32), 1)
-    orders = _ordered((score + 0.0).to(tl.int32, bitcast=True))
+    level = (score[None, :] == score[:, None]) & (number[None, :] < number[:, None])
+    rank = tl.sum(((score[None, :] > score[:, None]) | level).to(tl.int32), 1)
+    order = _ordered((score + 0.0).to(tl.int32, bitcast=True))  # no -0
     place = kept * SAMPLE // units
-    lower = tl.max(tl.where(rank == tl.minimum(place + SAMPLE // 12, SAMPLE - 1), orders, -2147483648), 0)
-    return lower, tl.max(tl.where(rank == tl.maximum(place - SAMPLE // 12, 0), orders, -2147483648), 0)
+    lower = tl.where(rank == tl.minimum(place + SAMPLE // 12, SAMPLE - 1), order, -2147483648)
+    higher = tl.where(rank == tl.maximum(place - SAMPLE // 12, 0), order, -2147483648)
+    return tl.max(lower, 0), tl.max(higher, 0)
 
 
 @triton.jit
 def _threshold(scores, kept, lower, higher):
-    """The order of a number that at least `kept` scores reach, and how many equal to it are kept of those that do.
+    """The order of a number that at least `kept` scores reach, and how many of the scores equal to it are kept.
 
-    Found between two orders, of which `kept` scores reach the first only: at first by zero, then by the guesses lower
-    and higher, then in turn where it should be if scores were evenly spread, twice, and half way.
+    Tried are two guesses, then whether it is zero, then in turn half way and twice where even spacing would have it.
     """
     size: tl.constexpr = len(scores) * scores[0].numel
-    low, high, reached, above = -2139095041, 2139095041, size, 0  # orders of -infinity and of what is beyond infinity
-    positive, some = _reaching(scores, 1e-45), _reaching(scores, 0.0)
-    low = tl.where(positive >= kept, 1, tl.where(some >= kept, 0, low))
-    high = tl.where(positive >= kept, high, tl.where(some >= kept, 1, 0))
-    reached = tl.where(positive >= kept, positive, tl.where(some >= kept, some, reached))
-    above = tl.where(positive >= kept, above, tl.where(some >= kept, positive, some))
+    low, reached = tl.full([], -2139095041, tl.int32), tl.full([], size, tl.int32)  # -infinity
+    high, above = tl.full([], 2139095041, tl.int32), tl.full([], 0, tl.int32)  # beyond infinity
     turn = 0
-    while (reached != kept) & (high - low > 1):
-        share = tl.where(turn % 3 == 1, 0.5, (reached - kept).to(tl.float32) / (reached - above).to(tl.float32))
-        trial = low + ((high - low).to(tl.float32) * share).to(tl.int32)
-        trial = tl.where(turn == 0, lower, tl.where(turn == 1, higher, trial))
+    while (reached != kept) & ((high - low).to(tl.uint32, bitcast=True) > 1):
+        share = tl.where(turn % 3 == 0, 0.5, (reached - kept).to(tl.float32) / (reached - above).to(tl.float32))
+        trial = low + ((high - low).to(tl.uint32, bitcast=True).to(tl.float32) * share).to(tl.uint32).to(tl.int32)
+        trial = tl.where(turn == 0, lower, tl.where(turn == 1, higher, tl.where(turn == 2, 1, trial)))
         trial = tl.minimum(tl.maximum(trial, low + 1), high - 1)
-        count = _reaching(scores, _ordered(trial).to(tl.float32, bitcast=True))
+        ones = tl.zeros(scores[0].shape, tl.float32)
+        for i in tl.static_range(len(scores)):
+            ones += (scores[i] >= _ordered(trial).to(tl.float32, bitcast=True)).to(tl.float32)
+        count = tl.sum(ones).to(tl.int32)
         low, reached = tl.where(count >= kept, trial, low), tl.where(count >= kept, count, reached)
         high, above = tl.where(count >= kept, high, trial), tl.where(count >= kept, above, count)
         turn += 1
@@ -169,7 +150,7 @@ def _select_layer(
     for i in tl.static_range(PIECES):
         unit = _units(i, ROWS, COLUMNS)
         pieces = pieces + (tl.load(scores + unit, mask=unit < units, other=float("-inf")),)
-    lower, higher = _bracket(scores, units, kept, SAMPLE)
+    lower, higher = _guesses(scores, units, kept, SAMPLE)
     order, ties = _threshold(pieces, kept, lower, higher)
     bound = _ordered(order).to(tl.float32, bitcast=True)
     above, equal = tl.zeros([ROWS, COLUMNS], tl.int32), tl.zeros([ROWS, COLUMNS], tl.int32)
@@ -204,15 +185,12 @@ def _select(
     layer, share = tl.program_id(1).to(tl.int64), tl.program_id(0)
     scores += layer * stride
     if share < shares_0:
-        _select_layer(
-            scores + begin_0, units_0, kept_0, out_0 + layer * stride_0, share, each_0,
-            PIECES_0, ROWS_0, COLUMNS, SAMPLE, FLAGS,
-        )  # fmt: skip
+        out_0 += layer * stride_0
+        _select_layer(scores + begin_0, units_0, kept_0, out_0, share, each_0, PIECES_0, ROWS_0, COLUMNS, SAMPLE, FLAGS)
     elif PIECES_1 > 0:
-        _select_layer(
-            scores + begin_1, units_1, kept_1, out_1 + layer * stride_1, share - shares_0, each_1,
-            PIECES_1, ROWS_1, COLUMNS, SAMPLE, FLAGS,
-        )  # fmt: skip
+        out_1 += layer * stride_1
+        share -= shares_0
+        _select_layer(scores + begin_1, units_1, kept_1, out_1, share, each_1, PIECES_1, ROWS_1, COLUMNS, SAMPLE, FLAGS)
 
 
 class Choice(NamedTuple):
@@ -230,7 +208,7 @@ def select(scores: torch.Tensor, choices: Sequence[Choice]) -> None:
     Exact; of equal scores the lower index first, as `policies.per_layer`. Every program looks at a whole layer; where
     there are fewer layers than multiprocessors, several share the writing.
     """
-    layers, arguments, sizes, programs = len(scores), [], {}, 0
+    layers, arguments, sizes, programs = len(scores), [], {"PIECES_1": 0, "ROWS_1": 0}, 0
     for number, choice in enumerate(choices):
         shares = max(1, min(triton.cdiv(choice.units, SHARE), processors(scores.device) // layers))
         piece = max(COLUMNS, min(PIECE, power_of_two(triton.cdiv(choice.units, shares))))
@@ -239,12 +217,9 @@ def select(scores: torch.Tensor, choices: Sequence[Choice]) -> None:
         programs += triton.cdiv(pieces, each)
         arguments += choice.out, choice.out.stride(0), choice.start, choice.units, choice.kept, each, programs
         sizes |= {f"PIECES_{number}": pieces, f"ROWS_{number}": piece // COLUMNS}
-    if len(choices) == 1:
-        arguments += None, 0, 0, 0, 0, 0, 0
-        sizes |= {"PIECES_1": 0, "ROWS_1": 0}
     warps = min(32, max(4, power_of_two(max(choice.units for choice in choices)) // (32 * SCORES)))
     _select[programs, layers](
-        scores, scores.stride(0), *arguments[:-1], **sizes, COLUMNS=COLUMNS, SAMPLE=SAMPLE,
+        scores, scores.stride(0), *[*arguments, None, 0, 0, 0, 0, 0][:13], **sizes, COLUMNS=COLUMNS, SAMPLE=SAMPLE,
         FLAGS=choices[0].out.dtype == torch.int8, **options(scores.device, warps),
     )  # fmt: skip
 
