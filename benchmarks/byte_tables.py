@@ -69,6 +69,16 @@ def example_correlations() -> list[str]:
     return lines
 
 
+def head_batches() -> list[str]:
+    """Heads skipped per sequence of a batch: milliseconds of a step, and the gain over both dense decoders."""
+    found = table("latency", "batches-h200").set_index(["batch", "prompt_tokens", "mode"])["ms_per_token"].unstack()
+    lines = ["| sequences | prompt | dense, ours | cuBLAS | 50 % of heads | faster than ours |", "|---" * 6 + "|"]
+    for (batch, prompt), row in found.iterrows():
+        times = [f"{row[mode]:.2f}" for mode in ("dense", "cublas", "shadow")]
+        lines.append(f"| {' | '.join([str(batch), str(prompt), *times, f'{row.dense / row.shadow:.2f}'])} |")
+    return lines
+
+
 def selector_times() -> list[str]:
     """Measured and possible speed-ups over our dense decoder: as fast as dense for every byte that is read."""
     found = table("latency", "proxies-h200")

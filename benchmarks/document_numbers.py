@@ -73,7 +73,7 @@ def at_once(folder: str) -> str:
 
 
 OF_ACCURACY = ("perplexity", "main_accuracy", "all_accuracy", "worse", "difference", "seeds", "share")
-OF_BYTES = ("again", "example_correlations", "of_dense", "per_byte", "selector_times")
+OF_BYTES = ("again", "example_correlations", "head_batches", "of_dense", "per_byte", "selector_times")
 NUMBERS = {
     **{name: getattr(accuracy, name) for name in OF_ACCURACY},
     **{name: getattr(byte_tables, name) for name in OF_BYTES},

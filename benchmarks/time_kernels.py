@@ -43,9 +43,9 @@ CHANGES = [
 ]
 BATCH_CHANGES = [
     {},
-    {(attention, "TOKENS"): (64, 16), (attention, "WARPS"): 2},
-    {(attention, "STAGES"): 3},
-    {(attention, "PROGRAMS"): (512, 2048)},
+    {(attention, "TOKENS"): 64, (attention, "WARPS"): 4},
+    {(attention, "WARPS"): 2},
+    {(attention, "PROGRAMS"): 4096},
     {(batched_gemm, "COLUMNS"): 256},
     {(batched_gemm, "ROWS"): 128, (batched_gemm, "STAGES"): 3},
     {(batched_gemm, "STAGES"): 3},

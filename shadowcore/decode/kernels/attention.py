@@ -14,8 +14,8 @@ import triton.language as tl
 
 from shadowcore.decode.kernels.launch import Units, options, pdl_launch_dependents, pdl_wait, power_of_two
 
-TOKENS, PROGRAMS = (64, 32), (512, 4096)  # positions a program reads at a time; programs: one sequence, several
-WARPS, STAGES, MOST_SPLITS = 4, 1, 16  # with STAGES > 1 a program reads ahead into shared memory
+TOKENS, WARPS = 16, 1  # positions a program reads at a time
+PROGRAMS, MOST_SPLITS = 8192, 32
 LOWEST = tl.constexpr(-1e30)  # below every score, but finite
 
 
@@ -85,7 +85,7 @@ def _attend(
     qkv, heads, count, rows, keys, values, position, cos, signed_sin, query_norm, key_norm, mixed, shares,
     capacity, positions, scale, eps,
     K: tl.constexpr, KV_HEADS: tl.constexpr, SHARED: tl.constexpr, TOKENS: tl.constexpr, STREAMS: tl.constexpr,
-    STAGES: tl.constexpr, PDL: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     pdl_launch_dependents(PDL)
     slot, split, row, splits = tl.program_id(0), tl.program_id(1), tl.program_id(2), tl.num_programs(1)
@@ -116,7 +116,7 @@ def _attend(
         best, weight = tl.full([STREAMS], LOWEST, tl.float32), tl.zeros([STREAMS], tl.float32)
         sums = tl.zeros([STREAMS, K], tl.float32)
         best, weight, sums = _weighed(best, weight, sums, query, key, value, there, K, STREAMS)
-        for start in tl.range(TOKENS, left, TOKENS, num_stages=STAGES):
+        for start in tl.range(TOKENS, left, TOKENS, num_stages=1):
             key, value, there = _past(keys, values, past + start, left - start, K, TOKENS)
             best, weight, sums = _weighed(best, weight, sums, query, key, value, there, K, STREAMS)
         score, new_value = tl.full([], float("-inf"), tl.float32), tl.zeros([K], tl.float32)
@@ -153,8 +153,8 @@ class Attention:
     def __init__(self, batch: int, heads: int, kv_heads: int, head_width: int, positions: int, device: torch.device):
         """For up to `heads` query heads, which share KV heads equally."""
         self.batch, self.kv_heads, self.shared, self.head_width = batch, kv_heads, heads // kv_heads, head_width
-        self.positions, self.tokens, programs = positions, TOKENS[batch > 1], PROGRAMS[batch > 1]
-        self.splits = min(MOST_SPLITS, triton.cdiv(positions, self.tokens), triton.cdiv(programs, heads * batch))
+        self.positions = positions
+        self.splits = min(MOST_SPLITS, triton.cdiv(positions, TOKENS), triton.cdiv(PROGRAMS, heads * batch))
         numbers = (batch * heads * n for n in (self.splits * head_width, self.splits * 2, head_width))
         self._mixed, self._shares, self._outputs = (torch.empty(n, dtype=torch.float32, device=device) for n in numbers)
 
@@ -173,13 +173,13 @@ class Attention:
         """
         cos, signed_sin = turns or (None, None)
         query_norm, key_norm, eps = norms or (None, None, 0.0)
-        streams = min(self.tokens, max(1, WARPS * 512 // (self.head_width * keys.itemsize)))  # 16 bytes a thread
+        streams = min(TOKENS, max(1, WARPS * 512 // (self.head_width * keys.itemsize)))  # 16 bytes a thread
         writers = triton.cdiv(self.kv_heads, self.splits)  # of the new keys and values
         _attend[heads.capacity + writers, self.splits, self.batch](
             qkv, heads.index if numbered else None, heads.count, heads.rows, keys, values, position, cos, signed_sin,
             query_norm, key_norm, self._mixed, self._shares, heads.capacity, self.positions, self.head_width**-0.5, eps,
-            K=self.head_width, KV_HEADS=self.kv_heads, SHARED=self.shared, TOKENS=self.tokens, STREAMS=streams,
-            STAGES=STAGES, **options(qkv.device, WARPS),
+            K=self.head_width, KV_HEADS=self.kv_heads, SHARED=self.shared, TOKENS=TOKENS, STREAMS=streams,
+            **options(qkv.device, WARPS),
         )  # fmt: skip
         return Mixed(self._mixed, self._shares, self.splits)
 
