@@ -21,6 +21,7 @@ import csv
 import dataclasses
 import itertools
 import json
+import multiprocessing
 import os
 import resource
 import shutil
@@ -28,7 +29,6 @@ import signal
 import subprocess
 import sys
 import time
-import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from importlib import import_module
@@ -227,23 +227,26 @@ def imports_seconds() -> float:
 
 def fork(record: Path, log: Path, arguments: list[str]) -> int:
     """Run a job in a fork of this process; its exit code."""
-    if (child := os.fork()) == 0:
-        code = 1
+
+    def work() -> None:
         with log.open("w") as handle:
             for number in (1, 2):
                 os.dup2(handle.fileno(), number)
-            try:
-                code = run_job(record, arguments)
-            except BaseException:
-                traceback.print_exc()
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
+        sys.exit(run_job(record, arguments))
+
+    child = forked(work)
     try:
-        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    except BaseException:  # interrupted, or killed by a time limit
-        os.kill(child, signal.SIGKILL)
-        raise
+        child.join()
+    finally:  # also where this process is interrupted, or killed by a time limit
+        child.kill()
+    return child.exitcode
+
+
+def forked(work: Callable[[], Any]) -> multiprocessing.Process:
+    """A fork of this process that does some work; its exit code is 0 if there is no error."""
+    child = multiprocessing.get_context("fork").Process(target=work)
+    child.start()
+    return child
 
 
 def process(record: Path, log: Path, arguments: list[str]) -> int:
@@ -259,15 +262,9 @@ def forks_work() -> bool:
 
     if not torch.cuda.is_available():
         return True
-    if (child := os.fork()) == 0:
-        code = 1
-        try:
-            torch.zeros(1, device="cuda").item()
-            code = 0
-        except RuntimeError:
-            traceback.print_exc()
-        os._exit(code)
-    return os.waitpid(child, 0)[1] == 0
+    child = forked(lambda: torch.zeros(1, device="cuda").item())
+    child.join()
+    return child.exitcode == 0
 
 
 def written(job: Job) -> list[Path]:

@@ -26,49 +26,39 @@ GAINS = (
 )
 
 
-def wanted(rows: pd.DataFrame) -> list[tuple[str, tuple[Callable, str], list[float], list[float | None]]]:
-    """Each threshold: what, in which direction, the numbers wanted and found (None: not measured)."""
-    ceiling = rows["ceiling_gb_s"].max()
+def wanted(rows: pd.DataFrame) -> list[tuple[str, tuple[Callable, str], list[float], list[float]]]:
+    """Each threshold: what, in which direction, the numbers wanted and found (NaN: not measured)."""
 
-    def one(model: str, mode: str, pct: int, column: str, bits: int = BITS) -> float | None:
+    def one(model: str, mode: str, pct: int, column: str = "ms_per_token", bits: int = BITS) -> float:
         found = alike(rows[rows["model"] == model], mode, bits=bits)
-        found = found.loc[found["sparsity_pct"] == pct, column].dropna()
-        return found.iloc[0] if len(found) else None
+        return found.loc[found["sparsity_pct"] == pct, column].dropna().head(1).max()
 
-    def ratio(above: float | None, below: float | None) -> float | None:
-        return None if above is None or below is None else above / below
+    def fastest(model: str, modes: Sequence[str] = DENSE) -> float:
+        return rows.loc[(rows["model"] == model) & rows["mode"].isin(modes), "ms_per_token"].min()
 
-    def fastest(model: str, modes: Sequence[str] = DENSE) -> float | None:
-        times = rows.loc[(rows["model"] == model) & rows["mode"].isin(modes), "ms_per_token"]
-        return times.min() if len(times) else None
-
-    def time(model: str, mode: str, pct: int, bits: int = BITS) -> float | None:
-        return one(model, mode, pct, "ms_per_token", bits)
-
-    def gains(model: str, *sparsities: int, bits: int = BITS) -> list[float | None]:
-        return [ratio(fastest(model), time(model, "shadow", pct, bits)) for pct in sparsities]
+    def gains(model: str, sparsities: Sequence[int], bits: int) -> list[float]:
+        return [fastest(model) / one(model, "shadow", pct, bits=bits) for pct in sparsities]
 
     opts = [model for model in ("opt-6.7b", "opt-13b", "opt-30b") if model in set(rows["model"])]
-    models = sorted(set(rows["model"]))
     dense = rows[(rows["mode"] == "dense") | rows["predictor_mb"].notna()]
     most = dense["peak_gb"] - dense["predictor_mb"].fillna(0) / 1e3 - (dense["model_gb"] + dense["cache_gb"])
-    spare = (most / (dense["peak_gb"] - most)).max() if len(dense) else None
-    worst = [ratio(time(model, "dense", 0), fastest(model, OTHER)) for model in models]
-    of_roof = {model: ratio(one(model, "dense", 0, "gb_per_s"), ceiling) for model in ("opt-6.7b", "opt-30b")}
-    choosing = [ratio(one(model, "shadow", 50, "predictor_ms"), time(model, "shadow", 50)) for model in opts]
-    shuffled = ratio(time("opt-30b", "gather_ordered", 0), time("opt-30b", "gather_shuffled", 0))
-    selection = ratio(one("opt-30b", "shadow", 50, "selection_ms"), 1e-3)
+    spare = (most / (dense["peak_gb"] - most)).max()
+    worst = pd.Series([one(model, "dense", 0) / fastest(model, OTHER) for model in sorted(set(rows["model"]))]).max()
+    of_roof = [one(model, "dense", 0, "gb_per_s") / rows["ceiling_gb_s"].max() for model in ("opt-6.7b", "opt-30b")]
+    choosing = [one(model, "shadow", 50, "predictor_ms") / one(model, "shadow", 50) for model in opts]
+    shuffled = one("opt-30b", "gather_ordered", 0) / one("opt-30b", "gather_shuffled", 0)
+    selection = one("opt-30b", "shadow", 50, "selection_ms") * 1e3
     names = " / ".join(opts)
     return [
-        ("dense step, OPT-6.7B, of the read ceiling", BEST, [0.85], [of_roof["opt-6.7b"]]),
-        ("dense step, OPT-30B, of the read ceiling", BEST, [0.92], [of_roof["opt-30b"]]),
-        ("our dense over the fastest other, worst size", MOST, [1.05], [max((w for w in worst if w), default=None)]),
+        ("dense step, OPT-6.7B, of the read ceiling", BEST, [0.85], of_roof[:1]),
+        ("dense step, OPT-30B, of the read ceiling", BEST, [0.92], of_roof[1:]),
+        ("our dense over the fastest other, worst size", MOST, [1.05], [worst]),
         *(
             (
                 f"{name} shadow{with_bits}, {' / '.join(map(str, at))} %, over the fastest dense",
                 BEST,
                 goals,
-                gains(name.lower(), *at, bits=bits),
+                gains(name.lower(), at, bits),
             )
             for name, at, goals in GAINS
             for bits, with_bits in ((BITS, ""), (8, " (8-bit predictor)"))
@@ -141,11 +131,10 @@ def goals(rows: pd.DataFrame) -> list[str]:
     """Each threshold with what was measured."""
     lines = []
     for what, (holds, sign), numbers, found in wanted(rows):
-        values = " / ".join("not measured" if value is None else f"{value:.3g}" for value in found)
+        values = " / ".join("not measured" if pd.isna(value) else f"{value:.3g}" for value in found)
         goal = " / ".join(f"{number:g}" for number in dict.fromkeys(numbers))
-        reached = ""
-        if None not in found:
-            reached = "yes" if all(map(holds, found, numbers)) else "**no**"
+        reached = "yes" if all(map(holds, found, numbers)) else "**no**"
+        reached = "" if pd.isna(found).any() else reached
         lines.append([what, f"{sign} {goal}", values, reached])
     return markdown(["threshold (set for an H100)", "wanted", rows["device"].iloc[0], "reached"], lines)
 

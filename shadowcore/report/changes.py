@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -18,6 +18,7 @@ import pandas as pd
 from shadowcore.errors import ArtifactError
 from shadowcore.measure import statistics
 from shadowcore.report.outcomes import ACCURACY_METRICS, ASKED, PERPLEXITIES, Documents, grouped
+from shadowcore.report.select import as_text
 from shadowcore.report.tables import compared, of_study
 from shadowcore.schemas import CONDITION, FINAL_TABLES, OUTCOMES
 
@@ -110,7 +111,7 @@ def verdicts(old: Path, new: Path) -> list[tuple[str, str, str]]:
 def _compared(
     name: str, measure: Measure, old: pd.DataFrame, new: pd.DataFrame, outcomes: Sequence[list[Documents]]
 ) -> Compared:
-    values = {key: [sorted(map(_text, rows[key].unique())) for rows in (old, new)] for key in measure.keys}
+    values = {key: [sorted(map(as_text, rows[key].unique())) for rows in (old, new)] for key in measure.keys}
     single = {key: (one[0], other[0]) for key, (one, other) in values.items() if len(one) == len(other) == 1}
     named = {key: pair for key, pair in single.items() if pair[0] != pair[1]}
     keys = [key for key in measure.keys if key not in named]
@@ -149,7 +150,7 @@ def _pairs(keys: list[str], old: Sequence[Documents], new: Sequence[Documents]) 
 
     def key(one: Documents) -> Key:
         named = one.keys | {"metric": PERPLEXITIES.get(one.keys["metric"], one.keys["metric"])}  # as the tables call it
-        return tuple(_text(named[name]) for name in keys)
+        return tuple(as_text(named[name]) for name in keys)
 
     before, found = {key(one): one for one in old}, {}
     for one in new:
@@ -162,14 +163,7 @@ def _pairs(keys: list[str], old: Sequence[Documents], new: Sequence[Documents]) 
 
 
 def _keyed(rows: pd.DataFrame, keys: list[str]) -> list[Key]:
-    return list(zip(*(map(_text, rows[key]) for key in keys), strict=True))
-
-
-def _text(value: Any) -> str:
-    """A key as text, the same whether pandas made a float of a whole number; nothing for null."""
-    if pd.isna(value):
-        return ""
-    return f"{value:.17g}" if isinstance(value, (float, np.floating)) else str(value)
+    return list(zip(*(map(as_text, rows[key]) for key in keys), strict=True))
 
 
 def _names(keys: list[Key]) -> dict[Key, str]:
