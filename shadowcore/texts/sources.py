@@ -113,7 +113,7 @@ class FolderText:
         """The files to read, all of one suffix (SUFFIXES)."""
         path = Path(self.path).expanduser()
         if not path.exists():
-            raise SourceError(f"source.path: '{self.path}' does not exist; {self._needed()}")
+            raise SourceError(f"source.path: '{self.path}' does not exist; {NEEDED}")
         files = [path] if path.is_file() else sorted(one for one in path.glob("[!.]*") if one.is_file())
         for suffix in SUFFIXES:
             of_kind = [file for file in files if file.suffix == suffix]
@@ -121,10 +121,7 @@ class FolderText:
                 return of_kind
         kinds = Counter(file.suffix or "without suffix" for file in files)
         found = ", ".join(f"{count} {suffix}" for suffix, count in sorted(kinds.items())) or "no files"
-        raise SourceError(f"source.path: no Parquet files in '{self.path}' (found: {found}); {self._needed()}")
-
-    def _needed(self) -> str:
-        return "a .parquet, .jsonl or .txt file, a folder with .parquet or .jsonl files, or one of .txt files is needed"
+        raise SourceError(f"source.path: no Parquet files in '{self.path}' (found: {found}); {NEEDED}")
 
     def _texts(self, file: Path) -> Iterator[tuple[str, str | None]]:
         if file.suffix == ".txt":
@@ -160,6 +157,7 @@ class RandomText:
         return texts, None, f"random words, seed {self.seed}"
 
 
+NEEDED = "a .parquet, .jsonl or .txt file, a folder with .parquet or .jsonl files, or one of .txt files is needed"
 SUFFIXES = (".parquet", ".jsonl", ".txt")  # a folder's files with the first of these suffixes are read
 
 
