@@ -46,11 +46,8 @@ def specifications(config: Path) -> list[dict[str, Any]]:
     from shadowcore.models.published import PUBLISHED
 
     study = load_study(config)
-    if study.latency_random is None:
-        return []
-    models = sorted(study.latency_random.models, key=lambda model: PUBLISHED[model].multiplied)
-    timed = [spec for model in models for spec in study.latency_random.timed(model).values()]
-    return [spec | {"seed": study.seed} for spec in timed]
+    timed = sorted(study.timed_dimensions.items(), key=lambda one: PUBLISHED[one[0][0]].multiplied)
+    return [spec | {"seed": study.seed} for _, spec in timed]
 
 
 def run(specs: list[dict[str, Any]], folder: Path) -> list[str]:
