@@ -8,12 +8,11 @@ import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from shadowcore.decode.decoder import Decoder
-from shadowcore.decode.layout import weights_of
 from shadowcore.decode.selection import PredictedSelection, Selection
 from shadowcore.errors import ConfigError
 from shadowcore.measure import gpu_timing
@@ -24,15 +23,7 @@ from shadowcore.measure.ffn_selectors import ProxyMasks
 from shadowcore.measure.gpu_timing import milliseconds
 from shadowcore.models.families import KINDS
 
-
-class Decodes(Protocol):
-    """What is timed: our decoder on any backend, or another one behind these two methods."""
-
-    def prefill(self, ids: torch.Tensor) -> torch.Tensor:
-        """Start anew with ids (B, T); logits (B, V) of the last position."""
-
-    def continued(self, tokens: torch.Tensor, new_tokens: int) -> torch.Tensor:
-        """The greedy continuation (B, new_tokens) of what is cached and tokens (B,)."""
+Timed = Decoder | HuggingFaceDecoder
 
 
 @dataclass(frozen=True)
@@ -44,7 +35,7 @@ class Variant:
     """
 
     keys: dict[str, Any]
-    decoder: Decodes
+    decoder: Timed
     selection: Selection | None = None
     thresholds: torch.Tensor | None = None
     masks: ProxyMasks | None = None
@@ -59,7 +50,7 @@ class Variant:
 
 
 def measure(
-    variants: Mapping[str, Decodes], prompt_ids: torch.Tensor, new_tokens: int, repeats: int, warmup: int
+    variants: Mapping[str, Timed], prompt_ids: torch.Tensor, new_tokens: int, repeats: int, warmup: int
 ) -> list[dict[str, Any]]:
     """Raw times of decoding after prompt_ids (B, T): one row {variant, repeat, ttft_ms, ms_per_token} a turn.
 
@@ -108,10 +99,8 @@ def bytes_per_step(decoder: Decoder) -> int:
     """Weight bytes that the last step read, counted: kept units, all that is dense, rows of embeddings, predictor."""
     layout, selection = decoder.layout, decoder.selection
     batch_rows = decoder.batch * (1 + (layout.positions is not None))
-    total = layout.head.nbytes + layout.embedding[0].nbytes * batch_rows
-    total += sum(weight.nbytes for weight in weights_of(layout.final_norm))
+    total = gpu_timing.weight_bytes(layout) + layout.embedding[0].nbytes * batch_rows
     for index, layer in enumerate(layout.layers):
-        total += sum(weight.nbytes for weight in weights_of(layer))
         for kind in KINDS:
             kept = selection.kept(index, kind)
             if kept is not None:

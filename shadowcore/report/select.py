@@ -167,6 +167,13 @@ def mean_over_tasks(rows: pd.DataFrame, shots: bool = False) -> pd.DataFrame:
     return means.assign(low=means["value"] - reach, high=means["value"] + reach)
 
 
+def as_text(value: object) -> str:
+    """A key as text, the same whether pandas made a float of a whole number; nothing for null."""
+    if pd.isna(value):
+        return ""
+    return f"{value:.17g}" if isinstance(value, float) else str(value)
+
+
 def middle(values: Iterable[float]) -> float:
     """The middle one of several sparsities, the lower one of two; NaN for none."""
     values = sorted(set(values))
