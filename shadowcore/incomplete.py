@@ -25,7 +25,7 @@ from shadowcore.report import PUBLISHED
 from shadowcore.report.tables import read_files
 from shadowcore.rules import RULES, name_of, outputs
 from shadowcore.schemas import MEASURED_TABLES
-from shadowcore.stages.base import Missing, to_json
+from shadowcore.stages.base import Missing, Outputs, to_json
 from shadowcore.work import Work
 
 NOT_RUN = "not run, because a job before it did not succeed"
@@ -107,15 +107,14 @@ def _step(ended: Ended, rule: str, *values: str, **inputs: Any) -> None:
         return
     stage = import_module(f"shadowcore.stages.{rule}")
     spec = stage.Spec(**json.loads(jobs.spec(rule, *values)), missing=tuple(ended.missing))
-    made = {option: tuple(map(Path, paths)) if isinstance(paths, list) else Path(paths)
-            for option, paths in jobs.outputs(rule, *values).items()}  # fmt: skip
+    made = {option: Path(path) for option, path in jobs.outputs(rule, *values).items()}
     log, name = logs.of(jobs.root, place), rule.replace("_", "-")
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "w", encoding="utf-8") as handle, redirect_stderr(handle):
         started = time.time()
         print(logs.heading([name, "--spec", to_json(spec), *options(inputs | made)], started), file=handle)
         try:
-            stage.run(spec, stage.Inputs(**inputs), stage.Outputs(**made))
+            stage.run(spec, stage.Inputs(**inputs), Outputs(**made))
             print(logs.ending(started), file=handle)
         except ShadowcoreError as error:
             print(f"shadowcore {name}: {error}", file=handle)

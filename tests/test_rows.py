@@ -70,7 +70,7 @@ def write(folder, name, *rows, split=None):
 def prepare(folder, name, fewshot=0, limit=None):
     spec = prepare_benchmark.Spec(name, str(folder), limit, fewshot, 0)
     out = folder / "prepared" / f"{name}.parquet"
-    prepare_benchmark.run(spec, prepare_benchmark.Inputs(), prepare_benchmark.Outputs(out))
+    prepare_benchmark.run(spec, prepare_benchmark.Inputs(), prepare_benchmark.Outputs(documents=out))
     return out
 
 
@@ -261,7 +261,7 @@ def test_a_benchmark_without_its_files_is_refused_by_check(tmp_path):
 def test_sizes_beyond_the_text_name_their_key_and_both_numbers(tmp_path):
     (tmp_path / "text").mkdir()
     pq.write_table(pa.table({"text": [f"{n} {'abc' * 9}" for n in range(20)]}), tmp_path / "text" / "a.parquet")
-    outputs = prepare_text.Outputs(tmp_path / "documents.parquet", tmp_path / "tasks.parquet")
+    outputs = prepare_text.Outputs(documents=tmp_path / "documents.parquet", tasks=tmp_path / "tasks.parquet")
 
     def spec(heldout):
         return prepare_text.Spec("folder", {"path": str(tmp_path / "text")}, heldout, 0.2, None, 0)
@@ -307,7 +307,7 @@ def test_no_break_hides_a_benchmark_in_a_calibration_text(tmp_path, between):
     texts = {"text": [shown, *(f"document {number} of words" for number in range(40))]}
     (tmp_path / "text").mkdir()
     pq.write_table(pa.table(texts), tmp_path / "text" / "a.parquet")
-    outputs = prepare_text.Outputs(tmp_path / "documents.parquet", tmp_path / "tasks.parquet")
+    outputs = prepare_text.Outputs(documents=tmp_path / "documents.parquet", tasks=tmp_path / "tasks.parquet")
     for seed in range(9):  # until the document is one that calibrates
         spec = prepare_text.Spec("folder", {"path": str(tmp_path / "text")}, 0.1, 0.1, None, seed)
         prepare_text.run(spec, prepare_text.Inputs(), outputs)
@@ -316,7 +316,9 @@ def test_no_break_hides_a_benchmark_in_a_calibration_text(tmp_path, between):
             break
     files = check_disjoint.Inputs(outputs.documents, outputs.documents, (prepared,))
     with pytest.raises(ConfigError, match="contains 1 of the 3 documents of benchmark 'winogrande'"):
-        check_disjoint.run(check_disjoint.Spec("a", "a"), files, check_disjoint.Outputs(tmp_path / "disjoint.json"))
+        check_disjoint.run(
+            check_disjoint.Spec("a", "a"), files, check_disjoint.Outputs(record=tmp_path / "disjoint.json")
+        )
 
 
 def test_words_that_show_nothing_are_no_words():

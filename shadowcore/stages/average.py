@@ -11,7 +11,7 @@ from shadowcore import artifacts
 from shadowcore.method import tracing
 from shadowcore.models.families import KINDS, Kind
 from shadowcore.schemas import CRITERIA
-from shadowcore.stages.base import Progress, header
+from shadowcore.stages.base import Outputs, Progress, header
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,6 @@ class Spec:
 @dataclass(frozen=True)
 class Inputs:
     traces: tuple[Path, ...]
-
-
-@dataclass(frozen=True)
-class Outputs:
-    scores: Path
 
 
 def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:

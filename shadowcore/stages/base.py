@@ -1,6 +1,6 @@
 """Shared by all stages: typed specifications, headers, progress, and model cards.
 
-A stage is a module with dataclasses `Spec`, `Inputs` and `Outputs`, and a function `run` of the three.
+A stage is a module with dataclasses `Spec` and `Inputs`, and a function `run` of both and of `Outputs`.
 """
 
 import dataclasses
@@ -18,6 +18,7 @@ from shadowcore.errors import ArtifactError, ConfigError, near_miss
 from shadowcore.models.families import Dimensions
 
 CARD_SCHEMA = "model_card/1"
+Outputs = types.SimpleNamespace  # the paths that a stage writes, by the options in its row of `rules.RULES`
 
 
 @dataclasses.dataclass(frozen=True)

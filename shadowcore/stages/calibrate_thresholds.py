@@ -1,12 +1,11 @@
 """Magnitude thresholds of every layer's neurons from the training windows of a text, for `threshold` and `cats`."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from shadowcore import artifacts
 from shadowcore.method.thresholds import neuron_magnitudes
 from shadowcore.schemas import THRESHOLDS
-from shadowcore.stages.base import Progress, header, runtime_only
+from shadowcore.stages.base import Outputs, Progress, header, runtime_only
 from shadowcore.stages.inputs import ModelAndText as Inputs
 
 
@@ -23,11 +22,6 @@ class Spec:
     sparsities_pct: tuple[int, ...]
     dtype: str
     seed: int
-
-
-@dataclass(frozen=True)
-class Outputs:
-    thresholds: Path
 
 
 def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:

@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 from shadowcore import artifacts, benchmarks
 from shadowcore.errors import ConfigError
 from shadowcore.paragraphs import mark, paragraphs, visible
-from shadowcore.stages.base import Progress, header
+from shadowcore.stages.base import Outputs, header
 from shadowcore.texts.documents import DOCUMENTS
 
 SCHEMA = "disjoint/1"
@@ -31,13 +31,7 @@ class Inputs:
     benchmarks: tuple[Path, ...]
 
 
-@dataclass(frozen=True)
-class Outputs:
-    record: Path
-
-
 def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
-    progress = Progress(f"check-disjoint {spec.calibration} {spec.data}")
     table = DOCUMENTS.read(inputs.calibrated)
     seen = set()
     for content in table.filter(pc.not_equal(table["split"], "evaluation"))["text"].to_pylist():
@@ -51,7 +45,6 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
         marks = table.filter(pc.equal(table[benchmarks.SPLIT], "evaluation"))[benchmarks.MARK].to_pylist()
         record[path.stem] = _refuse(spec, f"benchmark '{path.stem}'", marks, seen)
     artifacts.write_record(outputs.record, SCHEMA, {"documents": record}, header("check-disjoint", spec, inputs))
-    progress(1, 1)
 
 
 def _refuse(spec: Spec, what: str, marks: list[str], seen: set[str]) -> int:

@@ -8,7 +8,7 @@ from shadowcore.errors import ArtifactError
 from shadowcore.report import checks
 from shadowcore.schemas import FINAL_TABLES, TIMED_TABLES
 from shadowcore.stages.base import OfPart as Spec
-from shadowcore.stages.base import Progress, header
+from shadowcore.stages.base import Outputs, Progress, header
 
 SCHEMA = "checked/1"
 
@@ -18,11 +18,6 @@ class Inputs:
     """tables: the final tables, <name>.parquet."""
 
     tables: tuple[Path, ...]
-
-
-@dataclass(frozen=True)
-class Outputs:
-    record: Path
 
 
 def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
@@ -41,4 +36,3 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     untimed = Inputs(tuple(path for path in inputs.tables if path.stem not in TIMED_TABLES))
     record = {"rows": rows, "warnings": warnings}
     artifacts.write_record(outputs.record, SCHEMA, record, header("check-tables", spec, untimed))
-    progress(1, 1)

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from shadowcore.measure.conditions import Condition
@@ -37,13 +36,6 @@ class Spec:
     tasks: tuple[str, ...] = ("true_continuation",)
     fewshot: tuple[int, ...] = (0,)
     rolling_tokens: int = 2048
-
-
-@dataclass(frozen=True)
-class Outputs:
-    """manifest: the list of the outcome files, which are written to the same folder."""
-
-    manifest: Path
 
 
 def parts(predictors: Mapping[str, Mapping[Any, float]]) -> Iterator[list[str]]:

@@ -12,7 +12,8 @@ from shadowcore.measure.methods import METHODS
 from shadowcore.measure.sparsity import Masks
 from shadowcore.method.predictors import Predictor
 from shadowcore.models.families import dimensions_of
-from shadowcore.stages.conditions import Outputs, Spec
+from shadowcore.stages.base import Outputs
+from shadowcore.stages.conditions import Spec
 from shadowcore.stages.inputs import read_mean_scores, read_predictor, read_thresholds
 from shadowcore.stages.measurement import Evaluated, Source, measure
 

@@ -5,8 +5,7 @@ from typing import Any
 
 from shadowcore import artifacts
 from shadowcore.models import sources
-from shadowcore.stages.base import CARD_SCHEMA, Progress, origin, parse_spec
-from shadowcore.stages.base import ModelFiles as Outputs
+from shadowcore.stages.base import CARD_SCHEMA, Outputs, origin, parse_spec
 from shadowcore.stages.base import Nothing as Inputs
 
 
@@ -19,8 +18,6 @@ class Spec:
 
 
 def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
-    progress = Progress(f"fetch-model {spec.kind}")
     source = parse_spec(sources.MODEL_SOURCES[spec.kind], spec.source, f"models.{spec.kind}")
     card = sources.fetch(source, outputs.weights)
     artifacts.write_record(outputs.card, CARD_SCHEMA, card, origin("fetch-model", spec, inputs))
-    progress(1, 1)

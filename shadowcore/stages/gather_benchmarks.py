@@ -5,7 +5,7 @@ from pathlib import Path
 
 from shadowcore import artifacts, benchmarks
 from shadowcore.stages.base import Nothing as Spec
-from shadowcore.stages.base import Progress, header
+from shadowcore.stages.base import Outputs, header
 
 
 @dataclass(frozen=True)
@@ -15,13 +15,6 @@ class Inputs:
     prepared: tuple[Path, ...]
 
 
-@dataclass(frozen=True)
-class Outputs:
-    benchmarks: Path
-
-
 def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
-    progress = Progress("gather-benchmarks")
     table = benchmarks.gather(inputs.prepared)
     artifacts.write_table(outputs.benchmarks, benchmarks.GATHERED, table, header("gather-benchmarks", spec, inputs))
-    progress(1, 1)

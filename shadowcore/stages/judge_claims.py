@@ -7,7 +7,7 @@ from shadowcore import artifacts
 from shadowcore.report import claims, tables
 from shadowcore.schemas import CLAIMS
 from shadowcore.stages.base import OfPart as Spec
-from shadowcore.stages.base import Progress, header
+from shadowcore.stages.base import Outputs, header
 
 
 @dataclass(frozen=True)
@@ -18,13 +18,6 @@ class Inputs:
     published: Path
 
 
-@dataclass(frozen=True)
-class Outputs:
-    claims: Path
-
-
 def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
-    progress = Progress("judge-claims")
     rows = claims.judge(tables.read_files(inputs.tables), inputs.published)
     artifacts.write_table(outputs.claims, CLAIMS.schema, CLAIMS.build(rows), header("judge-claims", spec, inputs))
-    progress(1, 1)

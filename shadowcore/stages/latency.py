@@ -28,9 +28,9 @@ from shadowcore.method.predictors import FIRST_SPARSE_LAYER, Predictor
 from shadowcore.method.thresholds import neuron_magnitudes
 from shadowcore.models.families import KINDS_OF, Kind, dimensions_of, require_positions
 from shadowcore.models.folders import read_config
-from shadowcore.stages.base import Progress
+from shadowcore.stages.base import Outputs, Progress
 from shadowcore.stages.inputs import ModelAndText, read_mean_scores, read_predictor
-from shadowcore.stages.timed_tables import Outputs, shared_columns, write
+from shadowcore.stages.timed_tables import shared_columns, write
 
 POLICY = "per_layer"
 CHECKED = {"cuda": 200, "cpu": 12}  # tokens that each variant generates for its check
@@ -97,7 +97,6 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     shared = shared_columns(spec, spec.weights, device, ceiling)
     keys = {name: shared | variant.keys for name, variant in variants.items()}
     write("latency", spec, inputs, outputs, keys, rows, raw, reasons)
-    progress(1, 1)
 
 
 def variants_of(

@@ -22,8 +22,8 @@ from shadowcore.measure.latency_variants import RIVALS, Design, Modes, variants
 from shadowcore.models.folders import DTYPES
 from shadowcore.models.published import PUBLISHED
 from shadowcore.stages.base import Nothing as Inputs
-from shadowcore.stages.base import Progress
-from shadowcore.stages.timed_tables import Outputs, shared_columns, write
+from shadowcore.stages.base import Outputs, Progress
+from shadowcore.stages.timed_tables import shared_columns, write
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,6 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
             row |= latency.roofline(row["gb_per_token"], cached, statistics.median(times), ceiling)
         rows.append(row)
     write("latency_random", spec, inputs, outputs, keys, rows, raw, reasons)
-    progress(1, 1)
 
 
 def built(

@@ -19,8 +19,8 @@ from shadowcore.measure.protocols import PROTOCOLS
 from shadowcore.measure.questions import Questions, true_continuation
 from shadowcore.measure.sparsity import Masks, SparseModel
 from shadowcore.schemas import OUTCOMES
-from shadowcore.stages.base import Progress, header
-from shadowcore.stages.conditions import NEEDS_PROMPTS, OWN_TASKS, Condition, Outputs, Spec, parts
+from shadowcore.stages.base import Outputs, Progress, header
+from shadowcore.stages.conditions import NEEDS_PROMPTS, OWN_TASKS, Condition, Spec, parts
 from shadowcore.stages.inputs import ModelAndText
 from shadowcore.texts.documents import TASKS
 

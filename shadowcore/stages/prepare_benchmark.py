@@ -1,7 +1,6 @@
 """Read a benchmark's documents from its source, cut to a seeded subset, so that all conditions use the same ones."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import pyarrow as pa
 
@@ -9,7 +8,7 @@ from shadowcore import artifacts, benchmarks
 from shadowcore.errors import ConfigError, one_of
 from shadowcore.paragraphs import mark
 from shadowcore.stages.base import Nothing as Inputs
-from shadowcore.stages.base import Progress, header
+from shadowcore.stages.base import Outputs, Progress, header
 
 
 @dataclass(frozen=True)
@@ -23,11 +22,6 @@ class Spec:
     limit: int | None
     fewshot: int
     seed: int
-
-
-@dataclass(frozen=True)
-class Outputs:
-    documents: Path
 
 
 def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
@@ -50,4 +44,3 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     progress.say(f"{len(evaluated)} of {len(documents)} documents from {origin}")
     head = header("prepare-benchmark", spec, inputs) | {"origin": origin, "licence": licence}
     artifacts.write_table(outputs.documents, benchmarks.SCHEMA, pa.Table.from_pylist(rows), head)
-    progress(1, 1)

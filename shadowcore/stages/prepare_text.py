@@ -1,14 +1,13 @@
 """Read a text from its source, split its documents in three parts, and make a multiple-choice task of it."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from shadowcore import artifacts
 from shadowcore.stages.base import Nothing as Inputs
-from shadowcore.stages.base import Progress, header, parse_spec
+from shadowcore.stages.base import Outputs, Progress, header, parse_spec
 from shadowcore.texts import cutting, sources
 from shadowcore.texts.documents import DOCUMENTS, TASKS, documents_to_table
 
@@ -32,12 +31,6 @@ class Spec:
     evaluation_fraction: float
     task: Task | None
     seed: int
-
-
-@dataclass(frozen=True)
-class Outputs:
-    documents: Path
-    tasks: Path
 
 
 def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
@@ -64,4 +57,3 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
         )
     artifacts.write_table(outputs.documents, DOCUMENTS.schema, pa.concat_tables(tables), made)
     artifacts.write_table(outputs.tasks, TASKS.schema, TASKS.build(questions), made)
-    progress(1, 1)

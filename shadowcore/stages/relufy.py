@@ -9,8 +9,7 @@ from shadowcore import artifacts
 from shadowcore.method.relufy import Distillation, Relufied
 from shadowcore.method.training_state import Checkpoint
 from shadowcore.models import sources
-from shadowcore.stages.base import CARD_SCHEMA, Progress, header, read_card
-from shadowcore.stages.base import ModelFiles as Outputs
+from shadowcore.stages.base import CARD_SCHEMA, Outputs, Progress, header, read_card
 from shadowcore.stages.inputs import ModelAndText
 
 SECONDS_BETWEEN = 120.0  # between checkpoints, which have three times the bytes of the weights

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from shadowcore.method.predictors import groups_of
 from shadowcore.method.tracing import EXAMPLES, SCHEMA, Masking, TracePlan, trace
 from shadowcore.models.families import dimensions_of
 from shadowcore.models.recording import Site
-from shadowcore.stages.base import Progress, origin, runtime_only
+from shadowcore.stages.base import Outputs, Progress, origin, runtime_only
 from shadowcore.stages.inputs import ModelAndText as Inputs
 
 
@@ -46,11 +45,6 @@ class Spec:
     batch: int = runtime_only()
     dtype: str
     seed: int
-
-
-@dataclass(frozen=True)
-class Outputs:
-    trace: Path
 
 
 def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:

@@ -13,8 +13,8 @@ import torch
 from shadowcore.measure.sparsity import PredictedMasks
 from shadowcore.models.families import KINDS_OF, dimensions_of
 from shadowcore.stages import trace
+from shadowcore.stages.base import Outputs
 from shadowcore.stages.inputs import ModelAndText, read_predictor
-from shadowcore.stages.trace import Outputs
 
 POLICY = "per_layer"
 

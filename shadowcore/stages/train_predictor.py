@@ -18,7 +18,7 @@ from shadowcore.method.training_state import Checkpoint
 from shadowcore.method.weight_quantization import stored
 from shadowcore.models.families import Dimensions, Kind
 from shadowcore.schemas import PREDICTORS, QUALITY
-from shadowcore.stages.base import Progress, header, read_card
+from shadowcore.stages.base import Outputs, Progress, header, read_card
 from shadowcore.stages.inputs import device
 
 RESULTS = ("best_epoch", "loss_constant", "loss")  # of FitResult
@@ -57,13 +57,6 @@ class Inputs:
     card: Path
     traces: tuple[Path, ...]
     heldout: tuple[Path, ...]
-
-
-@dataclass(frozen=True)
-class Outputs:
-    predictor: Path
-    quality: Path
-    training: Path
 
 
 def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:

@@ -15,9 +15,8 @@ from shadowcore.method.training_state import Checkpoint
 from shadowcore.method.tuning import Tuning, tune
 from shadowcore.models.families import KINDS_OF, dimensions_of
 from shadowcore.stages import train_predictor
-from shadowcore.stages.base import Progress, header
+from shadowcore.stages.base import Outputs, Progress, header
 from shadowcore.stages.inputs import ModelAndText, read_predictor
-from shadowcore.stages.train_predictor import Outputs
 
 POLICY = "per_layer"
 

@@ -7,7 +7,7 @@ from typing import Any
 from shadowcore import atomic
 from shadowcore.report import drawn, tables
 from shadowcore.report.page import page
-from shadowcore.stages.base import Missing, Progress, header
+from shadowcore.stages.base import Missing, Outputs, header
 
 
 @dataclass(frozen=True)
@@ -27,13 +27,7 @@ class Inputs:
     introduction: Path
 
 
-@dataclass(frozen=True)
-class Outputs:
-    page: Path
-
-
 def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
-    progress = Progress("write-page")
     frames = tables.read_files(inputs.tables)
     figures = drawn.read(inputs.drawn)
     files = (*inputs.tables, *(path for figure in figures for path in figure.files.values()))
@@ -41,4 +35,3 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     text = page(spec.configuration, frames, figures, introduction, header("write-page", spec, inputs), files)
     with atomic.replacing(outputs.page) as partial:
         partial.write_text(text, encoding="utf-8")
-    progress(1, 1)
