@@ -94,7 +94,7 @@ def test_labels_that_are_none_are_refused(tmp_path, name, column, value):
         with pytest.raises(ShadowcoreError) as caught:
             prepare(folder, name, shots)
         split, said = "train" if shots else BENCHMARKS[name].split, str(caught.value)
-        for part in (name, split, f"column '{column}'", repr(value), "row ", "allowed is"):
+        for part in (name, split, f"column '{column}'", "holds", "row ", "allowed is"):
             assert part in said, said
         assert not (folder / "prepared").exists()
 
@@ -141,13 +141,8 @@ def test_columns_of_other_types_are_refused_by_check_and_by_reading(tmp_path, mo
     table = pq.read_table(path).drop_columns("goal").append_column("goal", pa.array([value], arrow))
     pq.write_table(table, path)
     text, hub = FolderText(str(path), "goal"), HubText(str(path.parent), "validation", "0" * 40, "goal")
-    attempts = [
-        lambda: benchmarks.check("piqa", str(tmp_path)),
-        lambda: prepare(tmp_path, "piqa"),
-        text.check,
-        text.read,
-    ]
-    for attempt in [*attempts, hub.read] if kind != "nothing" else attempts:
+    attempts = [lambda: benchmarks.check("piqa", str(tmp_path)), lambda: prepare(tmp_path, "piqa")]
+    for attempt in [*attempts, text.check, text.read, hub.read] if kind != "nothing" else attempts:
         refused(r"piqa.*: column 'goal' holds .*; allowed is text", attempt)
 
 
@@ -161,7 +156,7 @@ def test_choices_of_another_layout_are_refused(tmp_path, choices):
     path.parent.mkdir()
     pq.write_table(pa.table({"question": ["where"], "choices": choices, "answerKey": ["A"]}), path)
     for attempt in (lambda: benchmarks.check("arc_easy", str(tmp_path)), lambda: prepare(tmp_path, "arc_easy")):
-        refused("test.parquet: column 'choices' holds .*allowed is an object of two", attempt)
+        refused("test.parquet.*: column 'choices' holds .*allowed is an object of two", attempt)
 
 
 def test_text_in_other_layouts_is_text(tmp_path):
