@@ -44,11 +44,11 @@ inventory
 jobs ownership work
 costs
 plan
-states incomplete progress_line
+states progress_line
 preflight
 commands
 cli
-__main__
+incomplete __main__
 """.strip().splitlines()
 ]
 

@@ -182,7 +182,7 @@ def test_text_that_is_not_unicode_is_refused_by_its_place(tmp_path):
     (tmp_path / "c.jsonl").write_bytes(b'{"text": "one"}\n{"text": "\xff"}\n')
     (tmp_path / "d.jsonl").write_text('{"text": "one"}\n{"text": "\\ud800"}\n')
     for name, message in (
-        ("a.parquet", "row 1: column 'text' is not UTF-8"), ("b.txt", "byte 4 is not UTF-8"),
+        ("a.parquet", "row 1: column 'text' holds text that is not UTF-8"), ("b.txt", "byte 4 is not UTF-8"),
         ("c.jsonl", "row 1: not JSON in UTF-8"), ("d.jsonl", r"row 1: character 0 is '\\ud800'"),
     ):  # fmt: skip
         refused(f"{name}, {message}|{name}: {message}", sources.fetch, FolderText(str(tmp_path / name)))
