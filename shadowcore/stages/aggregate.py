@@ -1,6 +1,6 @@
 """Join the measurements of all jobs into the study's final tables, which `check-tables` then checks."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -9,12 +9,11 @@ from shadowcore import artifacts, manifests, schemas
 from shadowcore.report import tables
 from shadowcore.report.best_at_bytes import best_at_bytes
 from shadowcore.report.outcomes import grouped
+from shadowcore.stages.base import Frozen, Outputs, header
 from shadowcore.stages.base import OfPart as Spec
-from shadowcore.stages.base import Outputs, header
 
 
-@dataclass(frozen=True)
-class Inputs:
+class Inputs(Frozen):
     """evaluations: manifests; the outcome files that they list are read, too."""
 
     evaluations: tuple[Path, ...]

@@ -1,6 +1,5 @@
 """Check that a study does not measure on documents from which its scores and predictors were made."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow.compute as pc
@@ -8,22 +7,20 @@ import pyarrow.compute as pc
 from shadowcore import artifacts, benchmarks
 from shadowcore.errors import ConfigError
 from shadowcore.paragraphs import mark, paragraphs, visible
-from shadowcore.stages.base import Outputs, header
+from shadowcore.stages.base import Frozen, Outputs, header
 from shadowcore.texts.documents import DOCUMENTS
 
 SCHEMA = "disjoint/1"
 
 
-@dataclass(frozen=True)
-class Spec:
+class Spec(Frozen):
     """Names of the calibration text and of the evaluated text."""
 
     calibration: str
     data: str
 
 
-@dataclass(frozen=True)
-class Inputs:
+class Inputs(Frozen):
     """calibrated, evaluated: documents of the two texts; benchmarks: files of the benchmarks that are measured, too."""
 
     calibrated: Path

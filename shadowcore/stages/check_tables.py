@@ -1,20 +1,18 @@
 """Check the final tables for impossible values; figures are only drawn if there are none."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from shadowcore import artifacts
 from shadowcore.errors import ArtifactError
 from shadowcore.report import checks
 from shadowcore.schemas import FINAL_TABLES, TIMED_TABLES
+from shadowcore.stages.base import Frozen, Outputs, Progress, header
 from shadowcore.stages.base import OfPart as Spec
-from shadowcore.stages.base import Outputs, Progress, header
 
 SCHEMA = "checked/1"
 
 
-@dataclass(frozen=True)
-class Inputs:
+class Inputs(Frozen):
     """tables: the final tables, <name>.parquet."""
 
     tables: tuple[Path, ...]

@@ -1,6 +1,5 @@
 """Draw the figures of one model that have something to show in the final tables."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from shadowcore import artifacts
@@ -8,11 +7,10 @@ from shadowcore.errors import one_of
 from shadowcore.report import tables
 from shadowcore.report.drawn import SCHEMA
 from shadowcore.report.figures import FIGURES, TIMED_FIGURES, save
-from shadowcore.stages.base import Missing, Outputs, Progress, header
+from shadowcore.stages.base import Frozen, Missing, Outputs, Progress, header
 
 
-@dataclass(frozen=True)
-class Spec:
+class Spec(Frozen):
     """model: whose rows are drawn; figures: names in FIGURES or TIMED_FIGURES, by default all of FIGURES; missing: jobs
     without results, if the tables are made of a part of the study.
     """
@@ -22,8 +20,7 @@ class Spec:
     missing: tuple[Missing, ...] = ()
 
 
-@dataclass(frozen=True)
-class Inputs:
+class Inputs(Frozen):
     tables: tuple[Path, ...]
 
 

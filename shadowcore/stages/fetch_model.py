@@ -1,16 +1,14 @@
 """Fetch a model from its source into a folder that other stages load, and write its card."""
 
-from dataclasses import dataclass
 from typing import Any
 
 from shadowcore import artifacts
 from shadowcore.models import sources
-from shadowcore.stages.base import CARD_SCHEMA, Outputs, origin, parse_spec
+from shadowcore.stages.base import CARD_SCHEMA, Frozen, Outputs, origin, parse_spec
 from shadowcore.stages.base import Nothing as Inputs
 
 
-@dataclass(frozen=True)
-class Spec:
+class Spec(Frozen):
     """kind: package, hub, folder or random; source: the fields of this kind."""
 
     kind: str

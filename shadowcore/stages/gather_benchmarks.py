@@ -1,15 +1,13 @@
 """Put the documents of all benchmarks into one file, so that thousands of jobs have one input instead of many."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from shadowcore import artifacts, benchmarks
+from shadowcore.stages.base import Frozen, Outputs, header
 from shadowcore.stages.base import Nothing as Spec
-from shadowcore.stages.base import Outputs, header
 
 
-@dataclass(frozen=True)
-class Inputs:
+class Inputs(Frozen):
     """prepared: files <task>.parquet, which `prepare-benchmark` wrote."""
 
     prepared: tuple[Path, ...]

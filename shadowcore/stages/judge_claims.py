@@ -1,17 +1,15 @@
 """Compare the published claims with the study's final tables and give each a verdict."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from shadowcore import artifacts
 from shadowcore.report import claims, tables
 from shadowcore.schemas import CLAIMS
+from shadowcore.stages.base import Frozen, Outputs, header
 from shadowcore.stages.base import OfPart as Spec
-from shadowcore.stages.base import Outputs, header
 
 
-@dataclass(frozen=True)
-class Inputs:
+class Inputs(Frozen):
     """tables: the final tables but this one; published: the published values (shadowcore/report/published.csv)."""
 
     tables: tuple[Path, ...]

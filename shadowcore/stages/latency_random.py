@@ -21,13 +21,12 @@ from shadowcore.measure.equivalence_decoder import gate, gate_prompt
 from shadowcore.measure.latency_variants import RIVALS, Design, Modes, variants
 from shadowcore.models.folders import DTYPES
 from shadowcore.models.published import PUBLISHED
+from shadowcore.stages.base import Frozen, Outputs, Progress
 from shadowcore.stages.base import Nothing as Inputs
-from shadowcore.stages.base import Outputs, Progress
 from shadowcore.stages.timed_tables import shared_columns, write
 
 
-@dataclass(frozen=True)
-class Spec:
+class Spec(Frozen):
     """active: fraction of ReLU neurons above zero; time is the slope from short_tokens to new_tokens steps."""
 
     model: str

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,7 +28,6 @@ Source = Callable[[Condition, Any], Masks | None]  # makes the masks of a condit
 Tick = Callable[[float], None]
 
 
-@dataclass(frozen=True)
 class Evaluated(ModelAndText):
     """tasks: our own questions about the text; benchmarks: files of gather-benchmarks."""
 

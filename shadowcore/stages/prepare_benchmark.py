@@ -1,18 +1,15 @@
 """Read a benchmark's documents from its source, cut to a seeded subset, so that all conditions use the same ones."""
 
-from dataclasses import dataclass
-
 import pyarrow as pa
 
 from shadowcore import artifacts, benchmarks
 from shadowcore.errors import ConfigError, one_of
 from shadowcore.paragraphs import mark
+from shadowcore.stages.base import Frozen, Outputs, Progress, header
 from shadowcore.stages.base import Nothing as Inputs
-from shadowcore.stages.base import Outputs, Progress, header
 
 
-@dataclass(frozen=True)
-class Spec:
+class Spec(Frozen):
     """name: of the task; offline_dir: folder of <task>/<split>.parquet, null for the hub; limit: number of documents,
     null for all; fewshot: largest number of examples in a prompt, which come from the training split.
     """

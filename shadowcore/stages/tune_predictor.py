@@ -1,7 +1,6 @@
 """Tune a trained predictor on the sparse model that its masks make, and report its ranking quality again."""
 
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -21,7 +20,6 @@ from shadowcore.stages.inputs import ModelAndText, read_predictor
 POLICY = "per_layer"
 
 
-@dataclass(frozen=True)
 class Spec(train_predictor.Spec):
     """As for training. units: masked kinds; windows, heldout_windows: to tune on and to judge; dtype: of the model."""
 
@@ -33,7 +31,6 @@ class Spec(train_predictor.Spec):
     dtype: str
 
 
-@dataclass(frozen=True)
 class Inputs(ModelAndText):
     trained: Path
     traces: tuple[Path, ...]

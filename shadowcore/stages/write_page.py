@@ -1,25 +1,22 @@
 """Write a study's page: one HTML file with its tables, figures, configuration and origin."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from shadowcore import atomic
 from shadowcore.report import drawn, tables
 from shadowcore.report.page import page
-from shadowcore.stages.base import Missing, Outputs, header
+from shadowcore.stages.base import Frozen, Missing, Outputs, header
 
 
-@dataclass(frozen=True)
-class Spec:
+class Spec(Frozen):
     """configuration: of the study, without defaults; missing: jobs without results, if a part of it was measured."""
 
     configuration: dict[str, Any]
     missing: tuple[Missing, ...] = ()
 
 
-@dataclass(frozen=True)
-class Inputs:
+class Inputs(Frozen):
     """tables: the final tables; drawn: the record of `draw` for each model; introduction: reStructuredText."""
 
     tables: tuple[Path, ...]
