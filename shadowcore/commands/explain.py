@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from shadowcore import artifacts, logs, provenance
-from shadowcore.commands import console
+from shadowcore.commands import console, say
 from shadowcore.errors import ArtifactError
 from shadowcore.provenance_graph import Job, Lineage, run_of
 
@@ -26,7 +26,7 @@ def options(parser: argparse.ArgumentParser) -> None:
 def run(parsed: argparse.Namespace) -> None:
     out = console()
     for name, value in explain(parsed.file):
-        out.print(f"{name:9} {value}", highlight=False, markup=False, soft_wrap=True)
+        say(out, f"{name:9} {value}")
 
 
 def explain(path: Path) -> Facts:
