@@ -1,10 +1,11 @@
 """Messages about mistakes in a configuration: the key, what was found, what is allowed."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
-from typing import Any, get_args
+from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
 
 from shadowcore.errors import near_miss
 
@@ -28,7 +29,6 @@ PLAIN = {
     "less_than_equal": "must be {le} or less",
     "less_than": "must be less than {lt}",
     "literal_error": "must be {expected}",
-    "invalid_key": "a key must be text; put it in quotes",
     "recursion_loop": "must not contain itself",
 }
 
@@ -41,29 +41,23 @@ class Within(ValueError):
         self.key = key
 
 
-def sentence(error: ValidationError, root: type[BaseModel]) -> str:
-    """The message, on one line, about the first mistake that pydantic found. root: the model that was validated."""
-    mistakes = error.errors()
-    first = mistakes[0]
-    siblings = [mistake for mistake in mistakes if mistake["loc"][:-1] == first["loc"][:-1]]
-    if first["type"] == "missing":  # a misspelt key is also an unknown one, and that mistake has what was typed
-        first = next((mistake for mistake in siblings if mistake["type"] == "extra_forbidden"), first)
-    if first["type"] == "extra_forbidden":
-        *parents, key = first["loc"]
-        missing = [mistake["loc"][-1] for mistake in siblings if mistake["type"] == "missing"]
-        words, place = _unknown(str(key), missing, _fields_at(root, parents)), _path(parents)
-    else:
-        words, place = _words(first), _path(first["loc"])
-        inner = first.get("ctx", {}).get("error")
-        place += f".{inner.key}" if isinstance(inner, Within) else ""
+def sentence(error: ValidationError) -> str:
+    """The message, on one line, about the first mistake that pydantic found."""
+    first = error.errors()[0]
+    words, place = _words(first), _path(first["loc"])
+    inner = first.get("ctx", {}).get("error")
+    place += f".{inner.key}" if isinstance(inner, Within) else ""
     return " ".join((f"{place}: {words}" if place else words).splitlines())
 
 
-def _unknown(key: str, missing: Sequence[str], known: Sequence[str]) -> str:
-    if likely := get_close_matches(key, missing, n=1):
-        return f"unknown key '{key}'; did you mean '{likely[0]}'?"
-    needed = f". Missing: {', '.join(missing)}" if missing else ""
-    return f"unknown key '{key}'; {near_miss(key, known)}{needed}"
+def require_known(keys: Iterable[str], fields: Mapping[str, FieldInfo]) -> None:
+    """Raise ValueError for the first key that is not a field, with the closest one, first of those that are missing."""
+    missing = [name for name, field in fields.items() if field.is_required() and name not in keys]
+    for key in (str(key) for key in keys if key not in fields):
+        if likely := get_close_matches(key, missing, n=1):
+            raise ValueError(f"unknown key '{key}'; did you mean '{likely[0]}'?")
+        needed = f". Missing: {', '.join(missing)}" if missing else ""
+        raise ValueError(f"unknown key '{key}'; {near_miss(key, fields)}{needed}")
 
 
 def _words(mistake: dict[str, Any]) -> str:
@@ -84,29 +78,7 @@ def _path(location: Sequence[str | int]) -> str:
     """A location in the configuration as text, such as "conditions[0].methods"."""
     if location and location[-1] == "[key]":
         location = location[:-2]
-    written = [part for part in location if not _is_tag(part)]
+    # a part such as "<Model>" is not a key but the model by which a mapping was validated
+    written = [part for part in location if not str(part).startswith("<")]
     parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in written)
     return "".join(parts).removeprefix(".")
-
-
-def _is_tag(part: str | int) -> bool:
-    """Whether a part of a location is not a key but the model by which a mapping was validated, such as "<Model>"."""
-    return isinstance(part, str) and part.startswith("<")
-
-
-def _fields_at(root: type[BaseModel], location: Sequence[str | int]) -> list[str]:
-    """The keys that are allowed at a location in the configuration."""
-    models = [root]
-    for part in location:
-        if _is_tag(part):
-            models = [model for model in models if model.__name__ == part[1:-1]]
-        elif part in models[0].model_fields:
-            models = _models(models[0].model_fields[part].annotation) or models
-    return list(models[0].model_fields)
-
-
-def _models(annotation: Any) -> list[type[BaseModel]]:
-    """The pydantic models in a type annotation."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [model for part in get_args(annotation) for model in _models(part)]

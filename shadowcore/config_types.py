@@ -3,8 +3,9 @@
 import re
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from shadowcore.config_errors import require_known
 from shadowcore.errors import near_miss
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.]*(-[A-Za-z0-9_.]+)*$"
@@ -51,6 +52,14 @@ class Strict(BaseModel):
     """A pydantic model without unknown keys and without silent conversions."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def keys_are_known(cls, data: Any) -> Any:
+        """A key that is not a field is the first mistake, because a misspelt key is also a missing one."""
+        if isinstance(data, dict):
+            require_known(data, cls.model_fields)
+        return data
 
 
 def list_of(item: Any, least: int = 0) -> Any:

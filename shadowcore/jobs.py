@@ -115,9 +115,6 @@ class Jobs(Inventory):
             "seed": self.study.seed,
         }  # fmt: skip
 
-    def _gather_benchmarks_reads(self) -> Files:
-        return {"prepared": self.made_by("prepare_benchmark", "documents")}
-
     def check_disjoint(self, calibration: str, data: str) -> Spec:
         return {"calibration": calibration, "data": data}
 
@@ -217,7 +214,7 @@ class Jobs(Inventory):
     evaluate_oracle = evaluate
 
     def _evaluate_oracle_reads(self, model: str, data: str) -> Files:
-        return {"benchmarks": self.made_by("gather_benchmarks", "benchmarks") if self.benchmarks(data) else []}
+        return {"benchmarks": self.benchmarks(data)}
 
     def _evaluate_reads(self, *key: str) -> Files:
         conditions = self.evaluations[key].values()

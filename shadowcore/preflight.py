@@ -9,8 +9,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
 from shadowcore import artifacts, benchmarks, costs, machine, plan, states
@@ -26,7 +24,7 @@ from shadowcore.models.sources import MODEL_SOURCES
 from shadowcore.rules import outputs
 from shadowcore.sections import Text
 from shadowcore.stages.base import parse_spec
-from shadowcore.texts.sources import SUFFIXES, TEXT_SOURCES
+from shadowcore.texts.sources import TEXT_SOURCES
 from shadowcore.work import Work
 
 COMMAND_BYTES = 120_000  # Linux allows 128 KiB; other parts of the command are short
@@ -100,44 +98,9 @@ def _check_model(jobs: Jobs, name: str) -> None:
 def _check_text(where: str, text: Text) -> None:
     kind, fields = next(iter(text.source.items()))
     try:
-        source = parse_spec(TEXT_SOURCES[kind], fields, "source")
-        source.check()
+        parse_spec(TEXT_SOURCES[kind], fields, "source").check()
     except ShadowcoreError as error:
         raise type(error)(f"{where}.{str(error).replace('source', f'source.{kind}', 1)}") from None
-    if kind == "folder":
-        _check_fractions(where, text, _documents(Path(fields["path"]).expanduser()))
-    elif kind == "random":
-        _check_fractions(where, text, source.documents)
-
-
-def _documents(path: Path) -> int | None:
-    """Number of documents in a text's file or folder (see `texts.sources`); None if they would have to be read."""
-    files = [path] if path.is_file() else list(path.iterdir())
-    by_suffix = {suffix: [file for file in files if file.suffix == suffix] for suffix in SUFFIXES}
-    try:
-        if by_suffix[".parquet"]:
-            return sum(pq.read_metadata(file).num_rows for file in by_suffix[".parquet"])
-    except (pa.ArrowInvalid, OSError):
-        return None
-    return None if by_suffix[".jsonl"] else len(by_suffix[".txt"])
-
-
-def _check_fractions(where: str, text: Text, documents: int | None) -> None:
-    """Raise ConfigError if the fractions leave a part of the text without documents (see `cutting.split`)."""
-
-    def parts(count: int) -> tuple[int, int, int]:
-        evaluated = round(text.evaluation_fraction * count)
-        heldout = round(text.heldout_fraction / (1 - text.evaluation_fraction) * (count - evaluated))
-        return count - evaluated - heldout, heldout, evaluated
-
-    # equal documents count once, so the number of distinct ones may be smaller than `documents`
-    if documents is not None and not any(min(parts(count)) > 0 for count in range(documents, 0, -1)):
-        train, heldout, evaluated = parts(documents)
-        raise ConfigError(
-            f"{where}.heldout_fraction: {text.heldout_fraction:g}, with evaluation_fraction "
-            f"({text.evaluation_fraction:g}), leaves {train} of {documents} documents for training, {heldout} held "
-            f"out, {evaluated} for evaluation; every part needs at least one"
-        )
 
 
 # ---- sizes

@@ -47,7 +47,7 @@ def print_status(jobs: Sequence[Job], now: float, out: Console) -> None:
         cells += [duration(waits) if unfinished else "", ends]
         table.add_row(rule, str(len(part)), *cells)
     out.print(table)
-    for line in (summary(jobs), *_lines(jobs)):
+    for line in (summary(jobs, count["running"]), *_lines(jobs)):
         say(out, line)
 
 
