@@ -19,7 +19,6 @@ PLAIN = {
     "float_type": "must be a number",
     "finite_number": "must be a finite number",
     "string_type": "must be text",
-    "string_pattern_mismatch": "must be a name: letters, digits, '_', '.' and single '-' between them",
     "list_type": "must be a list, such as [a, b]",
     "dict_type": "must be a mapping, `key: value`",
     "model_type": "must be a mapping, `key: value`",

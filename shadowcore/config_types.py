@@ -8,8 +8,17 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from shadowcore.config_errors import require_known
 from shadowcore.errors import near_miss
 
-NAME = r"^[A-Za-z0-9][A-Za-z0-9_.]*(-[A-Za-z0-9_.]+)*$"
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.]*(-[A-Za-z0-9_.]+)*")
 EXPONENT = re.compile(r"[+-]?\d+\.?\d*[eE][+-]?\d+")  # YAML 1.1 reads 3e-3 as text and 3.0e-3 as a number
+
+
+def _name(value: str) -> str:
+    if not NAME.fullmatch(value):
+        raise ValueError(
+            f"'{value}' is not a name; a name begins with a letter or a digit and has letters, digits, '_', '.' and "
+            "single '-' between them"
+        )
+    return value
 
 
 def _percent(value: Any) -> int:
@@ -38,7 +47,7 @@ def _distinct(values: list) -> list:
     return values
 
 
-Name = Annotated[str, Field(pattern=NAME)]
+Name = Annotated[str, AfterValidator(_name)]
 Percent = Annotated[int, Field(ge=0, le=99), BeforeValidator(_percent)]
 Positive = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]

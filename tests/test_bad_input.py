@@ -235,7 +235,7 @@ MISTAKES = [
     ("evaluate", QUESTIONS, rows(without("choices")), "true_continuation.parquet"),
     ("evaluate", PREPARED, rows(without("goal")), "piqa.parquet"),
     ("evaluate", PREPARED, cut, "piqa.parquet: damaged Parquet"),
-    ("evaluate", PREPARED, over(SCORES), "schema 'benchmark/1'"),
+    ("evaluate", SCORES, over(PREPARED), "piqa.parquet: schema 'criteria/1'"),
     ("static", SCORES, rows(lambda f: f[f["criterion"] == "none"]), "wikipedia.parquet"),
     ("static", SCORES, rows(lambda f: f[f["unit"] != 1]), "wikipedia.parquet"),
     ("static", SCORES, rows(lambda f: f.assign(mean=float("nan"))), "wikipedia.parquet"),

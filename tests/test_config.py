@@ -126,8 +126,8 @@ MISTAKES = [
     ("texts.wikipedia.evaluation_fraction", "a third", "evaluation_fraction: number"),
     ("texts.wikipedia.true_continuation", None, "texts.wikipedia.true_continuation missing"),
     # names
-    ("study", "my study", "study: a name 'my study'"), ("models", {"../up": SMALL}, "models: a name '../up'"),
-    ("predictors", {"a@1": SMALL}, "predictors: a name 'a@1'"),
+    ("study", "my study", "study: 'my study' not a name"), ("models", {"../up": SMALL}, "models: '../up' not a name"),
+    ("predictors", {"a@1": SMALL}, "predictors: 'a@1' not a name"),
     *(("offline", value, "config: offline: true, false folder") for value in ("no", "None", "", 0, None, ["a"])),
     ("run_anyway", "yes", "run_anyway: 'yes' true false"),
     ("offline", "true", "network"),  # as it arrives from the command line
