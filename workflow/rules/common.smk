@@ -21,6 +21,7 @@ from shadowcore.rules import RULES, name_of
 from shadowcore.schemas import FINAL_TABLES
 from shadowcore.work import Work
 
+
 # Snakemake takes braces in a path for wildcards, and the folder of a clone may have braces in its name.
 def escaped(path):
     return str(path).replace("{", "{{").replace("}", "}}")
