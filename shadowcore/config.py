@@ -11,9 +11,8 @@ from typing import Annotated, Any, Self
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from shadowcore.benchmarks import BENCHMARKS
-from shadowcore.config_errors import sentence
 from shadowcore.config_file import read_yaml
-from shadowcore.config_types import Name, Seed, Strict, Switch, list_of
+from shadowcore.config_types import Name, Seed, Strict, Switch, list_of, sentence
 from shadowcore.errors import ConfigError, near_miss
 from shadowcore.latency_sections import Latency, LatencyRandom
 from shadowcore.measure.methods import SPARSE

@@ -36,7 +36,7 @@ measure
 report
 library
 stages
-config_types config_file config_errors
+config_types config_file
 recipes latency_sections
 sections
 config
