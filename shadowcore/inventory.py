@@ -57,9 +57,13 @@ class Inventory:
             "draw": every,
         }
 
+    def outputs(self, rule: str, *values: str) -> dict[str, str]:
+        """The files that a job writes, by the option of its stage that names them. values: of the rule's wildcards."""
+        return written(self.root, rule, name_of(rule, *values))
+
     def made_by(self, rule: str, option: str) -> list[str]:
         """The outputs of all jobs of a rule under an option."""
-        return [written(self.root, rule, name_of(rule, *values))[option] for values in self.names[rule]]
+        return [self.outputs(rule, *values)[option] for values in self.names[rule]]
 
     # ---- evaluations
 

@@ -88,7 +88,6 @@ def inputs_of(rule):
     def files(wildcards):
         named, checksums = {}, []
         for option, paths in jobs.inputs(rule, *values(rule, wildcards)).items():
-            paths = [paths] if isinstance(paths, str) else paths
             named[option] = [ancient(path) if Path(path).suffix in ("", ".safetensors") else path for path in paths]
             checksums += [f"{path}.sha256" for path in paths if path.endswith(".safetensors")]
         return named | {"checksums": checksums}
