@@ -140,7 +140,7 @@ def test_models_that_do_not_fit_say_so(monkeypatch):
         ({"model": "opt-6b"}, "did you mean 'opt-66b'|did you mean 'opt-6.7b'"),
         ({"baselines": ("cubla",)}, "did you mean 'cublas'"),
         ({"short_tokens": 3}, "short_tokens: 3 .* new_tokens 3"),
-        ({"prompt_tokens": 62}, "prompt_tokens.*65 .* opt-tiny has 64 positions"),
+        ({"prompt_tokens": 62}, "prompt_tokens.*65 .* 64, the positions of opt-tiny"),
         ({"designs": (Design("shadow", 8, 16, bits=8),)}, "no 8-bit predictors; bits must be 16"),
     ],
 )

@@ -18,6 +18,7 @@ from shadowcore.measure import gpu_timing, latency
 from shadowcore.measure.equivalence import Agreement, Disagreement
 from shadowcore.measure.equivalence_decoder import gate, gate_prompt
 from shadowcore.measure.latency_variants import RIVALS, Design, Modes, variants
+from shadowcore.models.families import require_positions
 from shadowcore.models.folders import DTYPES
 from shadowcore.models.published import PUBLISHED
 from shadowcore.stages.base import Frozen, Outputs, Progress
@@ -54,10 +55,7 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
             f"short_tokens: {spec.short_tokens} is not allowed; it must be between 0 and new_tokens {spec.new_tokens}"
         )
     room = spec.prompt_tokens + spec.new_tokens
-    if room > sizes.positions:
-        raise ConfigError(
-            f"prompt_tokens + new_tokens: {room} is too large; {spec.model} has {sizes.positions} positions"
-        )
+    require_positions(sizes.positions, room, "prompt_tokens + new_tokens", spec.model)
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     dtype = getattr(torch, one_of(spec.dtype, DTYPES, "dtype"))
     ceiling = gpu_timing.read_ceiling(device)
