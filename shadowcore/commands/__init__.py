@@ -22,13 +22,13 @@ def say(out: Console, line: str) -> None:
     out.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def new_table(first: str, *numbers: str) -> Table:
-    """An empty table with a column of words and columns of numbers."""
+def new_table(first: str, *numbers: str, no_wrap: bool = False) -> Table:
+    """An empty table with a column of words and columns of numbers; no_wrap: not to break lines in the numbers."""
     from rich import box
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     table.add_column(first, overflow="fold")
     for name in numbers:
-        table.add_column(name, justify="right", no_wrap=True)
+        table.add_column(name, justify="right", no_wrap=no_wrap)
     return table

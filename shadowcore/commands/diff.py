@@ -57,7 +57,7 @@ def print_changes(compared: Sequence[changes.Compared], verdicts: Sequence[tuple
 
 
 def _moved(one: changes.Compared) -> Table:
-    table = new_table("moved", "old", "new", "change", "p", "errors")
+    table = new_table("moved", "old", "new", "change", "p", "errors", no_wrap=True)
     for row in one.moved[:LISTED]:
         change = f"{100 * math.expm1(row.difference):+,.1f} %" if one.log else f"{row.difference:+.4f}"
         errors = "paired" if row.paired else "independent"
