@@ -24,10 +24,13 @@ from shadowcore.models.sources import MODEL_SOURCES
 from shadowcore.rules import outputs
 from shadowcore.sections import Text
 from shadowcore.stages.base import parse_spec
+from shadowcore.stages.prepare_text import in_three
+from shadowcore.texts.documents import Document
 from shadowcore.texts.sources import TEXT_SOURCES
 from shadowcore.work import Work
 
 COMMAND_BYTES = 120_000  # Linux allows 128 KiB; other parts of the command are short
+MANY = 1000  # a text with more documents is large enough for usual fractions
 ANYWAY = "run the study on another machine, or start it nevertheless with `--config run_anyway=true`"
 
 
@@ -98,9 +101,20 @@ def _check_model(jobs: Jobs, name: str) -> None:
 def _check_text(where: str, text: Text) -> None:
     kind, fields = next(iter(text.source.items()))
     try:
-        parse_spec(TEXT_SOURCES[kind], fields, "source").check()
+        source = parse_spec(TEXT_SOURCES[kind], fields, "source")
+        source.check()
+        documents = source.documents if kind == "random" else _files(fields["path"]) if kind == "folder" else 0
+        if 0 < documents < MANY:
+            pretended = [Document.of("", str(number)) for number in range(documents)]
+            in_three(pretended, text.heldout_fraction, text.evaluation_fraction, 0)
     except ShadowcoreError as error:
         raise type(error)(f"{where}.{str(error).replace('source', f'source.{kind}', 1)}") from None
+
+
+def _files(folder: str) -> int:
+    """Number of documents in a folder of plain texts; 0 if documents would have to be read to be counted."""
+    files = [path for path in Path(folder).expanduser().glob("[!.]*") if path.is_file()]
+    return len(files) if all(path.suffix == ".txt" for path in files) else 0
 
 
 # ---- sizes

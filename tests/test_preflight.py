@@ -43,7 +43,7 @@ def folder(tmp_path_factory):
     write_words(folder / "words")
     write_benchmarks(folder / "benchmarks")
     (folder / "empty").mkdir()
-    for name, suffix in (("plain", "txt"), ("lines", "jsonl")):
+    for name, suffix in (("plain", "txt"), ("few plain", "txt"), ("lines", "jsonl")):
         (folder / name).mkdir()
         for number in range(20 if name == "plain" else 2):
             (folder / name / f"{number}.{suffix}").write_text('{"text": "some words"}\n')
@@ -115,6 +115,7 @@ PROBLEMS = [
     (with_source("texts", "wikipedia", folder={"path": "FOLDER/nowhere"}), ["wikipedia.source.folder.path", "nowhere"]),
     (with_source("texts", "wikipedia", folder={"path": "FOLDER/words", "column": "tekst"}),
      ["wikipedia.source.folder.column", "tekst"]),
+    (with_source("texts", "wikipedia", folder={"path": "FOLDER/few plain"}), ["heldout_fraction", "documents"]),
     (with_keys("evaluation", offline_dir="FOLDER/nowhere"), ["evaluation.offline_dir", "nowhere"]),
     (with_keys("evaluation", offline_dir="FOLDER/no piqa"), ["piqa", "validation.parquet"]),
     (with_keys("evaluation", limit={"piqa": 9}), ["evaluation.limit", "piqa", "9", "8"]),
@@ -333,3 +334,10 @@ def test_a_machine_that_only_submits_jobs_needs_no_gpu(monkeypatch):
     for arguments in (["--workflow-profile", "profiles/generic"], ["--config", "run_anyway=true"]):
         code, said = dry_run("config/gpu.yaml", *arguments)
         assert code == 0 and "latency_random" in said, said
+
+
+def test_a_random_text_that_leaves_a_part_empty_is_named(tmp_path):
+    study = yaml.safe_load((Path(__file__).parent.parent / "config" / "smoke.yaml").read_text())
+    study["texts"]["words"]["source"] = {"random": {"documents": 2}}
+    (found,) = preflight.problems(Jobs(parse_study(study, "smoke"), tmp_path))
+    assert found.startswith("texts.words.") and "documents" in found
