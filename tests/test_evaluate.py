@@ -49,7 +49,7 @@ class Study:
         data["models"] = {MODEL: data["models"][MODEL]}
         del data["latency"]
         self.jobs = study = Jobs(parse_study(data | {"conditions": EVERYTHING}, "study"), folder / "results")
-        run_jobs(study, "fetch_model", "prepare_text", "prepare_benchmark", "gather_benchmarks", "trace", "average",
+        run_jobs(study, "fetch_model", "prepare_text", "prepare_benchmark", "trace", "average",
                  "calibrate_thresholds", "train_predictor")  # fmt: skip
         root, place = study.root, f"{MODEL}/words"
         thresholds = root / "thresholds" / f"{place}.parquet"
@@ -59,7 +59,7 @@ class Study:
         model, text = root / "models" / MODEL, root / "texts" / "words"
         self.shared = {"card": model / "card.json", "weights": model / "weights"}
         self.shared |= {"documents": text / "documents.parquet", "tasks": text / "true_continuation.parquet"}
-        self.shared |= {"benchmarks": (root / "tasks" / "benchmarks.parquet",)}
+        self.shared |= {"benchmarks": tuple(sorted((root / "tasks").glob("*.parquet")))}
         self.conditions = {
             setup: one for part in ("0", "50") for setup, one in study.evaluations[MODEL, "words", part].items()
         }
@@ -81,7 +81,7 @@ class Study:
                 files[fields[condition.method]].append(self.files[condition.method])
         more = {} if oracle else {name: tuple(paths) for name, paths in files.items()}
         with cli.enough_memory():
-            one.run(spec, one.Inputs(**self.shared, **more), one.Outputs(folder / "job.json"))
+            one.run(spec, one.Inputs(**self.shared, **more), one.Outputs(manifest=folder / "job.json"))
         assert list(manifests.listed(folder / "job.json")) == [self.path(folder, setup) for setup in sorted(chosen)]
         return {setup: self.path(folder, setup).read_bytes() for setup in chosen}
 

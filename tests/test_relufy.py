@@ -270,7 +270,7 @@ def test_a_relu_teacher_is_refused(made, study):
     [
         ({"teacher": "tiny-lama"}, "models.relu.source.relufied.teacher: unknown 'tiny-lama'.*'tiny-llama'"),
         ({"text": "word"}, "models.relu.source.relufied.text: unknown 'word'.*'words'"),
-        ({"teacher": "relu"}, "models.relu.source.relufied.teacher: relu <- relu is a circle"),
+        ({"teacher": "relu"}, "models.relu.source.relufied.teacher: begins with itself .relu from relu."),
         ({"written_tokens": 319}, "models.relu.source.relufied.written_tokens: 319 is too small; .* 320"),
         ({"stepz": 3}, "models.relu.source.relufied: unknown key 'stepz'; did you mean 'steps'"),
         ({"steps": 0}, "models.relu.source.relufied.steps: 0 found"),
@@ -291,7 +291,7 @@ def test_teachers_in_a_circle_and_too_little_real_text(study, made):
     jobs = Jobs(parse_study(data, "study"))  # a teacher may be a student itself
     assert {one.rule for one in work(jobs) if one.name in ("relu", "other")} >= {"relufy"}
     source["teacher"] = "other"
-    refused("other <- relu <- other|relu <- other <- relu", parse_study, data, "study")
+    refused("other from relu from other|relu from other from relu", parse_study, data, "study")
     inputs = {key: made[key] for key in ("teacher_card", "teacher_weights", "documents")}
     spec = study[0].relufy("relu") | {"windows": 10_000}
     out = {"card": made["card"].with_name("y.json"), "weights": made["weights"].with_name("y")}

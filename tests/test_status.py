@@ -134,7 +134,9 @@ def test_what_is_left_is_told_by_what_was_measured(jobs):
 def test_it_is_a_command_and_bad_input_is_one_sentence(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert cli.main(["status", str(QUICK)]) == 0
-    assert re.search(r"^0 of \d+ jobs done; no job is running; about", capsys.readouterr().out, re.MULTILINE)
+    assert re.search(
+        r"^0 of \d+ jobs done; no job is running; with one at a time, about", capsys.readouterr().out, re.MULTILINE
+    )
     assert cli.main(["status", "nowhere.yaml"]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
 
