@@ -3,6 +3,7 @@
 import os
 import random
 from functools import partial
+from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read by torch when it is imported: tests run side by side, a core each
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # of the jobs that tests start, as in the Makefile
@@ -14,6 +15,7 @@ if not torch.cuda.is_available():  # before anything imports Triton: its kernels
 
 import pandas as pd
 import pytest
+import yaml
 from made_study import built, documents, frames, results  # noqa: F401 (fixtures)
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -22,6 +24,9 @@ from shadowcore.method.predictors import Predictor
 from shadowcore.models.families import FAMILIES, dimensions_of
 from shadowcore.rules import RULES
 from shadowcore.texts.sources import RandomText
+
+ROOT = Path(__file__).parent.parent
+QUICK = yaml.safe_load((ROOT / "tests" / "base_study.yaml").read_text())  # a small study for tests to change a copy of
 
 LONG = [f"test_{name}.py" for name in ("workflow", "evaluate", "graph", "figures", "several_gpus", "kernels")]
 LONG += [
@@ -115,10 +120,12 @@ def ids(backend, tokens):
 
 
 def refused(words, call, *values, **more):
-    """A call ends in one sentence of this project, which the expression `words` matches."""
-    with pytest.raises(ShadowcoreError, match=words) as caught:
+    """A call ends in one sentence of this project, which it returns; `words`: an expression, or a list of its parts."""
+    with pytest.raises(ShadowcoreError, match=words if isinstance(words, str) else None) as caught:
         call(*values, **more)
-    assert "\n" not in str(caught.value), caught.value
+    said = str(caught.value)
+    assert "\n" not in said and (isinstance(words, str) or all(word in said for word in words)), said
+    return said
 
 
 def write_words(folder):

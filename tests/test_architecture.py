@@ -5,17 +5,16 @@ import sys
 import tomllib
 from dataclasses import fields
 from importlib import import_module, metadata
-from pathlib import Path
 
 import pytest
 import yaml
+from conftest import ROOT
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from shadowcore import provenance
 from shadowcore.rules import RULES
 
-ROOT = Path(__file__).parent.parent
 MODULES = sorted(
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
     for path in (ROOT / "shadowcore").rglob("*.py")

@@ -8,14 +8,12 @@ import copy
 import json
 import re
 import shutil
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-import yaml
-from conftest import run_job, run_jobs, write_benchmarks, write_words
+from conftest import QUICK, run_job, run_jobs, write_benchmarks, write_words
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -25,8 +23,6 @@ from shadowcore.config import load_study, parse_study
 from shadowcore.errors import ConfigError
 from shadowcore.jobs import Jobs
 
-ROOT = Path(__file__).parent.parent
-QUICK = yaml.safe_load((ROOT / "tests" / "base_study.yaml").read_text())
 RESULTS = "quick"
 MANIFEST = f"{RESULTS}/outcomes/tiny/wikipedia/30.json"
 OUTCOME = f"{RESULTS}/outcomes/tiny/wikipedia/outcomes/30.parquet"

@@ -3,11 +3,10 @@
 import copy
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
-import yaml
-from conftest import refused
+from conftest import QUICK as BASE
+from conftest import ROOT, refused
 
 from shadowcore.config import load_study, parse_study
 from shadowcore.errors import ConfigError
@@ -20,8 +19,8 @@ from shadowcore.method.training import SCALINGS, TARGETS
 from shadowcore.recipes import RECIPES, PredictorConfig
 from shadowcore.sections import TASKS
 
-CONFIGS = sorted((Path(__file__).parent.parent / "config").glob("*.yaml"))
-QUICK = yaml.safe_load((Path(__file__).parent / "base_study.yaml").read_text())
+CONFIGS = sorted((ROOT / "config").glob("*.yaml"))
+QUICK = copy.deepcopy(BASE)
 QUICK["traces"]["criteria"].append("jacov")
 SMALL = QUICK["predictors"]["small"]
 
@@ -217,7 +216,7 @@ def test_a_recipe_is_named_and_may_be_bent(name):
 
 
 def test_the_page_names_every_choice():
-    page = (Path(__file__).parent.parent / "config" / "README.md").read_text()
+    page = (ROOT / "config" / "README.md").read_text()
     for name in (*METHODS, *CRITERIA, *POLICIES, *PROTOCOLS, *RECIPES, *SCALINGS, *TARGETS, *TASKS[:2]):
         assert name == "dense" or f"`{name}`" in page, name
 

@@ -4,12 +4,11 @@ import copy
 import json
 import shutil
 import socket
-from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from conftest import refused, run_jobs, write_benchmarks, write_words
+from conftest import QUICK, refused, run_jobs, write_benchmarks, write_words
 
 from shadowcore import cli
 from shadowcore.commands.fetch import SOURCES, SUMS, fetch
@@ -21,7 +20,6 @@ from shadowcore.models.sources import RandomModel
 from shadowcore.provenance import file_sha256
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-QUICK = yaml.safe_load((Path(__file__).parent / "base_study.yaml").read_text())
 
 
 @pytest.fixture

@@ -1,15 +1,14 @@
 """Two studies of one name: the second is refused before it replaces anything; an edited or renamed one is not."""
 
-from pathlib import Path
-
 import pytest
+from conftest import ROOT
 
 from shadowcore import ownership
 from shadowcore.config import load_study
 from shadowcore.errors import ConfigError
 from shadowcore.jobs import Jobs
 
-QUICK = Path(__file__).parent.parent / "config" / "quick.yaml"
+QUICK = ROOT / "config" / "quick.yaml"
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 import torch
 import yaml
-from conftest import write_benchmarks, write_words
+from conftest import QUICK, ROOT, write_benchmarks, write_words
 
 from shadowcore import artifacts, cli, machine, plan, preflight
 from shadowcore.config import load_study, parse_study
@@ -21,8 +21,6 @@ from shadowcore.jobs import Jobs
 from shadowcore.rules import outputs
 from shadowcore.stages.base import CARD_SCHEMA
 
-ROOT = Path(__file__).parent.parent
-QUICK = yaml.safe_load((ROOT / "tests" / "base_study.yaml").read_text())
 SIZES = {"family": "llama", "layers": 3, "width": 16, "heads": 2, "neurons": 24, "positions": 128}
 
 
@@ -341,7 +339,7 @@ def test_a_machine_that_only_submits_jobs_needs_no_gpu(monkeypatch):
 
 
 def test_a_random_text_that_leaves_a_part_empty_is_named(tmp_path):
-    study = yaml.safe_load((Path(__file__).parent.parent / "config" / "smoke.yaml").read_text())
+    study = yaml.safe_load((ROOT / "config" / "smoke.yaml").read_text())
     study["texts"]["words"]["source"] = {"random": {"documents": 2}}
     (found,) = preflight.problems(Jobs(parse_study(study, "smoke"), tmp_path))
     assert found.startswith("texts.words.") and "2 documents" in found

@@ -8,8 +8,8 @@ import sys
 
 import pytest
 import yaml
-from conftest import refused, write_words
-from test_workflow import ROOT, environment, prepared
+from conftest import QUICK, ROOT, refused, write_words
+from test_workflow import environment, prepared
 
 from shadowcore.config import parse_study
 from shadowcore.errors import ConfigError
@@ -19,7 +19,6 @@ HOSTILE = [
     "a; touch ran", "$(touch ran)", "`touch ran`", "a' && touch ran '", "../../up", "a b", "a|b", "a\nb", "-rf",
     "*",
 ]  # fmt: skip
-QUICK = yaml.safe_load((ROOT / "tests" / "base_study.yaml").read_text())
 
 
 def called(tree):
