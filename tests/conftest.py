@@ -1,5 +1,6 @@
 """Tiny random models of every family, built from a configuration in memory."""
 
+import copy
 import os
 import random
 from functools import partial
@@ -27,6 +28,8 @@ from shadowcore.texts.sources import RandomText
 
 ROOT = Path(__file__).parent.parent
 QUICK = yaml.safe_load((ROOT / "tests" / "base_study.yaml").read_text())  # a small study for tests to change a copy of
+
+SMALL_MODEL = {"family": "llama", "layers": 3, "width": 16, "heads": 2, "neurons": 24, "positions": 128}
 
 LONG = [f"test_{name}.py" for name in ("workflow", "evaluate", "graph", "figures", "several_gpus", "kernels")]
 LONG += [
@@ -134,6 +137,18 @@ def write_words(folder):
     texts = [text for _, text in RandomText().read()[0]]
     pd.DataFrame({"text": texts}).to_parquet(folder / "part.parquet")
     return folder
+
+
+def small_study(folder):
+    """A study of a random model, and of words and benchmarks in a folder."""
+    study = copy.deepcopy(QUICK) | {"study": "tiny", "models": {"tiny": {"source": {"random": dict(SMALL_MODEL)}}}}
+    study["texts"]["wikipedia"]["source"] = {"folder": {"path": str(folder / "words")}}
+    study["traces"] |= {"windows": 4, "window_tokens": 80, "tokens_per_window": 8, "shards": 1, "heldout_windows": 2,
+                        "heldout_tokens_per_window": 8, "criteria": ["plainact", "l2_norm"]}  # fmt: skip
+    study["predictors"]["small"] |= {"rank_neurons": 8, "rank_heads": 4, "batch": 16, "epochs": 1}
+    study["evaluation"] |= {"windows": 2, "window_tokens": 32, "tasks": ["true_continuation", "piqa", "wikitext"],
+                            "offline_dir": str(folder / "benchmarks"), "rolling_tokens": 48}  # fmt: skip
+    return study
 
 
 def write_benchmarks(folder, documents=8):  # noqa: F811 (no fixture)
