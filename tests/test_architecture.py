@@ -141,30 +141,6 @@ def test_no_stage_stands_on_the_configuration():
             assert "shadowcore.config" not in provenance.closure(module)
 
 
-def test_a_comment_changes_no_fingerprint_but_behaviour_does(tmp_path, monkeypatch):
-    package = tmp_path / "shadowcore"
-    package.mkdir()
-    (package / "a.py").write_text(
-        '"""Text."""\nfrom shadowcore import b\n\n\ndef f():\n    """Text."""\n    return b.g()\n'
-    )
-    (package / "b.py").write_text("def g():\n    return 1\n")
-    monkeypatch.setattr(provenance, "PACKAGE", package)
-
-    def fingerprint():
-        for cached in (provenance.imports, provenance.behaviour, provenance.fingerprint):
-            cached.cache_clear()
-        return provenance.fingerprint("shadowcore.a")
-
-    first = fingerprint()
-    (package / "a.py").write_text('"""Other."""\nfrom shadowcore import b\ndef f():\n  # why\n  return b.g()\n')
-    assert fingerprint() == first
-    (package / "b.py").write_text("def g():\n    return 2\n")  # behind an import
-    assert fingerprint() != first
-    for cached in (provenance.imports, provenance.behaviour, provenance.fingerprint):
-        monkeypatch.undo()
-        cached.cache_clear()
-
-
 def test_the_data_dictionary_is_that_of_the_schemas():
     sys.path.insert(0, str(ROOT / "benchmarks"))
     from data_dictionary import HEADING, dictionary
