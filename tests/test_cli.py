@@ -1,5 +1,9 @@
 """The command line: help everywhere, one sentence and exit code 2 on bad input, nothing half-written."""
 
+import platform
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -72,3 +76,25 @@ def test_show_and_status_know_the_quick_study_as_their_default(tmp_path, monkeyp
     assert cli.main(["show"]) == cli.main(["status"]) == 2
     said = capsys.readouterr().err
     assert "results/quick" in said and "config/quick.yaml" in said
+
+
+STEPS = """
+import resource
+import numpy
+from shadowcore import cli
+{}
+for _ in range(2):  # the first step gets the memory, whichever way
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        blocks = [numpy.ones(2**22) for _ in range(3)]
+        del blocks
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a switch of glibc")
+def test_memory_that_a_step_freed_is_not_fetched_from_the_system_again():
+    def faults(call):
+        return int(subprocess.run([sys.executable, "-c", STEPS.format(call)], check=True, capture_output=True).stdout)
+
+    assert faults("cli.keep_freed_memory()") < faults("") / 10

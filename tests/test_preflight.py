@@ -209,7 +209,10 @@ def test_a_study_that_needs_more_than_the_machine_has_is_refused_unless_it_is_to
 
 
 @pytest.mark.usefixtures("small_machine")
-def test_jobs_that_have_run_need_no_machine(tmp_path):
+def test_jobs_that_have_run_and_tiny_models_with_random_weights_need_no_gpu(folder, tmp_path):
+    study = study_of(folder)
+    timed()(study, folder)
+    assert preflight.shortage(Jobs(parse_study(study, "mine.yaml"), tmp_path)) is None
     jobs = Jobs(load_study(ROOT / "config" / "gpu.yaml"), tmp_path)
     large = [one for one in plan.work(jobs) if one.needs_gpu]
     for one in large:
@@ -218,13 +221,6 @@ def test_jobs_that_have_run_need_no_machine(tmp_path):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
     assert large and preflight.shortage(jobs) is None
-
-
-@pytest.mark.usefixtures("small_machine")
-def test_tiny_models_with_random_weights_need_no_gpu(folder, tmp_path):
-    study = study_of(folder)
-    timed()(study, folder)
-    assert preflight.shortage(Jobs(parse_study(study, "mine.yaml"), tmp_path)) is None
 
 
 def test_the_gpus_of_this_machine_are_those_that_the_process_may_use(tmp_path, monkeypatch):
