@@ -299,9 +299,23 @@ def test_no_break_hides_a_benchmark_in_a_calibration_text(tmp_path, between):
         table = pq.read_table(outputs.documents).to_pylist()
         if next(row["split"] for row in table if row["text"] == shown) != "evaluation":
             break
-    files = check_disjoint.Inputs(outputs.documents, outputs.documents, (prepared,))
-    with pytest.raises(ConfigError, match="contains 1 of the 3 documents of benchmark 'winogrande'"):
-        check_disjoint.run(check_disjoint.Spec("a", "a"), files, check_disjoint.Outputs(tmp_path / "disjoint.json"))
+    record = check_disjoint.Outputs(record=tmp_path / "disjoint.json")
+
+    def check(evaluated, *benchmarks):
+        files = check_disjoint.Inputs(outputs.documents, evaluated, benchmarks)
+        check_disjoint.run(check_disjoint.Spec("a", "b"), files, record)
+
+    check(outputs.documents)
+    record.record.unlink()
+    refused("contains 1 of the 3 documents of benchmark 'winogrande'", check, outputs.documents, prepared)
+    # a text that calibrates on what another one is evaluated on, inside a longer document
+    table = pq.read_table(outputs.documents)
+    texts = [{"evaluation": "The number cat fell 1 times."}.get(row["split"], row["text"]) for row in table.to_pylist()]
+    leaked = table.set_column(table.schema.get_field_index("text"), table.schema.field("text"), pa.array(texts))
+    pq.write_table(leaked, tmp_path / "leaked.parquet")
+    said = "calibration text 'a' contains .* of the .* documents of text 'b'"
+    refused(said, check, tmp_path / "leaked.parquet")
+    assert not record.record.exists()
 
 
 def test_words_that_show_nothing_are_no_words():

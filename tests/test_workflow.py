@@ -19,7 +19,7 @@ import yaml
 from conftest import ROOT, write_benchmarks, write_words
 from fork_server import forking
 
-from shadowcore import artifacts, manifests
+from shadowcore import manifests
 from shadowcore.commands.explain import explain
 from shadowcore.config import load_study
 from shadowcore.jobs import Jobs
@@ -31,7 +31,6 @@ from shadowcore.report.figures import FIGURES
 from shadowcore.rules import outputs
 from shadowcore.schemas import FINAL_TABLES
 from shadowcore.states import states
-from shadowcore.texts.documents import DOCUMENTS
 
 LEFT = ("logs", "benchmarks", "study.txt")  # in a results folder beside what jobs write
 PARTS = ("Snakefile", "workflow", "shadowcore", "profiles", "config", "environment.yml")
@@ -227,26 +226,6 @@ def test_benchmarks_are_rows_of_their_own(house):
     # chosen from a prompt, which whole documents and windows have not
     measured = asked[asked["method"] != "griffin"]
     assert len(rolled) == 3 * len(measured[["model", "method", "predictor", "seed"]].drop_duplicates())
-
-
-def test_calibration_documents_among_the_evaluated_ones_stop_the_study(house, tmp_path):
-    texts = next(results(house).rglob("documents.parquet"))
-
-    table = artifacts.read_table(texts, DOCUMENTS.schema)
-    # a text that calibrates on what another one is evaluated on, inside a longer document
-    leaked = next(row["text"] for row in table.to_pylist() if row["split"] == "evaluation")
-    rows = [row | {"text": f"Before.\n\n{leaked}"} for row in table.to_pylist() if row["split"] == "train"]
-    other = tmp_path / "documents.parquet"
-    artifacts.write_table(other, DOCUMENTS.schema, table.from_pylist(rows, schema=table.schema), {})
-    for calibrated, code in ((texts, 0), (other, 2)):
-        said = subprocess.run(
-            [sys.executable, "-m", "shadowcore", "check-disjoint", "--spec", '{"calibration": "c", "data": "d"}',
-             "--calibrated", calibrated, "--evaluated", texts, "--benchmarks", results(house) / "tasks/piqa.parquet",
-             "--record", tmp_path / "record.json"],
-            cwd=house, env=environment(house), capture_output=True, text=True,
-        )  # fmt: skip
-        assert said.returncode == code, said.stderr
-    assert "calibration text 'c' contains 1 of the 6 documents of text 'd'" in said.stderr
 
 
 def test_a_second_run_a_touch_and_a_comment_do_nothing(house):
