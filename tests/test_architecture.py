@@ -135,12 +135,6 @@ def test_evaluation_does_not_stand_on_criteria_but_tracing_does():
     assert "shadowcore.method.criteria" in provenance.closure("shadowcore.stages.evaluate_oracle")
 
 
-def test_no_stage_stands_on_the_configuration():
-    for module in MODULES:
-        if module.startswith("shadowcore.stages"):
-            assert "shadowcore.config" not in provenance.closure(module)
-
-
 def test_the_data_dictionary_is_that_of_the_schemas():
     sys.path.insert(0, str(ROOT / "benchmarks"))
     from data_dictionary import HEADING, dictionary

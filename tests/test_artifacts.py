@@ -61,15 +61,6 @@ def test_a_truncated_file_is_one_sentence(kind, left):
     refused("damaged", read, path, "thing/1")
 
 
-def test_nothing_appears_when_writing_fails(tmp_path):
-    path = tmp_path / "file"
-    path.write_text("old")
-    with pytest.raises(RuntimeError), atomic.replacing(path) as partial:
-        partial.write_text("half")
-        raise RuntimeError
-    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
-
-
 def test_a_seal_is_what_sha256sum_says_of_the_file_and_of_no_other(tmp_path):
     path = tmp_path / "large.safetensors"
     plain = tmp_path / "plain.safetensors"

@@ -27,30 +27,23 @@ def test_every_stage_explains_itself(capsys, name):
     assert stopped.value.code == 0 and "--spec" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["trac"], "command: unknown 'trac'; did you mean 'trace'"),
-        (["average", "--spec", "{", "--scores", "s"], "--spec: not JSON"),
-        (["average", "--spec", '{"modl": "x"}', "--scores", "s"], "unknown key 'modl'; did you mean"),
-        (["average", "--spec", '{"model": "x"}', "--scores", "s"], "missing key 'calibration'"),
-        (["show", "nowhere"], "nowhere"),
-        (["fetch", "nowhere.yaml", "--to", "x"], "nowhere.yaml: cannot be read"),
-    ],
-)
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["trac"], "command: unknown 'trac'; did you mean 'trace'"),
+    (["average", "--spec", "{", "--scores", "s"], "--spec: not JSON"),
+    (["average", "--spec", '{"modl": "x"}', "--scores", "s"], "unknown key 'modl'; did you mean"),
+    (["average", "--spec", '{"model": "x"}', "--scores", "s"], "missing key 'calibration'"),
+    (["show", "nowhere"], "nowhere"), (["fetch", "nowhere.yaml", "--to", "x"], "nowhere.yaml: cannot be read"),
+])  # fmt: skip
 def test_bad_input_is_one_sentence(capsys, arguments, message):
     code, printed = run(capsys, *arguments)
     assert code == 2 and message in printed.err and len(printed.err.strip().splitlines()) == 1
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
-        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"),
-        MemoryError(),
-    ],
-)
+@pytest.mark.parametrize("error", [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"),
+    MemoryError(),
+])  # fmt: skip
 def test_too_little_memory_has_an_exit_code_of_its_own(capsys, monkeypatch, tmp_path, error):
     from shadowcore.stages import average
 
