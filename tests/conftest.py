@@ -31,10 +31,8 @@ QUICK = yaml.safe_load((ROOT / "tests" / "base_study.yaml").read_text())  # a sm
 
 SMALL_MODEL = {"family": "llama", "layers": 3, "width": 16, "heads": 2, "neurons": 24, "positions": 128}
 
-LONG = [f"test_{name}.py" for name in ("workflow", "evaluate", "graph", "figures", "several_gpus", "kernels")]
-LONG += [
-    f"test_{name}.py" for name in ("decoder", "latency_random", "terminal", "library", "low_bit_proxy", "sparsity")
-]
+LONG = "workflow evaluate graph figures several_gpus kernels decoder latency_random library low_bit_proxy sparsity"
+LONG = [f"test_{name}.py" for name in LONG.split()]
 
 
 def pytest_collection_modifyitems(items):
