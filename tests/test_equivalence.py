@@ -59,20 +59,15 @@ class ReportsOthers(Decoder):
         return masks | {"neurons": masks["neurons"].roll(1, -1)}
 
 
-class NextUnits(FixedSelection):
-    """A list of neurons off by one, in what is computed and in what is reported."""
+def off_by_one(selection):
+    """A kind of selection with a list of neurons off by one, in what is computed and in what is reported."""
 
-    def kept(self, layer, kind):
-        kept = super().kept(layer, kind)
-        return kept if kind == "heads" else Kept((kept.units + 1) % 48, None)
+    class Next(selection):
+        def kept(self, layer, kind):
+            kept = super().kept(layer, kind)
+            return kept if kept is None or kind == "heads" else Kept((kept.units + 1).clamp(max=47).unique(), None)
 
-
-class NextPredicted(PredictedSelection):
-    """The same for a predictor's list."""
-
-    def kept(self, layer, kind):
-        kept = super().kept(layer, kind)
-        return kept if kept is None or kind == "heads" else Kept((kept.units + 1).clamp(max=47).unique(), None)
+    return Next
 
 
 MUTATIONS = {
@@ -120,13 +115,14 @@ def test_units_that_are_not_the_ones_asked_for_are_refused(model, tokens):
     predictor, half = random_predictor(model, "shadow"), dict.fromkeys(KINDS, 50)
     fixed, of_each = FixedSelection(keep), FixedSelection(each)
     swapped = FixedSelection({kind: mask.flip(0) for kind, mask in each.items()})
-    predicted, other = (of(predictor, "per_layer", half) for of in (PredictedSelection, NextPredicted))
+    predicted, other = (of(predictor, "per_layer", half) for of in (PredictedSelection, off_by_one(PredictedSelection)))
     for selection in (fixed, of_each, predicted):
         rows = tokens[:2] if selection is of_each else tokens[:1]
         check("right", Decoder(layout, ROOM, selection), model, rows[:, :8], NEW, selection)
     kept = "neurons that it kept|heads that it kept"
     for decoder, wrong, wanted, message in (
-        (Decoder, NextUnits(keep), fixed, kept), (Decoder, None, fixed, kept), (Decoder, swapped, of_each, kept),
+        (Decoder, off_by_one(FixedSelection)(keep), fixed, kept), (Decoder, None, fixed, kept),
+        (Decoder, swapped, of_each, kept),
         (Decoder, fixed, DenseSelection(), "heads that it kept"), (Decoder, other, predicted, "neurons"),
         (ReportsOthers, fixed, None, "logits of step"),
     ):  # fmt: skip

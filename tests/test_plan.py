@@ -1,15 +1,13 @@
 """The plan: sizes and bytes as they are, rates as they were measured, and a budget that is kept."""
 
 import copy
-import json
 
 import pytest
 import yaml
 from conftest import ROOT, refused
-from rich.console import Console
 
 from shadowcore import artifacts, cli, plan
-from shadowcore.commands.plan import print_totals, totals
+from shadowcore.commands.plan import totals
 from shadowcore.config import load_study, parse_study
 from shadowcore.jobs import Jobs
 from shadowcore.models.families import dimensions_of
@@ -205,11 +203,3 @@ def test_a_model_of_unknown_size_stops_the_plan_and_not_the_study(tmp_path):
         here = ((), [80e9] * 2, [150e9], [80e9, 60e9, 80e9, 80e9])
         assert tuple(one.resources(here=gpus)["devices"] for gpus in here) == counts and one.gpus == counts[0]
         assert one.resources(here=[20e9])["devices"] == 1  # the study is to run anyway
-
-
-def test_the_plan_is_printed_whole(tmp_path, capsys):
-    found = totals(plan.work(jobs_of(QUICK, tmp_path)), {"trace": 2e12})
-    print_totals(found, {"trace": 2e12}, Console(width=120))
-    said = capsys.readouterr().out
-    assert all(rule in said for rule in found) and "2 measured" in said and "Traces:" in said
-    assert json.dumps(found["all"].jobs) in said
