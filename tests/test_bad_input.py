@@ -187,7 +187,9 @@ MISTAKES = [
     ("evaluated", WEIGHTS, tensors(poisoned), "not finite"),
     # a text
     ("prepare_text", WORDS, cut, "part.parquet"),
+    ("prepare_text", WORDS, rows(without("text")), "source.column"),
     ("prepare_text", WORDS, rows(lambda f: f.assign(text=" ")), "no text"),
+    ("prepare_text", WORDS, rows(lambda f: f[:1]), "fraction"),
     ("prepare_text", WORDS, rows(lambda f: f.assign(text=f["text"].str[:30])), "true_continuation"),
     # a benchmark
     ("prepare_benchmark", PIQA, cut, "validation.parquet"),

@@ -260,16 +260,19 @@ def test_a_teacher_may_be_a_student_itself_but_not_its_own_students(study):
     refused("other <- relu <- other|relu <- other <- relu", parse_study, data, "study")
 
 
-@pytest.mark.parametrize(("changes", "names"), [
-    ({"teacher": "tiny-lama"}, "models.relu.source.relufied.teacher: unknown 'tiny-lama'.*'tiny-llama'"),
-    ({"text": "word"}, "models.relu.source.relufied.text: unknown 'word'.*'words'"),
-    ({"teacher": "relu"}, "models.relu.source.relufied.teacher: relu <- relu is a circle"),
-    ({"written_tokens": 319}, "models.relu.source.relufied.written_tokens: 319 is too small; .* 320"),
-    ({"stepz": 3}, "models.relu.source.relufied: unknown key 'stepz'; did you mean 'steps'"),
-    ({"steps": 0}, "models.relu.source.relufied.steps: 0 found"),
-    ({"zeros": 1.0}, "models.relu.source.relufied.zeros: 1.0 found; .* between 0 and 1"),
-    ({"learning_rate": -1.0}, "models.relu.source.relufied.learning_rate: -1.0 found"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("changes", "names"),
+    [
+        ({"teacher": "tiny-lama"}, "models.relu.source.relufied.teacher: unknown 'tiny-lama'.*'tiny-llama'"),
+        ({"text": "word"}, "models.relu.source.relufied.text: unknown 'word'.*'words'"),
+        ({"teacher": "relu"}, "models.relu.source.relufied.teacher: relu <- relu is a circle"),
+        ({"written_tokens": 319}, "models.relu.source.relufied.written_tokens: 319 is too small; .* 320"),
+        ({"stepz": 3}, "models.relu.source.relufied: unknown key 'stepz'; did you mean 'steps'"),
+        ({"steps": 0}, "models.relu.source.relufied.steps: 0 found"),
+        ({"zeros": 1.0}, "models.relu.source.relufied.zeros: 1.0 found; .* between 0 and 1"),
+        ({"learning_rate": -1.0}, "models.relu.source.relufied.learning_rate: -1.0 found"),
+    ],
+)
 def test_a_mistake_is_one_sentence(study, changes, names):
     data = copy.deepcopy(study[1])
     data["models"]["relu"]["source"]["relufied"] |= changes
