@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 
 import pandas as pd
+from markdown_tables import markdown
 
 REFERENCE = Path(__file__).parent.parent / "results" / "reference"
 TEXTS, SPARSITIES = ("wikipedia", "c4"), (30, 50, 70)
@@ -91,27 +92,25 @@ def tasks(name: str) -> str:
 
 def main_accuracy() -> list[str]:
     """The README's table: perplexities without intervals."""
-    lines = ["| how neurons are chosen | 30 % removed | 50 % | 70 % |", "|---|---|---|---|"]
-    return lines + [
-        f"| {METHODS[name][0]} | {' | '.join(perplexity(name, pct).split(' ')[0] for pct in SPARSITIES)} |"
-        for name in MAIN
-    ]
+    rows = [[METHODS[name][0], *(perplexity(name, pct).split(" ")[0] for pct in SPARSITIES)] for name in MAIN]
+    return markdown(["how neurons are chosen", "30 % removed", "50 %", "70 %"], rows)
 
 
 def all_accuracy() -> list[str]:
     """Every method of the findings."""
-    lines = ["| how neurons are chosen | 30 % removed | 50 % | 70 % | C4, 50 % | accuracy, 50 % |", "|---" * 6 + "|"]
-    for name in ALL:
-        cells = [perplexity(name, pct) for pct in SPARSITIES]
-        lines.append(f"| {METHODS[name][0]} | {' | '.join([*cells, perplexity(name, 50, 'c4'), tasks(name)])} |")
-    return lines
+    rows = [
+        [METHODS[name][0], *(perplexity(name, pct) for pct in SPARSITIES), perplexity(name, 50, "c4"), tasks(name)]
+        for name in ALL
+    ]
+    names = ["how neurons are chosen", "30 % removed", "50 %", "70 %", "C4, 50 %", "accuracy, 50 %"]
+    return markdown(names, rows)
 
 
 def half(head: str, column: int, *names: str) -> list[str]:
     """Some methods at 50 %, by rising perplexity, called by one of the columns of METHODS."""
     names = sorted(names, key=lambda name: windows(name, 50)["value"].iloc[0])
-    lines = [f"| {head} | Wikipedia, 50 % | C4, 50 % |", "|---|---|---|"]
-    return lines + [f"| {METHODS[n][column]} | {perplexity(n, 50)} | {perplexity(n, 50, 'c4')} |" for n in names]
+    rows = [(METHODS[name][column], perplexity(name, 50), perplexity(name, 50, "c4")) for name in names]
+    return markdown([head, "Wikipedia, 50 %", "C4, 50 %"], rows)
 
 
 def worse(name: str, reference: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 from accuracy_tables import interval, table
+from markdown_tables import markdown
 
 KEYS = ["data", "method", "criterion", "predictor", "units", "sparsity_pct", "seed"]
 UNTRAINED = ("dense", "random", "static", "oracle", "threshold")
@@ -25,13 +26,12 @@ def per_byte(data: str, *sparsities: str) -> list[str]:
     dense = found.loc[found["method"] == "dense", "value"].iloc[0]
     found = found[(found["units"] == "neurons") & ~found["method"].isin(LEFT_OUT)]
     found = found[found["sparsity_pct"].isin(map(int, sparsities)) & (found["criterion"] != "l2_norm")]
-    lines = ["| method | predictor | removed | weights read | perplexity | of dense |", "|---" * 6 + "|"]
+    rows = []
     for row in found.sort_values(["read_share", "value"], ascending=[False, True]).to_dict("records"):
         predictor = "" if row["predictor"] == "-" else row["predictor"]
         removed, read = f"{row['sparsity_pct']} %", f"{100 * row['read_share']:.0f} %"
-        cells = [row["method"], predictor, removed, read, interval(row), f"{row['value'] / dense:.2f}"]
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
+        rows.append([row["method"], predictor, removed, read, interval(row), f"{row['value'] / dense:.2f}"])
+    return markdown(["method", "predictor", "removed", "weights read", "perplexity", "of dense"], rows)
 
 
 def of_dense(method: str, pct: str, what: str) -> str:
@@ -47,12 +47,12 @@ def again() -> list[str]:
     both = perplexities("smollm2").merge(perplexities("smollm2-short"), on=KEYS, suffixes=("", "_again"))
     both["change"] = (both["value_again"] / both["value"] - 1) * 100
     untrained = both["method"].isin(UNTRAINED)
-    lines = ["| conditions | number | median change | largest decrease | largest increase |", "|---" * 5 + "|"]
+    rows = []
     for name, part in (("nothing is trained", both[untrained]), ("with a predictor", both[~untrained])):
         change = part["change"]
-        cells = [len(part), *(f"{value:+.2f} %" for value in (change.median(), change.min(), change.max()))]
-        lines.append(f"| {name} | {' | '.join(map(str, cells))} |")
-    return lines
+        changes = (f"{value:+.2f} %" for value in (change.median(), change.min(), change.max()))
+        rows.append([name, len(part), *changes])
+    return markdown(["conditions", "number", "median change", "largest decrease", "largest increase"], rows)
 
 
 def example_correlations() -> list[str]:
@@ -61,24 +61,24 @@ def example_correlations() -> list[str]:
     trained = table("predictors", "smollm2-short").set_index(["method", "predictor", "criterion", "kind"])
     names = {"static": "the mean of the training windows, constant", "shadow": "one predictor (shadow)",
              "layerwise_own": "one predictor per layer (layerwise_own)"}  # fmt: skip
-    lines = ["| scores by | units | rank correlation | loss / loss of the constant |", "|---" * 4 + "|"]
+    rows = []
     for row in found.sort_values(["kind", "value"]).to_dict("records"):
         key = tuple(row[name] for name in trained.index.names)
         loss = f"{trained.loc[key, 'loss'] / trained.loc[key, 'loss_constant']:.3f}" if key in trained.index else "1"
-        lines.append(f"| {names[row['method']]} | {row['kind']} | {row['value']:.3f} ± {row['stderr']:.3f} | {loss} |")
-    return lines
+        rows.append([names[row["method"]], row["kind"], f"{row['value']:.3f} ± {row['stderr']:.3f}", loss])
+    return markdown(["scores by", "units", "rank correlation", "loss / loss of the constant"], rows)
 
 
 def selector_times() -> list[str]:
     """Measured and possible speed-ups over our dense decoder: as fast as dense for every byte that is read."""
     found = table("latency", "proxies-h200")
-    head = "| model | neurons chosen by | ms a token | GB read | faster than dense | if bytes decided | choosing, ms |"
-    lines = [head, "|---" * 7 + "|"]
+    names = ["model", "neurons chosen by", "ms a token", "GB read", "faster than dense", "if bytes decided"]
+    rows = []
     for model, part in found.groupby("model"):
         dense = part[part["mode"] == "dense"].iloc[0]
         for row in part[part["mode"] != "static"].sort_values("ms_per_token").to_dict("records"):
             gains = [f"{dense[key] / row[key]:.2f}" for key in ("ms_per_token", "gb_per_token")]
             choosing = row["predictor_ms"] + row["selection_ms"]
             cells = [model, row["mode"], f"{row['ms_per_token']:.2f}", f"{row['gb_per_token']:.1f}", *gains]
-            lines.append(f"| {' | '.join([*cells, '' if pd.isna(choosing) else f'{choosing:.2f}'])} |")
-    return lines
+            rows.append([*cells, "" if pd.isna(choosing) else f"{choosing:.2f}"])
+    return markdown([*names, "choosing, ms"], rows)

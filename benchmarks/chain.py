@@ -10,8 +10,8 @@ Jobs get the specifications that the rules give them, and their logs and times a
 lm-eval, so that its seconds are those of its work; where a fork cannot use the GPU, it is a process of its own.
 
 A job that fails stops neither its model's other jobs nor the next model. The same command again goes on: it runs what
-has not ended well. A model's weights, traces and predictors are deleted when all its jobs have ended well, unless
-`--keep`. RESULTS/<study>/measured/<model>.parquet has a row for every job: see COLUMNS.
+has not ended well. A model's weights, traces and predictors are deleted when all its jobs have ended well.
+RESULTS/<study>/measured/<model>.parquet has a row for every job: see COLUMNS.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import csv
 import dataclasses
 import itertools
 import json
+import multiprocessing
 import os
 import resource
 import shutil
@@ -28,7 +29,6 @@ import signal
 import subprocess
 import sys
 import time
-import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from importlib import import_module
@@ -227,23 +227,26 @@ def imports_seconds() -> float:
 
 def fork(record: Path, log: Path, arguments: list[str]) -> int:
     """Run a job in a fork of this process; its exit code."""
-    if (child := os.fork()) == 0:
-        code = 1
+
+    def work() -> None:
         with log.open("w") as handle:
             for number in (1, 2):
                 os.dup2(handle.fileno(), number)
-            try:
-                code = run_job(record, arguments)
-            except BaseException:
-                traceback.print_exc()
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
+        sys.exit(run_job(record, arguments))
+
+    child = forked(work)
     try:
-        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    except BaseException:  # interrupted, or killed by a time limit
-        os.kill(child, signal.SIGKILL)
-        raise
+        child.join()
+    finally:  # also where this process is interrupted, or killed by a time limit
+        child.kill()
+    return child.exitcode
+
+
+def forked(work: Callable[[], Any]) -> multiprocessing.Process:
+    """A fork of this process that does some work; its exit code is 0 if there is no error."""
+    child = multiprocessing.get_context("fork").Process(target=work)
+    child.start()
+    return child
 
 
 def process(record: Path, log: Path, arguments: list[str]) -> int:
@@ -259,15 +262,9 @@ def forks_work() -> bool:
 
     if not torch.cuda.is_available():
         return True
-    if (child := os.fork()) == 0:
-        code = 1
-        try:
-            torch.zeros(1, device="cuda").item()
-            code = 0
-        except RuntimeError:
-            traceback.print_exc()
-        os._exit(code)
-    return os.waitpid(child, 0)[1] == 0
+    child = forked(lambda: torch.zeros(1, device="cuda").item())
+    child.join()
+    return child.exitcode == 0
 
 
 def written(job: Job) -> list[Path]:
@@ -303,12 +300,6 @@ def said(row: dict[str, Any]) -> str:
         for name, what in (("gpu_bytes", "GPU"), ("host_bytes", "host"), ("written_bytes", "written"))
     )
     return f"{row['seconds']:8.1f} s{sizes}  {row['job']} {row['error']}".rstrip()
-
-
-def print_lines(rows: list[dict[str, Any]]) -> None:
-    """Print a line a job."""
-    for row in rows:
-        print(said(row))
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
@@ -368,13 +359,8 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:
-    """Print the table of stages, and conditions an hour."""
+    """Print the table of stages, and conditions per GPU-hour: of a job with all of them, and of jobs of one each."""
     print(*table(rows), sep="\n")
-    print_conditions(rows)
-
-
-def print_conditions(rows: list[dict[str, Any]]) -> None:
-    """Print conditions per GPU-hour of jobs with one condition and of the job with all of them, starts included."""
     for model in dict.fromkeys(row["model"] for row in rows if f"/{ALONE}/" in row["job"]):
         jobs = [row for row in rows if row["model"] == model and row["stage"] == "evaluate" and not row["error"]]
         for name, part in (
@@ -394,14 +380,11 @@ def main() -> int:
     parser.add_argument("config", type=Path)
     parser.add_argument("models", nargs="*", help="which, one after the other; all unless given")
     parser.add_argument("--results", type=Path, default=Path("results"))
-    parser.add_argument("--prepare", action="store_true", help="only texts and benchmarks, which all models share")
     parser.add_argument("--alone", type=int, default=0, metavar="N", help="conditions to measure once more, a job each")
     parser.add_argument("--gpus", type=int, help="those that a model is spread over (default: all that CUDA shows)")
     parser.add_argument("--short", action="store_true", help="trace little, where only evaluations are to be timed")
     parser.add_argument("--stop-after", type=float, default=float("inf"), metavar="SECONDS", help="start no job later")
-    parser.add_argument("--keep", action="store_true", help="keep weights, traces and predictors")
     shown = parser.add_mutually_exclusive_group()
-    shown.add_argument("--show", action="store_true", help="run nothing; print what was measured, a line a job")
     shown.add_argument("--table", action="store_true", help="run nothing; print it as the table of docs/cluster.md")
     shown.add_argument("--rates", action="store_true", help="run nothing; print it as shadowcore/rates.csv")
     parsed = parser.parse_args()
@@ -410,9 +393,9 @@ def main() -> int:
         traces = study.traces.model_copy(update={"criteria": ["plainact"], "windows": 24})
         study = study.model_copy(update={"traces": traces})
     chain = Chain(Jobs(study, parsed.results), parsed.gpus)
-    if parsed.show or parsed.table or parsed.rates:
+    if parsed.table or parsed.rates:
         rows = read(chain.root if (chain.root / "measured").is_dir() else parsed.results)
-        (print_table if parsed.table else print_rates if parsed.rates else print_lines)(rows)
+        (print_table if parsed.table else print_rates)(rows)
         return 0
     deadline = time.monotonic() + parsed.stop_after
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
@@ -420,10 +403,10 @@ def main() -> int:
     start = fork if forks_work() else process
     print(f"a start takes {imports_seconds():.1f} s; a job is a {start.__name__}", flush=True)
     whole = [run(chain.root, "shared", chain.of(""), deadline, start)]
-    for model in () if parsed.prepare else parsed.models or chain.study.models:
+    for model in parsed.models or chain.study.models:
         jobs = itertools.chain(chain.of(model), chain.alone(model, parsed.alone))
         whole.append(run(chain.root, model, jobs, deadline, start))
-        for folder in LARGE if whole[-1] and not parsed.keep else ():
+        for folder in LARGE if whole[-1] else ():
             shutil.rmtree(chain.root / folder / model, ignore_errors=True)
     return 0 if all(whole) else 1
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 from accuracy_tables import REFERENCE
+from markdown_tables import markdown
 
 from shadowcore.report.claims import CLAIMS
 
@@ -33,24 +34,22 @@ def claim(name: str) -> list[str]:
     """A line a place: our effect on every text, the nearest published effect, the verdict."""
     rows = judged(name)
     texts = [text for text in TEXTS if (rows["data"] == text).any()]
-    columns = texts or ["ours"]
-    lines = [f"| where | {' | '.join(columns)} | published | verdict |", "|---" * (len(columns) + 3) + "|"]
+    lines = []
     for _, place in rows.groupby(PLACE, dropna=False, sort=False):
         first = place.iloc[0]
         pct = "" if pd.isna(first["sparsity_pct"]) else f"{first['sparsity_pct']:.0f} %"
         words = [first["model"], first["units"], pct, first["policy"], first["criterion"], first["predictor"]]
         words = [word for word in words if pd.notna(word) and word]
         cells = [_effect(name, place[place["data"] == text]) for text in texts] or [_effect(name, place)]
-        published = _number(name, first["published_effect"])
-        lines.append(f"| {', '.join(words)} | {' | '.join(cells)} | {published} | {first['verdict']} |")
-    return lines
+        lines.append([", ".join(words), *cells, _number(name, first["published_effect"]), first["verdict"]])
+    return markdown(["where", *(texts or ["ours"]), "published", "verdict"], lines)
 
 
 def verdicts() -> list[str]:
     """How many places of every claim got each verdict."""
-    lines = ["| claim | verdicts (number of conditions) |", "|---|---|"]
+    lines = []
     for name, one in CLAIMS.items():
         places = judged(name).drop_duplicates(PLACE)["verdict"].value_counts(sort=False)
         counts = ", ".join(f"{verdict} ({count})" for verdict, count in places.items()) or "not attempted"
-        lines.append(f"| {one.statement} | {counts} |")
-    return lines
+        lines.append((one.statement, counts))
+    return markdown(["claim", "verdicts (number of conditions)"], lines)

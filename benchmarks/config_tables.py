@@ -11,6 +11,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from markdown_tables import markdown
+
 from shadowcore.commands.new import TEMPLATE
 from shadowcore.config import Study
 from shadowcore.models.sources import MODEL_SOURCES
@@ -39,7 +41,7 @@ def meanings() -> dict[str, str]:
 
 
 WORDS = meanings()
-HEAD = ["| key | type | if left out | meaning |", "|---|---|---|---|"]
+HEAD = ["key", "type", "if left out", "meaning"]
 LONG = 6  # choices that are listed once; later the key where they are listed is named
 
 
@@ -72,13 +74,13 @@ def type_of(schema: dict[str, Any], key: str, listed: dict[str, str]) -> str:
     return " ".join([words, *(f"{word} {schema[name]}" for name, word in bounds.items() if name in schema)])
 
 
-def rows(schema: dict[str, Any], path: str, listed: dict[str, str]) -> Iterator[tuple[str, str]]:
+def rows(schema: dict[str, Any], path: str, listed: dict[str, str]) -> Iterator[tuple[str, list[str]]]:
     """The path of every key below a schema, and its row: type, value if the key is left out, meaning."""
     for key, one in schema["properties"].items():
         here, whole = f"{path}.{key}".strip("."), resolved(one)
         default = "must be given" if key in schema["required"] else f"`{json.dumps(one.get('default'))}`"
         default = default.replace("`null`", "none").replace('"', "")
-        yield here, f"| `{here}` | {type_of(one, here, listed)} | {default} | {WORDS[here]} |"
+        yield here, [f"`{here}`", type_of(one, here, listed), default, WORDS[here]]
         values = whole.get("additionalProperties")
         named = isinstance(values, dict)
         inner = resolved(values if named else whole.get("items", whole))
@@ -94,22 +96,21 @@ def example(key: str) -> str:
 
 def sources(kinds: dict[str, type]) -> list[str]:
     """The kinds of sources with their keys and defaults."""
-    lines = ["| source | keys | meaning |", "|---|---|---|"]
+    lines = []
     for kind, source in kinds.items():
         keys = [
             f"`{one.name}`" + (f" ({one.default})" if one.default is not dataclasses.MISSING else "")
             for one in dataclasses.fields(source)
         ]
-        lines.append(f"| `{kind}` | {', '.join(keys)} | {source.__doc__.splitlines()[0]} |".replace("(None)", "(none)"))
-    return lines
+        words = ", ".join(keys).replace("(None)", "(none)")
+        lines.append((f"`{kind}`", words, source.__doc__.splitlines()[0]))
+    return markdown(["source", "keys", "meaning"], lines)
 
 
 def recipes() -> list[str]:
     """The values of every recipe."""
-    lines = ["| recipe | values |", "|---|---|"]
-    return lines + [
-        f"| `{name}` | {', '.join(f'{key} {value}' for key, value in one.items())} |" for name, one in RECIPES.items()
-    ]
+    values = {name: ", ".join(f"{key} {value}" for key, value in one.items()) for name, one in RECIPES.items()}
+    return markdown(["recipe", "values"], [(f"`{name}`", words) for name, words in values.items()])
 
 
 def tables() -> str:
@@ -117,9 +118,18 @@ def tables() -> str:
     found = list(rows(SCHEMA, "", {}))
     more = {"models": sources(MODEL_SOURCES), "texts": sources(TEXT_SOURCES), "predictors": recipes()}
     top = [path for path, _ in found if f"{path}." not in "".join(path for path, _ in found) and "." not in path]
-    lines = ["### Keys at the top", "", *HEAD, *(row for path, row in found if path in top)]
+    lines = ["### Keys at the top", "", *markdown(HEAD, (row for path, row in found if path in top))]
     for section in SCHEMA["properties"]:
         if section not in top:
             part = [row for path, row in found if path.split(".")[0] == section]
-            lines += ["", f"### `{section}`", "", *HEAD, *part, "", *more.get(section, ()), "", example(section)]
+            lines += [
+                "",
+                f"### `{section}`",
+                "",
+                *markdown(HEAD, part),
+                "",
+                *more.get(section, ()),
+                "",
+                example(section),
+            ]
     return "\n".join(lines).replace("\n\n\n", "\n\n")

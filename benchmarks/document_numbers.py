@@ -1,4 +1,4 @@
-"""Fill the tables and numbers of README.md, docs/ and config/README.md from the code and from results/reference.
+"""Fill the tables and numbers of README.md, docs/, config/ and results/README.md from code and results/reference.
 
     make docs    # python benchmarks/document_numbers.py
 
@@ -20,12 +20,14 @@ import pandas as pd
 import quick_tables
 import thresholds
 from accuracy_tables import REFERENCE
+from markdown_tables import markdown
 
 from shadowcore import plan, rates
 from shadowcore.commands.plan import totals
 from shadowcore.config import load_study
 from shadowcore.jobs import Jobs
 from shadowcore.report.figures.scaling import WIDTHS, layerwise_over_shadow, timed
+from shadowcore.schemas import FINAL_TABLES, OUTCOMES
 
 ROOT = Path(__file__).parent.parent
 REGION = re.compile(r"(<!-- numbers: (.+?) -->)(.*?)(<!-- end -->)", re.DOTALL)
@@ -48,28 +50,40 @@ def grid() -> list[str]:
     """What the plan says of the paper's grid."""
     study = load_study(ROOT / "config" / "paper.yaml")
     works = plan.work(Jobs(study, ROOT / "results"), strict=True)
-    return ["| stage | jobs | GPU-hours | disk, GB |", "|---|---|---|---|"] + [
-        f"| {rule} | {one.jobs} | {one.gpu_hours:.1f} | {one.disk / 1e9:.0f} |"
+    rows = [
+        (rule, one.jobs, f"{one.gpu_hours:.1f}", f"{one.disk / 1e9:.0f}")
         for rule, one in totals(works, {}, rates.read(), plan.disk(study, works)).items()
         if one.gpu_hours or one.disk > 1e9
     ]
+    return markdown(["stage", "jobs", "GPU-hours", "disk, GB"], rows)
+
+
+def dictionary() -> str:
+    """The columns of every final table and of outcomes, from the schemas."""
+    sections = []
+    for table in (*FINAL_TABLES.values(), OUTCOMES):
+        columns = [(f"`{name}`", kind, meaning) for name, (kind, meaning) in table.columns.items()]
+        lines = markdown(["column", "type", "meaning"], columns)
+        sections += [f"### {table.name} (schema {table.schema})", f"One row: {table.row}.", "\n".join(lines)]
+    return "\n\n".join(sections)
 
 
 def spread(folder: str) -> list[str]:
     """A model on one GPU and on two."""
     rows = pd.read_parquet(REFERENCE / folder / "compared.parquet")
-    return ["| what | one GPU, s | two GPUs, s | largest difference |", "|---|---|---|---|"] + [
-        f"| {row.what} | {row.seconds_one:.2f} | {row.seconds_spread:.2f} | {row.apart:.2g} |"
+    cells = [
+        (row.what, f"{row.seconds_one:.2f}", f"{row.seconds_spread:.2f}", f"{row.apart:.2g}")
         for row in rows.itertuples()
     ]
+    return markdown(["what", "one GPU, s", "two GPUs, s", "largest difference"], cells)
 
 
 def at_once(folder: str) -> str:
     """Seconds of a job alone and of jobs side by side."""
     rows = pd.read_parquet(REFERENCE / folder / "jobs.parquet").query("exit_code == 0")
     alone, beside = (rows.loc[rows["at_once"] == count, "seconds"].max() for count in (1, 2))
-    gain = 2 * alone / beside
-    return f"one took {alone:.0f} s alone, and two at once took {beside:.0f} s: {gain:.2f} times the jobs an hour"
+    faster = f"{2 * alone / beside:.2f} times the jobs an hour"
+    return f"one took {alone:.0f} s alone, and two at once took {beside:.0f} s: {faster}"
 
 
 OF_ACCURACY = ("perplexity", "main_accuracy", "all_accuracy", "worse", "difference", "seeds", "share")
@@ -82,6 +96,7 @@ NUMBERS = {
     "claim": claim_tables.claim,
     "verdicts": claim_tables.verdicts,
     "config": config_tables.tables,
+    "dictionary": dictionary,
     "at_once": at_once,
     "faster": faster,
     "goals": lambda folder: thresholds.goals(times(folder)),
@@ -110,7 +125,8 @@ def filled(page: str) -> str:
 
 def pages() -> list[Path]:
     """Every page with a region."""
-    found = [ROOT / "README.md", ROOT / "config" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    found = [ROOT / f"{folder}README.md" for folder in ("", "config/", "results/")]
+    found += sorted((ROOT / "docs").glob("*.md"))
     return [path for path in found if REGION.search(path.read_text())]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 from accuracy_tables import REFERENCE, interval
+from markdown_tables import markdown
 
 
 def table(of: str) -> pd.DataFrame:
@@ -16,12 +17,11 @@ def perplexity(policy: str, units: str) -> list[str]:
     """Perplexities of the quick study under one policy, with some units removed."""
     found = table("perplexity").query("task == 'perplexity' and policy == @policy and units == @units")
     sparsities = sorted(found["sparsity_pct"].unique())
-    lines = [f"| method | criterion | predictor | {' | '.join(f'{pct} %' for pct in sparsities)} |"]
-    lines.append("|---" * (3 + len(sparsities)) + "|")
+    rows = []
     for key, part in found.groupby(["method", "criterion", "predictor"]):
         cells = {row["sparsity_pct"]: interval(row) for _, row in part.iterrows()}
-        lines.append(f"| {' | '.join([*key, *(cells.get(pct, '') for pct in sparsities)])} |")
-    return lines
+        rows.append([*key, *(cells.get(pct, "") for pct in sparsities)])
+    return markdown(["method", "criterion", "predictor", *(f"{pct} %" for pct in sparsities)], rows)
 
 
 def dense() -> str:
@@ -36,23 +36,22 @@ def half() -> list[str]:
     recall = (
         table("quality").query(f"metric == 'recall' and kind == 'neurons' and {alike}").groupby(keys)["value"].mean()
     )
-    lines = ["| criterion | method | predictor | accuracy | recall |", "|---" * 5 + "|"]
-    for key, row in right.sort_index().iterrows():
-        found = f"{recall[key]:.3f}" if key in recall else ""
-        lines.append(f"| {' | '.join(key)} | {row['value']:.2f} ± {row['stderr']:.2f} | {found} |")
-    return lines
+    rows = [
+        [*key, f"{row['value']:.2f} ± {row['stderr']:.2f}", f"{recall[key]:.3f}" if key in recall else ""]
+        for key, row in right.sort_index().iterrows()
+    ]
+    return markdown(["criterion", "method", "predictor", "accuracy", "recall"], rows)
 
 
 def times() -> list[str]:
     """Median times of the quick study, 10th to 90th percentile in brackets."""
     timed = table("latency")
     sparsities = sorted(timed["sparsity_pct"].unique())
-    names = ["dense" if pct == 0 else f"{pct} %" for pct in sparsities]
-    lines = [f"| mode | {' | '.join(names)} |", "|---" * (1 + len(names)) + "|"]
+    rows = []
     for mode, part in timed.groupby("mode", sort=False):
         cells = {
             row["sparsity_pct"]: f"{row['ms_per_token']:.1f} ({row['ms_p10']:.1f} to {row['ms_p90']:.1f})"
             for _, row in part.iterrows()
         }
-        lines.append(f"| {mode} | {' | '.join(cells.get(pct, '') for pct in sparsities)} |")
-    return lines
+        rows.append([mode, *(cells.get(pct, "") for pct in sparsities)])
+    return markdown(["mode", *("dense" if pct == 0 else f"{pct} %" for pct in sparsities)], rows)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pandas as pd
+from markdown_tables import markdown
 
 from shadowcore.report import PUBLISHED
 from shadowcore.report.figures.scaling import BITS, DENSE, WIDTHS, alike, layerwise_over_shadow, published_ratios, timed
@@ -25,49 +26,39 @@ GAINS = (
 )
 
 
-def wanted(rows: pd.DataFrame) -> list[tuple[str, tuple[Callable, str], list[float], list[float | None]]]:
-    """Each threshold: what, in which direction, the numbers wanted and found (None: not measured)."""
-    ceiling = rows["ceiling_gb_s"].max()
+def wanted(rows: pd.DataFrame) -> list[tuple[str, tuple[Callable, str], list[float], list[float]]]:
+    """Each threshold: what, in which direction, the numbers wanted and found (NaN: not measured)."""
 
-    def one(model: str, mode: str, pct: int, column: str, bits: int = BITS) -> float | None:
+    def one(model: str, mode: str, pct: int, column: str = "ms_per_token", bits: int = BITS) -> float:
         found = alike(rows[rows["model"] == model], mode, bits=bits)
-        found = found.loc[found["sparsity_pct"] == pct, column].dropna()
-        return found.iloc[0] if len(found) else None
+        return found.loc[found["sparsity_pct"] == pct, column].dropna().head(1).max()
 
-    def ratio(above: float | None, below: float | None) -> float | None:
-        return None if above is None or below is None else above / below
+    def fastest(model: str, modes: Sequence[str] = DENSE) -> float:
+        return rows.loc[(rows["model"] == model) & rows["mode"].isin(modes), "ms_per_token"].min()
 
-    def fastest(model: str, modes: Sequence[str] = DENSE) -> float | None:
-        times = rows.loc[(rows["model"] == model) & rows["mode"].isin(modes), "ms_per_token"]
-        return times.min() if len(times) else None
-
-    def time(model: str, mode: str, pct: int, bits: int = BITS) -> float | None:
-        return one(model, mode, pct, "ms_per_token", bits)
-
-    def gains(model: str, *sparsities: int, bits: int = BITS) -> list[float | None]:
-        return [ratio(fastest(model), time(model, "shadow", pct, bits)) for pct in sparsities]
+    def gains(model: str, sparsities: Sequence[int], bits: int) -> list[float]:
+        return [fastest(model) / one(model, "shadow", pct, bits=bits) for pct in sparsities]
 
     opts = [model for model in ("opt-6.7b", "opt-13b", "opt-30b") if model in set(rows["model"])]
-    models = sorted(set(rows["model"]))
     dense = rows[(rows["mode"] == "dense") | rows["predictor_mb"].notna()]
     most = dense["peak_gb"] - dense["predictor_mb"].fillna(0) / 1e3 - (dense["model_gb"] + dense["cache_gb"])
-    spare = (most / (dense["peak_gb"] - most)).max() if len(dense) else None
-    worst = [ratio(time(model, "dense", 0), fastest(model, OTHER)) for model in models]
-    of_roof = {model: ratio(one(model, "dense", 0, "gb_per_s"), ceiling) for model in ("opt-6.7b", "opt-30b")}
-    choosing = [ratio(one(model, "shadow", 50, "predictor_ms"), time(model, "shadow", 50)) for model in opts]
-    shuffled = ratio(time("opt-30b", "gather_ordered", 0), time("opt-30b", "gather_shuffled", 0))
-    selection = ratio(one("opt-30b", "shadow", 50, "selection_ms"), 1e-3)
+    spare = (most / (dense["peak_gb"] - most)).max()
+    worst = pd.Series([one(model, "dense", 0) / fastest(model, OTHER) for model in sorted(set(rows["model"]))]).max()
+    of_roof = [one(model, "dense", 0, "gb_per_s") / rows["ceiling_gb_s"].max() for model in ("opt-6.7b", "opt-30b")]
+    choosing = [one(model, "shadow", 50, "predictor_ms") / one(model, "shadow", 50) for model in opts]
+    shuffled = one("opt-30b", "gather_ordered", 0) / one("opt-30b", "gather_shuffled", 0)
+    selection = one("opt-30b", "shadow", 50, "selection_ms") * 1e3
     names = " / ".join(opts)
     return [
-        ("dense step, OPT-6.7B, of the read ceiling", BEST, [0.85], [of_roof["opt-6.7b"]]),
-        ("dense step, OPT-30B, of the read ceiling", BEST, [0.92], [of_roof["opt-30b"]]),
-        ("our dense over the fastest other, worst size", MOST, [1.05], [max((w for w in worst if w), default=None)]),
+        ("dense step, OPT-6.7B, of the read ceiling", BEST, [0.85], of_roof[:1]),
+        ("dense step, OPT-30B, of the read ceiling", BEST, [0.92], of_roof[1:]),
+        ("our dense over the fastest other, worst size", MOST, [1.05], [worst]),
         *(
             (
                 f"{name} shadow{with_bits}, {' / '.join(map(str, at))} %, over the fastest dense",
                 BEST,
                 goals,
-                gains(name.lower(), *at, bits=bits),
+                gains(name.lower(), at, bits),
             )
             for name, at, goals in GAINS
             for bits, with_bits in ((BITS, ""), (8, " (8-bit predictor)"))
@@ -81,10 +72,7 @@ def wanted(rows: pd.DataFrame) -> list[tuple[str, tuple[Callable, str], list[flo
 
 def times(rows: pd.DataFrame) -> list[str]:
     """Milliseconds a token of every model: dense, and predictors of equal sizes."""
-    lines = [
-        "| model | dense, ours | fastest other dense | shadow 50 % | 70 % | 90 % | layerwise 50 % |",
-        "|---|" + 6 * "---|",
-    ]
+    lines = []
     for model, found in sorted(rows.groupby("model"), key=lambda item: item[1]["gb_per_token"].max()):
         others = found.loc[found["mode"].isin(OTHER), "ms_per_token"]
         shadow, layerwise = (
@@ -92,68 +80,63 @@ def times(rows: pd.DataFrame) -> list[str]:
         )
         values = [found.loc[found["mode"] == "dense", "ms_per_token"].iloc[0], others.min()]
         values += [shadow.get(50), shadow.get(70), shadow.get(90), layerwise.get(50)]
-        lines.append(f"| {model} | " + " | ".join("" if pd.isna(value) else f"{value:.2f}" for value in values) + " |")
-    return lines
+        lines.append([model, *map(two_decimals, values)])
+    names = ["model", "dense, ours", "fastest other dense", "shadow 50 %", "70 %", "90 %", "layerwise 50 %"]
+    return markdown(names, lines)
+
+
+def two_decimals(value: float | None) -> str:
+    """A number as a table shows it; nothing for none."""
+    return "" if pd.isna(value) else f"{value:.2f}"
 
 
 def variants(rows: pd.DataFrame) -> list[str]:
     """Milliseconds a token of every variant at 50 %, a column a model."""
     half = rows[rows["sparsity_pct"] == 50].copy()
-    half["mode"] = (
-        half["mode"]
-        .replace("oracle", "given")
-        .replace(  # "oracle": the name of "given" in older tables
-            {"given": "given units, nothing predicted", "static": "kept units cut out"}
-        )
-    )
+    half["mode"] = half["mode"].replace({"given": "given units, nothing predicted", "static": "kept units cut out"})
     ranks = half["predictor_rank_heads"].fillna(half["predictor_rank"]).map("{:.0f}".format)
     ranks = (ranks + "/" + half["predictor_rank"].map("{:.0f}".format)).where(half["predictor_rank"].notna(), "")
     bits = half["predictor_bits"].map({8: ", 8 bits"}).fillna("")
     half["name"] = (half["mode"] + " " + ranks + bits).str.strip()
     found = half.pivot_table(index="name", columns="model", values="ms_per_token", sort=False)
     found = found[rows.groupby("model")["gb_per_token"].max().sort_values().index]
-    lines = [f"| variant, 50 % | {' | '.join(found.columns)} |", "|---" * (1 + len(found.columns)) + "|"]
-    return lines + [
-        f"| {name} | {' | '.join('' if pd.isna(value) else f'{value:.2f}' for value in row)} |"
-        for name, row in zip(found.index, found.to_numpy(), strict=True)
-    ]
+    lines = [[name, *map(two_decimals, row)] for name, row in zip(found.index, found.to_numpy(), strict=True)]
+    return markdown(["variant, 50 %", *found.columns], lines)
 
 
 def settings(rows: pd.DataFrame) -> list[str]:
     """Speed-ups of shadow over the fastest dense decoder with several sequences, other prompts and other lengths."""
-    head = "| model | sequences | tokens of the prompt | new tokens | dense, ms | 50 % | 70 % | 90 % |"
-    lines = [head, "|---" * 8 + "|"]
+    lines = []
     for keys, found in rows.groupby(["model", "batch", "prompt_tokens", "new_tokens"]):
         dense = found.loc[found["mode"].isin(DENSE), "ms_per_token"].min()
         gains = dense / alike(found, "shadow").set_index("sparsity_pct")["ms_per_token"]
-        cells = [f"{gains[pct]:.2f}" if pct in gains else "" for pct in (50, 70, 90)]
-        lines.append(f"| {' | '.join(map(str, keys))} | {dense:.2f} | {' | '.join(cells)} |")
-    return lines
+        lines.append([*keys, *map(two_decimals, (dense, *map(gains.get, (50, 70, 90))))])
+    names = ["model", "sequences", "tokens of the prompt", "new tokens", "dense, ms", "50 %", "70 %", "90 %"]
+    return markdown(names, lines)
 
 
 def widths(rows: pd.DataFrame) -> list[str]:
     """Time of layerwise over shadow at 50 % and three widths; published ratios with their number of GPUs."""
     gpus = pd.read_csv(PUBLISHED).query("quantity == 'latency'").groupby("model")["gpus"].first()
     theirs, ours = published_ratios(), {name: layerwise_over_shadow(rows, ranks) for name, ranks in WIDTHS.items()}
-    lines = ["| model | published | " + " | ".join(ours) + " |", "|---|" + (1 + len(ours)) * "---|"]
+    lines = []
     for model in rows.groupby("model")["gb_per_token"].max().sort_values().index:
         cells = [f"{theirs[model]:.3f} ({gpus[model]:.0f} A100)" if model in theirs else ""]
         cells += [f"{found[model]:.3f}" if model in found else "" for found in ours.values()]
-        lines.append(f"| {model} | {' | '.join(cells)} |")
-    return lines
+        lines.append([model, *cells])
+    return markdown(["model", "published", *ours], lines)
 
 
 def goals(rows: pd.DataFrame) -> list[str]:
     """Each threshold with what was measured."""
-    lines = [f"| threshold (set for an H100) | wanted | {rows['device'].iloc[0]} | reached |", "|---|---|---|---|"]
+    lines = []
     for what, (holds, sign), numbers, found in wanted(rows):
-        values = " / ".join("not measured" if value is None else f"{value:.3g}" for value in found)
+        values = " / ".join("not measured" if pd.isna(value) else f"{value:.3g}" for value in found)
         goal = " / ".join(f"{number:g}" for number in dict.fromkeys(numbers))
-        reached = ""
-        if None not in found:
-            reached = "yes" if all(map(holds, found, numbers)) else "**no**"
-        lines.append(f"| {what} | {sign} {goal} | {values} | {reached} |")
-    return lines
+        reached = "yes" if all(map(holds, found, numbers)) else "**no**"
+        reached = "" if pd.isna(found).any() else reached
+        lines.append([what, f"{sign} {goal}", values, reached])
+    return markdown(["threshold (set for an H100)", "wanted", rows["device"].iloc[0], "reached"], lines)
 
 
 def main(path: Path) -> None:

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import multiprocessing
 import shutil
 import subprocess
 import sys
@@ -166,9 +165,7 @@ def main() -> int:
         own = [job for job in made.of(model) if job.stage == "fetch-model"]
         if not table.exists() and chain.run(made.root, model, own, deadline, start):
             # in a process that gives its GPU memory back
-            child = multiprocessing.get_context("fork").Process(target=write, args=(table, work, made, model))
-            child.start()
-            child.join()
+            chain.forked(partial(write, table, work, made, model)).join()
             shutil.rmtree(made.root / "models" / model)  # a disk in memory has no room for two models
         if not table.exists():
             return 1

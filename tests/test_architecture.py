@@ -1,7 +1,6 @@
 """What holds for the whole tree: layers without circles, no pickle, one set of pins."""
 
 import re
-import sys
 import tomllib
 from dataclasses import fields
 from importlib import import_module, metadata
@@ -164,14 +163,6 @@ def test_a_comment_changes_no_fingerprint_but_behaviour_does(tmp_path, monkeypat
     for cached in (provenance.imports, provenance.behaviour, provenance.fingerprint):
         monkeypatch.undo()
         cached.cache_clear()
-
-
-def test_the_data_dictionary_is_that_of_the_schemas():
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    from data_dictionary import HEADING, dictionary
-
-    page = (ROOT / "results" / "README.md").read_text()
-    assert page[page.index(HEADING) :] == dictionary()
 
 
 @pytest.mark.parametrize("rule", RULES)

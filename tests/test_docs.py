@@ -137,7 +137,10 @@ def numbers():
     return document_numbers
 
 
-@pytest.mark.parametrize("page", [*PAGES, ROOT / "config" / "README.md"], ids=lambda path: path.parent.name + path.stem)
+FILLED = [*PAGES, *(ROOT / folder / "README.md" for folder in ("config", "results"))]
+
+
+@pytest.mark.parametrize("page", FILLED, ids=lambda path: path.parent.name + path.stem)
 def test_numbers_of_a_page_are_those_of_the_tables(page, numbers):
     """Where they are not, `make docs` writes them."""
     text = page.read_text()

@@ -15,7 +15,7 @@ from shadowcore.models.families import dimensions_of, family_of, layers_of
 from shadowcore.models.ffn import ffn_norm
 from shadowcore.models.losses import all_scored
 from shadowcore.models.masking import cut_out
-from shadowcore.models.recording import Site, visiting
+from shadowcore.models.recording import SITES, Site, visiting
 from shadowcore.schemas import THRESHOLDS
 from shadowcore.stages.inputs import read_thresholds
 
@@ -55,7 +55,7 @@ def kept(model, masks, tokens):
 
         return recorded
 
-    masks.begin = recording
+    masks.begin, masks.sites = recording, SITES
     logits = SparseModel(model, masks).logits(tokens, all_scored(tokens))
     return logits, keep, seen
 

@@ -133,7 +133,7 @@ def decoder(
     if max_positions is not None:
         at_least(1, max_positions=max_positions)
     chosen = ("triton" if model.device.type == "cuda" else "torch") if backend is None else backend
-    make: Any = _triton if one_of(chosen, BACKENDS, "backend") == "triton" else Decoder
+    make: Any = _triton() if one_of(chosen, BACKENDS, "backend") == "triton" else Decoder
     layout = from_model(model)
     scorer: Any = Proxy(layout, proxy) if proxy else placed(predictor, model.device, model.dtype)
     room = min(MOST_POSITIONS, layout.sizes.positions) if max_positions is None else max_positions
@@ -145,13 +145,13 @@ def decoder(
     return SparseDecoder(model, sparse, dense, selection, chosen, masks)
 
 
-def _triton(*arguments: Any) -> Decoder:
+def _triton() -> type[Decoder]:
     """The Triton decoder, imported only when it is used, because Triton may not be installed."""
     try:
         from shadowcore.decode.triton_decoder import GraphDecoder
     except ImportError as error:
         raise ConfigError(f"backend: 'triton' cannot be used ({error}); use backend='torch'") from None
-    return GraphDecoder(*arguments)
+    return GraphDecoder
 
 
 def _text(tokenizer, ids: list[int], new: list[int]) -> str:

@@ -128,6 +128,5 @@ def _harness_model(model: torch.nn.Module | SparseCausalLM) -> SparseModel:
     if not isinstance(model, SparseCausalLM):
         require_model(model)
         return SparseModel(model, None)
-    if model.closed:
-        raise ConfigError("sparsify: its block has ended; use the sparse model inside the `with` block")
+    model.require_open()
     return SparseModel(model.model, model.masks)

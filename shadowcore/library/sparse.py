@@ -59,11 +59,15 @@ class SparseCausalLM:
         with self._masked(0 if prompt is None else prompt.shape[1] - 1):
             return self.model.generate(inputs, **kwargs)
 
+    def require_open(self) -> None:
+        """Raise ConfigError after the end of the `with` block."""
+        if self.closed:
+            raise ConfigError("sparsify: its block has ended; use the sparse model inside the `with` block")
+
     @contextmanager
     def _masked(self, first: int) -> Iterator[None]:
         """While the block runs, mask every pass from position `first` of the rows on."""
-        if self.closed:
-            raise ConfigError("sparsify: its block has ended; use the sparse model inside the `with` block")
+        self.require_open()
         names = inspect.signature(self.model.forward)
         choose: Choose | None = None
         dense = 0  # number of positions at the beginning of the current pass without masks
@@ -90,7 +94,7 @@ class SparseCausalLM:
 
         handle = self.model.register_forward_pre_hook(begin, with_kwargs=True)
         try:
-            with visiting(self.model, visit):
+            with visiting(self.model, visit, self.masks.sites):
                 yield
         finally:
             handle.remove()

@@ -7,10 +7,8 @@ from torch.nn import functional
 
 from shadowcore.decode import operations
 from shadowcore.decode.cuda_graph import ReplayedDecoder
-from shadowcore.decode.layout import OPT_POSITION_OFFSET, Layout
+from shadowcore.decode.layout import OPT_POSITION_OFFSET, Layer, Layout
 from shadowcore.models.families import family_of, layers_of
-
-Tensors = tuple[torch.Tensor | None, ...]
 
 
 class TorchGraph(ReplayedDecoder):
@@ -36,32 +34,20 @@ class TorchGraph(ReplayedDecoder):
         if self.layout.inverse_frequencies is not None:
             turns = self._cos[self._position], self._signed_sin[self._position]
         visible = (self._places <= self._position)[None, None, None]
-        for index, layer in enumerate(self.layout.layers):
-            weights = (
-                layer.query_key_value, layer.query_key_value_bias, layer.output, layer.output_bias,
-                layer.ffn_in, layer.ffn_in_bias, layer.ffn_down, layer.ffn_down_bias,
-                layer.attention_norm.weight, layer.attention_norm.bias, layer.ffn_norm.weight, layer.ffn_norm.bias,
-                *(None if norm is None else norm.weight for norm in (layer.query_norm, layer.key_norm)),
-            )  # fmt: skip
-            x = self._layer(x, weights, self._keys[index], self._values[index], self._position, visible, turns)
+        for layer, keys, values in zip(self.layout.layers, self._keys, self._values, strict=True):
+            x = self._layer(x, layer, keys, values, self._position, visible, turns)
         self._scores.copy_(self._logits(x))
         torch.argmax(self._scores, dim=1, out=self._token)
         self._emitted.index_copy_(0, self._position, self._token[None])
         self._position.add_(1)
 
     def _plain_layer(
-        self, x: torch.Tensor, weights: Tensors, keys: torch.Tensor, values: torch.Tensor, position: torch.Tensor,
+        self, x: torch.Tensor, layer: Layer, keys: torch.Tensor, values: torch.Tensor, position: torch.Tensor,
         visible: torch.Tensor, turns: tuple[torch.Tensor, torch.Tensor] | None,
     ) -> torch.Tensor:  # fmt: skip
-        qkv_weight, qkv_bias, out_weight, out_bias, in_weight, in_bias, down_weight, down_bias, *norms = weights
-        first = self.layout.layers[0]
         groups = self.layout.sizes.kv_heads
-        normed = _norm(x, norms[0], norms[1], first.attention_norm.eps, first.attention_norm.rms)
-        qkv = operations.project(qkv_weight, qkv_bias, normed)
-        if first.query_norm is not None:
-            query, key, value = qkv.split((qkv.shape[1] - 2 * groups, groups, groups), 1)
-            query = _norm(query, norms[4], None, first.query_norm.eps, rms=True)
-            qkv = torch.cat((query, _norm(key, norms[5], None, first.query_norm.eps, rms=True), value), 1)
+        qkv = operations.project(layer.query_key_value, layer.query_key_value_bias, layer.attention_norm(x))
+        qkv = layer.normed(qkv)
         if turns is not None:
             turned = operations.rotate(qkv[:, :-groups], *turns)
             qkv = torch.cat((turned, qkv[:, -groups:]), 1)
@@ -70,18 +56,11 @@ class TorchGraph(ReplayedDecoder):
         values.index_copy_(2, position, value[:, :, None])
         grouped = query.shape[1] != groups
         mixed = functional.scaled_dot_product_attention(query[:, :, None], keys, values, visible, enable_gqa=grouped)
-        x = x + operations.add(out_weight.flatten(0, 1), out_bias, mixed.flatten(1))
-        normed = _norm(x, norms[2], norms[3], first.ffn_norm.eps, first.ffn_norm.rms)
-        active = operations.activate(operations.project(in_weight, in_bias, normed), self.layout.activation)
-        return x + operations.add(down_weight, down_bias, active)
-
-
-def _norm(
-    x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, eps: float, rms: bool
-) -> torch.Tensor:
-    if rms:
-        return functional.rms_norm(x, x.shape[-1:], weight, eps)
-    return functional.layer_norm(x, x.shape[-1:], weight, bias, eps)
+        x = x + operations.add(layer.output.flatten(0, 1), layer.output_bias, mixed.flatten(1))
+        inner = operations.project(layer.ffn_in, layer.ffn_in_bias, layer.ffn_norm(x))
+        return x + operations.add(
+            layer.ffn_down, layer.ffn_down_bias, operations.activate(inner, self.layout.activation)
+        )
 
 
 class HuggingFaceDecoder:

@@ -28,10 +28,8 @@ from shadowcore.models.recording import Choose, Site
 class FfnMasks(Masks):
     """Masks of a layer's neurons from what flows at one of its sites; layer 0 stays dense."""
 
-    read_at = "ffn_input"
-
-    def __init__(self, model: torch.nn.Module):
-        self.model = model
+    def __init__(self, model: torch.nn.Module, read_at: str = "ffn_input"):
+        self.model, self.read_at, self.sites = model, read_at, (read_at, "neurons")
         self.layers = range(FIRST_SPARSE_LAYER, dimensions_of(model.config).layers)
 
     def keep(self, layer: int, x: torch.Tensor) -> torch.Tensor:
@@ -88,8 +86,7 @@ class ProxyMasks(FfnMasks):
 
     def __init__(self, model: torch.nn.Module, bits: int, sparsity_pct: int, ahead: bool = False):
         """bits: of a weight of the copy. ahead: read the residual that enters the layer, not the FFN's input."""
-        super().__init__(model)
-        self.read_at = "residual" if ahead else "ffn_input"
+        super().__init__(model, "residual" if ahead else "ffn_input")
         self.bits, self.sparsity_pct, self.activation = bits, sparsity_pct, activation_function(model)
         self.before = {layer: ffn_norm(model, layer) for layer in self.layers} if ahead else {}
         with torch.no_grad():  # steps only: a copy of every matrix would take almost as much memory as the model

@@ -17,7 +17,6 @@ from shadowcore.decode.layout import Layout, weights_of
 
 CEILING_BYTES = 4 * 2**30  # read at once: many times any cache
 SELECTIONS = 10  # in one graph, so that starting it costs little
-CLOCKS = ("sm_mhz", "memory_mhz", "power_w", "temperature_c", "throttled")
 
 
 def milliseconds(work: Callable[[], Any], device: torch.device) -> float:
@@ -76,15 +75,13 @@ def device_state(device: torch.device) -> dict[str, Any]:
     # not by number: this process may see other devices than the driver counts
     handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
     idle = pynvml.nvmlClocksEventReasonGpuIdle | pynvml.nvmlClocksEventReasonApplicationsClocksSetting
-    reasons = pynvml.nvmlDeviceGetCurrentClocksEventReasons(handle) & ~idle
-    values = (
-        pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM),
-        pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_MEM),
-        pynvml.nvmlDeviceGetPowerUsage(handle) / 1000,
-        pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU),
-        int(reasons),
-    )
-    return dict(zip(CLOCKS, values, strict=True))
+    return {
+        "sm_mhz": pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM),
+        "memory_mhz": pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_MEM),
+        "power_w": pynvml.nvmlDeviceGetPowerUsage(handle) / 1000,
+        "temperature_c": pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU),
+        "throttled": int(pynvml.nvmlDeviceGetCurrentClocksEventReasons(handle) & ~idle),
+    }
 
 
 def driver_version(device: torch.device) -> str | None:

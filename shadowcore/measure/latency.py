@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -24,15 +24,7 @@ from shadowcore.measure.ffn_selectors import ProxyMasks
 from shadowcore.measure.gpu_timing import milliseconds
 from shadowcore.models.families import KINDS
 
-
-class Decodes(Protocol):
-    """What is timed: our decoder on any backend, or another one behind these two methods."""
-
-    def prefill(self, ids: torch.Tensor) -> torch.Tensor:
-        """Start anew with ids (B, T); logits (B, V) of the last position."""
-
-    def continued(self, tokens: torch.Tensor, new_tokens: int) -> torch.Tensor:
-        """The greedy continuation (B, new_tokens) of what is cached and tokens (B,)."""
+Timed = Decoder | HuggingFaceDecoder
 
 
 @dataclass(frozen=True)
@@ -44,7 +36,7 @@ class Variant:
     """
 
     keys: dict[str, Any]
-    decoder: Decodes
+    decoder: Timed
     selection: Selection | None = None
     thresholds: torch.Tensor | None = None
     masks: ProxyMasks | None = None
@@ -59,7 +51,7 @@ class Variant:
 
 
 def measure(
-    variants: Mapping[str, Decodes], prompt_ids: torch.Tensor, new_tokens: int, repeats: int, warmup: int
+    variants: Mapping[str, Timed], prompt_ids: torch.Tensor, new_tokens: int, repeats: int, warmup: int
 ) -> list[dict[str, Any]]:
     """Raw times of decoding after prompt_ids (B, T): one row {variant, repeat, ttft_ms, ms_per_token} a turn.
 

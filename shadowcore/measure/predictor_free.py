@@ -66,7 +66,7 @@ class PromptMasks(Masks):
                 a = torch.nn.functional.normalize(x.squeeze(-1).float(), dim=-1)
                 scores.append((a * prompt.to(a.device)[..., None]).norm(dim=1).to(ids.device))  # (B, F)
 
-        with visiting(self.model, see):
+        with visiting(self.model, see, ["neurons"]):
             self.model.base_model(inputs, **context())
         keep = self.policy(torch.stack(scores, 1), self.sparsity_pct)[:, None]  # (B, 1, L - 1, F)
 

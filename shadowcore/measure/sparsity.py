@@ -3,7 +3,7 @@
 A protocol (see `protocols`) says from which positions a mask is computed, and to which it applies.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -31,8 +31,12 @@ SCORES_AT_ONCE = 2e9  # bytes of predicted scores
 
 
 class Masks(Interface):
-    """Makes keep masks. reads_prompt: it needs the whole prompt of a row, so prompts cannot run before the rows."""
+    """Makes keep masks, from what it reads at `sites`, and for the units there.
 
+    reads_prompt: it needs the whole prompt of a row, so prompts cannot run before the rows.
+    """
+
+    sites: Collection[str] = KINDS
     reads_prompt = False
 
     def begin(self, ids: torch.Tensor, scored: torch.Tensor, context: Context, protocol: Protocol = TOKEN) -> Choose:
@@ -72,6 +76,7 @@ class PredictedMasks(Masks):
     def __init__(self, predictor: Predictor, kinds: tuple[Kind, ...], policy: str, sparsity_pct: int):
         self.predictor, self.kinds, self.sparsity_pct = predictor, kinds, sparsity_pct
         self.policy_name, self.policy = policy, predictor_policy(policy, predictor)
+        self.sites = {*kinds, *(group.site.what for group in predictor.groups)}
 
     def begin(
         self, ids: torch.Tensor, scored: torch.Tensor, context: Context = no_context, protocol: Protocol = TOKEN
@@ -182,7 +187,7 @@ class SparseModel:
             self.removed[site.what] = self.removed[site.what] + removed.to(self.model.device)
             return x.where((keep | others)[..., None], 0)
 
-        with visiting(self.model, visit):
+        with visiting(self.model, visit, self.masks.sites):
             return self.model(inputs, logits_to_keep=logits_to_keep, **context()).logits
 
     def measured_sparsity(self, kinds: tuple[Kind, ...]) -> dict[str, float]:

@@ -261,7 +261,7 @@ def zero_shares(model: nn.Module, ids: torch.Tensor, autocast=nullcontext) -> to
         if site.what == "neurons":
             shares.append((x == 0).float().mean())
 
-    with visiting(model, see), autocast():
+    with visiting(model, see, ["neurons"]), autocast():
         hidden_states(model, ids)
     return torch.stack(shares)
 

@@ -50,7 +50,7 @@ def neuron_magnitudes(
         elif site.what == "ffn_input" and "cats" in found:
             found["cats"].add(site.layer, gate_activation(model, site.layer, x))
 
-    with visiting(model, visit):
+    with visiting(model, visit, ["ffn_input", "neurons"]):
         for start in range(0, len(windows), batch):
             model.base_model(windows[start : start + batch, :-1].to(model.device), use_cache=False)
             progress(min(start + batch, len(windows)), len(windows))

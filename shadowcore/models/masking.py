@@ -1,25 +1,25 @@
 """Remove units from a model: by a mask while it runs, or by cutting out their weights."""
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 
 import torch
 
 from shadowcore.models.families import Kind, family_of, layers_of, output_projection
 from shadowcore.models.ffn import ffn_inputs
-from shadowcore.models.recording import Choose, Site, visiting
+from shadowcore.models.recording import SITES, Choose, Site, visiting
 
 
 @contextmanager
-def choosing(model: torch.nn.Module, choose: Choose) -> Iterator[None]:
-    """While the block runs, units that `choose` does not keep contribute nothing."""
+def choosing(model: torch.nn.Module, choose: Choose, what: Collection[str] = SITES) -> Iterator[None]:
+    """While the block runs, units that `choose` does not keep contribute nothing; it is called at sites `what`."""
 
     def visit(site: Site, x: torch.Tensor) -> torch.Tensor | None:
         keep = choose(site, x)
         return None if keep is None else x * keep.to(x.device)[..., None]
 
-    with visiting(model, visit):
+    with visiting(model, visit, what):
         yield
 
 
@@ -29,7 +29,7 @@ def masked(model: torch.nn.Module, keep: Mapping[Kind, torch.Tensor]) -> Abstrac
     keep[kind]: (L, U), the same units at every position; (L, T, U), other units at each of T positions; or
     (L, B, T, U), other units for each sequence, too.
     """
-    return choosing(model, lambda site, x: keep[site.what][site.layer] if site.what in keep else None)
+    return choosing(model, lambda site, x: keep[site.what][site.layer] if site.what in keep else None, keep)
 
 
 def cut_out(model: torch.nn.Module, keep: Mapping[Kind, torch.Tensor]) -> torch.nn.Module:

@@ -3,7 +3,7 @@
 Criteria read these activations and masks replace them. The hooks are removed afterwards.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Literal, NamedTuple
@@ -23,14 +23,15 @@ class Site(NamedTuple):
     what: Literal["residual", "ffn_residual", "ffn_input"] | Kind
 
 
+SITES = ("residual", "ffn_residual", "ffn_input", *KINDS)
 Visit = Callable[[Site, torch.Tensor], torch.Tensor | None]
 # from a site and its activations: the mask of kept units, (B, T, U) or (U,), or None for all
 Choose = Callable[[Site, torch.Tensor], torch.Tensor | None]
 
 
 @contextmanager
-def visiting(model: torch.nn.Module, visit: Visit) -> Iterator[None]:
-    """While the block runs, call `visit(site, x)` at every site of every forward pass, in order.
+def visiting(model: torch.nn.Module, visit: Visit, what: Collection[str] = SITES) -> Iterator[None]:
+    """While the block runs, call `visit(site, x)` at every residual and every site of `what`, in order of each pass.
 
     x is (B, T, D) at residuals and FFN inputs, and (B, T, U, K) at units (K = 1 for neurons). At units, a returned
     tensor of the same shape takes the place of x; None leaves it. x is on the device of the site's layer, if the model
@@ -57,9 +58,10 @@ def visiting(model: torch.nn.Module, visit: Visit) -> Iterator[None]:
         for index, layer in enumerate(layers_of(model)):
             places = {"residual": layer, "ffn_residual": norm_before_ffn(model, index)}
             places |= {"ffn_input": ffn_inputs(model, index)[0]}
-            for what, module in (places | {kind: output_projection(model, index, kind) for kind in KINDS}).items():
-                if module is not None:
-                    at = partial(hook, Site(index, what))
+            places |= {kind: output_projection(model, index, kind) for kind in KINDS}
+            for name, module in places.items():
+                if module is not None and name in ("residual", *what):
+                    at = partial(hook, Site(index, name))
                     handles.append(module.register_forward_pre_hook(at, with_kwargs=True))
         yield
     finally:

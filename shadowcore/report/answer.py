@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from shadowcore.report.best_at_bytes import NO_CANDIDATES
-from shadowcore.report.select import asked, contextual, criterion_order, middle, over_seeds, units_order, where
+from shadowcore.report.select import as_text, asked, contextual, criterion_order, middle, over_seeds, units_order, where
 from shadowcore.report.tables import Tables
 
 MOST = 50  # answers that are read
@@ -46,10 +46,10 @@ def best(found: Tables, model: str, name: str) -> Iterator[Best]:
     for _, alike in rows.groupby(QUESTION, dropna=False):
         order = alike.sort_values("value", ascending=name == "perplexity", kind="stable").to_dict("records")
         first, second = order[0], order[1] if len(order) > 1 else None
-        place = [_text(first[name]) for name in PLACE]
+        place = [as_text(first[name]) for name in PLACE]
         static = where(rows, method="static").to_dict("records")
-        static = [row for row in static if [_text(row[name]) for name in PLACE] == place]
-        static = [row for row in static if _text(row["criterion"]) == _text(first["criterion"])] or static
+        static = [row for row in static if [as_text(row[name]) for name in PLACE] == place]
+        static = [row for row in static if as_text(row["criterion"]) == as_text(first["criterion"])] or static
         static.sort(key=lambda row: criterion_order(row["criterion"]))
         yield Best(
             first, second, _pair(pairs, first, None),
@@ -63,7 +63,7 @@ def ordered(answers: Iterable[Best]) -> list[Best]:
 
     def order(one: Best) -> tuple:
         row = one.row
-        criterion, policy = _text(row["criterion"]), _text(row["policy"])
+        criterion, policy = as_text(row["criterion"]), as_text(row["policy"])
         text = (row["data"] != row["calibration"], row["data"])  # the text that was calibrated on first
         place = (*text, row["task"], units_order(row["units"]), policy != "per_layer", policy)
         return *place, row["sparsity_pct"], criterion == "", criterion_order(criterion)
@@ -94,7 +94,7 @@ def _pairs(compared: pd.DataFrame) -> dict[tuple, dict[str, Any]]:
 
 
 def _key(row: dict[str, Any], method: list, reference: list) -> tuple:
-    return tuple(map(_text, [*(row[name] for name in PLACE), *method, *reference]))
+    return tuple(map(as_text, [*(row[name] for name in PLACE), *method, *reference]))
 
 
 def _pair(pairs: dict[tuple, dict], one: dict[str, Any], other: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -110,10 +110,6 @@ def _pair(pairs: dict[tuple, dict], one: dict[str, Any], other: dict[str, Any] |
         if pair is not None:
             return pair
     return None
-
-
-def _text(value: Any) -> str:
-    return "" if value is None or value is pd.NA or value != value else str(value)
 
 
 def change(pair: dict[str, Any] | None, log: bool) -> str:

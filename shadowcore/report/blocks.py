@@ -25,7 +25,6 @@ CHOSEN = ["device", "data", "task", "fewshot", "units", "criterion", "policy", "
 CHOSEN += ["seed"]
 
 Cell = Callable[[pd.Series], str]
-Lines = dict[tuple[str, ...], dict[tuple[str, int], str]]  # what a line is about: (heading, sparsity): cell
 
 
 class Block(NamedTuple):
@@ -138,7 +137,7 @@ def measured(found: Tables) -> Iterator[Block]:
             same = [name for name in shown if name != "method" and rows[name].nunique() <= 1]
             note = [_named(name, rows[name].dropna().iloc[0]) for name in same if rows[name].notna().any()]
             names = [name for name in shown if name not in same]
-            yield _block(title, note, names, _lines(rows, names, cell))
+            yield _block(title, note, names, {"": _cells(rows, names, cell)})
 
 
 def claimed(found: Tables) -> Iterator[Block]:
@@ -165,41 +164,29 @@ def summaries(found: Tables) -> Iterator[Block]:
         "ms": (_latency(found).rename(columns={"ms_per_token": "value"}), _value),
     }
     for model in sorted({model for rows, _ in parts.values() for model in rows["model"]}):
-        note, lines = [], {}
-        for part, (rows, cell) in parts.items():
-            rows = _chosen(where(rows, model=model), note)
-            for line, cells in _lines(rows, ["method"], cell, part).items():
-                lines.setdefault(line, {}).update(cells)
+        chosen = {part: first_of(where(rows, model=model), *CHOSEN) for part, (rows, _) in parts.items()}
+        note = [words for rows in chosen.values() for words in _first_values(rows)]
+        cells = {part: _cells(rows, ["method"], parts[part][1]) for part, rows in chosen.items() if len(rows)}
         title = f"{model} (ppl token perplexity, acc accuracy, ms per token)"
-        yield _block(title, list(dict.fromkeys(note)), ["method"], _sorted(lines, ["method"]))
+        yield _block(title, list(dict.fromkeys(note)), ["method"], cells)
 
 
-def _chosen(rows: pd.DataFrame, note: list[str]) -> pd.DataFrame:
-    """Rows with the first value of every column in CHOSEN; the values are added to `note`."""
-    rows = first_of(rows, *CHOSEN)
+def _first_values(rows: pd.DataFrame) -> Iterator[str]:
+    """The first value of every column in CHOSEN."""
     named = rows[rows["method"] != "random"]  # random is a criterion of its own
-    values = {name: named[name].dropna() for name in CHOSEN if name in named}
-    note += [_named(name, chosen.iloc[0]) for name, chosen in values.items() if len(chosen)]
-    return rows
+    for name in CHOSEN:
+        if name in named and named[name].notna().any():
+            yield _named(name, named[name].dropna().iloc[0])
 
 
-def _lines(rows: pd.DataFrame, names: list[str], cell: Cell, heading: str = "") -> Lines:
-    """A line for each distinct value of `names`, with a cell for each sparsity; dense is at 0 %."""
-    lines = {}
-    for _, row in rows.sort_values("sparsity_pct", kind="stable").iterrows():
-        cells = lines.setdefault(tuple(_text(row[name]) for name in names), {})
-        column = (heading, int(row["sparsity_pct"]))
-        cells[column] = f"{cells[column]} / {cell(row)}" if column in cells else cell(row)
-    return _sorted(lines, names)
-
-
-def _sorted(lines: Lines, names: list[str]) -> Lines:
-    """Lines in the order of ORDERS, or by name; what has no value, as dense has none, comes first."""
-
-    def rank(line: tuple[str, ...]) -> list:
-        return [(text != "", ORDERS.get(name, _by_number)(text)) for name, text in zip(names, line, strict=True)]
-
-    return {line: lines[line] for line in sorted(lines, key=rank)}
+def _cells(rows: pd.DataFrame, names: list[str], cell: Cell) -> pd.DataFrame:
+    """Cells by the values of `names`, a column a sparsity; dense is at 0 %. Slashes are between those of one place."""
+    words = {name: list(map(_text, rows[name])) for name in names}
+    places = words | {
+        "sparsity_pct": rows["sparsity_pct"].astype(int),
+        "cell": [cell(row) for _, row in rows.iterrows()],
+    }
+    return pd.DataFrame(places).groupby([*names, "sparsity_pct"])["cell"].agg(" / ".join).unstack()
 
 
 def _by_number(text: str) -> tuple[float, str]:
@@ -207,14 +194,18 @@ def _by_number(text: str) -> tuple[float, str]:
     return (float(text), "") if text.replace(".", "", 1).isdecimal() else (math.inf, text)
 
 
-def _block(title: str, note: list[str], names: list[str], lines: Lines) -> Block:
-    """Lines under the names of what they are about, and a column for each heading and sparsity."""
-    columns = {column for cells in lines.values() for column in cells}
-    headings = list(dict.fromkeys(heading for cells in lines.values() for heading, _ in cells))
-    columns = sorted(columns, key=lambda column: (headings.index(column[0]), column[1]))
-    sparsities = [f"{heading}\n{sparsity} %".strip() for heading, sparsity in columns]
-    rows = [[*line, *(cells.get(column, "") for column in columns)] for line, cells in lines.items()]
-    return Block(title, ", ".join(note), names, sparsities, rows)
+def _block(title: str, note: list[str], names: list[str], cells: Mapping[str, pd.DataFrame]) -> Block:
+    """Lines in the order of ORDERS, or by name, with a column for each heading of `cells` and each sparsity.
+
+    What has no value, as dense has none, comes first.
+    """
+
+    def rank(line: list[str]) -> list:
+        return [(text != "", ORDERS.get(name, _by_number)(text)) for name, text in zip(names, line, strict=False)]
+
+    table = pd.concat(cells, axis=1).fillna("")
+    sparsities = [f"{heading}\n{sparsity} %".strip() for heading, sparsity in table]
+    return Block(title, ", ".join(note), names, sparsities, sorted(table.reset_index().to_numpy().tolist(), key=rank))
 
 
 def _effect(row: pd.Series) -> str:

@@ -7,16 +7,19 @@ numbers of a table some would differ by chance: p-values are corrected (Holm 197
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from shadowcore import artifacts
+from shadowcore.errors import ArtifactError
 from shadowcore.measure import statistics
-from shadowcore.report.tables import ACCURACY_METRICS, ASKED, PERPLEXITIES, of_study
+from shadowcore.report.outcomes import ACCURACY_METRICS, ASKED, PERPLEXITIES, Documents, grouped
+from shadowcore.report.select import as_text
+from shadowcore.report.tables import compared, of_study
 from shadowcore.schemas import CONDITION, FINAL_TABLES, OUTCOMES
 
 MOVED = 0.05  # corrected p from which on a number is not said to have moved
@@ -29,7 +32,7 @@ class Measure(NamedTuple):
     """A table's number: its column, its standard error (of the logarithm if `log`), and the columns that name a row."""
 
     value: str
-    error: Any
+    error: Callable[[pd.DataFrame], pd.Series]
     keys: list[str]
     log: bool = False
 
@@ -89,10 +92,12 @@ class Compared(NamedTuple):
 def compare(old: Path, new: Path) -> Iterator[Compared]:
     """Every table of two results folders compared; ArtifactError if one of them is none."""
     found = [of_study(folder) for folder in (old, new)]
-    outcomes = [_outcomes(Path(folder)) for folder in (old, new)]
+    kept = [sorted(Path(folder).glob("outcomes/**/*.parquet")) for folder in (old, new)]
+    numbers: dict[str, int] = {}
+    outcomes = [grouped(map(OUTCOMES.read, paths), numbers) for paths in kept]
     for name, measure in MEASURES.items():
         if any(len(tables[name]) for tables in found):
-            yield _compared(name, measure, *(tables[name] for tables in found), *outcomes)
+            yield _compared(name, measure, *(tables[name] for tables in found), outcomes)
 
 
 def verdicts(old: Path, new: Path) -> list[tuple[str, str, str]]:
@@ -103,14 +108,10 @@ def verdicts(old: Path, new: Path) -> list[tuple[str, str, str]]:
     return [(names[key], before[key], after[key]) for key in names if before[key] != after[key]]
 
 
-def _outcomes(folder: Path) -> pd.DataFrame:
-    """Every document's outcome, as far as the run has kept them."""
-    parts = [artifacts.read_table(path, OUTCOMES.schema) for path in sorted(folder.glob("outcomes/**/*.parquet"))]
-    return pd.concat([part.to_pandas() for part in parts] or [OUTCOMES.build([]).to_pandas()], ignore_index=True)
-
-
-def _compared(name: str, measure: Measure, old: pd.DataFrame, new: pd.DataFrame, *outcomes: pd.DataFrame) -> Compared:
-    values = {key: [sorted(map(_text, rows[key].unique())) for rows in (old, new)] for key in measure.keys}
+def _compared(
+    name: str, measure: Measure, old: pd.DataFrame, new: pd.DataFrame, outcomes: Sequence[list[Documents]]
+) -> Compared:
+    values = {key: [sorted(map(as_text, rows[key].unique())) for rows in (old, new)] for key in measure.keys}
     single = {key: (one[0], other[0]) for key, (one, other) in values.items() if len(one) == len(other) == 1}
     named = {key: pair for key, pair in single.items() if pair[0] != pair[1]}
     keys = [key for key in measure.keys if key not in named]
@@ -120,7 +121,8 @@ def _compared(name: str, measure: Measure, old: pd.DataFrame, new: pd.DataFrame,
     )
     both = [key for key in before if key in after]
     differing = [key for key in both if before[key][0] != after[key][0]]
-    pairs = _pairs(name, keys, *outcomes) if differing else {}
+    metrics = {"perplexity": PERPLEXITIES, "accuracy": ACCURACY_METRICS}.get(name, ())
+    pairs = _pairs(keys, *([one for one in side if one.keys["metric"] in metrics] for side in outcomes))
     tests = {key: pairs.get(key) or _unpaired(before[key], after[key], measure.log) for key in differing}
     known = [key for key, (_, p_value) in tests.items() if not math.isnan(p_value)]
     corrected = dict(zip(known, statistics.holm([tests[key][1] for key in known]), strict=True)) if known else {}
@@ -143,41 +145,25 @@ def _unpaired(old: tuple[float, float], new: tuple[float, float], log: bool) -> 
     return difference, statistics.normal_p(difference, math.hypot(old[1], new[1]))
 
 
-def _pairs(name: str, keys: list[str], old: pd.DataFrame, new: pd.DataFrame) -> Mapping[Key, tuple[float, float]]:
+def _pairs(keys: list[str], old: Sequence[Documents], new: Sequence[Documents]) -> dict[Key, tuple[float, float]]:
     """Paired difference and its p, by key, of what was measured on the same documents in both runs."""
-    metrics = {metric: metric for metric in ACCURACY_METRICS} if name == "accuracy" else PERPLEXITIES
-    if name not in ("accuracy", "perplexity") or old.empty or new.empty:
-        return {}
-    groups = []
-    for rows in (old, new):
-        # as the tables call it; outcomes and tables name a condition by the same columns
-        rows = rows[rows["metric"].isin(list(metrics))].replace({"metric": metrics})
-        groups.append(dict(iter(rows.groupby(pd.Series(_keyed(rows, keys), rows.index, dtype=object)))))
-    found = {}
-    for key in groups[0].keys() & groups[1].keys():
-        before, after = (side[key].sort_values("document", kind="stable") for side in groups)
-        alike = [np.array_equal(before[column], after[column]) for column in ("document", "weight")]
-        if not all(alike) or len(before) < 2:
-            continue
-        values = after["value"].to_numpy(), before["value"].to_numpy()
-        if name == "accuracy":
-            estimate, p_value = statistics.accuracy_difference(*values)
-        else:
-            estimate = statistics.log_perplexity_difference(*values, before["weight"])
-            p_value = statistics.normal_p(estimate.value, estimate.stderr)
-        found[key] = (estimate.value, p_value)
+
+    def key(one: Documents) -> Key:
+        named = one.keys | {"metric": PERPLEXITIES.get(one.keys["metric"], one.keys["metric"])}  # as the tables call it
+        return tuple(as_text(named[name]) for name in keys)
+
+    before, found = {key(one): one for one in old}, {}
+    for one in new:
+        if key(one) in before:
+            with suppress(ArtifactError):  # of other documents
+                row = compared(one.keys, one, before[key(one)])
+                if row["p_value"] is not None:
+                    found[key(one)] = row["difference"], row["p_value"]
     return found
 
 
 def _keyed(rows: pd.DataFrame, keys: list[str]) -> list[Key]:
-    return list(zip(*(map(_text, rows[key]) for key in keys), strict=True))
-
-
-def _text(value: Any) -> str:
-    """A key as text, the same whether pandas made a float of a whole number; nothing for null."""
-    if pd.isna(value):
-        return ""
-    return f"{value:.17g}" if isinstance(value, (float, np.floating)) else str(value)
+    return list(zip(*(map(as_text, rows[key]) for key in keys), strict=True))
 
 
 def _names(keys: list[Key]) -> dict[Key, str]:

@@ -35,9 +35,12 @@ class Documents:
     weight: np.ndarray
 
 
-def grouped(parts: Iterable[pa.Table | pd.DataFrame]) -> list[Documents]:
-    """The documents in tables of schema OUTCOMES, of the metrics here; ArtifactError for a table with other columns."""
-    numbers: dict[str, int] = {}
+def grouped(parts: Iterable[pa.Table | pd.DataFrame], numbers: dict[str, int] | None = None) -> list[Documents]:
+    """The documents in tables of schema OUTCOMES, of the metrics here; ArtifactError for a table with other columns.
+
+    numbers: of the documents' names; shared by calls whose documents are compared with each other.
+    """
+    numbers = {} if numbers is None else numbers
     shared: dict[bytes, np.ndarray] = {}
     found: dict[tuple, list[tuple[np.ndarray, ...]]] = {}
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from shadowcore.report.select import as_text
 from shadowcore.report.tables import Tables
 from shadowcore.schemas import MEASURED_TABLES
 
@@ -46,9 +47,7 @@ Errors = dict[tuple, float]  # standard error of a paired difference, by the pai
 
 
 def _key(row: Mapping[str, Any], names: list[str]) -> tuple[str, ...]:
-    """Values as text, so that tables with other types of empty columns agree."""
-    values = [row.get(name) for name in names]
-    return tuple("" if pd.isna(v) else v if isinstance(v, str) else f"{v:g}" for v in values)
+    return tuple(as_text(row.get(name)) for name in names)
 
 
 SAME_DOCUMENTS = [name for name in PLACE if name in MEASURED_TABLES["comparisons"].columns] + ["policy", "seed"]
@@ -118,17 +117,16 @@ def _latencies(tables: Tables) -> tuple[pd.DataFrame, Errors]:
 
 
 class Quantity(NamedTuple):
-    """How a quantity is read, what pairs agree in, its effect, and whether errors are of values, not of logarithms."""
+    """How a quantity is read, what pairs agree in, and its effect."""
 
     measured: Callable[[Tables], tuple[pd.DataFrame, Errors]]
     paired_in: list[str]
     effect: Callable[[pd.Series, pd.Series], pd.Series]
-    absolute: bool = False
 
 
 QUANTITIES = {
     "perplexity": Quantity(_perplexities, SAME_DOCUMENTS, lambda winner, loser: np.log(loser / winner)),
-    "accuracy": Quantity(_accuracies, SAME_DOCUMENTS, lambda winner, loser: np.log(winner / loser), absolute=True),
+    "accuracy": Quantity(_accuracies, SAME_DOCUMENTS, lambda winner, loser: np.log(winner / loser)),
     "rank_correlation": Quantity(_rank_correlations, [], lambda winner, loser: winner - loser),
     "latency": Quantity(_latencies, SAME_REPEATS, lambda winner, loser: np.log(loser / winner)),
 }

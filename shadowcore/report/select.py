@@ -10,7 +10,7 @@ import pandas as pd
 
 from shadowcore.report.looks import METHODS, method_order
 from shadowcore.report.tables import Tables
-from shadowcore.schemas import CONDITION, FINAL_TABLES, MEASURED
+from shadowcore.schemas import CONDITION, MEASURED
 
 UNITS_ORDER = {"neurons": 0, "heads": 1, "both": 2}
 MAIN_CRITERION = "plainact"  # ShadowLLM's criterion: shown first, and where there is room for one
@@ -37,9 +37,8 @@ def where(rows: pd.DataFrame, **equal: object) -> pd.DataFrame:
 
 
 def of_model(tables: Tables, name: str, model: str) -> pd.DataFrame:
-    """The rows of one model in a table, empty where the table is missing."""
-    rows = tables[name] if name in tables else FINAL_TABLES[name].build([]).to_pandas()
-    return over_seeds(where(rows, model=model))
+    """The rows of one model in a table."""
+    return over_seeds(where(tables[name], model=model))
 
 
 def over_seeds(rows: pd.DataFrame) -> pd.DataFrame:
@@ -165,6 +164,13 @@ def mean_over_tasks(rows: pd.DataFrame, shots: bool = False) -> pd.DataFrame:
     means[averaged] = means[averaged].div(means["tasks"], axis=0)
     reach = 1.96 * (means["variance"] / means["tasks"]) ** 0.5
     return means.assign(low=means["value"] - reach, high=means["value"] + reach)
+
+
+def as_text(value: object) -> str:
+    """A key as text, the same whether pandas made a float of a whole number; nothing for null."""
+    if pd.isna(value):
+        return ""
+    return f"{value:.17g}" if isinstance(value, float) else str(value)
 
 
 def middle(values: Iterable[float]) -> float:

@@ -29,7 +29,7 @@ PACKAGED_TEXTS: dict[str, tuple[PackagedFile, Callable[[Path], Iterator[tuple[st
                 "4.4.0",
                 "91a7fa5e814e7b1bad4b2dffa8d62c1e55410d5cbdf930714c1997ffb4404db8",
                 "cp311-cp311-manylinux_2_24_x86_64.manylinux_2_28_x86_64",
-            ),
+            ),  # fmt: skip
             member="gensim/test/test_data/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2",
             licence="CC BY-SA",
             origin="English Wikipedia by its contributors, from the test data of the Python package gensim 4.4.0",
