@@ -50,25 +50,22 @@ def read(
     no documents, or if the task cannot use a value.
     """
     benchmark = BENCHMARKS[name]
-    columns = benchmark.columns
+    place = f"{name}, split {split}"
     if offline_dir is None:
         dataset, config = benchmark.hub
         commit = table_reading.commit_of(dataset)
-        documents, licence = table_reading.of_hub(dataset, config, split, commit, columns, f"columns of {name}")
+        documents, licence = table_reading.of_hub(dataset, config, split, commit, benchmark.columns, place)
         origin = f"Hugging Face hub, {dataset} at {commit}"
     else:
         path = _file(name, split, offline_dir, where)
-        documents = table_reading.of_file(path, columns, f"columns of {name}")
+        documents = table_reading.of_file(path, benchmark.columns, place)
         licence, origin = None, f"local folder {Path(offline_dir).expanduser().name}"
     _require_documents(name, split, origin, len(documents))
     for number, document in enumerate(documents):
-        values = ((key, column.allowed) for key, column in columns.items() if not column.has_value(document[key]))
-        if wrong := next(values, None) or benchmark.wrong(document):
-            key, allowed = wrong
-            value = table_reading.shown(document[key])
-            raise SourceError(
-                f"{name}, split {split}, row {number}: column '{key}' holds {value}; allowed is {allowed}"
-            )
+        if wrong := benchmark.wrong(document):
+            column, allowed = wrong
+            value = table_reading.shown(document[column])
+            raise SourceError(f"{place}, row {number}: column '{column}' holds {value}; allowed is {allowed}")
     return documents, licence, origin
 
 
@@ -85,7 +82,7 @@ def _file(name: str, split: str, offline_dir: str, key: str) -> Path:
 def _check_split(name: str, split: str, offline_dir: str, key: str) -> int:
     """The number of documents of a split in a folder; raises an error unless it has the task's columns."""
     path = _file(name, split, offline_dir, key)
-    count = table_reading.check_file(path, BENCHMARKS[name].columns, f"columns of {name}")
+    count = table_reading.check_file(path, BENCHMARKS[name].columns, f"{name}, split {split}")
     _require_documents(name, split, str(path), count)
     return count
 

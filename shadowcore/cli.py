@@ -88,16 +88,15 @@ def imported(name: str) -> ModuleType:
     return module
 
 
-def run_stage(name: str, arguments: Sequence[str]) -> None:
+def run_stage(command: str, arguments: Sequence[str]) -> None:
     """Parse a stage's options and run it."""
-    rule = name.replace("-", "_")
+    rule = command.replace("-", "_")
     stage = imported(f"shadowcore.stages.{rule}")
     # imported here, so that `shadowcore --help` is fast
-    from shadowcore.stages.base import parse_spec, runtime_fields
+    from shadowcore.stages.base import Outputs, parse_spec, runtime_fields
 
     parser = argparse.ArgumentParser(
-        prog=f"shadowcore {name}", description=STAGES[name], epilog=stage.Spec.__doc__,
-        fromfile_prefix_chars="@",  # @FILE: more arguments, one a line
+        prog=f"shadowcore {command}", description=STAGES[command], epilog=stage.Spec.__doc__,
     )  # fmt: skip
     keys = ", ".join(field.name for field in dataclasses.fields(stage.Spec)) or "none"
     parser.add_argument("--spec", default="{}", metavar="JSON", help=f"the specification; keys: {keys}")
@@ -106,14 +105,11 @@ def run_stage(name: str, arguments: Sequence[str]) -> None:
     parser.add_argument("--devices", type=int, default=None, metavar="N", help=devices_help)
     for name in runtime_fields(stage.Spec):
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, metavar="N", help="no result depends on it")
-    for part, what in ((stage.Inputs, "input"), (stage.Outputs, "output")):
-        hints = typing.get_type_hints(part)
-        for field in dataclasses.fields(part):
-            many = hints[field.name] is not Path
-            parser.add_argument(
-                f"--{field.name.replace('_', '-')}", type=Path, nargs="*" if many else None,
-                default=() if many else None, required=not many, metavar="FILE", help=what,
-            )  # fmt: skip
+    for name, kind in typing.get_type_hints(stage.Inputs).items():
+        many = {"nargs": "*", "default": ()} if kind is not Path else {"required": True}
+        parser.add_argument(f"--{name.replace('_', '-')}", type=Path, metavar="FILE", help="input", **many)
+    for name in RULES[rule].outputs:
+        parser.add_argument(f"--{name.replace('_', '-')}", type=Path, required=True, metavar="FILE", help="output")
     parsed = parser.parse_args(arguments)
     try:
         data = json.loads(parsed.spec)
@@ -126,17 +122,13 @@ def run_stage(name: str, arguments: Sequence[str]) -> None:
         import torch
 
         torch.set_num_threads(parsed.threads)
-    files = [
-        part(**{
-            field.name: tuple(value) if isinstance(value := getattr(parsed, field.name), (list, tuple)) else value
-            for field in dataclasses.fields(part)
-        })
-        for part in (stage.Inputs, stage.Outputs)
-    ]  # fmt: skip
+    paths = {name: tuple(value) if isinstance(value, list) else value for name, value in vars(parsed).items()}
+    inputs = stage.Inputs(**{field.name: paths[field.name] for field in dataclasses.fields(stage.Inputs)})
+    outputs = Outputs(**{name: paths[name] for name in RULES[rule].outputs})
     with nullcontext() if parsed.devices is None else reserved(parsed.devices), enough_memory():
         started = time.time()
-        print(logs.heading(words_of(parser, parsed), started), file=sys.stderr, flush=True)
-        stage.run(spec, *files)
+        print(logs.heading([command, *arguments], started), file=sys.stderr, flush=True)
+        stage.run(spec, inputs, outputs)
         empty_gpu()
         print(logs.ending(started), file=sys.stderr, flush=True)
 
@@ -170,16 +162,6 @@ def enough_memory() -> Iterator[None]:
             f"out of memory ({message or 'Python gave no reason'}); use smaller batches, as `snakemake --retries 3` "
             "does, or a machine with more memory"
         ) from None
-
-
-def words_of(parser: argparse.ArgumentParser, parsed: argparse.Namespace) -> list[str]:
-    """The words after `shadowcore` that repeat this call, also if its arguments came from a file."""
-    words = [parser.prog.split()[-1]]
-    for name, value in vars(parsed).items():
-        values = value if isinstance(value, (list, tuple)) else [value]
-        if values and value is not None:
-            words += [f"--{name.replace('_', '-')}", *map(str, values)]
-    return words
 
 
 def run_command(name: str, arguments: Sequence[str]) -> int:

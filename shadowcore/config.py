@@ -19,7 +19,7 @@ from shadowcore.measure.methods import SPARSE
 from shadowcore.method.criteria import CRITERIA
 from shadowcore.method.policies import WHOLE_MODEL_POLICIES
 from shadowcore.method.predictors import TUNED_ONLY, groups_of
-from shadowcore.recipes import AnyPredictor, PredictorConfig, TuningConfig, replacement
+from shadowcore.recipes import AnyPredictor, PredictorConfig, TuningConfig
 from shadowcore.sections import Evaluation, Grid, Model, Text, Traces, made_here, needs_network
 from shadowcore.stages.conditions import NEEDS_PROMPTS
 
@@ -82,9 +82,7 @@ class Study(Strict):
         ):  # fmt: skip
             for name in names:
                 if name not in known:
-                    words = replacement(name) if known is self.predictors else None
-                    words = words or f"unknown '{name}'; {near_miss(name, known)}"
-                    raise ValueError(f"{where}: {words}")
+                    raise ValueError(f"{where}: unknown '{name}'; {near_miss(name, known)}")
         return self
 
     @model_validator(mode="after")

@@ -7,13 +7,13 @@ job sees its own devices only, so it gets all locks at once.
 
 import fcntl
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from shadowcore import processes
 from shadowcore.errors import ConfigError
 
 LOCKS = Path("/tmp")  # shared by all users and jobs of the machine
@@ -27,14 +27,7 @@ def devices() -> list[str]:
     named = visible.split(",") if visible else []
     if named and not any(name.isdigit() for name in named):
         return named
-    try:
-        answer = subprocess.run(
-            ["nvidia-smi", "--query-gpu=uuid", "--format=csv,noheader"],
-            capture_output=True, encoding="utf-8", errors="replace",
-        )  # fmt: skip
-    except FileNotFoundError:
-        return []
-    every = answer.stdout.split() if answer.returncode == 0 else []
+    every = (processes.ask("nvidia-smi", "--query-gpu=uuid", "--format=csv,noheader") or "").split()
     if visible is None:
         return every
     return [every[int(name)] for name in named if name.isdigit() and int(name) < len(every)]

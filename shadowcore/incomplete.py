@@ -7,28 +7,25 @@ reasons, and `states.done` does not count it as finished.
 
 import json
 import shutil
-import time
 import traceback
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import redirect_stderr
 from dataclasses import dataclass, field
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from shadowcore import artifacts, logs, manifests, plan
-from shadowcore.errors import ShadowcoreError
-from shadowcore.jobs import Jobs, as_json, options
+from shadowcore import artifacts, cli, logs, manifests, plan
+from shadowcore.jobs import Files, Jobs, as_json, options
 from shadowcore.provenance import fingerprint
 from shadowcore.report import PUBLISHED
 from shadowcore.report.tables import read_files
 from shadowcore.rules import RULES, name_of, outputs
-from shadowcore.schemas import MEASURED_TABLES
-from shadowcore.stages.base import Missing, to_json
+from shadowcore.stages.base import Missing
 from shadowcore.work import Work
 
 NOT_RUN = "not run, because a job before it did not succeed"
+Named = dict[str, "list[Path]"]
 NO_LOG = "it left no log; see the output of Snakemake"
 
 
@@ -66,26 +63,26 @@ def report(ended: Ended, introduction: Path) -> None:
         stale.update(written)  # an unfinished job would write them again
         for path in written if RULES[work.rule].joins else ():  # as Snakemake does before it runs a job
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    measurements = {
-        option: tuple(path for path in map(Path, paths) if path not in stale and path.exists())
-        for option, paths in jobs.inputs("aggregate").items()
+
+    def existing(files: Files) -> Named:
+        return {option: [path for path in map(Path, paths) if path.exists()] for option, paths in files.items()}
+
+    measured = {
+        option: [path for path in paths if path not in stale]
+        for option, paths in existing(jobs.inputs("aggregate")).items()
     }
-    measurements["evaluations"] += tuple(_of_failed(ended))
-    _step(ended, "aggregate", **measurements)
-    tables = tuple(filter(Path.exists, map(Path, jobs.tables(MEASURED_TABLES))))
-    if tables:
-        _step(ended, "check_tables", tables=tables)
-    if not all(map(Path.exists, outputs(jobs.root, "check_tables", ""))):
-        tables = ()  # tables with impossible values are not judged, drawn or shown
-    claims = outputs(jobs.root, "judge_claims", "")
-    if tables:
-        _step(ended, "judge_claims", tables=tables, published=PUBLISHED)
-        models = set().union(*(frame["model"] for frame in read_files(tables).values()))
+    _step(ended, "aggregate", measured | {"evaluations": [*measured["evaluations"], *_of_failed(ended)]})
+    tables = existing(jobs.inputs("check_tables"))
+    if tables["tables"]:
+        _step(ended, "check_tables", tables)
+    shown: Named = {"tables": [], "drawn": []}
+    if all(map(Path.exists, outputs(jobs.root, "check_tables", ""))):  # no impossible values are judged, drawn or shown
+        _step(ended, "judge_claims", tables | {"published": PUBLISHED})
+        models = set().union(*(frame["model"] for frame in read_files(tables["tables"]).values()))
         for model in (model for model in jobs.study.models if model in models):
-            _step(ended, "draw", model, tables=tables)
-    drawn = tuple(filter(Path.exists, map(Path, jobs.made_by("draw", "drawn") if tables else ())))
-    shown = (*tables, *filter(Path.exists, claims)) if tables else ()
-    _step(ended, "write_page", tables=shown, drawn=drawn, introduction=introduction)
+            _step(ended, "draw", tables, model)
+        shown = existing(jobs.inputs("write_page"))
+    _step(ended, "write_page", shown | {"introduction": introduction})
 
 
 def _of_failed(ended: Ended) -> Iterator[Path]:
@@ -100,25 +97,18 @@ def _of_failed(ended: Ended) -> Iterator[Path]:
                 yield path
 
 
-def _step(ended: Ended, rule: str, *values: str, **inputs: Any) -> None:
+def _step(ended: Ended, rule: str, inputs: Mapping[str, Any], *values: str) -> None:
     """Run a stage of the report like its rule, if it must run; any exception is added to `missing`."""
     jobs, place = ended.jobs, Work(rule, name_of(rule, *values)).place
     if place not in ended.work or place in ended.failed:  # Snakemake made it, or tried to
         return
-    stage = import_module(f"shadowcore.stages.{rule}")
-    spec = stage.Spec(**json.loads(jobs.spec(rule, *values)), missing=tuple(ended.missing))
-    made = {option: tuple(map(Path, paths)) if isinstance(paths, list) else Path(paths)
-            for option, paths in jobs.outputs(rule, *values).items()}  # fmt: skip
-    log, name = logs.of(jobs.root, place), rule.replace("_", "-")
+    spec = json.loads(jobs.spec(rule, *values)) | {"missing": ended.missing}
+    words = ["--spec", as_json(spec), *options({**inputs, **jobs.outputs(rule, *values)})]
+    log = logs.of(jobs.root, place)
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "w", encoding="utf-8") as handle, redirect_stderr(handle):
-        started = time.time()
-        print(logs.heading([name, "--spec", to_json(spec), *options(inputs | made)], started), file=handle)
         try:
-            stage.run(spec, stage.Inputs(**inputs), stage.Outputs(**made))
-            print(logs.ending(started), file=handle)
-        except ShadowcoreError as error:
-            print(f"shadowcore {name}: {error}", file=handle)
+            cli.main([rule.replace("_", "-"), *words])
         except Exception:
             traceback.print_exc(file=handle)
     if (error := logs.read(log).error) is not None:

@@ -8,7 +8,6 @@ combination; `Jobs.evaluate` puts the conditions of one job into the specificati
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
-from itertools import product
 from typing import Any
 
 from shadowcore.benchmarks import BENCHMARKS
@@ -18,7 +17,6 @@ from shadowcore.measure.conditions import PredictorId
 from shadowcore.measure.methods import METHODS
 from shadowcore.method.low_bit import PROXIES
 from shadowcore.method.predictors import PREDICTORS, TUNED_PROXIES
-from shadowcore.report.captions import CAPTIONS
 from shadowcore.rules import RULES, name_of, written
 from shadowcore.schemas import MEASURED_TABLES
 
@@ -72,12 +70,9 @@ class Jobs(Inventory):
         method = getattr(self, f"_{rule}_reads", None)
         return fixed | (method(*values) if method else {})
 
-    def outputs(self, rule: str, *values: str) -> Files:
+    def outputs(self, rule: str, *values: str) -> dict[str, str]:
         """The files that a job writes, by the option of its stage that names them."""
-        files: Files = written(self.root, rule, name_of(rule, *values))
-        if rule == "draw":  # figures with nothing to show are not written
-            files["figures"] = [f"{files['figures']}/{name}.{kind}" for name, kind in product(CAPTIONS, ("pdf", "png"))]
-        return files
+        return written(self.root, rule, name_of(rule, *values))
 
     def batches(self, rule: str) -> dict[str, int]:
         """Sizes of a rule's batches, by the option of its stage, for a first attempt."""

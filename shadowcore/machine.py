@@ -1,14 +1,13 @@
 """Memory, processors and GPUs that this process may use. Needs nothing but Python."""
 
 import os
-import subprocess
 from pathlib import Path
 
 from shadowcore.devices import devices
+from shadowcore.processes import ask
 
 # memory limit of a container (version 2 and version 1 of Linux's control groups)
 LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
-SECONDS = 10  # time limit of a system command
 
 
 def memory() -> int:
@@ -37,14 +36,3 @@ def gpu_names() -> list[str]:
     """Names of the kinds of GPU in this machine, such as "NVIDIA H200"."""
     lines = (ask("nvidia-smi", "--query-gpu=name", "--format=csv,noheader") or "").splitlines()
     return list(dict.fromkeys(line.strip() for line in lines))
-
-
-def ask(*command: str) -> str | None:
-    """The output of a system command; None if it is missing or fails."""
-    try:
-        answer = subprocess.run(
-            command, capture_output=True, encoding="utf-8", errors="replace", timeout=SECONDS, check=True
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return answer.stdout.strip()

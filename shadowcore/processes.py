@@ -1,12 +1,25 @@
-"""Name processes in files, and check whether a named process still runs: for temporary files and logs."""
+"""Run system commands; name processes in files, and check whether a named process still runs."""
 
 import hashlib
 import os
 import platform
+import subprocess
 from functools import cache
 from pathlib import Path
 
 PROC = Path("/proc")
+PATIENCE = 10  # seconds, the time limit of a system command
+
+
+def ask(*command: str, folder: Path | None = None) -> str | None:
+    """The output of a system command that runs in a folder; None if it is missing or fails."""
+    try:
+        answer = subprocess.run(
+            command, cwd=folder, capture_output=True, encoding="utf-8", errors="replace", timeout=PATIENCE, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip()
 
 
 @cache

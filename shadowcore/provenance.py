@@ -7,11 +7,12 @@ not for changes of comments, docstrings, formatting or time stamps.
 import ast
 import hashlib
 import platform
-import subprocess
 import sys
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+from shadowcore.processes import ask
 
 PACKAGE = Path(__file__).parent
 RECORDED_PACKAGES = ("torch", "transformers", "tokenizers", "lm_eval", "numpy", "pandas", "pyarrow", "safetensors")
@@ -107,11 +108,4 @@ def processor_name() -> str:
 
 @cache
 def _commit() -> str:
-    try:
-        answer = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
-            cwd=PACKAGE, capture_output=True, encoding="utf-8", errors="replace", check=True,
-        )  # fmt: skip
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return answer.stdout.strip()
+    return ask("git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*", folder=PACKAGE) or "unknown"

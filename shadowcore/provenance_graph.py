@@ -62,10 +62,11 @@ class Lineage:
         """The job of its stage whose command has a file as an output, or the manifest that lists an outcome file."""
         if header["stage"].startswith("evaluate") and path.suffix == ".parquet":
             path = manifests.of_outcome(path) or path
-        inside = str(self.inside(path))
-        for log, content, option, word in self._named.get(inside, ()):
-            if content.command[:1] == [header["stage"]] and option not in header["inputs"]:
-                return Job(log, content, word.removesuffix(inside))
+        inside = self.inside(path)
+        for named in map(str, (inside, inside.parent)):  # figures are written to a folder
+            for log, content, option, word in self._named.get(named, ()):
+                if content.command[:1] == [header["stage"]] and option not in header["inputs"]:
+                    return Job(log, content, word.removesuffix(named))
         return None
 
     def inputs(self, header: Mapping[str, Any], job: Job) -> dict[str, list[Path]]:

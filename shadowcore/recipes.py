@@ -1,6 +1,5 @@
 """The configuration of predictors: sizes and training, and which predictor another one begins with."""
 
-import re
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
@@ -145,24 +144,3 @@ AnyPredictor = Annotated[
     Annotated[PredictorConfig, Tag("<PredictorConfig>")] | Annotated[DerivedConfig, Tag("<DerivedConfig>")],
     Discriminator(_kind),
 ]
-
-
-OLD_NAME = re.compile(r"([^@]+)(?:@seed(\d+))?(?:@([1-9]))?(@tuned)?")
-
-
-def replacement(name: str) -> str | None:
-    """A hint for names of earlier versions, such as `small@1@tuned` or `small@seed2`; None for other names."""
-    old = OLD_NAME.fullmatch(name)
-    if old is None or "@" not in name:
-        return None
-    base, seed, rounds, tuned = old.groups()
-    here, entries = base, []
-    for number in range(1, int(rounds or 0) + 1):
-        entries.append(f"`{base}_{number}: {{retrained_from: {here}}}`")
-        here = f"{base}_{number}"
-    if tuned:
-        entries.append(f"`{here}_tuned: {{tuned_from: {here}}}`")
-        here = f"{here}_tuned"
-    added = f"add {' and '.join(entries)} to `predictors` and " if entries else ""
-    seeds = f", with `seeds: [{seed}]` in the grid" if seed else ""
-    return f"'{name}' is a name of an earlier version: {added}write {here} here{seeds}"

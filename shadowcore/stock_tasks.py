@@ -5,26 +5,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import pyarrow as pa
-
 from shadowcore.paragraphs import visible
-from shadowcore.table_reading import Column, is_text
+from shadowcore.table_reading import Column
 
 Document = dict[str, Any]
 Wrong = tuple[str, str]  # a column, and what is allowed in it
-
-
-def _is_list_of_text(kind: pa.DataType) -> bool:
-    lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
-    return any(is_list(kind) for is_list in lists) and is_text(kind.value_type)
-
-
-def _is_choices_type(kind: pa.DataType) -> bool:
-    return (
-        pa.types.is_struct(kind)
-        and sorted(field.name for field in kind) == ["label", "text"]
-        and all(_is_list_of_text(field.type) for field in kind)
-    )
 
 
 def _are_words(value: Any) -> bool:
@@ -42,25 +27,19 @@ def _are_choices(value: Any) -> bool:
     return _are_texts(texts) and _are_texts(labels) and 2 <= len(texts) == len(labels) == len(set(labels))
 
 
-TEXT = Column("text", is_text, lambda value: isinstance(value, str))  # may be empty, as in some prompts
-WORDS = Column("text that is not empty", is_text, _are_words)  # an empty choice would always win
-ENDINGS = Column(
-    "a list of four texts that are not empty", _is_list_of_text, lambda value: _are_texts(value) and len(value) == 4
-)
+TEXT = Column("text", lambda value: isinstance(value, str))  # may be empty, as in some prompts
+WORDS = Column("text that is not empty", _are_words)  # an empty choice would always win
+ENDINGS = Column("a list of four texts that are not empty", lambda value: _are_texts(value) and len(value) == 4)
 CHOICES = Column(
     "an object of two lists, `text` and `label`, equally long, without empty texts and without equal labels",
-    _is_choices_type,
     _are_choices,
 )
-NUMBER = Column(
-    "the integer 0 or 1",
-    pa.types.is_integer,
-    lambda value: value in (0, 1) and not isinstance(value, bool),  # True is 1 to Python
-)
+# True is 1 to Python
+NUMBER = Column("the integer 0 or 1", lambda value: type(value) is int and value in (0, 1))
 
 
 def _one_of(*words: str) -> Column:
-    return Column(f"one of the texts {', '.join(map(repr, words))}", is_text, lambda value: value in words)
+    return Column(f"one of the texts {', '.join(map(repr, words))}", lambda value: value in words)
 
 
 def _key_is_a_label(document: Document, stripped: bool) -> Wrong | None:

@@ -1,7 +1,7 @@
 """Read tables that other people made: a Parquet file, a file of JSON lines, or a split of a data set of the hub.
 
-All readers return the named columns as Python values. A missing or damaged file, a missing column or a type that is not
-allowed raises an error of one sentence.
+All readers return the named columns as Python values. A missing or damaged file, a missing column or a value that is
+not allowed raises an error of one sentence.
 """
 
 import json
@@ -22,40 +22,32 @@ SHOWN = 60  # characters of a wrong value in a message
 
 @dataclass(frozen=True)
 class Column:
-    """What a column may contain: in words, as a test of its Arrow type, and as a test of each value."""
+    """What a column may contain: in words, and as a test of each value."""
 
     allowed: str
-    has_type: Callable[[pa.DataType], bool]
     has_value: Callable[[Any], bool]
 
 
-def is_text(kind: pa.DataType) -> bool:
-    """Whether an Arrow type is text, also as a dictionary."""
-    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
-
-
-OPTIONAL_TEXT = Column("text", is_text, lambda value: value is None or isinstance(value, str))
+OPTIONAL_TEXT = Column("text", lambda value: value is None or isinstance(value, str))
 
 
 def check_file(path: Path, columns: Mapping[str, Column], where: str) -> int:
-    """The number of rows of a Parquet file with these columns; only its footer is read.
+    """The number of rows of a Parquet file with these columns; only its footer and its first row are read.
 
     Raises SourceError for a missing or damaged file, and ConfigError, naming the key `where`, for a column that is
-    missing, given twice, or of another type.
+    missing or given twice, or holds a value that is not allowed.
     """
     with _opened(path, columns, where) as content:
+        for first in content.iter_batches(batch_size=1, columns=list(columns)):
+            _rows(pa.Table.from_batches([first]), columns, f"{where} in {path}")
+            break
         return content.metadata.num_rows
 
 
 def of_file(path: Path, columns: Mapping[str, Column], where: str) -> list[Row]:
     """The rows of a Parquet file with the columns in this order. Raises the same errors as `check_file`."""
     with _opened(path, columns, where) as content:
-        table = content.read(list(columns)).select(list(columns))
-        try:
-            return table.to_pylist()
-        except UnicodeDecodeError:
-            raise SourceError(f"{path}, {_not_utf8(table)}") from None
+        return _rows(content.read(list(columns)), columns, f"{where} in {path}")
 
 
 def of_lines(path: Path, column: str, where: str) -> Iterator[tuple[int, str | None]]:
@@ -90,8 +82,8 @@ def of_hub(
 ) -> tuple[list[Row], str | None]:
     """The rows of a split at one commit, and the licence on the data set's page, if there is one.
 
-    Raises SourceError if it is not available, and ConfigError, naming the key `where`, for a missing column or another
-    type.
+    Raises SourceError if it is not available, and ConfigError, naming the key `where`, for a missing column or a value
+    that is not allowed.
     """
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
@@ -100,12 +92,9 @@ def of_hub(
         rows = load_dataset(dataset, config, split=split, revision=revision)
     except (DatasetsError, OSError, ValueError) as error:
         raise unavailable(dataset, revision, error) from None
-    _require(columns, rows.features.arrow_schema, f"{where} of {dataset}", rows.__getitem__)
-    selected = rows.select_columns(list(columns))
-    try:
-        return selected.to_list(), rows.info.license or None
-    except UnicodeDecodeError:
-        raise SourceError(f"hub data set {dataset} at {revision}, {_not_utf8(selected.data.table)}") from None
+    where = f"{where} of {dataset} at {revision}"
+    _require(columns, rows.column_names, where)
+    return _rows(rows.select_columns(list(columns)).with_format("arrow")[:], columns, where), rows.info.license or None
 
 
 def shown(value: Any) -> str:
@@ -142,29 +131,16 @@ def _opened(path: Path, columns: Mapping[str, Column], where: str) -> Iterator[p
     try:
         # read_table would make columns of folders in the path with names such as `key=value`
         with pq.ParquetFile(path) as content:
-            _require(columns, content.schema_arrow, f"{where} in {path}", lambda name: _values(content, name))
+            _require(columns, content.schema_arrow.names, f"{where} in {path}")
             yield content
     except (pa.ArrowException, OSError) as error:
         raise SourceError(f"{path}: damaged Parquet ({str(error).splitlines()[0]})") from None
 
 
-def _values(content: pq.ParquetFile, column: str) -> Iterator[Any]:
-    for batch in content.iter_batches(batch_size=1000, columns=[column]):
-        yield from batch[column].to_pylist()
-
-
-def _require(
-    columns: Mapping[str, Column], schema: pa.Schema, where: str, values: Callable[[str], Iterable[Any]]
-) -> None:
-    """Raise ConfigError, with the first wrong one of `values(name)`, unless columns are there once, of their types."""
-    for name, column in columns.items():
-        _require_once(name, schema.names, where)
-        kind = schema.field(name).type
-        if not column.has_type(kind):
-            raise ConfigError(
-                f"{where}: column '{name}' holds {kind}{_first_wrong(values(name), column)}; "
-                f"allowed is {column.allowed}"
-            )
+def _require(columns: Iterable[str], names: Sequence[str], where: str) -> None:
+    """Raise ConfigError unless a table has each of these columns once."""
+    for name in columns:
+        _require_once(name, names, where)
 
 
 def _require_once(column: str, names: Sequence[str], where: str) -> None:
@@ -174,20 +150,19 @@ def _require_once(column: str, names: Sequence[str], where: str) -> None:
         raise ConfigError(f"{where}: {count} columns have the name '{column}'; one is allowed")
 
 
-def _first_wrong(values: Iterable[Any], column: Column) -> str:
-    try:
-        wrong = next(((row, value) for row, value in enumerate(values) if not column.has_value(value)), None)
-    except (ValueError, OverflowError):  # a value that no Python type can hold, such as a time in nanoseconds
-        return ""
-    return f" (row {wrong[0]}: {shown(wrong[1])})" if wrong else ""
-
-
-def _not_utf8(table: pa.Table) -> str:
-    """The message about the first value of a table that is not UTF-8."""
-    for name in table.column_names:
-        for number, value in enumerate(table[name]):
+def _rows(table: pa.Table, columns: Mapping[str, Column], where: str) -> list[Row]:
+    """The rows of a table with the columns in this order; ConfigError for the first value that is not allowed."""
+    values: dict[str, list[Any]] = {name: [] for name in columns}
+    for name, column in columns.items():
+        for row, scalar in enumerate(table[name]):
             try:
-                value.as_py()
+                value = scalar.as_py()
+                found = None if column.has_value(value) else shown(value)
             except UnicodeDecodeError:
-                return f"row {number}: column '{name}' is not UTF-8; allowed is text in UTF-8"
-    raise AssertionError("every value is UTF-8")
+                found = "text that is not UTF-8"
+            except (ValueError, OverflowError):  # no Python type can hold it, as a time in nanoseconds
+                found = str(scalar.type)
+            if found:
+                raise ConfigError(f"{where}, row {row}: column '{name}' holds {found}; allowed is {column.allowed}")
+            values[name].append(value)
+    return [dict(zip(columns, row, strict=True)) for row in zip(*values.values(), strict=True)]

@@ -43,11 +43,11 @@ inventory
 jobs ownership work
 costs
 plan
-states incomplete progress_line
+states progress_line
 preflight
 commands
 cli
-__main__
+incomplete __main__
 """.strip().splitlines()
 ]
 
@@ -168,5 +168,6 @@ def test_a_comment_changes_no_fingerprint_but_behaviour_does(tmp_path, monkeypat
 @pytest.mark.parametrize("rule", RULES)
 def test_a_rule_and_its_stage_name_the_same_files(rule):
     stage, row = import_module(f"shadowcore.stages.{rule}"), RULES[rule]
-    assert set(row.outputs) == {field.name for field in fields(stage.Outputs)}
+    used = re.findall(r"\boutputs\.(\w+)", Path(stage.__file__).read_text())
+    assert set(used) <= set(row.outputs)
     assert {field.name for field in fields(stage.Spec) if "runtime_only" in field.metadata} == set(row.batches)

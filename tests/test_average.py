@@ -53,5 +53,5 @@ def test_the_table_is_the_same_bytes_as_one_built_row_by_row(traces, tmp_path, m
     table = CRITERIA.build(rows_of(traces))
     artifacts.write_table(expected, CRITERIA.schema, table, average.header("average", SPEC, average.Inputs(traces)))
     monkeypatch.setattr(type(CRITERIA), "build", lambda *_: pytest.fail("a row at a time"))
-    average.run(SPEC, average.Inputs(traces), average.Outputs(found))
+    average.run(SPEC, average.Inputs(traces), average.Outputs(scores=found))
     assert found.read_bytes() == expected.read_bytes()

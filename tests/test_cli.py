@@ -60,13 +60,6 @@ def test_too_little_memory_has_an_exit_code_of_its_own(capsys, monkeypatch, tmp_
     assert code == 3 and "out of memory" in sentence
 
 
-def test_arguments_can_come_from_a_file(capsys, tmp_path):
-    (tmp_path / "paths").write_text(f"{tmp_path}/a b.safetensors\n{tmp_path}/c.safetensors\n")
-    spec = '{"model": "m", "calibration": "c", "criteria": ["plainact"]}'
-    code, printed = run(capsys, "average", "--spec", spec, "--traces", f"@{tmp_path}/paths", "--scores", tmp_path / "s")
-    assert code == 2 and "a b.safetensors: no such file" in printed.err
-
-
 def test_show_and_status_know_the_quick_study_as_their_default(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert cli.main(["show"]) == cli.main(["status"]) == 2

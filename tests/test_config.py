@@ -81,11 +81,7 @@ MISTAKES = [
     ("predictors.more", {"tuned_fom": "small"}, "more: 'tuned_fom' 'tuned_from'"),
     ("predictors.more", {"retrained_from": "small", "tuning_rate": 0.1}, "more.tuning_rate: tuned_from"),
     ("predictors", {"small": {"tuned_from": "small"}}, "predictors.small: itself small"),
-    ("conditions.1.predictors", ["small@2"], "small_1: small_2: retrained_from: small_1"),
-    ("latency.predictor", "small@tuned", "small_tuned: tuned_from: small"),
-    ("conditions.1.predictors", ["small@1@tuned"], "small_1: small_1_tuned: tuned_from: small_1"),
-    ("conditions.1.predictors", ["small@tuned@1"], "'small@tuned@1'"),
-    ("conditions.1.predictors", ["small@seed1"], "small `seeds: [1]`"),
+    ("conditions.1.predictors", ["small@tuned@1"], "'small@tuned@1' Known: small"),
     ("traces.on_policy", ON_POLICY, "60 highest_pct 30"),
     # sections that are null, or of another kind; empty and repeated lists
     *((name, None, f"config: {name}: mapping") for name in ("models", "traces", "evaluation")),

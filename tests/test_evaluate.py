@@ -81,7 +81,7 @@ class Study:
                 files[fields[condition.method]].append(self.files[condition.method])
         more = {} if oracle else {name: tuple(paths) for name, paths in files.items()}
         with cli.enough_memory():
-            one.run(spec, one.Inputs(**self.shared, **more), one.Outputs(folder / "job.json"))
+            one.run(spec, one.Inputs(**self.shared, **more), one.Outputs(manifest=folder / "job.json"))
         assert list(manifests.listed(folder / "job.json")) == [self.path(folder, setup) for setup in sorted(chosen)]
         return {setup: self.path(folder, setup).read_bytes() for setup in chosen}
 

@@ -55,10 +55,10 @@ def test_figures_name_their_model_and_their_files_repeat_to_the_byte(frames, nam
 
 def test_only_figures_with_something_to_show_are_written_and_name_the_tables_they_were_drawn_from(built, tmp_path):
     paths = write_tables(tmp_path, built)
-    stems = [tmp_path / "figures" / MODEL / name for name in ("perplexity", "latency", "fewshot", "tasks")]
-    figures = tuple(stem.with_suffix(kind) for stem in stems for kind in (".pdf", ".png"))
+    names, folder = ("perplexity", "latency", "fewshot", "tasks"), tmp_path / "figures" / MODEL
+    figures = [folder / f"{name}{kind}" for name in names for kind in (".pdf", ".png")]
     record = tmp_path / "figures" / f"{MODEL}.json"
-    draw.run(draw.Spec(MODEL), draw.Inputs(tuple(paths)), draw.Outputs(record, figures))
+    draw.run(draw.Spec(MODEL, names), draw.Inputs(tuple(paths)), draw.Outputs(drawn=record, figures=folder))
     for path in figures[:4]:
         read = {"perplexity": ["perplexity", "predictors"], "latency": ["latency"]}[path.stem]
         hashes = {name: [file_sha256(tmp_path / f"tables/{name}.parquet")] for name in read}

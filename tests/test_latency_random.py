@@ -41,7 +41,7 @@ def test_the_rule_measures_the_torch_backend_on_a_cpu_and_says_so(model, batch, 
     if torch.cuda.is_available():
         pytest.skip("there is a GPU, so the rule would measure it")
     spec = dataclasses.replace(SPEC, model=model, batch=batch)
-    outputs = Outputs(*(tmp_path / f"{name}.parquet" for name in ("summary", "repeats", "refused")))
+    outputs = Outputs(**{name: tmp_path / f"{name}.parquet" for name in ("summary", "repeats", "refused")})
     run(spec, Inputs(), outputs)
     rows, raw = pd.read_parquet(outputs.summary), pd.read_parquet(outputs.repeats)
     assert list(rows["mode"]) == ["dense", "static", "given", "shadow", "layerwise", "segments", "proxy4"]
@@ -147,7 +147,7 @@ def test_bad_input(changes, says, tmp_path):
     if torch.cuda.is_available() and "designs" in changes:
         pytest.skip("a GPU has 8-bit predictors")
     with pytest.raises(ConfigError, match=says):
-        run(dataclasses.replace(SPEC, **changes), Inputs(), Outputs(*(tmp_path / f"{name}.parquet" for name in "abc")))
+        run(dataclasses.replace(SPEC, **changes), Inputs(), Outputs())
     assert not list(tmp_path.iterdir())
 
 

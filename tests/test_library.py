@@ -56,7 +56,7 @@ def quick(request, tmp_path_factory, texts):
     model = root / "models" / "smollm2-135m"
     fetch_model.run(
         fetch_model.Spec("random", source), fetch_model.Inputs(),
-        fetch_model.Outputs(model / "card.json", model / "weights"),
+        fetch_model.Outputs(card=model / "card.json", weights=model / "weights"),
     )  # fmt: skip
     table = documents_to_table([Document.of(str(i), text) for i, text in enumerate(texts)]).to_pandas()
     table["split"] = ["train"] * 12 + ["heldout"] * 2 + ["evaluation"] * 6

@@ -71,11 +71,7 @@ def test_a_stage_says_what_it_runs_and_how_it_ends(capsys, tmp_path):
     path = tmp_path / "job.log"
     path.write_text(capsys.readouterr().err)
     log = logs.read(path)
-    assert (
-        log.command == [words[0], "--spec", "{}", *words[1:]]
-        and "no such file" in log.error
-        and log.environment["python"]
-    )
+    assert log.command == words and "no such file" in log.error and log.environment["python"]
 
 
 @pytest.mark.parametrize("text", ["", "s\th:m:s", "s\th:m:s\n"])

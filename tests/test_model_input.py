@@ -515,6 +515,7 @@ def test_windows_and_prompts_longer_than_the_model_are_refused_before_a_text_is_
         inputs.ModelAndText(card, tmp_path, tmp_path / "nowhere").windows("train", 65, 4, 0)
     files = {"card": card, "weights": weights, "tasks": tmp_path / "nowhere"}
     files = {one.name: files.get(one.name, ()) for one in dataclasses.fields(latency.Inputs)}
-    outputs = latency.Outputs(*[tmp_path / "out"] * len(dataclasses.fields(latency.Outputs)))
     with pytest.raises(ConfigError, match=rf"^prompt_tokens \+ new_tokens: {named}"):
-        latency.run(parse_spec(latency.Spec, TIMED | {"prompt_tokens": prompt}), latency.Inputs(**files), outputs)
+        latency.run(
+            parse_spec(latency.Spec, TIMED | {"prompt_tokens": prompt}), latency.Inputs(**files), latency.Outputs()
+        )

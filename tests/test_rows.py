@@ -70,7 +70,7 @@ def write(folder, name, *rows, split=None):
 def prepare(folder, name, fewshot=0, limit=None):
     spec = prepare_benchmark.Spec(name, str(folder), limit, fewshot, 0)
     out = folder / "prepared" / f"{name}.parquet"
-    prepare_benchmark.run(spec, prepare_benchmark.Inputs(), prepare_benchmark.Outputs(out))
+    prepare_benchmark.run(spec, prepare_benchmark.Inputs(), prepare_benchmark.Outputs(documents=out))
     return out
 
 
@@ -94,7 +94,7 @@ def test_labels_that_are_none_are_refused(tmp_path, name, column, value):
         with pytest.raises(ShadowcoreError) as caught:
             prepare(folder, name, shots)
         split, said = "train" if shots else BENCHMARKS[name].split, str(caught.value)
-        for part in (name, split, f"column '{column}'", repr(value), "row ", "allowed is"):
+        for part in (name, split, f"column '{column}'", "holds", "row ", "allowed is"):
             assert part in said, said
         assert not (folder / "prepared").exists()
 
@@ -141,13 +141,8 @@ def test_columns_of_other_types_are_refused_by_check_and_by_reading(tmp_path, mo
     table = pq.read_table(path).drop_columns("goal").append_column("goal", pa.array([value], arrow))
     pq.write_table(table, path)
     text, hub = FolderText(str(path), "goal"), HubText(str(path.parent), "validation", "0" * 40, "goal")
-    attempts = [
-        lambda: benchmarks.check("piqa", str(tmp_path)),
-        lambda: prepare(tmp_path, "piqa"),
-        text.check,
-        text.read,
-    ]
-    for attempt in [*attempts, hub.read] if kind != "nothing" else attempts:
+    attempts = [lambda: benchmarks.check("piqa", str(tmp_path)), lambda: prepare(tmp_path, "piqa")]
+    for attempt in [*attempts, text.check, text.read, hub.read] if kind != "nothing" else attempts:
         refused(r"piqa.*: column 'goal' holds .*; allowed is text", attempt)
 
 
@@ -161,7 +156,7 @@ def test_choices_of_another_layout_are_refused(tmp_path, choices):
     path.parent.mkdir()
     pq.write_table(pa.table({"question": ["where"], "choices": choices, "answerKey": ["A"]}), path)
     for attempt in (lambda: benchmarks.check("arc_easy", str(tmp_path)), lambda: prepare(tmp_path, "arc_easy")):
-        refused("test.parquet: column 'choices' holds .*allowed is an object of two", attempt)
+        refused("test.parquet.*: column 'choices' holds .*allowed is an object of two", attempt)
 
 
 def test_text_in_other_layouts_is_text(tmp_path):
@@ -187,7 +182,7 @@ def test_text_that_is_not_unicode_is_refused_by_its_place(tmp_path):
     (tmp_path / "c.jsonl").write_bytes(b'{"text": "one"}\n{"text": "\xff"}\n')
     (tmp_path / "d.jsonl").write_text('{"text": "one"}\n{"text": "\\ud800"}\n')
     for name, message in (
-        ("a.parquet", "row 1: column 'text' is not UTF-8"), ("b.txt", "byte 4 is not UTF-8"),
+        ("a.parquet", "row 1: column 'text' holds text that is not UTF-8"), ("b.txt", "byte 4 is not UTF-8"),
         ("c.jsonl", "row 1: not JSON in UTF-8"), ("d.jsonl", r"row 1: character 0 is '\\ud800'"),
     ):  # fmt: skip
         refused(f"{name}, {message}|{name}: {message}", sources.fetch, FolderText(str(tmp_path / name)))
@@ -261,7 +256,7 @@ def test_a_benchmark_without_its_files_is_refused_by_check(tmp_path):
 def test_sizes_beyond_the_text_name_their_key_and_both_numbers(tmp_path):
     (tmp_path / "text").mkdir()
     pq.write_table(pa.table({"text": [f"{n} {'abc' * 9}" for n in range(20)]}), tmp_path / "text" / "a.parquet")
-    outputs = prepare_text.Outputs(tmp_path / "documents.parquet", tmp_path / "tasks.parquet")
+    outputs = prepare_text.Outputs(documents=tmp_path / "documents.parquet", tasks=tmp_path / "tasks.parquet")
 
     def spec(heldout):
         return prepare_text.Spec("folder", {"path": str(tmp_path / "text")}, heldout, 0.2, None, 0)
@@ -307,7 +302,7 @@ def test_no_break_hides_a_benchmark_in_a_calibration_text(tmp_path, between):
     texts = {"text": [shown, *(f"document {number} of words" for number in range(40))]}
     (tmp_path / "text").mkdir()
     pq.write_table(pa.table(texts), tmp_path / "text" / "a.parquet")
-    outputs = prepare_text.Outputs(tmp_path / "documents.parquet", tmp_path / "tasks.parquet")
+    outputs = prepare_text.Outputs(documents=tmp_path / "documents.parquet", tasks=tmp_path / "tasks.parquet")
     for seed in range(9):  # until the document is one that calibrates
         spec = prepare_text.Spec("folder", {"path": str(tmp_path / "text")}, 0.1, 0.1, None, seed)
         prepare_text.run(spec, prepare_text.Inputs(), outputs)
@@ -316,7 +311,9 @@ def test_no_break_hides_a_benchmark_in_a_calibration_text(tmp_path, between):
             break
     files = check_disjoint.Inputs(outputs.documents, outputs.documents, (prepared,))
     with pytest.raises(ConfigError, match="contains 1 of the 3 documents of benchmark 'winogrande'"):
-        check_disjoint.run(check_disjoint.Spec("a", "a"), files, check_disjoint.Outputs(tmp_path / "disjoint.json"))
+        check_disjoint.run(
+            check_disjoint.Spec("a", "a"), files, check_disjoint.Outputs(record=tmp_path / "disjoint.json")
+        )
 
 
 def test_words_that_show_nothing_are_no_words():

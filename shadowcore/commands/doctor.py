@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from shadowcore import machine, provenance
 from shadowcore.errors import ShadowcoreError
-from shadowcore.machine import ask
+from shadowcore.processes import ask
 
 if TYPE_CHECKING:
     from shadowcore.config import Study

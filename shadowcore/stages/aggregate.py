@@ -1,6 +1,6 @@
 """Join the measurements of all jobs into the study's final tables, which `check-tables` then checks."""
 
-from dataclasses import dataclass, make_dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -9,12 +9,11 @@ from shadowcore import artifacts, manifests, schemas
 from shadowcore.report import tables
 from shadowcore.report.best_at_bytes import best_at_bytes
 from shadowcore.report.outcomes import grouped
+from shadowcore.stages.base import Frozen, Outputs, header
 from shadowcore.stages.base import OfPart as Spec
-from shadowcore.stages.base import Progress, header
 
 
-@dataclass(frozen=True)
-class Inputs:
+class Inputs(Frozen):
     """evaluations: manifests; the outcome files that they list are read, too."""
 
     evaluations: tuple[Path, ...]
@@ -26,11 +25,7 @@ class Inputs:
     refusals: tuple[Path, ...]
 
 
-Outputs = make_dataclass("Outputs", [(name, Path) for name in schemas.MEASURED_TABLES], frozen=True)
-
-
 def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
-    progress = Progress("aggregate")
     outcomes = grouped(schemas.OUTCOMES.read(path) for path in manifests.outcomes(inputs.evaluations))
     predictors = joined(inputs.trainings, schemas.PREDICTORS)
     final = {
@@ -52,7 +47,6 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     for name, table in final.items():
         head = timed if name in schemas.TIMED_TABLES else untimed
         artifacts.write_table(getattr(outputs, name), schemas.FINAL_TABLES[name].schema, table, head)
-    progress(1, 1)
 
 
 def joined(paths: tuple[Path, ...], table: schemas.Table) -> pa.Table:

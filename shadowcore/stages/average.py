@@ -1,7 +1,6 @@
 """Average every unit's score over the calibration windows, for the method `static`."""
 
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,11 +10,10 @@ from shadowcore import artifacts
 from shadowcore.method import tracing
 from shadowcore.models.families import KINDS, Kind
 from shadowcore.schemas import CRITERIA
-from shadowcore.stages.base import Progress, header
+from shadowcore.stages.base import Frozen, Outputs, Progress, header
 
 
-@dataclass(frozen=True)
-class Spec:
+class Spec(Frozen):
     """Names for the table's rows, and the criteria to average."""
 
     model: str
@@ -23,14 +21,8 @@ class Spec:
     criteria: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Inputs:
+class Inputs(Frozen):
     traces: tuple[Path, ...]
-
-
-@dataclass(frozen=True)
-class Outputs:
-    scores: Path
 
 
 def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:

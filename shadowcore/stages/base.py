@@ -1,6 +1,6 @@
 """Shared by all stages: typed specifications, headers, progress, and model cards.
 
-A stage is a module with dataclasses `Spec`, `Inputs` and `Outputs`, and a function `run` of the three.
+A stage is a module with two classes of fields, `Spec` and `Inputs`, and a function `run` of both and of `Outputs`.
 """
 
 import dataclasses
@@ -18,10 +18,18 @@ from shadowcore.errors import ArtifactError, ConfigError, near_miss
 from shadowcore.models.families import Dimensions
 
 CARD_SCHEMA = "model_card/1"
+Outputs = types.SimpleNamespace  # the paths that a stage writes, by the options in its row of `rules.RULES`
 
 
-@dataclasses.dataclass(frozen=True)
-class CardFile:
+@typing.dataclass_transform(frozen_default=True)
+class Frozen:
+    """A base class whose subclasses are frozen dataclasses, as if each were decorated."""
+
+    def __init_subclass__(cls) -> None:
+        dataclasses.dataclass(frozen=True)(cls)
+
+
+class CardFile(Frozen):
     """One file in a model card."""
 
     bytes: int
@@ -114,28 +122,24 @@ class Progress:
         self.say(f"{done}/{total} after {elapsed:.0f} s, about {left:.0f} s left")
 
 
-@dataclasses.dataclass(frozen=True)
-class Missing:
+class Missing(Frozen):
     """A job whose results are missing in the tables, figures or page of a study, and the reason."""
 
     job: str
     reason: str
 
 
-@dataclasses.dataclass(frozen=True)
-class OfPart:
+class OfPart(Frozen):
     """missing: jobs without results, if the tables are made of a part of the study."""
 
     missing: tuple[Missing, ...] = ()
 
 
-@dataclasses.dataclass(frozen=True)
-class Nothing:
+class Nothing(Frozen):
     """No settings, or no files of the study."""
 
 
-@dataclasses.dataclass(frozen=True)
-class ModelFiles:
+class ModelFiles(Frozen):
     """A model's card, and its folder."""
 
     card: Path

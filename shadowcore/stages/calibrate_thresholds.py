@@ -1,17 +1,13 @@
 """Magnitude thresholds of every layer's neurons from the training windows of a text, for `threshold` and `cats`."""
 
-from dataclasses import dataclass
-from pathlib import Path
-
 from shadowcore import artifacts
 from shadowcore.method.thresholds import neuron_magnitudes
 from shadowcore.schemas import THRESHOLDS
-from shadowcore.stages.base import Progress, header, runtime_only
+from shadowcore.stages.base import Frozen, Outputs, Progress, header, runtime_only
 from shadowcore.stages.inputs import ModelAndText as Inputs
 
 
-@dataclass(frozen=True)
-class Spec:
+class Spec(Frozen):
     """Names for the table's rows, the windows, the methods that need thresholds, and the sparsities to reach."""
 
     model: str
@@ -23,11 +19,6 @@ class Spec:
     sparsities_pct: tuple[int, ...]
     dtype: str
     seed: int
-
-
-@dataclass(frozen=True)
-class Outputs:
-    thresholds: Path
 
 
 def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:

@@ -1,6 +1,5 @@
 """Check that a study does not measure on documents from which its scores and predictors were made."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow.compute as pc
@@ -8,22 +7,20 @@ import pyarrow.compute as pc
 from shadowcore import artifacts, benchmarks
 from shadowcore.errors import ConfigError
 from shadowcore.paragraphs import mark, paragraphs, visible
-from shadowcore.stages.base import Progress, header
+from shadowcore.stages.base import Frozen, Outputs, header
 from shadowcore.texts.documents import DOCUMENTS
 
 SCHEMA = "disjoint/1"
 
 
-@dataclass(frozen=True)
-class Spec:
+class Spec(Frozen):
     """Names of the calibration text and of the evaluated text."""
 
     calibration: str
     data: str
 
 
-@dataclass(frozen=True)
-class Inputs:
+class Inputs(Frozen):
     """calibrated, evaluated: documents of the two texts; benchmarks: files of the benchmarks that are measured, too."""
 
     calibrated: Path
@@ -31,13 +28,7 @@ class Inputs:
     benchmarks: tuple[Path, ...]
 
 
-@dataclass(frozen=True)
-class Outputs:
-    record: Path
-
-
 def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
-    progress = Progress(f"check-disjoint {spec.calibration} {spec.data}")
     table = DOCUMENTS.read(inputs.calibrated)
     seen = set()
     for content in table.filter(pc.not_equal(table["split"], "evaluation"))["text"].to_pylist():
@@ -51,7 +42,6 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
         marks = table.filter(pc.equal(table[benchmarks.SPLIT], "evaluation"))[benchmarks.MARK].to_pylist()
         record[path.stem] = _refuse(spec, f"benchmark '{path.stem}'", marks, seen)
     artifacts.write_record(outputs.record, SCHEMA, {"documents": record}, header("check-disjoint", spec, inputs))
-    progress(1, 1)
 
 
 def _refuse(spec: Spec, what: str, marks: list[str], seen: set[str]) -> int:

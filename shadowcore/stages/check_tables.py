@@ -1,28 +1,21 @@
 """Check the final tables for impossible values; figures are only drawn if there are none."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from shadowcore import artifacts
 from shadowcore.errors import ArtifactError
 from shadowcore.report import checks
 from shadowcore.schemas import FINAL_TABLES, TIMED_TABLES
+from shadowcore.stages.base import Frozen, Outputs, Progress, header
 from shadowcore.stages.base import OfPart as Spec
-from shadowcore.stages.base import Progress, header
 
 SCHEMA = "checked/1"
 
 
-@dataclass(frozen=True)
-class Inputs:
+class Inputs(Frozen):
     """tables: the final tables, <name>.parquet."""
 
     tables: tuple[Path, ...]
-
-
-@dataclass(frozen=True)
-class Outputs:
-    record: Path
 
 
 def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
@@ -41,4 +34,3 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     untimed = Inputs(tuple(path for path in inputs.tables if path.stem not in TIMED_TABLES))
     record = {"rows": rows, "warnings": warnings}
     artifacts.write_record(outputs.record, SCHEMA, record, header("check-tables", spec, untimed))
-    progress(1, 1)

@@ -1,12 +1,10 @@
 """The specification of an evaluation job, and which of its conditions are measured together."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from shadowcore.measure.conditions import Condition
-from shadowcore.stages.base import runtime_only
+from shadowcore.stages.base import Frozen, runtime_only
 
 # true_continuation: multiple choice; second_half: perplexity of every window's second half, with the first as prompt
 OWN_TASKS = ("true_continuation", "second_half")
@@ -17,8 +15,7 @@ AT_ONCE = 16
 AT_ONCE_BYTES = 4e9
 
 
-@dataclass(frozen=True)
-class Spec:
+class Spec(Frozen):
     """Conditions of one model and text, and the sizes of their measurement.
 
     conditions: by name (`manifests.name`); window_batch, request_tokens: windows and tokens of lm-eval requests in a
@@ -37,13 +34,6 @@ class Spec:
     tasks: tuple[str, ...] = ("true_continuation",)
     fewshot: tuple[int, ...] = (0,)
     rolling_tokens: int = 2048
-
-
-@dataclass(frozen=True)
-class Outputs:
-    """manifest: the list of the outcome files, which are written to the same folder."""
-
-    manifest: Path
 
 
 def parts(predictors: Mapping[str, Mapping[Any, float]]) -> Iterator[list[str]]:

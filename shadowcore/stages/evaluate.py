@@ -1,6 +1,6 @@
 """Measure conditions that a deployed model could run: dense, random, static, with a predictor, or a baseline."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -12,14 +12,14 @@ from shadowcore.measure.methods import METHODS
 from shadowcore.measure.sparsity import Masks
 from shadowcore.method.predictors import Predictor
 from shadowcore.models.families import dimensions_of
-from shadowcore.stages.conditions import Outputs, Spec
+from shadowcore.stages.base import Outputs
+from shadowcore.stages.conditions import Spec
 from shadowcore.stages.inputs import read_mean_scores, read_predictor, read_thresholds
 from shadowcore.stages.measurement import Evaluated, Source, measure
 
 READ = ("scores", "thresholds", "predictors")  # fields of Inputs with a file for each condition whose method reads it
 
 
-@dataclass(frozen=True)
 class Inputs(Evaluated):
     """scores: the table of mean scores for each condition of the method static, in the order of the conditions;
     thresholds: of calibrated magnitudes, for each of threshold and cats; predictors: the one of each that has one.

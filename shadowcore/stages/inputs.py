@@ -1,6 +1,5 @@
 """Read the inputs of stages: a model checked against its card, windows of a text, mean scores, a predictor."""
 
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -55,7 +54,6 @@ class Model(ModelFiles):
         return folders.load_model(self.weights, dtype, gpus)
 
 
-@dataclass(frozen=True)
 class ModelAndText(Model):
     """What most stages read: a model's card and folder, and the documents of a text."""
 

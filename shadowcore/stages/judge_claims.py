@@ -1,30 +1,21 @@
 """Compare the published claims with the study's final tables and give each a verdict."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from shadowcore import artifacts
 from shadowcore.report import claims, tables
 from shadowcore.schemas import CLAIMS
+from shadowcore.stages.base import Frozen, Outputs, header
 from shadowcore.stages.base import OfPart as Spec
-from shadowcore.stages.base import Progress, header
 
 
-@dataclass(frozen=True)
-class Inputs:
+class Inputs(Frozen):
     """tables: the final tables but this one; published: the published values (shadowcore/report/published.csv)."""
 
     tables: tuple[Path, ...]
     published: Path
 
 
-@dataclass(frozen=True)
-class Outputs:
-    claims: Path
-
-
 def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
-    progress = Progress("judge-claims")
     rows = claims.judge(tables.read_files(inputs.tables), inputs.published)
     artifacts.write_table(outputs.claims, CLAIMS.schema, CLAIMS.build(rows), header("judge-claims", spec, inputs))
-    progress(1, 1)

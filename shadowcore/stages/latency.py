@@ -6,7 +6,6 @@ On a GPU the Triton decoder is measured, with modes that only it has; without a 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,17 +27,16 @@ from shadowcore.method.predictors import FIRST_SPARSE_LAYER, Predictor
 from shadowcore.method.thresholds import neuron_magnitudes
 from shadowcore.models.families import KINDS_OF, Kind, dimensions_of, require_positions
 from shadowcore.models.folders import read_config
-from shadowcore.stages.base import Progress
+from shadowcore.stages.base import Frozen, Outputs, Progress
 from shadowcore.stages.inputs import ModelAndText, read_mean_scores, read_predictor
-from shadowcore.stages.timed_tables import Outputs, shared_columns, write
+from shadowcore.stages.timed_tables import shared_columns, write
 
 POLICY = "per_layer"
 CHECKED = {"cuda": 200, "cpu": 12}  # tokens that each variant generates for its check
 THRESHOLD_WINDOWS = 8  # of the prompt's length, to see how large neurons are
 
 
-@dataclass(frozen=True)
-class Spec:
+class Spec(Frozen):
     """predictors: the method of each file of --predictors, in order. proxies: methods that choose by low-bit copies."""
 
     model: str
@@ -56,7 +54,6 @@ class Spec:
     seed: int
 
 
-@dataclass(frozen=True)
 class Inputs(ModelAndText):
     scores: Path
     predictors: tuple[Path, ...]
@@ -97,7 +94,6 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     shared = shared_columns(spec, spec.weights, device, ceiling)
     keys = {name: shared | variant.keys for name, variant in variants.items()}
     write("latency", spec, inputs, outputs, keys, rows, raw, reasons)
-    progress(1, 1)
 
 
 def variants_of(

@@ -21,13 +21,12 @@ from shadowcore.measure.equivalence_decoder import gate, gate_prompt
 from shadowcore.measure.latency_variants import RIVALS, Design, Modes, variants
 from shadowcore.models.folders import DTYPES
 from shadowcore.models.published import PUBLISHED
+from shadowcore.stages.base import Frozen, Outputs, Progress
 from shadowcore.stages.base import Nothing as Inputs
-from shadowcore.stages.base import Progress
-from shadowcore.stages.timed_tables import Outputs, shared_columns, write
+from shadowcore.stages.timed_tables import shared_columns, write
 
 
-@dataclass(frozen=True)
-class Spec:
+class Spec(Frozen):
     """active: fraction of ReLU neurons above zero; time is the slope from short_tokens to new_tokens steps."""
 
     model: str
@@ -107,7 +106,6 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
             row |= latency.roofline(row["gb_per_token"], cached, statistics.median(times), ceiling)
         rows.append(row)
     write("latency_random", spec, inputs, outputs, keys, rows, raw, reasons)
-    progress(1, 1)
 
 
 def built(

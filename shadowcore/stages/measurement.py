@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,8 +19,8 @@ from shadowcore.measure.protocols import PROTOCOLS
 from shadowcore.measure.questions import Questions, true_continuation
 from shadowcore.measure.sparsity import Masks, SparseModel
 from shadowcore.schemas import OUTCOMES
-from shadowcore.stages.base import Progress, header
-from shadowcore.stages.conditions import NEEDS_PROMPTS, OWN_TASKS, Condition, Outputs, Spec, parts
+from shadowcore.stages.base import Outputs, Progress, header
+from shadowcore.stages.conditions import NEEDS_PROMPTS, OWN_TASKS, Condition, Spec, parts
 from shadowcore.stages.inputs import ModelAndText
 from shadowcore.texts.documents import TASKS
 
@@ -28,7 +28,6 @@ Source = Callable[[Condition, Any], Masks | None]  # makes the masks of a condit
 Tick = Callable[[float], None]
 
 
-@dataclass(frozen=True)
 class Evaluated(ModelAndText):
     """tasks: our own questions about the text; benchmarks: files of gather-benchmarks."""
 

@@ -1,19 +1,15 @@
 """Read a benchmark's documents from its source, cut to a seeded subset, so that all conditions use the same ones."""
 
-from dataclasses import dataclass
-from pathlib import Path
-
 import pyarrow as pa
 
 from shadowcore import artifacts, benchmarks
 from shadowcore.errors import ConfigError, one_of
 from shadowcore.paragraphs import mark
+from shadowcore.stages.base import Frozen, Outputs, Progress, header
 from shadowcore.stages.base import Nothing as Inputs
-from shadowcore.stages.base import Progress, header
 
 
-@dataclass(frozen=True)
-class Spec:
+class Spec(Frozen):
     """name: of the task; offline_dir: folder of <task>/<split>.parquet, null for the hub; limit: number of documents,
     null for all; fewshot: largest number of examples in a prompt, which come from the training split.
     """
@@ -23,11 +19,6 @@ class Spec:
     limit: int | None
     fewshot: int
     seed: int
-
-
-@dataclass(frozen=True)
-class Outputs:
-    documents: Path
 
 
 def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
@@ -50,4 +41,3 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     progress.say(f"{len(evaluated)} of {len(documents)} documents from {origin}")
     head = header("prepare-benchmark", spec, inputs) | {"origin": origin, "licence": licence}
     artifacts.write_table(outputs.documents, benchmarks.SCHEMA, pa.Table.from_pylist(rows), head)
-    progress(1, 1)

@@ -1,20 +1,17 @@
 """Read a text from its source, split its documents in three parts, and make a multiple-choice task of it."""
 
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from shadowcore import artifacts
+from shadowcore.stages.base import Frozen, Outputs, Progress, header, parse_spec
 from shadowcore.stages.base import Nothing as Inputs
-from shadowcore.stages.base import Progress, header, parse_spec
 from shadowcore.texts import cutting, sources
 from shadowcore.texts.documents import DOCUMENTS, TASKS, documents_to_table
 
 
-@dataclass(frozen=True)
-class Task:
+class Task(Frozen):
     """Sizes of the task `true_continuation`: questions, and words of a context and of a continuation."""
 
     documents: int
@@ -22,8 +19,7 @@ class Task:
     continuation_words: int
 
 
-@dataclass(frozen=True)
-class Spec:
+class Spec(Frozen):
     """kind: of source; source: that kind's fields; fractions of documents held back; task: None for no questions."""
 
     kind: str
@@ -32,12 +28,6 @@ class Spec:
     evaluation_fraction: float
     task: Task | None
     seed: int
-
-
-@dataclass(frozen=True)
-class Outputs:
-    documents: Path
-    tasks: Path
 
 
 def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
@@ -64,4 +54,3 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
         )
     artifacts.write_table(outputs.documents, DOCUMENTS.schema, pa.concat_tables(tables), made)
     artifacts.write_table(outputs.tasks, TASKS.schema, TASKS.build(questions), made)
-    progress(1, 1)

@@ -1,6 +1,5 @@
 """Replace a model's activation by ReLU and distil the original model into it; the card has the losses."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -9,15 +8,13 @@ from shadowcore import artifacts
 from shadowcore.method.relufy import Distillation, Relufied
 from shadowcore.method.training_state import Checkpoint
 from shadowcore.models import sources
-from shadowcore.stages.base import CARD_SCHEMA, Progress, header, read_card
-from shadowcore.stages.base import ModelFiles as Outputs
+from shadowcore.stages.base import CARD_SCHEMA, Frozen, Outputs, Progress, header, read_card
 from shadowcore.stages.inputs import ModelAndText
 
 SECONDS_BETWEEN = 120.0  # between checkpoints, which have three times the bytes of the weights
 
 
-@dataclass(frozen=True)
-class Spec:
+class Spec(Frozen):
     """recipe: of the model's source; windows: of real text to train on; heldout_windows: for the losses in the card."""
 
     recipe: Relufied
@@ -27,8 +24,7 @@ class Spec:
     seed: int
 
 
-@dataclass(frozen=True)
-class Inputs:
+class Inputs(Frozen):
     """documents: the real text."""
 
     teacher_card: Path

@@ -1,8 +1,6 @@
 """The three tables of a latency job: a row for each variant, for each of its repeats, and for each that was refused."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,16 +8,9 @@ import torch
 from shadowcore import artifacts, provenance
 from shadowcore.measure import gpu_timing
 from shadowcore.schemas import LATENCY, LATENCY_REPEATS, REFUSED
-from shadowcore.stages.base import header
+from shadowcore.stages.base import Outputs, header
 
 Row = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Outputs:
-    summary: Path
-    repeats: Path
-    refused: Path
 
 
 def shared_columns(spec: Any, weights: str, device: torch.device, ceiling_gb_s: float | None) -> dict[str, Any]:

@@ -1,8 +1,6 @@
 """Score all units on one shard of one split of a text, with all criteria in one pass."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,12 +11,11 @@ from shadowcore.method.predictors import groups_of
 from shadowcore.method.tracing import EXAMPLES, SCHEMA, Masking, TracePlan, trace
 from shadowcore.models.families import dimensions_of
 from shadowcore.models.recording import Site
-from shadowcore.stages.base import Progress, origin, runtime_only
+from shadowcore.stages.base import Frozen, Outputs, Progress, origin, runtime_only
 from shadowcore.stages.inputs import ModelAndText as Inputs
 
 
-@dataclass(frozen=True)
-class Design:
+class Design(Frozen):
     """A predictor design; the trace keeps the features that it reads of its examples, tokens or windows."""
 
     method: str
@@ -26,8 +23,7 @@ class Design:
     examples: str
 
 
-@dataclass(frozen=True)
-class Spec:
+class Spec(Frozen):
     """windows: number in the whole split, of which shard `shard` of `shards` is traced; window_criteria: those by which
     whole windows are scored; dtype: of the model.
     """
@@ -46,11 +42,6 @@ class Spec:
     batch: int = runtime_only()
     dtype: str
     seed: int
-
-
-@dataclass(frozen=True)
-class Outputs:
-    trace: Path
 
 
 def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:

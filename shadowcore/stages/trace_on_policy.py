@@ -4,7 +4,6 @@ A predictor that is trained on the dense model is used on a sparse one, in which
 importance of units differ. Each batch has a random sparsity from a range, so that one predictor works for all of them.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
@@ -13,14 +12,13 @@ import torch
 from shadowcore.measure.sparsity import PredictedMasks
 from shadowcore.models.families import KINDS_OF, dimensions_of
 from shadowcore.stages import trace
+from shadowcore.stages.base import Frozen, Outputs
 from shadowcore.stages.inputs import ModelAndText, read_predictor
-from shadowcore.stages.trace import Outputs
 
 POLICY = "per_layer"
 
 
-@dataclass(frozen=True)
-class Spec:
+class Spec(Frozen):
     """trace: as without masks, but results depend on its batch; units: masked kinds; lowest_pct, highest_pct: range of
     sparsities of a batch, percent; seed: of sparsities and sampled tokens.
     """
@@ -32,7 +30,6 @@ class Spec:
     seed: int
 
 
-@dataclass(frozen=True)
 class Inputs(ModelAndText):
     predictor: Path
 

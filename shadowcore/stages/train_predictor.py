@@ -1,7 +1,7 @@
 """Train one predictor on traces of tokens and report how well it ranks units on held-out tokens."""
 
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
@@ -18,15 +18,14 @@ from shadowcore.method.training_state import Checkpoint
 from shadowcore.method.weight_quantization import stored
 from shadowcore.models.families import Dimensions, Kind
 from shadowcore.schemas import PREDICTORS, QUALITY
-from shadowcore.stages.base import Progress, header, read_card
+from shadowcore.stages.base import Frozen, Outputs, Progress, header, read_card
 from shadowcore.stages.inputs import device
 
 RESULTS = ("best_epoch", "loss_constant", "loss")  # of FitResult
 JUDGED_AT_ONCE = 64  # tokens
 
 
-@dataclass(frozen=True)
-class Spec:
+class Spec(Frozen):
     """Names for the rows of the tables, the recipe, and sparsities and policies for recall and precision.
 
     seed: of training; text_seed: of the traced windows; traced_under: the predictor that masked the traced model, None
@@ -52,18 +51,10 @@ class Spec:
     tuned: bool
 
 
-@dataclass(frozen=True)
-class Inputs:
+class Inputs(Frozen):
     card: Path
     traces: tuple[Path, ...]
     heldout: tuple[Path, ...]
-
-
-@dataclass(frozen=True)
-class Outputs:
-    predictor: Path
-    quality: Path
-    training: Path
 
 
 def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:

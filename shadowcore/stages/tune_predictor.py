@@ -1,7 +1,6 @@
 """Tune a trained predictor on the sparse model that its masks make, and report its ranking quality again."""
 
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -15,14 +14,12 @@ from shadowcore.method.training_state import Checkpoint
 from shadowcore.method.tuning import Tuning, tune
 from shadowcore.models.families import KINDS_OF, dimensions_of
 from shadowcore.stages import train_predictor
-from shadowcore.stages.base import Progress, header
+from shadowcore.stages.base import Outputs, Progress, header
 from shadowcore.stages.inputs import ModelAndText, read_predictor
-from shadowcore.stages.train_predictor import Outputs
 
 POLICY = "per_layer"
 
 
-@dataclass(frozen=True)
 class Spec(train_predictor.Spec):
     """As for training. units: masked kinds; windows, heldout_windows: to tune on and to judge; dtype: of the model."""
 
@@ -34,7 +31,6 @@ class Spec(train_predictor.Spec):
     dtype: str
 
 
-@dataclass(frozen=True)
 class Inputs(ModelAndText):
     trained: Path
     traces: tuple[Path, ...]
