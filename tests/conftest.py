@@ -1,8 +1,10 @@
 """Tiny random models of every family, built from a configuration in memory."""
 
+import copy
 import os
 import random
 from functools import partial
+from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read by torch when it is imported: tests run side by side, a core each
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # of the jobs that tests start, as in the Makefile
@@ -14,6 +16,7 @@ if not torch.cuda.is_available():  # before anything imports Triton: its kernels
 
 import pandas as pd
 import pytest
+import yaml
 from made_study import built, documents, frames, results  # noqa: F401 (fixtures)
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -22,6 +25,11 @@ from shadowcore.method.predictors import Predictor
 from shadowcore.models.families import FAMILIES, dimensions_of
 from shadowcore.rules import RULES
 from shadowcore.texts.sources import RandomText
+
+ROOT = Path(__file__).parent.parent
+QUICK = yaml.safe_load((ROOT / "tests" / "base_study.yaml").read_text())  # a small study for tests to change a copy of
+
+SMALL_MODEL = {"family": "llama", "layers": 3, "width": 16, "heads": 2, "neurons": 24, "positions": 128}
 
 LONG = [f"test_{name}.py" for name in ("workflow", "evaluate", "graph", "figures", "several_gpus", "kernels")]
 LONG += [
@@ -115,10 +123,12 @@ def ids(backend, tokens):
 
 
 def refused(words, call, *values, **more):
-    """A call ends in one sentence of this project, which the expression `words` matches."""
-    with pytest.raises(ShadowcoreError, match=words) as caught:
+    """A call ends in one sentence of this project, which it returns; `words`: an expression, or a list of its parts."""
+    with pytest.raises(ShadowcoreError, match=words if isinstance(words, str) else None) as caught:
         call(*values, **more)
-    assert "\n" not in str(caught.value), caught.value
+    said = str(caught.value)
+    assert "\n" not in said and (isinstance(words, str) or all(word in said for word in words)), said
+    return said
 
 
 def write_words(folder):
@@ -127,6 +137,18 @@ def write_words(folder):
     texts = [text for _, text in RandomText().read()[0]]
     pd.DataFrame({"text": texts}).to_parquet(folder / "part.parquet")
     return folder
+
+
+def small_study(folder):
+    """A study of a random model, and of words and benchmarks in a folder."""
+    study = copy.deepcopy(QUICK) | {"study": "tiny", "models": {"tiny": {"source": {"random": dict(SMALL_MODEL)}}}}
+    study["texts"]["wikipedia"]["source"] = {"folder": {"path": str(folder / "words")}}
+    study["traces"] |= {"windows": 4, "window_tokens": 80, "tokens_per_window": 8, "shards": 1, "heldout_windows": 2,
+                        "heldout_tokens_per_window": 8, "criteria": ["plainact", "l2_norm"]}  # fmt: skip
+    study["predictors"]["small"] |= {"rank_neurons": 8, "rank_heads": 4, "batch": 16, "epochs": 1}
+    study["evaluation"] |= {"windows": 2, "window_tokens": 32, "tasks": ["true_continuation", "piqa", "wikitext"],
+                            "offline_dir": str(folder / "benchmarks"), "rolling_tokens": 48}  # fmt: skip
+    return study
 
 
 def write_benchmarks(folder, documents=8):  # noqa: F811 (no fixture)

@@ -4,17 +4,16 @@ import re
 import tomllib
 from dataclasses import fields
 from importlib import import_module, metadata
-from pathlib import Path
 
 import pytest
 import yaml
+from conftest import ROOT
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from shadowcore import provenance
 from shadowcore.rules import RULES
 
-ROOT = Path(__file__).parent.parent
 MODULES = sorted(
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
     for path in (ROOT / "shadowcore").rglob("*.py")
@@ -69,7 +68,7 @@ def test_no_module_stands_on_itself():
             assert module not in provenance.closure(imported), f"{module} and {imported} import each other"
 
 
-def test_no_pickle_and_no_remote_code():
+def test_no_pickle_and_no_remote_code():  # in Snakemake's files, too; test_security.py looks at each call
     forbidden = re.compile(
         r"import pickle|pickle\.|torch\.load|torch\.save|trust_remote_code\s*=\s*True|yaml\.load\(|(?<!\.)\beval\("
     )

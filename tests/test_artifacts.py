@@ -12,13 +12,12 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 import torch
-from conftest import refused
+from conftest import ROOT, refused
 from safetensors import SafetensorError
 
 from shadowcore import artifacts, atomic, processes
 from shadowcore.errors import ArtifactError
 
-ROOT = Path(__file__).parent.parent
 HEADER = {"stage": "test", "spec": {"b": 1, "a": [1, 2]}}
 KINDS = {
     "record.json": (artifacts.write_record, artifacts.read_record, {"x": 1}),

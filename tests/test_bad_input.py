@@ -8,14 +8,12 @@ import copy
 import json
 import re
 import shutil
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-import yaml
-from conftest import run_job, run_jobs, write_benchmarks, write_words
+from conftest import QUICK, SMALL_MODEL, run_job, run_jobs, small_study, write_benchmarks, write_words
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -25,25 +23,15 @@ from shadowcore.config import load_study, parse_study
 from shadowcore.errors import ConfigError
 from shadowcore.jobs import Jobs
 
-ROOT = Path(__file__).parent.parent
-QUICK = yaml.safe_load((ROOT / "tests" / "base_study.yaml").read_text())
 RESULTS = "quick"
 MANIFEST = f"{RESULTS}/outcomes/tiny/wikipedia/30.json"
 OUTCOME = f"{RESULTS}/outcomes/tiny/wikipedia/outcomes/30.parquet"
-SIZES = {"layers": 3, "width": 16, "heads": 2, "neurons": 24, "positions": 128}
 
 
 def study_of(folder):
     """A study of a model, a text and benchmarks in folders."""
-    study = copy.deepcopy(QUICK)
-    study["models"] = {"tiny": {"source": {"folder": {"path": str(folder / "model")}}}}
-    study["texts"]["wikipedia"]["source"] = {"folder": {"path": str(folder / "words")}}
-    study["traces"] |= {"windows": 4, "window_tokens": 80, "tokens_per_window": 8, "shards": 1, "heldout_windows": 2,
-                        "heldout_tokens_per_window": 8, "criteria": ["plainact", "l2_norm"]}  # fmt: skip
-    study["predictors"]["small"] |= {"rank_neurons": 8, "rank_heads": 4, "batch": 16, "epochs": 1}
-    study["evaluation"] |= {"windows": 2, "window_tokens": 32, "tasks": ["true_continuation", "piqa", "wikitext"],
-                            "offline_dir": str(folder / "benchmarks"), "rolling_tokens": 48}  # fmt: skip
-    return study | {"latency": None}
+    source = {"folder": {"path": str(folder / "model")}}
+    return small_study(folder) | {"study": RESULTS, "latency": None, "models": {"tiny": {"source": source}}}
 
 
 KEY = "tiny", "wikipedia", "30"
@@ -77,7 +65,7 @@ def whole(tmp_path_factory):
     from shadowcore.models import sources
 
     folder = tmp_path_factory.mktemp("whole")
-    sources.fetch(sources.RandomModel("llama", **SIZES), folder / "model")
+    sources.fetch(sources.RandomModel(**SMALL_MODEL), folder / "model")
     write_words(folder / "words")
     write_benchmarks(folder / "benchmarks")
     house = House(folder)

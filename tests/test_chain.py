@@ -4,19 +4,17 @@ import importlib.util
 import subprocess
 import sys
 from contextlib import redirect_stderr
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from conftest import write_benchmarks, write_words
+from conftest import ROOT, write_benchmarks, write_words
 
 from shadowcore import manifests, plan, rates
 from shadowcore.config import parse_study
 from shadowcore.jobs import Jobs
 
-ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "benchmarks" / "chain.py"
 STUDY = yaml.safe_load((ROOT / "benchmarks" / "chain.yaml").read_text())
 SPEC = importlib.util.spec_from_file_location("chain", SCRIPT)

@@ -10,9 +10,10 @@ import time
 import pytest
 import stub_slurm
 import yaml
+from conftest import ROOT
 from one_node_slurm import NEEDED, available, one_node
 from test_faults import small
-from test_workflow import ROOT, environment, prepared, results, run_in, tables
+from test_workflow import environment, prepared, results, run_in, tables
 
 from shadowcore import artifacts
 from shadowcore.models.published import PUBLISHED

@@ -1,17 +1,15 @@
 """A configuration file that is not YAML, or not a study, is refused in one sentence that names file and line."""
 
 import copy
-from pathlib import Path
 
 import pytest
 import yaml
-from conftest import refused
+from conftest import ROOT, refused
 
 from shadowcore.config import load_study, parse_study
 from shadowcore.config_file import read_yaml
-from shadowcore.errors import ConfigError
 
-QUICK = (Path(__file__).parent / "base_study.yaml").read_text()
+QUICK = (ROOT / "tests" / "base_study.yaml").read_text()
 
 
 @pytest.mark.parametrize(("before", "after", "key", "line"), [
@@ -39,7 +37,7 @@ def test_merged_and_shared_parts_are_no_repetition(tmp_path):
         (QUICK.replace("  window_tokens: 128", "\twindow_tokens: 128", 1).encode(), ["line 19", "tab"]),
         (QUICK.replace("  windows: 64", "  windows: 64\n   shards: 3").encode(), ["line 21"]),
         (QUICK.replace("study: quick", "study: 'quick").encode(), ["line"]),
-        (QUICK.replace("study: quick", "study: !!python/object:os.system quick").encode(), ["line 2", "python"]),
+        (QUICK.replace("study: quick", "study: !!python/object/apply:os.mkdir [ran]").encode(), ["line 2", "python"]),
         (QUICK.replace("study: quick", "study: @quick").encode(), ["line 2", "@"]),
         ((QUICK + "---\nstudy: other\n").encode(), ["line", "document"]),
         ((QUICK + "1: 2\n").encode(), ["a key must be text"]),
@@ -51,13 +49,11 @@ def test_merged_and_shared_parts_are_no_repetition(tmp_path):
         ("study: \xe9".encode("latin-1"), ["UTF-8"]),
     ],
 )  # fmt: skip
-def test_a_file_that_is_no_study_is_one_sentence(tmp_path, content, names):
+def test_a_file_that_is_no_study_is_one_sentence(tmp_path, monkeypatch, content, names):
+    monkeypatch.chdir(tmp_path)
     path = tmp_path / "mine.yaml"
     path.write_bytes(content)
-    with pytest.raises(ConfigError) as refused:
-        load_study(path)
-    words = str(refused.value)
-    assert words.startswith(str(path)) and "\n" not in words and all(name in words for name in names), words
+    assert refused(names, load_study, path).startswith(str(path)) and not (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize(("text", "number"), [("3e-3", 0.003), ("1E-2", 0.01), ("2.e-3", 0.002), ("+1e-3", 0.001)])

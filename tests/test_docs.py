@@ -7,17 +7,16 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from pathlib import Path
 
 import pytest
 import yaml
+from conftest import ROOT
 
 from shadowcore import __version__, cli
 from shadowcore.config import Study
 from shadowcore.report.figures import FIGURES
 from shadowcore.rules import RULES
 
-ROOT = Path(__file__).parent.parent
 PAGES = sorted([*(ROOT / "docs").glob("*.md"), *(ROOT / f"{name}.md" for name in ("README", "CHANGELOG"))])
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 EXTEND = (ROOT / "docs" / "extend.md").read_text()

@@ -4,15 +4,13 @@ import os
 import subprocess
 import sys
 from collections import namedtuple
-from pathlib import Path
 
 import pytest
+from conftest import ROOT
 
 from shadowcore import cli
 from shadowcore.commands import doctor
 from shadowcore.config import load_study
-
-ROOT = Path(__file__).parent.parent
 
 
 def told(findings):

@@ -49,7 +49,7 @@ def told(path):
 
 
 @pytest.mark.parametrize("kind", ["png", "pdf"])
-def test_a_figure_leads_to_its_command_and_files(study, kind):
+def test_a_figure_leads_to_its_command_and_files(study, kind, capsys):
     said = told(study / f"{FIGURE}.{kind}")
     assert said["kind"] == "figure/1, made by the stage draw"
     assert said["command"].startswith("python -m shadowcore draw --spec")
@@ -59,6 +59,8 @@ def test_a_figure_leads_to_its_command_and_files(study, kind):
     assert said["commit"] and said["device"] and "pyarrow" in said["versions"]
     assert said["behind it"] == f"aggregate: 1 file, on Pretend GPU, commit {'1' * 12}"
     assert said["log"] == f"{study}/logs/draw/{MODEL}.log"
+    assert cli.main(["explain", str(study / f"{FIGURE}.{kind}")]) == 0
+    assert said["kind"] in capsys.readouterr().out
 
 
 def test_a_log_and_times_lead_to_their_command(study):
@@ -71,28 +73,17 @@ def test_a_log_and_times_lead_to_their_command(study):
         )
 
 
-def test_files_that_changed_or_went_are_told(study, tmp_path):
-    moved = tmp_path / "elsewhere" / "renamed"
-    shutil.copytree(study, moved)
+def test_files_that_moved_changed_or_went_are_told_and_without_a_log_their_hashes(study, tmp_path):
+    moved = shutil.copytree(study, tmp_path / "elsewhere" / "renamed")
     table = moved / "tables" / "perplexity.parquet"
+    hashed = file_sha256(table)[:12]
     assert told(moved / f"{FIGURE}.png")["from"] == f"perplexity: {table}"
     table.write_bytes(table.read_bytes() + b"x")
     assert told(moved / f"{FIGURE}.png")["from"] == f"perplexity: {table} (has changed since)"
     table.unlink()
     assert told(moved / f"{FIGURE}.pdf")["from"] == f"perplexity: {table} (no longer there)"
-
-
-def test_without_its_log_the_hashes_are_told(study, tmp_path):
-    alone = tmp_path / "perplexity.png"
-    alone.write_bytes((study / f"{FIGURE}.png").read_bytes())
-    said = told(alone)
-    assert "its log, which has" in said["command"]
-    assert said["from"] == f"perplexity: 1 file, sha256 {file_sha256(study / 'tables/perplexity.parquet')[:12]}"
-
-
-def test_it_is_a_command(study, capsys):
-    assert cli.main(["explain", str(study / f"{FIGURE}.pdf")]) == 0
-    assert "made by the stage draw" in capsys.readouterr().out
+    said = told(shutil.copy(moved / f"{FIGURE}.png", tmp_path))
+    assert "its log, which has" in said["command"] and said["from"] == f"perplexity: 1 file, sha256 {hashed}"
 
 
 @pytest.mark.parametrize(

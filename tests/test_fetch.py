@@ -1,27 +1,23 @@
 """A study gathered into a folder runs from it without a network, and measures the same."""
 
-import copy
 import json
 import shutil
 import socket
-from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from conftest import refused, run_jobs, write_benchmarks, write_words
+from conftest import refused, run_jobs, small_study, write_benchmarks, write_words
 
 from shadowcore import cli
 from shadowcore.commands.fetch import SOURCES, SUMS, fetch
 from shadowcore.config import parse_study
-from shadowcore.errors import ConfigError
 from shadowcore.jobs import Jobs
 from shadowcore.models import sources
 from shadowcore.models.sources import RandomModel
 from shadowcore.provenance import file_sha256
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-QUICK = yaml.safe_load((Path(__file__).parent / "base_study.yaml").read_text())
 
 
 @pytest.fixture
@@ -35,14 +31,11 @@ def study(tmp_path, monkeypatch):
     (snapshot / "README.md").write_text("---\nlicense: mit\n---\n")
     monkeypatch.setattr(hub, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(hub, "HF_HUB_OFFLINE", True)
-    data = copy.deepcopy(QUICK)
-    data["models"] = {"tiny": {"source": {"hub": {"repo": "someone/tiny", "revision": COMMIT}}}}
-    data["texts"]["wikipedia"]["source"] = {"folder": {"path": str(write_words(tmp_path / "words"))}}
-    data["evaluation"] |= {
-        "tasks": ["true_continuation", "piqa", "wikitext"], "fewshot": [0, 1], "windows": 2, "window_tokens": 32,
-        "offline_dir": str(write_benchmarks(tmp_path / "benchmarks")), "rolling_tokens": 48,
-    }  # fmt: skip
-    return data
+    write_words(tmp_path / "words")
+    write_benchmarks(tmp_path / "benchmarks")
+    data = small_study(tmp_path)
+    data["evaluation"]["fewshot"] = [0, 1]
+    return data | {"models": {"tiny": {"source": {"hub": {"repo": "someone/tiny", "revision": COMMIT}}}}}
 
 
 @pytest.fixture
@@ -88,6 +81,7 @@ def test_the_folder_names_sources_and_sums_of_every_file(study, tmp_path):
 
 def test_what_is_there_is_kept_and_what_changed_is_fetched_again(study, tmp_path):
     folder = tmp_path / "fetched"
+    refused("offline: .*remove the key", fetch, parse_study(study | {"offline": str(tmp_path)}, "config"), folder)
     fetch(parse_study(study, "config"), folder)
     stamps = {path: path.stat().st_mtime_ns for path in folder.rglob("*.parquet")}
     study["texts"]["wikipedia"]["source"]["folder"]["column"] = "text"  # the same text, said differently
@@ -113,11 +107,6 @@ def test_offline_refuses_what_is_not_local(study, local, message):
         assert parse_study(data, "config").offline
     else:
         refused(message, parse_study, data, "config")
-
-
-def test_nothing_is_fetched_offline(study, tmp_path):
-    with pytest.raises(ConfigError, match="offline: .*remove the key"):
-        fetch(parse_study(study | {"offline": str(tmp_path)}, "config"), tmp_path / "fetched")
 
 
 @pytest.mark.parametrize("place", ["file", "file/below", "file/far/below"])

@@ -13,7 +13,6 @@ from matplotlib.lines import Line2D
 from shadowcore import artifacts
 from shadowcore.provenance import file_sha256
 from shadowcore.report import drawn, style
-from shadowcore.report.captions import CAPTIONS
 from shadowcore.report.figures import FIGURES, TIMED_FIGURES, save
 from shadowcore.report.figures.bytes import undominated
 from shadowcore.report.figures.lines import lines
@@ -162,20 +161,20 @@ def test_figures_draw_seeds_as_one_line_and_one_model_only(frames, name, change)
 # ---- what is chosen
 
 
-def test_methods_are_shown_with_predictors_that_were_trained_alike():
-    made = [("shadow", "a", 0, False), ("layerwise", "b", 0, False), ("layerwise", "c", 1, True)]
-    predictors = pd.DataFrame(made, columns=["method", "predictor", "rounds", "tuned"]).assign(model=MODEL, rank=8)
-    constant = {"method": "static_tuned", "predictor": "d", "rounds": 0, "tuned": True, "model": MODEL, "rank": 0}
-    predictors = pd.concat([predictors, pd.DataFrame([constant])])
-    rows = pd.concat(
-        [predictors[["method", "predictor"]].head(3), pd.DataFrame({"method": ["static"], "predictor": [None]})]
-    )
-    assert list(trained_alike({"predictors": predictors}, MODEL, rows)["predictor"].fillna("")) == ["a", "b", ""]
-    alone = rows[rows["method"] != "shadow"]
-    assert list(trained_alike({"predictors": predictors}, MODEL, alone)["predictor"].fillna("")) == ["c", ""]
-    tuned = pd.concat([rows, pd.DataFrame([constant])[["method", "predictor"]]])  # which has no other training
-    assert list(trained_alike({"predictors": predictors}, MODEL, tuned)["predictor"].fillna("")) == ["a", "b", "", "d"]
-    assert len(trained_alike({}, MODEL, rows)) == 4  # nothing is known of how they were trained
+@pytest.mark.parametrize(("methods", "shown"), [
+    (["shadow", "layerwise", "static"], ["a", "b", ""]),  # c was trained in another way
+    (["layerwise", "static"], ["c", ""]),
+    (["shadow", "layerwise", "static", "static_tuned"], ["a", "b", "", "d"]),  # d has no other training
+])  # fmt: skip
+def test_methods_are_shown_with_predictors_that_were_trained_alike(methods, shown):
+    made = [("shadow", "a", 0, False, 8), ("layerwise", "b", 0, False, 8), ("layerwise", "c", 1, True, 8),
+            ("static_tuned", "d", 0, True, 0)]  # fmt: skip
+    columns = ["method", "predictor", "rounds", "tuned", "rank"]
+    predictors = pd.DataFrame(made, columns=columns).assign(model=MODEL)
+    static = pd.DataFrame({"method": ["static"], "predictor": [None]})
+    rows = pd.concat([predictors[:3][columns[:2]], static, predictors[3:][columns[:2]]]).query("method in @methods")
+    assert list(trained_alike({"predictors": predictors}, MODEL, rows)["predictor"].fillna("")) == shown
+    assert len(trained_alike({}, MODEL, rows)) == len(rows)  # nothing is known of how they were trained
 
 
 def test_a_panel_has_at_most_seven_lines_and_every_method_of_its_own_is_among_them(frames):
@@ -242,11 +241,6 @@ def test_one_task_on_two_texts_is_two_panels(frames):
     rows = frames["accuracy"].query("task == 'true_continuation'")
     written = texts(FIGURES["accuracy"](frames | {"accuracy": pd.concat([rows, rows.assign(data="c4")])}, MODEL))
     assert {"true_continuation, c4", "true_continuation, wikipedia"} <= set(written)
-
-
-def test_every_figure_has_a_caption():
-    # the Snakefile takes the names of figures from their captions, which import no plotting packages
-    assert list(CAPTIONS) == list(FIGURES) and all(100 < len(text) < 600 for text in CAPTIONS.values())
 
 
 def test_bytes_are_drawn_where_they_were_counted_and_dominated_conditions_are_not(frames):

@@ -5,8 +5,9 @@ import subprocess
 
 import pytest
 import yaml
+from conftest import ROOT
 from one_node_slurm import NEEDED, available, one_node
-from test_workflow import ROOT, environment, prepared
+from test_workflow import environment, prepared
 
 GUIDE = ROOT / "docs" / "cluster.md"
 WORDS = {"ACCOUNT": "lab", "PARTITION": "main"}

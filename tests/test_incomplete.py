@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from test_workflow import ROOT, command, environment, prepared, results, snakemake, tables
+from conftest import ROOT
+from test_workflow import command, environment, prepared, results, snakemake, tables
 
 from shadowcore import artifacts, cli, logs, manifests, plan
 from shadowcore.config import load_study

@@ -5,7 +5,6 @@ import re
 import subprocess
 import sys
 from functools import partial
-from pathlib import Path
 from types import SimpleNamespace
 
 import conftest
@@ -13,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import TINY, write_benchmarks, write_words
+from conftest import ROOT, TINY, write_benchmarks, write_words
 from transformers import GenerationConfig
 
 import shadowcore as sc
@@ -37,7 +36,6 @@ from shadowcore.stages import fetch_model
 from shadowcore.texts import cutting
 from shadowcore.texts.documents import Document, documents_to_table
 
-ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "library.md").read_text()
 TRAIN = {"window_tokens": 32, "windows": 8, "rank": 4}
 

@@ -6,53 +6,37 @@ import pytest
 
 from shadowcore import cli, logs, provenance
 
-HEAD = logs.heading(["trace", "--spec", '{"text": "it\'s $HOME"}', "--card", "a b.json"], 1.7e9)
-ENVIRONMENT = {"host", "process", "started", "commit", "python", "torch"}
+COMMAND = ["trace", "--spec", '{"text": "it\'s $HOME"}', "--card", "a b.json"]
+HEAD = logs.heading(COMMAND, 1.7e9)
 
 
-def said(tmp_path, *lines):
-    path = tmp_path / "job.log"
-    path.write_text("\n".join([HEAD, *lines, ""]))
-    return logs.read(path)
-
-
-def test_the_command_comes_back_word_for_word(tmp_path):
-    log = said(tmp_path)
-    assert log.command == ["trace", "--spec", '{"text": "it\'s $HOME"}', "--card", "a b.json"]
-    assert set(log.environment) >= ENVIRONMENT and log.started == 1.7e9
-    assert not log.finished and not log.gone and log.error is None and log.left is None
-
-
-def test_no_secret_is_logged(monkeypatch):
+def test_the_command_comes_back_word_for_word_and_no_secret(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    head = logs.heading(["show"], 0)
-    assert "hf_secret" not in head and "HF_HUB_OFFLINE=1" in head
+    path = tmp_path / "job.log"
+    path.write_text(logs.heading(COMMAND, 1.7e9) + "\n")
+    log = logs.read(path)
+    assert log.command == COMMAND and log.started == 1.7e9
+    assert set(log.environment) >= {"host", "process", "started", "commit", "python", "torch"}
+    assert "hf_secret" not in path.read_text() and "HF_HUB_OFFLINE=1" in path.read_text()
 
 
-def test_progress_is_the_last_one_said(tmp_path):
-    log = said(
-        tmp_path, "[trace] 1/8 after 2 s, about 14 s left", "bar 1%\rbar 99%", "[trace] 3/8 after 6 s, about 10 s left"
-    )
-    assert (log.done, log.total, log.left) == (3, 8, 10) and not log.finished
-    assert said(tmp_path, "[trace] 0/8 after 0 s, about nan s left").left is None
+STEP = "[trace] {}/8 after 2 s, about {} s left"
 
 
-@pytest.mark.parametrize(
-    ("lines", "error"),
-    [
-        (["shadowcore trace: a.json: no such file"], "a.json: no such file"),
-        (
-            ["Traceback (most recent call last):", '  File "x.py"', "RuntimeError: out of memory"],
-            "RuntimeError: out of memory",
-        ),
-        (["[trace] 1/8 after 2 s, about 14 s left"], None),
-        ([logs.ending(1.7e9)], None),
-    ],
-)
-def test_the_error_is_one_line(tmp_path, lines, error):
-    log = said(tmp_path, *lines)
-    assert log.error == error and log.finished == lines[-1].startswith("[shadowcore] finished")
+@pytest.mark.parametrize(("lines", "expected"), [
+    ([], {"finished": False, "gone": False, "error": None, "left": None}),
+    ([STEP.format(1, 14), "bar 1%\rbar 99%", STEP.format(3, 10)], {"done": 3, "total": 8, "left": 10, "error": None}),
+    ([STEP.format(0, "nan")], {"left": None}),
+    (["shadowcore trace: a.json: no such file"], {"error": "a.json: no such file", "finished": False}),
+    (["Traceback (most recent call last):", '  File "x.py"', "RuntimeError: no"], {"error": "RuntimeError: no"}),
+    ([logs.ending(1.7e9)], {"error": None, "finished": True}),
+])  # fmt: skip
+def test_progress_end_and_error_are_the_last_ones_said(tmp_path, lines, expected):
+    path = tmp_path / "job.log"
+    path.write_text("\n".join([HEAD, *lines, ""]))
+    log = logs.read(path)
+    assert {name: getattr(log, name) for name in expected} == expected
 
 
 @pytest.mark.parametrize("length", [0, 1, 30, len(HEAD) // 2, len(HEAD) - 3])

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from conftest import ROOT
 
 from shadowcore import cli
 from shadowcore.config import load_study, parse_study
@@ -12,7 +13,6 @@ from shadowcore.jobs import Jobs
 from shadowcore.plan import work
 from shadowcore.rules import RULES
 
-ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import config_tables  # noqa: E402
 

@@ -1,15 +1,13 @@
 """Two studies of one name: the second is refused before it replaces anything; an edited or renamed one is not."""
 
-from pathlib import Path
-
 import pytest
+from conftest import ROOT, refused
 
 from shadowcore import ownership
 from shadowcore.config import load_study
-from shadowcore.errors import ConfigError
 from shadowcore.jobs import Jobs
 
-QUICK = Path(__file__).parent.parent / "config" / "quick.yaml"
+QUICK = ROOT / "config" / "quick.yaml"
 
 
 @pytest.fixture
@@ -33,12 +31,8 @@ def test_an_edited_a_moved_and_a_renamed_configuration_are_the_same_study(jobs):
 
 
 def test_a_copied_and_edited_configuration_is_another_study_and_is_refused(jobs):
-    with pytest.raises(ConfigError) as refused:
-        ownership.check(edited(jobs), ["config/mine.yaml"])
-    said = str(refused.value)
-    assert len(said.splitlines()) == 1
-    for words in ("quick.yaml", "mine.yaml", str(jobs.root), "`study:`", ownership.RECORD):
-        assert words in said
+    words = ["quick.yaml", "mine.yaml", str(jobs.root), "`study:`", ownership.RECORD]
+    refused(words, ownership.check, edited(jobs), ["config/mine.yaml"])
     (jobs.root / ownership.RECORD).unlink()  # one of the ways on
     ownership.check(edited(jobs), ["config/mine.yaml"])
 

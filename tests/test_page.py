@@ -10,9 +10,9 @@ import subprocess
 import threading
 from functools import partial
 from html.parser import HTMLParser
-from pathlib import Path
 
 import pytest
+from conftest import ROOT
 from made_study import MODEL, final_tables, outcomes, write_tables
 from markupsafe import escape
 
@@ -28,7 +28,7 @@ from shadowcore.schemas import FINAL_TABLES
 HOSTILE = "<script>alert('x')</script> & \"</pre><img src=http://example.org/x>"
 CONFIGURATION = {"study": "mine", "seed": 0, "models": {MODEL: {"source": {"folder": {"path": HOSTILE}}}}}
 DRAWN = ("perplexity", "latency")
-INTRODUCTION = Path(__file__).parents[1] / "workflow" / "report" / "workflow.rst"
+INTRODUCTION = ROOT / "workflow" / "report" / "workflow.rst"
 
 
 @pytest.fixture(scope="module")

@@ -2,11 +2,10 @@
 
 import copy
 import json
-from pathlib import Path
 
 import pytest
 import yaml
-from conftest import refused
+from conftest import ROOT, refused
 from rich.console import Console
 
 from shadowcore import artifacts, cli, plan
@@ -18,7 +17,7 @@ from shadowcore.models.published import PUBLISHED, Size
 from shadowcore.schemas import LATENCY
 from shadowcore.work import START, TFLOPS
 
-CONFIG = Path(__file__).parent.parent / "config"
+CONFIG = ROOT / "config"
 QUICK = yaml.safe_load((CONFIG / "quick.yaml").read_text())
 
 

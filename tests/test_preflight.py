@@ -1,6 +1,5 @@
 """What is known before the first job stops plan, doctor and the dry run: sources, sizes, and what a machine lacks."""
 
-import copy
 import os
 import shutil
 import subprocess
@@ -12,7 +11,8 @@ import pyarrow as pa
 import pytest
 import torch
 import yaml
-from conftest import write_benchmarks, write_words
+from conftest import QUICK, ROOT, write_benchmarks, write_words
+from conftest import small_study as study_of
 
 from shadowcore import artifacts, cli, machine, plan, preflight
 from shadowcore.config import load_study, parse_study
@@ -20,21 +20,6 @@ from shadowcore.errors import ConfigError
 from shadowcore.jobs import Jobs
 from shadowcore.rules import outputs
 from shadowcore.stages.base import CARD_SCHEMA
-
-ROOT = Path(__file__).parent.parent
-QUICK = yaml.safe_load((ROOT / "tests" / "base_study.yaml").read_text())
-SIZES = {"family": "llama", "layers": 3, "width": 16, "heads": 2, "neurons": 24, "positions": 128}
-
-
-def study_of(folder):
-    """A study of a random model, a folder of text and a folder of benchmarks."""
-    study = copy.deepcopy(QUICK) | {"study": "tiny", "models": {"tiny": {"source": {"random": dict(SIZES)}}}}
-    study["texts"]["wikipedia"]["source"] = {"folder": {"path": str(folder / "words")}}
-    study["traces"] |= {"windows": 4, "window_tokens": 80, "tokens_per_window": 8, "heldout_tokens_per_window": 8}
-    study["predictors"]["small"]["batch"] = 16
-    study["evaluation"] |= {"tasks": ["true_continuation", "piqa", "wikitext"], "window_tokens": 32,
-                            "offline_dir": str(folder / "benchmarks")}  # fmt: skip
-    return study
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +43,11 @@ def problems(study, results):
     return preflight.problems(Jobs(parse_study(study, "mine.yaml"), results))
 
 
+def placed(fields, folder):
+    """Fields with the place of a folder filled in."""
+    return {key: one.replace("FOLDER", str(folder)) if isinstance(one, str) else one for key, one in fields.items()}
+
+
 def test_a_study_whose_sources_are_there_has_no_problem(folder, tmp_path):
     assert problems(study_of(folder), tmp_path) == []
     assert problems(QUICK, tmp_path) == []
@@ -73,20 +63,13 @@ def with_model(**fields):
 
 def with_source(part, name, **source):
     def change(study, folder):
-        fields = next(iter(source.values()))
-        source_of = {key: str(value).replace("FOLDER", str(folder)) for key, value in fields.items()}
-        study[part][name]["source"] = {next(iter(source)): source_of}
+        study[part][name]["source"] = {kind: placed(fields, folder) for kind, fields in source.items()}
 
     return change
 
 
 def with_keys(part, **keys):
-    def change(study, folder):
-        made = {key: value.replace("FOLDER", str(folder)) if isinstance(value, str) else value
-                for key, value in keys.items()}  # fmt: skip
-        study[part].update(made)
-
-    return change
+    return lambda study, folder: study[part].update(placed(keys, folder))
 
 
 def segments(count):
@@ -120,6 +103,7 @@ PROBLEMS = [
      ["wikipedia.source.folder.column", "tekst"]),
     (with_source("texts", "wikipedia", folder={"path": "FOLDER/few"}), ["texts.wikipedia.heldout_fraction", "2 doc"]),
     (with_source("texts", "wikipedia", folder={"path": "FOLDER/few plain"}), ["heldout_fraction", "2 doc"]),
+    (with_source("texts", "wikipedia", random={"documents": 2}), ["texts.wikipedia.", "2 documents"]),
     (with_keys("evaluation", offline_dir="FOLDER/nowhere"), ["evaluation.offline_dir", "nowhere"]),
     (with_keys("evaluation", offline_dir="FOLDER/no piqa"), ["piqa", "validation.parquet"]),
     (with_keys("evaluation", limit={"piqa": 9}), ["evaluation.limit", "piqa", "9", "8"]),
@@ -338,10 +322,3 @@ def test_a_machine_that_only_submits_jobs_needs_no_gpu(monkeypatch):
     for arguments in (["--workflow-profile", "profiles/generic"], ["--config", "run_anyway=true"]):
         code, said = dry_run("config/gpu.yaml", *arguments)
         assert code == 0 and "latency_random" in said, said
-
-
-def test_a_random_text_that_leaves_a_part_empty_is_named(tmp_path):
-    study = yaml.safe_load((Path(__file__).parent.parent / "config" / "smoke.yaml").read_text())
-    study["texts"]["words"]["source"] = {"random": {"documents": 2}}
-    (found,) = preflight.problems(Jobs(parse_study(study, "smoke"), tmp_path))
-    assert found.startswith("texts.words.") and "2 documents" in found

@@ -2,10 +2,10 @@
 
 import importlib.util
 import json
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from conftest import ROOT
 
 from shadowcore import artifacts, cli
 from shadowcore.commands.explain import explain
@@ -15,7 +15,6 @@ from shadowcore.models.published import PUBLISHED
 from shadowcore.report.figures.scaling import timed
 from shadowcore.schemas import LATENCY, LATENCY_REPEATS
 
-ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "config" / "published_speed.yaml"
 ORIGIN = {"inputs": {}, "code": "0" * 16, "run": {"commit": "1" * 12, "device": "Pretend GPU"}}
 

@@ -2,9 +2,9 @@
 
 import sys
 from io import StringIO
-from pathlib import Path
 
 import pytest
+from conftest import ROOT
 from rich.console import Console
 
 from shadowcore import machine, rates
@@ -12,7 +12,7 @@ from shadowcore.commands.plan import print_totals, totals
 from shadowcore.rates import Rate
 from shadowcore.work import START, Work
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+sys.path.insert(0, str(ROOT / "benchmarks"))
 import chain  # noqa: E402
 
 KNOWN = [

@@ -7,10 +7,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from conftest import TINY, refused, run_job, write_benchmarks, write_words
+from conftest import ROOT, TINY, refused, run_job, write_benchmarks, write_words
 from fork_server import forking
 from test_calibration import job
-from test_workflow import ROOT, prepared, snakemake, tiny_study, waiting
+from test_workflow import prepared, snakemake, tiny_study, waiting
 
 from shadowcore import artifacts, preflight
 from shadowcore.config import parse_study

@@ -4,13 +4,13 @@ import json
 import subprocess
 import sys
 from dataclasses import asdict, replace
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from conftest import ROOT
 
 from shadowcore import manifests
 from shadowcore.config import load_study
@@ -18,7 +18,6 @@ from shadowcore.costs import LETTERS
 from shadowcore.jobs import Jobs
 from shadowcore.schemas import MEASURED_TABLES, OUTCOMES
 
-ROOT = Path(__file__).parent.parent
 PAPER = ROOT / "config" / "paper.yaml"
 
 pytestmark = pytest.mark.scale

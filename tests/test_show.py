@@ -3,11 +3,10 @@
 import io
 import math
 import re
-from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import refused
+from conftest import ROOT, refused
 from made_study import COST, MODEL
 from rich.console import Console
 from test_tables import counted
@@ -45,7 +44,7 @@ def test_the_answer_is_the_best_method_of_every_question_and_what_it_differs_by(
 
 
 def test_the_snippet_of_the_documentation_finds_the_best_method_and_its_pairs(results, frames):
-    text = (Path(__file__).parents[1] / "docs" / "results.md").read_text()
+    text = (ROOT / "docs" / "results.md").read_text()
     (code,) = (code for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "p_holm" in code)
     found = {}
     exec(code.replace("results/quick", str(results)), found)

@@ -7,7 +7,8 @@ import subprocess
 import sys
 
 import pytest
-from test_workflow import PARTS, ROOT
+from conftest import ROOT
+from test_workflow import PARTS
 
 # what `LC_ALL=C` was before Python made it UTF-8, and what an old terminal still is
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii"}

@@ -16,7 +16,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from conftest import write_benchmarks, write_words
+from conftest import ROOT, write_benchmarks, write_words
 from fork_server import forking
 
 from shadowcore import artifacts, manifests
@@ -33,7 +33,6 @@ from shadowcore.schemas import FINAL_TABLES
 from shadowcore.states import states
 from shadowcore.texts.documents import DOCUMENTS
 
-ROOT = Path(__file__).parent.parent
 LEFT = ("logs", "benchmarks", "study.txt")  # in a results folder beside what jobs write
 PARTS = ("Snakefile", "workflow", "shadowcore", "profiles", "config", "environment.yml")
 
