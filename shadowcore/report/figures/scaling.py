@@ -35,8 +35,7 @@ def timed(tables: Tables) -> pd.DataFrame:
     best = rows.groupby("device")["ceiling_gb_s"].transform("max")
     modes = rows.groupby(SETTING)["mode"].transform("size")
     main = modes == modes.groupby([rows["device"], rows["model"]]).transform("max")
-    mode = rows["mode"].replace("oracle", "given")  # its name in older tables
-    return rows.assign(mode=mode, roof_ms=rows["roofline_ms"] * rows["ceiling_gb_s"] / best, main=main)
+    return rows.assign(roof_ms=rows["roofline_ms"] * rows["ceiling_gb_s"] / best, main=main)
 
 
 def alike(rows: pd.DataFrame, mode: str, rank: int = RANK, bits: int = BITS) -> pd.DataFrame:
