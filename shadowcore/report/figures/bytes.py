@@ -1,5 +1,7 @@
 """Quality against the weights that a step reads: every method on one axis."""
 
+import math
+
 import pandas as pd
 
 from shadowcore.report import style
@@ -30,9 +32,9 @@ def quality_per_byte(tables: Tables, model: str) -> Drawing:
     figure, axes = style.panels(len(texts), sharey=True, height=3.4)
     for panel, text in zip(axes, texts, strict=True):
         panel.set_ylim(bottom / ROOM, top * ROOM)
-        style.log_axis(panel)
+        style.log_axis(panel, "token perplexity")
         _panel(panel, where(rows, data=text), where(dense, data=text), frontiers[text])
-        panel.set(title=text, xlabel="weights read per token (% of dense)", ylabel="token perplexity")
+        panel.set(title=text, xlabel="weights read per token (% of dense)")
         panel.label_outer()
     style.legend(figure, [
         style.key("dense", "black", "*", ""), style.key("best at each share", FAINT, linewidth=6),
@@ -65,12 +67,13 @@ def _panel(axes: Axes, rows: pd.DataFrame, dense: pd.DataFrame, frontier: pd.Dat
     ends = []
     for line in lines(rows):
         points = undominated(line.rows)
-        points = points[points["value"] < high]
         x, drawn = 100 * points["read_share"], line.style()
+        _leaving(axes, x, points["value"], high, drawn["color"])
+        x, points = x[points["value"] < high], points[points["value"] < high]
         intervals(axes, x, points, INTERVAL, **drawn, markerfacecolor="white")
         leads = points.index.isin(frontier.index)
         axes.plot(x[leads], points["value"][leads], **drawn, linestyle="", markersize=6.5, zorder=3)
-        ends += [line.end(x, points["value"])] if len(points) else []
+        ends += [(*line.end(x, points["value"])[:2], line.method, drawn["color"])] if len(points) else []
     axes.plot([100.0] * len(dense), dense["value"], color="black", marker="*", markersize=10, linestyle="", zorder=4)
     axes.margins(x=0.04)
     axes.autoscale_view()
@@ -78,3 +81,14 @@ def _panel(axes: Axes, rows: pd.DataFrame, dense: pd.DataFrame, frontier: pd.Dat
     axes.set_ylim(low, high)
     axes.locator_params(axis="x", nbins=6)
     style.end_labels(axes, ends)
+
+
+def _leaving(axes: Axes, x: pd.Series, y: pd.Series, high: float, color: str) -> None:
+    """An arrow from the last point below `high` to the top, where the line leaves the panel."""
+    inside = int((y < high).sum())
+    if 0 < inside < len(y):
+        before, after = y.iloc[inside - 1], y.iloc[inside]
+        share = math.log(high / before) / math.log(after / before)  # on a log axis a line is straight
+        top = x.iloc[inside - 1] + share * (x.iloc[inside] - x.iloc[inside - 1])
+        arrow = {"arrowstyle": "->", "color": color, "shrinkA": 0, "shrinkB": 0}
+        axes.annotate("", (top, high), (x.iloc[inside - 1], before), arrowprops=arrow)

@@ -47,8 +47,7 @@ def claims(tables: Tables, model: str) -> Drawing:
     )  # fmt: skip
     figure.set_figwidth(8.5)
     for panel, (quantity, part) in zip(axes, parts.items(), strict=True):
-        _panel(panel, part, ratio=quantity != "rank_correlation")
-        panel.set_xlabel(AXES[quantity])
+        _panel(panel, part, AXES[quantity], ratio=quantity != "rank_correlation")
     verdicts = [
         style.key(name, color, marker, "") for name, (color, marker) in VERDICTS.items() if name in set(rows["verdict"])
     ]
@@ -61,7 +60,7 @@ def claims(tables: Tables, model: str) -> Drawing:
     return figure
 
 
-def _panel(panel: Axes, part: pd.DataFrame, ratio: bool) -> None:
+def _panel(panel: Axes, part: pd.DataFrame, label: str, ratio: bool) -> None:
     """Effects of one quantity: a line a place, a mark a text; ratios are drawn as such, not as logarithms."""
     values = ["effect", "low", "high", "published_effect"]
     part = part.assign(**{name: np.exp(part[name].astype(float)) for name in values}) if ratio else part
@@ -73,8 +72,9 @@ def _panel(panel: Axes, part: pd.DataFrame, ratio: bool) -> None:
             y = line + 0.2 * (number - (len(texts) - 1) / 2)
             dots(panel, [y], texts.iloc[[number]], ("effect", "low", "high"), color=color, marker=marker)
     style.named_rows(panel, list(part["place"].unique()))
+    panel.set_xlabel(label)
     if ratio:
-        style.log_axis(panel, "x")
+        style.log_axis(panel, label, "x")
 
 
 def _surest(rows: pd.DataFrame) -> pd.DataFrame:

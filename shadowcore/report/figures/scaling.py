@@ -86,7 +86,8 @@ def decoding(tables: Tables, model: str) -> Drawing:
         panel.set_xlabel("heads and neurons removed (%)")
         style.whole_ticks(panel)
         style.end_labels(panel, [*labels, (panel.get_xlim()[1], level, name, black)])
-    style.legend(figure, [style.key("the bytes of that method at the memory's limit", GREY, line=":")])
+    limit = "the bytes of that method at the memory's limit (static and given read the same bytes: one line)"
+    style.legend(figure, [style.key(limit, GREY, line=":")])
     facts = [model, dense["device"], dense["dtype"], "random weights", f"predictors of rank {RANK}"]
     style.title(figure, "Time per token and speed-up against sparsity: median, 10th to 90th percentile", facts)
     return figure
@@ -109,7 +110,7 @@ def scaling(tables: Tables, _: str) -> Drawing:
     axes.plot(range(len(shadow)), published, linestyle="", marker="x", color="#D55E00")
     axes.axhline(1, color=look("dense").color)
     axes.set(ylabel="time of layerwise / of shadow", ylim=(0.9, None))
-    handles.append(style.key("published, 1 to 4 A100", "#D55E00", "x", ""))
+    handles.append(style.key("published: ranks 2048 in both, 1 to 4 A100", "#D55E00", "x", ""))
     facts = ["50 % of heads and neurons removed", "random weights"]
     return _by_size(figure, shadow, handles, "One predictor per layer against one: ratio of times per token", facts)
 
