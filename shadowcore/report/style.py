@@ -29,9 +29,7 @@ End = tuple[float, float, str, str]  # x, y, label, color of the last point of a
 Drawing = Figure | str  # a figure, or the reason why there is nothing to show
 FAINT, GREY = "#D9D9D9", "#666666"
 HALO = {"facecolor": "white", "alpha": 0.75, "linewidth": 0, "pad": 0.5}  # behind labels that cross lines
-LEADER = {  # from a point to the left end of its label
-    "arrowstyle": "-", "color": GREY, "linewidth": 0.6, "linestyle": ":", "relpos": (0, 0.5), "shrinkA": 1, "shrinkB": 4,
-}  # fmt: skip
+LEADER = {"arrowstyle": "-", "color": GREY, "linewidth": 0.6, "linestyle": ":"}  # from a point to its label
 WIDTH = 8.5  # inches of a figure, at most: text of 9 points is read well at 800 pixels
 
 RC = {
@@ -133,7 +131,7 @@ def end_labels(axes: Axes, ends: Sequence[End]) -> None:
             axes.annotate(
                 label, (x, y), (left, height), "axes fraction", "axes fraction", color=color, va="center", fontsize=8,
                 annotation_clip=False, bbox=HALO if left < 1 else None, linespacing=1,
-                arrowprops=LEADER if far else None,
+                arrowprops=LEADER | {"relpos": (0, 0.5), "shrinkA": 1, "shrinkB": 4} if far else None,
             )  # fmt: skip
 
 

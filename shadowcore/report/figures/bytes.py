@@ -28,7 +28,10 @@ def quality_per_byte(tables: Tables, model: str) -> Drawing:
     rows = rows[rows["method"].isin(_shown(rows, pd.concat(frontiers.values())))]
     scale = dense if len(dense) else rows
     best = rows.groupby(["data", "method"])["value"].min()
-    bottom, top = min(best.min(), scale["value"].min()), max(best.max(), MOST_LOSS * scale["value"].max())
+    bottom, top = (
+        min(best.min(), scale["value"].min(), rows["low"].min()),
+        max(best.max(), MOST_LOSS * scale["value"].max()),
+    )
     figure, axes = style.panels(len(texts), sharey=True, height=3.4)
     for panel, text in zip(axes, texts, strict=True):
         panel.set_ylim(bottom / ROOM, top * ROOM)
@@ -62,7 +65,7 @@ def _shown(rows: pd.DataFrame, frontier: pd.DataFrame) -> list[str]:
 def _panel(axes: Axes, rows: pd.DataFrame, dense: pd.DataFrame, frontier: pd.DataFrame) -> None:
     """Each method's undominated conditions as a line, filled where no other method's is better; fewer bytes right."""
     low, high = axes.get_ylim()
-    steps = pd.concat([dense.assign(read_share=1.0), frontier[frontier["read_share"] < 1]])
+    steps = pd.concat([dense.assign(read_share=1.0), frontier[frontier["read_share"] < 1]]).query("value < @high")
     axes.plot(100 * steps["read_share"], steps["value"], color=FAINT, linewidth=6, zorder=0, drawstyle="steps-pre")
     ends = []
     for line in lines(rows):

@@ -35,13 +35,14 @@ def batches(tables, _: str) -> Drawing:
         _powers(panel, gains["batch"])
         panel.set(title=model, ylabel="times faster than the fastest dense", ylim=(0, None))
         style.end_labels(panel, [(gains["batch"].max(), 1.0, "dense", GREY), *ends])
-    ends = _levels(axes[-1], points, MODELS)
+    _levels(axes[-1], points, MODELS)
     _powers(axes[-1], rows["batch"])
     lowest = where(rows, mode="shadow")["sparsity_pct"].min()
     axes[-1].axhline(lowest, color=GREY, linestyle=":", linewidth=0.9)
     axes[-1].set(title="sparsity at which shadow breaks even", ylabel="heads and neurons removed (%)", ylim=(0, 100))
     bound = f"<= {lowest:g} %\n(lowest\nmeasured)"
-    style.end_labels(axes[-1], [*ends, (axes[-1].get_xlim()[1], lowest, bound, GREY)])
+    style.end_labels(axes[-1], [(axes[-1].get_xlim()[1], lowest, bound, GREY)])
+    style.legend(figure, [style.key(f"right: {model}", *look) for model, look in zip(models, MODELS, strict=False)])
     heading = "Speed-up of shadow against batch size, for each share removed, and the share at which it begins to gain"
     style.title(figure, heading, _facts(rows))
     return figure
