@@ -28,10 +28,8 @@ def quality_per_byte(tables: Tables, model: str) -> Drawing:
     rows = rows[rows["method"].isin(_shown(rows, pd.concat(frontiers.values())))]
     scale = dense if len(dense) else rows
     best = rows.groupby(["data", "method"])["value"].min()
-    bottom, top = (
-        min(best.min(), scale["value"].min(), rows["low"].min()),
-        max(best.max(), MOST_LOSS * scale["value"].max()),
-    )
+    bottom = min(best.min(), scale["value"].min(), rows["low"].min())
+    top = max(best.max(), MOST_LOSS * scale["value"].max())
     figure, axes = style.panels(len(texts), sharey=True, height=3.4)
     for panel, text in zip(axes, texts, strict=True):
         panel.set_ylim(bottom / ROOM, top * ROOM)
