@@ -148,17 +148,11 @@ def built(documents):
 
 @pytest.fixture(scope="session")
 def frames(built):
-    """The final tables of the study, and of one with examples, more tasks, criteria and predictors."""
+    """The final tables of the study, and of one that showed examples and trained several predictors."""
     frames = {name: tables.frame(table) for name, table in built.items()}
-    accuracy, compared, perplexity = (frames[name] for name in ("accuracy", "comparisons", "perplexity"))
-    static = perplexity[(perplexity["method"] == "static") & (perplexity["criterion"] == "l2_norm")]
-    more = {
-        "accuracy": [accuracy.assign(fewshot=4), accuracy.assign(task="copa", data="copa")],
-        "comparisons": [compared[compared["metric"] == "acc"].assign(task="copa", data="copa")],
-        "perplexity": [static.assign(criterion="snip")],
-    }
-    for table, rows in more.items():
-        frames[table] = pd.concat([frames[table], *rows], ignore_index=True)
+    accuracy = frames["accuracy"]
+    more = [accuracy.assign(fewshot=4), accuracy.assign(task="copa", data="copa")]
+    frames["accuracy"] = pd.concat([accuracy, *more], ignore_index=True)
     kinds = {"rank256": {"rank": 256}, "rank128": {"rank": 128}, "less": {"rank": 128, "tokens": 10_000}}
     for table in ("perplexity", "predictors"):
         rows = frames[table]

@@ -25,6 +25,17 @@ from shadowcore.stages import draw
 HEADER = {"stage": "draw", "spec": {"model": 'a (b) \\ "c" é'}, "inputs": {"tables": ["0" * 64]}}
 
 
+@pytest.fixture(scope="module")
+def frames(frames):
+    """The tables of the made-up study with one more criterion and, compared with dense, one more task."""
+    perplexity, compared = frames["perplexity"], frames["comparisons"]
+    more = {
+        "perplexity": perplexity.query("method == 'static' and criterion == 'l2_norm'").assign(criterion="snip"),
+        "comparisons": compared[compared["metric"] == "acc"].assign(task="copa", data="copa"),
+    }
+    return frames | {name: pd.concat([frames[name], rows], ignore_index=True) for name, rows in more.items()}
+
+
 def drawing(name, frames):
     """A figure in which every artist has drawn itself, without the search for a layout, which takes long."""
     figure = FIGURES[name](frames, MODEL)
@@ -264,6 +275,11 @@ def test_bytes_are_drawn_where_they_were_counted_and_dominated_conditions_are_no
     points = pd.DataFrame({"read_share": [0.9, 0.8, 0.7, 0.8], "value": [1.5, 1.2, 2.0, 1.3]})
     assert list(undominated(points).index) == [1, 2]
     assert "oracle" not in texts(FIGURES["quality_per_byte"](frames, MODEL))
+    # a line that goes on above the panel ends in an arrow
+    high = rows["value"].where(rows["method"] != "static", rows["value"] * rows["sparsity_pct"])
+    (axes,) = FIGURES["quality_per_byte"](frames | {"perplexity": rows.assign(value=high)}, MODEL).axes
+    top = axes.get_ylim()[1]
+    assert any(text.arrow_patch and text.get_text() == "" and np.isclose(text.xy[1], top) for text in axes.texts)
     # the published designs are drawn however many methods are better
     static = rows[rows["method"] == "static"]
     better = [static.assign(method=f"new{i}", value=static["value"] / (9 - i)) for i in range(7)]

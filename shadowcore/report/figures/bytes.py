@@ -30,12 +30,13 @@ def quality_per_byte(tables: Tables, model: str) -> Drawing:
     best = rows.groupby(["data", "method"])["value"].min()
     bottom = min(best.min(), scale["value"].min(), rows["low"].min())
     top = max(best.max(), MOST_LOSS * scale["value"].max())
+    top = max(top, rows.loc[rows["value"] < top * ROOM, "high"].max())  # with the intervals of the points that it shows
     figure, axes = style.panels(len(texts), sharey=True, height=3.4)
     for panel, text in zip(axes, texts, strict=True):
         panel.set_ylim(bottom / ROOM, top * ROOM)
         style.log_axis(panel, "token perplexity")
         _panel(panel, where(rows, data=text), where(dense, data=text), frontiers[text])
-        panel.set(title=text, xlabel="weights read per token (% of dense)")
+        panel.set(title=text, xlabel="weights read (% of dense)")
         panel.label_outer()
     style.legend(figure, [
         style.key("dense", "black", "*", ""), style.key("best at each share", FAINT, linewidth=6),
@@ -91,5 +92,6 @@ def _leaving(axes: Axes, x: pd.Series, y: pd.Series, high: float, color: str) ->
         before, after = y.iloc[inside - 1], y.iloc[inside]
         share = math.log(high / before) / math.log(after / before)  # on a log axis a line is straight
         top = x.iloc[inside - 1] + share * (x.iloc[inside] - x.iloc[inside - 1])
+        axes.update_datalim([(top, high)])
         arrow = {"arrowstyle": "->", "color": color, "shrinkA": 0, "shrinkB": 0}
         axes.annotate("", (top, high), (x.iloc[inside - 1], before), arrowprops=arrow)
