@@ -1,7 +1,6 @@
 """Quality against the weights that a step reads: every method on one axis."""
 
-import math
-
+import numpy as np
 import pandas as pd
 
 from shadowcore.report import style
@@ -67,7 +66,7 @@ def _panel(axes: Axes, rows: pd.DataFrame, dense: pd.DataFrame, frontier: pd.Dat
     steps = pd.concat([dense.assign(read_share=1.0), frontier[frontier["read_share"] < 1]]).query("value < @high")
     axes.plot(100 * steps["read_share"], steps["value"], color=FAINT, linewidth=6, zorder=0, drawstyle="steps-pre")
     ends = []
-    for line in lines(rows):
+    for line in lines(rows.assign(predictor=None)):  # a line has points of several
         points = undominated(line.rows)
         x, drawn = 100 * points["read_share"], line.style()
         _leaving(axes, x, points["value"], high, drawn["color"])
@@ -75,7 +74,7 @@ def _panel(axes: Axes, rows: pd.DataFrame, dense: pd.DataFrame, frontier: pd.Dat
         intervals(axes, x, points, INTERVAL, **drawn, markerfacecolor="white")
         leads = points.index.isin(frontier.index)
         axes.plot(x[leads], points["value"][leads], **drawn, linestyle="", markersize=6.5, zorder=3)
-        ends += [(*line.end(x, points["value"])[:2], line.method, drawn["color"])] if len(points) else []
+        ends += [line.end(x, points["value"])] if len(points) else []
     axes.plot([100.0] * len(dense), dense["value"], color="black", marker="*", markersize=10, linestyle="", zorder=4)
     axes.margins(x=0.04)
     axes.autoscale_view()
@@ -89,9 +88,8 @@ def _leaving(axes: Axes, x: pd.Series, y: pd.Series, high: float, color: str) ->
     """An arrow from the last point below `high` to the top, where the line leaves the panel."""
     inside = int((y < high).sum())
     if 0 < inside < len(y):
-        before, after = y.iloc[inside - 1], y.iloc[inside]
-        share = math.log(high / before) / math.log(after / before)  # on a log axis a line is straight
-        top = x.iloc[inside - 1] + share * (x.iloc[inside] - x.iloc[inside - 1])
-        axes.update_datalim([(top, high)])
+        ends = slice(inside - 1, inside + 1)
+        top = (np.interp(np.log(high), np.log(y.iloc[ends]), x.iloc[ends]), high)  # on a log axis a line is straight
+        axes.update_datalim([top])
         arrow = {"arrowstyle": "->", "color": color, "shrinkA": 0, "shrinkB": 0}
-        axes.annotate("", (top, high), (x.iloc[inside - 1], before), arrowprops=arrow)
+        axes.annotate("", top, (x.iloc[inside - 1], y.iloc[inside - 1]), arrowprops=arrow)

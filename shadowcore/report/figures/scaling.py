@@ -77,7 +77,7 @@ def decoding(tables: Tables, model: str) -> Drawing:
     for panel, level in zip(panels, levels, strict=True):
         panel.axhline(level, color=black)
     ends = [curves(panels[0], sparse, columns=TIMES), curves(panels[1], sparse, columns=("gain",))]
-    for method, rows in sparse.groupby("method", sort=False):
+    for method, rows in sparse[sparse["method"] != "given"].groupby("method", sort=False):  # as static's
         panels[0].plot(rows["sparsity_pct"], rows["roof_ms"], color=look(method).color, linestyle=":", linewidth=1)
     panels[0].set(ylim=(0, None), ylabel="ms per token")
     panels[1].set(ylabel="times faster than the fastest dense")
