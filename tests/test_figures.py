@@ -13,14 +13,27 @@ from matplotlib.lines import Line2D
 from shadowcore import artifacts
 from shadowcore.provenance import file_sha256
 from shadowcore.report import drawn, style
+from shadowcore.report.claims import CLAIMS
 from shadowcore.report.figures import FIGURES, TIMED_FIGURES, save
 from shadowcore.report.figures.bytes import undominated
+from shadowcore.report.figures.claims import SENTENCES
 from shadowcore.report.figures.lines import lines
 from shadowcore.report.looks import METHODS
 from shadowcore.report.select import best_predictors, contextual, over_seeds, trained_alike
 from shadowcore.stages import draw
 
 HEADER = {"stage": "draw", "spec": {"model": 'a (b) \\ "c" é'}, "inputs": {"tables": ["0" * 64]}}
+
+
+@pytest.fixture(scope="module")
+def frames(frames):
+    """The tables of the made-up study with one more criterion and, compared with dense, one more task."""
+    perplexity, compared = frames["perplexity"], frames["comparisons"]
+    more = {
+        "perplexity": perplexity.query("method == 'static' and criterion == 'l2_norm'").assign(criterion="snip"),
+        "comparisons": compared[compared["metric"] == "acc"].assign(task="copa", data="copa"),
+    }
+    return frames | {name: pd.concat([frames[name], rows], ignore_index=True) for name, rows in more.items()}
 
 
 def drawing(name, frames):
@@ -160,6 +173,10 @@ def test_figures_draw_seeds_as_one_line_and_one_model_only(frames, name):
 # ---- what is chosen
 
 
+def test_every_claim_has_a_sentence_in_its_figure():
+    assert list(SENTENCES) == list(CLAIMS)
+
+
 @pytest.mark.parametrize(("methods", "shown"), [
     (["shadow", "layerwise", "static"], ["a", "b", ""]),  # c was trained in another way
     (["layerwise", "static"], ["c", ""]),
@@ -169,11 +186,15 @@ def test_methods_are_shown_with_predictors_that_were_trained_alike(methods, show
     made = [("shadow", "a", 0, False, 8), ("layerwise", "b", 0, False, 8), ("layerwise", "c", 1, True, 8),
             ("static_tuned", "d", 0, True, 0)]  # fmt: skip
     columns = ["method", "predictor", "rounds", "tuned", "rank"]
-    predictors = pd.DataFrame(made, columns=columns).assign(model=MODEL)
+    predictors = pd.DataFrame(made, columns=columns).assign(model=MODEL, kind="neurons")
     static = pd.DataFrame({"method": ["static"], "predictor": [None]})
     rows = pd.concat([predictors[:3][columns[:2]], static, predictors[3:][columns[:2]]]).query("method in @methods")
-    assert list(trained_alike({"predictors": predictors}, MODEL, rows)["predictor"].fillna("")) == shown
-    assert len(trained_alike({}, MODEL, rows)) == len(rows)  # nothing is known of how they were trained
+    rows = rows.assign(units="both")
+    found = trained_alike({"predictors": predictors}, MODEL, rows)
+    assert list(found["predictor"].fillna("")) == shown
+    assert list(found["rank"].fillna(-1)) == [{"": -1, "d": 0}.get(name, 8) for name in shown]
+    # nothing is known of how they were trained
+    assert len(trained_alike({"predictors": predictors[:0]}, MODEL, rows)) == len(rows)
 
 
 def test_a_panel_has_at_most_seven_lines_and_every_method_of_its_own_is_among_them(frames):
@@ -195,10 +216,14 @@ def test_methods_differ_in_colour_and_in_marker():
 def test_labels_at_line_ends_do_not_overlap():
     figure, (axes,) = style.panels(1)
     axes.plot([0, 1], [0, 1])
-    style.end_labels(axes, [(1, value, f"m{number}", "k") for number, value in enumerate((0.5, 0.5, 0.5, 0.98, 1, 5))])
-    heights = sorted(text.xyann[1] for text in axes.texts)
+    ends = [(1, value, f"m{number}", "k") for number, value in enumerate((0.5, 0.5, 0.5, 0.98, 1, 5))]
+    style.end_labels(axes, [*ends, (0.5, 0.5, "inside", "k")])
+    *right, inside = axes.texts
+    heights = sorted(text.xyann[1] for text in right)
     assert len(heights) == 5  # what lies outside the panel has no label there
     assert min(np.diff(heights)) >= 0.05 and heights[0] > 0.2 and heights[-1] < 1.1
+    assert all(text.xyann[0] > 1 for text in right)
+    assert np.allclose(inside.xyann, inside.xy, atol=0.05) and inside.arrow_patch is None  # at its point
 
 
 def test_of_several_predictors_the_one_measured_most_and_best_is_drawn(frames):
@@ -212,11 +237,11 @@ def test_of_several_predictors_the_one_measured_most_and_best_is_drawn(frames):
         found = best_predictors(many, low_is_good)
         assert set(found.loc[found["method"] == "shadow", "predictor"]) == {shown}
         pd.testing.assert_frame_equal(found[found["method"] != "shadow"], many[many["method"] != "shadow"])
-    assert any("shadow small" in text for text in texts(FIGURES["perplexity"](frames | {"perplexity": many}, MODEL)))
+    assert "shadow\nsmall, rank 512" in texts(FIGURES["perplexity"](frames | {"perplexity": many}, MODEL))
 
 
 def test_criteria_that_only_fixed_units_go_by_are_left_to_their_own_figure(frames):
-    rows = frames["perplexity"]
+    rows = frames["perplexity"].query("criterion != 'snip'")
     static = rows[(rows["method"] == "static") & (rows["criterion"] == "l2_norm")].assign(criterion="nwot")
     baseline = rows[rows["method"] == "oracle"].iloc[:1].assign(method="threshold", criterion=None)
     found = contextual(pd.concat([rows, static, baseline], ignore_index=True))
@@ -249,6 +274,11 @@ def test_bytes_are_drawn_where_they_were_counted_and_dominated_conditions_are_no
     points = pd.DataFrame({"read_share": [0.9, 0.8, 0.7, 0.8], "value": [1.5, 1.2, 2.0, 1.3]})
     assert list(undominated(points).index) == [1, 2]
     assert "oracle" not in texts(FIGURES["quality_per_byte"](frames, MODEL))
+    # a line that goes on above the panel ends in an arrow
+    high = rows["value"].where(rows["method"] != "static", rows["value"] * rows["sparsity_pct"])
+    (axes,) = FIGURES["quality_per_byte"](frames | {"perplexity": rows.assign(value=high)}, MODEL).axes
+    top = axes.get_ylim()[1]
+    assert any(text.arrow_patch and text.get_text() == "" and np.isclose(text.xy[1], top) for text in axes.texts)
     # the published designs are drawn however many methods are better
     static = rows[rows["method"] == "static"]
     better = [static.assign(method=f"new{i}", value=static["value"] / (9 - i)) for i in range(7)]

@@ -4,14 +4,15 @@ CAPTIONS = {
     "quality_per_byte": """
 Token perplexity against the bytes of weights that a step reads, predictor or other selector included, as a share of
 the dense model's; fewer bytes are to the right. A line is a method's best conditions over all units, criteria,
-predictors and policies. Filled points are the best of all methods at their bytes; the grey band joins them. Points
-left of 100 % read more than they save. ``oracle`` is left out, because no decoder knows the true scores.
+predictors and policies. Filled points are the best of all methods at their bytes; the grey band joins them. At an open
+point, another method is as good with as few bytes. An arrow is a line that goes on above the panel. Points left of
+100 % read more than they save. ``oracle`` is left out, because no decoder knows the true scores.
 """,
     "perplexity": """
 Token perplexity against the share of units really removed, on a logarithmic scale, one panel for each text. The black
 line is the dense model; bars and band are 95 % intervals over documents. Compare a predictor with ``static`` (the
 gain from reading the context) and with ``oracle`` (what better prediction could still gain). Of several predictors of
-a method the best is drawn. Other units, criteria and policies are in the table.
+a method the best is drawn; its label has the recipe and the rank. Other units, criteria and policies are in the table.
 """,
     "accuracy": """
 Task accuracy against the share of units really removed, with 95 % intervals; of more than three tasks the mean. The
@@ -49,6 +50,7 @@ intervals.
 Every method with every criterion, so that the choice of a criterion and of a method can be separated. Perplexity is
 divided by the dense model's (1 is lossless). Dark cells are better. The last panels show the rank correlation of
 predicted and true scores on held-out tokens: a criterion that is easy to predict need not be the best one to use.
+Blank cells were not measured; ``oracle`` predicts nothing.
 """,
     "policies": """
 The same methods with a fixed share of every layer (filled) and with the same share of the whole model (hollow), which
@@ -57,7 +59,8 @@ lets layers differ. Bars are 95 % intervals. Only methods that were measured und
     "tasks": """
 Accuracy on each task of ShadowLLM's design (one predictor of plainact) and of DejaVu's (a predictor of magnitude, the
 criterion ``l2_norm``, for each layer), with 95 % intervals; the black mark is the dense model. The two differ in
-criterion and in predictor at once, as published; the figure ``factorial`` separates the two.
+criterion and in design at once, as published; the figure ``factorial`` separates the two. Both have the same training
+recipe if the study has one for both; the legend has its name.
 """,
     "fewshot": """
 Accuracy averaged over tasks against the number of examples in the prompt, with 95 % intervals. A line that falls

@@ -73,14 +73,17 @@ def contextual(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def trained_alike(tables: Tables, model: str, rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows without the predictors whose training another method lacks, so that methods differ in their design alone.
+    """Rows without the predictors whose training another method lacks, and with the column `rank` of their predictors.
 
     A training is how often a predictor was retrained on the sparse model, and whether it was tuned: of those that all
     methods with predictors have, the longest one. Rows stay as they are where there is none. Predictors of rank 0 stay:
     constants and gains can only be tuned.
     """
-    made = of_model(tables, "predictors", model)
-    made = made[made["rank"] > 0].drop_duplicates(PAIR, keep="last")
+    every = of_model(tables, "predictors", model)
+    kind = rows["kind"] if "kind" in rows else rows["units"].replace("both", "neurons")
+    shapes = every.drop_duplicates([*PAIR, "kind"], keep="last").set_index([*PAIR, "kind"])["rank"]
+    rows = rows.assign(rank=shapes.reindex(_index(rows.assign(kind=kind), [*PAIR, "kind"])).to_numpy())
+    made = every[every["rank"] > 0].drop_duplicates(PAIR, keep="last")
     made = rows[rows["predictor"].notna()].drop_duplicates(PAIR)[PAIR].merge(made[[*PAIR, "rounds", "tuned"]])
     made["training"] = list(zip(made["rounds"], made["tuned"], strict=True))
     shared = [set(trainings) for _, trainings in made.groupby("method")["training"]]
@@ -134,12 +137,13 @@ def methods(names: Iterable[str]) -> list[str]:
     return sorted(sorted(names, key=rank)[:MOST_LINES], key=method_order)
 
 
-def predictors_shown(rows: pd.DataFrame, among: pd.DataFrame) -> list[str]:
-    """Which predictors `rows` show, where `among` has several of a method: a fact for the title."""
-    several = among.groupby("method")["predictor"].nunique() > 1
-    pairs = rows.loc[rows["predictor"].notna(), PAIR].drop_duplicates().itertuples(index=False)
-    shown = [f"{method} {predictor}" for method, predictor in pairs if several.get(method, False)]
-    return [f"predictors: {', '.join(shown)}"] if shown else []
+def named(rows: pd.DataFrame) -> str:
+    """The name of one method's line: the method, and the recipe and rank of its predictor if it has one."""
+    first = rows.iloc[0]
+    if pd.isna(first.get("predictor")):
+        return first["method"]
+    rank = f", rank {first['rank']:,.0f}" if first.get("rank", 0) > 0 else ""
+    return f"{first['method']}\n{first['predictor']}{rank}"
 
 
 def asked(rows: pd.DataFrame) -> pd.DataFrame:

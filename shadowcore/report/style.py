@@ -8,6 +8,7 @@ import math
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import wraps
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
 from shadowcore import artifacts, atomic
 from shadowcore.artifacts import Header
@@ -27,6 +28,8 @@ FIGURE_SCHEMA = "figure/1"
 End = tuple[float, float, str, str]  # x, y, label, color of the last point of a line
 Drawing = Figure | str  # a figure, or the reason why there is nothing to show
 FAINT, GREY = "#D9D9D9", "#666666"
+HALO = {"facecolor": "white", "alpha": 0.75, "linewidth": 0, "pad": 0.5}  # behind labels that cross lines
+LEADER = {"arrowstyle": "-", "color": GREY, "linewidth": 0.6, "linestyle": ":"}  # from a point to its label
 WIDTH = 8.5  # inches of a figure, at most: text of 9 points is read well at 800 pixels
 
 RC = {
@@ -82,9 +85,10 @@ def panels(count: int, columns: int | None = None, height: float = 2.6, **shared
 
 
 def title(figure: Figure, heading: str, details: Iterable[str]) -> None:
-    """What is shown, above everything: the heading, then model, data and counts."""
+    """What is shown, above everything: the heading, then model, data and counts, each on one line."""
     width = int(figure.get_figwidth() * 13)  # letters of this size in the width
-    lines = [*textwrap.wrap(heading, width), *textwrap.wrap(" · ".join(details), width)]
+    facts = textwrap.wrap("~· ".join(fact.replace(" ", "~") for fact in details), width, break_on_hyphens=False)
+    lines = [*textwrap.wrap(heading, width), *(line.removesuffix("~·").replace("~", " ") for line in facts)]
     figure.suptitle("\n".join(lines))
 
 
@@ -103,28 +107,43 @@ def key(label: str, color: str, marker: str = "", line: str = "-", **more: objec
 
 
 def end_labels(axes: Axes, ends: Sequence[End]) -> None:
-    """Write each line's label right of the panel at the height of its end. Set limits and scales before."""
+    """Write each line's label at its last point: right of the panel if the point is near. Set limits and scales before.
+
+    Labels are moved up or down until none covers another; a thin dotted leader then joins the point and its label.
+    """
     axes.autoscale_view()
-    low, high = axes.get_ylim()
     to_panel = axes.transScale + axes.transLimits  # data to fractions of the panel
-    ends = sorted((end for end in ends if low <= end[1] <= high), key=lambda end: end[1])
-    if not ends:
-        return
-    points = to_panel.transform([(x, y) for x, y, *_ in ends])
     room = axes.figure.get_figheight() - 0.9
     rows = axes.get_subplotspec().get_gridspec().nrows if axes.get_subplotspec() else 1
-    gap = 0.15 / max(room / rows - 0.5, 1)  # a line of text, as a fraction of the panel
-    heights = points[:, 1].copy()
-    for number in range(1, len(heights)):
-        heights[number] = max(heights[number], heights[number - 1] + gap)
-    heights -= max(heights[-1] - 1, 0) if heights[0] - max(heights[-1] - 1, 0) > -0.1 else 0
-    for number in range(len(heights) - 2, -1, -1):
-        heights[number] = min(heights[number], heights[number + 1] - gap)
-    for (_, _, label, color), (x, y), height in zip(ends, points, heights, strict=True):
-        axes.annotate(
-            label, (x, y), (1.05, height), "axes fraction", "axes fraction", color=color, va="center", fontsize=8,
-            annotation_clip=False, arrowprops={"arrowstyle": "-", "color": color, "linewidth": 0.5, "alpha": 0.6},
-        )  # fmt: skip
+    gap = 0.14 / max(room / rows - 0.5, 1)  # a line of text, as a fraction of the panel
+    columns: dict[float, list[tuple[float, float, End]]] = {}
+    for end in ends:
+        x, y = to_panel.transform(end[:2])
+        if -1e-6 <= y <= 1 + 1e-6:
+            columns.setdefault(1.04 if x > 0.85 else round(x + 0.02, 6), []).append((y, x, end))
+    for left, labels in columns.items():
+        labels.sort(key=lambda label: label[0])
+        below = 0.6 * gap if left < 1 else 0  # in the panel, below the lines of methods, most of which rise
+        sizes = [gap * (end[2].count("\n") + 1) for *_, end in labels]
+        heights = _apart([y - below for y, *_ in labels], sizes)
+        for (y, x, (*_, label, color)), height in zip(labels, heights, strict=True):
+            far = abs(height + below - y) > gap / 2 or x < left - 0.1
+            axes.annotate(
+                label, (x, y), (left, height), "axes fraction", "axes fraction", color=color, va="center", fontsize=8,
+                annotation_clip=False, bbox=HALO if left < 1 else None, linespacing=1,
+                arrowprops=LEADER | {"relpos": (0, 0.5), "shrinkA": 1, "shrinkB": 4} if far else None,
+            )  # fmt: skip
+
+
+def _apart(wanted: Sequence[float], sizes: Sequence[float]) -> np.ndarray:
+    """Rising heights, as near to those wanted as `sizes` of labels allow, below the top if there is room."""
+    heights, apart = np.array(wanted), [sum(both) / 2 for both in pairwise(sizes)]
+    for number, gap in enumerate(apart):
+        heights[number + 1] = max(heights[number + 1], heights[number] + gap)
+    heights[-1] = min(heights[-1], max(1, sum(apart) - 0.1))
+    for number in range(len(apart) - 1, -1, -1):
+        heights[number] = min(heights[number], heights[number + 1] - apart[number])
+    return heights
 
 
 def counted(row: Mapping[str, Any], what: str = "") -> str:
@@ -147,18 +166,15 @@ def named_rows(axes: Axes, names: Sequence[str]) -> None:
     axes.grid(axis="y", visible=False)
 
 
-def log_axis(axes: Axes, which: str = "y") -> None:
-    """A logarithmic axis with its 1, 2 and 5 written as plain numbers."""
-    axes.set(**{f"{which}scale": "log"})
+def log_axis(axes: Axes, label: str, which: str = "y") -> None:
+    """A logarithmic axis that says so: plain numbers at enough ticks, and small ticks between them."""
+    axes.set(**{f"{which}scale": "log", f"{which}label": f"{label} (log scale)"})
     axis = getattr(axes, f"{which}axis")
     low, high = axis.get_view_interval()
-    if high < 3 * low:
-        axis.set_major_locator(MaxNLocator(5))
-    else:
-        axis.set_major_locator(
-            LogLocator(subs=(1,) if high > 1000 * low else (1, 2, 5) if high > 8 * low else (1, 2, 3, 5))
-        )
-    axis.set_minor_locator(NullLocator())
+    numbers = (1,) if high > 1000 * low else (1, 2, 5) if high > 20 * low else (1, 1.5, 2, 3, 4, 5, 7)
+    axis.set_major_locator(MaxNLocator(5) if high < 3 * low else LogLocator(subs=numbers))
+    axis.set_minor_locator(LogLocator(subs=range(1, 10)))
+    axis.set_minor_formatter(NullFormatter())
     axis.set_major_formatter(StrMethodFormatter("{x:,.10g}"))
 
 

@@ -1,5 +1,6 @@
 """Quality against the weights that a step reads: every method on one axis."""
 
+import numpy as np
 import pandas as pd
 
 from shadowcore.report import style
@@ -26,13 +27,15 @@ def quality_per_byte(tables: Tables, model: str) -> Drawing:
     rows = rows[rows["method"].isin(_shown(rows, pd.concat(frontiers.values())))]
     scale = dense if len(dense) else rows
     best = rows.groupby(["data", "method"])["value"].min()
-    bottom, top = min(best.min(), scale["value"].min()), max(best.max(), MOST_LOSS * scale["value"].max())
+    bottom = min(best.min(), scale["value"].min(), rows["low"].min())
+    top = max(best.max(), MOST_LOSS * scale["value"].max())
+    top = max(top, rows.loc[rows["value"] < top * ROOM, "high"].max())  # with the intervals of the points that it shows
     figure, axes = style.panels(len(texts), sharey=True, height=3.4)
     for panel, text in zip(axes, texts, strict=True):
         panel.set_ylim(bottom / ROOM, top * ROOM)
-        style.log_axis(panel)
+        style.log_axis(panel, "token perplexity")
         _panel(panel, where(rows, data=text), where(dense, data=text), frontiers[text])
-        panel.set(title=text, xlabel="weights read per token (% of dense)", ylabel="token perplexity")
+        panel.set(title=text, xlabel="weights read (% of dense)")
         panel.label_outer()
     style.legend(figure, [
         style.key("dense", "black", "*", ""), style.key("best at each share", FAINT, linewidth=6),
@@ -60,13 +63,14 @@ def _shown(rows: pd.DataFrame, frontier: pd.DataFrame) -> list[str]:
 def _panel(axes: Axes, rows: pd.DataFrame, dense: pd.DataFrame, frontier: pd.DataFrame) -> None:
     """Each method's undominated conditions as a line, filled where no other method's is better; fewer bytes right."""
     low, high = axes.get_ylim()
-    steps = pd.concat([dense.assign(read_share=1.0), frontier[frontier["read_share"] < 1]])
+    steps = pd.concat([dense.assign(read_share=1.0), frontier[frontier["read_share"] < 1]]).query("value < @high")
     axes.plot(100 * steps["read_share"], steps["value"], color=FAINT, linewidth=6, zorder=0, drawstyle="steps-pre")
     ends = []
-    for line in lines(rows):
+    for line in lines(rows.assign(predictor=None)):  # a line has points of several
         points = undominated(line.rows)
-        points = points[points["value"] < high]
         x, drawn = 100 * points["read_share"], line.style()
+        _leaving(axes, x, points["value"], high, drawn["color"])
+        x, points = x[points["value"] < high], points[points["value"] < high]
         intervals(axes, x, points, INTERVAL, **drawn, markerfacecolor="white")
         leads = points.index.isin(frontier.index)
         axes.plot(x[leads], points["value"][leads], **drawn, linestyle="", markersize=6.5, zorder=3)
@@ -78,3 +82,14 @@ def _panel(axes: Axes, rows: pd.DataFrame, dense: pd.DataFrame, frontier: pd.Dat
     axes.set_ylim(low, high)
     axes.locator_params(axis="x", nbins=6)
     style.end_labels(axes, ends)
+
+
+def _leaving(axes: Axes, x: pd.Series, y: pd.Series, high: float, color: str) -> None:
+    """An arrow from the last point below `high` to the top, where the line leaves the panel."""
+    inside = int((y < high).sum())
+    if 0 < inside < len(y):
+        ends = slice(inside - 1, inside + 1)
+        top = (np.interp(np.log(high), np.log(y.iloc[ends]), x.iloc[ends]), high)  # on a log axis a line is straight
+        axes.update_datalim([top])
+        arrow = {"arrowstyle": "->", "color": color, "shrinkA": 0, "shrinkB": 0}
+        axes.annotate("", top, (x.iloc[inside - 1], y.iloc[inside - 1]), arrowprops=arrow)

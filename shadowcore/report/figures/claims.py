@@ -28,7 +28,20 @@ AXES = {
     "rank_correlation": "difference of rank correlations (with the claim's margin)",
     "latency": "time per token of the other side / of the claimed winner",
 }
+PLACE = ["claim", "place"]
 MOST = 3  # places of a claim
+SENTENCES = {  # the claims of docs/claims.md in a few words
+    "shadow_over_dejavu": "ShadowLLM has lower perplexity than DejaVu",
+    "one_over_many": "Design alone: one predictor beats one per layer",
+    "predicted_plainact": "Criterion alone: plainact beats magnitude",
+    "global_over_per_layer": "Ranking all layers together beats each alone",
+    "plainact_over_magnitude": "Without a predictor, plainact beats magnitude",
+    "context_over_static": "Units chosen by context beat fixed units",
+    "more_accurate": "ShadowLLM is more accurate than DejaVu",
+    "one_ranks_as_well": "One predictor ranks as well as one per layer",
+    "magnitude_is_easier": "Magnitude is easier to predict than plainact",
+    "faster_than_layerwise": "One predictor is faster than one per layer",
+}
 
 
 def claims(tables: Tables, model: str) -> Drawing:
@@ -43,56 +56,59 @@ def claims(tables: Tables, model: str) -> Drawing:
     rows["place"] = [_place(row) for row in rows.to_dict("records")]
     rows = _surest(rows)
     parts = {name: rows[rows["quantity"] == name] for name in AXES if name in set(rows["quantity"])}
-    lines = rows["place"].nunique()
+    lines = [part["claim"].nunique() + len(part.drop_duplicates(PLACE)) for part in parts.values()]
     figure, axes = style.panels(
-        len(parts), columns=1, height=0.26 * lines / len(parts) + 0.75,
-        height_ratios=[part["place"].nunique() + 1.5 for part in parts.values()],
-    )  # fmt: skip
+        len(parts), columns=1, height=0.2 * sum(lines) / len(parts) + 0.75, height_ratios=[one + 1.5 for one in lines]
+    )
     figure.set_figwidth(8.5)
     for panel, (quantity, part) in zip(axes, parts.items(), strict=True):
-        _panel(panel, part, ratio=quantity != "rank_correlation")
-        panel.set_xlabel(AXES[quantity])
+        _panel(panel, part, AXES[quantity], ratio=quantity != "rank_correlation")
     verdicts = [
         style.key(name, color, marker, "") for name, (color, marker) in VERDICTS.items() if name in set(rows["verdict"])
     ]
     style.legend(figure, [style.key("published", line="", **PUBLISHED), *verdicts])
-    style.title(
-        figure,
-        "Published claims: our effect on every text with its 95 % interval; right of the line is as claimed",
-        [model],
-    )
+    heading = "Published claims: our effect on every text with its 95 % interval; right of the line is as claimed"
+    style.title(figure, heading, [model])
     return figure
 
 
-def _panel(panel: Axes, part: pd.DataFrame, ratio: bool) -> None:
-    """Effects of one quantity: a line a place, a mark a text; ratios are drawn as such, not as logarithms."""
+def _panel(panel: Axes, part: pd.DataFrame, label: str, ratio: bool) -> None:
+    """Effects of one quantity: a line a claim and below it a line a place, with a mark a text; ratios as such."""
     values = ["effect", "low", "high", "published_effect"]
     part = part.assign(**{name: np.exp(part[name].astype(float)) for name in values}) if ratio else part
     panel.axvline(1 if ratio else 0, color="#000000", linewidth=0.8)
-    for line, (_, texts) in enumerate(part.groupby("place", sort=False)):
+    names = []
+    for (claim, place), texts in part.groupby(PLACE, sort=False):
+        names += [place] if SENTENCES[claim] in names else [SENTENCES[claim], place]
+        line = len(names) - 1
         panel.plot(texts["published_effect"].iloc[:1], [line], linestyle="", **PUBLISHED)
         for number, verdict in enumerate(texts["verdict"]):
             color, marker = VERDICTS[verdict]
             y = line + 0.2 * (number - (len(texts) - 1) / 2)
             dots(panel, [y], texts.iloc[[number]], ("effect", "low", "high"), color=color, marker=marker)
-    style.named_rows(panel, list(part["place"].unique()))
+    style.named_rows(panel, names)
+    for name in panel.get_yticklabels():
+        name.set_fontweight("bold" if name.get_text() in SENTENCES.values() else "normal")
+    panel.set_xlabel(label)
     if ratio:
-        style.log_axis(panel, "x")
+        style.log_axis(panel, label, "x")
 
 
 def _surest(rows: pd.DataFrame) -> pd.DataFrame:
     """Rows in the order of the claims; of many places of one claim those with the surest effects, either way."""
     rows = rows.assign(sure=(rows["effect"] / (rows["high"] - rows["low"])).abs().fillna(0))
-    places = rows.groupby(["claim", "place"], as_index=False, sort=False)["sure"].max()
+    places = rows.groupby(PLACE, as_index=False, sort=False)["sure"].max()
     places = places.sort_values("sure", ascending=False, kind="stable").groupby("claim", sort=False).head(MOST)
-    rows = rows[rows["place"].isin(places["place"])]
+    rows = rows.merge(places[PLACE])
     order = {name: number for number, name in enumerate(judged.CLAIMS)}
     by = ["claim", "sparsity_pct", "units", "place"]
     return rows.sort_values(by, kind="stable", key=lambda one: one.map(order) if one.name == "claim" else one)
 
 
 def _place(row: dict) -> str:
-    pct = "" if pd.isna(row.get("sparsity_pct")) else f"{row['sparsity_pct']:g} %"
-    names = ("units", "policy", "protocol", "criterion", "predictor", "dtype")
-    parts = [row["claim"].replace("_", " "), pct, *(row.get(name) for name in names)]
-    return ", ".join(str(part) for part in parts if part and pd.notna(part) and part not in ("token", "per_layer"))
+    """Where a pair was measured, in words: sparsity, units, and what is not the usual choice."""
+    units = {"both": "heads and neurons"}.get(row["units"], row["units"])
+    place = units if pd.isna(row.get("sparsity_pct")) else f"{row['sparsity_pct']:g} % of {units}"
+    words = {"policy": "policy ", "protocol": "protocol ", "criterion": "", "predictor": "recipe ", "dtype": ""}
+    parts = [f"{word}{row[name]}" for name, word in words.items() if pd.notna(row.get(name))]
+    return ", ".join([place, *(part for part in parts if part not in ("policy per_layer", "protocol token"))])

@@ -19,9 +19,9 @@ def criteria(tables: Tables, model: str) -> Drawing:
     }
     scores = {name: select.main_condition(rows, "criterion") for name, rows in scores.items()}
     static = {name: where(rows, method="static") for name, rows in scores.items()}
-    static = {name: rows for name, rows in static.items() if rows["criterion"].nunique() > 1}
+    static = {name: rows for name, rows in static.items() if rows["criterion"].nunique() > 2}
     if not static:
-        return "fewer than two criteria with static masks"
+        return "fewer than three criteria with static masks"
     name, rows = next(iter(static.items()))
     counts = rows.groupby("sparsity_pct")["criterion"].nunique()
     sparsities = sorted(counts.index[counts > counts.max() / 2])  # where most criteria were measured
@@ -40,7 +40,7 @@ def criteria(tables: Tables, model: str) -> Drawing:
         style.named_rows(panel, names)
         panel.set(title=f"{pct} % removed", xlabel=name)
         if name == "token perplexity":
-            style.log_axis(panel, "x")
+            style.log_axis(panel, name, "x")
         panel.tick_params(labelleft=panel.get_subplotspec().is_first_col())
     facts = half.iloc[0]
     place = f"{facts['units']} removed, {facts['policy']}; black line: dense"
@@ -78,7 +78,7 @@ def factorial(tables: Tables, model: str) -> Drawing:
         panel.set_title(name)
     facts = rows.iloc[0]
     place = [model, style.counted(facts), f"{facts['units']} removed, {facts['policy']}"]
-    style.title(figure, "Every method with every criterion: dark is better", place)
+    style.title(figure, "Every method with every criterion: dark is better, blank was not measured", place)
     return figure
 
 

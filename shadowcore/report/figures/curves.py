@@ -13,6 +13,7 @@ from shadowcore.schemas import CONDITION
 
 REMOVED = "units removed, measured (%)"
 MOST_TASKS = 3  # with panels of their own; of more tasks the mean is shown
+FEWEST = 3  # rows of `policies`
 ROOM = 1.5  # factor of space above the highest method but random
 POLICIES = {  # marker and meaning
     "per_layer": ("o", "per_layer: a share of each layer"),
@@ -23,8 +24,8 @@ POLICIES = {  # marker and meaning
 
 def perplexity(tables: Tables, model: str) -> Drawing:
     """Token perplexity against sparsity, log scale, a panel for each text."""
-    everything = select.main_condition(select.text_perplexities(tables, model))
-    rows = select.best_predictors(select.trained_alike(tables, model, everything), low_is_good=True)
+    rows = select.main_condition(select.text_perplexities(tables, model))
+    rows = select.best_predictors(select.trained_alike(tables, model, rows), low_is_good=True)
     if set(rows["method"]) <= {"dense"}:
         return "no perplexity of a sparse model in the tables"
     limits = rows[rows["method"] != "random"]
@@ -33,11 +34,11 @@ def perplexity(tables: Tables, model: str) -> Drawing:
     figure, axes = style.panels(len(texts), sharey=True, height=3.0)
     for panel, text in zip(axes, texts, strict=True):
         panel.set_ylim(limits["low"].fillna(limits["value"]).min() / 1.05, limits["value"].max() * ROOM)
-        style.log_axis(panel)
+        style.log_axis(panel, "token perplexity")
         _over_sparsity(panel, where(rows, data=text))
-        panel.set(title=text, xlabel=REMOVED, ylabel="token perplexity")
+        panel.set(title=text, xlabel=REMOVED)
         panel.label_outer()
-    style.title(figure, "Token perplexity against sparsity, with 95 % intervals", [model, *_facts(rows, everything)])
+    style.title(figure, "Token perplexity against sparsity, with 95 % intervals", [model, *_facts(rows)])
     return figure
 
 
@@ -52,8 +53,8 @@ def accuracy(tables: Tables, model: str) -> Drawing:
     if len(tasks) > MOST_TASKS:
         known = {"n": tasks["n"].sum(), "chance": tasks["chance"].mean(skipna=False)}
         rows = select.mean_over_tasks(rows).assign(asked=f"mean of {len(tasks)} tasks", **known)
-    everything = select.main_condition(rows)
-    rows = select.best_predictors(select.trained_alike(tables, model, everything), low_is_good=False)
+    rows = select.trained_alike(tables, model, select.main_condition(rows))
+    rows = select.best_predictors(rows, low_is_good=False)
     names = sorted(set(rows["asked"]))
     figure, axes = style.panels(len(names), height=3.0)
     for panel, name in zip(axes, names, strict=True):
@@ -63,7 +64,7 @@ def accuracy(tables: Tables, model: str) -> Drawing:
             panel.axhline(value, color=GREY, linestyle=":", linewidth=1.2)
         _over_sparsity(panel, here, *(("guessing", value, GREY) for value in guessing))
         panel.set(title=name, xlabel=REMOVED, ylabel="accuracy")
-    style.title(figure, "Accuracy against sparsity, with 95 % intervals", [model, *_facts(rows, everything)])
+    style.title(figure, "Accuracy against sparsity, with 95 % intervals", [model, *_facts(rows)])
     return figure
 
 
@@ -91,13 +92,13 @@ def _over_sparsity(axes: Axes, rows: pd.DataFrame, *levels: tuple[str, float, st
     style.end_labels(axes, ends)
 
 
-def _facts(rows: pd.DataFrame, everything: pd.DataFrame) -> list[str]:
-    """What is the same in all lines, which predictors are shown, and how many documents were measured."""
+def _facts(rows: pd.DataFrame) -> list[str]:
+    """What is the same in all lines, and how many documents were measured."""
     sparse = rows[~rows["method"].isin(["dense", "random"])]
     place = [str(value) for name in ("units", "criterion", "policy") for value in sparse[name].dropna().head(1)]
     name = "data" if "counted" in rows else "asked"
     counts = [f"{text}: {n:,} documents" for text, n in rows.groupby(name)["n"].first().items()]
-    return [", ".join(place), *counts, *select.predictors_shown(rows, everything)]
+    return [", ".join(place), *counts]
 
 
 def gain_over_static(tables: Tables, model: str) -> Drawing:
@@ -108,8 +109,11 @@ def gain_over_static(tables: Tables, model: str) -> Drawing:
     if rows.empty:
         return "no perplexity was compared with static"
     rows = rows.assign(value=-rows["difference"], low=-rows["high"], high=-rows["low"])
-    everything = select.first_of(select.main_condition(select.contextual(rows), "criterion"), "data")
-    rows = select.trained_alike(tables, model, everything)
+    rows = select.first_of(select.main_condition(select.contextual(rows), "criterion"), "data")
+    # of a criterion with one sparsity there is no line
+    several = rows[rows["method"].isin(select.CONTEXTUAL)].groupby("criterion")["sparsity_pct"].nunique() > 1
+    rows = rows[rows["criterion"].isin(several.index[several])] if several.any() else rows
+    rows = select.trained_alike(tables, model, rows)
     rows = select.best_predictors(rows, low_is_good=False, by=("method", "criterion"))
     criteria = sorted(set(rows["criterion"]), key=select.criterion_order)[:3]
     figure, axes = style.panels(len(criteria), sharey=True, height=2.8)
@@ -124,9 +128,8 @@ def gain_over_static(tables: Tables, model: str) -> Drawing:
     for panel, labels in zip(axes, ends, strict=True):  # of shared limits, when all panels are drawn
         style.end_labels(panel, [(panel.get_xlim()[1], 0.0, "static", look("static").color), *labels])
     facts = rows.iloc[0]
-    place = [f"{facts['units']}, {facts['policy']}", style.counted(facts, "paired documents")]
-    shown = select.predictors_shown(rows, everything)
-    style.title(figure, "Gain over static masks, with paired 95 % intervals", [model, *place, *shown])
+    place = [f"{facts['units']}, {facts['policy']}", style.counted(facts)]
+    style.title(figure, "Gain over static masks, with paired 95 % intervals", [model, *place])
     return figure
 
 
@@ -137,8 +140,8 @@ def policies(tables: Tables, model: str) -> Drawing:
     same = [name for name in CONDITION if name != "policy"]
     several = sparse.groupby(same, dropna=False)["policy"].transform("nunique") > 1
     rows = select.main_condition(sparse[several], "policy")
-    if rows.empty:
-        return "no condition was measured under several policies"
+    if rows[["method", "sparsity_pct"]].drop_duplicates().shape[0] < FEWEST:
+        return f"fewer than {FEWEST} conditions were measured under several policies"
     rows = select.best_predictors(select.trained_alike(tables, model, rows), low_is_good=True)
     names = set(zip(rows["sparsity_pct"], rows["method"], strict=True))
     names = sorted(names, key=lambda name: (name[0], method_order(name[1])))
@@ -149,9 +152,8 @@ def policies(tables: Tables, model: str) -> Drawing:
             filled = look(method).color if policy == "per_layer" else "white"
             marker, _ = POLICIES.get(policy, ("X", policy))
             dots(axes, [number + shift], row, color=look(method).color, markerfacecolor=filled, marker=marker)
-    style.log_axis(axes, "x")
+    style.log_axis(axes, "token perplexity", "x")
     style.named_rows(axes, [f"{method}, {pct} % removed" for pct, method in names])
-    axes.set_xlabel("token perplexity")
     style.legend(figure, [
         style.key(meaning, GREY, marker, "", markerfacecolor=GREY if name == "per_layer" else "white")
         for name, (marker, meaning) in POLICIES.items() if name in set(rows["policy"])

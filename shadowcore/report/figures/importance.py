@@ -52,8 +52,8 @@ def variability(tables: Tables, model: str) -> Drawing:
         low, half, high = (layers.quantile(share) for share in (0.25, 0.5, 0.75))
         panel.fill_between(low.index, low, high, color=BLUE, alpha=0.2, linewidth=0)
         panel.plot(half.index, half, markersize=3, color=BLUE, marker="o")
-        panel.set(title=kind, xlabel="layer", ylabel="deviation / mean")
-        style.log_axis(panel)
+        panel.set(title=kind, xlabel="layer")
+        style.log_axis(panel, "deviation / mean")
         style.whole_ticks(panel)
         panel.label_outer()
     heading = "Change of a unit's importance between inputs: median unit of each layer, band: middle half"

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from shadowcore.report.looks import look
-from shadowcore.report.select import methods, where
+from shadowcore.report.select import methods, named, where
 from shadowcore.report.style import Axes, End, Line2D, key
 
 INTERVAL = ("value", "low", "high")
@@ -26,7 +26,7 @@ class Line(NamedTuple):
 
     def end(self, x: pd.Series, y: pd.Series) -> End:
         """Its last point, name and colour, for the label at its end."""
-        return x.iloc[-1], y.iloc[-1], self.method, look(self.method).color
+        return x.iloc[-1], y.iloc[-1], named(self.rows), look(self.method).color
 
 
 def lines(rows: pd.DataFrame, *by: str) -> list[Line]:

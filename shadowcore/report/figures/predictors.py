@@ -37,7 +37,7 @@ def designs(tables: Tables, model: str) -> Drawing:
             panel.axhline(number + 0.5, color=GREY, linewidth=0.5)
         panel.set_xlabel(name)
         panel.label_outer()
-    style.log_axis(axes[0], "x")
+    style.log_axis(axes[0], "token perplexity", "x")
     _finish(figure, "Perplexity and recall by number of predictors in the model", model, rows, trained)
     return figure
 
@@ -60,10 +60,9 @@ def sizes(tables: Tables, model: str) -> Drawing:
             textcoords="offset points", color=drawn.color, fontsize=8,
         )  # fmt: skip
     _bounds(axes.axhline, rows)
-    axes.set(xlabel="predictor weights read per token (MB)", ylabel="token perplexity", xscale="log")
     axes.margins(x=0.15)
-    style.log_axis(axes)
-    style.log_axis(axes, "x")
+    style.log_axis(axes, "token perplexity")
+    style.log_axis(axes, "predictor weights read per token, MB", "x")
     _finish(figure, "Perplexity against the size of the predictor", model, rows, best)
     return figure
 
@@ -84,8 +83,8 @@ def learning_curves(tables: Tables, model: str) -> Drawing:
         intervals(axes, line["tokens"], line, INTERVAL, color=drawn.color, marker=drawn.marker)
         ends.append((*line[["tokens", "value"]].iloc[-1], f"{_count(groups)}, rank {rank:g}", drawn.color))
     _bounds(axes.axhline, rows)
-    axes.set(xlabel="training tokens", ylabel="token perplexity", xscale="log")
-    style.log_axis(axes)
+    style.log_axis(axes, "training tokens", "x")
+    style.log_axis(axes, "token perplexity")
     style.end_labels(axes, ends)
     _finish(figure, "Perplexity against the number of training tokens", model, rows, trained)
     return figure
@@ -137,8 +136,8 @@ def _finish(figure, heading: str, model: str, rows: pd.DataFrame, trained: pd.Da
 
 def predictor_quality(tables: Tables, model: str) -> Drawing:
     """Recall of kept units by layer at the middle sparsity, and against sparsity; a row for each kind of unit."""
-    everything = select.first_of(select.ranked(tables, model, metric="recall"), "calibration", "criterion", "policy")
-    rows = select.best_predictors(select.trained_alike(tables, model, everything), low_is_good=False)
+    rows = select.first_of(select.ranked(tables, model, metric="recall"), "calibration", "criterion", "policy")
+    rows = select.best_predictors(select.trained_alike(tables, model, rows), low_is_good=False)
     if set(rows["method"]) <= {"static"}:
         return "no ranking quality of a predictor in the tables"
     kinds = sorted(set(rows["kind"]), key=select.units_order)
@@ -155,8 +154,7 @@ def predictor_quality(tables: Tables, model: str) -> Drawing:
         means.set(title=f"{kind}, mean over layers", xlabel="units removed (%)")
     facts = rows.iloc[0]
     place = [model, facts["criterion"], style.counted(facts, "held-out tokens")]
-    shown = select.predictors_shown(rows, everything)
-    style.title(figure, "Recall of the units worth keeping, by predictor", [*place, *shown])
+    style.title(figure, "Recall of the units worth keeping, by predictor", place)
     return figure
 
 

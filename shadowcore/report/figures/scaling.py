@@ -35,8 +35,7 @@ def timed(tables: Tables) -> pd.DataFrame:
     best = rows.groupby("device")["ceiling_gb_s"].transform("max")
     modes = rows.groupby(SETTING)["mode"].transform("size")
     main = modes == modes.groupby([rows["device"], rows["model"]]).transform("max")
-    mode = rows["mode"].replace("oracle", "given")  # its name in older tables
-    return rows.assign(mode=mode, roof_ms=rows["roofline_ms"] * rows["ceiling_gb_s"] / best, main=main)
+    return rows.assign(roof_ms=rows["roofline_ms"] * rows["ceiling_gb_s"] / best, main=main)
 
 
 def alike(rows: pd.DataFrame, mode: str, rank: int = RANK, bits: int = BITS) -> pd.DataFrame:
@@ -78,7 +77,7 @@ def decoding(tables: Tables, model: str) -> Drawing:
     for panel, level in zip(panels, levels, strict=True):
         panel.axhline(level, color=black)
     ends = [curves(panels[0], sparse, columns=TIMES), curves(panels[1], sparse, columns=("gain",))]
-    for method, rows in sparse.groupby("method", sort=False):
+    for method, rows in sparse[sparse["method"] != "given"].groupby("method", sort=False):  # as static's
         panels[0].plot(rows["sparsity_pct"], rows["roof_ms"], color=look(method).color, linestyle=":", linewidth=1)
     panels[0].set(ylim=(0, None), ylabel="ms per token")
     panels[1].set(ylabel="times faster than the fastest dense")
@@ -87,7 +86,8 @@ def decoding(tables: Tables, model: str) -> Drawing:
         panel.set_xlabel("heads and neurons removed (%)")
         style.whole_ticks(panel)
         style.end_labels(panel, [*labels, (panel.get_xlim()[1], level, name, black)])
-    style.legend(figure, [style.key("the bytes of that method at the memory's limit", GREY, line=":")])
+    limit = "the bytes of that method at the memory's limit (static and given read the same bytes: one line)"
+    style.legend(figure, [style.key(limit, GREY, line=":")])
     facts = [model, dense["device"], dense["dtype"], "random weights", f"predictors of rank {RANK}"]
     style.title(figure, "Time per token and speed-up against sparsity: median, 10th to 90th percentile", facts)
     return figure
@@ -110,7 +110,7 @@ def scaling(tables: Tables, _: str) -> Drawing:
     axes.plot(range(len(shadow)), published, linestyle="", marker="x", color="#D55E00")
     axes.axhline(1, color=look("dense").color)
     axes.set(ylabel="time of layerwise / of shadow", ylim=(0.9, None))
-    handles.append(style.key("published, 1 to 4 A100", "#D55E00", "x", ""))
+    handles.append(style.key("published: ranks 2048 in both, 1 to 4 A100", "#D55E00", "x", ""))
     facts = ["50 % of heads and neurons removed", "random weights"]
     return _by_size(figure, shadow, handles, "One predictor per layer against one: ratio of times per token", facts)
 

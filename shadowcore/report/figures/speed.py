@@ -13,7 +13,6 @@ from shadowcore.report.tables import Tables
 
 TIMES = ("ms_per_token", "ms_p10", "ms_p90")
 DENSE = ("dense", "huggingface")
-HALO = {"facecolor": "white", "alpha": 0.75, "linewidth": 0, "pad": 0.5}  # behind labels that cross lines
 SETTING = ["device", "threads", "backend", "weights", "dtype", "batch", "prompt_tokens", "new_tokens"]
 PLACE = ["method", "units", "sparsity_pct"]
 MOST_SETTINGS = 6
@@ -75,8 +74,8 @@ def pareto(tables: Tables, model: str) -> Drawing:
         panel.margins(0.12)
         times = pd.concat([setting.dense, points])
         panel.set_xlim(0.85 * times["ms_per_token"].min(), _reach(times))
-        style.log_axis(panel)
-        panel.set(title=f"{setting.name}, {setting.units}", xlabel="ms per token", ylabel="token perplexity")
+        style.log_axis(panel, "token perplexity")
+        panel.set(title=f"{setting.name}, {setting.units}", xlabel="ms per token")
     style.legend(figure, handles)
     place = f"{scored['data'].iloc[0]}, {scored['criterion'].dropna().iloc[0]}, labels: % removed"
     style.title(figure, "Perplexity against time per token", [model, place, *_lengths(timed)])
@@ -103,7 +102,7 @@ def _tradeoff(axes: Axes, rows: pd.DataFrame, drawn: dict[str, str]) -> None:
     for _, row in rows.iterrows():
         axes.annotate(
             f"{row['sparsity_pct']:g}", (row["ms_per_token"], row["value"]), xytext=(5, 3),
-            textcoords="offset points", color=drawn["color"], fontsize=8, bbox=HALO,
+            textcoords="offset points", color=drawn["color"], fontsize=8, bbox=style.HALO,
         )  # fmt: skip
 
 

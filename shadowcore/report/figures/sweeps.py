@@ -13,6 +13,7 @@ from shadowcore.report.style import GREY, Drawing
 
 # of rising sparsity: apart in colour, marker and lightness
 LEVELS = (("#E69F00", "s"), ("#009E73", "^"), ("#0072B2", "o"), ("#882255", "v"))
+MODELS = (("#000000", "D"), (GREY, "P"), ("#D55E00", "X"), ("#56B4E9", "<"))
 LENGTHS = ["device", "model", "prompt_tokens", "new_tokens"]
 
 
@@ -29,23 +30,28 @@ def batches(tables, _: str) -> Drawing:
     for panel, model in zip(axes, models, strict=False):
         gains = gains_of(where(rows, model=model))
         points[model] = break_even(gains).rename_axis("batch").reset_index(name="gain")
-        ends = _levels(panel, {f"{pct:g} %": line for pct, line in gains.groupby("sparsity_pct")})
+        ends = _levels(panel, {f"{pct:g} %": line for pct, line in gains.groupby("sparsity_pct")}, LEVELS)
         panel.axhline(1, color=GREY, linestyle="--", linewidth=0.9)
         _powers(panel, gains["batch"])
         panel.set(title=model, ylabel="times faster than the fastest dense", ylim=(0, None))
         style.end_labels(panel, [(gains["batch"].max(), 1.0, "dense", GREY), *ends])
-    ends = _levels(axes[-1], points)
+    _levels(axes[-1], points, MODELS)
     _powers(axes[-1], rows["batch"])
-    axes[-1].set(title="break-even", ylabel="sparsity from which on shadow is faster (%)", ylim=(0, 100))
-    style.end_labels(axes[-1], ends)
-    style.title(figure, "Speed-up of shadow against batch size, for each share removed", _facts(rows))
+    lowest = where(rows, mode="shadow")["sparsity_pct"].min()
+    axes[-1].axhline(lowest, color=GREY, linestyle=":", linewidth=0.9)
+    axes[-1].set(title="sparsity at which shadow breaks even", ylabel="heads and neurons removed (%)", ylim=(0, 100))
+    bound = f"<= {lowest:g} %\n(lowest\nmeasured)"
+    style.end_labels(axes[-1], [(axes[-1].get_xlim()[1], lowest, bound, GREY)])
+    style.legend(figure, [style.key(f"right: {model}", *look) for model, look in zip(models, MODELS, strict=False)])
+    heading = "Speed-up of shadow against batch size, for each share removed, and the share at which it begins to gain"
+    style.title(figure, heading, _facts(rows))
     return figure
 
 
-def _levels(axes, parts: Mapping[str, pd.DataFrame]) -> list[style.End]:
+def _levels(axes, parts: Mapping[str, pd.DataFrame], looks: tuple[tuple[str, str], ...]) -> list[style.End]:
     """A line for each of at most four parts, `gain` against `batch`; returns the labels of their last points."""
     ends = []
-    for (color, marker), (name, line) in zip(LEVELS, parts.items(), strict=False):
+    for (color, marker), (name, line) in zip(looks, parts.items(), strict=False):
         axes.plot(line["batch"], line["gain"], color=color, marker=marker)
         ends += [(row.batch, row.gain, name, color) for row in line.dropna().tail(1).itertuples()]
     return ends

@@ -15,10 +15,10 @@ def differences(tables: Tables, model: str) -> Drawing:
     """Accuracy minus dense at the middle sparsity with its paired 95 % interval: a panel a task, a row a method."""
     rows = where(select.of_model(tables, "comparisons", model), reference="dense")
     rows = rows[rows["metric"].isin(ACCURACY_METRICS) & (rows["fewshot"].fillna(0) == 0)]
-    everything = select.main_condition(select.asked(rows).assign(value=rows["difference"]))
-    rows = select.best_predictors(select.trained_alike(tables, model, everything), low_is_good=False)
-    if rows.empty:
-        return "no accuracy was compared with dense"
+    rows = select.main_condition(select.asked(rows).assign(value=rows["difference"]))
+    rows = select.best_predictors(select.trained_alike(tables, model, rows), low_is_good=False)
+    if rows["asked"].nunique() < 2:
+        return "fewer than two tasks whose accuracy was compared with dense"
     rows = where(rows, sparsity_pct=select.middle(rows["sparsity_pct"]))
     names, tasks = select.methods(set(rows["method"])), sorted(set(rows["asked"]))
     columns = len(tasks) if len(tasks) < 6 else (len(tasks) + 1) // 2
@@ -28,7 +28,7 @@ def differences(tables: Tables, model: str) -> Drawing:
         for place, method in enumerate(names):
             here = 100 * where(rows, asked=task, method=method)[list(CHANGE)]
             dots(panel, [place] * len(here), here, CHANGE, color=look(method).color, marker=look(method).marker)
-        style.named_rows(panel, names)
+        style.named_rows(panel, [select.named(where(rows, method=name)).replace("\n", ", ") for name in names])
         panel.set(title=task, xlabel="percentage points")
         if columns > 3:
             panel.set(title=task.replace(", ", ",\n"), xlabel="points")
@@ -37,7 +37,7 @@ def differences(tables: Tables, model: str) -> Drawing:
     place = [*rows["criterion"].dropna().head(1), *rows["policy"].dropna().head(1)]
     place = ", ".join([f"{facts['sparsity_pct']} % of {facts['units']} removed", *place])
     heading = "Accuracy minus dense on the same documents, with paired 95 % intervals"
-    style.title(figure, heading, [model, place, *select.predictors_shown(rows, everything)])
+    style.title(figure, heading, [model, place])
     return figure
 
 
@@ -51,7 +51,9 @@ def tasks(tables: Tables, model: str) -> Drawing:
     names = sorted(set(rows["asked"]))
     if not sparsities or len(names) < 2:
         return "fewer than two tasks with both shadow (plainact) and layerwise (l2_norm)"
-    both = [select.best_predictors(side, low_is_good=False) for side in (shadow, rival)]
+    recipes = set(shadow["predictor"]) & set(rival["predictor"])  # the same one on both sides, if there is one
+    both = [side[side["predictor"].isin(recipes)] if recipes else side for side in (shadow, rival)]
+    both = [select.best_predictors(side, low_is_good=False) for side in both]
     figure, axes = style.panels(len(sparsities), height=0.3 * len(names) + 0.7, sharey=True, sharex=True)
     for panel, pct in zip(axes, sparsities, strict=True):
         for _, row in where(rows, method="dense").iterrows():
@@ -67,8 +69,8 @@ def tasks(tables: Tables, model: str) -> Drawing:
         panel.label_outer()
     handles = [style.key("dense", "black", "|", "", markersize=11)]
     for facts in (side.iloc[0] for side in both):
-        label = f"{look(facts['method']).label}, {facts['criterion']}, {facts['predictor']}"
-        handles.append(method_key(facts["method"], label=label))
+        label = f"{look(facts['method']).label}, {facts['criterion']}: recipe {facts['predictor']}"
+        handles.append(method_key(facts["method"], label=f"{label}, rank {facts['rank']:,.0f}"))
     style.legend(figure, handles)
     place = f"{shadow['units'].iloc[0]} removed, {shadow['policy'].iloc[0]}"
     style.title(figure, "ShadowLLM's design against DejaVu's, task by task, with 95 % intervals", [model, place])
@@ -78,8 +80,7 @@ def tasks(tables: Tables, model: str) -> Drawing:
 def fewshot(tables: Tables, model: str) -> Drawing:
     """Accuracy averaged over tasks against the number of examples in the prompt, a panel per sparsity."""
     rows = select.mean_over_tasks(select.of_model(tables, "accuracy", model), shots=True)
-    everything = select.main_condition(rows)
-    rows = select.best_predictors(select.trained_alike(tables, model, everything), low_is_good=False)
+    rows = select.best_predictors(select.trained_alike(tables, model, select.main_condition(rows)), low_is_good=False)
     sparse = rows[rows["method"] != "dense"]
     if rows["fewshot"].nunique() < 2 or sparse.empty:
         return "no task was asked with several numbers of examples"
@@ -96,5 +97,5 @@ def fewshot(tables: Tables, model: str) -> Drawing:
     facts = sparse.iloc[0]
     removed = f"{facts['units']}, {facts['criterion']}, {facts['policy']}"
     heading = f"Accuracy against examples in the prompt, mean over {facts['tasks']:g} tasks, with 95 % intervals"
-    style.title(figure, heading, [model, removed, *select.predictors_shown(rows, everything)])
+    style.title(figure, heading, [model, removed])
     return figure
