@@ -70,7 +70,7 @@ def written(folder, models):
                 keys = asdict(condition) | {
                     "data": task, "sparsity_measured": condition.sparsity_pct / 100, "sparsity_heads": 0.0,
                     "sparsity_neurons": 0.0, "sparsity_weights": 0.0, "read_bytes": 1e9, "read_share": 1.0,
-                    "task": task, "metric": metric, "fewshot": None if rolling else 0,
+                    "task": task, "metric": metric, "fewshot": None if rolling else 0, "article": None,
                 }  # fmt: skip
                 keys["document"] = [f"{hash((task, i)) & 0xFFFFFFFFFFFF:012x}" for i in range(documents)]
                 keys["value"], keys["weight"] = value.astype(float), np.full(documents, 255 if rolling else 1)

@@ -161,10 +161,9 @@ def _pairs(name: str, keys: list[str], old: pd.DataFrame, new: pd.DataFrame) -> 
             continue
         values = after["value"].to_numpy(), before["value"].to_numpy()
         if name == "accuracy":
-            estimate, p_value = statistics.accuracy_difference(*values)
+            estimate, p_value = statistics.accuracy_difference(*values, before["article"].fillna(before["document"]))
         else:
-            estimate = statistics.log_perplexity_difference(*values, before["weight"])
-            p_value = statistics.normal_p(estimate.value, estimate.stderr)
+            estimate, p_value = statistics.log_perplexity_difference(*values, before["weight"])
         found[key] = (estimate.value, p_value)
     return found
 
