@@ -93,7 +93,9 @@ def test_a_million_documents_become_tables_in_seconds_and_more_in_proportion(tmp
     for share in (11, 22, 44):
         rows[share] = sum(pq.read_metadata(path).num_rows for path in paths[:share])
         manifests.write(tmp_path / "all.json", {path.stem: path for path in paths[:share]}, {})
-        outputs = [part for name in MEASURED_TABLES for part in (f"--{name.replace('_', '-')}", tmp_path / name)]
+        outputs = [
+            part for name in (*MEASURED_TABLES, "outcomes") for part in (f"--{name.replace('_', '-')}", tmp_path / name)
+        ]
         _, seconds[share], memory[share] = cost(
             [sys.executable, "-m", "shadowcore", "aggregate", "--evaluations", tmp_path / "all.json", *outputs],
             cwd=ROOT,

@@ -1,6 +1,8 @@
 """The final tables of a made-up study: estimates, comparisons, the best at a budget of bytes, and impossible values."""
 
 import math
+from dataclasses import fields
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -9,16 +11,18 @@ import pytest
 from conftest import refused
 from made_study import CALIBRATION, MODEL, condition, conditions, outcomes, write_tables
 
-from shadowcore import cli
+from shadowcore import artifacts, cli, manifests
 from shadowcore.errors import ArtifactError
 from shadowcore.report import checks, tables
 from shadowcore.report.best_at_bytes import best_at_bytes
 from shadowcore.report.outcomes import grouped
 from shadowcore.schemas import FINAL_TABLES, OUTCOMES
+from shadowcore.stages import aggregate
 
 ROW_KEYS = ("model", "method", "criterion", "policy", "units", "sparsity_pct", "metric")
 MAKERS = {"accuracy": tables.accuracy, "perplexity": tables.perplexity, "comparisons": tables.comparisons}
 INTERVAL = ["difference", "low", "high"]
+REFERENCE = Path(__file__).parents[1] / "results" / "reference"
 
 
 def by(rows, *keys):
@@ -159,6 +163,38 @@ def test_trained_seeds_are_compared_with_what_is_not_trained_and_their_spread_is
     measured = by(tables.perplexity(both), "method", "seed")
     assert (measured["static", 0]["seeds"], measured["static", 0]["seed_deviation"]) == (1, None)
     assert measured["shadow", 7]["seeds"] == 2 and measured["shadow", 7]["seed_deviation"] > 0
+
+
+# ---- outcomes that are kept beside the tables
+
+
+def test_every_interval_can_be_computed_again_from_kept_outcomes(documents, tmp_path, monkeypatch):
+    monkeypatch.setattr(aggregate, "AT_ONCE", 1500)  # several parts
+    documents = documents.cast(OUTCOMES.arrow)
+    size, files = len(documents) // 9 + 1, {}
+    for start in range(0, len(documents), size):
+        files[str(start)] = tmp_path / f"{start}.parquet"
+        artifacts.write_table(files[str(start)], OUTCOMES.schema, documents.slice(start, size), {})
+    manifests.write(tmp_path / "all.json", files, {})
+    folder = tmp_path / "study" / "tables"
+    folder.mkdir(parents=True)
+    outputs = {one.name: folder / f"{one.name}.parquet" for one in fields(aggregate.Outputs)}
+    nothing = {one.name: () for one in fields(aggregate.Inputs)} | {"evaluations": (tmp_path / "all.json",)}
+    aggregate.run(aggregate.Spec(), aggregate.Inputs(**nothing), aggregate.Outputs(**outputs))
+    # and those of our own runs
+    kept = [outputs["outcomes"], *REFERENCE.glob("*/tables/outcomes.parquet")]
+    for path in kept:
+        predictors = FINAL_TABLES["predictors"].read(path.with_name("predictors.parquet"))
+        again = aggregate.estimates([OUTCOMES.read(path)], predictors)
+        assert again.keys() == {"accuracy", "perplexity", "comparisons", "best_at_bytes"}
+        for name, table in again.items():
+            assert table.num_rows and table.equals(FINAL_TABLES[name].read(path.with_name(f"{name}.parquet"))), path
+    # an answer that is another one is seen
+    table = OUTCOMES.read(outputs["outcomes"]).to_pandas()
+    last = table.index[(table["metric"] == "acc") & (table["method"] == "shadow")][0]
+    table.loc[last, "value"] = 1 - table.loc[last, "value"]
+    changed = aggregate.estimates([table], FINAL_TABLES["predictors"].build([]))
+    assert not changed["accuracy"].equals(FINAL_TABLES["accuracy"].read(outputs["accuracy"]))
 
 
 # ---- predictors of other names

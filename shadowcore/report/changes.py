@@ -104,9 +104,9 @@ def verdicts(old: Path, new: Path) -> list[tuple[str, str, str]]:
 
 
 def _outcomes(folder: Path) -> pd.DataFrame:
-    """Every document's outcome, as far as the run has kept them."""
-    parts = [artifacts.read_table(path, OUTCOMES.schema) for path in sorted(folder.glob("outcomes/**/*.parquet"))]
-    return pd.concat([part.to_pandas() for part in parts] or [OUTCOMES.build([]).to_pandas()], ignore_index=True)
+    """Every document's outcome, if the run has kept them."""
+    path = folder / "tables" / "outcomes.parquet"
+    return (artifacts.read_table(path, OUTCOMES.schema) if path.is_file() else OUTCOMES.build([])).to_pandas()
 
 
 def _compared(name: str, measure: Measure, old: pd.DataFrame, new: pd.DataFrame, *outcomes: pd.DataFrame) -> Compared:
