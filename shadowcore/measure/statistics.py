@@ -69,7 +69,7 @@ def accuracy_difference(
 ) -> tuple[Estimate, float]:
     """Mean of `correct - dense` (n,), questions paired, and its two-sided p.
 
-    The interval is that of Bonett & Price (2012). p is McNemar's exact one (1947), which is a sign test; where an
+    The interval is that of Agresti & Min (2005). p is McNemar's exact one (1947), which is a sign test; where an
     article has several questions, the signs are those of articles.
     """
     correct, dense = _binary(correct), _binary(dense)
@@ -80,8 +80,8 @@ def accuracy_difference(
     independent, stderr = _independent(gain, articles)
     if stderr is None:
         return Estimate(value, None, None, None, n), p_value
-    # as if one more question were won, and one more lost
-    won, lost = (((gain == sign).mean() * independent + 1) / (independent + 2) for sign in (1, -1))
+    # as if half a question more were won, half a question lost, and one equal
+    won, lost = (((gain == sign).mean() * independent + 0.5) / (independent + 2) for sign in (1, -1))
     reach = Z * np.sqrt((won + lost - (won - lost) ** 2) / (independent + 2))
     low, high = (float(np.clip(won - lost + end, -1, 1)) for end in (-reach, reach))
     return Estimate(value, stderr, low, high, n), p_value
