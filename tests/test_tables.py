@@ -1,6 +1,7 @@
 """The final tables of a made-up study: estimates, comparisons, the best at a budget of bytes, and impossible values."""
 
 import math
+import re
 from dataclasses import fields
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from shadowcore.stages import aggregate
 ROW_KEYS = ("model", "method", "criterion", "policy", "units", "sparsity_pct", "metric")
 MAKERS = {"accuracy": tables.accuracy, "perplexity": tables.perplexity, "comparisons": tables.comparisons}
 INTERVAL = ["difference", "low", "high"]
+RESULTS = Path(__file__).parents[1] / "docs" / "results.md"
 REFERENCE = Path(__file__).parents[1] / "results" / "reference"
 
 
@@ -184,8 +186,9 @@ def test_every_interval_can_be_computed_again_from_kept_outcomes(documents, tmp_
     # and those of our own runs
     kept = [outputs["outcomes"], *REFERENCE.glob("*/tables/outcomes.parquet")]
     for path in kept:
-        predictors = FINAL_TABLES["predictors"].read(path.with_name("predictors.parquet"))
-        again = aggregate.estimates([OUTCOMES.read(path)], predictors)
+        example = re.search(r"```python\n(from pathlib[^`]*outcomes.parquet.*?)```", RESULTS.read_text(), re.DOTALL)[1]
+        exec(example.replace("results/quick/tables", str(path.parent)), names := {})
+        again = names["again"]
         assert again.keys() == {"accuracy", "perplexity", "comparisons", "best_at_bytes"}
         for name, table in again.items():
             assert table.num_rows and table.equals(FINAL_TABLES[name].read(path.with_name(f"{name}.parquet"))), path
