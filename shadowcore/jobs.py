@@ -108,7 +108,8 @@ class Jobs(Inventory):
         kind, source = next(iter(text.source.items()))
         return {
             "kind": kind, "source": source, "heldout_fraction": text.heldout_fraction,
-            "evaluation_fraction": text.evaluation_fraction, "seed": self.study.seed,
+            "evaluation_fraction": text.evaluation_fraction, "training_draw": text.training_draw,
+            "seed": self.study.seed,
             "task": text.true_continuation and text.true_continuation.model_dump(),
         }  # fmt: skip
 

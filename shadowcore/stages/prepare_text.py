@@ -24,12 +24,15 @@ class Task:
 
 @dataclass(frozen=True)
 class Spec:
-    """kind: of source; source: that kind's fields; fractions of documents held back; task: None for no questions."""
+    """kind: of source; source: that kind's fields; fractions of documents held back; task: None for no questions;
+    training_draw: seed with which training documents are drawn with replacement, None for each once.
+    """
 
     kind: str
     source: dict[str, Any]
     heldout_fraction: float
     evaluation_fraction: float
+    training_draw: int | None
     task: Task | None
     seed: int
 
@@ -47,6 +50,8 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     rest, evaluation = cutting.split(documents, spec.evaluation_fraction, spec.seed)
     share = spec.heldout_fraction / (1 - spec.evaluation_fraction)  # of the rest
     train, heldout = cutting.split(rest, share, spec.seed, "heldout_fraction / (1 - evaluation_fraction)")
+    if spec.training_draw is not None:
+        train = cutting.drawn_again(train, spec.training_draw)
     if card["left_out"]:
         progress.say(f"{card['left_out']} rows without text are left out")
     progress.say(f"{len(train)} documents to train on, {len(heldout)} held out, {len(evaluation)} to evaluate on")
