@@ -134,7 +134,7 @@ class Jobs(Inventory):
 
     def trace(self, model: str, calibration: str, split: str, shard: str) -> Spec:
         criteria, scored = self.study.traces.criteria, self.study.token_criteria
-        readers = [one for one in self.used_predictors if one.model == model]
+        readers = [one for one in self.used_predictors if (one.model, one.calibration) == (model, calibration)]
         return self._trace(model, split, shard, criteria, scored, readers)
 
     def trace_on_policy(self, model: str, calibration: str, masking: str, split: str, shard: str) -> Spec:
