@@ -264,7 +264,7 @@ def test_sizes_beyond_the_text_name_their_key_and_both_numbers(tmp_path):
     outputs = prepare_text.Outputs(tmp_path / "documents.parquet", tmp_path / "tasks.parquet")
 
     def spec(heldout):
-        return prepare_text.Spec("folder", {"path": str(tmp_path / "text")}, heldout, 0.2, None, 0)
+        return prepare_text.Spec("folder", {"path": str(tmp_path / "text")}, heldout, 0.2, None, None, 0)
 
     for heldout in (0.01, 0.8):
         refused("^heldout_fraction", prepare_text.run, spec(heldout), prepare_text.Inputs(), outputs)
@@ -309,7 +309,7 @@ def test_no_break_hides_a_benchmark_in_a_calibration_text(tmp_path, between):
     pq.write_table(pa.table(texts), tmp_path / "text" / "a.parquet")
     outputs = prepare_text.Outputs(tmp_path / "documents.parquet", tmp_path / "tasks.parquet")
     for seed in range(9):  # until the document is one that calibrates
-        spec = prepare_text.Spec("folder", {"path": str(tmp_path / "text")}, 0.1, 0.1, None, seed)
+        spec = prepare_text.Spec("folder", {"path": str(tmp_path / "text")}, 0.1, 0.1, None, None, seed)
         prepare_text.run(spec, prepare_text.Inputs(), outputs)
         table = pq.read_table(outputs.documents).to_pylist()
         if next(row["split"] for row in table if row["text"] == shown) != "evaluation":
