@@ -40,7 +40,7 @@ include: "workflow/rules/common.smk"
 wildcard_constraints:
     model=named(study.models),
     text=named(study.texts),
-    calibration=named(study.calibration),
+    calibration=named(study.calibrated),
     task=named(study.evaluation.tasks),
     split="train|heldout",
     shard=r"\d+",

@@ -19,7 +19,6 @@ Rows that were measured again replace the older ones. The header of each table l
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import subprocess
 import sys
@@ -52,16 +51,15 @@ def specifications(config: Path) -> list[dict[str, Any]]:
 
 def run(specs: list[dict[str, Any]], folder: Path) -> list[str]:
     """Run the stage on each specification, in a process of its own so that GPU memory is free again; who failed."""
-    from shadowcore.stages.latency_random import Outputs
+    from shadowcore.rules import RULES
 
     folder.mkdir(parents=True, exist_ok=True)
     failed = []
     for spec in specs:
         name = "{model}.{batch}x{prompt_tokens}+{new_tokens}".format(**spec)
         command = [sys.executable, "-m", "shadowcore", "latency-random", "--spec", json.dumps(spec)]
-        for output in dataclasses.fields(Outputs):
-            option = f"--{output.name.replace('_', '-')}"
-            command += [option, str(folder.resolve() / f"{name}.{output.name}.parquet")]
+        for output in RULES["latency_random"].outputs:
+            command += [f"--{output}", str(folder.resolve() / f"{name}.{output}.parquet")]
         started = time.monotonic()
         code = subprocess.run(command, cwd=ROOT, check=False).returncode
         print(f"{name}: exit code {code} after {time.monotonic() - started:.0f} s", flush=True)

@@ -8,7 +8,7 @@ readers refuse files of another schema.
 import html
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -119,9 +119,15 @@ def read_tensors(path: Path, schema: str) -> dict[str, Any]:
 
 def write_table(path: Path, schema: str, table: pa.Table, header: Header) -> None:
     """Write an Arrow table to Parquet (zstd); equal data give equal bytes."""
-    metadata = {"schema": schema, "header": json.dumps(dict(header), sort_keys=True)}
-    with replacing(path) as partial:
-        pq.write_table(table.replace_schema_metadata(metadata), partial, compression="zstd")
+    write_parts(path, schema, table.schema, [table], header)
+
+
+def write_parts(path: Path, schema: str, columns: pa.Schema, parts: Iterable[pa.Table], header: Header) -> None:
+    """Write a table that comes in parts, of which only one is in memory."""
+    described = columns.with_metadata({"schema": schema, "header": json.dumps(dict(header), sort_keys=True)})
+    with replacing(path) as partial, pq.ParquetWriter(partial, described, compression="zstd") as writer:
+        for part in parts:
+            writer.write_table(part.replace_schema_metadata(described.metadata))
 
 
 def read_table(path: Path, schema: str) -> pa.Table:

@@ -90,6 +90,7 @@ class Study(Strict):
             ("latency.predictor", [self.latency.predictor] if self.latency else [], self.predictors),
             *((f"conditions[{i}].predictors", g.predictors, self.predictors) for i, g in enumerate(self.conditions)),
             *((f"conditions[{i}].models", g.models, self.models) for i, g in enumerate(self.conditions)),
+            *((f"conditions[{i}].calibration", g.calibration, self.texts) for i, g in enumerate(self.conditions)),
         ):  # fmt: skip
             for name in names:
                 if name not in known:
@@ -216,6 +217,13 @@ class Study(Strict):
         texts = {name: text.model_copy(update=local(f"texts/{name}")) for name, text in self.texts.items()}
         evaluation = self.evaluation.model_copy(update={"offline_dir": f"{folder}/benchmarks"})
         return self.model_copy(update={"models": models, "texts": texts, "evaluation": evaluation})
+
+    @property
+    def calibrated(self) -> list[str]:
+        """The texts that scores and predictors are made from: those of the study, then those of its grids."""
+        return list(
+            dict.fromkeys([*self.calibration, *(text for grid in self.conditions for text in grid.calibration)])
+        )
 
     def chain(self, predictor: str) -> list[str]:
         """A predictor and all predictors that it begins with, the one trained on the dense model first."""

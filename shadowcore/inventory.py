@@ -29,7 +29,7 @@ class Inventory:
     def names(self) -> dict[str, list[tuple[str, ...]]]:
         """The jobs of every rule, by the values of its wildcards."""
         study, conditions = self.study, self.conditions
-        places = list(product(study.models, study.calibration))
+        places = list(product(study.models, study.calibrated))
         shards = [*(("train", str(shard)) for shard in range(study.traces.shards)), ("heldout", "0")]
         masking = sorted(filter(None, set(map(self.traced_under, self.trained.values()))))
         masked = [(one.model, one.calibration, one.slug(study.seed)) for one in masking]

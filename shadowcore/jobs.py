@@ -101,7 +101,8 @@ class Jobs(Inventory):
         kind, source = next(iter(text.source.items()))
         return {
             "kind": kind, "source": source, "heldout_fraction": text.heldout_fraction,
-            "evaluation_fraction": text.evaluation_fraction, "seed": self.study.seed,
+            "evaluation_fraction": text.evaluation_fraction, "training_draw": text.training_draw,
+            "seed": self.study.seed,
             "task": text.true_continuation and text.true_continuation.model_dump(),
         }  # fmt: skip
 
@@ -123,7 +124,7 @@ class Jobs(Inventory):
 
     def trace(self, model: str, calibration: str, split: str, shard: str) -> Spec:
         criteria, scored = self.study.traces.criteria, self.study.token_criteria
-        readers = [one for one in self.used_predictors if one.model == model]
+        readers = [one for one in self.used_predictors if (one.model, one.calibration) == (model, calibration)]
         return self._trace(model, split, shard, criteria, scored, readers)
 
     def trace_on_policy(self, model: str, calibration: str, masking: str, split: str, shard: str) -> Spec:

@@ -129,7 +129,7 @@ RULES = {
     ),
     "aggregate": Rule(
         "final tables from the measurements of all jobs",
-        {name: f"tables/{name}.parquet" for name in MEASURED}, memory_mb=2000, joins=True,
+        {name: f"tables/{name}.parquet" for name in (*MEASURED, "outcomes")}, memory_mb=2000, joins=True,
     ),
     "check_tables": Rule(
         "check the final tables for impossible values", {"record": "checks/tables.json"}, joins=True,

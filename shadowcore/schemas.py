@@ -43,11 +43,12 @@ TASK = {"task": (TEXT, "task name"), "fewshot": FEWSHOT}
 LAYER = {"kind": (TEXT, "heads or neurons"), "layer": (INTEGER, "layer, from 0")}
 
 OUTCOMES = Table(
-    "outcomes", 3, "one document (or text window) under one condition",
+    "outcomes", 4, "one document (or text window) under one condition",
     CONDITION | MEASURED | {
         "task": (TEXT, "task name: a task of lm-eval, or `perplexity` and `second_half` for text windows"),
         "fewshot": FEWSHOT,
         "document": (TEXT, "hash of the document, by which rows of different conditions are paired"),
+        "article": (TEXT, "article of a question of true_continuation, which may have several; else null"),
         "metric": (TEXT, "acc, acc_norm, or summed negative log-likelihood in nats: nll, word_nll, byte_nll"),
         "value": (NUMBER, "value of the metric for this document"),
         "weight": (INTEGER, "divisor of a perplexity: scored tokens (nll), words or bytes; 1 for accuracies"),
@@ -77,8 +78,8 @@ COMPARISONS = Table(
         "metric": (TEXT, "acc, acc_norm, or log_perplexity (nats per token), log_word_perplexity, log_byte_perplexity"),
         "difference": (NUMBER, "metric of the condition minus metric of the reference"),
         "stderr": (NUMBER, "standard error of the paired difference"),
-        "low": (NUMBER, "lower end of its 95 % paired bootstrap interval"),
-        "high": (NUMBER, "upper end of its 95 % paired bootstrap interval"),
+        "low": (NUMBER, "lower end of its 95 % paired interval"),
+        "high": (NUMBER, "upper end of its 95 % paired interval"),
         "p_value": (NUMBER, "exact McNemar test for accuracies, paired t-test over documents for log perplexities"),
         "p_holm": (NUMBER, "p_value corrected (Holm 1979) over the rows of one model, seed, metric and reference"),
         "n": (INTEGER, "number of paired documents"),

@@ -85,11 +85,15 @@ class Questions(Strict):
 
 
 class Text(Strict):
-    """true_continuation: sizes of the multiple-choice task, only for texts that are evaluated with it."""
+    """true_continuation: sizes of the multiple-choice task, only for texts that are evaluated with it.
+
+    training_draw: seed of `texts.cutting.drawn_again`, by default every training document is used once.
+    """
 
     source: source_of(TEXT_SOURCES)
     heldout_fraction: Fraction
     evaluation_fraction: Fraction
+    training_draw: Seed | None = None
     true_continuation: Questions | None = None
 
     @model_validator(mode="after")
@@ -140,6 +144,7 @@ class Grid(Strict):
     """A grid of conditions: every combination of its values is measured; `dense` is always measured.
 
     models: all by default. seeds: of training, by default the study's; methods without training are not repeated.
+    calibration: texts in place of the study's.
     """
 
     models: list_of(str) = []
@@ -151,6 +156,7 @@ class Grid(Strict):
     units: list_of(among(KINDS_OF), least=1) = ["neurons"]
     sparsities_pct: list_of(Percent, least=1)
     seeds: list_of(Seed) = []
+    calibration: list_of(str) = []
 
     @model_validator(mode="after")
     def suits_methods(self) -> Self:
@@ -174,7 +180,7 @@ class Grid(Strict):
             for criterion, predictor, text, seed in product(
                 self.criteria if method.scores else [method.criterion],
                 self.predictors if method.trained else [None],
-                calibration if method.reads else [None],
+                (self.calibration or calibration) if method.reads else [None],
                 self.seeds if method.trained and self.seeds else [dense.seed],
             ):
                 yield replace(

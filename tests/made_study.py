@@ -66,7 +66,8 @@ def outcomes(model=MODEL, windows=64, documents=400):
         for task, metric, shots, weight, value in (
             ("perplexity", "nll", None, 255, nll), ("true_continuation", "acc", 0, 1, right)
         ):  # fmt: skip
-            part = pd.DataFrame({"document": [f"{task}-{i:04d}" for i in range(len(value))], "value": value})
+            names = [(f"{task}-{i:04d}", f"article-{i // 2}" if metric == "acc" else None) for i in range(len(value))]
+            part = pd.DataFrame(names, columns=["document", "article"]).assign(value=value)
             parts.append(part.assign(**keys, task=task, fewshot=shots, metric=metric, weight=weight))
     table = pd.concat(parts, ignore_index=True).assign(model=model)[list(OUTCOMES.columns)]
     return pa.Table.from_pandas(table, preserve_index=False)

@@ -20,7 +20,7 @@ def write_study(folder, documents, kept=True, **more):
         artifacts.write_table(folder / f"tables/{name}.parquet", FINAL_TABLES[name].schema, table, {})
     if kept:
         table = OUTCOMES.build(documents.astype(object).where(documents.notna(), None).to_dict("records"))
-        artifacts.write_table(folder / "outcomes/all.parquet", OUTCOMES.schema, table, {})
+        artifacts.write_table(folder / "tables/outcomes.parquet", OUTCOMES.schema, table, {})
     return folder
 
 

@@ -128,6 +128,8 @@ MISTAKES = [
     ("texts.wikipedia.heldout_fraction", 0.7, "texts.wikipedia.heldout_fraction: 0.7 less than 1"),
     ("texts.wikipedia.evaluation_fraction", 0, "evaluation_fraction: greater than 0"),
     ("texts.wikipedia.evaluation_fraction", "a third", "evaluation_fraction: number"),
+    ("conditions.1.calibration", ["wikipedia_1"], "conditions[1].calibration: 'wikipedia_1' wikipedia"),
+    ("texts.wikipedia.training_draw", "again", "texts.wikipedia.training_draw: whole number"),
     ("texts.wikipedia.true_continuation", None, "texts.wikipedia.true_continuation missing"),
     # what is timed with random weights
     ("latency_random.models", [], "latency_random.models: 1 or more"),
@@ -184,6 +186,29 @@ def test_seeds_repeat_what_is_trained_and_leave_the_other_paths_alone():
     assert spec["conditions"][f"{one.slug(0)}/{one.sparsity_pct}"]["seed"] == 3 and spec["text_seed"] == 0
     trained = again.train_predictor(one.model, one.calibration, one.predictor_id.slug(0))
     assert {"seed": 3, "text_seed": 0, "predictor": "small"}.items() <= trained.items()
+
+
+def test_a_grid_may_calibrate_on_another_draw_of_the_text():
+    once, study = Jobs(parse_study(QUICK, "config")), changed(["conditions"], [*QUICK["conditions"]])
+    study["texts"]["again"] = study["texts"]["wikipedia"] | {"training_draw": 1}
+    grid = study["conditions"][1] | {
+        "methods": ["random", "shadow"],
+        "criteria": ["plainact"],
+        "calibration": ["again"],
+    }
+    study["conditions"].append(grid)
+    both = Jobs(parse_study(study, "config"))
+    more = set(both.conditions) - set(once.conditions)
+    shadow = [one for one in once.conditions if one.method == "shadow" and one.criterion == "plainact"]
+    assert more == {
+        replace(one, calibration="again") for one in shadow if one.units == "neurons" and one.policy == "per_layer"
+    }
+    assert set(both.conditions) == set(once.conditions) | more
+    # it has traces and scores of its own, and must not have what is evaluated
+    assert len(both.names["trace"]) == 2 * len(once.names["trace"]) and len(both.names["average"]) == 2
+    assert ("again", "wikipedia") in both.names["check_disjoint"]
+    specs = [json.loads(both.spec("prepare_text", name)) for name in ("wikipedia", "again")]
+    assert specs[1] == specs[0] | {"training_draw": 1} and specs[0]["training_draw"] is None
 
 
 def test_a_predictor_that_begins_with_another_shares_its_trainings_and_traces():

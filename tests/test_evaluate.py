@@ -126,6 +126,9 @@ def test_every_kind_of_outcome_is_there_and_the_sparsity_is_that_of_its_own_posi
         condition = (study.conditions | study.oracle)[setup]
         whole = {"perplexity", "wikitext"} if condition.protocol != "prompt" else set()
         assert set(rows["task"]) == {"true_continuation", "second_half", "piqa"} | whole
+        # three questions are from one text, and no other document names one
+        articles = rows.groupby("task")["article"].nunique()
+        assert articles.pop("true_continuation") > 0 and not articles.any()
         assert set(rows["method"]) == {condition.method} and set(rows["sparsity_pct"]) == {condition.sparsity_pct}
         if condition.method in ("static", *DESIGNS, "oracle") and condition.sparsity_pct == 50:
             # half of the units of two of three layers

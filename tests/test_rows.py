@@ -248,7 +248,7 @@ def test_more_windows_than_the_text_has_name_their_key_and_both_numbers(tmp_path
     (tmp_path / "text").mkdir()
     pq.write_table(pa.table({"text": [f"{n} {'abc' * 9}" for n in range(20)]}), tmp_path / "text" / "a.parquet")
     outputs = prepare_text.Outputs(documents=tmp_path / "documents.parquet", tasks=tmp_path / "tasks.parquet")
-    spec = prepare_text.Spec("folder", {"path": str(tmp_path / "text")}, 0.2, 0.2, None, 0)
+    spec = prepare_text.Spec("folder", {"path": str(tmp_path / "text")}, 0.2, 0.2, None, None, 0)
     prepare_text.run(spec, prepare_text.Inputs(), outputs)
     sizes = dict.fromkeys(("layers", "width", "heads", "kv_heads", "head_width", "neurons", "vocabulary"), 2)
     card = tmp_path / "card.json"
@@ -289,7 +289,7 @@ def test_no_break_hides_a_benchmark_in_a_calibration_text(tmp_path, between):
     pq.write_table(pa.table(texts), tmp_path / "text" / "a.parquet")
     outputs = prepare_text.Outputs(documents=tmp_path / "documents.parquet", tasks=tmp_path / "tasks.parquet")
     for seed in range(9):  # until the document is one that calibrates
-        spec = prepare_text.Spec("folder", {"path": str(tmp_path / "text")}, 0.1, 0.1, None, seed)
+        spec = prepare_text.Spec("folder", {"path": str(tmp_path / "text")}, 0.1, 0.1, None, None, seed)
         prepare_text.run(spec, prepare_text.Inputs(), outputs)
         table = pq.read_table(outputs.documents).to_pylist()
         if next(row["split"] for row in table if row["text"] == shown) != "evaluation":

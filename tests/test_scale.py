@@ -69,7 +69,7 @@ def written(folder, models):
                 keys = asdict(condition) | {
                     "data": task, "sparsity_measured": condition.sparsity_pct / 100, "sparsity_heads": 0.0,
                     "sparsity_neurons": 0.0, "sparsity_weights": 0.0, "read_bytes": 1e9, "read_share": 1.0,
-                    "task": task, "metric": metric, "fewshot": None if rolling else 0,
+                    "task": task, "metric": metric, "fewshot": None if rolling else 0, "article": None,
                 }  # fmt: skip
                 keys["document"] = [f"{hash((task, i)) & 0xFFFFFFFFFFFF:012x}" for i in range(documents)]
                 keys["value"], keys["weight"] = value.astype(float), np.full(documents, 255 if rolling else 1)
@@ -92,7 +92,9 @@ def test_a_million_documents_become_tables_in_seconds_and_more_in_proportion(tmp
     for share in (11, 22, 44):
         rows[share] = sum(pq.read_metadata(path).num_rows for path in paths[:share])
         manifests.write(tmp_path / "all.json", {path.stem: path for path in paths[:share]}, {})
-        outputs = [part for name in MEASURED_TABLES for part in (f"--{name.replace('_', '-')}", tmp_path / name)]
+        outputs = [
+            part for name in (*MEASURED_TABLES, "outcomes") for part in (f"--{name.replace('_', '-')}", tmp_path / name)
+        ]
         _, seconds[share], memory[share] = cost(
             [sys.executable, "-m", "shadowcore", "aggregate", "--evaluations", tmp_path / "all.json", *outputs],
             cwd=ROOT,

@@ -1,6 +1,9 @@
 """The final tables of a made-up study: estimates, comparisons, the best at a budget of bytes, and impossible values."""
 
 import math
+import re
+from dataclasses import fields
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -9,17 +12,20 @@ import pytest
 from conftest import refused
 from made_study import CALIBRATION, MODEL, condition, conditions, outcomes, write_tables
 
-from shadowcore import cli
+from shadowcore import artifacts, cli, manifests
 from shadowcore.errors import ArtifactError
-from shadowcore.measure import statistics
 from shadowcore.report import checks, tables
 from shadowcore.report.best_at_bytes import best_at_bytes
 from shadowcore.report.outcomes import grouped
+from shadowcore.rules import RULES
 from shadowcore.schemas import FINAL_TABLES, OUTCOMES
+from shadowcore.stages import aggregate
 
 ROW_KEYS = ("model", "method", "criterion", "policy", "units", "sparsity_pct", "metric")
 MAKERS = {"accuracy": tables.accuracy, "perplexity": tables.perplexity, "comparisons": tables.comparisons}
 INTERVAL = ["difference", "low", "high"]
+RESULTS = Path(__file__).parents[1] / "docs" / "results.md"
+REFERENCE = Path(__file__).parents[1] / "results" / "reference"
 
 
 def by(rows, *keys):
@@ -76,8 +82,6 @@ def test_differences_are_differences_of_estimates(documents):
         else:
             values = [perplexity[*name, "token_perplexity"]["value"] for name in (key[:-1], dense)]
             expected = math.log(values[0] / values[1])
-            estimate = [row[name] for name in ("difference", "stderr", "low", "high", "n")]
-            assert row["p_value"] == statistics.paired_p(statistics.Estimate(*estimate))
         assert row["difference"] == pytest.approx(expected) and row["low"] <= row["difference"] <= row["high"]
     # and of two methods, the difference of their differences to dense
     keys = ("method", "criterion", "policy", "units", "sparsity_pct", "metric", "reference", "reference_criterion")
@@ -162,6 +166,39 @@ def test_trained_seeds_are_compared_with_what_is_not_trained_and_their_spread_is
     measured = by(tables.perplexity(both), "method", "seed")
     assert (measured["static", 0]["seeds"], measured["static", 0]["seed_deviation"]) == (1, None)
     assert measured["shadow", 7]["seeds"] == 2 and measured["shadow", 7]["seed_deviation"] > 0
+
+
+# ---- outcomes that are kept beside the tables
+
+
+def test_every_interval_can_be_computed_again_from_kept_outcomes(documents, tmp_path, monkeypatch):
+    monkeypatch.setattr(aggregate, "AT_ONCE", 1500)  # several parts
+    documents = documents.cast(OUTCOMES.arrow)
+    size, files = len(documents) // 9 + 1, {}
+    for start in range(0, len(documents), size):
+        files[str(start)] = tmp_path / f"{start}.parquet"
+        artifacts.write_table(files[str(start)], OUTCOMES.schema, documents.slice(start, size), {})
+    manifests.write(tmp_path / "all.json", files, {})
+    folder = tmp_path / "study" / "tables"
+    folder.mkdir(parents=True)
+    outputs = {name: folder / f"{name}.parquet" for name in RULES["aggregate"].outputs}
+    nothing = {one.name: () for one in fields(aggregate.Inputs)} | {"evaluations": (tmp_path / "all.json",)}
+    aggregate.run(aggregate.Spec(), aggregate.Inputs(**nothing), aggregate.Outputs(**outputs))
+    # and those of our own runs
+    kept = [outputs["outcomes"], *REFERENCE.glob("*/tables/outcomes.parquet")]
+    for path in kept:
+        example = re.search(r"```python\n(from pathlib[^`]*outcomes.parquet.*?)```", RESULTS.read_text(), re.DOTALL)[1]
+        exec(example.replace("results/quick/tables", str(path.parent)), names := {})
+        again = names["again"]
+        assert again.keys() == {"accuracy", "perplexity", "comparisons", "best_at_bytes"}
+        for name, table in again.items():
+            assert table.num_rows and table.equals(FINAL_TABLES[name].read(path.with_name(f"{name}.parquet"))), path
+    # an answer that is another one is seen
+    table = OUTCOMES.read(outputs["outcomes"]).to_pandas()
+    last = table.index[(table["metric"] == "acc") & (table["method"] == "shadow")][0]
+    table.loc[last, "value"] = 1 - table.loc[last, "value"]
+    changed = aggregate.estimates([table], FINAL_TABLES["predictors"].build([]))
+    assert not changed["accuracy"].equals(FINAL_TABLES["accuracy"].read(outputs["accuracy"]))
 
 
 # ---- predictors of other names
@@ -280,7 +317,7 @@ def counted():
             keys = condition(method, *place) | {"read_share": share, "read_bytes": 1e8 * share}
             noise = np.random.default_rng(sparsity).normal(0, 0.01, 40) * (method != "dense")
             values = 9 * (easy + np.log(factor) + noise)
-            part = pd.DataFrame({"document": [f"{i:02d}" for i in range(40)], "value": values})
+            part = pd.DataFrame({"document": [f"{i:02d}" for i in range(40)], "article": None, "value": values})
             parts.append(part.assign(**keys, task="perplexity", fewshot=None, metric="nll", weight=9))
     return pd.concat(parts, ignore_index=True)[list(OUTCOMES.columns)]
 

@@ -96,6 +96,20 @@ def test_split_is_exact_disjoint_and_complete(documents):
         refused(f"evaluation_fraction: {fraction}", cutting.split, documents, fraction, seed=0)
 
 
+def test_another_draw_has_as_much_of_the_same_text(documents):
+    size = sum(len(one.text) for one in documents)
+    draws = [cutting.drawn_again(documents, seed) for seed in (1, 1, 2, 3)]
+    assert draws[0] == draws[1] != draws[2]
+    texts = {one.id: one.text for one in documents}
+    for draw in draws:
+        assert 0 <= sum(len(one.text) for one in draw) - size < max(map(len, texts.values()))
+        ids = [one.id for one in draw]
+        # a window of a copy is another one, and every text has its own id once
+        assert len(set(ids)) == len(ids) and all(one.text == texts[one.id.partition("-")[0]] for one in draw)
+        assert {one.id.partition("-")[0] for one in draw} <= set(ids)
+    assert any(len({one.text for one in draw}) < len(texts) for draw in draws)
+
+
 # ---- windows
 
 

@@ -71,11 +71,17 @@ class Questions:
         shared = {name: {"task": name, "fewshot": shots[name]} for name in shots}
         shared |= {name: row | {"data": name} for name, row in shared.items() if name in BENCHMARKS}
         return [
-            shared[name] | {"document": sample["doc_hash"], "metric": metric, "value": value, "weight": weight}
+            shared[name] | _document(name, sample) | {"metric": metric, "value": value, "weight": weight}
             for name, samples in results["samples"].items()
             for sample in samples
             for metric, value, weight in _values(sample, tokens)
         ]
+
+
+def _document(task: str, sample: dict[str, Any]) -> dict[str, str | None]:
+    """Its name, the first digits of its hash, and the article of a question of ours, which begins the question's id."""
+    article = sample["doc"]["id"].rpartition(":")[0] if task == "true_continuation" else None
+    return {"document": sample["doc_hash"][:16], "article": article}
 
 
 def _values(sample: dict[str, Any], tokens: Callable[[str], int]) -> Iterator[tuple[str, float, int]]:

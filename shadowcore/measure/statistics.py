@@ -1,8 +1,8 @@
 """How sure we are: estimates over documents and paired differences, each with a 95 % interval.
 
-Everything is a mean over documents or a ratio of two means. The document is the unit of resampling,
-because tokens of one article stand and fall together. Differences to dense are paired: both models saw
-the same documents, so what makes a document hard cancels out.
+Everything is a mean over documents or a ratio of two means. Documents are independent of each other, but questions from
+one article are not, because they are easy or hard together. Differences to dense are paired: both models saw the same
+documents, so what makes a document hard cancels out. tests/test_statistics.py simulates how often intervals hold.
 """
 
 from collections.abc import Callable
@@ -15,9 +15,8 @@ from scipy.stats import binomtest, norm, t
 from shadowcore.errors import ArtifactError
 
 CONFIDENCE = 0.95
-RESAMPLES = 4000
-SEED = 0  # one seed for every interval: a table does not change when rows are added to it
-Z = norm.ppf((1 + CONFIDENCE) / 2)
+TAIL = (1 + CONFIDENCE) / 2
+Z = norm.ppf(TAIL)
 
 
 class Estimate(NamedTuple):
@@ -30,50 +29,89 @@ class Estimate(NamedTuple):
     n: int
 
 
-def accuracy(correct: np.ndarray) -> Estimate:
-    """Mean of `correct` (n,) of zeros and ones, with the Wilson score interval (Wilson 1927)."""
+class Ratio(NamedTuple):
+    """sum(total) / sum(size) over documents; degrees: of freedom, fewer where few documents are most of the text."""
+
+    value: float
+    stderr: float | None
+    degrees: float
+
+
+def accuracy(correct: np.ndarray, articles: np.ndarray | None = None) -> Estimate:
+    """Mean of `correct` (n,) of zeros and ones, with the Wilson score interval (Wilson 1927).
+
+    articles (n,): numbers of the articles that the questions are from; None: each is from another one.
+    """
     correct = _binary(correct)
-    n, mean = len(correct), float(correct.mean())
+    mean = float(correct.mean())
+    n, stderr = _independent(correct, articles)
     centre = (mean + Z**2 / (2 * n)) / (1 + Z**2 / n)
     reach = Z / (1 + Z**2 / n) * np.sqrt(mean * (1 - mean) / n + Z**2 / (4 * n**2))
     # the ends touch 0 and 1 exactly when the mean does; rounding may not put them beyond
     low, high = min(max(centre - reach, 0.0), mean), max(min(centre + reach, 1.0), mean)
-    return Estimate(mean, _mean_error(correct), float(low), float(high), n)
+    return Estimate(mean, stderr, float(low), float(high), len(correct))
 
 
 def perplexity(nll: np.ndarray, tokens: np.ndarray) -> Estimate:
     """Token perplexity exp(sum nll / sum tokens) over documents: `nll` (n,) in nats, `tokens` (n,) scored.
 
-    The standard error is the delta method's, the interval a bootstrap over documents.
+    The standard error is the delta method's; the interval is that of the logarithm.
     """
-    log = _ratio(nll, tokens)
+    log, _ = _mean_per_token(nll, tokens)
     value = float(np.exp(log.value))
     if log.stderr is None:
         return log._replace(value=value)
     return Estimate(value, value * log.stderr, float(np.exp(log.low)), float(np.exp(log.high)), log.n)
 
 
-def accuracy_difference(correct: np.ndarray, dense: np.ndarray) -> tuple[Estimate, float]:
-    """Mean of `correct - dense` (n,), documents paired, and McNemar's exact two-sided p (McNemar 1947)."""
+def accuracy_difference(
+    correct: np.ndarray, dense: np.ndarray, articles: np.ndarray | None = None
+) -> tuple[Estimate, float]:
+    """Mean of `correct - dense` (n,), questions paired, and its two-sided p.
+
+    The interval is that of Agresti & Min (2005). p is McNemar's exact one (1947), which is a sign test; where an
+    article has several questions, the signs are those of articles.
+    """
     correct, dense = _binary(correct), _binary(dense)
     gain, n = correct - dense, len(correct)
-    won, lost = int((gain > 0).sum()), int((gain < 0).sum())
-    p_value = _mcnemar(won, lost)
-    if n == 1:
-        return Estimate(float(gain[0]), None, None, None, n), p_value
-    return Estimate(float(gain.mean()), _mean_error(gain), *_paired_interval(won, lost, n), n), p_value
+    of_articles = gain if articles is None else np.bincount(_numbered(articles), gain)
+    p_value = _sign_test(int((of_articles > 0).sum()), int((of_articles < 0).sum()))
+    value = float(gain.mean())
+    independent, stderr = _independent(gain, articles)
+    if stderr is None:
+        return Estimate(value, None, None, None, n), p_value
+    # as if half a question more were won, half a question lost, and one equal
+    won, lost = (((gain == sign).mean() * independent + 0.5) / (independent + 2) for sign in (1, -1))
+    reach = Z * np.sqrt((won + lost - (won - lost) ** 2) / (independent + 2))
+    low, high = (float(np.clip(won - lost + end, -1, 1)) for end in (-reach, reach))
+    return Estimate(value, stderr, low, high, n), p_value
 
 
 @lru_cache(maxsize=2**16)
-def _mcnemar(won: int, lost: int) -> float:
+def _sign_test(won: int, lost: int) -> float:
     return float(binomtest(won, won + lost, 0.5).pvalue) if won + lost else 1.0
 
 
-@lru_cache(maxsize=2**16)
-def _paired_interval(won: int, lost: int, n: int) -> tuple[float, float]:
-    """Bootstrap interval of (won - lost) / n: resampling documents that are won, lost or equal draws three counts."""
-    counts = np.random.default_rng(SEED).multinomial(n, [won / n, lost / n, (n - won - lost) / n], RESAMPLES)
-    return _percentiles((counts[:, 0] - counts[:, 1]) / n)
+def _independent(values: np.ndarray, articles: np.ndarray | None) -> tuple[float, float | None]:
+    """How many independent values have a mean as certain as that of `values` (n,), and the standard error of the mean.
+
+    At most n; by the design effect and the degrees of freedom (Korn & Graubard 1998). Values that are all equal count
+    once an article. The standard error is None for one article.
+    """
+    n = len(values)
+    numbers = np.arange(n) if articles is None else _numbered(articles)
+    mean = _ratio(np.bincount(numbers, values), np.bincount(numbers))
+    articles_count = int(numbers.max()) + 1
+    if articles_count == n or not mean.stderr:
+        return float(articles_count), mean.stderr
+    design = (Z / t.ppf(TAIL, mean.degrees)) ** 2
+    return float(min(n, values.var() / mean.stderr**2 * design)), mean.stderr
+
+
+def _numbered(articles: np.ndarray) -> np.ndarray:
+    """Numbers from 0 in the order of first appearance, so that sums do not depend on what articles are called."""
+    _, first, places = np.unique(articles, return_index=True, return_inverse=True)
+    return np.argsort(np.argsort(first))[places]
 
 
 def normal_p(difference: float, stderr: float) -> float:
@@ -81,15 +119,6 @@ def normal_p(difference: float, stderr: float) -> float:
     if stderr == 0:
         return float(difference == 0)
     return float(2 * norm.sf(abs(difference) / stderr))
-
-
-def paired_p(difference: Estimate) -> float | None:
-    """Two-sided p of a mean paired difference by Student's t over its n documents; None without a standard error."""
-    if difference.stderr is None:
-        return None
-    if difference.stderr == 0:
-        return float(difference.value == 0)
-    return float(2 * t.sf(abs(difference.value) / difference.stderr, difference.n - 1))
 
 
 def holm(p_values: np.ndarray) -> np.ndarray:
@@ -102,9 +131,12 @@ def holm(p_values: np.ndarray) -> np.ndarray:
     return adjusted
 
 
-def log_perplexity_difference(nll: np.ndarray, dense: np.ndarray, tokens: np.ndarray) -> Estimate:
-    """Log-perplexity of a condition minus dense, nats per token, documents paired: all arrays (n,)."""
-    return _ratio(np.asarray(nll, float) - np.asarray(dense, float), tokens)
+def log_perplexity_difference(nll: np.ndarray, dense: np.ndarray, tokens: np.ndarray) -> tuple[Estimate, float | None]:
+    """Log-perplexity of a condition minus dense, nats per token, documents paired (all (n,)), and its two-sided p.
+
+    p is that of Student's t; None for one document.
+    """
+    return _mean_per_token(np.asarray(nll, float) - np.asarray(dense, float), tokens)
 
 
 def require_paired(documents: np.ndarray, dense: np.ndarray, where: Callable[[], str]) -> None:
@@ -117,37 +149,29 @@ def require_paired(documents: np.ndarray, dense: np.ndarray, where: Callable[[],
         )
 
 
-def _ratio(total: np.ndarray, size: np.ndarray) -> Estimate:
-    """sum(total) / sum(size) over documents (Cochran 1977, section 2.11, for the standard error)."""
-    total, size = np.asarray(total, float), np.asarray(size, float)
-    n = len(total)
-    if not n or not np.isfinite(total).all() or not (size > 0).all():
+def _mean_per_token(nats: np.ndarray, tokens: np.ndarray) -> tuple[Estimate, float | None]:
+    """sum(nats) / sum(tokens) over documents with Student's interval, and the p of zero; None for one document."""
+    nats, tokens = np.asarray(nats, float), np.asarray(tokens, float)
+    n = len(nats)
+    if not n or not np.isfinite(nats).all() or not (tokens > 0).all():
         raise ArtifactError("perplexity: documents need finite log-likelihoods and at least one scored token each")
-    value = float(total.sum() / size.sum())
+    value, stderr, degrees = _ratio(nats, tokens)
+    if stderr is None:
+        return Estimate(value, None, None, None, n), None
+    reach = float(t.ppf(TAIL, degrees)) * stderr
+    p_value = float(2 * t.sf(abs(value) / stderr, degrees)) if stderr else float(value == 0)
+    return Estimate(value, stderr, value - reach, value + reach, n), p_value
+
+
+def _ratio(total: np.ndarray, size: np.ndarray) -> Ratio:
+    """The ratio with the standard error of the jackknife over documents (Tukey 1958)."""
+    n, all_sizes = len(total), size.sum()
+    value = float(total.sum() / all_sizes)
     if n == 1:
-        return Estimate(value, None, None, None, n)
-    residual = total - value * size
-    stderr = float(np.sqrt((residual**2).sum() / (n * (n - 1))) / size.mean())
-    drawn, drawn_sizes = _resamples(size.tobytes())
-    low, high = _percentiles(total[drawn].sum(1) / drawn_sizes)
-    return Estimate(value, stderr, low, high, n)
-
-
-@lru_cache(maxsize=2)
-def _resamples(sizes: bytes) -> tuple[np.ndarray, np.ndarray]:
-    """Places of the documents in every resample (RESAMPLES, n), and the sum of their sizes; sizes: float64."""
-    size = np.frombuffer(sizes)
-    drawn = np.random.default_rng(SEED).integers(len(size), size=(RESAMPLES, len(size)))
-    return drawn, size[drawn].sum(1)
-
-
-def _percentiles(resampled: np.ndarray) -> tuple[float, float]:
-    low, high = np.quantile(resampled, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return float(low), float(high)
-
-
-def _mean_error(values: np.ndarray) -> float | None:
-    return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
+        return Ratio(value, None, 0)
+    without = (value * size - total) / (all_sizes - size)  # what leaving a document out changes
+    stderr = float(np.sqrt((n - 1) / n * ((without - without.mean()) ** 2).sum()))
+    return Ratio(value, stderr, max(1.0, float(all_sizes**2 / (size**2).sum() - 1)))
 
 
 def _binary(correct: np.ndarray) -> np.ndarray:

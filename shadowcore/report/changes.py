@@ -92,7 +92,7 @@ class Compared(NamedTuple):
 def compare(old: Path, new: Path) -> Iterator[Compared]:
     """Every table of two results folders compared; ArtifactError if one of them is none."""
     found = [of_study(folder) for folder in (old, new)]
-    kept = [sorted(Path(folder).glob("outcomes/**/*.parquet")) for folder in (old, new)]
+    kept = [sorted(Path(folder).glob("tables/outcomes.parquet")) for folder in (old, new)]
     numbers: dict[str, int] = {}
     outcomes = [grouped(map(OUTCOMES.read, paths), numbers) for paths in kept]
     for name, measure in MEASURES.items():

@@ -27,10 +27,14 @@ PERPLEXITIES = {"nll": "token_perplexity", "word_nll": "word_perplexity", "byte_
 
 @dataclass(frozen=True, eq=False)
 class Documents:
-    """One condition, task and metric; arrays (n,), ordered by the documents' names, which are numbered in `names`."""
+    """One condition, task and metric; arrays (n,), ordered by the documents' names, which are numbered in `names`.
+
+    articles: numbers of what the documents are from; a document that names no article is one itself.
+    """
 
     keys: Row
     names: np.ndarray
+    articles: np.ndarray
     value: np.ndarray
     weight: np.ndarray
 
@@ -48,15 +52,15 @@ def grouped(parts: Iterable[pa.Table | pd.DataFrame], numbers: dict[str, int] | 
         return shared.setdefault(array.tobytes(), array)
 
     for part in parts:
-        for keys, names, value, weight in _split(_table(part), numbers):
-            found.setdefault(keys, []).append((once(names), value, once(weight)))
+        for keys, names, articles, value, weight in _split(_table(part), numbers):
+            found.setdefault(keys, []).append((once(names), once(articles), value, once(weight)))
     texts = np.array(list(numbers), dtype=object)
     groups = []
     for keys, pieces in found.items():
         arrays = pieces[0]
         if len(pieces) > 1:  # one condition in several tables
             arrays = [np.concatenate(columns) for columns in zip(*pieces, strict=True)]
-            order = np.lexsort((arrays[1], texts[arrays[0]].astype(str)))
+            order = np.lexsort((arrays[2], texts[arrays[0]].astype(str)))
             arrays = [array[order] for array in arrays]
         groups.append(Documents(dict(zip(KEYS, keys, strict=True)), *arrays))
     return groups
@@ -78,23 +82,26 @@ def _table(part: pa.Table | pd.DataFrame) -> pa.Table:
     return table
 
 
-def _split(table: pa.Table, numbers: dict[str, int]) -> Iterator[tuple[tuple, np.ndarray, np.ndarray, np.ndarray]]:
-    """Keys, names, values and weights of every group of a table; new names are numbered in `numbers`."""
+def _split(table: pa.Table, numbers: dict[str, int]) -> Iterator[tuple[tuple, *tuple[np.ndarray, ...]]]:
+    """Keys, names, articles, values and weights of every group of a table; new names are numbered in `numbers`."""
     codes, choices = zip(*(_coded(table[name]) for name in KEYS), strict=True)
     group = np.zeros(len(table), np.int64)
     for column, known in zip(codes, choices, strict=True):
         if len(known) > 1:
             group = np.unique(group * len(known) + column, return_inverse=True)[1]
     document, names = _coded(table["document"])
+    article, articles = _coded(pc.coalesce(table["article"], table["document"]))
     rank = np.empty(len(names), np.int64)
     rank[sorted(range(len(names)), key=names.__getitem__)] = np.arange(len(names))
-    number = np.array([numbers.setdefault(name, len(numbers)) for name in names], np.int32)
+    number, article_number = (
+        np.array([numbers.setdefault(name, len(numbers)) for name in known], np.int32) for known in (names, articles)
+    )
     value, weight = (table[name].to_numpy() for name in ("value", "weight"))
     order = np.lexsort((value, rank[document], group))
     starts = np.flatnonzero(np.diff(group[order], prepend=-1))
     for rows in np.split(order, starts[1:]) if len(order) else ():
         keys = tuple(known[column[rows[0]]] for column, known in zip(codes, choices, strict=True))
-        yield keys, number[document[rows]], value[rows], weight[rows]
+        yield keys, number[document[rows]], article_number[article[rows]], value[rows], weight[rows]
 
 
 def _coded(column: pa.ChunkedArray) -> tuple[np.ndarray, list[Any]]:

@@ -30,7 +30,9 @@ LOG_PERPLEXITIES = {"nll": "log_perplexity", "word_nll": "log_word_perplexity", 
 
 def accuracy(outcomes: Outcomes) -> list[Row]:
     """Rows of ACCURACY: one per condition, task and metric of the documents in `outcomes`."""
-    return _estimates(outcomes, ACCURACY_METRICS, lambda group: statistics.accuracy(group.value)._asdict())
+    return _estimates(
+        outcomes, ACCURACY_METRICS, lambda group: statistics.accuracy(group.value, group.articles)._asdict()
+    )
 
 
 def perplexity(outcomes: Outcomes) -> list[Row]:
@@ -55,8 +57,7 @@ def comparisons(outcomes: Outcomes, predictors: Iterable[Row] = ()) -> list[Row]
     a dense condition has no rows against it. Where dense was run under several seeds, those of several studies,
     conditions are compared with others of their own seed only. Raises ArtifactError if documents differ.
     """
-    # those on the same documents one after the other: they share their resamples
-    groups = sorted(_documents(outcomes), key=lambda one: order(one.keys, SAME_DOCUMENTS))
+    groups = _documents(outcomes)
     dense, placed, rows = {}, {}, []
     for one in groups:
         if one.keys["method"] != "dense":
@@ -177,16 +178,13 @@ def compared(row: Row, group: Documents, reference: Documents) -> Row:
     statistics.require_paired(group.names, reference.names, lambda: row_name(row))
     metric = row["metric"]
     if metric in ACCURACY_METRICS:
-        estimate, p_value = statistics.accuracy_difference(group.value, reference.value)
-        named = {"p_value": p_value}
+        estimate, p_value = statistics.accuracy_difference(group.value, reference.value, group.articles)
     else:
         if (group.weight != reference.weight).any():
             raise ArtifactError(f"{row_name(row)}: its windows have other token counts than dense; score the same ones")
-        estimate = statistics.log_perplexity_difference(group.value, reference.value, group.weight)
-        p_value = statistics.paired_p(estimate)
-        named = {"metric": LOG_PERPLEXITIES[metric], "p_value": p_value}
-    numbers = estimate._asdict()
-    return row | {"difference": numbers.pop("value")} | numbers | named
+        estimate, p_value = statistics.log_perplexity_difference(group.value, reference.value, group.weight)
+    numbers = estimate._asdict() | {"metric": LOG_PERPLEXITIES.get(metric, metric), "p_value": p_value}
+    return row | {"difference": numbers.pop("value")} | numbers
 
 
 def read(directory: Path) -> dict[str, pd.DataFrame]:

@@ -1,5 +1,9 @@
-"""Join the measurements of all jobs into the study's final tables, which `check-tables` then checks."""
+"""Join the measurements of all jobs into the study's final tables, which `check-tables` then checks.
 
+The outcomes of all documents are kept in one file, from which every estimate and interval can be computed again.
+"""
+
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,14 +29,13 @@ class Inputs(Frozen):
     refusals: tuple[Path, ...]
 
 
+AT_ONCE = 2**18  # outcomes in a part of their file: few enough for the memory, many enough to compress well
+
+
 def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
-    outcomes = grouped(schemas.OUTCOMES.read(path) for path in manifests.outcomes(inputs.evaluations))
+    files = manifests.outcomes(inputs.evaluations)
     predictors = joined(inputs.trainings, schemas.PREDICTORS)
-    final = {
-        "accuracy": schemas.ACCURACY.build(tables.accuracy(outcomes)),
-        "perplexity": schemas.PERPLEXITY.build(tables.perplexity(outcomes)),
-        "comparisons": schemas.COMPARISONS.build(tables.comparisons(outcomes, predictors.to_pylist())),
-        "best_at_bytes": schemas.BEST_AT_BYTES.build(best_at_bytes(outcomes)),
+    final = estimates(map(schemas.OUTCOMES.read, files), predictors) | {
         "criteria": joined(inputs.scores, schemas.CRITERIA),
         # the jobs of several predictors report the same constant predictor
         "quality": distinct(joined(inputs.qualities, schemas.QUALITY)),
@@ -47,6 +50,32 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     for name, table in final.items():
         head = timed if name in schemas.TIMED_TABLES else untimed
         artifacts.write_table(getattr(outputs, name), schemas.FINAL_TABLES[name].schema, table, head)
+    documents = schemas.OUTCOMES
+    artifacts.write_parts(outputs.outcomes, documents.schema, documents.arrow, in_parts(files), untimed)
+
+
+def estimates(outcomes: Iterable[pa.Table], predictors: pa.Table) -> dict[str, pa.Table]:
+    """The tables that are made of outcomes, such as those in a study's `outcomes.parquet`, and of PREDICTORS."""
+    documents = grouped(outcomes)
+    rows = {
+        "accuracy": tables.accuracy(documents),
+        "perplexity": tables.perplexity(documents),
+        "comparisons": tables.comparisons(documents, predictors.to_pylist()),
+        "best_at_bytes": best_at_bytes(documents),
+    }
+    return {name: schemas.FINAL_TABLES[name].build(made) for name, made in rows.items()}
+
+
+def in_parts(files: Iterable[Path]) -> Iterator[pa.Table]:
+    """The outcomes of all files, those of several files at a time."""
+    part = []
+    for path in files:
+        part.append(schemas.OUTCOMES.read(path).replace_schema_metadata(None))
+        if sum(map(len, part)) >= AT_ONCE:
+            yield pa.concat_tables(part)
+            part = []
+    if part:
+        yield pa.concat_tables(part)
 
 
 def joined(paths: tuple[Path, ...], table: schemas.Table) -> pa.Table:

@@ -21,12 +21,15 @@ class Task(Frozen):
 
 
 class Spec(Frozen):
-    """kind: of source; source: that kind's fields; fractions of documents held back; task: None for no questions."""
+    """kind: of source; source: that kind's fields; fractions of documents held back; task: None for no questions;
+    training_draw: seed with which training documents are drawn with replacement, None for each once.
+    """
 
     kind: str
     source: dict[str, Any]
     heldout_fraction: float
     evaluation_fraction: float
+    training_draw: int | None
     task: Task | None
     seed: int
 
@@ -44,6 +47,8 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     source = parse_spec(sources.TEXT_SOURCES[spec.kind], spec.source, f"texts.{spec.kind}")
     documents, card = sources.fetch(source)
     splits = in_three(documents, spec.heldout_fraction, spec.evaluation_fraction, spec.seed)
+    if spec.training_draw is not None:
+        splits["train"] = cutting.drawn_again(splits["train"], spec.training_draw)
     train, heldout, evaluation = splits.values()
     if card["left_out"]:
         progress.say(f"{card['left_out']} rows without text are left out")

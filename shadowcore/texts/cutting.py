@@ -5,8 +5,9 @@ documents, and a larger number of windows begins with the same ones.
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from random import Random
 from typing import Any
@@ -32,6 +33,22 @@ def split(
             "another fraction"
         )
     return ordered[chosen:], ordered[:chosen]
+
+
+def drawn_again(documents: Sequence[Document], seed: int) -> list[Document]:
+    """Another draw of such a text: documents with replacement, until they have as many characters as all of these.
+
+    The bootstrap of a calibration text. The first copy of a document keeps its id; other copies have a number, too.
+    """
+    random, drawn, copies = Random(f"{seed} documents"), [], Counter()
+    size = sum(len(document.text) for document in documents)
+    while size > 0:
+        document = random.choice(documents)
+        size -= len(document.text)
+        copies[document.id] += 1
+        number = copies[document.id]
+        drawn.append(replace(document, id=document.id if number == 1 else f"{document.id}-{number}"))
+    return drawn
 
 
 def windows(

@@ -42,7 +42,7 @@ class Window:
 DOCUMENTS = Table(
     "documents", 1, "one document",
     {
-        "id": (TEXT, "first 16 hexadecimal digits of the SHA-256 of text"),
+        "id": (TEXT, "first 16 hexadecimal digits of the SHA-256 of text; a copy in a training draw has a number, too"),
         "title": (TEXT, "its title, or its place in the source"),
         "text": (TEXT, "plain text; blank lines separate paragraphs"),
     },
