@@ -148,10 +148,3 @@ def test_numbers_of_a_page_are_those_of_the_tables(page, numbers):
     assert text.count("<!-- numbers") == text.count("<!-- end -->") == len(numbers.REGION.findall(text))
     # Markdown would end the paragraph there
     assert not re.search(r"^[ *]*<!-- numbers: [^>]*-->(?!\n)", text, re.MULTILINE)
-
-
-def test_the_code_of_the_page_about_results_runs(capsys):
-    page = (ROOT / "docs" / "results.md").read_text().replace("results/quick", str(ROOT / "results/reference/smollm2"))
-    for code in re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL):
-        exec(code, {})
-    assert "threshold" in capsys.readouterr().out  # the best method of this study
