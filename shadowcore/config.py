@@ -87,13 +87,15 @@ class Study(Strict):
 
     @model_validator(mode="after")
     def predictors_can_be_made(self) -> Self:
-        """A predictor must not begin with itself, and a used predictor needs the section `tuning` or `on_policy`."""
+        """A predictor must not be its own base, and a used predictor needs the section `tuning` or `on_policy`."""
         for name in self.predictors:
             seen = [name]
             while parent := self.predictors[seen[-1]].parent:
                 if parent in seen:
                     way = " from ".join([*seen, parent])
-                    raise ValueError(f"predictors.{name}: begins with itself ({way}); it must begin with another one")
+                    raise ValueError(
+                        f"predictors.{name}: its base is itself ({way}); `retrained_from` and `tuned_from` must name another predictor"
+                    )
                 seen.append(parent)
         for name in dict.fromkeys(name for used in self.used_predictors for name in self.chain(used)):
             predictor = self.predictors[name]

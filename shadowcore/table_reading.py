@@ -73,7 +73,7 @@ def of_lines(path: Path, column: str, where: str) -> Iterator[tuple[int, str | N
             _require_once(column, names, f"{where} in {place}")
             value = pairs[names.index(column)][1]
             if not OPTIONAL_TEXT.has_value(value):
-                raise ConfigError(f"{where} in {place}: column '{column}' holds {shown(value)}; allowed is text")
+                raise ConfigError(f"{where} in {place}: column '{column}' has {shown(value)}; it must have text only")
             yield number, value
 
 

@@ -143,7 +143,7 @@ def test_columns_of_other_types_are_refused_by_check_and_by_reading(tmp_path, mo
     text, hub = FolderText(str(path), "goal"), HubText(str(path.parent), "validation", "0" * 40, "goal")
     attempts = [lambda: benchmarks.check("piqa", str(tmp_path)), lambda: prepare(tmp_path, "piqa")]
     for attempt in [*attempts, text.check, text.read, hub.read] if kind != "nothing" else attempts:
-        refused(r"piqa.*: column 'goal' holds .*; allowed is text", attempt)
+        refused(r"piqa.*: column 'goal' has .*; it must have text", attempt)
 
 
 @pytest.mark.parametrize("choices", [
@@ -214,7 +214,7 @@ def test_folders_of_plain_text_and_of_json_lines_are_texts(tmp_path):
         ({}, "text", "source.path: no Parquet files in .*found: no files"),
         ({"a.txt": b"x"}, "page", "source.column: 'page' .*a.txt is plain text"),
         ({"a.jsonl": b'{"page": "x"}'}, "text", "a.jsonl, row 0: no column 'text'.*page"),
-        ({"a.jsonl": b'{"text": 3}'}, "text", "a.jsonl, row 0: column 'text' holds 3; allowed is text"),
+        ({"a.jsonl": b'{"text": 3}'}, "text", "a.jsonl, row 0: column 'text' has 3; it must have text"),
         ({"a.jsonl": b'["text"]'}, "text", "a.jsonl, row 0: JSON that is not an object"),
         ({"a.jsonl": b"[" * 99999}, "text", "a.jsonl, row 0: not JSON"),
         ({"a.parquet": b"x"}, "text", "a.parquet: damaged Parquet"),

@@ -1,8 +1,8 @@
-"""How sure we are: estimates over documents and paired differences, each with a 95 % interval.
+"""Estimates over documents and paired differences, each with a 95 % interval.
 
 Everything is a mean over documents or a ratio of two means. The document is the unit of resampling,
-because tokens of one article stand and fall together. Differences to dense are paired: both models saw
-the same documents, so what makes a document hard cancels out.
+because the tokens of one article are not independent. Differences to dense are paired: both models read
+the same documents, so the difficulty of a document cancels out.
 """
 
 from collections.abc import Callable

@@ -145,7 +145,7 @@ def measured(found: Tables) -> Iterator[Block]:
 
 
 def claimed(found: Tables) -> Iterator[Block]:
-    """Every published claim and our pairs; effects are logarithms of ratios, or differences of correlations."""
+    """Every published claim and our pairs. An effect is the logarithm of a ratio, or a difference of correlations."""
     for statement, rows in found["claims"].groupby("statement", sort=False):
         compared = rows[rows["verdict"] != "not attempted"]
         names = [name for name in CLAIMED if compared[name].nunique(dropna=False) > 1]

@@ -1,6 +1,6 @@
 """Verdicts on the published claims: CLAIMS has a row a claim, and `judge` compares it with our tables.
 
-A pair of ours agrees in everything that the claim does not name: preset, policy, protocol, text, units, sparsity and
+A pair of ours agrees in everything that the claim does not name: predictor, policy, protocol, text, units, sparsity and
 seed. Its effect is the logarithm of how many times better the winner is, or a difference of correlations, and so is
 the published one. Each evaluated text votes by its 95 % interval: as claimed (all above zero), opposite (all below) or
 undecided. Where texts vote differently, the verdict is "undecided". Where they agree, the verdict is:

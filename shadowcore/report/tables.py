@@ -121,7 +121,7 @@ def _rank(keys: Row) -> tuple[int, str, str]:
 
 
 def _of_one_kind(keys: Row, others: Row) -> bool:
-    """Whether conditions of two criteria are compared: those of one method, and trained ones of equal presets."""
+    """Whether conditions of two criteria are compared: of one method, or of trained methods whose predictors have one name."""
     if keys["method"] == others["method"] or (_trained(keys) and _trained(others)):
         return keys["predictor"] == others["predictor"]
     return False
@@ -211,8 +211,8 @@ def of_study(results: Path) -> dict[str, pd.DataFrame]:
     return read(folder)
 
 
-class Asked(dict):
-    """Tables that remember the names they were asked for by `[name]`."""
+class RecordingTables(dict):
+    """Tables by name, with the set `names` of those that were read by `[name]`."""
 
     def __init__(self, found: Tables):
         super().__init__(found)
