@@ -94,7 +94,7 @@ class Study(Strict):
                 if parent in seen:
                     way = " from ".join([*seen, parent])
                     raise ValueError(
-                        f"predictors.{name}: its base is itself ({way}); `retrained_from` and `tuned_from` must name another predictor"
+                        f"predictors.{name}: its base is itself ({way}); it must be made from another predictor"
                     )
                 seen.append(parent)
         for name in dict.fromkeys(name for used in self.used_predictors for name in self.chain(used)):

@@ -4,6 +4,7 @@ import re
 import tomllib
 from dataclasses import fields
 from importlib import import_module, metadata
+from pathlib import Path
 
 import pytest
 import yaml

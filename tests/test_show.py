@@ -150,8 +150,8 @@ def test_budgets_are_shown_with_their_bytes_and_a_row_where_nothing_reads_as_lit
     assert [row[1] for row in block.rows] == ["at most 90", "at most 80", "at most 70", "at most 60"]
     assert block.rows[0][2:6] == ["layerwise small", "neurons", "30", "85.0"] and "no condition" in block.rows[3][2]
     assert [row[-2] for row in block.rows] == ["shadow small p<.001", "static undecided", "only method", "-"]
-    for row, (mode, pct) in ((0, ("layerwise", 30)), (2, ("static", 50))):
-        timed = frames["latency"].query("mode == @mode and sparsity_pct == @pct")["ms_per_token"].iloc[0]
+    for row, place in ((0, {"mode": "layerwise", "sparsity_pct": 30}), (2, {"mode": "static", "sparsity_pct": 50})):
+        (timed,) = blocks.where(frames["latency"], **place)["ms_per_token"]
         assert block.rows[row][-1].startswith(f"{timed:.{1 if timed >= 10 else 2}f} (9.2")
     other = frames | {"best_at_bytes": rows, "predictors": frames["predictors"].assign(bits=8)}
     assert next(budgets.at_bytes(other)).rows[0][-1] == "-"  # this size was not timed

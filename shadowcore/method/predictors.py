@@ -59,7 +59,7 @@ def segments(layers: int, count: int = 1) -> list[Group]:
     predicted = layers - FIRST_SPARSE_LAYER
     if not 1 <= count <= predicted:
         raise ConfigError(
-            f"predictors.segments: {count} is not allowed for a model of {layers} layers; it must be from 1 to {predicted}"
+            f"predictors.segments: {count} is not allowed; a model of {layers} layers has 1 to {predicted}"
         )
     borders = [FIRST_SPARSE_LAYER + predicted * i // count for i in range(count + 1)]
     return [Group(Site(first, "residual"), tuple(range(first, end))) for first, end in pairwise(borders)]
@@ -168,7 +168,7 @@ class Predictor(nn.Module):
         self.blocks: dict[Kind, int] = {"heads": 1, "neurons": block}
         if sizes.neurons % block:
             raise ConfigError(
-                f"predictors.block: {block} is not allowed; it must be a divisor of {sizes.neurons}, the model's neurons per layer"
+                f"predictors.block: {block} is not allowed; it must divide the model's {sizes.neurons} neurons"
             )
         self.groups = groups_of(design, sizes.layers, count)
 

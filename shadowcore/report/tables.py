@@ -121,7 +121,7 @@ def _rank(keys: Row) -> tuple[int, str, str]:
 
 
 def _of_one_kind(keys: Row, others: Row) -> bool:
-    """Whether conditions of two criteria are compared: of one method, or of trained methods whose predictors have one name."""
+    """Whether two criteria are compared: their method is the same, or both have predictors of one name."""
     if keys["method"] == others["method"] or (_trained(keys) and _trained(others)):
         return keys["predictor"] == others["predictor"]
     return False
