@@ -40,7 +40,7 @@ def times(folder: str, main: bool = True) -> pd.DataFrame:
 
 
 def gains(ranks: str) -> pd.Series:
-    """How many percent faster one predictor is than one per layer; ranks: "published" values, or the start of a name."""
+    """How many percent faster one predictor is than one per layer; ranks: "published", or the start of a name."""
     if ranks == "published":
         return (published_ratios() - 1) * 100
     name = next(name for name in WIDTHS if name.startswith(ranks.replace("_", " ")))

@@ -43,7 +43,7 @@ def own(spec: Spec, inputs: Inputs) -> dict[str, Inputs]:
     for field, files in left.items():
         if len(files) != (needed := list(reads.values()).count(field)):
             raise ConfigError(
-                f"--{field}: {len(files)} files; it must be {needed}, one for each condition that reads one"
+                f"--{field}: {len(files)} files; there must be {needed}, one for each condition that reads one"
             )
     return {
         name: replace(inputs, **{field: (files.pop(0),) if read == field else () for field, files in left.items()})
