@@ -71,11 +71,20 @@ def example_correlations() -> list[str]:
     return markdown(["scores by", "units", "rank correlation", "loss / loss of the constant"], rows)
 
 
-def selector_gain(mode: str, key: str) -> str:
-    """The range of a mode's gain over dense, over the models: in ms_per_token, or the one that gb_per_token allow."""
-    found = table("latency", "proxies-h200").pivot_table(index="model", columns="mode", values=key)
-    gains = (found["dense"] / found[mode] - 1) * 100
-    return f"{gains.min():.0f} to {gains.max():.0f} %"
+def selector_gain(mode: str, model: str, key: str) -> str:
+    """A mode's gain over dense in ms_per_token, or the one that gb_per_token allow."""
+    found = table("latency", "proxies-h200").query("model == @model").set_index("mode")[key]
+    return f"{(found['dense'] / found[mode] - 1) * 100:.0f} %"
+
+
+def head_batches() -> list[str]:
+    """Heads skipped per sequence of a batch: milliseconds of a step, and the gain over both dense decoders."""
+    found = table("latency", "batches-h200").set_index(["batch", "prompt_tokens", "mode"])["ms_per_token"].unstack()
+    rows = [
+        [*setting, *(f"{row[mode]:.2f}" for mode in ("dense", "cublas", "shadow")), f"{row.dense / row.shadow:.2f}"]
+        for setting, row in found.iterrows()
+    ]
+    return markdown(["sequences", "prompt", "dense, ours", "cuBLAS", "50 % of heads", "faster than ours"], rows)
 
 
 def selector_times() -> list[str]:

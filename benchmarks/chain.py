@@ -38,6 +38,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import psutil
+from markdown_tables import markdown
 
 from shadowcore import cli, manifests, provenance, rates
 from shadowcore.config import load_study
@@ -345,17 +346,17 @@ def print_rates(rows: list[dict[str, Any]]) -> None:
 
 def table(rows: list[dict[str, Any]]) -> list[str]:
     """Lines of the table of stages in docs/cluster.md: a row a model and stage, its jobs together."""
-    lines = ["| model | stage | jobs | seconds | GPU memory, GB | host memory, GB | written, GB |", "|---" * 7 + "|"]
+    lines = []
     found = pd.DataFrame([row for row in rows if row["model"] and f"/{ALONE}/" not in row["job"]])
     for (model, stage), jobs in found.groupby(["model", "stage"], sort=False):
         gpus = [of for of in jobs.get("each_gpu_bytes", ()) if np.ndim(of) and len(of)] or [[jobs["gpu_bytes"].max()]]
         most = [max(of) for of in itertools.zip_longest(*gpus, fillvalue=0)]  # of each GPU
-        peaks = " | ".join([" + ".join(f"{of / 1e9:.1f}" for of in most), f"{jobs['host_bytes'].max() / 1e9:.1f}"])
+        peaks = [" + ".join(f"{of / 1e9:.1f}" for of in most), f"{jobs['host_bytes'].max() / 1e9:.1f}"]
         failed = f" ({(jobs['error'] != '').sum()} failed)" if jobs["error"].any() else ""
-        written = jobs["written_bytes"].sum() / 1e9
-        numbers = f"{len(jobs)} | {jobs['seconds'].sum():.0f} | {peaks} | {written:.1f}"
-        lines.append(f"| {model} | {stage}{failed} | {numbers} |")
-    return lines
+        written = f"{jobs['written_bytes'].sum() / 1e9:.1f}"
+        lines.append((model, f"{stage}{failed}", len(jobs), f"{jobs['seconds'].sum():.0f}", *peaks, written))
+    memory = ("GPU memory, GB", "host memory, GB", "written, GB")
+    return markdown(["model", "stage", "jobs", "seconds", *memory], lines)
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-from accuracy_tables import REFERENCE
+from accuracy_tables import table
 from markdown_tables import markdown
 
 from shadowcore.report.claims import CLAIMS
@@ -16,8 +16,7 @@ TEXTS = ("wikitext", "wikipedia", "c4")
 
 def judged(name: str) -> pd.DataFrame:
     """Rows of one claim, a row a place and text, of all folders where it was measured."""
-    parts = [pd.read_parquet(REFERENCE / folder / "tables" / "claims.parquet") for folder in FOLDERS]
-    rows = pd.concat([part.dropna(axis=1, how="all") for part in parts], ignore_index=True)
+    rows = pd.concat([table("claims", folder).dropna(axis=1, how="all") for folder in FOLDERS], ignore_index=True)
     return rows[(rows["claim"] == name) & (rows["verdict"] != "not attempted")]
 
 

@@ -89,12 +89,13 @@ def at_once(folder: str) -> str:
     """Seconds of a job alone and of jobs side by side."""
     rows = pd.read_parquet(REFERENCE / folder / "jobs.parquet").query("exit_code == 0")
     alone, beside = (rows.loc[rows["at_once"] == count, "seconds"].max() for count in (1, 2))
-    faster = f"{2 * alone / beside:.2f} times the jobs an hour"
-    return f"one took {alone:.0f} s alone, and two at once took {beside:.0f} s: {faster}"
+    gain = 2 * alone / beside
+    return f"one took {alone:.0f} s alone, and two at once took {beside:.0f} s: {gain:.2f} times the jobs an hour"
 
 
 OF_ACCURACY = ("perplexity", "value", "main_accuracy", "all_accuracy", "worse", "difference", "seeds", "share")
-OF_BYTES = ("again", "example_correlations", "of_dense", "per_byte", "selector_gain", "selector_times")
+OF_BYTES = ["again", "example_correlations", "head_batches", "of_dense", "per_byte"]
+OF_BYTES += ["selector_gain", "selector_times"]
 NUMBERS = {
     **{name: getattr(accuracy, name) for name in OF_ACCURACY},
     **{name: getattr(byte_tables, name) for name in OF_BYTES},

@@ -3,15 +3,12 @@
     python benchmarks/overheads.py results/quick/models/smollm2-135m/weights [--threads 1] [--repeats 5] [--rank 128]
 
 Prints medians: criteria in one pass against a plain forward and backward pass to the activations and
-against one pass per criterion; masked evaluation against dense evaluation; what a job waits for lm-eval,
-in a process that has torch and transformers.
+against one pass per criterion; masked evaluation against dense evaluation.
 """
 
 from __future__ import annotations
 
 import argparse
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -27,19 +24,11 @@ from shadowcore.models.families import dimensions_of
 from shadowcore.models.folders import load_model
 from shadowcore.models.losses import all_scored, example_losses
 from shadowcore.models.recording import frozen
+from shadowcore.provenance import device_name
 
 BATCH, TOKENS = 4, 128
 KINDS = ("neurons",)
 CORRELATIONS = ("jacov", "epenas")  # a matrix for every unit
-STARTING = """
-import time, torch, transformers, shadowcore.measure.sparsity
-from transformers import AutoModelForCausalLM
-start = time.perf_counter()
-from shadowcore import benchmarks
-from shadowcore.measure import questions
-benchmarks.task("piqa", [{"goal": "a", "sol1": "b", "sol2": "c", "label": 0}])
-print(time.perf_counter() - start)
-"""
 
 
 def main() -> None:
@@ -54,7 +43,7 @@ def main() -> None:
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, dimensions_of(model.config).vocabulary, (BATCH, TOKENS), generator=generator)
     scored = all_scored(ids)
-    print(f"{BATCH} x {TOKENS} tokens, {processor()}, {arguments.threads} thread(s), median of {arguments.repeats}")
+    print(f"{BATCH} x {TOKENS} tokens, {device_name()}, {arguments.threads} thread(s), median of {arguments.repeats}")
     for title, variants in (
         ("importance", scoring(model, ids, scored)),
         ("evaluation", evaluating(model, ids, scored, arguments.rank)),
@@ -63,20 +52,6 @@ def main() -> None:
         base = next(iter(times.values()))
         for name, seconds in times.items():
             print(f"{title:12} {name:32} {seconds:7.3f} s   {seconds / base:5.2f} x")
-    seconds = median(started() for _ in range(arguments.repeats))
-    print(f"{'a job':12} {'starts lm-eval, a task in it':32} {seconds:7.3f} s")
-
-
-def processor() -> str:
-    """The processor's name."""
-    named = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    return named[0].partition(":")[2].strip() if named else "unknown processor"
-
-
-def started() -> float:
-    """Seconds from torch and transformers to a task of lm-eval, in a process of its own."""
-    said = subprocess.run([sys.executable, "-c", STARTING], capture_output=True, text=True, check=True)
-    return float(said.stdout)
 
 
 def scoring(model, ids, scored) -> dict[str, Callable[[], None]]:

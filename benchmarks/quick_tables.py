@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import accuracy_tables
 import pandas as pd
-from accuracy_tables import REFERENCE, interval
+from accuracy_tables import interval
 from markdown_tables import markdown
 
 
 def table(of: str) -> pd.DataFrame:
     """A table of the quick study, its missing keys as empty text."""
-    found = pd.read_parquet(REFERENCE / "quick" / "tables" / f"{of}.parquet")
+    found = accuracy_tables.table(of, "quick")
     return found.fillna(dict.fromkeys({"criterion", "predictor", "policy", "units", "protocol"} & set(found), ""))
 
 

@@ -9,6 +9,12 @@ Then, in the repository's root on the machine with the GPU, run them one after t
     python3 benchmarks/time_models.py run specs.jsonl FOLDER [MODEL ...]
 
 FOLDER gets the stage's files, such as opt-13b.1x128+128.summary.parquet. A failed model does not stop the next one.
+Then add the times to the tables of a reference folder:
+
+    python benchmarks/time_models.py join results/reference/gpu-h200 FOLDER
+
+Rows that were measured again replace the older ones. The header of each table lists the headers of its parts, so
+`shadowcore explain` names the code, commit and versions behind every part.
 """
 
 from __future__ import annotations
@@ -22,6 +28,16 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from shadowcore import artifacts  # noqa: E402
+from shadowcore.errors import ArtifactError, ConfigError, ShadowcoreError  # noqa: E402
+from shadowcore.schemas import LATENCY, LATENCY_REPEATS, Table  # noqa: E402
+
+PARTS = {"summary": LATENCY, "repeats": LATENCY_REPEATS}  # by the end of a new file's name
+MEASURED = ("ttft_ms", "ms_per_token")
+KEYS = [name for name in LATENCY_REPEATS.columns if name in LATENCY.columns and name not in MEASURED]
+Row = dict[str, Any]
 
 
 def specifications(config: Path) -> list[dict[str, Any]]:
@@ -30,11 +46,8 @@ def specifications(config: Path) -> list[dict[str, Any]]:
     from shadowcore.models.published import PUBLISHED
 
     study = load_study(config)
-    if study.latency_random is None:
-        return []
-    models = sorted(study.latency_random.models, key=lambda model: PUBLISHED[model].multiplied)
-    timed = [spec for model in models for spec in study.latency_random.timed(model).values()]
-    return [spec | {"seed": study.seed} for spec in timed]
+    timed = sorted(study.timed_dimensions.items(), key=lambda one: PUBLISHED[one[0][0]].multiplied)
+    return [spec | {"seed": study.seed} for _, spec in timed]
 
 
 def run(specs: list[dict[str, Any]], folder: Path) -> list[str]:
@@ -56,24 +69,65 @@ def run(specs: list[dict[str, Any]], folder: Path) -> list[str]:
     return failed
 
 
+def read(path: Path, table: Table) -> tuple[list[Row], list[Row]]:
+    """Rows of a table and the headers of what it was made from; columns that an older version lacks are null."""
+    found = artifacts.read_origin(path)
+    schema, header = str(found["schema"]), found["header"]
+    if schema.split("/")[0] != table.name:
+        raise ArtifactError(f"{path}: schema '{schema}'; it must be a table '{table.name}'")
+    return artifacts.read_table(path, schema).to_pylist(), header.get("parts", [header])
+
+
+def joined(old: list[Row], new: list[Row]) -> list[Row]:
+    """The old rows, without those that were measured again, and then the new ones."""
+    again = {tuple(row[name] for name in KEYS) for row in new}
+    return [row for row in old if tuple(row[name] for name in KEYS) not in again] + new
+
+
+def join(reference: Path, folder: Path) -> list[str]:
+    """Add the files of a folder to both tables of a reference folder; a sentence for each table."""
+    told, tables = [], {}
+    for end, table in PARTS.items():
+        files = sorted(folder.glob(f"*.{end}.parquet"))
+        if not files:
+            raise ArtifactError(f"{folder}: no file *.{end}.parquet in it; `run` writes such files")
+        path = reference / "tables" / f"{table.name}.parquet"
+        old, parts = read(path, table) if path.exists() else ([], [])
+        rows = old
+        for file in files:
+            new, headers = read(file, table)
+            rows = joined(rows, new)
+            parts = [*parts, *(header for header in headers if header not in parts)]
+        tables[path] = table, table.build(rows), parts
+        told.append(f"{path}: {len(old)} rows before, {len(rows)} now, from {len(parts)} parts")
+    for path, (table, rows, parts) in tables.items():
+        header = {"made by": "python benchmarks/time_models.py join", "parts": parts}
+        artifacts.write_table(path, table.schema, rows, header)
+    return told
+
+
 def main(words: list[str]) -> int:
-    sys.path.insert(0, str(ROOT))
-    if len(words) == 2 and words[0] == "specs":
-        for spec in specifications(Path(words[1])):
-            print(json.dumps(spec))
-        return 0
-    if len(words) < 3 or words[0] != "run":
-        print(__doc__, file=sys.stderr)
-        return 2
-    specs = [json.loads(line) for line in Path(words[1]).read_text(encoding="utf-8").splitlines()]
-    if unknown := set(words[3:]) - {spec["model"] for spec in specs}:
-        print(f"{words[1]}: no model {', '.join(sorted(unknown))} in it", file=sys.stderr)
-        return 2
-    failed = run([spec for spec in specs if not words[3:] or spec["model"] in words[3:]], Path(words[2]))
-    if failed:
-        print(f"failed: {', '.join(failed)}")
-    return 1 if failed else 0
+    match words:
+        case ["specs", config]:
+            print(*map(json.dumps, specifications(Path(config))), sep="\n")
+        case ["run", path, folder, *models]:
+            specs = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+            if unknown := set(models) - {spec["model"] for spec in specs}:
+                raise ConfigError(f"{path}: no model {', '.join(sorted(unknown))} in it")
+            failed = run([spec for spec in specs if not models or spec["model"] in models], Path(folder))
+            if failed:
+                print(f"failed: {', '.join(failed)}")
+            return 1 if failed else 0
+        case ["join", reference, folder]:
+            print(*join(Path(reference), Path(folder)), sep="\n")
+        case _:
+            raise ConfigError(__doc__)
+    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except ShadowcoreError as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.code)

@@ -162,8 +162,9 @@ def test_a_batch_is_its_sequences(width, sequences, activation, parts):
 
 @pytest.mark.parametrize("rotary", [True, False])
 @pytest.mark.parametrize("heads, kv_heads", [(4, 4), (4, 2)])
-@pytest.mark.parametrize("positions, now", [(40, 0), (200, 63), (200, 64), (200, 199)])
-def test_attention(positions, now, heads, kv_heads, rotary):
+@pytest.mark.parametrize("positions, now, splits", [(40, 0, 16), (200, 63, 16), (200, 64, 1), (200, 199, 2)])
+def test_attention(monkeypatch, positions, now, splits, heads, kv_heads, rotary):
+    monkeypatch.setattr("shadowcore.decode.kernels.attention.MOST_SPLITS", splits)
     width, shared = 8, heads // kv_heads
     keys, values = random(kv_heads, positions, width), random(kv_heads, positions, width)
     keys[:, now:], values[:, now:] = float("nan"), float("nan")  # not to be read
@@ -224,7 +225,8 @@ def test_score_8_bit():
 @pytest.mark.parametrize("sequences", [1, 3])
 @pytest.mark.parametrize("activation, parts, rms", [("relu", 1, False), ("silu", 2, True), ("gated_relu", 2, True)])
 @pytest.mark.parametrize("bits, width", [(4, 24), (4, 1160), (3, 1000), (2, 64)])  # one and several pieces of a row
-def test_scores_of_packed_copies(bits, width, activation, parts, rms, sequences):
+def test_scores_of_packed_copies(bits, width, activation, parts, rms, sequences, monkeypatch):
+    monkeypatch.setattr(kernels.low_bit, "TILE", 512)  # few rows at a time, several times in some programs
     neurons, middle = 11, (2**bits - 1) / 2
     codes = torch.randint(0, 2**bits, (neurons * parts, width), dtype=torch.int32, device=DEVICE)
     steps, norms, bias = random(neurons * parts).abs() / 50, random(neurons).abs(), random(neurons * parts)
@@ -265,7 +267,9 @@ def test_select_is_the_policy(values, kept, monkeypatch):
     assert torch.equal(kernels.select.top_units(scores.view(3, 1, 54), kept)[:, 0], top_units(scores, kept))
 
 
-def test_select_shares_the_writing_and_long_layers():
+@pytest.mark.parametrize("programs", [1, 10])
+def test_select_shares_the_writing_and_long_layers(programs, monkeypatch):
+    monkeypatch.setattr(kernels.select, "processors", lambda device: programs)
     scores, out = random(2, 9000), torch.full((2, 4500), -1, dtype=torch.int32, device=DEVICE)
     scores[:, 1000:7000] = scores[:, :1].round()  # ties across chunks
     select(scores, [Choice(0, 9000, 4500, out)])

@@ -45,7 +45,7 @@ def test_scores_are_those_of_the_evaluation(tiny, method):
     proxy, masks, x = Proxy(from_model(tiny), method), masks_of(tiny, method), torch.randn(2, 3, 32)
     for layer in (1, 2, 3):
         site = Site(layer, masks.read_at)
-        (layers, ours), (_, theirs) = proxy.read(site, x, "neurons"), masks.read(site, x, "neurons")
+        (layers, ours), (_, theirs) = proxy.read(site, x, "neurons"), masks.read(site, x)["neurons"]
         assert layers == (layer,)
         torch.testing.assert_close(ours, theirs)
 

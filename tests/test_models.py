@@ -30,6 +30,7 @@ def test_masked_equals_weights_cut_out(tiny, tokens, kinds):
     keep = random_keep(tiny, kinds)
     with masked(tiny, keep):
         got = tiny(tokens).logits
+        assert hooks(layers_of(tiny)[1]) == 1 + len(kinds)  # at the layer, and at the units of these kinds
     want = cut_out(tiny, keep)(tokens).logits
     torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
     assert (got - tiny(tokens).logits).abs().max() > 0.1  # the mask matters at all

@@ -86,7 +86,7 @@ def test_a_model_that_fails_does_not_stop_the_next(measured):
 
 
 def test_rows_join_a_reference_and_replace_what_was_measured_again(measured, tmp_path):
-    join = script("join_reference")
+    join = script("time_models")
     path = tmp_path / "tables" / "latency.parquet"
     first = measured[0] / "opt-tiny.1x4+2.summary.parquet"
     kept, again = LATENCY.read(first).to_pylist()[:2]

@@ -90,9 +90,9 @@ class GraphDecoder(ReplayedDecoder):
             self._need(index, "heads")
             partial = self.attention(index, layer)
             self._see(Site(index, "heads"))
+            self._need(index, "neurons")  # before a kernel that has nothing to load early, so that the FFN's may
             self.settle(partial, layer.output_bias, layer.ffn_norm)
             self._see(Site(index, "ffn_input"))
-            self._need(index, "neurons")
             partial = self.ffn(index, layer)
             if index + 1 == len(layout.layers):
                 self.settle(partial, layer.ffn_down_bias, layout.final_norm)
@@ -111,7 +111,7 @@ class GraphDecoder(ReplayedDecoder):
             return
         if site.what == "ffn_input":  # the next kernel needs the choice
             self.selection.see(site, self.feature(site))
-            begin_row()
+            begin_row(2)
             return
         self._branch.join()  # the buffers hold the results of one group at a time
         self.selection.see(site, self.feature(site), self._branch)

@@ -155,7 +155,7 @@ class TritonChosen(TritonSelection):
             {kind: _lists(self._layers, room, device=device, dtype=dtype) for kind, room in self._capacity.items()}
             for dtype in (torch.int32, torch.int64)
         )
-        self._counts = {kind: _counts([count] * self._layers, device) for kind, count in self._kept.items()}
+        self._counts = {kind: _lists(self._layers, 1, device=device) + count for kind, count in self._kept.items()}
 
     def choose(self, site: Site) -> None:
         """Choose one sequence's units from the scores in the buffer: the selection kernel alone."""
@@ -205,9 +205,8 @@ class TritonPredicted(TritonChosen):
         """Choose the units of the layers that are predicted from here."""
         group, single = self._group(site), self.batch == 1
         hidden, read = self._hidden[:, : len(group.inner)], Read(None, group.inner_bias)
-        (project if single else batched.project)(
-            feature, group.inner, read, hidden, activation="relu", scale=group.inner_scale
-        )
+        multiply = project if single else batched.project
+        multiply(feature, group.inner, read, hidden, activation="relu", scale=group.inner_scale)
         launch(lambda: (self._choose_one if single else self._choose_several)(group, hidden))
 
     def _choose_one(self, group: PackedGroup, hidden: torch.Tensor) -> None:
@@ -259,10 +258,3 @@ def _span(group: PackedGroup | Group) -> slice:
 def _lists(*shape: int, device: torch.device, dtype: torch.dtype = torch.int32) -> torch.Tensor:
     """Zeros (..., n), in rows whose length is rounded up to a multiple of ALIGNED."""
     return torch.zeros(*shape[:-1], shape[-1] + -shape[-1] % ALIGNED, dtype=dtype, device=device)
-
-
-def _counts(counts: list[int], device: torch.device) -> torch.Tensor:
-    """One count a layer, each at the beginning of its own aligned row."""
-    rows = _lists(len(counts), 1, device=device)
-    rows[:, 0] = torch.tensor(counts)
-    return rows

@@ -11,12 +11,14 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch.nn import functional
 
 from shadowcore.errors import ConfigError
 from shadowcore.library.checks import kinds_of, percent, placed, require_fit
 from shadowcore.measure.sparsity import PredictedMasks
 from shadowcore.method.predictors import Predictor
-from shadowcore.models.recording import Choose, Site, visiting
+from shadowcore.models.masking import choosing
+from shadowcore.models.recording import Choose, Site
 
 
 class SparseCausalLM:
@@ -83,18 +85,16 @@ class SparseCausalLM:
             every = torch.ones(rows, length - dense + 1, dtype=torch.bool, device=tokens.device)
             choose = self.masks.begin(every.long(), every)
 
-        def visit(site: Site, x: torch.Tensor) -> torch.Tensor | None:
+        def keep(site: Site, x: torch.Tensor) -> torch.Tensor | None:
             if dense == x.shape[1]:
                 return None
             with torch.no_grad():
-                keep = choose(site, x[:, dense:])
-            if keep is None:
-                return None
-            return torch.cat((x[:, :dense], x[:, dense:] * keep.to(x.device)[..., None]), 1)
+                kept = choose(site, x[:, dense:])
+            return None if kept is None else functional.pad(kept, (0, 0, dense, 0), value=True)
 
         handle = self.model.register_forward_pre_hook(begin, with_kwargs=True)
         try:
-            with visiting(self.model, visit, self.masks.sites):
+            with choosing(self.model, keep, self.masks.sites):
                 yield
         finally:
             handle.remove()

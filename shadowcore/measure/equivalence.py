@@ -1,15 +1,8 @@
 """Correctness checks before timing: a decoder must compute what its reference computes, up to rounding.
 
-Two implementations add numbers in different orders, so they differ in the last bits, and processors differ, too. A
-neuron whose score lies within rounding of the selection threshold may be kept by one side only; two tokens whose
-logits are nearly equal may change places. After that, the two sides compute different things, and both are right.
-The checks therefore compare only what can be equal:
-
-1. Logits. The reference gets the decoder's own tokens and keeps the decoder's own units, step by step.
-2. Selections. Both sides keep the same units, except units whose score is within NEAR_TIE of the threshold.
-3. Tokens. The decoder's token is the reference's best one, unless their logits differ by less than the tolerance.
-
-Rounding is relative: of logits to the largest logit, of scores to the range of a layer's scores.
+Logits, selections and tokens are compared step by step, where the reference gets the decoder's tokens and keeps its
+units; docs/architecture.md ("Rounding") has the rules. Rounding is relative: of logits to the largest logit, of scores
+to the range of a layer's scores.
 """
 
 from typing import NamedTuple

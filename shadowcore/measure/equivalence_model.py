@@ -48,13 +48,8 @@ def check(
     scores: dict[Site, Scores] = {}
 
     def see(site: Site, x: torch.Tensor) -> None:
-        if masks:
-            found = {kind: masks.read(site, x.flatten(2), kind) for kind in masks.kinds}
-            read = {kind: reading for kind, reading in found.items() if reading is not None}
-        else:
-            read = predicted.scores(site, x.flatten(2)) if predicted else {}
-        if read:
-            scores[site] = read
+        if masks or predicted:
+            scores[site] = (masks.read if masks else predicted.scores)(site, x.flatten(2))
 
     reference = HuggingFaceDecoder(model)
     with masked(model, decoder.layout.keep_masks()):

@@ -82,8 +82,6 @@ class SignMasks(FfnMasks):
 class ProxyMasks(FfnMasks):
     """Keeps the neurons of every layer that are largest by a low-bit copy of the layer's input matrices."""
 
-    kinds, policy = ("neurons",), staticmethod(per_layer)
-
     def __init__(self, model: torch.nn.Module, bits: int, sparsity_pct: int, ahead: bool = False):
         """bits: of a weight of the copy. ahead: read the residual that enters the layer, not the FFN's input."""
         super().__init__(model, "residual" if ahead else "ffn_input")
@@ -94,13 +92,13 @@ class ProxyMasks(FfnMasks):
             self.steps = {i: [row_steps(one.weight, bits) for one in ffn_inputs(model, i)] for i in self.layers}
 
     def keep(self, layer: int, x: torch.Tensor) -> torch.Tensor:
-        return self.policy(self.scores(layer, x), self.sparsity_pct)
+        return per_layer(self.scores(layer, x), self.sparsity_pct)
 
-    def read(self, site: Site, x: torch.Tensor, kind: Kind) -> tuple[tuple[int, ...], torch.Tensor] | None:
-        """As a predictor (`method.predictors`): the layer that is chosen from a site, and its scores (B, T, 1, F)."""
+    def read(self, site: Site, x: torch.Tensor) -> dict[Kind, tuple[tuple[int, ...], torch.Tensor]]:
+        """As a selection: the layer that is chosen from a site, and its scores (B, T, 1, F)."""
         if site.layer not in self.layers or site.what != self.read_at:
-            return None
-        return (site.layer,), self.scores(site.layer, x)[..., None, :]
+            return {}
+        return {"neurons": ((site.layer,), self.scores(site.layer, x)[..., None, :])}
 
     def scores(self, layer: int, x: torch.Tensor) -> torch.Tensor:
         """Scores (B, T, F) of a layer's neurons."""

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 
 from shadowcore.decode.decoder import Decoder
-from shadowcore.decode.layout import weights_of
 from shadowcore.decode.selection import PredictedSelection, Selection
 from shadowcore.errors import ConfigError
 from shadowcore.measure import gpu_timing
@@ -100,10 +99,8 @@ def bytes_per_step(decoder: Decoder) -> int:
     """Weight bytes that the last step read, counted: kept units, all that is dense, rows of embeddings, predictor."""
     layout, selection = decoder.layout, decoder.selection
     batch_rows = decoder.batch * (1 + (layout.positions is not None))
-    total = layout.head.nbytes + layout.embedding[0].nbytes * batch_rows
-    total += sum(weight.nbytes for weight in weights_of(layout.final_norm))
+    total = gpu_timing.weight_bytes(layout) + layout.embedding[0].nbytes * batch_rows
     for index, layer in enumerate(layout.layers):
-        total += sum(weight.nbytes for weight in weights_of(layer))
         for kind in KINDS:
             kept = selection.kept(index, kind)
             if kept is not None:

@@ -1,19 +1,7 @@
 """Verdicts on the published claims: CLAIMS has a row a claim, and `judge` compares it with our tables.
 
-A pair of ours agrees in everything that the claim does not name: predictor, policy, protocol, text, units, sparsity and
-seed. Its effect is the logarithm of how many times better the winner is, or a difference of correlations, and so is
-the published one. Each evaluated text votes by its 95 % interval: as claimed (all above zero), opposite (all below) or
-undecided. Where texts vote differently, the verdict is "undecided". Where they agree, the verdict is:
-
-    reproduced         as claimed, in the published setting, with at least HALF of the published effect on every text
-    direction only     as claimed, in the published setting, with a smaller effect
-    contradicted       opposite, in the published setting
-    transfers          as claimed, in another setting (model, units, policy or protocol) than the published one
-    does not transfer  opposite, in another setting
-    not comparable     another kind of correlation, or another opponent, than the published one; the reason is given
-    not attempted      the tables have no pair
-
-docs/claims.md has a paragraph on each claim.
+A pair of ours agrees in everything that the claim does not name. Each evaluated text votes by the 95 % interval of its
+effect. docs/claims.md has the rule that makes a verdict of votes, and a paragraph on each claim.
 """
 
 from pathlib import Path

@@ -159,7 +159,7 @@ def pairs_of(rows: pd.DataFrame, claim: Claim, winner: Side, loser: Side) -> pd.
             free = one_trained if name in ("predictor", "seed") else False
             agree &= _same(pairs[f"{name}_winner"], pairs[f"{name}_loser"]) | free
     pairs = pairs[agree]
-    shared = {name: pairs[f"{name}_winner"].combine_first(pairs[f"{name}_loser"]) for name in ("predictor", "seed")}
+    shared = {"predictor": pairs["predictor_winner"].combine_first(pairs["predictor_loser"])}
     for name in ("criterion", "policy"):
         left, right = pairs[f"{name}_winner"], pairs[f"{name}_loser"]
         shared[name] = left.where(_same(left, right))

@@ -10,7 +10,7 @@ import pandas as pd
 
 from shadowcore.report.looks import METHODS, method_order
 from shadowcore.report.tables import Tables
-from shadowcore.schemas import CONDITION, MEASURED
+from shadowcore.schemas import CONDITION, FINAL_TABLES, MEASURED
 
 UNITS_ORDER = {"neurons": 0, "heads": 1, "both": 2}
 MAIN_CRITERION = "plainact"  # ShadowLLM's criterion: shown first, and where there is room for one
@@ -37,8 +37,9 @@ def where(rows: pd.DataFrame, **equal: object) -> pd.DataFrame:
 
 
 def of_model(tables: Tables, name: str, model: str) -> pd.DataFrame:
-    """The rows of one model in a table."""
-    return over_seeds(where(tables[name], model=model))
+    """The rows of one model in a table, empty where the table is missing."""
+    rows = tables[name] if name in tables else FINAL_TABLES[name].build([]).to_pandas()
+    return over_seeds(where(rows, model=model))
 
 
 def over_seeds(rows: pd.DataFrame) -> pd.DataFrame:

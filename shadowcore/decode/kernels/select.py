@@ -13,8 +13,9 @@ from shadowcore.decode.kernels.gemv import dot, rows_together, weights_of_rows
 from shadowcore.decode.kernels.launch import options, pdl_launch_dependents, pdl_wait, power_of_two, processors
 from shadowcore.decode.packed_predictor import Scorer
 
-PIECE, COLUMNS, WARPS = 4096, 4, 8  # scores whose places are found together, in rows of a few; and warps
-UNITED = 16384  # flags of a batch that are united together
+SHARE, PIECE, COLUMNS = 1024, 4096, 4  # fewest units of a program; most that are written together, in rows of a few
+SCORES, SAMPLE = 64, 64  # scores of a thread, and those whose ranks are found first
+UNITED, WARPS = 16384, 8  # flags of a batch that are united together, and warps
 MOST_LAYERS = 65535  # programs of a launch's second dimension
 
 
@@ -73,128 +74,123 @@ def score(hidden: torch.Tensor, heads: Scorer | None, neurons: Scorer | None, sc
     (head_units, head_rank), (neuron_units, neuron_rank) = sizes
     nothing = Scorer(None, None)
     _score[(sum(programs),)](
-        hidden, *_pointers(heads or nothing), *_pointers(neurons or nothing), scores, len(scores), programs[0],
+        hidden, *(heads or nothing), *(neurons or nothing), scores, len(scores), programs[0],
         STRIDE=scores.stride(0), START=start,
         HEADS=head_units, NEURONS=neuron_units, HEAD_RANK=head_rank, NEURON_RANK=neuron_rank, ROWS=rows,
-        HEAD_COLUMNS=_columns(head_rank), NEURON_COLUMNS=_columns(neuron_rank),
-        **options(hidden.device, 4),
+        HEAD_COLUMNS=power_of_two(max(1, min(256, head_rank))),
+        NEURON_COLUMNS=power_of_two(max(1, min(256, neuron_rank))), **options(hidden.device, 4),
     )  # fmt: skip
 
 
-def _pointers(scorer: Scorer) -> tuple[torch.Tensor | None, ...]:
-    return scorer.weight, scorer.bias, scorer.scale
-
-
-def _columns(rank: int) -> int:
-    return min(256, power_of_two(max(1, rank)))
+@triton.jit
+def _ordered(bits):
+    """Integers in the order of numbers, from the bits of these; and the other way round."""
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
 
 @triton.jit
-def _ordered(scores, unit, units):
-    """Integers in the order of the scores; what is no unit comes before all of them."""
-    score = tl.load(scores + unit, mask=unit < units, other=float("-inf")) + 0.0  # no -0
-    bits = score.to(tl.int32, bitcast=True)
-    return tl.where(unit < units, bits ^ ((bits >> 31) & 0x7FFFFFFF), -2147483648)
+def _guesses(scores, units, kept, SAMPLE: tl.constexpr):
+    """Orders of two scores that probably have the threshold between them, from the ranks of a sample."""
+    number = tl.arange(0, SAMPLE)
+    score = tl.load(scores + number * units // SAMPLE)
+    level = (score[None, :] == score[:, None]) & (number[None, :] < number[:, None])
+    rank = tl.sum(((score[None, :] > score[:, None]) | level).to(tl.int32), 1)
+    order = _ordered((score + 0.0).to(tl.int32, bitcast=True))  # no -0
+    place = kept * SAMPLE // units
+    lower = tl.where(rank == tl.minimum(place + SAMPLE // 12, SAMPLE - 1), order, -2147483648)
+    higher = tl.where(rank == tl.maximum(place - SAMPLE // 12, 0), order, -2147483648)
+    return tl.max(lower, 0), tl.max(higher, 0)
 
 
 @triton.jit
-def _number(piece: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """The units of a piece."""
-    row = piece * ROWS + tl.arange(0, ROWS)
-    return row[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+def _threshold(scores, kept, lower, higher):
+    """The order of a number that at least `kept` scores reach, and how many of the scores equal to it are kept.
 
-
-@triton.jit
-def _threshold(keys, threshold, reached, kept, bit):
-    """The highest integer, found bit by bit from `threshold` and `bit` on, that at least `kept` keys reach.
-
-    And how many reach it; `reached`: how many reach the first one. No key may be 2^31 or more away from a trial.
+    Tried are two guesses, then whether it is zero, then in turn half way and twice where even spacing would have it.
     """
-    bit = tl.where(reached == kept, -1, bit)
-    while bit >= 0:
-        trial = threshold | (tl.full([], 1, tl.int32) << bit)
-        below = tl.zeros(keys[0].shape, tl.uint32)
-        for i in tl.static_range(len(keys)):  # the sign of the difference: two instructions a key
-            below += (keys[i] - trial).to(tl.uint32, bitcast=True) >> 31
-        count = len(keys) * keys[0].numel - tl.sum(below.to(tl.int32))
-        threshold = tl.where(count >= kept, trial, threshold)
-        reached = tl.where(count >= kept, count, reached)
-        bit = tl.where(reached == kept, -1, bit - 1)
-    return threshold, reached
+    size: tl.constexpr = len(scores) * scores[0].numel
+    low, reached = tl.full([], -2139095041, tl.int32), tl.full([], size, tl.int32)  # -infinity
+    high, above = tl.full([], 2139095041, tl.int32), tl.full([], 0, tl.int32)  # beyond infinity
+    turn = 0
+    while (reached != kept) & ((high - low).to(tl.uint32, bitcast=True) > 1):
+        share = tl.where(turn % 3 == 0, 0.5, (reached - kept).to(tl.float32) / (reached - above).to(tl.float32))
+        trial = low + ((high - low).to(tl.uint32, bitcast=True).to(tl.float32) * share).to(tl.uint32).to(tl.int32)
+        trial = tl.where(turn == 0, lower, tl.where(turn == 1, higher, tl.where(turn == 2, 1, trial)))
+        trial = tl.minimum(tl.maximum(trial, low + 1), high - 1)
+        ones = tl.zeros(scores[0].shape, tl.float32)
+        for i in tl.static_range(len(scores)):
+            ones += (scores[i] >= _ordered(trial).to(tl.float32, bitcast=True)).to(tl.float32)
+        count = tl.sum(ones).to(tl.int32)
+        low, reached = tl.where(count >= kept, trial, low), tl.where(count >= kept, count, reached)
+        high, above = tl.where(count >= kept, high, trial), tl.where(count >= kept, above, count)
+        turn += 1
+    return low, tl.where(reached == kept, size, kept - above)
 
 
 @triton.jit
-def _put(keep, unit, units, before, out, FLAGS: tl.constexpr):
-    """A piece's kept units into their places, `before` of them being taken; and how many they are."""
-    ones = keep.to(tl.int32)
+def _units(piece, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """The units of a piece."""
+    return (piece * ROWS + tl.arange(0, ROWS))[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+
+
+@triton.jit
+def _running(ones):
+    """Sums of all up to each, row by row."""
     rows = tl.sum(ones, 1)
-    if FLAGS:
-        tl.store(out + unit, keep.to(tl.int8), mask=unit < units)
-    else:
-        place = (before - 1 + tl.cumsum(rows, 0) - rows)[:, None] + tl.cumsum(ones, 1)
-        tl.store(out + place, unit, mask=keep)
-    return tl.sum(rows, 0)
+    return (tl.cumsum(rows, 0) - rows)[:, None] + tl.cumsum(ones, 1)
 
 
 @triton.jit
 def _select_layer(
-    scores, units, kept, out, share, shares,
-    PIECES: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, BITS: tl.constexpr, FLAGS: tl.constexpr,
+    scores, units, kept, out, share, each,
+    PIECES: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, SAMPLE: tl.constexpr, FLAGS: tl.constexpr,
 ):  # fmt: skip
-    """A share of one layer's kept units, into `out`: their numbers in order, or a byte for each unit."""
-    size: tl.constexpr = PIECES * ROWS * COLUMNS
-    orders = ()
+    """The kept units of `each` pieces of one layer, into `out`: their numbers in order, or a byte for each unit."""
+    pieces = ()
     for i in tl.static_range(PIECES):
-        orders = orders + (_ordered(scores, _number(i, ROWS, COLUMNS), units),)
-    count = tl.zeros([ROWS, COLUMNS], tl.int32)
+        unit = _units(i, ROWS, COLUMNS)
+        pieces = pieces + (tl.load(scores + unit, mask=unit < units, other=float("-inf")),)
+    lower, higher = _guesses(scores, units, kept, SAMPLE)
+    order, ties = _threshold(pieces, kept, lower, higher)
+    bound = _ordered(order).to(tl.float32, bitcast=True)
+    above, equal = tl.zeros([ROWS, COLUMNS], tl.int32), tl.zeros([ROWS, COLUMNS], tl.int32)
     for i in tl.static_range(PIECES):
-        count += (orders[i] >= 0).to(tl.int32)
-    reached = tl.sum(count)
-    positive = reached >= kept
-    keys = ()  # the sign of the threshold is known: of scores of the other sign nothing else matters
-    for i in tl.static_range(PIECES):
-        keys = keys + (tl.where(positive, tl.maximum(orders[i], -1), tl.minimum(orders[i], 0)),)
-    threshold, reached = _threshold(
-        keys, tl.where(positive, 0, -2147483648), tl.where(positive, reached, size), kept, 30
-    )  # fmt: skip
-    ranks = ()  # of those at the threshold the first are kept
-    for i in tl.static_range(PIECES):
-        level = tl.where(keys[i] == threshold, size - _number(i, ROWS, COLUMNS), 0)
-        ranks = ranks + (tl.where(keys[i] > threshold, size + 1, level),)
-    threshold, _ = _threshold(ranks, tl.where(reached == kept, 1, 0), reached, kept, BITS - 1)
-    each = tl.cdiv(PIECES, shares)
-    count = tl.zeros([ROWS, COLUMNS], tl.int32)
-    for i in tl.static_range(PIECES):
-        if i < each * share:
-            count += (ranks[i] >= threshold).to(tl.int32)
-    before = tl.sum(count)
-    for i in tl.static_range(PIECES):
-        if i // each == share:
-            before += _put(ranks[i] >= threshold, _number(i, ROWS, COLUMNS), units, before, out, FLAGS)
+        if i < share * each:
+            above += (pieces[i] > bound).to(tl.int32)
+            equal += (pieces[i] == bound).to(tl.int32)
+    above, equal = tl.sum(above), tl.sum(equal)  # of the pieces before
+    for piece in range(share * each, tl.minimum((share + 1) * each, PIECES)):
+        unit = _units(piece, ROWS, COLUMNS)
+        score = tl.load(scores + unit, mask=unit < units, other=float("-inf"))
+        more, level = (score > bound).to(tl.int32), (score == bound).to(tl.int32)
+        rank = equal + _running(level)
+        keep = (unit < units) & ((score > bound) | ((score == bound) & (rank <= ties)))
+        if FLAGS:
+            tl.store(out + unit, keep.to(tl.int8), mask=unit < units)
+        else:
+            tl.store(out + above + _running(more) + tl.minimum(rank, ties) - 1, unit, mask=keep)
+        above += tl.sum(more)
+        equal += tl.sum(level)
 
 
-@triton.jit(do_not_specialize=["stride_0", "kept_0", "shares_0", "stride_1", "kept_1", "shares_1"])
+@triton.jit(do_not_specialize=["stride_0", "kept_0", "each_0", "shares_0", "stride_1", "kept_1", "each_1"])
 def _select(
-    scores, stride, out_0, stride_0, begin_0, units_0, kept_0, shares_0,
-    out_1, stride_1, begin_1, units_1, kept_1, shares_1,
-    PIECES_0: tl.constexpr, ROWS_0: tl.constexpr, BITS_0: tl.constexpr,
-    PIECES_1: tl.constexpr, ROWS_1: tl.constexpr, BITS_1: tl.constexpr,
-    COLUMNS: tl.constexpr, FLAGS: tl.constexpr, PDL: tl.constexpr,
+    scores, stride, out_0, stride_0, begin_0, units_0, kept_0, each_0, shares_0,
+    out_1, stride_1, begin_1, units_1, kept_1, each_1,
+    PIECES_0: tl.constexpr, ROWS_0: tl.constexpr, PIECES_1: tl.constexpr, ROWS_1: tl.constexpr,
+    COLUMNS: tl.constexpr, SAMPLE: tl.constexpr, FLAGS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     pdl_launch_dependents(PDL)
     pdl_wait(PDL)
     layer, share = tl.program_id(1).to(tl.int64), tl.program_id(0)
     scores += layer * stride
     if share < shares_0:
-        _select_layer(
-            scores + begin_0, units_0, kept_0, out_0 + layer * stride_0, share, shares_0,
-            PIECES_0, ROWS_0, COLUMNS, BITS_0, FLAGS,
-        )  # fmt: skip
+        out_0 += layer * stride_0
+        _select_layer(scores + begin_0, units_0, kept_0, out_0, share, each_0, PIECES_0, ROWS_0, COLUMNS, SAMPLE, FLAGS)
     elif PIECES_1 > 0:
-        _select_layer(
-            scores + begin_1, units_1, kept_1, out_1 + layer * stride_1, share - shares_0, shares_1,
-            PIECES_1, ROWS_1, COLUMNS, BITS_1, FLAGS,
-        )  # fmt: skip
+        out_1 += layer * stride_1
+        share -= shares_0
+        _select_layer(scores + begin_1, units_1, kept_1, out_1, share, each_1, PIECES_1, ROWS_1, COLUMNS, SAMPLE, FLAGS)
 
 
 class Choice(NamedTuple):
@@ -212,23 +208,19 @@ def select(scores: torch.Tensor, choices: Sequence[Choice]) -> None:
     Exact; of equal scores the lower index first, as `policies.per_layer`. Every program looks at a whole layer; where
     there are fewer layers than multiprocessors, several share the writing.
     """
-    layers, arguments, sizes, programs = len(scores), [], {}, 0
+    layers, arguments, sizes, programs = len(scores), [], {"PIECES_1": 0, "ROWS_1": 0}, 0
     for number, choice in enumerate(choices):
-        piece = max(COLUMNS, min(PIECE, power_of_two(choice.units)))
+        shares = max(1, min(triton.cdiv(choice.units, SHARE), processors(scores.device) // layers))
+        piece = max(COLUMNS, min(PIECE, power_of_two(triton.cdiv(choice.units, shares))))
         pieces = triton.cdiv(choice.units, piece)
-        shares = max(1, min(pieces, processors(scores.device) // layers))
-        programs += shares
-        arguments += choice.out, choice.out.stride(0), choice.start, choice.units, choice.kept, shares
-        bits = (pieces * piece + 1).bit_length()
-        sizes |= {f"PIECES_{number}": pieces, f"ROWS_{number}": piece // COLUMNS, f"BITS_{number}": bits}
-    if len(choices) == 1:
-        arguments += None, 0, 0, 0, 0, 0
-        sizes |= {"PIECES_1": 0, "ROWS_1": 0, "BITS_1": 0}
-    most = max(choice.units for choice in choices)
-    warps = max(WARPS, power_of_two(most) // 4096) if most > 4096 else 4  # no more than 128 scores a thread
+        each = triton.cdiv(pieces, shares)
+        programs += triton.cdiv(pieces, each)
+        arguments += choice.out, choice.out.stride(0), choice.start, choice.units, choice.kept, each, programs
+        sizes |= {f"PIECES_{number}": pieces, f"ROWS_{number}": piece // COLUMNS}
+    warps = min(32, max(4, power_of_two(max(choice.units for choice in choices)) // (32 * SCORES)))
     _select[programs, layers](
-        scores, scores.stride(0), *arguments, **sizes, COLUMNS=COLUMNS, FLAGS=choices[0].out.dtype == torch.int8,
-        **options(scores.device, warps),
+        scores, scores.stride(0), *[*arguments, None, 0, 0, 0, 0, 0][:13], **sizes, COLUMNS=COLUMNS, SAMPLE=SAMPLE,
+        FLAGS=choices[0].out.dtype == torch.int8, **options(scores.device, warps),
     )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from shadowcore.report import style
 from shadowcore.report.figures.lines import dots
 from shadowcore.report.style import Drawing
 from shadowcore.report.tables import Tables
+from shadowcore.schemas import MEASURED_TABLES
 
 VERDICTS = {
     "reproduced": ("#009E73", "o"),
@@ -32,7 +33,9 @@ MOST = 3  # places of a claim
 
 def claims(tables: Tables, model: str) -> Drawing:
     """A row per claim and place: our effect on every text with its interval, and the published one."""
-    rows = pd.DataFrame([row for row in judged.judge(tables) if row["model"] == model])
+    empty = {name: table.build([]).to_pandas() for name, table in MEASURED_TABLES.items() if name not in tables}
+    measured = empty | {name: tables[name] for name in MEASURED_TABLES if name in tables}
+    rows = pd.DataFrame([row for row in judged.judge(measured) if row["model"] == model])
     rows = rows[rows["verdict"] != "not attempted"] if len(rows) else rows
     if rows.empty:
         return "no published claim can be compared with the tables"
