@@ -1,7 +1,7 @@
 """The benchmarks of the literature: read their documents, and make lm-eval's tasks of them.
 
-Documents are read once, from the hub or from a folder of Parquet files, and cut to a seeded subset. One file has the
-documents of all benchmarks, and every condition of a study is measured on it. Prompts, choices and metrics come from
+Documents are read once, from the hub or from a folder of Parquet files, and cut to a seeded subset, on which every
+condition of a study is measured. Prompts, choices and metrics come from
 the task files of the released lm-eval; only the data set is replaced.
 """
 
@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-import pyarrow as pa
-
 from shadowcore import artifacts, table_reading
 from shadowcore.errors import ArtifactError, ConfigError, SourceError, one_of
 from shadowcore.paragraphs import one_paragraph, visible
@@ -21,7 +19,6 @@ from shadowcore.stock_tasks import BENCHMARKS, Document
 
 FEWSHOT_SEED = 1234  # lm-eval's own default: which examples a prompt shows
 SCHEMA = "benchmark/1"
-GATHERED = "benchmarks/1"
 SPLIT, MARK = "_split", "_mark"  # columns that we add to those of the data set
 OFFLINE_DIR = "evaluation.offline_dir"  # the key of the configuration that names the folder
 
@@ -105,23 +102,13 @@ def require_pool(name: str, shots: int, count: int) -> None:
         )
 
 
-def gather(files: Sequence[Path]) -> pa.Table:
-    """One row with a column per benchmark: the rows of its <task>.parquet; ArtifactError for one that lacks columns."""
-    columns = {}
-    for path in files:
-        table = artifacts.read_table(path, SCHEMA)
-        needed = [*BENCHMARKS[one_of(path.stem, BENCHMARKS, str(path))].columns, SPLIT]
-        if missing := [name for name in needed if name not in table.column_names]:
-            raise ArtifactError(f"{path}: no column '{missing[0]}'; delete the file and run the study again")
-        rows = table.to_struct_array().combine_chunks()
-        columns[path.stem] = pa.ListArray.from_arrays([0, len(rows)], rows)
-    return pa.table(columns)
-
-
-def gathered(path: Path) -> dict[str, list[Document]]:
-    """The rows of every benchmark in the file that `gather-benchmarks` wrote."""
-    table = artifacts.read_table(path, GATHERED)
-    return {name: table[name][0].as_py() for name in table.column_names}
+def prepared(path: Path) -> list[Document]:
+    """The rows of a benchmark's file by `prepare-benchmark`; ArtifactError if it lacks a column."""
+    table = artifacts.read_table(path, SCHEMA)
+    needed = [*BENCHMARKS[one_of(path.stem, BENCHMARKS, str(path))].columns, SPLIT]
+    if missing := [name for name in needed if name not in table.column_names]:
+        raise ArtifactError(f"{path}: no column '{missing[0]}'; delete the file and run the study again")
+    return table.to_pylist()
 
 
 def subset(name: str, documents: Sequence[Document], limit: int | None, seed: int) -> dict[int, Document]:

@@ -4,15 +4,15 @@ Stages do not import this module. Each stage gets a specification of its own, so
 configuration reruns only stages that read this part.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from shadowcore.benchmarks import BENCHMARKS
-from shadowcore.config_errors import sentence
 from shadowcore.config_file import read_yaml
-from shadowcore.config_types import Name, Seed, Strict, Switch, list_of
+from shadowcore.config_types import Name, Seed, Strict, Switch, list_of, sentence
 from shadowcore.errors import ConfigError, near_miss
 from shadowcore.latency_sections import Latency, LatencyRandom
 from shadowcore.measure.methods import SPARSE
@@ -35,6 +35,17 @@ def _offline(value: Any) -> bool | str:
 
 
 Offline = Annotated[bool | str, BeforeValidator(_offline)]
+
+
+def _chain(where: str, name: str, parent: Callable[[str], str | None]) -> list[str]:
+    """A name, the one that it is made from, and so on; ValueError if it is made from itself."""
+    chain = [name]
+    while before := parent(chain[-1]):
+        if before in chain:
+            way = " from ".join([*chain, before])
+            raise ValueError(f"{where}: is made from itself ({way}); it must be made from another one")
+        chain.append(before)
+    return chain
 
 
 class Study(Strict):
@@ -89,14 +100,7 @@ class Study(Strict):
     def predictors_can_be_made(self) -> Self:
         """A predictor must not be its own base, and a used predictor needs the section `tuning` or `on_policy`."""
         for name in self.predictors:
-            seen = [name]
-            while parent := self.predictors[seen[-1]].parent:
-                if parent in seen:
-                    way = " from ".join([*seen, parent])
-                    raise ValueError(
-                        f"predictors.{name}: its base is itself ({way}); it must be made from another predictor"
-                    )
-                seen.append(parent)
+            _chain(f"predictors.{name}", name, lambda one: self.predictors[one].parent)
         for name in dict.fromkeys(name for used in self.used_predictors for name in self.chain(used)):
             predictor = self.predictors[name]
             if predictor.parent and not (self.tuning if predictor.tuned_from else self.traces.on_policy):
@@ -113,13 +117,8 @@ class Study(Strict):
     def teachers_are_made_first(self) -> Self:
         """The teachers of a relufied model must begin with a fetched model and write enough tokens for a step."""
         for name, model in self.models.items():
-            where, chain = f"models.{name}.source.relufied", [name]
-            while (recipe := self.models[chain[-1]].relufied) and chain[-1] not in chain[:-1]:
-                chain.append(recipe.teacher)
-            if recipe:
-                raise ValueError(
-                    f"{where}.teacher: {' <- '.join(chain)} is a circle; a teacher must not depend on its student"
-                )
+            where = f"models.{name}.source.relufied"
+            _chain(f"{where}.teacher", name, lambda one: (recipe := self.models[one].relufied) and recipe.teacher)
             if model.relufied:
                 model.relufied.require_tokens(self.traces.window_tokens, where)
         return self
@@ -220,8 +219,7 @@ class Study(Strict):
 
     def chain(self, predictor: str) -> list[str]:
         """A predictor and all predictors that it begins with, the one trained on the dense model first."""
-        parent = self.predictors[predictor].parent
-        return [*(self.chain(parent) if parent else []), predictor]
+        return _chain(f"predictors.{predictor}", predictor, lambda one: self.predictors[one].parent)[::-1]
 
     def recipe_of(self, predictor: str) -> PredictorConfig:
         """Sizes and recipe of a predictor, which are those of the first predictor of its chain."""
@@ -254,7 +252,7 @@ def parse_study(data: Any, where: str) -> Study:
     try:
         study = Study.model_validate(data)
     except ValidationError as error:
-        raise ConfigError(f"{where}: {sentence(error, Study)}") from None
+        raise ConfigError(f"{where}: {sentence(error)}") from None
     return study.fetched(study.offline) if isinstance(study.offline, str) else study
 
 

@@ -33,7 +33,6 @@ class Inventory:
         shards = [*(("train", str(shard)) for shard in range(study.traces.shards)), ("heldout", "0")]
         masking = sorted(filter(None, set(map(self.traced_under, self.trained.values()))))
         masked = [(one.model, one.calibration, one.slug(study.seed)) for one in masking]
-        prepared = [(name,) for name in study.evaluation.tasks if name in BENCHMARKS]
         models = {relufied: [(name,) for name, model in study.models.items() if bool(model.relufied) == relufied]
                   for relufied in (False, True)}  # fmt: skip
         every = [(name,) for name in study.models]
@@ -41,8 +40,7 @@ class Inventory:
             "fetch_model": models[False],
             "relufy": models[True],
             "prepare_text": [(name,) for name in study.texts],
-            "prepare_benchmark": prepared,
-            "gather_benchmarks": [()] if prepared else [],
+            "prepare_benchmark": [(name,) for name in study.evaluation.tasks if name in BENCHMARKS],
             "check_disjoint": self.disjoint_pairs(conditions),
             "trace": [place + shard for place, shard in product(places, shards)],
             "trace_on_policy": [place + shard for place, shard in product(masked, shards)],
@@ -59,9 +57,13 @@ class Inventory:
             "draw": every,
         }
 
+    def outputs(self, rule: str, *values: str) -> dict[str, str]:
+        """The files that a job writes, by the option of its stage that names them. values: of the rule's wildcards."""
+        return written(self.root, rule, name_of(rule, *values))
+
     def made_by(self, rule: str, option: str) -> list[str]:
         """The outputs of all jobs of a rule under an option."""
-        return [written(self.root, rule, name_of(rule, *values))[option] for values in self.names[rule]]
+        return [self.outputs(rule, *values)[option] for values in self.names[rule]]
 
     # ---- evaluations
 

@@ -17,10 +17,11 @@ from shadowcore.measure.conditions import PredictorId
 from shadowcore.measure.methods import METHODS
 from shadowcore.method.low_bit import PROXIES
 from shadowcore.method.predictors import PREDICTORS, TUNED_PROXIES
-from shadowcore.rules import RULES, name_of, written
+from shadowcore.rules import RULES
 from shadowcore.schemas import MEASURED_TABLES
 
-Files = dict[str, "str | list[str]"]
+Named = dict[str, "str | list[str]"]
+Files = dict[str, list[str]]
 Spec = dict[str, Any]
 MODEL = {"card": "models/{model}/card.json", "weights": "models/{model}/weights"}
 CALIBRATION = {"documents": "texts/{calibration}/documents.parquet"}
@@ -68,11 +69,8 @@ class Jobs(Inventory):
         wildcards = dict(zip(RULES[rule].wildcards, values, strict=True))
         fixed = {option: f"{self.root}/{path}".format(**wildcards) for option, path in INPUTS.get(rule, {}).items()}
         method = getattr(self, f"_{rule}_reads", None)
-        return fixed | (method(*values) if method else {})
-
-    def outputs(self, rule: str, *values: str) -> dict[str, str]:
-        """The files that a job writes, by the option of its stage that names them."""
-        return written(self.root, rule, name_of(rule, *values))
+        named = fixed | (method(*values) if method else {})
+        return {option: [paths] if isinstance(paths, str) else paths for option, paths in named.items()}
 
     def batches(self, rule: str) -> dict[str, int]:
         """Sizes of a rule's batches, by the option of its stage, for a first attempt."""
@@ -92,7 +90,7 @@ class Jobs(Inventory):
             "heldout_windows": traces.heldout_windows, "window_tokens": traces.window_tokens, "seed": self.study.seed,
         }  # fmt: skip
 
-    def _relufy_reads(self, model: str) -> Files:
+    def _relufy_reads(self, model: str) -> Named:
         recipe = self.study.models[model].relufied
         teacher = f"{self.root}/models/{recipe.teacher}"
         documents = f"{self.root}/texts/{recipe.text}/documents.parquet"
@@ -115,13 +113,10 @@ class Jobs(Inventory):
             "seed": self.study.seed,
         }  # fmt: skip
 
-    def _gather_benchmarks_reads(self) -> Files:
-        return {"prepared": self.made_by("prepare_benchmark", "documents")}
-
     def check_disjoint(self, calibration: str, data: str) -> Spec:
         return {"calibration": calibration, "data": data}
 
-    def _check_disjoint_reads(self, calibration: str, data: str) -> Files:
+    def _check_disjoint_reads(self, calibration: str, data: str) -> Named:
         return {"benchmarks": self.benchmarks(data)}
 
     # ---- traces and what is made of them
@@ -158,7 +153,7 @@ class Jobs(Inventory):
     def average(self, model: str, calibration: str) -> Spec:
         return {"model": model, "calibration": calibration, "criteria": self.study.traces.criteria}
 
-    def _average_reads(self, model: str, calibration: str) -> Files:
+    def _average_reads(self, model: str, calibration: str) -> Named:
         return {"traces": self.shards(f"{model}/{calibration}", "train")}
 
     def calibrate_thresholds(self, model: str, calibration: str) -> Spec:
@@ -185,7 +180,7 @@ class Jobs(Inventory):
             "tuned": self.is_tuned(key),
         }  # fmt: skip
 
-    def _train_predictor_reads(self, *place: str) -> Files:
+    def _train_predictor_reads(self, *place: str) -> Named:
         key = self.trained[place]
         return {"traces": self.traces(key, "train"), "heldout": self.traces(key, "heldout")}
 
@@ -199,7 +194,7 @@ class Jobs(Inventory):
             "dtype": self.study.models[place[0]].dtype,
         }  # fmt: skip
 
-    def _tune_predictor_reads(self, *place: str) -> Files:
+    def _tune_predictor_reads(self, *place: str) -> Named:
         begun = self.stem(self.parent(self.trained[place]))
         return {"trained": f"{begun}.safetensors"} | self._train_predictor_reads(*place)
 
@@ -216,10 +211,10 @@ class Jobs(Inventory):
 
     evaluate_oracle = evaluate
 
-    def _evaluate_oracle_reads(self, model: str, data: str) -> Files:
-        return {"benchmarks": self.made_by("gather_benchmarks", "benchmarks") if self.benchmarks(data) else []}
+    def _evaluate_oracle_reads(self, model: str, data: str) -> Named:
+        return {"benchmarks": self.benchmarks(data)}
 
-    def _evaluate_reads(self, *key: str) -> Files:
+    def _evaluate_reads(self, *key: str) -> Named:
         conditions = self.evaluations[key].values()
         checks = self.disjoint_pairs(conditions)
         return self._evaluate_oracle_reads(*key[:2]) | {
@@ -237,7 +232,7 @@ class Jobs(Inventory):
             "dtype": self.study.models[model].dtype, "seed": self.study.seed,
         }  # fmt: skip
 
-    def _latency_reads(self, model: str) -> Files:
+    def _latency_reads(self, model: str) -> Named:
         return {
             "documents": f"{self.root}/texts/{self.study.evaluation.texts[0]}/documents.parquet",
             "scores": f"{self.root}/scores/{model}/{self.study.calibration[0]}.parquet",
@@ -249,7 +244,7 @@ class Jobs(Inventory):
 
     # ---- report
 
-    def _aggregate_reads(self) -> Files:
+    def _aggregate_reads(self) -> Named:
         times = {option: [path for rule in ("latency", "latency_random") for path in self.made_by(rule, option)]
                  for option in ("summary", "repeats", "refused")}  # fmt: skip
         return {
@@ -260,21 +255,21 @@ class Jobs(Inventory):
             "latencies": times["summary"], "repeats": times["repeats"], "refusals": times["refused"],
         }  # fmt: skip
 
-    def _check_tables_reads(self) -> Files:
+    def _check_tables_reads(self) -> Named:
         return {"tables": self.tables(MEASURED_TABLES)}
 
-    def _judge_claims_reads(self) -> Files:
+    def _judge_claims_reads(self) -> Named:
         return self._check_tables_reads() | {"after": self.made_by("check_tables", "record")}
 
     def draw(self, model: str) -> Spec:
         return {"model": model}
 
-    def _draw_reads(self, model: str) -> Files:
+    def _draw_reads(self, model: str) -> Named:
         return self._judge_claims_reads()
 
     def write_page(self) -> Spec:
         # only the keys in the file, without defaults
         return {"configuration": self.study.model_dump(mode="json", exclude_unset=True)}
 
-    def _write_page_reads(self) -> Files:
+    def _write_page_reads(self) -> Named:
         return {"tables": self.tables(), "drawn": self.made_by("draw", "drawn")}

@@ -5,8 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from shadowcore.config_errors import Within
-from shadowcore.config_types import Fraction, Percent, Positive, Strict, among, list_of
+from shadowcore.config_types import Fraction, Percent, Positive, Strict, Within, among, list_of
 from shadowcore.measure.latency_variants import RIVALS
 from shadowcore.method.criteria import CRITERIA
 from shadowcore.method.low_bit import PROXIES

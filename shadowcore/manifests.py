@@ -5,8 +5,8 @@ The manifest, `outcomes/<model>/<text>/<part>.json`, is the only output that Sna
 that are not there yet. Until all conditions are measured, `unfinished-<part>.json` lists the finished ones.
 """
 
+import json
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +41,9 @@ def outcome(manifest: Path, name: str) -> Path:
 
 def of_outcome(path: Path) -> Path | None:
     """The manifest of the job that wrote an outcome file, which may not be complete; None if no list has the file."""
-    for listing in path.parents[1].glob("*.json"):
-        with suppress(ArtifactError):  # a damaged list has no files
-            if path in listed(listing):
-                return listing.with_name(listing.name.removeprefix(UNFINISHED))
-    return None
+    name = json.dumps(path.relative_to(path.parents[1]).as_posix())
+    listings = (file for file in path.parents[1].glob("*.json") if name in file.read_text(encoding="utf-8"))
+    return next((file.with_name(file.name.removeprefix(UNFINISHED)) for file in listings), None)
 
 
 def unfinished(manifest: Path) -> Path:

@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from functools import cache
+from itertools import chain
 
 from shadowcore import rates
 from shadowcore.config import Study
 from shadowcore.costs import Costs
 from shadowcore.errors import ConfigError
-from shadowcore.jobs import Files, Jobs
+from shadowcore.jobs import Jobs
 from shadowcore.rates import Rate
 from shadowcore.rules import RULES, name_of
 from shadowcore.work import LOADED, START, Work
@@ -35,24 +36,19 @@ def chains(jobs: Jobs, works: Sequence[Work], known: Sequence[Rate] = ()) -> dic
     long chains start first.
     """
     values_of = {(rule, name_of(rule, *values)): values for rule, every in jobs.names.items() for values in every}
-    made = {path: key for key, values in values_of.items() for path in _paths(jobs.outputs(key[0], *values))}
+    made = {path: key for key, values in values_of.items() for path in jobs.outputs(key[0], *values).values()}
     read_by: dict[tuple[str, str], set[tuple[str, str]]] = {key: set() for key in values_of}
     for key, values in values_of.items():
-        for path in _paths(jobs.inputs(key[0], *values)):
+        for path in chain.from_iterable(jobs.inputs(key[0], *values).values()):
             if path in made:
                 read_by[made[path]].add(key)
     own = {(one.rule, one.name): one.seconds(rates.of(one.rule, one.weights, known)) for one in works}
 
     @cache
-    def chain(key: tuple[str, str]) -> float:
-        return own[key] + max(map(chain, read_by[key]), default=0)
+    def longest(key: tuple[str, str]) -> float:
+        return own[key] + max(map(longest, read_by[key]), default=0)
 
-    return {key: chain(key) for key in values_of}
-
-
-def _paths(files: Files) -> list[str]:
-    """The paths of a job's inputs or outputs."""
-    return [path for named in files.values() for path in ([named] if isinstance(named, str) else named)]
+    return {key: longest(key) for key in values_of}
 
 
 def disk(study: Study, works: Sequence[Work]) -> float:

@@ -9,8 +9,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
 from shadowcore import artifacts, benchmarks, costs, machine, plan, states
@@ -26,10 +24,13 @@ from shadowcore.models.sources import MODEL_SOURCES
 from shadowcore.rules import outputs
 from shadowcore.sections import Text
 from shadowcore.stages.base import parse_spec
-from shadowcore.texts.sources import SUFFIXES, TEXT_SOURCES
+from shadowcore.stages.prepare_text import in_three
+from shadowcore.texts.documents import Document
+from shadowcore.texts.sources import TEXT_SOURCES
 from shadowcore.work import Work
 
 COMMAND_BYTES = 120_000  # Linux allows 128 KiB; other parts of the command are short
+MANY = 1000  # a text with more documents is large enough for usual fractions
 ANYWAY = "run the study on another machine, or start it nevertheless with `--config run_anyway=true`"
 
 
@@ -102,42 +103,18 @@ def _check_text(where: str, text: Text) -> None:
     try:
         source = parse_spec(TEXT_SOURCES[kind], fields, "source")
         source.check()
+        documents = source.documents if kind == "random" else _files(fields["path"]) if kind == "folder" else 0
+        if 0 < documents < MANY:
+            pretended = [Document.of("", str(number)) for number in range(documents)]
+            in_three(pretended, text.heldout_fraction, text.evaluation_fraction, 0)
     except ShadowcoreError as error:
         raise type(error)(f"{where}.{str(error).replace('source', f'source.{kind}', 1)}") from None
-    if kind == "folder":
-        _check_fractions(where, text, _documents(Path(fields["path"]).expanduser()))
-    elif kind == "random":
-        _check_fractions(where, text, source.documents)
 
 
-def _documents(path: Path) -> int | None:
-    """Number of documents in a text's file or folder (see `texts.sources`); None if they would have to be read."""
-    files = [path] if path.is_file() else list(path.iterdir())
-    by_suffix = {suffix: [file for file in files if file.suffix == suffix] for suffix in SUFFIXES}
-    try:
-        if by_suffix[".parquet"]:
-            return sum(pq.read_metadata(file).num_rows for file in by_suffix[".parquet"])
-    except (pa.ArrowInvalid, OSError):
-        return None
-    return None if by_suffix[".jsonl"] else len(by_suffix[".txt"])
-
-
-def _check_fractions(where: str, text: Text, documents: int | None) -> None:
-    """Raise ConfigError if the fractions leave a part of the text without documents (see `cutting.split`)."""
-
-    def parts(count: int) -> tuple[int, int, int]:
-        evaluated = round(text.evaluation_fraction * count)
-        heldout = round(text.heldout_fraction / (1 - text.evaluation_fraction) * (count - evaluated))
-        return count - evaluated - heldout, heldout, evaluated
-
-    # equal documents count once, so the number of distinct ones may be smaller than `documents`
-    if documents is not None and not any(min(parts(count)) > 0 for count in range(documents, 0, -1)):
-        train, heldout, evaluated = parts(documents)
-        raise ConfigError(
-            f"{where}.heldout_fraction: {text.heldout_fraction:g}, with evaluation_fraction "
-            f"({text.evaluation_fraction:g}), leaves {train} of {documents} documents for training, {heldout} held "
-            f"out, {evaluated} for evaluation; every part needs at least one"
-        )
+def _files(folder: str) -> int:
+    """Number of documents in a folder of plain texts; 0 if documents would have to be read to be counted."""
+    files = [path for path in Path(folder).expanduser().glob("[!.]*") if path.is_file()]
+    return len(files) if all(path.suffix == ".txt" for path in files) else 0
 
 
 # ---- sizes

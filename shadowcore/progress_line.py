@@ -3,11 +3,10 @@
 import logging
 import sys
 import time
-from collections.abc import Sequence
 from typing import TextIO
 
 from shadowcore.jobs import Jobs
-from shadowcore.states import Job, counted, duration, states
+from shadowcore.states import counted, states, summary
 
 PAUSE = 10.0  # seconds between two lines in a file, where a line cannot be overwritten
 # Snakemake's messages about single jobs: events of its logger, and lines that are not events
@@ -29,15 +28,11 @@ class ProgressLine(logging.Handler):
         if getattr(record, "event", None) != "progress" or now - self.written < (1 if terminal else PAUSE):
             return
         self.written = now
-        line = self._line(states(self.jobs, now))
+        jobs = states(self.jobs, now)
+        self.together = max(self.together, counted(jobs)["running"])
+        line = summary(jobs, self.together)
         self.out.write(f"\r{line}\033[K" if terminal else f"{time.strftime('%H:%M:%S')}  {line}\n")
         self.out.flush()
-
-    def _line(self, jobs: Sequence[Job]) -> str:
-        count, left = counted(jobs), sum(job.left for job in jobs)
-        self.together = max(self.together, count["running"])
-        words = f"{count['done']} of {len(jobs)} jobs done"
-        return f"{words}, about {duration(left / self.together)} left" if count["done"] < len(jobs) else words
 
     def close(self) -> None:
         """End the line."""

@@ -4,8 +4,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from shadowcore.config_errors import Within
-from shadowcore.config_types import AboveZero, Number, Percent, Positive, Strict, among
+from shadowcore.config_types import AboveZero, Number, Percent, Positive, Strict, Within, among
 from shadowcore.method.tracing import EXAMPLES
 from shadowcore.method.training import EPOCHS_KEPT, SCALINGS, TARGETS, Recipe
 from shadowcore.models.families import KINDS_OF

@@ -78,10 +78,6 @@ RULES = {
     "prepare_benchmark": Rule(
         "get a benchmark's documents, cut to a seeded subset", {"documents": "tasks/{name}.parquet"}, "{task}", 2000,
     ),
-    # one file for all benchmarks, because Snakemake checks every input of each of thousands of jobs for changes
-    "gather_benchmarks": Rule(
-        "put the documents of all benchmarks into one file", {"benchmarks": "tasks/benchmarks.parquet"}
-    ),
     "check_disjoint": Rule(
         "check that no calibration document is also evaluated",
         {"record": "checks/disjoint/{name}.json"}, "{calibration}+{text}",

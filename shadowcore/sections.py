@@ -13,8 +13,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from shadowcore.benchmarks import BENCHMARKS
-from shadowcore.config_errors import Within
-from shadowcore.config_types import Fraction, Percent, Positive, Seed, Strict, among, list_of
+from shadowcore.config_types import Fraction, Percent, Positive, Seed, Strict, Within, among, list_of
 from shadowcore.errors import ConfigError, near_miss
 from shadowcore.measure.conditions import Condition
 from shadowcore.measure.methods import SPARSE

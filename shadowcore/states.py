@@ -88,15 +88,14 @@ def counted(jobs: Sequence[Job]) -> dict[str, int]:
     return {state: sum(job.state == state for job in jobs) for state in STATES}
 
 
-def summary(jobs: Sequence[Job]) -> str:
-    """One line with the number of finished jobs and the estimated time of the others."""
-    count, total, left = counted(jobs), len(jobs), sum(job.left for job in jobs)
-    words = f"{count['done']} of {total} jobs done"
-    if count["running"]:
-        return f"{words}; with {count['running']} jobs at a time, about {duration(left / count['running'])} left"
-    return (
-        words if count["done"] == total else f"{words}; no job is running; about {duration(left)} left, one at a time"
-    )
+def summary(jobs: Sequence[Job], together: int) -> str:
+    """One line with the number of finished jobs and the estimated time of the others, with `together` at a time."""
+    done, left = counted(jobs)["done"], sum(job.left for job in jobs)
+    words = f"{done} of {len(jobs)} jobs done"
+    if done == len(jobs):
+        return words
+    pace = f"with {together} jobs at a time" if together else "no job is running; with one at a time"
+    return f"{words}; {pace}, about {duration(left / max(together, 1))} left"
 
 
 def duration(seconds: float) -> str:

@@ -31,10 +31,8 @@ QUICK = yaml.safe_load((ROOT / "tests" / "base_study.yaml").read_text())  # a sm
 
 SMALL_MODEL = {"family": "llama", "layers": 3, "width": 16, "heads": 2, "neurons": 24, "positions": 128}
 
-LONG = [f"test_{name}.py" for name in ("workflow", "evaluate", "graph", "figures", "several_gpus", "kernels")]
-LONG += [
-    f"test_{name}.py" for name in ("decoder", "latency_random", "terminal", "library", "low_bit_proxy", "sparsity")
-]
+LONG = "workflow evaluate graph figures several_gpus kernels decoder latency_random library low_bit_proxy sparsity"
+LONG = [f"test_{name}.py" for name in LONG.split()]
 
 
 def pytest_collection_modifyitems(items):
@@ -160,14 +158,12 @@ def write_benchmarks(folder, documents=8):  # noqa: F811 (no fixture)
         return " ".join(chooser.choices(words, k=count))
 
     def piqa():
-        return {"goal": say(6), "sol1": say(chooser.randint(3, 7)), "sol2": say(chooser.randint(3, 7))} | {
-            "label": chooser.randint(0, 1)
-        }
+        solutions = {"goal": say(6), "sol1": say(chooser.randint(3, 7)), "sol2": say(chooser.randint(3, 7))}
+        return solutions | {"label": chooser.randint(0, 1)}
 
     def winogrande():
-        return {"sentence": f"{say(3)} _ {say(4)}", "option1": say(1), "option2": say(1)} | {
-            "answer": str(chooser.randint(1, 2))
-        }
+        options = {"sentence": f"{say(3)} _ {say(4)}", "option1": say(1), "option2": say(1)}
+        return options | {"answer": str(chooser.randint(1, 2))}
 
     def wikitext():
         return {"page": f" = {say(2)} = \n\n {say(chooser.randint(10, 60))} . \n"}

@@ -35,7 +35,7 @@ measure
 report
 library
 stages
-config_types config_file config_errors
+config_types config_file
 recipes latency_sections
 sections
 config
@@ -133,36 +133,6 @@ def test_evaluation_does_not_stand_on_criteria_but_tracing_does():
     assert "shadowcore.method.criteria" not in provenance.closure("shadowcore.stages.latency")
     assert "shadowcore.method.criteria" in provenance.closure("shadowcore.stages.trace")
     assert "shadowcore.method.criteria" in provenance.closure("shadowcore.stages.evaluate_oracle")
-
-
-def test_no_stage_stands_on_the_configuration():
-    for module in MODULES:
-        if module.startswith("shadowcore.stages"):
-            assert "shadowcore.config" not in provenance.closure(module)
-
-
-def test_a_comment_changes_no_fingerprint_but_behaviour_does(tmp_path, monkeypatch):
-    package = tmp_path / "shadowcore"
-    package.mkdir()
-    (package / "a.py").write_text(
-        '"""Text."""\nfrom shadowcore import b\n\n\ndef f():\n    """Text."""\n    return b.g()\n'
-    )
-    (package / "b.py").write_text("def g():\n    return 1\n")
-    monkeypatch.setattr(provenance, "PACKAGE", package)
-
-    def fingerprint():
-        for cached in (provenance.imports, provenance.behaviour, provenance.fingerprint):
-            cached.cache_clear()
-        return provenance.fingerprint("shadowcore.a")
-
-    first = fingerprint()
-    (package / "a.py").write_text('"""Other."""\nfrom shadowcore import b\ndef f():\n  # why\n  return b.g()\n')
-    assert fingerprint() == first
-    (package / "b.py").write_text("def g():\n    return 2\n")  # behind an import
-    assert fingerprint() != first
-    for cached in (provenance.imports, provenance.behaviour, provenance.fingerprint):
-        monkeypatch.undo()
-        cached.cache_clear()
 
 
 @pytest.mark.parametrize("rule", RULES)

@@ -40,7 +40,7 @@ TRAIN, EVALUATE = ("trace", *KEY[:2], "train", "0"), ("evaluate", *KEY)
 RUNS = {
     "model": [("fetch_model", "tiny"), TRAIN], "evaluated": [("fetch_model", "tiny"), EVALUATE],
     "prepare_text": [("prepare_text", "wikipedia")], "prepare_benchmark": [("prepare_benchmark", "piqa")],
-    "gather": [("gather_benchmarks",)], "trace": [TRAIN], "average": [("average", *KEY[:2])],
+    "trace": [TRAIN], "average": [("average", *KEY[:2])],
     "train": [("train_predictor", *KEY[:2], "shadow+plainact+small")], "evaluate": [EVALUATE], "static": [EVALUATE],
     "aggregate": [("aggregate",)],
 }  # fmt: skip
@@ -168,7 +168,7 @@ def another_schema(path):
 
 
 WORDS, PIQA = "words/part.parquet", "benchmarks/piqa/validation.parquet"
-PREPARED, GATHERED = f"{RESULTS}/tasks/piqa.parquet", f"{RESULTS}/tasks/benchmarks.parquet"
+PREPARED = f"{RESULTS}/tasks/piqa.parquet"
 CARD, WEIGHTS = f"{RESULTS}/models/tiny/card.json", "model/model.safetensors"
 DOCUMENTS, QUESTIONS = (f"{RESULTS}/texts/wikipedia/{name}.parquet" for name in ("documents", "true_continuation"))
 TRACE, HELDOUT = (f"{RESULTS}/traces/tiny/wikipedia/{split}-0.safetensors" for split in ("train", "heldout"))
@@ -193,7 +193,7 @@ MISTAKES = [
     ("prepare_text", WORDS, rows(lambda f: f.assign(text=f["text"].str[:30])), "true_continuation"),
     # a benchmark
     ("prepare_benchmark", PIQA, cut, "validation.parquet"),
-    ("prepare_benchmark", PIQA, rows(without("sol2")), "columns of piqa"),
+    ("prepare_benchmark", PIQA, rows(without("sol2")), "piqa, split validation"),
     ("prepare_benchmark", PIQA, rows(lambda f: f[:0]), "no documents"),
     # files between stages
     ("trace", CARD, cut, "card.json: damaged JSON"),
@@ -221,10 +221,9 @@ MISTAKES = [
     ("evaluate", PREDICTOR, tensors(poisoned), "small.safetensors"),
     ("evaluate", TRACE, over(PREDICTOR), "small.safetensors"),
     ("evaluate", QUESTIONS, rows(without("choices")), "true_continuation.parquet"),
-    ("gather", PREPARED, rows(without("goal")), "piqa.parquet"),
-    ("gather", PREPARED, cut, "piqa.parquet: damaged Parquet"),
-    ("evaluate", GATHERED, cut, "benchmarks.parquet: damaged Parquet"),
-    ("evaluate", PREPARED, over(GATHERED), "schema 'benchmark/1'"),
+    ("evaluate", PREPARED, rows(without("goal")), "piqa.parquet"),
+    ("evaluate", PREPARED, cut, "piqa.parquet: damaged Parquet"),
+    ("evaluate", SCORES, over(PREPARED), "piqa.parquet: schema 'criteria/1'"),
     ("static", SCORES, rows(lambda f: f[f["criterion"] == "none"]), "wikipedia.parquet"),
     ("static", SCORES, rows(lambda f: f[f["unit"] != 1]), "wikipedia.parquet"),
     ("static", SCORES, rows(lambda f: f.assign(mean=float("nan"))), "wikipedia.parquet"),

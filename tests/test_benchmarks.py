@@ -8,13 +8,12 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from conftest import random_predictor, refused, write_benchmarks
+from conftest import family_model, random_predictor, refused, write_benchmarks
 from lm_eval.api.instance import Instance
 from lm_eval.evaluator import evaluate, simple_evaluate
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from shadowcore import benchmarks
 from shadowcore.benchmarks import BENCHMARKS, BenchmarkText
@@ -44,15 +43,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module", params=["opt", "llama"])
 def model(request):
     torch.manual_seed(0)
-    config = AutoConfig.for_model(
-        request.param, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, vocab_size=260,
-        max_position_embeddings=LONGEST, **({"ffn_dim": 48, "word_embed_proj_dim": 32} if request.param == "opt" else
-                                            {"intermediate_size": 48, "num_key_value_heads": 2}),
-    )  # fmt: skip
-    made = AutoModelForCausalLM.from_config(config).eval()
-    for parameter in made.parameters():  # large weights: answers must depend on the text
-        torch.nn.init.normal_(parameter, std=0.3)
-    return made
+    return family_model(request.param, num_hidden_layers=3, vocab_size=260)
 
 
 def stock(name, folder, shots=0):

@@ -89,17 +89,14 @@ def voting(**winners):
     return {name: pd.concat([part[name] for part in parts], ignore_index=True) for name in parts[0]}
 
 
-@pytest.mark.parametrize(
-    ("winners", "verdict", "votes"),
-    [
-        ({"wikitext": 20.0, "c4": 20.0}, "reproduced", {"as claimed"}),
-        ({"wikitext": 20.0, "c4": 38.0}, "direction only", {"as claimed"}),
-        ({"wikitext": 20.0, "c4": 60.0}, "undecided", {"as claimed", "opposite"}),
-        ({"wikitext": 20.0, "c4": 40.0}, "undecided", {"as claimed", "undecided"}),
-        ({"wikitext": 60.0, "c4": 60.0}, "contradicted", {"opposite"}),
-        ({"wikitext": 20.0, "lambada": 60.0}, "reproduced", {"as claimed"}),
-    ],
-)
+@pytest.mark.parametrize(("winners", "verdict", "votes"), [
+    ({"wikitext": 20.0, "c4": 20.0}, "reproduced", {"as claimed"}),
+    ({"wikitext": 20.0, "c4": 38.0}, "direction only", {"as claimed"}),
+    ({"wikitext": 20.0, "c4": 60.0}, "undecided", {"as claimed", "opposite"}),
+    ({"wikitext": 20.0, "c4": 40.0}, "undecided", {"as claimed", "undecided"}),
+    ({"wikitext": 60.0, "c4": 60.0}, "contradicted", {"opposite"}),
+    ({"wikitext": 20.0, "lambada": 60.0}, "reproduced", {"as claimed"}),
+])  # fmt: skip
 def test_every_text_votes(winners, verdict, votes):
     rows = verdicts(voting(**winners))
     assert {row["data"] for row in rows} == set(winners) - {"lambada"}
@@ -129,24 +126,17 @@ def test_ranking_is_judged_by_the_dense_models_scores():
     assert set(pairs._rank_correlations(found)[0]["predictor"]) == {"small", "tuned"}
 
 
-@pytest.mark.parametrize(
-    ("change", "verdict"),
-    [
-        ({}, "reproduced"),
-        ({"model": "opt-6.7b"}, "transfers"),
-        ({"units": "neurons"}, "transfers"),
-        ({"protocol": "token"}, "transfers"),
-        ({"protocol": "token", "winner": 60.0}, "does not transfer"),
-        ({"policy": "per_layer"}, "transfers"),  # static was published with global
-        # published: log(42.8 / 30.8) = 0.33
-        ({"winner": 40 / math.exp(0.15)}, "direction only"),
-        ({"winner": 40 / math.exp(0.18)}, "reproduced"),
-        ({"winner": 39.9}, "undecided"),  # within the error
-        ({"winner": 60.0}, "contradicted"),
-        ({"sparsity_pct": 55}, "not attempted"),  # nothing was published there
-        ({"criterion": "snip"}, "not attempted"),
-    ],
-)
+@pytest.mark.parametrize(("change", "verdict"), [
+    ({}, "reproduced"), ({"model": "opt-6.7b"}, "transfers"), ({"units": "neurons"}, "transfers"),
+    ({"protocol": "token"}, "transfers"), ({"protocol": "token", "winner": 60.0}, "does not transfer"),
+    ({"policy": "per_layer"}, "transfers"),  # static was published with global
+    # published: log(42.8 / 30.8) = 0.33
+    ({"winner": 40 / math.exp(0.15)}, "direction only"), ({"winner": 40 / math.exp(0.18)}, "reproduced"),
+    ({"winner": 39.9}, "undecided"),  # within the error
+    ({"winner": 60.0}, "contradicted"),
+    ({"sparsity_pct": 55}, "not attempted"),  # nothing was published there
+    ({"criterion": "snip"}, "not attempted"),
+])  # fmt: skip
 def test_the_rule_of_a_verdict(change, verdict):
     (row,) = verdicts(study(**change))
     assert row["verdict"] == verdict
@@ -291,30 +281,21 @@ def test_times_are_paired_by_repeat():
     assert not unpaired["paired"] and unpaired["low"] < row["low"]
 
 
-@pytest.mark.parametrize(
-    "found",
-    [
-        timed(WIDTHS),
-        timed((*WIDTHS, AS_PUBLISHED[0])),  # as the reference tables of the H100 are
-        timed((*WIDTHS, AS_PUBLISHED[1])),
-        timed(AS_PUBLISHED, predictor_rank_heads=512),
-        timed(AS_PUBLISHED, ceilings={"shadow": 3999.0}),  # in two runs
-    ],
-)
+@pytest.mark.parametrize("found", [
+    timed(WIDTHS),
+    timed((*WIDTHS, AS_PUBLISHED[0])),  # as the reference tables of the H100 are
+    timed((*WIDTHS, AS_PUBLISHED[1])), timed(AS_PUBLISHED, predictor_rank_heads=512),
+    timed(AS_PUBLISHED, ceilings={"shadow": 3999.0}),  # in two runs
+])  # fmt: skip
 def test_other_ranks_and_other_runs_say_nothing_about_the_published_speed(found):
     assert claims.judge(found) == []
 
 
-@pytest.mark.parametrize(
-    "content, says",
-    [
-        (b"", "No columns to parse"),
-        (b"quantity,value\nlatency,1\n", "no column criterion, method, metric"),
-        (PUBLISHED.read_bytes().replace(b",17.1,", b",seventeen,", 1), "to float: 'seventeen'"),
-        (PUBLISHED.read_bytes() + b"1" + 20 * b",1" + b"\n", "Expected 16 fields"),
-        (b"\xff\xfe\x00", "can't decode"),
-    ],
-)
+@pytest.mark.parametrize("content, says", [
+    (b"", "No columns to parse"), (b"quantity,value\nlatency,1\n", "no column criterion, method, metric"),
+    (PUBLISHED.read_bytes().replace(b",17.1,", b",seventeen,", 1), "to float: 'seventeen'"),
+    (PUBLISHED.read_bytes() + b"1" + 20 * b",1" + b"\n", "Expected 16 fields"), (b"\xff\xfe\x00", "can't decode"),
+])  # fmt: skip
 def test_a_table_of_published_values_that_is_none(content, says, tmp_path):
     path = tmp_path / "mine.csv"
     refused("mine.csv: no such file", claims.published, path, CLAIMS["context_over_static"])

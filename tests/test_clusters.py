@@ -12,8 +12,8 @@ import stub_slurm
 import yaml
 from conftest import ROOT
 from one_node_slurm import NEEDED, available, one_node
-from test_faults import small
-from test_workflow import environment, prepared, results, run_in, tables
+from test_workflow import environment, prepared, results, run_in, small, tables
+from test_workflow import snakemake as run_here
 
 from shadowcore import artifacts
 from shadowcore.models.published import PUBLISHED
@@ -101,18 +101,6 @@ def test_a_job_asks_by_the_size_of_its_model_and_for_more_when_it_is_tried_again
 
 
 @pytest.mark.slow
-def test_a_submitted_job_runs_and_its_result_is_there(stubs, tmp_path):
-    folder = cluster_house(tmp_path / "house")
-    said = snakemake(
-        folder, "slurm", *QUICKLY, "results/tiny/tasks/piqa.parquet", "--default-resources", "slurm_account=lab",
-        "slurm_partition=long",
-    )  # fmt: skip
-    assert said.returncode == 0, said.stdout[-2000:] + said.stderr[-5000:]
-    assert (results(folder) / "tasks" / "piqa.parquet").is_file() and len(submitted(stubs)) == 1
-    assert "--gpus" not in submitted(stubs)[0]
-
-
-@pytest.mark.slow
 def test_another_queue_gets_its_resources_and_runs_the_job(tmp_path, monkeypatch):
     (tmp_path / "bin").mkdir()
     qsub = tmp_path / "bin" / "qsub"
@@ -163,20 +151,14 @@ def test_a_second_attempt_has_half_the_batch(tmp_path):
         "    t.neuron_magnitudes = full\n"
     )
     target = "results/tiny/thresholds/tiny-opt/words.parquet"
-    said = subprocess.run(
-        [sys.executable, "-m", "snakemake", "--configfile", "config/tiny.yaml", "--retries", "1", "--show-failed-logs",
-         target], cwd=folder, env=environment(folder), capture_output=True, text=True,
-    )  # fmt: skip
+    said = run_here(folder, "--retries", "1", target)
     assert said.returncode == 0, said.stderr[-3000:]
     assert "out of memory (CUDA out of memory. Tried to allocate 2.00 GiB); use smaller batches" in said.stderr
     assert (folder / target).is_file()
     again = yaml.safe_load((folder / "config" / "tiny.yaml").read_text())
     again["traces"]["batch"] = 1  # how it is made does not make it another
     (folder / "config" / "tiny.yaml").write_text(yaml.safe_dump(again))
-    said = subprocess.run(
-        [sys.executable, "-m", "snakemake", "--configfile", "config/tiny.yaml", "--dry-run", target],
-        cwd=folder, env=environment(folder), capture_output=True, text=True,
-    )  # fmt: skip
+    said = run_here(folder, "--dry-run", target)
     assert "Nothing to be done" in said.stdout + said.stderr
 
 
@@ -205,7 +187,7 @@ def queue(slurm):
 
 @pytest.mark.slurm
 def test_a_study_on_slurm_is_the_study_on_one_machine(slurm, tmp_path):
-    house, home = small(tmp_path / "house"), small(tmp_path / "home")
+    house, home = (small(tmp_path / name, "tiny-llama") for name in ("house", "home"))
     (house / "sitecustomize.py").write_text(AT_ONCE)
     shutil.copy(house / "config" / "tiny.yaml", home / "config" / "tiny.yaml")
     began = time.monotonic()

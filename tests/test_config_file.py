@@ -40,7 +40,7 @@ def test_merged_and_shared_parts_are_no_repetition(tmp_path):
         (QUICK.replace("study: quick", "study: !!python/object/apply:os.mkdir [ran]").encode(), ["line 2", "python"]),
         (QUICK.replace("study: quick", "study: @quick").encode(), ["line 2", "@"]),
         ((QUICK + "---\nstudy: other\n").encode(), ["line", "document"]),
-        ((QUICK + "1: 2\n").encode(), ["a key must be text"]),
+        ((QUICK + "1: 2\n").encode(), ["unknown key '1'"]),
         (b"", ["empty"]),
         (b"# nothing but a comment\n", ["empty"]),
         (b"- study\n- quick\n", ["list", "mapping"]),

@@ -148,19 +148,6 @@ def test_grasp_is_the_hessian_times_the_gradient(tiny, tokens):
         torch.testing.assert_close(signals.h, want, rtol=0.02, atol=0.01 * want.abs().max().item())
 
 
-def test_a_pass_for_second_order_shows_the_same_gradients(tiny, tokens):
-    seen = {}
-    importance = ImportancePass(tiny)
-    losses = [
-        importance(tokens, all_scored(tokens), lambda site, s: seen.setdefault(site, []).append(s), second_order=both)
-        for both in (False, True)
-    ]
-    torch.testing.assert_close(*losses)
-    for first, second in seen.values():
-        assert first.h is None
-        torch.testing.assert_close(second.g, first.g, rtol=1e-3, atol=1e-5)
-
-
 @pytest.mark.parametrize("name", sorted(CRITERIA))
 def test_an_example_does_not_depend_on_its_neighbours_or_padding(tiny, name):
     tokens = torch.randint(3, 96, (2, 60), generator=torch.Generator().manual_seed(7))
@@ -197,26 +184,25 @@ def test_moments_of_batches_are_those_of_the_whole():
     torch.testing.assert_close(together.deviation, values.std(0, correction=0), rtol=1e-8, atol=0)
 
 
-def test_the_pass_returns_the_models_own_loss(tiny, tokens):
-    _, losses = collect(tiny, tokens, all_scored(tokens), "plainact")
-    for row, loss in zip(tokens, losses, strict=True):
-        assert loss.item() == pytest.approx(tiny(row[None], labels=row[None]).loss.item(), rel=1e-5)
-    with torch.no_grad():
-        torch.testing.assert_close(example_losses(tiny(tokens).logits[:, :-1], tokens, all_scored(tokens)), losses)
-
-
-def test_a_forward_pass_alone_shows_the_same_activations(tiny, tokens):
-    """What criteria without gradients see does not depend on whether a backward pass follows."""
-    seen = {}
-    importance = ImportancePass(tiny)
-    scored = all_scored(tokens).clone()
+def test_every_pass_shows_the_same_activations_and_gradients_and_returns_the_models_own_loss(tiny, tokens):
+    """Of the first order, of the second, and forward alone, which suffices for criteria without gradients."""
+    scored, seen, importance = all_scored(tokens).clone(), {}, ImportancePass(tiny)
     scored[0, 8:] = False  # a row that ends earlier
-    importance(tokens, scored, lambda site, signals: seen.setdefault(site, []).append(signals))
-    importance.forward_only(tokens, scored, lambda site, signals: seen[site].append(signals))
-    for both, alone in seen.values():
-        assert alone.g is None
+
+    def see(site, signals):
+        seen.setdefault(site, []).append(signals)
+
+    losses = [importance(tokens, scored, see, second_order=both) for both in (False, True)]
+    importance.forward_only(tokens, scored, see)
+    torch.testing.assert_close(*losses)
+    for row, length, loss in zip(tokens, (8, 12), losses[0], strict=True):
+        own = row[None, :length]
+        assert loss.item() == pytest.approx(tiny(own, labels=own).loss.item(), rel=1e-5)
+    for first, second, alone in seen.values():
+        assert first.h is None and alone.g is None
+        torch.testing.assert_close(second.g, first.g, rtol=1e-3, atol=1e-5)
         for name in ("l2_norm", "output_norm", "nwot"):
-            torch.testing.assert_close(CRITERIA[name].token(alone), CRITERIA[name].token(both))
+            torch.testing.assert_close(CRITERIA[name].token(alone), CRITERIA[name].token(first))
 
 
 def test_on_policy_scores_are_what_a_unit_is_worth_to_the_sparse_model(tiny, tokens):

@@ -59,20 +59,15 @@ class ReportsOthers(Decoder):
         return masks | {"neurons": masks["neurons"].roll(1, -1)}
 
 
-class NextUnits(FixedSelection):
-    """A list of neurons off by one, in what is computed and in what is reported."""
+def off_by_one(selection):
+    """A kind of selection with a list of neurons off by one, in what is computed and in what is reported."""
 
-    def kept(self, layer, kind):
-        kept = super().kept(layer, kind)
-        return kept if kind == "heads" else Kept((kept.units + 1) % 48, None)
+    class Next(selection):
+        def kept(self, layer, kind):
+            kept = super().kept(layer, kind)
+            return kept if kept is None or kind == "heads" else Kept((kept.units + 1).clamp(max=47).unique(), None)
 
-
-class NextPredicted(PredictedSelection):
-    """The same for a predictor's list."""
-
-    def kept(self, layer, kind):
-        kept = super().kept(layer, kind)
-        return kept if kept is None or kind == "heads" else Kept((kept.units + 1).clamp(max=47).unique(), None)
+    return Next
 
 
 MUTATIONS = {
@@ -113,33 +108,27 @@ def test_wrong_steps_are_refused(tiny, ids, decoder):
         check("wrong", decoder(from_model(tiny), ROOM), tiny, ids, NEW)
 
 
-def test_units_that_are_not_the_ones_asked_for_are_refused(model, ids):
+def test_units_that_are_not_the_ones_asked_for_are_refused(model, tokens):
+    """Others, none, too many, those of another sequence, or a list off by one; or a wrong report."""
     layout, keep = from_model(model), random_masks(model)
-    fixed = FixedSelection(keep)
-    check("right", Decoder(layout, ROOM, fixed), model, ids, NEW, fixed)
-    for other in (NextUnits(keep), None):
-        with pytest.raises(Disagreement, match="neurons that it kept|heads that it kept"):
-            check("wrong", Decoder(layout, ROOM, other), model, ids, NEW, fixed)
-    with pytest.raises(Disagreement, match="heads that it kept"):
-        check("wrong", Decoder(layout, ROOM, fixed), model, ids, NEW, DenseSelection())
-    with pytest.raises(Disagreement, match="logits of step"):
-        check("wrong", ReportsOthers(layout, ROOM, fixed), model, ids, NEW)
-
-
-def test_units_of_another_sequence_are_refused(model, tokens):
-    layout, keep = from_model(model), {kind: torch.stack([mask, ~mask]) for kind, mask in random_masks(model).items()}
-    swapped = FixedSelection({kind: mask.flip(0) for kind, mask in keep.items()})
-    check("right", Decoder(layout, ROOM, FixedSelection(keep)), model, tokens, NEW, FixedSelection(keep))
-    with pytest.raises(Disagreement, match="neurons that it kept|heads that it kept"):
-        check("wrong", Decoder(layout, ROOM, swapped), model, tokens, NEW, FixedSelection(keep))
-
-
-def test_a_predictors_list_off_by_one_is_refused(model, ids):
-    predictor, layout = random_predictor(model, "shadow"), from_model(model)
-    right, wrong = (of(predictor, "per_layer", dict.fromkeys(KINDS, 50)) for of in (PredictedSelection, NextPredicted))
-    check("right", Decoder(layout, ROOM, right), model, ids, NEW, right)
-    with pytest.raises(Disagreement, match="neurons"):
-        check("wrong", Decoder(layout, ROOM, wrong), model, ids, NEW, right)
+    each = {kind: torch.stack([mask, ~mask]) for kind, mask in keep.items()}
+    predictor, half = random_predictor(model, "shadow"), dict.fromkeys(KINDS, 50)
+    fixed, of_each = FixedSelection(keep), FixedSelection(each)
+    swapped = FixedSelection({kind: mask.flip(0) for kind, mask in each.items()})
+    predicted, other = (of(predictor, "per_layer", half) for of in (PredictedSelection, off_by_one(PredictedSelection)))
+    for selection in (fixed, of_each, predicted):
+        rows = tokens[:2] if selection is of_each else tokens[:1]
+        check("right", Decoder(layout, ROOM, selection), model, rows[:, :8], NEW, selection)
+    kept = "neurons that it kept|heads that it kept"
+    for decoder, wrong, wanted, message in (
+        (Decoder, off_by_one(FixedSelection)(keep), fixed, kept), (Decoder, None, fixed, kept),
+        (Decoder, swapped, of_each, kept),
+        (Decoder, fixed, DenseSelection(), "heads that it kept"), (Decoder, other, predicted, "neurons"),
+        (ReportsOthers, fixed, None, "logits of step"),
+    ):  # fmt: skip
+        rows = tokens[:2] if wanted is of_each else tokens[:1]
+        with pytest.raises(Disagreement, match=message):
+            check("wrong", decoder(layout, ROOM, wrong), model, rows[:, :8], NEW, wanted)
 
 
 def test_a_threshold_may_decide_near_ties_either_way_and_nothing_else(tiny, ids):

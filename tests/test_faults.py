@@ -10,31 +10,15 @@ from pathlib import Path
 
 import psutil
 import pytest
-import yaml
-from test_workflow import command, environment, prepared, run_in, snakemake, tables
+from test_workflow import command, environment, run_in, small, snakemake, tables
 
 pytestmark = pytest.mark.faults
 KILLS = int(os.environ.get("FAULTS_KILLS", "50"))
 
 
-def small(folder):
-    """A house with a study of every stage that writes something large, and few of each."""
-    folder.mkdir()
-    house = prepared(folder)
-    path = house / "config" / "tiny.yaml"
-    study = yaml.safe_load(path.read_text())
-    study["models"] = {"tiny-llama": study["models"]["tiny-llama"]}
-    study["evaluation"] |= {"tasks": ["true_continuation"], "limit": {}}
-    study["conditions"] = [
-        {"methods": ["static", "shadow"], "criteria": ["plainact"], "predictors": ["small"], "sparsities_pct": [50]}
-    ]
-    path.write_text(yaml.safe_dump(study | {"latency": None}))
-    return house
-
-
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    return run_in(small(tmp_path_factory.mktemp("undisturbed") / "house"))
+    return run_in(small(tmp_path_factory.mktemp("undisturbed") / "house", "tiny-llama"))
 
 
 def same_study(folder, undisturbed):

@@ -147,11 +147,10 @@ def another_model(frames):
 
 
 @pytest.mark.parametrize("name", FIGURES)
-@pytest.mark.parametrize("change", [several_seeds, another_model])
-def test_figures_draw_seeds_as_one_line_and_one_model_only(frames, name, change):
-    if change is several_seeds and name in ("claims", "tasks"):
-        pytest.skip("claims join seeds in another way; tests/test_claims.py")
-    once, twice = FIGURES[name](frames, MODEL), FIGURES[name](change(frames), MODEL)
+def test_figures_draw_seeds_as_one_line_and_one_model_only(frames, name):
+    joined = name in ("claims", "tasks")  # claims join seeds in another way; tests/test_claims.py
+    more = another_model(frames if joined else several_seeds(frames))
+    once, twice = FIGURES[name](frames, MODEL), FIGURES[name](more, MODEL)
     assert texts(once) == texts(twice)
     for kind, data in ((Line2D, Line2D.get_xydata), (AxesImage, AxesImage.get_array)):
         ours, others = (list(map(data, figure.findobj(kind))) for figure in (once, twice))

@@ -13,11 +13,10 @@ if torch.cuda.is_available():
 from shadowcore.decode.decoder import Decoder
 from shadowcore.decode.layout import compacted, from_model
 from shadowcore.decode.low_bit_proxy import Proxy
-from shadowcore.decode.packed_predictor import pack
 from shadowcore.decode.selection import FixedSelection, PredictedSelection
 from shadowcore.decode.triton_decoder import GraphDecoder
 from shadowcore.errors import ConfigError
-from shadowcore.measure.dense_baselines import TorchGraph
+from shadowcore.measure.dense_baselines import TorchGraph, as_model
 from shadowcore.measure.equivalence_decoder import gate
 from shadowcore.measure.equivalence_model import check
 from shadowcore.measure.latency import bytes_per_step
@@ -90,30 +89,16 @@ def test_a_predictor_reading_the_heads_it_cannot_skip(tiny, ids):
     check("layerwise_own", GraphDecoder(from_model(tiny), ROOM, selection), tiny, ids, 2, selection)
 
 
-@pytest.mark.parametrize("tiny", ["llama"], indirect=True)
-def test_8_bit_predictors_choose_nearly_the_same(tiny, ids):
-    layout, sizes = from_model(tiny), from_model(tiny).sizes
-    kept = {"heads": sizes.heads // 2, "neurons": sizes.neurons // 2}
-    predictor, chosen = random_predictor(tiny, "shadow"), {}
-    for bits in (16, 8):
-        predictor.bits = bits
-        packed = pack(predictor, KINDS, layout.dtype, layout.device)
-        decoder = GraphDecoder(layout, ROOM, PredictedSelection(packed, "per_layer", HALF))
-        check(f"{bits} bits", decoder, tiny, ids, 2)
-        chosen[bits] = decoder.keep_masks()["neurons"][1:]
-        assert chosen[bits].sum(1).eq(kept["neurons"]).all()
-    assert (chosen[8] & chosen[16]).sum() / chosen[16].sum() > 0.9
-
-
-def test_relu_loses_nothing_and_a_threshold_masks(ids):
-    layout = from_model(random_model("opt without biases"))
-    dense = logits_of(GraphDecoder(layout, ROOM), ids)
-    close(logits_of(GraphDecoder(layout, ROOM, thresholds=[0.0] * layout.sizes.layers), ids), dense)
-    assert not torch.allclose(
-        logits_of(GraphDecoder(layout, ROOM, thresholds=[1.0] * layout.sizes.layers), ids)[:, 1:],
-        dense[:, 1:],
-        atol=1e-2,
+@pytest.mark.parametrize("variant", ["opt without biases", "llama with a gated relu"])
+def test_relu_loses_nothing_and_a_threshold_masks(ids, variant):
+    layout = from_model(random_model(variant))
+    dense, exact, masked = (
+        logits_of(GraphDecoder(layout, ROOM, thresholds=limit and [limit[0]] * layout.sizes.layers), ids)
+        for limit in (None, [0.0], [1.0])
     )
+    assert layout.exact_zeros and as_model(layout).config.model_type == variant[: len("llama")].split()[0]
+    close(exact, dense)
+    assert not torch.allclose(masked[:, 1:], dense[:, 1:], atol=1e-2)
 
 
 def test_the_dense_baseline_is_the_model(tiny, ids):

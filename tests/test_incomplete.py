@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import ROOT
-from test_workflow import command, environment, prepared, results, snakemake, tables
+from test_workflow import command, environment, results, small, snakemake, tables
 
 from shadowcore import artifacts, cli, logs, manifests, plan
 from shadowcore.config import load_study
@@ -130,16 +130,7 @@ if broken.exists() and all(word in " ".join(sys.orig_argv) for word in broken.re
 
 def failing(folder, *words):
     """A house with a small study of two models, of which every job whose command has these words fails."""
-    folder.mkdir()
-    house = prepared(folder)
-    path = house / "config" / "tiny.yaml"
-    study = yaml.safe_load(path.read_text())
-    study["evaluation"] |= {"tasks": ["true_continuation"], "limit": {}}
-    study["traces"].pop("on_policy")
-    study["conditions"] = [
-        {"methods": ["static", "shadow"], "criteria": ["plainact"], "predictors": ["small"], "sparsities_pct": [50]}
-    ]
-    path.write_text(yaml.safe_dump(study | {"latency": None}))
+    house = small(folder)
     (house / "sitecustomize.py").write_text(FAILING)
     (house / "broken").write_text(" ".join(words))
     return house

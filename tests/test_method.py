@@ -9,9 +9,9 @@ from scipy import stats
 
 from shadowcore.method import ranking, score_quantization
 from shadowcore.method.policies import POLICIES, floored, kept_units, top_units
-from shadowcore.method.predictors import PREDICTORS, Group, Predictor, groups_of
+from shadowcore.method.predictors import PREDICTORS, Group, groups_of
 from shadowcore.method.thresholds import Magnitudes, neuron_magnitudes
-from shadowcore.models.families import KINDS, Dimensions, dimensions_of, family_of, layers_of
+from shadowcore.models.families import Dimensions, dimensions_of, family_of, layers_of
 from shadowcore.models.recording import Site, visiting
 
 SIZES = Dimensions(layers=4, width=8, heads=4, kv_heads=2, head_width=2, neurons=10, vocabulary=96, positions=64)
@@ -60,8 +60,11 @@ def test_floored_guards_a_32nd_of_the_neurons_and_is_global_where_nothing_falls_
     assert torch.equal(keep[:, 1], top_units(scores[:, 1], 10))
 
 
-def test_kept_units_rounds_halves_up():
+def test_halves_are_rounded_up_and_ties_go_to_the_lower_index():
     assert [kept_units(9, pct) for pct in (0, 30, 50, 70)] == [9, 6, 5, 3]
+    scores = torch.tensor([[1.0, 2, 2, 2, 0], [1, 1, 1, 1, 1], [5, 4, 3, 2, 1]])
+    assert top_units(scores, 2).int().tolist() == [[0, 1, 1, 0, 0], [1, 1, 0, 0, 0], [1, 1, 0, 0, 0]]
+    assert top_units(scores, 0).sum() == 0 and top_units(scores, 5).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
@@ -71,16 +74,6 @@ def test_scores_closer_than_float32_tells_apart_are_counted_exactly(dtype):
         keep = top_units(scores, count)
         assert keep.sum() == count
         assert count in (0, 64) or scores[keep].min() >= scores[~keep].max()
-
-
-def test_ties_go_to_the_lower_index():
-    scores = torch.tensor([[1.0, 2, 2, 2, 0], [1, 1, 1, 1, 1], [5, 4, 3, 2, 1]])
-    assert top_units(scores, 2).tolist() == [
-        [False, True, True, False, False],
-        [True, True, False, False, False],
-        [True, True, False, False, False],
-    ]
-    assert top_units(scores, 0).sum() == 0 and top_units(scores, 5).all()
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -136,17 +129,6 @@ def test_segments_lie_between_one_predictor_and_one_per_layer():
         sizes = {len(group.layers) for group in groups}
         assert len(groups) == count and max(sizes) - min(sizes) <= 1
     refused("predictors.segments: 4 .*4 layers.* 1 to 3", groups_of, "segments", 4, 4)
-
-
-@pytest.mark.parametrize("design", sorted(PREDICTORS))
-def test_an_untrained_predictor_is_the_constant_one(design):
-    predictor = Predictor(design, SIZES, {"heads": 3, "neurons": 5})
-    for kind in KINDS:
-        for group, scorer in zip(predictor.groups, predictor.scorers[kind], strict=True):
-            scorer.score_mean.normal_()
-            layers, scores = predictor.read(group.site, torch.randn(2, 6, 8), kind)
-            assert layers == group.layers and scores.shape == (2, 6, len(layers), SIZES.units(kind))
-            assert torch.equal(scores, scorer.score_mean.expand_as(scores))
 
 
 @pytest.mark.parametrize("pct", [0, 1, 30, 50, 99])

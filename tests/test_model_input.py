@@ -8,9 +8,10 @@ import warnings
 
 import pytest
 import torch
+from conftest import family_model
 from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from shadowcore import artifacts
 from shadowcore.decode.decoder import Decoder
@@ -20,34 +21,29 @@ from shadowcore.measure.group import Group
 from shadowcore.measure.harness import SparseLM
 from shadowcore.measure.sparsity import SparseModel
 from shadowcore.models import folders, sources, tokenizers
-from shadowcore.models.families import FAMILIES, dimensions_of, require_positions
+from shadowcore.models.families import FAMILIES, dimensions_of
 from shadowcore.models.masking import cut_out, masked
 from shadowcore.models.sources import FolderModel, HubModel, PackagedModel, RandomModel
 from shadowcore.stages import inputs, latency
 from shadowcore.stages.base import CARD_SCHEMA, parse_spec
 
 SMALL = {"layers": 2, "width": 32, "heads": 4, "neurons": 48, "positions": 64}
-SIZES = {
-    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 320, "bos_token_id": 256,
-    "eos_token_id": 256, "pad_token_id": None, "max_position_embeddings": 64,
-}  # fmt: skip
-OPT = {"ffn_dim": 48, "word_embed_proj_dim": 32, "init_std": 0.3}
-LLAMA = {"intermediate_size": 48, "num_key_value_heads": 2, "initializer_range": 0.3}
-LIKE_LLAMA = LLAMA | {"head_dim": 8, "sliding_window": None}
+
+
 ADAPTER = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 4, "target_modules": ["q_proj"]}
 
 
-def saved(folder, family, **more):
-    """A model with large random weights, biases too, saved with the byte tokenizer."""
+def model_of(family, **more):
+    """A model with large random weights, biases too, for the byte tokenizer."""
     torch.manual_seed(0)
-    keys = {"opt": OPT, "llama": LLAMA}.get(family, LIKE_LLAMA)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **SIZES | keys | more))
-    for name, parameter in model.named_parameters():
-        if name.endswith("bias"):
-            torch.nn.init.normal_(parameter, std=0.3)
-    model.eval().save_pretrained(folder)
+    keys = {"num_hidden_layers": 2, "vocab_size": 320, "bos_token_id": 256, "eos_token_id": 256}
+    return family_model(family, **keys | {"tie_word_embeddings": family in ("opt", "gemma")} | more)
+
+
+def saved(folder, family, **more):
+    """Such a model, saved with the byte tokenizer."""
+    model_of(family, **more).save_pretrained(folder)
     tokenizers.byte_tokenizer().save_pretrained(folder)
-    return model
 
 
 @pytest.fixture(scope="module")
@@ -229,7 +225,7 @@ def test_models_that_would_be_run_otherwise_than_they_are_meant_are_refused(
 @pytest.mark.parametrize("keys", [*({"rope_parameters": rope} for rope in ROPES), OLD_ROPE], ids=str)
 def test_rope_that_depends_on_the_longest_row_is_refused_in_memory_too(keys):
     with pytest.raises(ConfigError, match="rope_type"):
-        SparseModel(LlamaForCausalLM(LlamaConfig(**SIZES | LLAMA, **keys)), None)
+        SparseModel(model_of("llama", **keys), None)
 
 
 # ---- weights
@@ -290,8 +286,7 @@ SERVED_ROPES = [
 
 @pytest.mark.parametrize("rope", SERVED_ROPES, ids=lambda rope: rope["rope_type"])
 def test_a_likelihood_does_not_depend_on_the_rows_beside_it(rope):
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(LlamaConfig(**SIZES | LLAMA, rope_parameters=rope)).eval()
+    model = model_of("llama", rope_parameters=rope)
     asked = [(("a", "b"), [5, 6, 7, 8], [9, 10]), (("c", "d"), list(range(3, 58)), [11, 12, 13])]
     alone, together = (
         SparseLM(model, tokenizers.byte_tokenizer(), batch * 64, 64)._likelihoods(
@@ -395,17 +390,12 @@ def test_an_unused_padding_token_beyond_the_embeddings_is_fine_and_never_comes_o
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text and tokenizer.bos_token_id == 256
 
 
-@pytest.mark.parametrize(
-    "vocabulary, tokens, named",
-    [
-        (257, {"plain": ["hello"]}, "hello"),
-        (257, {"special": ["<|im_start|>"]}, "<|im_start|>"),
-        (257, {"plain": ["hello"], "pad": "<pad>"}, "hello"),
-        (257, {"pad": "<pad>", "special": ["<sep>"]}, "<sep>"),
-        (256, {"pad": "<|end|>"}, "<|end|>"),  # also BOS
-        (200, {}, "vocabulary"),  # the tokenizer's own is larger
-    ],
-)
+@pytest.mark.parametrize("vocabulary, tokens, named", [
+    (257, {"plain": ["hello"]}, "hello"), (257, {"special": ["<|im_start|>"]}, "<|im_start|>"),
+    (257, {"plain": ["hello"], "pad": "<pad>"}, "hello"), (257, {"pad": "<pad>", "special": ["<sep>"]}, "<sep>"),
+    (256, {"pad": "<|end|>"}, "<|end|>"),  # also BOS
+    (200, {}, "vocabulary"),  # the tokenizer's own is larger
+])  # fmt: skip
 def test_tokens_beyond_the_embeddings_are_refused(vocabulary, tokens, named, tmp_path):
     saved(tmp_path / "model", "llama", vocab_size=vocabulary, bos_token_id=1, eos_token_id=1)
     with_tokens(tmp_path / "model", **tokens)
@@ -443,19 +433,16 @@ def test_random_models_that_cannot_be_are_refused_by_their_key(keys, names, tmp_
         source.check("models.mine.source")
 
 
-def test_a_borrowed_tokenizer_is_checked_like_ones_own(ready, folder, tmp_path):
+def test_a_borrowed_tokenizer_is_checked_like_ones_own_and_saved_without_its_padding_token(ready, folder, tmp_path):
     RandomModel("opt", tokenizer=str(ready / "llama"), **SMALL).check()
+    small = RandomModel("opt", tokenizer=str(folder), vocabulary=257, **SMALL)
+    with_tokens(folder, pad="<pad>")
+    sources.fetch(small, tmp_path / "padded")
+    assert max(AutoTokenizer.from_pretrained(tmp_path / "padded")("a <pad> b")["input_ids"]) < 257
     with_tokens(folder, plain=["hello"])
-    small = RandomModel("llama", tokenizer=str(folder), vocabulary=257, **SMALL)
     refused(small, "vocabulary", "257", "hello", place=tmp_path / "out")
     (folder / "tokenizer.json").unlink()
     refused(small, "tokenizer", str(folder), place=tmp_path / "out")
-
-
-def test_a_random_models_tokenizer_without_its_padding_token_is_the_one_saved(folder, tmp_path):
-    with_tokens(folder, pad="<pad>")
-    sources.fetch(RandomModel("opt", tokenizer=str(folder), vocabulary=257, **SMALL), tmp_path / "out")
-    assert max(AutoTokenizer.from_pretrained(tmp_path / "out")("a <pad> b")["input_ids"]) < 257
 
 
 def test_folders_packages_and_hub_are_checked_without_network(monkeypatch, tmp_path):
@@ -485,17 +472,6 @@ def test_checking_writes_nothing_and_says_nothing(ready, capfd):
 # ---- positions
 
 
-@pytest.mark.parametrize("family", ["llama", "opt"])
-@torch.no_grad()
-def test_exactly_the_configured_positions_are_usable(family, ready):
-    model = folders.load_model(ready / family)
-    positions = dimensions_of(model.config).positions
-    require_positions(positions, positions, "window_tokens", "the model")
-    assert model(torch.zeros((1, positions), dtype=torch.int64)).logits.isfinite().all()
-    with pytest.raises(ConfigError, match=rf"traces\.window_tokens: {positions + 1} .* {positions}.*models\.tiny"):
-        require_positions(positions, positions + 1, "traces.window_tokens", "models.tiny")
-
-
 TIMED = {
     "model": "tiny", "weights": "random", "dtype": "float32", "criterion": "plainact", "units": "neurons",
     "sparsities_pct": [50], "predictors": [], "proxies": [], "new_tokens": 25, "repeats": 1, "warmup": 0, "seed": 0,
@@ -511,7 +487,7 @@ def test_windows_and_prompts_longer_than_the_model_are_refused_before_a_text_is_
     saved(tmp_path / "model", family, **keys)
     card, weights = tmp_path / "card.json", tmp_path / "weights"
     artifacts.write_record(card, CARD_SCHEMA, sources.fetch(FolderModel(str(tmp_path / "model")), weights), {})
-    with pytest.raises(ConfigError, match="^window_tokens: 65 is too large; it must be at most 64"):
+    with pytest.raises(ConfigError, match="^window_tokens: 65 is too large; it must be at most 64"):  # 64 are read
         inputs.ModelAndText(card, tmp_path, tmp_path / "nowhere").windows("train", 65, 4, 0)
     files = {"card": card, "weights": weights, "tasks": tmp_path / "nowhere"}
     files = {one.name: files.get(one.name, ()) for one in dataclasses.fields(latency.Inputs)}

@@ -2,9 +2,8 @@
 
 import pytest
 import torch
-from conftest import family_model, refused
 
-from shadowcore.models.families import KINDS, dimensions_of, family_of, layers_of, output_projection
+from shadowcore.models.families import KINDS, dimensions_of, layers_of, output_projection
 from shadowcore.models.masking import cut_out, masked
 from shadowcore.models.recording import frozen, visiting
 
@@ -31,26 +30,11 @@ def test_masked_equals_weights_cut_out(tiny, tokens, kinds):
     with masked(tiny, keep):
         got = tiny(tokens).logits
         assert hooks(layers_of(tiny)[1]) == 1 + len(kinds)  # at the layer, and at the units of these kinds
-    want = cut_out(tiny, keep)(tokens).logits
+    narrow = cut_out(tiny, keep)
+    want = narrow(tokens).logits
     torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
     assert (got - tiny(tokens).logits).abs().max() > 0.1  # the mask matters at all
-
-
-@torch.no_grad()
-def test_a_sliding_window_hides_what_lies_before_it(tokens):
-    """Two layers see two windows back: of three tokens each, the last but four."""
-    model = family_model("mistral", num_hidden_layers=2, sliding_window=3)
-    changed = tokens.clone()
-    changed[:, 0] += 1
-    same = (model(tokens).logits == model(changed).logits).all(-1).all(0)
-    assert same.tolist() == [False] * 5 + [True] * 7
-
-
-@torch.no_grad()
-def test_cutting_out_really_narrows_the_ffn(tiny):
-    keep = random_keep(tiny, ("neurons",))
-    narrow = cut_out(tiny, keep)
-    for layer, mask in enumerate(keep["neurons"]):
+    for layer, mask in enumerate(keep.get("neurons", ())):
         assert output_projection(narrow, layer, "neurons").weight.shape[1] == mask.sum()
 
 
@@ -83,9 +67,3 @@ def test_sites_come_in_order_with_their_shapes(tiny, tokens):
         want.append(((layer, "neurons"), (*batch, sizes.neurons, 1)))
     assert seen == want
     assert len(layers_of(tiny)) == sizes.layers
-
-
-def test_an_unsupported_model_type_names_what_is_supported():
-    from transformers import GPT2Config
-
-    refused("model_type: 'gpt2' is not supported.*llama, mistral.*docs/extend.md", family_of, GPT2Config())

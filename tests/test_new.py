@@ -80,4 +80,4 @@ def test_the_smoke_study_has_every_stage_that_needs_neither_downloads_nor_a_gpu(
     study = load_study(ROOT / "config" / "smoke.yaml")  # `offline: true` refuses sources with downloads
     assert study.offline is True
     rules = {one.rule for one in work(Jobs(study, tmp_path), strict=True)}
-    assert set(RULES) - rules == {"relufy", "prepare_benchmark", "gather_benchmarks", "latency_random"}
+    assert set(RULES) - rules == {"relufy", "prepare_benchmark", "latency_random"}

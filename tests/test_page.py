@@ -94,6 +94,8 @@ def test_the_page_is_whole_and_needs_nothing_else(study):
     assert places == sorted(places)
     for words in (MODEL, "What the words mean", FINAL_TABLES["latency"].schema, "McNemar"):
         assert words in read.text
+    size = sum((study / f"figures/{MODEL}/{name}.png").stat().st_size for name in DRAWN)  # byte for byte, in base 64
+    assert 4 / 3 * size < len(text) < 4 / 3 * size + 300_000
 
 
 def test_whatever_comes_from_outside_is_text(study):
@@ -111,16 +113,13 @@ def test_the_page_says_where_it_is_from_and_repeats_to_the_byte(study, tmp_path)
     assert (tmp_path / "again.html").read_bytes() == (study / "index.html").read_bytes()
 
 
-def test_figures_are_inside_byte_for_byte(study):
-    size = sum((study / f"figures/{MODEL}/{name}.png").stat().st_size for name in DRAWN)
-    assert 4 / 3 * size < (study / "index.html").stat().st_size < 4 / 3 * size + 300_000
-
-
 MISSING = [{"job": "fetch_model/large", "reason": HOSTILE}, {"job": "12 jobs of evaluate", "reason": "not run"}]
 
 
-def test_a_page_of_a_part_of_the_study_says_first_what_is_missing_and_why(study, tmp_path):
-    assert write(study, tmp_path / "part.html", missing=MISSING) == 0
+@pytest.mark.parametrize("tables", [True, False])
+def test_a_page_of_a_part_of_the_study_says_first_what_is_missing_and_why(study, tmp_path, tables):
+    root = study if tables else shutil.copytree(study, tmp_path / "none", ignore=lambda *_: ["tables"])
+    assert write(root, tmp_path / "part.html", missing=MISSING) == 0
     text = Read((tmp_path / "part.html").read_text()).text
     for one in MISSING:
         assert text.index(one["job"]) < text.index(one["reason"]) < text.index("Summary")
@@ -128,12 +127,6 @@ def test_a_page_of_a_part_of_the_study_says_first_what_is_missing_and_why(study,
     assert artifacts.missing(tmp_path / "part.html") == MISSING
     whole = study / "index.html"
     assert "INCOMPLETE" not in whole.read_text() and artifacts.missing(whole) == []
-
-
-def test_a_page_without_any_table_is_a_page_that_says_so(study, tmp_path, capsys):
-    shutil.copytree(study / "figures", tmp_path / "figures")
-    assert write(tmp_path, tmp_path / "none.html", missing=MISSING) == 0
-    assert MISSING[0]["job"] in Read((tmp_path / "none.html").read_text()).text
 
 
 def test_a_refused_mode_is_named_first_on_the_page_and_in_the_terminal(study, tmp_path, capsys):

@@ -1,15 +1,13 @@
 """The plan: sizes and bytes as they are, rates as they were measured, and a budget that is kept."""
 
 import copy
-import json
 
 import pytest
 import yaml
 from conftest import ROOT, refused
-from rich.console import Console
 
 from shadowcore import artifacts, cli, plan
-from shadowcore.commands.plan import print_totals, totals
+from shadowcore.commands.plan import totals
 from shadowcore.config import load_study, parse_study
 from shadowcore.jobs import Jobs
 from shadowcore.models.families import dimensions_of
@@ -103,15 +101,18 @@ def test_only_conditions_of_a_predictor_that_begins_with_another_wait_for_it(tmp
     assert all(predictors[part] == {"small_tuned"} for part in ("30-1", "50-1", "70-1"))
 
 
+def write_seconds(jobs, one, seconds):
+    path = jobs.root / "benchmarks" / f"{one.place}.tsv"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"s\th:m:s\n{seconds}\t0:00:10\n")
+
+
 def test_rates_are_those_of_an_earlier_run(tmp_path):
     jobs, rate = jobs_of(QUICK, tmp_path), 1e11
-    for one in plan.work(jobs):
-        if one.rule == "trace":
-            path = jobs.root / "benchmarks" / "trace" / f"{one.name}.tsv"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(f"s\th:m:s\n{one.seconds({'trace': rate})}\t0:00:10\n")
-    assert plan.measured_rates(jobs) == {"trace": pytest.approx(rate)}
     traced = [one for one in plan.work(jobs) if one.rule == "trace"]
+    for one in traced:
+        write_seconds(jobs, one, one.seconds({"trace": rate}))
+    assert plan.measured_rates(jobs) == {"trace": pytest.approx(rate)}
     hours = totals(traced, {"trace": rate})["trace"].hours
     assert hours > totals(traced, {})["trace"].hours > len(traced) * START / 3600
     assert rate < TFLOPS * 1e12
@@ -177,13 +178,10 @@ def test_a_small_model_asks_for_no_gpu(tmp_path):
         assert asked["gpu"] == 0 and 1000 <= asked["mem_mb"] <= 5000 and asked["runtime"] == 30
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--budget-hours", "10"], "--budget-hours 10: the study takes about"),
-        (["--budget-gb", "100"], "GB, most of it in trace"),
-    ],
-)
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["--budget-hours", "10"], "--budget-hours 10: the study takes about"),
+    (["--budget-gb", "100"], "GB, most of it in trace"),
+])  # fmt: skip
 def test_over_budget_is_one_sentence(capsys, arguments, message):
     assert cli.main(["plan", str(CONFIG / "paper.yaml"), *arguments]) == 2
     said = capsys.readouterr()
@@ -205,11 +203,3 @@ def test_a_model_of_unknown_size_stops_the_plan_and_not_the_study(tmp_path):
         here = ((), [80e9] * 2, [150e9], [80e9, 60e9, 80e9, 80e9])
         assert tuple(one.resources(here=gpus)["devices"] for gpus in here) == counts and one.gpus == counts[0]
         assert one.resources(here=[20e9])["devices"] == 1  # the study is to run anyway
-
-
-def test_the_plan_is_printed_whole(tmp_path, capsys):
-    found = totals(plan.work(jobs_of(QUICK, tmp_path)), {"trace": 2e12})
-    print_totals(found, {"trace": 2e12}, Console(width=120))
-    said = capsys.readouterr().out
-    assert all(rule in said for rule in found) and "2 measured" in said and "Traces:" in said
-    assert json.dumps(found["all"].jobs) in said

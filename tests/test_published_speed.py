@@ -12,7 +12,6 @@ from shadowcore.commands.explain import explain
 from shadowcore.config import load_study
 from shadowcore.jobs import Jobs
 from shadowcore.models.published import PUBLISHED
-from shadowcore.report.figures.scaling import timed
 from shadowcore.schemas import LATENCY, LATENCY_REPEATS
 
 CONFIG = ROOT / "config" / "published_speed.yaml"
@@ -107,26 +106,3 @@ def test_rows_join_a_reference_and_replace_what_was_measured_again(measured, tmp
     before = path.read_bytes()
     join.join(tmp_path, measured[0])  # once more adds nothing
     assert path.read_bytes() == before
-
-
-def times(*modes, model="opt-1.3b", ceiling=4000.0):
-    """Rows of (method, rank of heads, of neurons, milliseconds) at 50 %."""
-    place = {"model": model, "device": "GPU", "weights": "random", "units": "both", "sparsity_pct": 50, "batch": 1}
-    place |= {"prompt_tokens": 128, "new_tokens": 128, "predictor_bits": 16, "ceiling_gb_s": ceiling}
-    place |= {"roofline_ms": 1.0, "gb_per_token": 1.0}
-    ranks = ("predictor_rank_heads", "predictor_rank")
-    return [
-        place | {"mode": mode, "ms_per_token": ms} | dict(zip(ranks, (heads, neurons), strict=True))
-        for mode, heads, neurons, ms in modes
-    ]
-
-
-def frame(rows):
-    return timed({"latency": LATENCY.build(rows).to_pandas()}).query("main")
-
-
-def test_three_widths_have_three_answers():
-    modes = [("shadow", 2048, 2048, 1.0), ("layerwise", 2048, 2048, 1.2), ("layerwise", 512, 1000, 1.02)]
-    modes += [("shadow", 256, 256, 0.8), ("layerwise", 256, 256, 0.9)]
-    lines = script("thresholds").widths(frame(times(*modes) + times(*modes, model="mine")))
-    assert lines[2:] == ["| mine |  | 1.200 | 1.020 | 1.125 |", "| opt-1.3b | 1.213 (1 A100) | 1.200 | 1.020 | 1.125 |"]

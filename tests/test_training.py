@@ -85,40 +85,55 @@ def same(one, other):
     return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
 
 
-def one_by_one(predictor, train):
+def wanted_of(scores, recipe):
+    """What is learned of scores (M, layers, units): their roots, or which units are a layer's highest third."""
+    if recipe.target == "sqrt":
+        return scores.sqrt()
+    place = scores.argsort(dim=-1, descending=True, stable=True).argsort(-1)  # of equal scores the lower index first
+    return (place < round(0.33 * scores.shape[-1])).float()
+
+
+def one_by_one(predictor, train, recipe):
     """The last epoch's weights of every scorer, trained alone by torch's own derivatives and optimiser."""
+    classes = recipe.target == "active"
+    loss = torch.nn.functional.binary_cross_entropy_with_logits if classes else torch.nn.functional.mse_loss
     for kind in KINDS:
         for group, scorer in zip(predictor.groups, predictor.scorers[kind], strict=True):
-            steps = RECIPE.epochs[kind] * train.batches(RECIPE.batch)
-            optimizer = torch.optim.AdamW(scorer.parameters(), RECIPE.learning_rate, weight_decay=RECIPE.weight_decay)
+            steps = recipe.epochs[kind] * train.batches(recipe.batch)
+            optimizer = torch.optim.AdamW(scorer.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay)
             schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
             layers, generator = slice(group.layers[0], group.layers[-1] + 1), torch.Generator().manual_seed(1)
             whole = next(train.chunks())
             everything = torch.arange(len(whole))
-            feature, scores = whole.feature(group.site, everything), whole.scores(kind, everything)[:, layers].sqrt()
+            scores = wanted_of(whole.scores(kind, everything)[:, layers], recipe)
+            feature = whole.feature(group.site, everything)
             scorer.feature_mean.copy_(feature.mean(0))
             scorer.feature_scale.copy_(feature.std(0, correction=0))
-            scorer.score_mean.copy_(scores.mean(0))
-            scorer.score_scale.copy_(scores.var(0, correction=0).mean(-1, keepdim=True).sqrt())
-            for _ in range(RECIPE.epochs[kind]):
-                for chunk, index in train.shuffled(RECIPE.batch, generator):
-                    scores = chunk.scores(kind, index)[:, layers].sqrt()
+            if classes:  # scores are logits: they have no scale, and begin at that of the mean
+                scorer.outer.bias.data.copy_(scores.mean(0).logit(eps=1e-3).flatten())
+            else:
+                scorer.score_mean.copy_(scores.mean(0))
+                scorer.score_scale.copy_(scores.var(0, correction=0).mean(-1, keepdim=True).sqrt())
+            for _ in range(recipe.epochs[kind]):
+                for chunk, index in train.shuffled(recipe.batch, generator):
+                    scores = wanted_of(chunk.scores(kind, index)[:, layers], recipe)
                     wanted = (scores - scorer.score_mean) / scorer.score_scale
-                    (scorer.deviation(chunk.feature(group.site, index)) - wanted).square().mean().backward()
+                    loss(scorer.deviation(chunk.feature(group.site, index)), wanted).backward()
                     optimizer.step()
                     optimizer.zero_grad()
                     schedule.step()
     return {name: value.detach().clone() for name, value in predictor.state_dict().items()}
 
 
+@pytest.mark.parametrize("target", ["sqrt", "active"])
 @pytest.mark.parametrize("together", [1, 2**21])
 @pytest.mark.parametrize("design", DESIGNS)
-def test_groups_and_kinds_learn_together_what_they_learn_alone(traces, design, together, monkeypatch):
-    """Also where a stack has room for one group only."""
+def test_groups_and_kinds_learn_together_what_they_learn_alone(traces, design, together, target, monkeypatch):
+    """Also where a stack has room for one group only; classifiers, too."""
     monkeypatch.setitem(stacks.STACK_BYTES, "cpu", together)
-    predictor, ends = new(design), {}
+    recipe, predictor, ends = replace(RECIPE, target=target, active_pct=33), new(design), {}
     train = traces(predictor, examples(predictor, 70))
-    alone, finish = one_by_one(new(design), train), training.TrainingState.finish
+    alone, finish = one_by_one(new(design), train, recipe), training.TrainingState.finish
 
     def see(state, epoch, losses):
         """Weights where training ended, before the best epoch is taken."""
@@ -126,42 +141,13 @@ def test_groups_and_kinds_learn_together_what_they_learn_alone(traces, design, t
         finish(state, epoch, losses)
 
     monkeypatch.setattr(training.TrainingState, "finish", see)
-    training.fit(predictor, train, traces(predictor, examples(predictor, 40)), RECIPE, 1)
+    training.fit(predictor, train, traces(predictor, examples(predictor, 40)), recipe, 1)
     start = new(design).state_dict()
+    near = {"sqrt": 1e-4, "active": 3e-3}[target]  # of what was learned; Adam makes much of rounding in small gradients
     for name, value in alone.items():
-        torch.testing.assert_close(ends[name], value, rtol=1e-4, atol=1e-5, msg=name)
-        assert value.numel() == 0 or not torch.equal(value, start[name]), name
-
-
-@pytest.mark.parametrize("design", DESIGNS)
-def test_a_classifiers_loss_and_gradient_are_torchs_own(traces, design):
-    """Cross-entropy of the scores, which are logits, with the highest third of a layer's units as the class 1."""
-    predictor, recipe = new(design), replace(RECIPE, target="active", active_pct=33)
-    held = traces(predictor, examples(predictor, 40))
-    chunk, index = next(held.chunks()), torch.arange(40)
-    made = stacks_by_kind(predictor, 16)
-    training._scale(predictor, made, held, recipe)
-    with torch.no_grad():
-        for parameter in predictor.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)) / 4)
-    expected = {}
-    for kind in KINDS:
-        scores = chunk.scores(kind, index)
-        # of equal scores the lower index first
-        place = scores.argsort(dim=-1, descending=True, stable=True).argsort(-1)
-        active = (place < round(0.33 * SIZES.units(kind))).float()
-        for stack in made[kind]:
-            stack.loss(chunk, index, active[:, stack.layers], training.loss_of(recipe)).backward()
-        for i, (group, scorer) in enumerate(zip(predictor.groups, predictor.scorers[kind], strict=True)):
-            scorer.zero_grad()
-            labels = active[:, list(group.layers)]
-            loss = torch.nn.functional.binary_cross_entropy(scorer(chunk.feature(group.site, index)).sigmoid(), labels)
-            loss.backward()
-            expected[f"{kind}.{i}"] = loss.item()
-        for name in ("inner.weight", "inner.bias", "outer.weight", "outer.bias"):
-            alone = torch.stack([scorer.get_parameter(name).grad for scorer in predictor.scorers[kind]][:1])
-            torch.testing.assert_close(made[kind][0].parameters[name].grad[:1], alone, rtol=1e-4, atol=1e-6)
-    assert training.held_out_losses(predictor, made, held, recipe) == pytest.approx(expected, rel=1e-5)
+        learned = (value - start[name]).norm()
+        assert (ends[name] - value).norm() <= near * learned + 1e-5, name
+        assert value.numel() == 0 or learned > 0 or ("score" in name and target == "active"), name
 
 
 LONG = replace(RECIPE, rank={"neurons": 64}, target="score", epochs={"neurons": 12}, batch=32, weight_decay=0.0)
@@ -307,34 +293,25 @@ def test_a_block_is_learned_by_the_mean_of_its_units_and_kept_as_one(traces):
     refused("predictors.block: 5 .* 12 neurons", new, recipe=replace(LONG, block=5))
 
 
-def test_chunks_and_batches_hold_every_token_once(traces, monkeypatch):
+@pytest.mark.parametrize("most", [None, 1, 11, 35, 50, 60])
+def test_chunks_and_batches_hold_every_token_once_or_the_first_alone(traces, monkeypatch, most):
     monkeypatch.setattr(trace_dataset, "CHUNK_BYTES", 11 * (7 * (12 + 4) + 8 * 2))  # 11 tokens
-    predictor = new(recipe=LONG)
-    shards = [examples(predictor, count) for count in (30, 20)]
-    some, (site,) = traces(predictor, *shards), shards[0][0]
-    assert len(some) == 50 and [len(chunk) for chunk in some.chunks()] == [11, 11, 8, 11, 9]
-    whole = torch.cat([chunk.scores("neurons", torch.arange(len(chunk))) for chunk in some.chunks()])
-    scores, features = (torch.cat([shard[i][key] for shard in shards]) for i, key in ((1, "neurons"), (0, site)))
+    predictor, count = new(recipe=LONG), min(most or 50, 50)
+    shards = [examples(predictor, tokens) for tokens in (30, 20)]
+    some, (site,) = traces(predictor, *shards, most=most), shards[0][0]
+    assert len(some) == count and (most or [len(chunk) for chunk in some.chunks()] == [11, 11, 8, 11, 9])
+    scores, features = (
+        torch.cat([shard[i][key] for shard in shards])[:count] for i, key in ((1, "neurons"), (0, site))
+    )
+    parts = [(chunk, torch.arange(len(chunk))) for chunk in some.chunks()]
+    whole = torch.cat([chunk.scores("neurons", index) for chunk, index in parts])
     assert torch.equal(whole, decode(*encode(scores, 8), 8, 12))
+    assert torch.equal(torch.cat([chunk.feature(site, index) for chunk, index in parts]), features.float())
     batches = list(some.shuffled(4, torch.Generator().manual_seed(0)))
     assert len(batches) == some.batches(4) and max(len(index) for _, index in batches) <= 4
     seen = torch.cat([chunk.feature(site, index) for chunk, index in batches])
-    assert not torch.equal(seen, features.float())
+    assert count == 1 or not torch.equal(seen, features.float())
     assert sorted(map(tuple, seen.tolist())) == sorted(map(tuple, features.float().tolist()))
-
-
-@pytest.mark.parametrize("most", [1, 11, 35, 50, 60])
-def test_the_first_tokens_alone(traces, monkeypatch, most):
-    monkeypatch.setattr(trace_dataset, "CHUNK_BYTES", 11 * (7 * (12 + 4) + 8 * 2))
-    predictor = new(recipe=LONG)
-    shards = [examples(predictor, count) for count in (30, 20)]
-    some, whole = traces(predictor, *shards, most=most), traces(predictor, *shards)
-    assert len(some) == min(most, 50)
-    site = predictor.groups[0].site
-    first, every = (
-        torch.cat([chunk.feature(site, torch.arange(len(chunk))) for chunk in one.chunks()]) for one in (some, whole)
-    )
-    assert torch.equal(first, every[:most])
 
 
 def test_traces_that_fit_on_the_device_are_read_once(traces, monkeypatch):

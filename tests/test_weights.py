@@ -99,9 +99,8 @@ def test_weights_replaced_by_others_of_their_size_are_refused_by_every_reader(ch
         lambda: inputs.Model(card, weights).model("float32"),
         lambda: inputs.Model(card, weights).loaded("float32"),
     ):
-        with pytest.raises(ArtifactError, match=r"model.safetensors: its content has changed") as caught:
-            read()
-        assert str(source) in str(caught.value)  # a link names the file that changed
+        # a link names the file that changed
+        refused(["model.safetensors: its content has changed", str(source)], read)
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json"])
@@ -191,8 +190,7 @@ def test_weights_changed_in_size_and_surplus_files_are_named(study, tmp_path):
     refused("surplus.json: 2 bytes .*the model's card has no file", check, study)
     (study[2] / "surplus.json").unlink()
     (study[0] / "config.json").rename(tmp_path / "gone.json")
-    with pytest.raises(ArtifactError, match=f"no file .*{study[0]}/config.json"):  # where the link leads
-        check(study)
+    refused(f"no file .*{study[0]}/config.json", check, study)  # where the link leads
     (tmp_path / "gone.json").rename(study[0] / "config.json")
     weights = study[0] / "model.safetensors"
     save_file(load_file(weights) | {"more": torch.zeros(3)}, weights)

@@ -19,7 +19,7 @@ import yaml
 from conftest import ROOT, write_benchmarks, write_words
 from fork_server import forking
 
-from shadowcore import artifacts, manifests
+from shadowcore import manifests
 from shadowcore.commands.explain import explain
 from shadowcore.config import load_study
 from shadowcore.jobs import Jobs
@@ -31,7 +31,6 @@ from shadowcore.report.figures import FIGURES
 from shadowcore.rules import outputs
 from shadowcore.schemas import FINAL_TABLES
 from shadowcore.states import states
-from shadowcore.texts.documents import DOCUMENTS
 
 LEFT = ("logs", "benchmarks", "study.txt")  # in a results folder beside what jobs write
 PARTS = ("Snakefile", "workflow", "shadowcore", "profiles", "config", "environment.yml")
@@ -91,6 +90,21 @@ def prepared(folder):
     write_benchmarks(folder / "benchmarks")
     (folder / "config" / "tiny.yaml").write_text(yaml.safe_dump(tiny_study(folder)))
     return folder
+
+
+def small(folder, *models):
+    """A house with a study of every stage that writes something large, and few of each; models: by default both."""
+    folder.mkdir()
+    house = prepared(folder)
+    path = house / "config" / "tiny.yaml"
+    study = yaml.safe_load(path.read_text())
+    study["models"] = {name: study["models"][name] for name in models or study["models"]}
+    study["evaluation"] |= {"tasks": ["true_continuation"], "limit": {}}
+    study["conditions"] = [
+        {"methods": ["static", "shadow"], "criteria": ["plainact"], "predictors": ["small"], "sparsities_pct": [50]}
+    ]
+    path.write_text(yaml.safe_dump(study | {"latency": None}))
+    return house
 
 
 def command(*arguments):
@@ -189,7 +203,8 @@ def test_every_job_is_done_and_leads_from_its_files_to_its_command(house, monkey
     for path in files:
         facts = explain(path)
         said = dict(facts)
-        written = path if path.parts[2:3] != ("outcomes",) else Path("results/tiny/outcomes")  # by its job's manifest
+        # outcomes are written by their job's manifest, figures by their folder
+        written = {"outcomes": root / "outcomes", "figures": root / "figures"}.get(path.parts[2], path)
         assert str(written) in said["command"] and "same as here" in said["code"] and "took" in said
         read = [line for word, line in facts if word == "from"]
         assert all("latency" in line or "refused" in line or not line.endswith(")") for line in read)
@@ -212,26 +227,6 @@ def test_benchmarks_are_rows_of_their_own(house):
     # chosen from a prompt, which whole documents and windows have not
     measured = asked[asked["method"] != "griffin"]
     assert len(rolled) == 3 * len(measured[["model", "method", "predictor", "seed"]].drop_duplicates())
-
-
-def test_calibration_documents_among_the_evaluated_ones_stop_the_study(house, tmp_path):
-    texts = next(results(house).rglob("documents.parquet"))
-
-    table = artifacts.read_table(texts, DOCUMENTS.schema)
-    # a text that calibrates on what another one is evaluated on, inside a longer document
-    leaked = next(row["text"] for row in table.to_pylist() if row["split"] == "evaluation")
-    rows = [row | {"text": f"Before.\n\n{leaked}"} for row in table.to_pylist() if row["split"] == "train"]
-    other = tmp_path / "documents.parquet"
-    artifacts.write_table(other, DOCUMENTS.schema, table.from_pylist(rows, schema=table.schema), {})
-    for calibrated, code in ((texts, 0), (other, 2)):
-        said = subprocess.run(
-            [sys.executable, "-m", "shadowcore", "check-disjoint", "--spec", '{"calibration": "c", "data": "d"}',
-             "--calibrated", calibrated, "--evaluated", texts, "--benchmarks", results(house) / "tasks/piqa.parquet",
-             "--record", tmp_path / "record.json"],
-            cwd=house, env=environment(house), capture_output=True, text=True,
-        )  # fmt: skip
-        assert said.returncode == code, said.stderr
-    assert "calibration text 'c' contains 1 of the 6 documents of text 'd'" in said.stderr
 
 
 def test_a_second_run_a_touch_and_a_comment_do_nothing(house):
@@ -265,26 +260,21 @@ def test_a_deleted_outcome_file_is_made_again_the_same_and_nothing_else_is_measu
     assert {path for path in outcomes if path.stat().st_mtime_ns != before[path]} == {lost}
 
 
-def test_editing_a_criterion_reruns_exactly_what_stands_on_it(house):
-    criteria = house / "shadowcore" / "method" / "criteria.py"
-    text = criteria.read_text()
-    assert "s.ga.abs()" in text
-    criteria.write_text(text.replace("s.ga.abs()", "2 * s.ga.abs()"))
-    due = waiting(house)
-    criteria.write_text(text)
-    assert {"trace", "average", "train_predictor", "evaluate_oracle", "latency", "aggregate"} <= set(due)
-    assert not {"fetch_model", "prepare_text"} & set(due)
+@pytest.mark.parametrize(("file", "before", "after", "due", "more"), [
     # `50` and `50-1` of each model; the evaluations of no sparsity, dense and relu, do not stand on criteria
-    assert due["evaluate"] == 4 and due["evaluate_oracle"] == 2
-
-
-def test_editing_a_figure_draws_figures_again_and_nothing_else(house):
-    style = house / "shadowcore" / "report" / "style.py"
-    text = style.read_text()
-    style.write_text(text.replace("PNG_DPI = 150", "PNG_DPI = 151"))
-    due = waiting(house)
-    style.write_text(text)
-    assert due == {"draw": 2, "write_page": 1}
+    ("method/criteria.py", "s.ga.abs()", "2 * s.ga.abs()", {"evaluate": 4, "evaluate_oracle": 2},
+     {"trace", "average", "train_predictor", "latency", "aggregate"}),
+    ("report/style.py", "PNG_DPI = 150", "PNG_DPI = 151", {"draw": 2, "write_page": 1}, set()),
+])  # fmt: skip
+def test_an_edit_reruns_exactly_what_stands_on_it(house, file, before, after, due, more):
+    path = house / "shadowcore" / file
+    text = path.read_text()
+    assert before in text
+    path.write_text(text.replace(before, after))
+    found = waiting(house)
+    path.write_text(text)
+    assert due.items() <= found.items() and more <= set(found) and (more or found == due)
+    assert not {"fetch_model", "prepare_text"} & set(found)
 
 
 def test_a_number_of_gpus_given_to_snakemake_is_the_number_that_the_job_reserves(house):

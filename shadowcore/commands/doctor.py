@@ -75,7 +75,6 @@ def examine(jobs: Jobs | None = None) -> Iterator[Finding]:
     study = jobs.study if jobs else None
     yield python()
     yield from packages(pins(), installed())
-    yield from byte_code()
     yield commit()
     yield from gpu()
     yield memory()
@@ -165,13 +164,6 @@ def gpu() -> Iterator[Finding]:
         )
     else:
         yield Finding("fine", f"no GPU: jobs run on the processor, {provenance.processor_name()}")
-
-
-def byte_code() -> Iterator[Finding]:
-    """Whether compiled Python modules are kept, so that jobs start faster."""
-    if os.environ.get("PYTHONDONTWRITEBYTECODE"):
-        fix = "unset PYTHONDONTWRITEBYTECODE"
-        yield Finding("warning", "PYTHONDONTWRITEBYTECODE is set: every job compiles all it imports again", fix)
 
 
 def memory() -> Finding:

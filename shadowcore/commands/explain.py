@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from shadowcore import artifacts, logs, provenance
-from shadowcore.commands import console
+from shadowcore.commands import console, say
 from shadowcore.errors import ArtifactError
 from shadowcore.provenance_graph import Job, ProvenanceGraph, run_of
 
 Facts = list[tuple[str, str]]
 LISTED = 12  # input files that are listed one by one
-COMPARED = 4e9  # total bytes of inputs up to which they are hashed again
 UNKNOWN = " (not in the header, as measured times are not; or changed since)"
 
 
@@ -26,7 +25,7 @@ def options(parser: argparse.ArgumentParser) -> None:
 def run(parsed: argparse.Namespace) -> None:
     out = console()
     for name, value in explain(parsed.file):
-        out.print(f"{name:9} {value}", highlight=False, markup=False, soft_wrap=True)
+        say(out, f"{name:9} {value}")
 
 
 def explain(path: Path) -> Facts:
@@ -96,17 +95,13 @@ def _read(header: Mapping[str, Any], files: Mapping[str, list[Path]]) -> Facts:
 
 def _states(paths: list[Path], were: list[str]) -> Iterable[str]:
     """A remark on each file in brackets; empty if it has not changed."""
-    there = [path.is_file() for path in paths]
-    size = sum(path.stat().st_size for path, is_there in zip(paths, there, strict=True) if is_there)
     all_there = len(were) == len(paths)
-    for number, (path, is_there) in enumerate(zip(paths, there, strict=True)):
+    for number, path in enumerate(paths):
         if path.is_dir():
             yield ""
-        elif not is_there:
+        elif not path.is_file():
             yield " (no longer there)"
-        elif size > COMPARED:
-            yield " (too large to compare here)"
-        elif provenance.file_sha256(path) in ([were[number]] if all_there else were):
+        elif artifacts.digest(path) in ([were[number]] if all_there else were):
             yield ""
         else:
             yield " (has changed since)" if all_there else UNKNOWN

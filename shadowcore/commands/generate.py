@@ -2,26 +2,15 @@
 
 import argparse
 import time
-from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 from shadowcore.errors import ConfigError, one_of
 from shadowcore.models.families import KINDS_OF
 
 SUFFIX = ".safetensors"
-PREFERRED = {"criterion": "plainact"}  # the default if the study has several
-
-
-class Trained(NamedTuple):
-    """A trained predictor of a study: the parts of its path."""
-
-    model: str
-    calibration: str
-    method: str
-    criterion: str
-    predictor: str
-    path: Path
+PARTS = ("model", "calibration", "method", "criterion", "predictor")  # of the path of a predictor
+PREFERRED = "plainact"  # the criterion if the study has several
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -31,7 +20,7 @@ def options(parser: argparse.ArgumentParser) -> None:
         "--method", default="shadow", help="design of a predictor, or a proxy such as proxy4 (default: shadow)"
     )
     parser.add_argument("--sparsity", type=int, default=50, metavar="PERCENT", help="units to skip (default: 50 %%)")
-    for name in ("model", "calibration", "criterion", "predictor"):
+    for name in (part for part in PARTS if part != "method"):
         parser.add_argument(f"--{name}", metavar="NAME", help="which one, if the study has several")
     parser.add_argument("--units", default="neurons", choices=list(KINDS_OF), help="units to skip (default: neurons)")
     parser.add_argument("--max-new-tokens", type=int, default=48, metavar="N", help="at most (default: 48)")
@@ -45,9 +34,9 @@ def run(parsed: argparse.Namespace) -> None:
         trained, origin = None, "low-bit copies of the weights, without training"
         model_name = model_in(parsed.results, parsed.model)
     else:
-        trained = chosen(predictors_in(parsed.results), parsed)
-        origin = f"{trained.criterion} (predictor {trained.predictor}, trained on {trained.calibration})"
-        model_name = trained.model
+        trained = chosen(parsed)
+        origin = "{criterion} (predictor {predictor}, trained on {calibration})".format(**trained)
+        model_name = trained["model"]
     # imported here, so that `--help` is fast
     from shadowcore.library.decoding import decoder
     from shadowcore.measure.latency import bytes_per_step
@@ -58,7 +47,7 @@ def run(parsed: argparse.Namespace) -> None:
     files = inputs.Model(folder / "card.json", folder / "weights")
     tokenizer = files.tokenizer
     model = files.model(parsed.dtype or ("bfloat16" if inputs.device().type == "cuda" else "float32"), spread=False)
-    predictor = inputs.read_predictor(trained.path, dimensions_of(model.config)) if trained else parsed.method
+    predictor = inputs.read_predictor(trained["path"], dimensions_of(model.config)) if trained else parsed.method
     both = decoder(model, predictor, parsed.sparsity / 100, parsed.units)
     ids, read = tokenizer(parsed.prompt)["input_ids"], []
     for name, dense, variant in (("dense", True, both.dense), (parsed.method, False, both.sparse)):
@@ -85,30 +74,23 @@ def model_in(results: Path, wanted: str | None) -> str:
     return known[0]
 
 
-def predictors_in(results: Path) -> list[Trained]:
-    """All predictors of a study's results folder."""
-    if not results.is_dir():
-        raise ConfigError(f"{results}: no such folder; name a study's results, such as results/quick")
-    predictors = []
-    for path in sorted((results / "predictors").glob(f"*/*/*{SUFFIX}")):
-        parts = path.name.removesuffix(SUFFIX).split("+", 2)
-        if not path.name.startswith(".") and len(parts) == 3:
-            predictors.append(Trained(path.parts[-3], path.parts[-2], *parts, path))
-    if not predictors:
-        raise ConfigError(f"{results}: it has no trained predictors; run a study that trains one, such as `make study`")
-    return predictors
-
-
-def chosen(predictors: Sequence[Trained], parsed: argparse.Namespace) -> Trained:
-    """The predictor that the options name; ConfigError lists the choices if there are several."""
-    for name in ("model", "calibration", "method", "criterion", "predictor"):
-        known = sorted({getattr(one, name) for one in predictors})
-        wanted = getattr(parsed, name)
-        if wanted is None and PREFERRED.get(name) in known:
-            wanted = PREFERRED[name]
+def chosen(parsed: argparse.Namespace) -> dict[str, Any]:
+    """The parts of the path of the predictor that the options name; ConfigError lists the choices of several."""
+    if not parsed.results.is_dir():
+        raise ConfigError(f"{parsed.results}: no such folder; name a study's results, such as results/quick")
+    found = []
+    for path in sorted((parsed.results / "predictors").glob(f"*/*/[!.]*{SUFFIX}")):
+        names = (*path.parts[-3:-1], *path.name.removesuffix(SUFFIX).split("+", 2))
+        if len(names) == len(PARTS):
+            found.append(dict(zip(PARTS, names, strict=True)) | {"path": path})
+    if not found:
+        raise ConfigError(
+            f"{parsed.results}: it has no trained predictors; run a study that trains one, such as `make study`"
+        )
+    for part in PARTS:
+        known = sorted({one[part] for one in found})
+        wanted = getattr(parsed, part) or (PREFERRED if PREFERRED in known else None)
         if wanted is None and len(known) > 1:
-            raise ConfigError(f"--{name}: the study has several: {', '.join(known)}; name one of them")
-        if wanted is not None:
-            one_of(wanted, known, f"--{name}")
-            predictors = [one for one in predictors if getattr(one, name) == wanted]
-    return predictors[0]
+            raise ConfigError(f"--{part}: the study has several: {', '.join(known)}; name one of them")
+        found = [one for one in found if one[part] == one_of(wanted or known[0], known, f"--{part}")]
+    return found[0]

@@ -6,12 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from shadowcore import machine, plan, preflight, rates
-from shadowcore.commands import console
+from shadowcore.commands import console, new_table, say
 from shadowcore.config import load_study
 from shadowcore.errors import ConfigError
 from shadowcore.jobs import Jobs
@@ -36,7 +34,7 @@ def run(parsed: argparse.Namespace) -> None:
     planned = totals(works, here, known, plan.disk(jobs.study, works), core)
     print_totals(planned, here, console(), known, core)
     if shortage := preflight.shortage(jobs):
-        console().print(f"{shortage[0].upper()}{shortage[1:]}.", highlight=False, markup=False, soft_wrap=True)
+        say(console(), f"{shortage[0].upper()}{shortage[1:]}.")
     check_budget(planned, parsed.budget_hours, parsed.budget_gb)
 
 
@@ -98,10 +96,8 @@ def print_totals(
     core: Sequence[Rate] = (),
 ) -> None:  # fmt: skip
     """Print a line per rule, and the source of the rates: measured on this machine (`here`), a GPU or a core."""
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    table.add_column("stage")
-    for name in ("jobs", "hours", "GPU-hours", "disk, GB", "memory of a job, GB", "GPUs of a job", "TFLOP/s"):
-        table.add_column(name, justify="right")
+    names = ("jobs", "hours", "GPU-hours", "disk, GB", "memory of a job, GB", "GPUs of a job", "TFLOP/s")
+    table = new_table("stage", *names)
     elsewhere: dict[str, list[str]] = {}  # rules, by the other machine whose rates they have
     for rule, one in planned.items():
         loads = rule in RULES and RULES[rule].copies > 0

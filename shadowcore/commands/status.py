@@ -9,12 +9,10 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from shadowcore import logs
-from shadowcore.commands import console
+from shadowcore.commands import console, new_table, say
 from shadowcore.config import load_study
 from shadowcore.jobs import Jobs
 from shadowcore.states import STATES, Job, counted, duration, states, summary
@@ -35,10 +33,7 @@ def run(parsed: argparse.Namespace) -> None:
 def print_status(jobs: Sequence[Job], now: float, out: Console) -> None:
     """Print a line per stage with its estimated end, then running jobs, and failed jobs with error and log."""
     count = counted(jobs)
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    table.add_column("stage")
-    for name in ("jobs", *STATES, "took", "left", "ends about"):
-        table.add_column(name, justify="right")
+    table = new_table("stage", "jobs", *STATES, "took", "left", "ends about")
     left = 0.0
     for rule in dict.fromkeys(job.work.rule for job in jobs):
         part = [job for job in jobs if job.work.rule == rule]
@@ -52,8 +47,8 @@ def print_status(jobs: Sequence[Job], now: float, out: Console) -> None:
         cells += [duration(waits) if unfinished else "", ends]
         table.add_row(rule, str(len(part)), *cells)
     out.print(table)
-    for line in (summary(jobs), *_lines(jobs)):
-        out.print(line, highlight=False, markup=False, soft_wrap=True)
+    for line in (summary(jobs, count["running"]), *_lines(jobs)):
+        say(out, line)
 
 
 def _lines(jobs: Sequence[Job]) -> Iterator[str]:

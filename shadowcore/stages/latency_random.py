@@ -6,7 +6,6 @@ which. Before it is timed, each mode is checked against the torch decoder in flo
 
 import statistics
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from shadowcore.measure import gpu_timing, latency
 from shadowcore.measure.equivalence import Agreement, Disagreement
 from shadowcore.measure.equivalence_decoder import gate, gate_prompt
 from shadowcore.measure.latency_variants import RIVALS, Design, Modes, variants
+from shadowcore.models.families import require_positions
 from shadowcore.models.folders import DTYPES
 from shadowcore.models.published import PUBLISHED
 from shadowcore.stages.base import Frozen, Outputs, Progress
@@ -45,15 +45,6 @@ class Spec(Frozen):
     seed: int
 
 
-@dataclass
-class Timed:
-    """A mode that has passed its check: its decoder, and what was counted about it."""
-
-    decoder: Any
-    agreement: Agreement
-    facts: dict[str, Any] = field(default_factory=dict)
-
-
 def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     progress = Progress(f"latency-random {spec.model}")
     family, sizes = PUBLISHED[one_of(spec.model, PUBLISHED, "model")]
@@ -64,10 +55,7 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
             f"short_tokens: {spec.short_tokens} is not allowed; it must be between 0 and new_tokens {spec.new_tokens}"
         )
     room = spec.prompt_tokens + spec.new_tokens
-    if room > sizes.positions:
-        raise ConfigError(
-            f"prompt_tokens + new_tokens: {room} is too large; {spec.model} has {sizes.positions} positions"
-        )
+    require_positions(sizes.positions, room, "prompt_tokens + new_tokens", spec.model)
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     dtype = getattr(torch, one_of(spec.dtype, DTYPES, "dtype"))
     ceiling = gpu_timing.read_ceiling(device)
@@ -77,41 +65,40 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     layout = random_layout(family, sizes, dtype, device, spec.seed, spec.active)
     shared = shared_columns(spec, "random", device, ceiling)
     modes = Modes(spec.units, spec.sparsities_pct, spec.designs, spec.baselines, room, spec.seed, spec.batch)
-    timed: dict[str, Timed] = {}
+    decoders: dict[str, Any] = {}
+    facts: dict[str, dict[str, Any]] = {}
     reference = Decoder(upcast(layout), room)
     reasons: dict[str, str] = {}
     keys: dict[str, dict[str, Any]] = {}
     for name, own, make in variants(modes, layout, triton=device.type == "cuda"):
         keys[name] = shared | own
         try:
-            timed[name] = built(name, own["mode"], make, spec, layout, timed, reference)
+            first = next(iter(decoders.values()), None)
+            decoders[name], agreement, facts[name] = built(name, own["mode"], make, spec, layout, first, reference)
         except (Disagreement, torch.OutOfMemoryError) as error:
             reasons[name] = str(error).splitlines()[0]
             progress.say(f"{name} is not timed: {reasons[name]}")
             if device.type == "cuda":
                 torch.cuda.empty_cache()
         else:
-            progress.say(f"{name}: {timed[name].agreement}; {timed[name].facts}")
+            progress.say(f"{name}: {agreement}; {facts[name]}")
     del reference
-    raw = gpu_timing.turns(
-        {name: one.decoder for name, one in timed.items()},
-        spec.prompt_tokens, spec.short_tokens, spec.new_tokens, spec.repeats, spec.warmup,
-    )  # fmt: skip
+    raw = gpu_timing.turns(decoders, spec.prompt_tokens, spec.short_tokens, spec.new_tokens, spec.repeats, spec.warmup)
     rows = []
-    for name, one in timed.items():
+    for name, decoder in decoders.items():
         times = [row["ms_per_token"] for row in raw if row["variant"] == name]
-        row = {"variant": name} | one.facts | latency.quantiles(times)
+        row = {"variant": name} | facts[name] | latency.quantiles(times)
         if "gb_per_token" in row:
-            cached = gpu_timing.bytes_cached(one.decoder, spec.prompt_tokens + spec.new_tokens // 2)
+            cached = gpu_timing.bytes_cached(decoder, spec.prompt_tokens + spec.new_tokens // 2)
             row |= latency.roofline(row["gb_per_token"], cached, statistics.median(times), ceiling)
         rows.append(row)
     write("latency_random", spec, inputs, outputs, keys, rows, raw, reasons)
 
 
 def built(
-    name: str, mode: str, make: Callable, spec: Spec, layout: Layout, timed: dict[str, Timed], reference: Decoder
-) -> Timed:  # fmt: skip
-    """A decoder that has passed its check, and what is counted about it; all share the first one's cache."""
+    name: str, mode: str, make: Callable, spec: Spec, layout: Layout, first: Decoder | None, reference: Decoder
+) -> tuple[Any, Agreement, dict[str, Any]]:  # fmt: skip
+    """A decoder that has passed its check, and what is counted about it; all share the cache of the first one."""
     gpu, position = layout.device.type == "cuda", spec.prompt_tokens
     if gpu:
         torch.cuda.reset_peak_memory_stats()
@@ -120,10 +107,10 @@ def built(
     tokens = torch.arange(spec.batch, device=layout.device) + spec.seed % 100 + 10
     if not isinstance(decoder, Decoder):  # another library's model: it starts from a prompt
         agreement = gate_prompt(name, decoder, reference, tokens)
-        return Timed(decoder, agreement, {"gate_error": agreement.error})
+        return decoder, agreement, {"gate_error": agreement.error}
     facts: dict[str, Any] = {}
-    if timed:
-        decoder.share_cache(next(iter(timed.values())).decoder)
+    if first is not None:
+        decoder.share_cache(first)
     else:
         gpu_timing.fill_cache(decoder, spec.seed)
     decoder.go_to(position)
@@ -140,8 +127,8 @@ def built(
         facts["gb_per_token"] -= (1 - facts["active"]) * sum(layer.ffn_down.nbytes for layer in layout.layers) / 1e9
     if gpu and (mode == "dense" or "predictor_mb" in facts):
         facts |= gpu_timing.parts(decoder, position)
-    if not timed:
+    if first is None:
         prompt = torch.randint(10, layout.sizes.vocabulary, (spec.batch, position), device=layout.device)
         prefills = [gpu_timing.milliseconds(lambda: decoder.prefill(prompt), layout.device) for _ in range(4)]
         facts["ttft_ms"] = statistics.median(prefills[1:])
-    return Timed(decoder, agreement, facts)
+    return decoder, agreement, facts

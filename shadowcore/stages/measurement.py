@@ -29,7 +29,7 @@ Tick = Callable[[float], None]
 
 
 class Evaluated(ModelAndText):
-    """tasks: our own questions about the text; benchmarks: files of gather-benchmarks."""
+    """tasks: our own questions about the text; benchmarks: files of prepare-benchmark, <task>.parquet."""
 
     tasks: Path
     benchmarks: tuple[Path, ...]
@@ -175,9 +175,9 @@ def _runs(spec: Spec, inputs: Evaluated, model: torch.nn.Module) -> list[Run]:
         task = true_continuation(TASKS.read(inputs.tasks).to_pylist())
         questions = Questions(model, tokenizer, [task], spec.request_tokens, longest)
         runs.append(Run("true_continuation", len(questions), True, questions.outcomes))
-    prepared = {name: rows for path in inputs.benchmarks for name, rows in benchmarks.gathered(path).items()}
+    prepared = {path.stem: benchmarks.prepared(path) for path in inputs.benchmarks}
     if missing := set(spec.tasks) - {*OWN_TASKS, *prepared}:
-        raise ConfigError(f"--benchmarks: {sorted(missing)} are missing; gather-benchmarks writes a file that has them")
+        raise ConfigError(f"--benchmarks: {sorted(missing)} are missing; prepare-benchmark writes a file of each")
     for batch, window, tasks in _together(spec, prepared):
         questions = Questions(model, tokenizer, tasks, batch, min(window or longest, longest))
         name = ", ".join(f"{task.config.task} ({task.config.num_fewshot}-shot)" for task in tasks)

@@ -1,4 +1,3 @@
-import gc
 import re
 import shlex
 import shutil
@@ -6,13 +5,10 @@ import signal
 import sys
 from contextlib import suppress
 from functools import cache
-from inspect import signature
 from os.path import relpath
 from pathlib import Path
 
-from snakemake.common import overwrite_function_params
 from snakemake.logging import logger
-from snakemake.resources import Resource
 
 from shadowcore import machine, manifests, progress_line, rates
 from shadowcore.errors import ShadowcoreError
@@ -24,9 +20,6 @@ from shadowcore.report.captions import CAPTIONS
 from shadowcore.rules import RULES, name_of
 from shadowcore.schemas import FINAL_TABLES
 from shadowcore.work import Work
-
-# Garbage collection among ten thousand of Snakemake's jobs, which are never freed, would take a fifth of its time.
-gc.set_threshold(500_000)
 
 
 # Snakemake takes braces in a path for wildcards, and the folder of a clone may have braces in its name.
@@ -40,15 +33,6 @@ def named(values):
 
 
 ENVIRONMENT = escaped(f"{workflow.basedir}/environment.yml")
-
-
-# Snakemake inspects the parameters of every function several times per job; this caches them.
-def with_signature(function):
-    overwrite_function_params(function, signature(function).parameters)
-    return function
-
-
-with_signature(Resource.evaluate)
 
 
 @cache
@@ -104,12 +88,11 @@ def inputs_of(rule):
     def files(wildcards):
         named, checksums = {}, []
         for option, paths in jobs.inputs(rule, *values(rule, wildcards)).items():
-            paths = [paths] if isinstance(paths, str) else paths
             named[option] = [ancient(path) if Path(path).suffix in ("", ".safetensors") else path for path in paths]
             checksums += [f"{path}.sha256" for path in paths if path.endswith(".safetensors")]
         return named | {"checksums": checksums}
 
-    return with_signature(files)
+    return files
 
 
 def outputs_of(rule):
@@ -140,16 +123,15 @@ def resources_of(rule):
         halved = {name: max(1, batch // 2 ** (attempt - 1)) for name, batch in jobs.batches(rule).items()}
         return shlex.join(options(halved))
 
-    def function(name):
-        return with_signature(lambda wildcards, attempt: needed(wildcards, attempt)[name])
+    def amount(name):
+        return lambda wildcards, attempt: needed(wildcards, attempt)[name]
 
-    amounts = {name: function(name) for name in ("mem_mb", "runtime", "devices", gpus)}
-    return amounts | {"batches": with_signature(batches)}
+    return {name: amount(name) for name in ("mem_mb", "runtime", "devices", gpus)} | {"batches": batches}
 
 
 # A study ends sooner if those jobs start first that most work waits for.
 def priority_of(rule):
-    return with_signature(lambda wildcards: longest_chains().get(key_of(rule, wildcards), 0))
+    return lambda wildcards: longest_chains().get(key_of(rule, wildcards), 0)
 
 
 def params_of(rule):
@@ -159,9 +141,9 @@ def params_of(rule):
 
     params = {
         "stage": rule.replace("_", "-"),
-        "spec": with_signature(lambda wildcards: jobs.spec(rule, *values(rule, wildcards))),
+        "spec": lambda wildcards: jobs.spec(rule, *values(rule, wildcards)),
         "code": fingerprint(f"shadowcore.stages.{rule}"),
-        "files": with_signature(files),
+        "files": files,
     }
     return params | ({"captions": CAPTIONS} if rule == "draw" else {})
 
