@@ -43,6 +43,10 @@ NAMES = list(METHODS)
 ALL = NAMES[: NAMES.index("rank256")]
 SMALL = ("one", *NAMES[NAMES.index("rank256") : NAMES.index("static_snip")])
 CRITERIA = ("static", "static_l2_norm", *NAMES[NAMES.index("static_snip") :])
+METHODS |= {
+    "one_twice": ("one predictor, trained on the sparse model twice (segments)", "segments", "plainact", "wide_2"),
+    "six_twice": ("six predictors, trained on the sparse model twice (segments)", "segments", "plainact", "six_2"),
+}
 MAIN = ("static", "shadow", "one_tuned", "six_tuned", "each_tuned", "oracle")
 
 
@@ -78,6 +82,11 @@ def perplexity(name: str, pct: int | str, data: str = "wikipedia") -> str:
     return "" if found.empty else interval(found.iloc[0])
 
 
+def value(name: str, pct: str) -> str:
+    """An estimate without its interval."""
+    return perplexity(name, pct).split(" ")[0]
+
+
 def share(name: str, pct: str) -> str:
     """Weights that a step reads, in percent of the dense model's."""
     return f"{100 * windows(name, pct, 'wikipedia')['read_share'].iloc[0]:.0f} %"
@@ -92,7 +101,7 @@ def tasks(name: str) -> str:
 
 def main_accuracy() -> list[str]:
     """The README's table: perplexities without intervals."""
-    rows = [[METHODS[name][0], *(perplexity(name, pct).split(" ")[0] for pct in SPARSITIES)] for name in MAIN]
+    rows = [[METHODS[name][0], *(value(name, pct) for pct in SPARSITIES)] for name in MAIN]
     return markdown(["how neurons are chosen", "30 % removed", "50 %", "70 %"], rows)
 
 

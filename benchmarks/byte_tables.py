@@ -34,12 +34,14 @@ def per_byte(data: str, *sparsities: str) -> list[str]:
     return markdown(["method", "predictor", "removed", "weights read", "perplexity", "of dense"], rows)
 
 
-def of_dense(method: str, pct: str, what: str) -> str:
-    """On C4, a method's share of weights read (what: share) or its perplexity over the dense model's (what: ratio)."""
-    found = perplexities("smollm2-short").query("data == 'c4' and units in ('neurons', '-')").set_index("method")
-    row = found[found["sparsity_pct"] == int(pct)].loc[method]
-    ratio = f"{row['value'] / found.loc['dense', 'value']:.2f}"
-    return ratio if what == "ratio" else f"{100 * row['read_share']:.0f} %"
+def of_dense(method: str, pct: str, what: str, predictor: str = "-") -> str:
+    """On C4, a method's share of weights read, its perplexity (value), or this over the dense model's (ratio)."""
+    found = perplexities("smollm2-short").query("data == 'c4' and units in ('neurons', '-') and criterion != 'l2_norm'")
+    dense = found.loc[found["method"] == "dense", "value"].item()
+    rows = found[(found["method"] == method) & (found["sparsity_pct"] == int(pct))]
+    row = rows[(rows["predictor"] == predictor) | (predictor == "-")].squeeze()
+    words = {"share": f"{100 * row['read_share']:.0f} %", "value": f"{row['value']:.0f}"}
+    return (words | {"ratio": f"{row['value'] / dense:.2f}"})[what]
 
 
 def again() -> list[str]:
@@ -67,6 +69,12 @@ def example_correlations() -> list[str]:
         loss = f"{trained.loc[key, 'loss'] / trained.loc[key, 'loss_constant']:.3f}" if key in trained.index else "1"
         rows.append([names[row["method"]], row["kind"], f"{row['value']:.3f} ± {row['stderr']:.3f}", loss])
     return markdown(["scores by", "units", "rank correlation", "loss / loss of the constant"], rows)
+
+
+def selector_gain(mode: str, model: str, key: str) -> str:
+    """A mode's gain over dense in ms_per_token, or the one that gb_per_token allow."""
+    found = table("latency", "proxies-h200").query("model == @model").set_index("mode")[key]
+    return f"{(found['dense'] / found[mode] - 1) * 100:.0f} %"
 
 
 def head_batches() -> list[str]:

@@ -15,6 +15,7 @@ from markdown_tables import markdown
 
 from shadowcore.commands.new import TEMPLATE
 from shadowcore.config import Study
+from shadowcore.method.relufy import Relufied
 from shadowcore.models.sources import MODEL_SOURCES
 from shadowcore.recipes import RECIPES
 from shadowcore.texts.sources import TEXT_SOURCES
@@ -36,7 +37,7 @@ def meanings() -> dict[str, str]:
         if depth == 1 and parents[0] in ("models", "texts", "predictors"):
             key = "<name>"
         parents = [*(parents + [""])[: depth - bool(dash)], *[""][: bool(dash)], key][-depth - 1 :]
-        found[".".join(filter(None, parents))] = words or ""
+        found[".".join(filter(None, parents))] = (words or "").replace("see config/README.md", "their keys are below")
     return found
 
 
@@ -66,12 +67,18 @@ def type_of(schema: dict[str, Any], key: str, listed: dict[str, str]) -> str:
         return " or ".join(type_of(one, key, listed) for one in schema["anyOf"])
     kind, values = schema["type"], schema.get("additionalProperties")
     if kind == "array":
-        return f"list, each entry: {type_of(schema['items'], key, listed)}"
+        return f"list; an entry is {with_article(type_of(schema['items'], key, listed))}"
     if kind == "object":
-        return f"names, each with: {type_of(values, key, listed)}" if isinstance(values, dict) else "section"
+        if not isinstance(values, dict):
+            return "section"
+        return f"names; the value of each is {with_article(type_of(values, key, listed))}"
     bounds = {"minimum": "from", "exclusiveMinimum": "above", "maximum": "to", "exclusiveMaximum": "below"}
     words = {"integer": "whole number", "number": "number", "string": "text", "boolean": "`true` or `false`"}[kind]
     return " ".join([words, *(f"{word} {schema[name]}" for name, word in bounds.items() if name in schema)])
+
+
+def with_article(type_: str) -> str:
+    return type_ if type_.startswith("one of") else f"a {type_}"
 
 
 def rows(schema: dict[str, Any], path: str, listed: dict[str, str]) -> Iterator[tuple[str, list[str]]]:
@@ -116,7 +123,11 @@ def recipes() -> list[str]:
 def tables() -> str:
     """For the keys at the top, and for every section: a heading, tables and an example."""
     found = list(rows(SCHEMA, "", {}))
-    more = {"models": sources(MODEL_SOURCES), "texts": sources(TEXT_SOURCES), "predictors": recipes()}
+    more = {
+        "models": sources(MODEL_SOURCES | {Relufied.KIND: Relufied}),
+        "texts": sources(TEXT_SOURCES),
+        "predictors": recipes(),
+    }
     top = [path for path, _ in found if f"{path}." not in "".join(path for path, _ in found) and "." not in path]
     lines = ["### Keys at the top", "", *markdown(HEAD, (row for path, row in found if path in top))]
     for section in SCHEMA["properties"]:

@@ -26,7 +26,7 @@ from shadowcore import plan, rates
 from shadowcore.commands.plan import totals
 from shadowcore.config import load_study
 from shadowcore.jobs import Jobs
-from shadowcore.report.figures.scaling import WIDTHS, layerwise_over_shadow, timed
+from shadowcore.report.figures.scaling import WIDTHS, layerwise_over_shadow, published_ratios, timed
 from shadowcore.schemas import FINAL_TABLES, OUTCOMES
 
 ROOT = Path(__file__).parent.parent
@@ -39,11 +39,18 @@ def times(folder: str, main: bool = True) -> pd.DataFrame:
     return rows[rows["main"] == main]
 
 
-def faster(width: str, *but: str) -> str:
-    """How many percent faster one predictor is than one per layer, of all models but some; width: "256" or "2048"."""
-    name = next(name for name in WIDTHS if name.startswith(f"{width} in both"))
-    ratios = layerwise_over_shadow(times("published-speed-h200"), WIDTHS[name]).drop(list(but))
-    return f"{(ratios.min() - 1) * 100:.0f} to {(ratios.max() - 1) * 100:.0f} %"
+def gains(ranks: str) -> pd.Series:
+    """How many percent faster one predictor is than one per layer; ranks: "published", or the start of a name."""
+    if ranks == "published":
+        return (published_ratios() - 1) * 100
+    name = next(name for name in WIDTHS if name.startswith(ranks.replace("_", " ")))
+    return (layerwise_over_shadow(times("published-speed-h200"), WIDTHS[name]) - 1) * 100
+
+
+def faster(ranks: str, *but: str) -> str:
+    """The range of `gains` over all models but some."""
+    found = gains(ranks).drop(list(but))
+    return f"{abs(found.min()):.0f} to {found.max():.0f} %"
 
 
 def grid() -> list[str]:
@@ -86,8 +93,9 @@ def at_once(folder: str) -> str:
     return f"one took {alone:.0f} s alone, and two at once took {beside:.0f} s: {gain:.2f} times the jobs an hour"
 
 
-OF_ACCURACY = ("perplexity", "main_accuracy", "all_accuracy", "worse", "difference", "seeds", "share")
-OF_BYTES = ("again", "example_correlations", "head_batches", "of_dense", "per_byte", "selector_times")
+OF_ACCURACY = ("perplexity", "value", "main_accuracy", "all_accuracy", "worse", "difference", "seeds", "share")
+OF_BYTES = ["again", "example_correlations", "head_batches", "of_dense", "per_byte"]
+OF_BYTES += ["selector_gain", "selector_times"]
 NUMBERS = {
     **{name: getattr(accuracy, name) for name in OF_ACCURACY},
     **{name: getattr(byte_tables, name) for name in OF_BYTES},
@@ -99,9 +107,10 @@ NUMBERS = {
     "dictionary": dictionary,
     "at_once": at_once,
     "faster": faster,
+    "faster_of": lambda ranks, model: f"{gains(ranks)[model]:.0f} %",
     "goals": lambda folder: thresholds.goals(times(folder)),
     "grid": grid,
-    **{f"quick_{name}": getattr(quick_tables, name) for name in ("dense", "half", "perplexity", "times")},
+    **{f"quick_{name}": getattr(quick_tables, name) for name in ("dense", "half", "of_dense", "perplexity", "times")},
     "settings": lambda folder: thresholds.settings(times(folder, main=False)),
     "spread": spread,
     "stages": lambda folder: chain.table(chain.read(REFERENCE / folder)),

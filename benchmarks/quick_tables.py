@@ -29,6 +29,16 @@ def dense() -> str:
     return interval(table("perplexity").query("method == 'dense' and task == 'perplexity'").iloc[0])
 
 
+def of_dense(method: str, what: str, predictor: str = "") -> str:
+    """Of a method of plainact, or without a criterion, at 50 %: perplexity (value), its increase, or the share read."""
+    found = table("perplexity").query("policy == 'per_layer' and units == 'neurons' and sparsity_pct == 50")
+    found = found[(found["method"] == method) & found["criterion"].isin(["", "plainact"])]
+    row = found[found["predictor"] == predictor].squeeze()
+    dense = table("perplexity").query("method == 'dense'")["value"].item()
+    words = {"value": f"{row['value']:.1f}", "increase": f"{(row['value'] / dense - 1) * 100:.0f} %"}
+    return (words | {"share": f"{100 * row['read_share']:.0f} %"})[what]
+
+
 def half() -> list[str]:
     """At 50 %: accuracy of the quick study's questions, and recall of the kept neurons on held-out tokens."""
     keys = ["criterion", "method", "predictor"]

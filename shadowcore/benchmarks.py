@@ -62,7 +62,7 @@ def read(
         if wrong := benchmark.wrong(document):
             column, allowed = wrong
             value = table_reading.shown(document[column])
-            raise SourceError(f"{place}, row {number}: column '{column}' holds {value}; allowed is {allowed}")
+            raise SourceError(f"{place}, row {number}: column '{column}' holds {value}; it must hold {allowed}")
     return documents, licence, origin
 
 

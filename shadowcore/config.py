@@ -38,12 +38,12 @@ Offline = Annotated[bool | str, BeforeValidator(_offline)]
 
 
 def _chain(where: str, name: str, parent: Callable[[str], str | None]) -> list[str]:
-    """A name, the one that it begins with, and so on; ValueError if it begins with itself."""
+    """A name, the one that it is made from, and so on; ValueError if it is made from itself."""
     chain = [name]
     while before := parent(chain[-1]):
         if before in chain:
             way = " from ".join([*chain, before])
-            raise ValueError(f"{where}: begins with itself ({way}); it must begin with another one")
+            raise ValueError(f"{where}: is made from itself ({way}); it must be made from another one")
         chain.append(before)
     return chain
 
@@ -99,7 +99,7 @@ class Study(Strict):
 
     @model_validator(mode="after")
     def predictors_can_be_made(self) -> Self:
-        """A predictor must not begin with itself, and a used predictor needs the section `tuning` or `on_policy`."""
+        """A predictor must not be its own base, and a used predictor needs the section `tuning` or `on_policy`."""
         for name in self.predictors:
             _chain(f"predictors.{name}", name, lambda one: self.predictors[one].parent)
         for name in dict.fromkeys(name for used in self.used_predictors for name in self.chain(used)):

@@ -32,7 +32,7 @@ def run_of(header: Mapping[str, Any], job: Job | None) -> dict[str, str]:
     return run | ({"device": job.content.device} if job.content.device else {})
 
 
-class Lineage:
+class ProvenanceGraph:
     """The jobs of one study's folder, by the files in their commands."""
 
     def __init__(self, root: Path):
@@ -48,7 +48,7 @@ class Lineage:
 
     @classmethod
     def of(cls, path: Path) -> Self | None:
-        """The lineage of the study's folder that a file is in; None if no folder above the file has logs."""
+        """The graph of the study's folder that a file is in; None if no folder above the file has logs."""
         root = next((folder for folder in path.resolve().parents if (folder / "logs").is_dir()), None)
         if root is None:
             return None

@@ -73,7 +73,7 @@ def of_lines(path: Path, column: str, where: str) -> Iterator[tuple[int, str | N
             _require_once(column, names, f"{where} in {place}")
             value = pairs[names.index(column)][1]
             if not OPTIONAL_TEXT.has_value(value):
-                raise ConfigError(f"{where} in {place}: column '{column}' holds {shown(value)}; allowed is text")
+                raise ConfigError(f"{where} in {place}: column '{column}' holds {shown(value)}; it must hold text")
             yield number, value
 
 
@@ -163,6 +163,6 @@ def _rows(table: pa.Table, columns: Mapping[str, Column], where: str) -> list[Ro
             except (ValueError, OverflowError):  # no Python type can hold it, as a time in nanoseconds
                 found = str(scalar.type)
             if found:
-                raise ConfigError(f"{where}, row {row}: column '{name}' holds {found}; allowed is {column.allowed}")
+                raise ConfigError(f"{where}, row {row}: column '{name}' holds {found}; it must hold {column.allowed}")
             values[name].append(value)
     return [dict(zip(columns, row, strict=True)) for row in zip(*values.values(), strict=True)]

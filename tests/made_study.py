@@ -17,6 +17,7 @@ from shadowcore.schemas import FINAL_TABLES, OUTCOMES
 MODEL, LAYERS, UNITS = "smollm2-135m", 12, {"heads": 9, "neurons": 96}
 LEVELS = (30, 50, 70)
 CALIBRATION = "wikipedia-train"
+GROUPS = {"shadow": 1, "layerwise": LAYERS - 1}  # of a predictor, by method
 TRACED = {"model": MODEL, "calibration": CALIBRATION, "criterion": "plainact"}
 # made-up perplexity over dense at LEVELS
 COST = {
@@ -96,18 +97,18 @@ def latency_rows():
     modes = [("dense", None, 0, 9.2), ("huggingface", None, 0, 14.0)]
     for mode, (overhead, gain) in {"static": (0, 0.55), "shadow": (0.5, 0.52), "layerwise": (2.4, 0.5)}.items():
         modes += [(mode, "neurons", level, 9.2 * (1 - gain * level / 100) + overhead) for level in LEVELS]
+    shape = {"predictor_rank": 512, "predictor_bits": 16}
     for mode, units, sparsity, ms in modes:
         yield {
             "model": MODEL, "device": "Processor, 2 cores", "backend": "torch", "weights": "pretrained",
             "dtype": "float32", "threads": 2, "mode": mode, "units": units, "sparsity_pct": sparsity, "kv": "kept",
             "batch": 1, "prompt_tokens": 64, "new_tokens": 64, "ms_per_token": ms, "ms_p10": ms * 0.97,
             "ms_p90": ms * 1.06, "ttft_ms": 60.0, "gb_per_token": 0.5, "gb_per_s": 0.5 / ms * 1000, "repeats": 10,
-            "predictor_rank": 512 if mode in ("shadow", "layerwise") else None,
-        }  # fmt: skip
+        } | (shape | {"predictor_groups": GROUPS[mode]} if mode in GROUPS else {})  # fmt: skip
 
 
 def predictor_rows():
-    for method, groups in (("shadow", 1), ("layerwise", LAYERS - 1)):
+    for method, groups in GROUPS.items():
         yield TRACED | {
             "method": method, "seed": 0, "predictor": "small", "base": "small", "rounds": 0, "tuned": False,
             "kind": "neurons", "rank": 512, "groups": groups, "bits": 16, "block": 1, "parameters": 23_000_000,

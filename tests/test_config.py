@@ -241,7 +241,7 @@ def test_a_predictor_that_begins_with_another_shares_its_trainings_and_traces():
     }  # fmt: skip
     assert len({str(spec["recipe"]) for spec in specs.values()}) == 1
     data["predictors"]["once"] = {"retrained_from": "twice"}
-    refused("predictors.once: begins with itself .once from twice from once.", parse_study, data, "config")
+    refused("predictors.once: .*once from twice from once", parse_study, data, "config")
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -13,7 +13,8 @@ import yaml
 from conftest import ROOT
 
 from shadowcore import __version__, cli
-from shadowcore.config import Study
+from shadowcore.config import Study, load_study
+from shadowcore.jobs import Jobs
 from shadowcore.report.figures import FIGURES
 from shadowcore.rules import RULES
 
@@ -96,6 +97,22 @@ def test_links_and_paths_of_a_page_exist(page):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_names_are_defined_in_the_modules_that_a_page_gives_for_them(page):
+    for names, path in re.findall(r"((?:`[\w.]+`,? )+)`(shadowcore/[\w/]+\.py)`", page.read_text()):
+        for name in re.findall(r"`([\w.]+)`", names):
+            defined = rf"^( *def |class |\W*){name.rpartition('.')[2]}\b *[:=(]"
+            assert re.search(defined, (ROOT / path).read_text(), re.MULTILINE) or "/" in name, (name, path)
+
+
+def test_the_file_of_one_perplexity_is_one_of_the_quick_study():
+    (path,) = re.findall(r"^results/quick/outcomes/.*", (ROOT / "docs" / "results.md").read_text(), re.MULTILINE)
+    study = load_study(ROOT / "config" / "quick.yaml")
+    conditions = Jobs(study, ROOT / "results").conditions
+    slugs = (f"{one.model}/{one.data}/{one.slug(study.seed)}/{one.sparsity_pct}" for one in conditions)
+    assert path.removeprefix("results/quick/outcomes/").removesuffix(".parquet") in set(slugs)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
 def test_commands_of_a_page_exist_with_their_options(page, capsys):
     for name, rest in re.findall(r"\bshadowcore ([a-z][a-z-]+)\b([^`\n#]*)", page.read_text()):
         if name not in [*cli.STAGES, *cli.COMMANDS]:
@@ -117,6 +134,10 @@ def test_every_command_figure_stage_and_key_is_on_a_page():
     assert set(RULES) <= set(re.findall(r"\w+", text))
     keys = (ROOT / "config" / "README.md").read_text()
     assert all(name in keys for name in Study.model_fields)
+
+
+def test_the_readme_is_short():
+    assert (ROOT / "README.md").read_text().count("\n") < 150
 
 
 def test_the_citation_and_the_changes_are_of_this_version():
@@ -148,11 +169,3 @@ def test_numbers_of_a_page_are_those_of_the_tables(page, numbers):
     assert text.count("<!-- numbers") == text.count("<!-- end -->") == len(numbers.REGION.findall(text))
     # Markdown would end the paragraph there
     assert not re.search(r"^[ *]*<!-- numbers: [^>]*-->(?!\n)", text, re.MULTILINE)
-
-
-def test_the_code_of_the_page_about_results_runs(capsys):
-    page = (ROOT / "docs" / "results.md").read_text().replace("results/quick", str(ROOT / "results/reference/smollm2"))
-    for code in re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL):
-        if "outcomes.parquet" not in code:  # that example runs in test_tables.py
-            exec(code, {})
-    assert "threshold" in capsys.readouterr().out  # the best method of this study

@@ -128,7 +128,7 @@ def test_segments_lie_between_one_predictor_and_one_per_layer():
         assert all(group.site == Site(group.layers[0], "residual") for group in groups)
         sizes = {len(group.layers) for group in groups}
         assert len(groups) == count and max(sizes) - min(sizes) <= 1
-    refused("predictors.segments: 4 found; 1 to 3 fit a model of 4 layers", groups_of, "segments", 4, 4)
+    refused("predictors.segments: 4 .*4 layers.* 1 to 3", groups_of, "segments", 4, 4)
 
 
 @pytest.mark.parametrize("pct", [0, 1, 30, 50, 99])

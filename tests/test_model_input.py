@@ -161,8 +161,8 @@ WRONG = [
     ("llama", weights(packed(torch.int8), PICKLED), "quantised"),
     ("llama", weights(lambda state: [*state.values()], PICKLED), "state_dict"),
     ("llama", weights(lambda state: state | {"model.layers.7.x": torch.ones(2)}, PICKLED), "no place in the model"),
-    ("llama", weights(lambda state: {"lm_head.weight": Code()}, PICKLED), "more than tensors, or is damaged"),
-    ("llama", both(weights(dict, PICKLED), cut(PICKLED)), "more than tensors, or is damaged"),
+    ("llama", weights(lambda state: {"lm_head.weight": Code()}, PICKLED), "other objects than tensors, or is damaged"),
+    ("llama", both(weights(dict, PICKLED), cut(PICKLED)), "other objects than tensors, or is damaged"),
     # files of keys
     *(("llama", write("generation_config.json", text), "generation_config.json") for text in ("[]", "{")),
     ("llama", remove("config.json"), "config.json: no such file"),

@@ -146,6 +146,10 @@ def test_a_refused_mode_is_named_first_on_the_page_and_in_the_terminal(study, tm
     assert "REFUSED" not in said and "INCOMPLETE" not in said
 
 
+def test_the_introduction_names_the_main_figure():
+    assert re.findall(r"figure ``(\w+)``", INTRODUCTION.read_text()) == [next(iter(FIGURES))]
+
+
 def test_captions_keep_their_words():
     said = prose("One ``a < b`` and\n**two**.\n\nThree & four.\n")
     assert said == "<p>One <code>a &lt; b</code> and\n<strong>two</strong>.</p><p>Three &amp; four.</p>"

@@ -92,7 +92,7 @@ def test_labels_that_are_none_are_refused(tmp_path, name, column, value):
         write(tmp_path / "shown", name, GOOD[name], wrong, split="train")
     for folder, shots in ((tmp_path, 0), (tmp_path / "shown", 1)):
         split = "train" if shots else BENCHMARKS[name].split
-        refused([name, split, f"column '{column}'", "holds", "row ", "allowed is"], prepare, folder, name, shots)
+        refused([name, split, f"column '{column}'", "holds", "row ", "it must hold"], prepare, folder, name, shots)
         assert not (folder / "prepared").exists()
 
 
@@ -147,7 +147,7 @@ def test_columns_of_other_types_are_refused_by_check_and_by_reading(tmp_path, mo
     text, hub = FolderText(str(path), "goal"), HubText(str(path.parent), "validation", "0" * 40, "goal")
     attempts = [lambda: benchmarks.check("piqa", str(tmp_path)), lambda: prepare(tmp_path, "piqa")]
     for attempt in [*attempts, text.check, text.read, hub.read] if kind != "nothing" else attempts:
-        refused(r"piqa.*: column 'goal' holds .*; allowed is text", attempt)
+        refused(r"piqa.*: column 'goal' holds .*; it must hold text", attempt)
 
 
 @pytest.mark.parametrize("choices", [
@@ -160,7 +160,7 @@ def test_choices_of_another_layout_are_refused(tmp_path, choices):
     path.parent.mkdir()
     pq.write_table(pa.table({"question": ["where"], "choices": choices, "answerKey": ["A"]}), path)
     for attempt in (lambda: benchmarks.check("arc_easy", str(tmp_path)), lambda: prepare(tmp_path, "arc_easy")):
-        refused("test.parquet.*: column 'choices' holds .*allowed is an object of two", attempt)
+        refused("test.parquet.*: column 'choices' holds .*it must hold an object of two", attempt)
 
 
 def test_text_in_other_layouts_is_text(tmp_path):
@@ -215,7 +215,7 @@ def test_folders_of_plain_text_and_of_json_lines_are_texts(tmp_path):
         ({}, "text", "source.path: no Parquet files in .*found: no files"),
         ({"a.txt": b"x"}, "page", "source.column: 'page' .*a.txt is plain text"),
         ({"a.jsonl": b'{"page": "x"}'}, "text", "a.jsonl, row 0: no column 'text'.*page"),
-        ({"a.jsonl": b'{"text": 3}'}, "text", "a.jsonl, row 0: column 'text' holds 3; allowed is text"),
+        ({"a.jsonl": b'{"text": 3}'}, "text", "a.jsonl, row 0: column 'text' holds 3; it must hold text"),
         ({"a.jsonl": b'["text"]'}, "text", "a.jsonl, row 0: JSON that is not an object"),
         ({"a.jsonl": b"[" * 99999}, "text", "a.jsonl, row 0: not JSON"),
         ({"a.parquet": b"x"}, "text", "a.parquet: damaged Parquet"),

@@ -7,7 +7,7 @@ import re
 import pandas as pd
 import pytest
 from conftest import ROOT, refused
-from made_study import COST, MODEL
+from made_study import COST, MODEL, final_tables, write_tables
 from rich.console import Console
 from test_tables import counted
 
@@ -17,6 +17,7 @@ from shadowcore.report import answer, blocks, budgets
 from shadowcore.report.best_at_bytes import best_at_bytes
 from shadowcore.report.drawn import SCHEMA
 from shadowcore.report.outcomes import grouped
+from shadowcore.report.tables import frame
 from shadowcore.schemas import BEST_AT_BYTES
 
 PLACE = ["data", "task", "units", "policy", "criterion", "sparsity_pct"]
@@ -43,19 +44,45 @@ def test_the_answer_is_the_best_method_of_every_question_and_what_it_differs_by(
             assert pair["low"] <= pair["difference"] <= pair["high"]
 
 
-def test_the_snippet_of_the_documentation_finds_the_best_method_and_its_pairs(results, frames):
-    text = (ROOT / "docs" / "results.md").read_text()
-    (code,) = (code for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "p_holm" in code)
-    found = {}
-    exec(code.replace("results/quick", str(results)), found)
-    answers = answer.leading(answer.ordered(answer.best(frames, MODEL, "perplexity")))
-    place = {"sparsity_pct": 50, "criterion": "plainact"}
-    (same,) = (one for one in answers if place.items() <= one.row.items())
-    assert (found["best"]["method"], found["best"]["difference"]) == (same.row["method"], same.dense["difference"])
-    pairs = pd.concat([found["won"], found["lost"]]).set_index(["reference", "reference_criterion"])["difference"]
-    assert pairs["static", "plainact"] == same.static["difference"]
-    assert set(pairs[pairs > 0].index) <= {("oracle", "plainact")}
-    assert pairs["layerwise", "l2_norm"] < 0 and pairs["shadow", "l2_norm"] < 0
+def snippets(folder):
+    """What the two code blocks of docs/results.md have computed for a study."""
+    text = (ROOT / "docs" / "results.md").read_text().replace("results/quick", str(folder))
+    for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        if "outcomes.parquet" in code:  # test_tables.py runs that one
+            continue
+        found = {}
+        exec(code, found)
+        yield found
+
+
+@pytest.mark.parametrize("winner", ["layerwise", "proxy4"])  # proxy4 has neither criterion nor predictor
+def test_the_snippets_of_the_documentation_find_the_best_method_and_its_pairs(tmp_path, documents, winner):
+    table = documents.to_pandas()
+    if winner == "proxy4":
+        proxy = table[(table["method"] == "oracle") & (table["criterion"] == "plainact")]
+        named = {"method": "proxy4", "criterion": None, "predictor": None}
+        table = pd.concat([table, proxy.assign(**named)], ignore_index=True)
+    tables = final_tables(table)
+    write_tables(tmp_path, tables)
+    frames = {name: frame(one) for name, one in tables.items()}
+    (same,) = (
+        one for one in answer.leading(answer.ordered(answer.best(frames, MODEL, "perplexity")))
+        if one.row["sparsity_pct"] == 50 and one.row["method"] == winner and one.row["criterion"] != "l2_norm"
+    )  # fmt: skip
+    table, pairs = snippets(tmp_path)
+    assert (pairs["best"]["method"], pairs["best"]["difference"]) == (winner, same.dense["difference"])
+    found = pairs["pairs"].set_index(["reference", "reference_criterion"])["difference"]
+    assert found.index.is_unique and found["static", "plainact"] == same.static["difference"]
+    assert set(found[found > 0].index) <= {("oracle", "plainact"), ("oracle", "l2_norm")}
+    assert {"random", "static", "shadow"} - {winner} <= set(found.index.get_level_values(0))
+    assert len(table["chosen"]) == 9 + (winner == "proxy4")  # random, and two criteria of four methods
+
+
+def test_the_snippets_of_the_documentation_run_on_the_reference_tables(capsys):
+    table, pairs = snippets(ROOT / "results" / "reference" / "smollm2")
+    assert len(pairs["pairs"]) == len(table["chosen"]) - 1 and pairs["best"]["method"] == "threshold"  # all others
+    said = capsys.readouterr().out
+    assert "each_1_tuned" in said and "…" not in said and " ... " not in said  # whole
 
 
 def test_answers_say_the_share_of_bytes_that_the_best_method_reads(frames):
@@ -125,5 +152,41 @@ def test_budgets_are_shown_with_their_bytes_and_a_row_where_nothing_reads_as_lit
     assert [row[1] for row in block.rows] == ["at most 90", "at most 80", "at most 70", "at most 60"]
     assert block.rows[0][2:6] == ["layerwise small", "neurons", "30", "85.0"] and "no condition" in block.rows[3][2]
     assert [row[-2] for row in block.rows] == ["shadow small p<.001", "static undecided", "only method", "-"]
-    timed = frames["latency"].query("mode == 'static' and sparsity_pct == 50")["ms_per_token"].iloc[0]
-    assert block.rows[2][-1].startswith(f"{timed:.2f} (9.2") and block.rows[0][-1] == "-"  # its bits were not timed
+    for row, place in ((0, {"mode": "layerwise", "sparsity_pct": 30}), (2, {"mode": "static", "sparsity_pct": 50})):
+        (timed,) = blocks.where(frames["latency"], **place)["ms_per_token"]
+        assert block.rows[row][-1].startswith(f"{timed:.{1 if timed >= 10 else 2}f} (9.2")
+    other = frames | {"best_at_bytes": rows, "predictors": frames["predictors"].assign(bits=8)}
+    assert next(budgets.at_bytes(other)).rows[0][-1] == "-"  # this size was not timed
+
+
+def test_a_line_of_the_summary_has_perplexity_and_time_of_the_predictor_that_it_names(frames):
+    rows = frames["perplexity"]
+    factors = rows["predictor"].map({"small": 1, "rank256": 2, "rank128": 3, "less": 4}).fillna(1)
+    found = frames | {"perplexity": rows.assign(value=rows["value"] * factors)}
+    (block,) = blocks.summaries(found)
+    assert block.words == ["method", "predictor"] and "predictor" not in block.note
+    lines = [dict(zip([*block.words, *block.numbers], row, strict=True)) for row in block.rows]
+    trained = {(line["method"], line["predictor"]): line for line in lines if line["predictor"]}
+    assert set(trained) == {
+        ("layerwise", "small"),
+        *(("shadow", name) for name in ("small", "rank256", "rank128", "less")),
+    }
+    for (method, predictor), line in trained.items():
+        place = {"method": method, "predictor": predictor, "criterion": "plainact", "units": "neurons"}
+        place |= {"policy": "per_layer", "sparsity_pct": 50}
+        (value,) = blocks.where(found["perplexity"], **place)["value"]
+        assert line["ppl\n50 %"] == blocks.number(value)
+        (time,) = blocks.where(frames["latency"], mode=method, sparsity_pct=50)["ms_per_token"]
+        assert line["ms\n50 %"] == (blocks.number(time) if predictor == "small" else "")  # rank 512 was timed
+    (block,) = blocks.summaries(found | {"latency": frames["latency"].assign(units="heads")})
+    sparse = [row for row in block.rows if row[0] not in ("dense", "huggingface")]
+    assert sparse and not any(heading == "ms\n50 %" for heading in block.numbers)  # times of other units
+
+
+def test_times_of_predictors_that_are_in_no_table_have_their_size_as_name(frames):
+    random = {"weights": "random", "model": "opt-6.7b"}
+    wide = frames["latency"].query("mode == 'shadow'").assign(predictor_rank=2048)
+    rows = pd.concat([frames["latency"], wide]).assign(**random)
+    (block,) = (block for block in blocks.summaries(frames | {"latency": rows}) if block.title.startswith("opt-6.7b"))
+    shadow = [row[1] for row in block.rows if row[0] == "shadow"]
+    assert shadow == ["rank 2048, 16 bits", "rank 512, 16 bits"] and "weights random" in block.note

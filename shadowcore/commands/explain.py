@@ -11,7 +11,7 @@ from typing import Any
 from shadowcore import artifacts, logs, provenance
 from shadowcore.commands import console, say
 from shadowcore.errors import ArtifactError
-from shadowcore.provenance_graph import Job, Lineage, run_of
+from shadowcore.provenance_graph import Job, ProvenanceGraph, run_of
 
 Facts = list[tuple[str, str]]
 LISTED = 12  # input files that are listed one by one
@@ -33,10 +33,10 @@ def explain(path: Path) -> Facts:
     path = Path(path)
     if not path.exists():
         raise ArtifactError(f"{path}: no such file; name a file that a study made, such as a table or a figure")
-    facts, lineage = [("file", str(path))], Lineage.of(path)
-    inside = lineage.inside(path) if lineage else path
-    if lineage and inside.parts[0] in ("logs", "benchmarks"):
-        return facts + _of_log(lineage.root, lineage.root / "logs" / Path(*inside.parts[1:]).with_suffix(".log"))
+    facts, graph = [("file", str(path))], ProvenanceGraph.of(path)
+    inside = graph.inside(path) if graph else path
+    if graph and inside.parts[0] in ("logs", "benchmarks"):
+        return facts + _of_log(graph.root, graph.root / "logs" / Path(*inside.parts[1:]).with_suffix(".log"))
     if "weights" in inside.parts:
         card = path.parents[inside.parts[::-1].index("weights")] / "card.json"
         if card.is_file():
@@ -47,13 +47,13 @@ def explain(path: Path) -> Facts:
         parts = [("part", _part(one)) for one in header.get("parts", [])]
         return [*facts, ("kind", str(found["schema"])), ("made by", header.get("made by", "not recorded")), *parts]
     facts += [("kind", f"{found['schema']}, made by the stage {header['stage']}")]
-    job = lineage.job(path, header) if lineage else None
+    job = graph.job(path, header) if graph else None
     facts += _origin(header, job)
     if job is None:
         words = shlex.join(["python", "-m", "shadowcore", header["stage"], "--spec", json.dumps(header["spec"])])
         return facts + _hashes(header) + [("command", f"{words} ... (its log, which has the file names, is missing)")]
-    facts += [*_read(header, lineage.inputs(header, job)), *_behind(lineage, path), ("log", str(job.log))]
-    return [*facts, *_times(lineage.root, job.log), ("command", _command(job.content))]
+    facts += [*_read(header, graph.inputs(header, job)), *_behind(graph, path), ("log", str(job.log))]
+    return [*facts, *_times(graph.root, job.log), ("command", _command(job.content))]
 
 
 def _origin(header: Mapping[str, Any], job: Job | None) -> Facts:
@@ -107,10 +107,10 @@ def _states(paths: list[Path], were: list[str]) -> Iterable[str]:
             yield " (has changed since)" if all_there else UNKNOWN
 
 
-def _behind(lineage: Lineage, path: Path) -> Facts:
+def _behind(graph: ProvenanceGraph, path: Path) -> Facts:
     """Counts of all files that it was made from, also indirectly, by stage, device and commit."""
     counts = Counter()
-    for one, header, job in lineage.behind(path):
+    for one, header, job in graph.behind(path):
         if one != path and "stage" in header:
             run = run_of(header, job)
             commit = run.get("commit", "a commit not recorded")

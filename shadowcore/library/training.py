@@ -78,7 +78,7 @@ def _learn(
         for split, ids in parts.items():
             (sampled, bits), path = SPLITS[split], Path(folder) / f"{split}.safetensors"
             plan = tracing.TracePlan((), (predictor.criterion,), bits, min(sampled, length - 1), sites, seed)
-            with bar(f"tracing {split} windows") as tick:
+            with bar(f"tracing {split} windows", len(ids)) as tick:
                 artifacts.write_tensors(path, tracing.SCHEMA, tracing.trace(model, ids, plan, batch, tick), {})
             traces[split] = open_traces(stack, [path], predictor, predictor.criterion, bits)
         tokens = len(traces["train"])
@@ -86,7 +86,7 @@ def _learn(
             rank=predictor.ranks, segments=segments, target="sqrt", epochs=dict.fromkeys(predictor.kinds, epochs),
             batch=min(64, tokens), learning_rate=learning_rate, weight_decay=0.01,
         )  # fmt: skip
-        with bar("epochs") as tick:
+        with bar("training epochs", epochs) as tick:
             fits = sum(fit(predictor, traces["train"], traces["heldout"], recipe, seed, tick).values(), [])
     predictor.trained = {
         "windows": windows, "window_tokens": length, "tokens": tokens, "epochs": epochs,
@@ -96,15 +96,10 @@ def _learn(
 
 
 @contextmanager
-def bar(what: str) -> Iterator[Callable[[int, int], None]]:
+def bar(what: str, total: int) -> Iterator[Callable[[int, int], None]]:
     """A progress bar on standard error; call it with the number of finished steps and their total."""
-    with tqdm(desc=what) as one:
-
-        def tick(done: int, total: int) -> None:
-            one.total = total
-            one.update(done - one.n)
-
-        yield tick
+    with tqdm(desc=what, total=total) as one:
+        yield lambda done, total: one.update(done - one.n)
 
 
 def _windows(documents: Sequence[Document], tokenizer, length: int, windows: int, seed: int) -> dict[str, torch.Tensor]:

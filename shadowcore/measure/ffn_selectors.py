@@ -6,7 +6,7 @@
     proxyB        a copy of gate and up (or fc1) in B bits: kept are the neurons with the largest |act(gate x) * up x|
                   by the copy, times the norm of their column of the down projection (proxyB_tuned: times that norm
                   and a gain, which is tuned on the sparse model; it costs nothing where it is multiplied into the norm)
-    proxyB_ahead  the same from the residual that enters the layer, so that the choice can run beside the attention
+    proxyB_ahead  the same from the residual that enters the layer, so that the choice can run during the attention
 
 Layer 0 stays dense.
 """

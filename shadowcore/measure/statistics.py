@@ -1,4 +1,4 @@
-"""How sure we are: estimates over documents and paired differences, each with a 95 % interval.
+"""Estimates over documents and paired differences, each with a 95 % interval.
 
 Everything is a mean over documents or a ratio of two means. Documents are independent of each other, but questions from
 one article are not, because they are easy or hard together. Differences to dense are paired: both models saw the same

@@ -58,7 +58,9 @@ def segments(layers: int, count: int = 1) -> list[Group]:
     """`count` predictors, each reading the residual where its layers begin; ConfigError unless each has a layer."""
     predicted = layers - FIRST_SPARSE_LAYER
     if not 1 <= count <= predicted:
-        raise ConfigError(f"predictors.segments: {count} found; 1 to {predicted} fit a model of {layers} layers")
+        raise ConfigError(
+            f"predictors.segments: {count} is not allowed; a model of {layers} layers has 1 to {predicted}"
+        )
     borders = [FIRST_SPARSE_LAYER + predicted * i // count for i in range(count + 1)]
     return [Group(Site(first, "residual"), tuple(range(first, end))) for first, end in pairwise(borders)]
 
@@ -165,7 +167,9 @@ class Predictor(nn.Module):
         self.design, self.sizes, self.ranks, self.bits = design, sizes, dict(ranks), bits
         self.blocks: dict[Kind, int] = {"heads": 1, "neurons": block}
         if sizes.neurons % block:
-            raise ConfigError(f"predictors.block: {block} found; a divisor of the model's {sizes.neurons} neurons fits")
+            raise ConfigError(
+                f"predictors.block: {block} is not allowed; it must divide the model's {sizes.neurons} neurons"
+            )
         self.groups = groups_of(design, sizes.layers, count)
 
         def scorer(kind: Kind, group: Group) -> UnitScorer:
@@ -233,8 +237,8 @@ class Predictor(nn.Module):
         matrices = [
             layer.weight for kind in kinds for scorer in self.scorers[kind] for layer in (scorer.inner, scorer.outer)
         ]
-        beside = 4 if self.bits == 16 else 8  # a bias; and the size of a step
-        return sum(weight.numel() * self.bits // 8 + len(weight) * beside for weight in matrices)
+        constants = 4 if self.bits == 16 else 8  # of each row: a bias; with 8 bits also the step size
+        return sum(weight.numel() * self.bits // 8 + len(weight) * constants for weight in matrices)
 
 
 def feature_width(sizes: Dimensions, site: Site) -> int:

@@ -39,7 +39,7 @@ TENTHS = 10
 
 @dataclass(frozen=True)
 class Relufied:
-    """How a ReLU model is made: a model source whose teacher is another model of the study.
+    """A ReLU model that is distilled from another model of the study, its teacher.
 
     teacher: name of a model; text: name of the text whose training windows are real text and prompts; written_tokens:
     what the teacher writes; batch: windows a step; zeros: share of zero activations to reach, None for no penalty.

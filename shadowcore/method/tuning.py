@@ -1,11 +1,11 @@
-"""Tuning a predictor by what its masks do: keep what the sparse model needs to say what the dense model says.
+"""Tuning a predictor on the sparse model, so that its outputs come closer to the dense model's.
 
-A criterion scores a unit beside neighbours that are all there. Here the predictor's own masks act, at a sparsity
-drawn for every batch, and the loss is the divergence of the sparse model's next-token distributions from the dense
-model's. Its derivative by the gate on a unit is <g, a>, the signed `plainact` of one token; the gate opens where a
-score passes the lowest one kept in its layer, and is differentiated as if it were a sigmoid there (straight-through:
-Bengio et al. 2013, arXiv 1308.3432). Labels are not needed. Not in the papers: DejaVu and ShadowLLM train on the
-dense model's activations and gradients.
+A criterion scores a unit in the dense model, where no other unit is removed. Here the predictor's own masks act, at a
+sparsity drawn for every batch, and the loss is the divergence of the sparse model's next-token distributions from the
+dense model's. Its derivative by the gate on a unit is <g, a>, the signed `plainact` of one token; the gate opens where
+a score passes the lowest one kept in its layer, and is differentiated as if it were a sigmoid there (straight-through:
+Bengio et al. 2013, arXiv 1308.3432). Labels are not needed. Not in the papers: DejaVu and ShadowLLM train on the dense
+model's activations and gradients.
 """
 
 from collections.abc import Callable

@@ -68,7 +68,7 @@ def _convert_pickled(origin: Path, folder: Path) -> None:
         )  # fmt: skip
     except (UnpicklingError, RuntimeError, OSError) as error:
         raise SourceError(
-            f"{origin}: {weights.PICKLED} has more than tensors, or is damaged ({weights.reason_of(error)})"
+            f"{origin}: {weights.PICKLED} holds other objects than tensors, or is damaged ({weights.reason_of(error)})"
         ) from None
     weights.require_all_loaded(origin, report)
     model.save_pretrained(folder)

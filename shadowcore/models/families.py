@@ -99,7 +99,7 @@ def family_of(config) -> Family:
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise ConfigError(
             f"model_type: '{model_type}' is not supported; it must be one of {', '.join(FAMILIES)}; docs/extend.md "
-            "shows how to add another"
+            "says which other types can be added, and how"
         )
     family = FAMILIES[model_type]
     if family.rotary and (rope := _rope_type(config)) not in FIXED_ROPE:

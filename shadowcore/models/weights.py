@@ -76,9 +76,11 @@ def require_pickled(folder: Path) -> dict[str, list[int]]:
         try:
             tensors = load_state_dict(path, map_location="meta", weights_only=True)
         except Exception as error:  # damaged archives and other pickles raise many kinds of errors
-            raise ArtifactError(f"{path}: has more than tensors, or is damaged ({reason_of(error)})") from None
+            raise ArtifactError(
+                f"{path}: holds other objects than tensors, or is damaged ({reason_of(error)})"
+            ) from None
         if not isinstance(tensors, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
-            raise ArtifactError(f"{path}: has more than tensors by name; it must be a state_dict of the model")
+            raise ArtifactError(f"{path}: is not a dictionary of tensors; it must be a state_dict of the model")
         _require_plain(path, {name: str(tensor.dtype) for name, tensor in tensors.items()}, PLAIN_TORCH)
         shapes |= {name: list(tensor.shape) for name, tensor in tensors.items()}
     return shapes

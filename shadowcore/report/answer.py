@@ -1,6 +1,6 @@
 """The answer of a study: the best method at each sparsity, for every text, task and criterion, and how sure it is.
 
-Methods that need what a decoder does not have are no candidates: true scores (oracle) and later tokens (lookahead).
+Methods that need what a decoder does not have are left out: true scores (oracle) and later tokens (lookahead).
 """
 
 from collections.abc import Iterable, Iterator

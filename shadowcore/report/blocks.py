@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from shadowcore.report.answer import Best, best, change, leading, ordered, p_value
-from shadowcore.report.select import NAMES, ORDERS, asked, first_of, where
+from shadowcore.report.select import NAMES, ORDERS, PAIR, asked, first_of, where
 from shadowcore.report.tables import Tables
 
 # what a line is about; what is the same in every line is written once, above them
@@ -20,9 +20,9 @@ LISTED = 20  # missing jobs that are named one by one
 CLAIMED = ["model", "data", "device", "dtype", "prompt_tokens", "new_tokens", "metric", "units", "criterion", "policy"]
 CLAIMED += ["predictor_rank", "predictor_bits", "protocol", "calibration", "sparsity_pct", "predictor"]
 CLAIMED += ["side_winner", "side_loser"]
-# what a summary shows one value of, the first in order
-CHOSEN = ["device", "data", "task", "fewshot", "units", "criterion", "policy", "protocol", "calibration", "predictor"]
-CHOSEN += ["seed"]
+# a summary shows the first value of each of these; perplexity, accuracy and time have the same condition
+CONDITION_SHOWN = ["units", "criterion", "policy", "protocol", "calibration", "seed"]
+CHOSEN = ["weights", "device", "batch", "data", "task", "fewshot", *CONDITION_SHOWN]
 
 Cell = Callable[[pd.Series], str]
 
@@ -130,7 +130,11 @@ def measured(found: Tables) -> Iterator[Block]:
         ("Log-perplexity minus dense, nats [95 %, paired], p of a t-test", compared[logs].drop(columns="task"), change),
         ("Accuracy minus dense, percentage points [95 %, paired], McNemar's p", compared[~logs], change),
         ("Recall of kept units, mean over layers; static is the constant predictor", recall, _value),
-        ("Milliseconds per token: median [10 %, 90 % of repeats]", _latency(found), times),
+        (
+            "Milliseconds per token: median [10 %, 90 % of repeats]",
+            found["latency"].rename(columns={"mode": "method"}),
+            times,
+        ),
     ):
         if len(rows):
             shown = [name for name in LINE if name in rows]
@@ -141,7 +145,7 @@ def measured(found: Tables) -> Iterator[Block]:
 
 
 def claimed(found: Tables) -> Iterator[Block]:
-    """Every published claim and our pairs; effects are logarithms of ratios, or differences of correlations."""
+    """Every published claim and our pairs. An effect is the logarithm of a ratio, or a difference of correlations."""
     for statement, rows in found["claims"].groupby("statement", sort=False):
         compared = rows[rows["verdict"] != "not attempted"]
         names = [name for name in CLAIMED if compared[name].nunique(dropna=False) > 1]
@@ -157,26 +161,37 @@ def claimed(found: Tables) -> Iterator[Block]:
 
 
 def summaries(found: Tables) -> Iterator[Block]:
-    """A line per method: perplexity, accuracy and time under each model's main units, criterion and policy."""
+    """A line per method and predictor, under each model's main units, criterion and policy: perplexity, accuracy, time.
+
+    Units, criterion and policy are those of the first table that has the model.
+    """
     parts = {
         "ppl": (where(found["perplexity"], metric="token_perplexity").drop(columns="task"), _value),
         "acc": (asked(found["accuracy"]), _value),
-        "ms": (_latency(found).rename(columns={"ms_per_token": "value"}), _value),
+        "ms": (timed(found).rename(columns={"ms_per_token": "value"}), _value),
     }
     for model in sorted({model for rows, _ in parts.values() for model in rows["model"]}):
-        chosen = {part: first_of(where(rows, model=model), *CHOSEN) for part, (rows, _) in parts.items()}
-        note = [words for rows in chosen.values() for words in _first_values(rows)]
-        cells = {part: _cells(rows, ["method"], parts[part][1]) for part, rows in chosen.items() if len(rows)}
-        title = f"{model} (ppl token perplexity, acc accuracy, ms per token)"
-        yield _block(title, list(dict.fromkeys(note)), ["method"], cells)
+        chosen, note, condition = {}, {}, {}
+        for part, (rows, _) in parts.items():
+            rows = where(rows, model=model)
+            for name, value in condition.items():
+                rows = rows[rows[name].isna() | rows[name].isin([value, "random"])] if name in rows else rows
+            chosen[part] = rows = first_of(rows, *CHOSEN)
+            note |= {name: value for name, value in _first_values(rows) if name not in condition}
+            condition = {name: note[name] for name in CONDITION_SHOWN if name in note}
+        names = [name for name in PAIR if any(rows[name].notna().any() for rows in chosen.values())]
+        cells = {part: _cells(rows, names, parts[part][1]) for part, rows in chosen.items() if len(rows)}
+        title = f"{model} (ppl token perplexity, acc accuracy, ms per token with a predictor of this size)"
+        words = [_named(name, value) for name, value in note.items() if name != "weights" or value == "random"]
+        yield _block(title, words, names, cells)
 
 
-def _first_values(rows: pd.DataFrame) -> Iterator[str]:
+def _first_values(rows: pd.DataFrame) -> Iterator[tuple[str, Any]]:
     """The first value of every column in CHOSEN."""
     named = rows[rows["method"] != "random"]  # random is a criterion of its own
     for name in CHOSEN:
         if name in named and named[name].notna().any():
-            yield _named(name, named[name].dropna().iloc[0])
+            yield name, named[name].dropna().iloc[0]
 
 
 def _cells(rows: pd.DataFrame, names: list[str], cell: Cell) -> pd.DataFrame:
@@ -223,9 +238,26 @@ def _published(row: pd.Series) -> str:
     return f"{pair}{row['published_effect']:+.3f} ({' '.join(words) or 'headline'})"
 
 
-def _latency(found: Tables) -> pd.DataFrame:
-    """Latencies with the columns of other tables: their modes are methods."""
-    return found["latency"].rename(columns={"mode": "method"})
+def timed(found: Tables) -> pd.DataFrame:
+    """Latencies with the columns of perplexities: modes are methods; decoders keep units per layer for each token.
+
+    `latency` has the sizes of a timed predictor. A row is repeated for each of the study's predictors of these sizes,
+    because a time does not depend on their weights; without such a predictor, the sizes are its name.
+    """
+    rows = found["latency"].rename(columns={"mode": "method"})
+    rows["kind"] = rows["units"].replace("both", "neurons").where(rows["weights"] == "pretrained")
+    rows["policy"], rows["protocol"] = (
+        rows["units"].where(rows["units"].isna(), name) for name in ("per_layer", "token")
+    )
+    sizes = {name: f"predictor_{name}" for name in ("rank", "bits", "groups")}
+    made = found["predictors"].rename(columns=sizes)[["model", *PAIR, "kind", *sizes.values()]].drop_duplicates()
+    rows = rows.merge(made, how="left")
+    names = [
+        f"rank {rank:g}, {bits:g} bits"
+        for rank, bits in zip(rows["predictor_rank"], rows["predictor_bits"], strict=True)
+    ]
+    unnamed = rows["predictor"].isna() & rows["predictor_rank"].notna()
+    return rows.assign(predictor=rows["predictor"].mask(unnamed, pd.Series(names, rows.index, object)))
 
 
 def _text(value: Any) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from shadowcore.report.answer import change, p_value
-from shadowcore.report.blocks import Block, method_name, number
+from shadowcore.report.blocks import Block, method_name, number, timed
 from shadowcore.report.figures.scaling import DENSE
 from shadowcore.report.select import asked, where
 from shadowcore.report.tables import Tables
@@ -39,18 +39,13 @@ def at_bytes(found: Tables, everything: bool = False) -> Iterator[Block]:
 
 
 def _milliseconds(found: Tables, row: Mapping[str, Any]) -> str:
-    """Time per token of this condition and of the fastest dense decoder in the same setting; "-" where not timed.
-
-    Decoders keep units per layer for each token. A predictor's times are those of one of its width and bits.
-    """
-    timed = found["latency"]
-    modes = where(timed, model=row["model"], mode=row["method"], units=row["units"], sparsity_pct=row["sparsity_pct"])
-    modes = modes[(modes["weights"] == "pretrained") & (modes["batch"] == 1)]
-    if pd.notna(row["predictor"]):
-        made = where(found["predictors"], **{name: row[name] for name in ("model", "method", "predictor")})
-        modes = modes[modes["predictor_rank"].isin(made["rank"]) & modes["predictor_bits"].isin(made["bits"])]
-    if modes.empty or not (pd.isna(row["policy"]) or row["policy"] == "per_layer") or row["protocol"] != "token":
+    """Time per token of this condition and of the fastest dense decoder in the same setting; "-" where not timed."""
+    modes = where(timed(found), weights="pretrained", batch=1)
+    for name in ("model", "method", "predictor", "units", "policy", "protocol", "sparsity_pct"):
+        modes = modes[modes[name] == row[name]] if pd.notna(row[name]) else modes
+    if modes.empty:
         return "-"
     setting = ["model", "device", "backend", "weights", "dtype", "batch", "prompt_tokens", "new_tokens"]
-    dense = timed[timed["mode"].isin(DENSE)].merge(modes.head(1)[setting])["ms_per_token"].min()
+    dense = found["latency"].merge(modes.head(1)[setting])
+    dense = dense.loc[dense["mode"].isin(DENSE), "ms_per_token"].min()
     return f"{number(modes['ms_per_token'].iloc[0])} ({number(dense)})"

@@ -29,9 +29,9 @@ interval that does not reach zero is a difference that these documents can show.
 """,
     "designs": """
 Each row is one predictor; rows are grouped by the number of predictors in the model, the best first. Left: perplexity
-with 95 % intervals. Right: the share of the important units that the predictor keeps. Look for what more predictors
-gain, and for how much predictors with equally many differ. Vertical lines are the dense model, true scores and static
-masks.
+with 95 % intervals. Right: the share of the important units that the predictor keeps. Compare groups to see what more
+predictors gain, and rows of a group to see what their training changes. Vertical lines are the dense model, true scores
+and static masks.
 """,
     "sizes": """
 Perplexity against the bytes of its predictor that each token reads. Labels give the hidden width, and bits and blocks
@@ -63,8 +63,8 @@ criterion and in design at once, as published; the figure ``factorial`` separate
 recipe if the study has one for both; the legend has its name.
 """,
     "fewshot": """
-Accuracy averaged over tasks against the number of examples in the prompt, with 95 % intervals. A line that falls
-behind the dense one as examples are added means that the removed units served learning from the prompt.
+Accuracy averaged over tasks against the number of examples in the prompt, with 95 % intervals. If a line falls
+further below the dense one with more examples, the removed units were needed to learn from the prompt.
 """,
     "predictor_quality": """
 Recall: the share of the truly important units that a predictor keeps, on held-out tokens. The gap above ``static`` is
@@ -91,8 +91,9 @@ Points to the left of it are faster; lower points lose less quality.
 """,
     "claims": """
 Published claims and our measurements, one panel for each quantity. Black bars are the published effects; a mark is our
-effect on one text, with its 95 % interval. Right of the line is as claimed. The color is the verdict over all texts. Of
-many places of a claim the three surest are drawn; the table ``claims`` has all, with the reason of each verdict.
+effect on one text, with its 95 % interval. Right of the line is as claimed. The color is the verdict over all texts. If
+a claim was compared in more than three conditions, those three are drawn whose effects are largest compared with their
+intervals; the table ``claims`` has all, with the reason of each verdict.
 """,
 }
 CAPTIONS = {name: text.strip() for name, text in CAPTIONS.items()}

@@ -70,11 +70,15 @@ def _table(part: pa.Table | pd.DataFrame) -> pa.Table:
     """Rows of known metrics, in the schema's columns and types."""
     table = pa.Table.from_pandas(part, preserve_index=False) if isinstance(part, pd.DataFrame) else part
     if missing := set(OUTCOMES.columns) - set(table.column_names):
-        raise ArtifactError(f"outcomes: no column {sorted(missing)}; columns of schema '{OUTCOMES.schema}' are read")
+        raise ArtifactError(
+            f"outcomes: no column {sorted(missing)}; it must have the columns of schema '{OUTCOMES.schema}'"
+        )
     try:
         table = table.select(list(OUTCOMES.columns)).cast(OUTCOMES.arrow)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise ArtifactError(f"outcomes: {str(error).splitlines()[0]}; types of '{OUTCOMES.schema}' are read") from None
+        raise ArtifactError(
+            f"outcomes: {str(error).splitlines()[0]}; types must be those of schema '{OUTCOMES.schema}'"
+        ) from None
     known = pa.array([*ACCURACY_METRICS, *PERPLEXITIES])
     table = table.filter(pc.is_in(table["metric"], known))
     if table["document"].null_count:

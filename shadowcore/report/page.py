@@ -34,8 +34,8 @@ WORDS = {
     "criterion": "how a unit's importance for an input is scored; plainact is ShadowLLM's",
     "magnitude": "the criterion l2_norm, as in DejaVu: the norm of a unit's output",
     "dense": "the whole model, nothing removed",
-    "random": "units removed at random: the floor",
-    "static": "the same units removed for every input, by their mean score: what needs no predictor",
+    "random": "units removed at random",
+    "static": "the same units removed for every input, those with the lowest mean scores; it needs no predictor",
     "static_tuned": "the same units for every input, by scores that were tuned on the sparse model",
     "shadow": "one predictor for the whole model, which reads its first layer",
     "layerwise": "a predictor for every layer, which reads what enters the layer before",
@@ -45,9 +45,11 @@ WORDS = {
     "threshold, cats, griffin, relu": "no predictor: keeps neurons with a large activation, or a large gate, for the "
     "token; with a large activation over the prompt; or those that are not zero",
     "sparseinfer, proxy4": "a copy of the layer's own weights in 1 or 4 bits chooses; proxy4_ahead before attention",
-    "retrained, tuned": "a predictor trained again on what the model does under its masks, or tuned there",
+    "retrained, tuned": "a predictor that was trained again on a model under the masks of another one; or trained "
+    "further under its own masks, so that the model's outputs come closer to the dense model's",
     "huggingface": "the model as Hugging Face's transformers runs it",
-    "oracle": "the true scores of the input itself: the best that this criterion can do, not a bound for others",
+    "oracle": "units chosen by their true scores, which no decoder knows; other methods can be better, because a score "
+    "is only an estimate",
 }
 
 

@@ -18,7 +18,7 @@ Side = Mapping[str, str | tuple[str, ...]]
 
 
 class Claim(NamedTuple):
-    """What is said to be better than what, by a quantity.
+    """A published claim: the winner has a better value of a quantity than the loser.
 
     margin: added to the effect (how much worse still counts as equally good). opponent: the published loser's method,
     where ours may have another. published: the published sides, where the paper only has another pair.
@@ -151,7 +151,7 @@ def pairs_of(rows: pd.DataFrame, claim: Claim, winner: Side, loser: Side) -> pd.
         words = [" ".join(row) for row in part[list(side)].itertuples(index=False)]
         sides.append(part.assign(side=words)[[*keys, *OF_SIDES, "side", "value", "stderr"]])
     pairs = sides[0].merge(sides[1], on=keys, suffixes=("_winner", "_loser"))
-    # a preset and a seed are those of what was trained
+    # only trained methods have a predictor and its seed
     one_trained = pairs[["predictor_winner", "predictor_loser"]].notna().sum(axis=1) == 1
     agree = pd.Series(True, pairs.index)
     for name in OF_SIDES[1:]:

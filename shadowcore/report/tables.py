@@ -122,7 +122,7 @@ def _rank(keys: Row) -> tuple[int, str, str]:
 
 
 def _of_one_kind(keys: Row, others: Row) -> bool:
-    """Whether conditions of two criteria are compared: those of one method, and trained ones of equal presets."""
+    """Whether two criteria are compared: their method is the same, or both have predictors of one name."""
     if keys["method"] == others["method"] or (_trained(keys) and _trained(others)):
         return keys["predictor"] == others["predictor"]
     return False
@@ -209,8 +209,8 @@ def of_study(results: Path) -> dict[str, pd.DataFrame]:
     return read(folder)
 
 
-class Asked(dict):
-    """Tables that remember the names they were asked for by `[name]`."""
+class RecordingTables(dict):
+    """Tables by name, with the set `names` of those that were read by `[name]`."""
 
     def __init__(self, found: Tables):
         super().__init__(found)

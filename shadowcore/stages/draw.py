@@ -34,13 +34,13 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     drawn, left_out, names = [], {}, spec.figures or tuple(FIGURES)
     known = FIGURES | TIMED_FIGURES
     for done, name in enumerate(names, 1):
-        asked = tables.Asked(frames)
-        figure = known[one_of(name, known, "--spec.figures")](asked, spec.model)
+        recorded = tables.RecordingTables(frames)
+        figure = known[one_of(name, known, "--spec.figures")](recorded, spec.model)
         if isinstance(figure, str):
             left_out[name] = figure
         else:
             # only the tables that the figure uses, so that changed times do not change other figures
-            read = {table: [sha256] for table, sha256 in hashes.items() if table in asked.names}
+            read = {table: [sha256] for table, sha256 in hashes.items() if table in recorded.names}
             save(figure, outputs.figures / name, head | {"inputs": read})
             drawn.append(name)
         progress(done, len(names))

@@ -42,7 +42,9 @@ def own(spec: Spec, inputs: Inputs) -> dict[str, Inputs]:
     left = {field: list(getattr(inputs, field)) for field in READ}
     for field, files in left.items():
         if len(files) != (needed := list(reads.values()).count(field)):
-            raise ConfigError(f"--{field}: {len(files)} files; there must be {needed}, one for each condition with one")
+            raise ConfigError(
+                f"--{field}: {len(files)} files; there must be {needed}, one for each condition that reads one"
+            )
     return {
         name: replace(inputs, **{field: (files.pop(0),) if read == field else () for field, files in left.items()})
         for name, read in reads.items()

@@ -162,7 +162,7 @@ def _plain_text(file: Path) -> str:
     try:
         return file.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise SourceError(f"{file}: byte {error.start} is not UTF-8; allowed is text in UTF-8") from None
+        raise SourceError(f"{file}: byte {error.start} is not UTF-8; the file must be text in UTF-8") from None
 
 
 TextSource = PackagedText | HubText | FolderText | BenchmarkText | RandomText
