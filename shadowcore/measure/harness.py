@@ -76,11 +76,11 @@ class SparseLM(HFLM):
         """
         self.answers = {name: {} for name in group.alive}
         for kind, likelihoods in (("loglikelihood", self._choices), ("loglikelihood_rolling", self._texts)):
-            asked = [request for request in requests if request.request_type == kind]
-            share = len(asked) / max(1, len(requests))
-            found = likelihoods(group, asked, lambda part, share=share: tick(share * part)) if asked else {}
+            wanted = [request for request in requests if request.request_type == kind]
+            share = len(wanted) / max(1, len(requests))
+            found = likelihoods(group, wanted, lambda part, share=share: tick(share * part)) if wanted else {}
             for name, answers in found.items():
-                self.answers[name] |= {id(request): one for request, one in zip(asked, answers, strict=True)}
+                self.answers[name] |= {id(request): one for request, one in zip(wanted, answers, strict=True)}
 
     def loglikelihood(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[Any]:
         """(log-likelihood in nats, is it what greedy decoding says) of each request's continuation of its context.

@@ -99,6 +99,15 @@ def variants(modes: Modes, layout: Layout, triton: bool) -> Iterator[Variant]:
         kept = {kind: kept_units(count, pct) for kind, count in all_units.items()}
         yield f"static {pct}", keys | {"mode": "static"}, partial(static, kept)
         yield f"given {pct}", keys | {"mode": "given"}, partial(given, kept)
+    yield from predicting(modes, layout, make, triton)
+    for name in ("huggingface", "huggingface_static"):
+        if triton and name in modes.baselines:
+            make_theirs = partial(HuggingFaceGenerate, layout, modes.room, modes.batch, name == "huggingface_static")
+            yield name, {"mode": name, "sparsity_pct": 0}, make_theirs
+
+
+def predicting(modes: Modes, layout: Layout, make: Callable, triton: bool) -> Iterator[Variant]:
+    """The designs of predictors, each at its sparsities."""
     copies: dict[int, LowBitCopies] = {}
     for index, design in enumerate(modes.designs):
         if design.bits != 16 and not triton:
@@ -109,11 +118,7 @@ def variants(modes: Modes, layout: Layout, triton: bool) -> Iterator[Variant]:
         except torch.OutOfMemoryError as error:  # this design is refused; the next one may fit
             reason = error
         for pct in design.sparsities_pct or modes.sparsities_pct:
-            yield (*named(modes, design, pct, sizes.layers), partial(predicted, make, predictor, reason, pct))
-    for name in ("huggingface", "huggingface_static"):
-        if triton and name in modes.baselines:
-            make_theirs = partial(HuggingFaceGenerate, layout, modes.room, modes.batch, name == "huggingface_static")
-            yield name, {"mode": name, "sparsity_pct": 0}, make_theirs
+            yield (*named(modes, design, pct, layout.sizes.layers), partial(predicted, make, predictor, reason, pct))
 
 
 def baselines(modes: Modes, layout: Layout, make: Callable, gather: Callable[[bool], Decoder]) -> Iterator[Variant]:

@@ -10,7 +10,16 @@ import numpy as np
 import pandas as pd
 
 from shadowcore.report.best_at_bytes import NO_CANDIDATES
-from shadowcore.report.select import as_text, asked, contextual, criterion_order, middle, over_seeds, units_order, where
+from shadowcore.report.select import (
+    as_text,
+    by_task,
+    contextual,
+    criterion_order,
+    middle,
+    over_seeds,
+    units_order,
+    where,
+)
 from shadowcore.report.tables import Tables
 
 MOST = 50  # answers that are read
@@ -39,7 +48,7 @@ def best(found: Tables, model: str, name: str) -> Iterator[Best]:
     if name == "perplexity":
         rows, compared = where(rows, metric="token_perplexity"), where(compared, metric="log_perplexity")
     else:
-        rows, compared = (asked(part[part["fewshot"].fillna(0) == 0]) for part in (rows, compared))
+        rows, compared = (by_task(part[part["fewshot"].fillna(0) == 0]) for part in (rows, compared))
         compared = compared[compared["metric"].isin(rows["metric"])]
     rows = contextual(rows[~rows["method"].isin(NO_CANDIDATES) & (rows["protocol"] != "lookahead")])
     pairs = _pairs(compared)

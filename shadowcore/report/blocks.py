@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from shadowcore.report.answer import Best, best, change, leading, ordered, p_value
-from shadowcore.report.select import NAMES, ORDERS, PAIR, asked, first_of, where
+from shadowcore.report.select import NAMES, ORDERS, PAIR, by_task, first_of, where
 from shadowcore.report.tables import Tables
 
 # what a line is about; what is the same in every line is written once, above them
@@ -73,7 +73,7 @@ def answers(found: Tables, everything: bool = False) -> Iterator[Block]:
 
 
 def _answer(rows: list[Best], title: str, log: bool) -> Block:
-    question = ["data" if log else "asked", "units", "policy", "sparsity_pct", "criterion"]
+    question = ["data" if log else "task_label", "units", "policy", "sparsity_pct", "criterion"]
     shown = [name for name in question if len({_text(one.row[name]) for one in rows}) > 1 or name == "sparsity_pct"]
     same = [_text(rows[0].row[name]) for name in question if name not in shown]
     lines = []
@@ -87,7 +87,7 @@ def _answer(rows: list[Best], title: str, log: bool) -> Block:
         ])  # fmt: skip
     note = ", ".join(filter(None, same)) + "; " * any(same)
     note += "[95 % interval]; p is corrected (Holm), and a difference is significant where p < .05"
-    words = [{"data": "text", "asked": "task", "sparsity_pct": "% removed"}.get(name, name) for name in shown]
+    words = [{"data": "text", "task_label": "task", "sparsity_pct": "% removed"}.get(name, name) for name in shown]
     unit = "" if log else ", points"
     value = "perplexity" if log else "accuracy"
     numbers = ["% bytes read", value, f"against dense{unit}", f"against static{unit}", "next best"]
@@ -167,7 +167,7 @@ def summaries(found: Tables) -> Iterator[Block]:
     """
     parts = {
         "ppl": (where(found["perplexity"], metric="token_perplexity").drop(columns="task"), _value),
-        "acc": (asked(found["accuracy"]), _value),
+        "acc": (by_task(found["accuracy"]), _value),
         "ms": (timed(found).rename(columns={"ms_per_token": "value"}), _value),
     }
     for model in sorted({model for rows, _ in parts.values() for model in rows["model"]}):

@@ -8,13 +8,13 @@ import pandas as pd
 from shadowcore.report.answer import change, p_value
 from shadowcore.report.blocks import Block, method_name, number, timed
 from shadowcore.report.figures.scaling import DENSE
-from shadowcore.report.select import asked, where
+from shadowcore.report.select import by_task, where
 from shadowcore.report.tables import Tables
 
 
 def at_bytes(found: Tables, everything: bool = False) -> Iterator[Block]:
     """The best method at budgets of bytes, of each model: by perplexity on whole texts; or on everything."""
-    rows = asked(found["best_at_bytes"])
+    rows = by_task(found["best_at_bytes"])
     rows = rows if everything else rows[(rows["metric"] == "log_perplexity") & (rows["task"] != "second_half")]
     for (model, metric), alike in rows.groupby(["model", "metric"], sort=False):
         log = metric == "log_perplexity"
@@ -22,7 +22,7 @@ def at_bytes(found: Tables, everything: bool = False) -> Iterator[Block]:
         numbers = ["% bytes read", "against dense" + ("" if log else ", points"), "next best", "ms (dense)"]
         lines = []
         for row in alike.to_dict("records"):
-            place = [row["data"] if log else row["asked"], f"at most {row['budget_pct']}"]
+            place = [row["data"] if log else row["task_label"], f"at most {row['budget_pct']}"]
             if row["verdict"] == "none":
                 lines.append([*place, "no condition reads as little", *[""] * 2, *["-"] * 4])
                 continue

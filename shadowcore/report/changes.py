@@ -17,7 +17,7 @@ import pandas as pd
 
 from shadowcore.errors import ArtifactError
 from shadowcore.measure import statistics
-from shadowcore.report.outcomes import ACCURACY_METRICS, ASKED, PERPLEXITIES, Documents, grouped
+from shadowcore.report.outcomes import ACCURACY_METRICS, PERPLEXITIES, TASK_KEYS, Documents, grouped
 from shadowcore.report.select import as_text
 from shadowcore.report.tables import compared, of_study
 from shadowcore.schemas import CONDITION, FINAL_TABLES, OUTCOMES
@@ -37,7 +37,7 @@ class Measure(NamedTuple):
     log: bool = False
 
 
-_ESTIMATE = [*CONDITION, *ASKED]
+_ESTIMATE = [*CONDITION, *TASK_KEYS]
 _LATENCY = ["model", "device", "backend", "weights", "dtype", "threads", "mode", "units", "sparsity_pct", "kv", "batch"]
 _LATENCY += ["prompt_tokens", "new_tokens", "predictor_rank", "predictor_rank_heads", "predictor_bits"]
 _LATENCY += ["predictor_groups"]

@@ -19,8 +19,8 @@ from shadowcore.schemas import CONDITION, MEASURED, OUTCOMES
 Row = dict[str, Any]
 
 CONDITION_COLUMNS = [*CONDITION, *MEASURED]
-ASKED = ["task", "fewshot", "metric"]
-KEYS = [*CONDITION_COLUMNS, *ASKED]
+TASK_KEYS = ["task", "fewshot", "metric"]
+KEYS = [*CONDITION_COLUMNS, *TASK_KEYS]
 ACCURACY_METRICS = ("acc", "acc_norm")
 PERPLEXITIES = {"nll": "token_perplexity", "word_nll": "word_perplexity", "byte_nll": "byte_perplexity"}
 

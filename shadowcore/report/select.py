@@ -146,19 +146,19 @@ def named(rows: pd.DataFrame) -> str:
     return f"{first['method']}\n{first['predictor']}{rank}"
 
 
-def asked(rows: pd.DataFrame) -> pd.DataFrame:
-    """Accuracy rows of one metric a task, with a column `asked`: the task, its text where there are several, shots."""
+def by_task(rows: pd.DataFrame) -> pd.DataFrame:
+    """Accuracy rows of one metric a task; `task_label`: the task, its text if there are several, number of examples."""
     first = rows.groupby("task")["metric"].transform("min")  # by name "acc" is before "acc_norm"
     several = rows.groupby("task")["data"].transform("nunique") > 1
     names = rows["task"].where(~several, rows["task"] + ", " + rows["data"])
     shots = rows["fewshot"].fillna(0).astype(int)
     names = names.where(shots == 0, names + ", " + shots.astype(str) + "-shot")
-    return rows.assign(asked=names)[rows["metric"] == first]
+    return rows.assign(task_label=names)[rows["metric"] == first]
 
 
 def mean_over_tasks(rows: pd.DataFrame, shots: bool = False) -> pd.DataFrame:
     """A condition's accuracy averaged over tasks, with the error of that mean; `shots`: for each number of examples."""
-    rows = asked(rows)
+    rows = by_task(rows)
     rows = rows[rows["fewshot"].notna()] if shots else rows[rows["fewshot"].fillna(0) == 0]
     if shots:  # a task without examples would be in one mean and not in another
         rows = rows[rows.groupby("task")["fewshot"].transform("nunique") == rows["fewshot"].nunique()]

@@ -11,13 +11,13 @@ import pyarrow as pa
 
 from shadowcore.errors import ArtifactError
 from shadowcore.measure import statistics
-from shadowcore.report.outcomes import ACCURACY_METRICS, ASKED, KEYS, PERPLEXITIES, Documents, Row, grouped
+from shadowcore.report.outcomes import ACCURACY_METRICS, KEYS, PERPLEXITIES, TASK_KEYS, Documents, Row, grouped
 from shadowcore.schemas import CONDITION, FINAL_TABLES
 
 Tables = Mapping[str, pd.DataFrame]
 Outcomes = Sequence[Documents] | pa.Table | pd.DataFrame
 
-SAME_DOCUMENTS = ["model", "data", *ASKED]  # rows that agree here were measured on the same documents
+SAME_DOCUMENTS = ["model", "data", *TASK_KEYS]  # rows that agree here were measured on the same documents
 SAME_PLACE = ["policy", "protocol", "units", "sparsity_pct"]  # methods that agree here are compared,
 MADE_OF = ["calibration", "criterion", "predictor"]  # ... if they agree in those of these that both have
 TRAINED = ["model", "method", "predictor"]
@@ -101,7 +101,7 @@ def _over_seeds(rows: list[Row], column: str) -> list[Row]:
     """Rows with `seeds`, how many their condition was trained with, and the deviation of a column over them."""
     alike = {}
     for row in rows:
-        keys = [name for name in (*CONDITION, *ASKED, *REFERENCE) if name != "seed" or not _trained(row)]
+        keys = [name for name in (*CONDITION, *TASK_KEYS, *REFERENCE) if name != "seed" or not _trained(row)]
         alike.setdefault(tuple(row.get(name) for name in keys), []).append(row)
     for same in alike.values():
         deviation = float(np.std([row[column] for row in same], ddof=1)) if len(same) > 1 else None

@@ -47,18 +47,18 @@ def accuracy(tables: Tables, model: str) -> Drawing:
     rows = select.of_model(tables, "accuracy", model)
     if set(rows["method"]) <= {"dense"}:
         return "no accuracy of a sparse model in the tables"
-    rows = select.asked(rows[rows["fewshot"].fillna(0) == 0])
+    rows = select.by_task(rows[rows["fewshot"].fillna(0) == 0])
     rows = rows.assign(chance=rows["task"].map(CHANCE))
-    tasks = rows.drop_duplicates("asked")
+    tasks = rows.drop_duplicates("task_label")
     if len(tasks) > MOST_TASKS:
         known = {"n": tasks["n"].sum(), "chance": tasks["chance"].mean(skipna=False)}
-        rows = select.mean_over_tasks(rows).assign(asked=f"mean of {len(tasks)} tasks", **known)
+        rows = select.mean_over_tasks(rows).assign(task_label=f"mean of {len(tasks)} tasks", **known)
     rows = select.trained_alike(tables, model, select.main_condition(rows))
     rows = select.best_predictors(rows, low_is_good=False)
-    names = sorted(set(rows["asked"]))
+    names = sorted(set(rows["task_label"]))
     figure, axes = style.panels(len(names), height=3.0)
     for panel, name in zip(axes, names, strict=True):
-        here = where(rows, asked=name)
+        here = where(rows, task_label=name)
         guessing = here["chance"].dropna().head(1)
         for value in guessing:
             panel.axhline(value, color=GREY, linestyle=":", linewidth=1.2)
@@ -96,7 +96,7 @@ def _facts(rows: pd.DataFrame) -> list[str]:
     """What is the same in all lines, and how many documents were measured."""
     sparse = rows[~rows["method"].isin(["dense", "random"])]
     place = [str(value) for name in ("units", "criterion", "policy") for value in sparse[name].dropna().head(1)]
-    name = "data" if "counted" in rows else "asked"
+    name = "data" if "counted" in rows else "task_label"
     counts = [f"{text}: {n:,} documents" for text, n in rows.groupby(name)["n"].first().items()]
     return [", ".join(place), *counts]
 

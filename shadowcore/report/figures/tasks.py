@@ -15,18 +15,18 @@ def differences(tables: Tables, model: str) -> Drawing:
     """Accuracy minus dense at the middle sparsity with its paired 95 % interval: a panel a task, a row a method."""
     rows = where(select.of_model(tables, "comparisons", model), reference="dense")
     rows = rows[rows["metric"].isin(ACCURACY_METRICS) & (rows["fewshot"].fillna(0) == 0)]
-    rows = select.main_condition(select.asked(rows).assign(value=rows["difference"]))
+    rows = select.main_condition(select.by_task(rows).assign(value=rows["difference"]))
     rows = select.best_predictors(select.trained_alike(tables, model, rows), low_is_good=False)
-    if rows["asked"].nunique() < 2:
+    if rows["task_label"].nunique() < 2:
         return "fewer than two tasks whose accuracy was compared with dense"
     rows = where(rows, sparsity_pct=select.middle(rows["sparsity_pct"]))
-    names, tasks = select.methods(set(rows["method"])), sorted(set(rows["asked"]))
+    names, tasks = select.methods(set(rows["method"])), sorted(set(rows["task_label"]))
     columns = len(tasks) if len(tasks) < 6 else (len(tasks) + 1) // 2
     figure, axes = style.panels(len(tasks), columns, 0.19 * len(names) + 0.7, sharey=True, sharex=len(tasks) > 1)
     for panel, task in zip(axes, tasks, strict=True):
         panel.axvline(0, color=look("dense").color, linewidth=1.2)
         for place, method in enumerate(names):
-            here = 100 * where(rows, asked=task, method=method)[list(CHANGE)]
+            here = 100 * where(rows, task_label=task, method=method)[list(CHANGE)]
             dots(panel, [place] * len(here), here, CHANGE, color=look(method).color, marker=look(method).marker)
         style.named_rows(panel, [select.named(where(rows, method=name)).replace("\n", ", ") for name in names])
         panel.set(title=task, xlabel="percentage points")
@@ -43,12 +43,12 @@ def differences(tables: Tables, model: str) -> Drawing:
 
 def tasks(tables: Tables, model: str) -> Drawing:
     """Accuracy task by task: ShadowLLM's predictor and criterion against DejaVu's, and the dense model."""
-    rows = select.asked(where(select.of_model(tables, "accuracy", model), fewshot=0))
+    rows = select.by_task(where(select.of_model(tables, "accuracy", model), fewshot=0))
     rows = select.trained_alike(tables, model, select.main_condition(rows, "criterion"))
     shadow = where(rows, method="shadow", criterion="plainact")
     rival = where(rows[rows["method"].isin(LAYERWISE)], criterion="l2_norm")
     sparsities = sorted(set(shadow["sparsity_pct"]) & set(rival["sparsity_pct"]))
-    names = sorted(set(rows["asked"]))
+    names = sorted(set(rows["task_label"]))
     if not sparsities or len(names) < 2:
         return "fewer than two tasks with both shadow (plainact) and layerwise (l2_norm)"
     recipes = set(shadow["predictor"]) & set(rival["predictor"])  # the same one on both sides, if there is one
@@ -57,12 +57,12 @@ def tasks(tables: Tables, model: str) -> Drawing:
     figure, axes = style.panels(len(sparsities), height=0.3 * len(names) + 0.7, sharey=True, sharex=True)
     for panel, pct in zip(axes, sparsities, strict=True):
         for _, row in where(rows, method="dense").iterrows():
-            place = names.index(row["asked"])
+            place = names.index(row["task_label"])
             panel.vlines(100 * row["value"], place - 0.35, place + 0.35, color=look("dense").color)
         for side, shift in zip(both, (-0.15, 0.15), strict=True):
             here = where(side, sparsity_pct=pct)
             drawn = look(here["method"].iloc[0])
-            places = here["asked"].map(names.index) + shift
+            places = here["task_label"].map(names.index) + shift
             dots(panel, places, 100 * here[list(INTERVAL)], color=drawn.color, marker=drawn.marker)
         style.named_rows(panel, names)
         panel.set(title=f"{pct} % removed", xlabel="accuracy (%)")
@@ -83,7 +83,7 @@ def fewshot(tables: Tables, model: str) -> Drawing:
     rows = select.best_predictors(select.trained_alike(tables, model, select.main_condition(rows)), low_is_good=False)
     sparse = rows[rows["method"] != "dense"]
     if rows["fewshot"].nunique() < 2 or sparse.empty:
-        return "no task was asked with several numbers of examples"
+        return "no task was measured with several numbers of examples"
     sparsities = sorted(set(sparse["sparsity_pct"]))
     figure, axes = style.panels(len(sparsities), sharey=True, sharex=True)
     ends = []
