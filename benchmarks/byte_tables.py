@@ -84,13 +84,13 @@ def head_batches() -> list[str]:
         [*setting, *(f"{row[mode]:.2f}" for mode in ("dense", "cublas", "shadow")), f"{row.dense / row.shadow:.2f}"]
         for setting, row in found.iterrows()
     ]
-    return markdown(["sequences", "prompt", "dense, ours", "cuBLAS", "50 % of heads", "faster than ours"], rows)
+    return markdown(["sequences", "prompt", "dense, ours", "cuBLAS", "50 % of heads", "speed-up over ours"], rows)
 
 
 def selector_times() -> list[str]:
     """Measured and possible speed-ups over our dense decoder: as fast as dense for every byte that is read."""
     found = table("latency", "proxies-h200")
-    names = ["model", "neurons chosen by", "ms a token", "GB read", "faster than dense", "if bytes decided"]
+    names = ["model", "neurons chosen by", "ms a token", "GB read", "speed-up over dense", "if bytes decided"]
     rows = []
     for model, part in found.groupby("model"):
         dense = part[part["mode"] == "dense"].iloc[0]

@@ -348,6 +348,7 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
     """Lines of the table of stages in docs/cluster.md: a row a model and stage, its jobs together."""
     lines = []
     found = pd.DataFrame([row for row in rows if row["model"] and f"/{ALONE}/" not in row["job"]])
+    found = found.iloc[found.groupby("model")["weights_bytes"].transform("max").argsort(kind="stable")]
     for (model, stage), jobs in found.groupby(["model", "stage"], sort=False):
         gpus = [of for of in jobs.get("each_gpu_bytes", ()) if np.ndim(of) and len(of)] or [[jobs["gpu_bytes"].max()]]
         most = [max(of) for of in itertools.zip_longest(*gpus, fillvalue=0)]  # of each GPU

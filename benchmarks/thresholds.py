@@ -81,7 +81,7 @@ def times(rows: pd.DataFrame) -> list[str]:
         values = [found.loc[found["mode"] == "dense", "ms_per_token"].iloc[0], others.min()]
         values += [shadow.get(50), shadow.get(70), shadow.get(90), layerwise.get(50)]
         lines.append([model, *map(two_decimals, values)])
-    names = ["model", "dense, ours", "fastest other dense", "shadow 50 %", "70 %", "90 %", "layerwise 50 %"]
+    names = ["ms a token", "dense, ours", "fastest other dense", "shadow 50 %", "70 %", "90 %", "layerwise 50 %"]
     return markdown(names, lines)
 
 
@@ -101,7 +101,7 @@ def variants(rows: pd.DataFrame) -> list[str]:
     found = half.pivot_table(index="name", columns="model", values="ms_per_token", sort=False)
     found = found[rows.groupby("model")["gb_per_token"].max().sort_values().index]
     lines = [[name, *map(two_decimals, row)] for name, row in zip(found.index, found.to_numpy(), strict=True)]
-    return markdown(["variant, 50 %", *found.columns], lines)
+    return markdown(["ms a token, 50 % removed (ranks: heads/neurons)", *found.columns], lines)
 
 
 def settings(rows: pd.DataFrame) -> list[str]:

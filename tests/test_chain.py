@@ -91,7 +91,7 @@ def test_only_a_job_that_spreads_its_model_gets_several_gpus(study):
     asked = {stage: words[-1] for stage, words in arguments.items() if "--devices" in words}
     assert asked == {"trace": "2", "train-predictor": "1", "evaluate": "2", "evaluate-oracle": "2"}
     row = {"model": "m", "stage": "trace", "job": "trace/m", "error": "", "seconds": 1.0, "written_bytes": 0}
-    row |= {"gpu_bytes": 7e9, "host_bytes": 1e9}
+    row |= {"gpu_bytes": 7e9, "host_bytes": 1e9, "weights_bytes": 1e9}
     several = [row | {"each_gpu_bytes": np.array(each)} for each in ([7e9, 2e9], [1e9, 6e9])]
     assert "| 7.0 + 6.0 |" in chain.table(several)[-1] and "| 7.0 |" in chain.table([row])[-1]
 
