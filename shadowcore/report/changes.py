@@ -122,7 +122,8 @@ def _compared(
     both = [key for key in before if key in after]
     differing = [key for key in both if before[key][0] != after[key][0]]
     metrics = {"perplexity": PERPLEXITIES, "accuracy": ACCURACY_METRICS}.get(name, ())
-    pairs = _pairs(keys, *([one for one in side if one.keys["metric"] in metrics] for side in outcomes))
+    measured = ([one for one in side if one.keys["metric"] in metrics] for side in outcomes)
+    pairs = _pairs(keys, *measured) if differing else {}
     tests = {key: pairs.get(key) or _unpaired(before[key], after[key], measure.log) for key in differing}
     known = [key for key, (_, p_value) in tests.items() if not math.isnan(p_value)]
     corrected = dict(zip(known, statistics.holm([tests[key][1] for key in known]), strict=True)) if known else {}
