@@ -61,7 +61,7 @@ def _turned(x, k, position, cos, signed_sin, norm, eps, K: tl.constexpr):
 
 @triton.jit
 def _past(keys, values, first, left, K: tl.constexpr, TOKENS: tl.constexpr):
-    """Keys and values of TOKENS cached positions from `first` on, and which of them are among the `left` ones."""
+    """Keys and values of TOKENS cached positions from `first` on, and which are read: the first `left`."""
     place = first * K + tl.arange(0, TOKENS)[:, None] * K + tl.arange(0, K)[None, :]
     there = tl.arange(0, TOKENS) < left
     key = tl.load(keys + place, mask=there[:, None])

@@ -90,12 +90,12 @@ def _project(
         mean, deviation = _norms(moments, b, batch, eps, D, PIECE, PIECES, RMS)
     y = _products(x, x_stride, weight, row, used, b, batch, D, ROWS, COLUMNS, TYPE)
     y = finished(y, constants_of(row[None, :], used[None, :], scale, gains, bias), mean[:, None], deviation[:, None])
-    beside = y
+    up = y
     if PARTS == 2:
-        y, beside = tl.split(tl.reshape(y, [BATCH, ROWS // 2, 2]))
+        y, up = tl.split(tl.reshape(y, [BATCH, ROWS // 2, 2]))
         slot = tl.program_id(0) * (ROWS // 2) + tl.arange(0, ROWS // 2)
         _, used = row_of(slot, slot < total, units, count, gathered, tail_shift, UNIT)
-    y = activated(y, beside, ACTIVATION, PARTS)
+    y = activated(y, up, ACTIVATION, PARTS)
     if bits is not None:
         keeps = tl.load(bits + slot // UNIT, mask=used, other=0)
         y = tl.where(((keeps[None, :] >> b[:, None]) & 1) != 0, y, 0.0)

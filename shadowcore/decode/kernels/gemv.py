@@ -89,14 +89,14 @@ def finished(y, constants, mean, deviation):
 
 
 @triton.jit
-def activated(y, beside, ACTIVATION: tl.constexpr, PARTS: tl.constexpr):
-    """A product after its activation function; with two parts, times the product `beside` it."""
+def activated(y, up, ACTIVATION: tl.constexpr, PARTS: tl.constexpr):
+    """A product after its activation function; with two parts, times `up`, the product of the other part."""
     if ACTIVATION == RELU:
         y = tl.maximum(y, 0.0)
     if ACTIVATION == SILU:
         y = y / (1.0 + tl.exp(-y))
     if PARTS == 2:
-        y = y * beside
+        y = y * up
     return y
 
 
@@ -114,17 +114,17 @@ def _project(
     pieces = weights_of_rows(weight, row, used, D, COLUMNS)
     constants = constants_of(row, used, scale, gains, bias)
     if PARTS == 2:
-        pieces_beside = weights_of_rows(weight, row + 1, used, D, COLUMNS)
-        constants_beside = constants_of(row + 1, used, scale, gains, bias)
+        pieces_up = weights_of_rows(weight, row + 1, used, D, COLUMNS)
+        constants_up = constants_of(row + 1, used, scale, gains, bias)
     pdl_wait(PDL)
     mean, deviation = 0.0, 1.0
     if moments is not None:
         mean, deviation = norm_of(moments, eps, D, PIECE, PIECES, RMS)
     y = finished(dot(pieces, x, D, ROWS, COLUMNS), constants, mean, deviation)
-    beside = y
+    up = y
     if PARTS == 2:
-        beside = finished(dot(pieces_beside, x, D, ROWS, COLUMNS), constants_beside, mean, deviation)
-    tl.store(out + slot, activated(y, beside, ACTIVATION, PARTS), mask=used)
+        up = finished(dot(pieces_up, x, D, ROWS, COLUMNS), constants_up, mean, deviation)
+    tl.store(out + slot, activated(y, up, ACTIVATION, PARTS), mask=used)
 
 
 def project(

@@ -74,12 +74,12 @@ def _score_neurons(
         following = weights_of_rows(words, (slot + ROWS).to(tl.int64), slot + ROWS < end, W, COLUMNS)
         constants = constants_of(slot, slot < end, steps, gains, bias)
         y = finished(_codes_times(pieces, values, total, WIDTH, ROWS, COLUMNS), constants, mean, deviation)
-        beside = y
+        up = y
         if PARTS == 2:
-            y, beside = tl.split(tl.reshape(y, [ROWS // 2, 2]))
+            y, up = tl.split(tl.reshape(y, [ROWS // 2, 2]))
         neuron = number * (ROWS // PARTS) + tl.arange(0, ROWS // PARTS)
         used = neuron < neurons
-        score = tl.abs(activated(y, beside, ACTIVATION, PARTS)) * tl.load(norms + neuron, mask=used, other=0.0)
+        score = tl.abs(activated(y, up, ACTIVATION, PARTS)) * tl.load(norms + neuron, mask=used, other=0.0)
         tl.store(scores + sequence * stride + neuron, score, mask=used)
         slot += ROWS
         pieces = following
