@@ -80,9 +80,7 @@ def trained_alike(tables: Tables, model: str, rows: pd.DataFrame) -> pd.DataFram
     constants and gains can only be tuned.
     """
     every = of_model(tables, "predictors", model)
-    kind = rows["kind"] if "kind" in rows else rows["units"].replace("both", "neurons")
-    shapes = every.drop_duplicates([*PAIR, "kind"], keep="last").set_index([*PAIR, "kind"])["rank"]
-    rows = rows.assign(rank=shapes.reindex(_index(rows.assign(kind=kind), [*PAIR, "kind"])).to_numpy())
+    rows = _with_rank(rows, every)
     made = every[every["rank"] > 0].drop_duplicates(PAIR, keep="last")
     made = rows[rows["predictor"].notna()].drop_duplicates(PAIR)[PAIR].merge(made[[*PAIR, "rounds", "tuned"]])
     made["training"] = list(zip(made["rounds"], made["tuned"], strict=True))
@@ -90,6 +88,13 @@ def trained_alike(tables: Tables, model: str, rows: pd.DataFrame) -> pd.DataFram
     shared = set.intersection(*shared) if shared else set()
     others = made[made["training"].map(lambda training: shared and training != max(shared)).astype(bool)]
     return rows[~_index(rows, PAIR).isin(_index(others, PAIR))]
+
+
+def _with_rank(rows: pd.DataFrame, predictors: pd.DataFrame) -> pd.DataFrame:
+    """Rows with the `rank` of their predictor for their kind of units; for both kinds that of neurons."""
+    kind = rows["kind"] if "kind" in rows else rows["units"].replace("both", "neurons")
+    ranks = predictors.drop_duplicates([*PAIR, "kind"], keep="last").set_index([*PAIR, "kind"])["rank"]
+    return rows.assign(rank=ranks.reindex(_index(rows.assign(kind=kind), [*PAIR, "kind"])).to_numpy())
 
 
 def best_predictors(rows: pd.DataFrame, low_is_good: bool, by: tuple[str, ...] = ("method",)) -> pd.DataFrame:
