@@ -78,7 +78,7 @@ def selector_gain(mode: str, model: str, key: str) -> str:
 
 
 def head_batches() -> list[str]:
-    """Heads skipped per sequence of a batch: milliseconds of a step, and the gain over both dense decoders."""
+    """Heads skipped per sequence of a batch: milliseconds of a step, and the speed-up over our dense decoder."""
     found = table("latency", "batches-h200").set_index(["batch", "prompt_tokens", "mode"])["ms_per_token"].unstack()
     rows = [
         [*setting, *(f"{row[mode]:.2f}" for mode in ("dense", "cublas", "shadow")), f"{row.dense / row.shadow:.2f}"]

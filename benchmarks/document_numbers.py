@@ -88,9 +88,9 @@ def spread(folder: str) -> list[str]:
 def at_once(folder: str) -> str:
     """Seconds of a job alone and of jobs side by side."""
     rows = pd.read_parquet(REFERENCE / folder / "jobs.parquet").query("exit_code == 0")
-    alone, beside = (rows.loc[rows["at_once"] == count, "seconds"].max() for count in (1, 2))
-    gain = 2 * alone / beside
-    return f"one took {alone:.0f} s alone, and two at once took {beside:.0f} s: {gain:.2f} times the jobs an hour"
+    alone, together = (rows.loc[rows["at_once"] == count, "seconds"].max() for count in (1, 2))
+    gain = 2 * alone / together
+    return f"one took {alone:.0f} s alone, and two at once took {together:.0f} s: {gain:.2f} times the jobs an hour"
 
 
 OF_ACCURACY = ("perplexity", "value", "main_accuracy", "all_accuracy", "worse", "difference", "seeds", "share")

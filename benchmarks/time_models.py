@@ -31,6 +31,7 @@ sys.path.insert(0, str(ROOT))
 
 from shadowcore import artifacts  # noqa: E402
 from shadowcore.errors import ArtifactError, ConfigError, ShadowcoreError  # noqa: E402
+from shadowcore.rules import RULES  # noqa: E402
 from shadowcore.schemas import LATENCY, LATENCY_REPEATS, Table  # noqa: E402
 
 PARTS = {"summary": LATENCY, "repeats": LATENCY_REPEATS}  # by the end of a new file's name
@@ -51,8 +52,6 @@ def specifications(config: Path) -> list[dict[str, Any]]:
 
 def run(specs: list[dict[str, Any]], folder: Path) -> list[str]:
     """Run the stage on each specification, in a process of its own so that GPU memory is free again; who failed."""
-    from shadowcore.rules import RULES
-
     folder.mkdir(parents=True, exist_ok=True)
     failed = []
     for spec in specs:

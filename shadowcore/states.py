@@ -94,7 +94,8 @@ def summary(jobs: Sequence[Job], together: int) -> str:
     words = f"{done} of {len(jobs)} jobs done"
     if done == len(jobs):
         return words
-    pace = f"with {together} jobs at a time" if together else "no job is running; with one at a time"
+    count = f"{together} job{'s' * (together > 1)}"
+    pace = f"with {count} at a time" if together else "no job is running; with one at a time"
     return f"{words}; {pace}, about {duration(left / max(together, 1))} left"
 
 

@@ -168,7 +168,7 @@ def test_trained_seeds_are_compared_with_what_is_not_trained_and_their_spread_is
     assert measured["shadow", 7]["seeds"] == 2 and measured["shadow", 7]["seed_deviation"] > 0
 
 
-# ---- outcomes that are kept beside the tables
+# ---- the file with the outcomes of all documents
 
 
 def test_every_interval_can_be_computed_again_from_kept_outcomes(documents, tmp_path, monkeypatch):

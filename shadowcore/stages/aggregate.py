@@ -16,6 +16,8 @@ from shadowcore.report.outcomes import grouped
 from shadowcore.stages.base import Frozen, Outputs, header
 from shadowcore.stages.base import OfPart as Spec
 
+AT_ONCE = 2**18  # outcomes in a part of their file: few enough for the memory, many enough to compress well
+
 
 class Inputs(Frozen):
     """evaluations: manifests; the outcome files that they list are read, too."""
@@ -27,9 +29,6 @@ class Inputs(Frozen):
     latencies: tuple[Path, ...]
     repeats: tuple[Path, ...]
     refusals: tuple[Path, ...]
-
-
-AT_ONCE = 2**18  # outcomes in a part of their file: few enough for the memory, many enough to compress well
 
 
 def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
