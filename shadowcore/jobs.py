@@ -84,9 +84,9 @@ class Jobs(Inventory):
         return {"kind": kind, "source": source}
 
     def relufy(self, model: str) -> Spec:
-        traces = self.study.traces
+        named, traces = self.study.models[model], self.study.traces
         return {
-            "recipe": self.study.models[model].relufied, "windows": traces.windows,
+            "recipe": named.relufied, "dtype": named.dtype, "windows": traces.windows,
             "heldout_windows": traces.heldout_windows, "window_tokens": traces.window_tokens, "seed": self.study.seed,
         }  # fmt: skip
 

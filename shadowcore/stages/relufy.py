@@ -15,9 +15,11 @@ SECONDS_BETWEEN = 120.0  # between checkpoints, which have three times the bytes
 
 
 class Spec(Frozen):
-    """recipe: of the model's source; windows: of real text to train on; heldout_windows: for the losses in the card."""
+    """recipe: of the model's source; dtype: of the weights that are written; windows: of real text to train on;
+    heldout_windows: for the losses in the card."""
 
     recipe: Relufied
+    dtype: str
     windows: int
     heldout_windows: int
     window_tokens: int
@@ -45,12 +47,13 @@ def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
     checkpoint = Checkpoint(outputs.card, head, SECONDS_BETWEEN)
     training = Distillation(teacher, real, spec.recipe, spec.seed)
     training.run(progress, checkpoint)
+    report = training.report(heldout)
 
     def put_into(folder: Path) -> tuple[str | None, str]:
-        training.student.save_pretrained(folder)
+        training.student.to(getattr(torch, spec.dtype)).save_pretrained(folder)
         read.tokenizer.save_pretrained(folder)
         return teacher_card["licence"], f"{teacher_card['origin']}; with ReLU in its FFN, distilled into itself"
 
-    card = sources.put(spec.recipe, put_into, outputs.weights) | {"training": training.report(heldout)}
+    card = sources.put(spec.recipe, put_into, outputs.weights) | {"training": report}
     artifacts.write_record(outputs.card, CARD_SCHEMA, card, head)
     checkpoint.remove()
