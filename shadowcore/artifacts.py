@@ -142,6 +142,13 @@ def read_table(path: Path, schema: str) -> pa.Table:
     return table
 
 
+def read_parts(path: Path, schema: str) -> Iterator[pa.Table]:
+    """The row groups of a Parquet file written under the same schema, one at a time; their columns are not checked."""
+    with pq.ParquetFile(_existing(path)) as file:
+        _require_schema(path, (file.schema_arrow.metadata or {}).get(b"schema", b"").decode(), schema)
+        yield from map(file.read_row_group, range(file.num_row_groups))
+
+
 def read_header(path: Path) -> dict[str, Any]:
     """The header of any of our files: stage, specification, input hashes, code, commit, versions, device."""
     return read_origin(path)["header"]

@@ -7,7 +7,7 @@ documents, so what makes a document hard cancels out. tests/test_statistics.py s
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.stats import binomtest, norm, t
@@ -139,6 +139,17 @@ def log_perplexity_difference(nll: np.ndarray, dense: np.ndarray, tokens: np.nda
     return _mean_per_token(np.asarray(nll, float) - np.asarray(dense, float), tokens)
 
 
+def mean_difference(differences: np.ndarray) -> Estimate:
+    """The mean of paired differences (n,), with Student's interval."""
+    return _mean_per_token(differences, np.ones(len(differences)))[0]
+
+
+def interval(value: Any, stderr: Any, degrees: Any = np.inf) -> tuple[Any, Any]:
+    """The ends of Student's 95 % interval of numbers or arrays; by default as if the error were known (normal)."""
+    reach = t.ppf(TAIL, degrees) * stderr
+    return value - reach, value + reach
+
+
 def require_paired(documents: np.ndarray, dense: np.ndarray, where: Callable[[], str]) -> None:
     """Raise ArtifactError, naming `where`, unless a condition and dense hold the same documents in the same order."""
     if not np.array_equal(documents, dense):
@@ -158,9 +169,8 @@ def _mean_per_token(nats: np.ndarray, tokens: np.ndarray) -> tuple[Estimate, flo
     value, stderr, degrees = _ratio(nats, tokens)
     if stderr is None:
         return Estimate(value, None, None, None, n), None
-    reach = float(t.ppf(TAIL, degrees)) * stderr
     p_value = float(2 * t.sf(abs(value) / stderr, degrees)) if stderr else float(value == 0)
-    return Estimate(value, stderr, value - reach, value + reach, n), p_value
+    return Estimate(value, stderr, *map(float, interval(value, stderr, degrees)), n), p_value
 
 
 def _ratio(total: np.ndarray, size: np.ndarray) -> Ratio:

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from shadowcore import artifacts
 from shadowcore.errors import ArtifactError
 from shadowcore.measure import statistics
 from shadowcore.report.outcomes import ACCURACY_METRICS, PERPLEXITIES, TASK_KEYS, Documents, grouped
@@ -94,7 +95,10 @@ def compare(old: Path, new: Path) -> Iterator[Compared]:
     found = [of_study(folder) for folder in (old, new)]
     kept = [sorted(Path(folder).glob("tables/outcomes.parquet")) for folder in (old, new)]
     numbers: dict[str, int] = {}
-    outcomes = [grouped(map(OUTCOMES.read, paths), numbers) for paths in kept]
+    outcomes = [
+        grouped((part for path in paths for part in artifacts.read_parts(path, OUTCOMES.schema)), numbers)
+        for paths in kept
+    ]
     for name, measure in MEASURES.items():
         if any(len(tables[name]) for tables in found):
             yield _compared(name, measure, *(tables[name] for tables in found), outcomes)

@@ -4,6 +4,7 @@ A pair of ours agrees in everything that the claim does not name. Each evaluated
 effect. docs/claims.md has the rule that makes a verdict of votes, and a paragraph on each claim.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pandas as pd
 
 from shadowcore.errors import ArtifactError
 from shadowcore.report import PUBLISHED
+from shadowcore.report.outcomes import Documents
 from shadowcore.report.pairs import OF_SIDES, PLACE, RANKS, Claim, effects, pairs_of
 from shadowcore.report.tables import Tables
 from shadowcore.schemas import CLAIMS as TABLE
@@ -76,7 +78,7 @@ CLAIMS = {
 def published(path: Path, claim: Claim) -> pd.DataFrame:
     """Published effects of a claim; a ratio has an effect but no values. ArtifactError for a file without columns."""
     rows = _read_published(path)
-    rows = rows[rows["quantity"] == claim.quantity].assign(stderr=0.0)
+    rows = rows[rows["quantity"] == claim.quantity]
     ratios = rows[rows["metric"] == "ratio"]
     if len(ratios):
         return ratios.assign(effect=np.log(ratios["value"]), value_winner=np.nan, value_loser=np.nan)
@@ -98,14 +100,17 @@ def _read_published(path: Path) -> pd.DataFrame:
     return rows
 
 
-def judge(tables: Tables, path: Path = PUBLISHED) -> list[dict[str, Any]]:
-    """Rows of CLAIMS for every model of the tables and every claim; `path`: the published values."""
+def judge(tables: Tables, documents: Sequence[Documents], path: Path = PUBLISHED) -> list[dict[str, Any]]:
+    """Rows of CLAIMS for every model of the tables and every claim.
+
+    documents: the outcomes from which the tables were made; path: the published values.
+    """
     models = sorted(set().union(*(tables[name]["model"] for name in MEASURED_TABLES)))
     evaluated = set(tables["perplexity"]["model"]) | set(tables["accuracy"]["model"])  # others were only timed
     rows = []
     for name, claim in CLAIMS.items():
         theirs = published(path, claim)
-        ours = effects(tables, claim)
+        ours = effects(tables, documents, claim)
         for model in models:
             pairs = ours[ours["model"] == model]
             voters = [key for key in (*PLACE, *OF_SIDES, "side_winner", "side_loser") if key in pairs]

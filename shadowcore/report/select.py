@@ -8,6 +8,7 @@ from collections.abc import Iterable
 
 import pandas as pd
 
+from shadowcore.measure.statistics import interval
 from shadowcore.report.looks import METHODS, method_order
 from shadowcore.report.tables import Tables
 from shadowcore.schemas import CONDITION, FINAL_TABLES, MEASURED
@@ -172,8 +173,8 @@ def mean_over_tasks(rows: pd.DataFrame, shots: bool = False) -> pd.DataFrame:
     rows = rows.assign(variance=rows["stderr"] ** 2, tasks=1)
     means = rows.groupby(keys, dropna=False, as_index=False)[[*averaged, "tasks"]].sum()
     means[averaged] = means[averaged].div(means["tasks"], axis=0)
-    reach = 1.96 * (means["variance"] / means["tasks"]) ** 0.5
-    return means.assign(low=means["value"] - reach, high=means["value"] + reach)
+    low, high = interval(means["value"], (means["variance"] / means["tasks"]) ** 0.5)
+    return means.assign(low=low, high=high)
 
 
 def as_text(value: object) -> str:
