@@ -161,8 +161,7 @@ def another_model(frames):
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_figures_draw_seeds_as_one_line_and_one_model_only(frames, name):
-    joined = name in ("claims", "tasks")  # claims join seeds in another way; tests/test_claims.py
-    more = another_model(frames if joined else several_seeds(frames))
+    more = another_model(frames if name == "tasks" else several_seeds(frames))
     once, twice = FIGURES[name](frames, MODEL), FIGURES[name](more, MODEL)
     assert texts(once) == texts(twice)
     for kind, data in ((Line2D, Line2D.get_xydata), (AxesImage, AxesImage.get_array)):
