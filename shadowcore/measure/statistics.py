@@ -114,11 +114,9 @@ def _numbered(articles: np.ndarray) -> np.ndarray:
     return np.argsort(np.argsort(first))[places]
 
 
-def normal_p(difference: float, stderr: float) -> float:
-    """Two-sided p of a difference whose standard error is known, as if it were normal; nan where it is not known."""
-    if stderr == 0:
-        return float(difference == 0)
-    return float(2 * norm.sf(abs(difference) / stderr))
+def two_sided_p(difference: float, stderr: float, degrees: float = np.inf) -> float:
+    """Student's p; by default that of a normal, as if the error were known; nan where there is none."""
+    return float(2 * t.sf(abs(difference) / stderr, degrees)) if stderr else float(difference == 0)
 
 
 def holm(p_values: np.ndarray) -> np.ndarray:
@@ -131,17 +129,9 @@ def holm(p_values: np.ndarray) -> np.ndarray:
     return adjusted
 
 
-def log_perplexity_difference(nll: np.ndarray, dense: np.ndarray, tokens: np.ndarray) -> tuple[Estimate, float | None]:
-    """Log-perplexity of a condition minus dense, nats per token, documents paired (all (n,)), and its two-sided p.
-
-    p is that of Student's t; None for one document.
-    """
-    return _mean_per_token(np.asarray(nll, float) - np.asarray(dense, float), tokens)
-
-
-def mean_difference(differences: np.ndarray) -> Estimate:
-    """The mean of paired differences (n,), with Student's interval."""
-    return _mean_per_token(differences, np.ones(len(differences)))[0]
+def paired_difference(ones: np.ndarray, others: np.ndarray, sizes: np.ndarray) -> tuple[Estimate, float | None]:
+    """sum(ones - others) / sum(sizes) of pairs (all (n,)), as nats per token, and Student's p; None for one pair."""
+    return _mean_per_token(np.asarray(ones, float) - np.asarray(others, float), sizes)
 
 
 def interval(value: Any, stderr: Any, degrees: Any = np.inf) -> tuple[Any, Any]:
@@ -169,8 +159,8 @@ def _mean_per_token(nats: np.ndarray, tokens: np.ndarray) -> tuple[Estimate, flo
     value, stderr, degrees = _ratio(nats, tokens)
     if stderr is None:
         return Estimate(value, None, None, None, n), None
-    p_value = float(2 * t.sf(abs(value) / stderr, degrees)) if stderr else float(value == 0)
-    return Estimate(value, stderr, *map(float, interval(value, stderr, degrees)), n), p_value
+    ends = map(float, interval(value, stderr, degrees))
+    return Estimate(value, stderr, *ends, n), two_sided_p(value, stderr, degrees)
 
 
 def _ratio(total: np.ndarray, size: np.ndarray) -> Ratio:

@@ -13,6 +13,7 @@ import pandas as pd
 from shadowcore.measure import statistics
 from shadowcore.measure.statistics import Estimate
 from shadowcore.report.outcomes import ACCURACY_METRICS, KEYS, PERPLEXITIES, Documents, Row
+from shadowcore.report.select import averaged
 from shadowcore.report.tables import Tables, compared
 
 Side = Mapping[str, str | tuple[str, ...]]
@@ -41,6 +42,7 @@ RANKS = ["predictor_rank", "predictor_rank_heads"]
 PLACE += RANKS
 SIDE = ["method", "criterion", "predictor"]
 OF_SIDES = [*SIDE, "policy", "seed"]  # columns that each side has for itself
+ENDS = ["effect", "low", "high"]
 
 
 # ---- our measurements: rows with a value and with `measured`, from which the difference of two rows is computed
@@ -113,7 +115,8 @@ def _latencies(tables: Tables, _: Sequence[Documents]) -> pd.DataFrame:
 
 def _by_repeat(winner: np.ndarray, loser: np.ndarray) -> Estimate:
     """winner, loser (repeats,): logarithms of milliseconds; nan where a mode has fewer repeats than others."""
-    return statistics.mean_difference((loser - winner)[~np.isnan(loser - winner)])
+    both = ~np.isnan(loser - winner)
+    return statistics.paired_difference(loser[both], winner[both], np.ones(both.sum()))[0]
 
 
 class Quantity(NamedTuple):
@@ -180,20 +183,10 @@ def effects(tables: Tables, documents: Sequence[Documents], claim: Claim) -> pd.
     keys = [name for name in [*PLACE, *OF_SIDES[1:], "method_loser", "side_winner", "side_loser"] if name in pairs]
     if claim.quantity == "accuracy":
         keys.remove("task")
-        pairs = _over_tasks(pairs.assign(data=None), keys)
+        pairs = averaged(pairs.assign(data=None), keys, "effect", "value_winner", "value_loser")
+        pairs[ENDS] = np.log1p(pairs[ENDS].div(pairs["value_loser"], axis=0))  # ratios of mean accuracies
     keys.remove("seed")
     joined = {"value_winner": "mean", "value_loser": "mean", "effect": "mean", "low": "min", "high": "max"}
     pairs = pairs.groupby(keys, dropna=False, as_index=False).agg(joined)
-    pairs[["effect", "low", "high"]] += claim.margin
+    pairs[ENDS] += claim.margin
     return pairs.assign(paired=quantity.difference is not _unpaired)
-
-
-def _over_tasks(pairs: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
-    """The ratio of mean accuracies over tasks, with the interval of the mean of differences, as if normal."""
-    pairs = pairs.assign(variance=pairs["stderr"] ** 2, tasks=1)
-    means = pairs.groupby(keys, dropna=False, as_index=False).agg(
-        {"value_winner": "mean", "value_loser": "mean", "effect": "mean", "variance": "mean", "tasks": "sum"}
-    )
-    ends = statistics.interval(means["effect"], (means["variance"] / means["tasks"]) ** 0.5)
-    effects = zip(("effect", "low", "high"), (means["effect"], *ends), strict=True)
-    return means.assign(**{name: np.log1p(value / means["value_loser"]) for name, value in effects})

@@ -11,9 +11,7 @@ from shadowcore.stages.base import OfPart as Spec
 
 
 class Inputs(Frozen):
-    """tables: the final tables but this one; outcomes: the file with those of all documents, if there is one;
-    published: the published values (shadowcore/report/published.csv).
-    """
+    """tables: all final tables but this one; outcomes: of all documents, or none; published: report/published.csv."""
 
     tables: tuple[Path, ...]
     outcomes: tuple[Path, ...]
@@ -21,6 +19,6 @@ class Inputs(Frozen):
 
 
 def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
-    documents = grouped(part for path in inputs.outcomes for part in artifacts.read_parts(path, OUTCOMES.schema))
+    documents = grouped(artifacts.read_parts(inputs.outcomes, OUTCOMES.schema))
     rows = claims.judge(tables.read_files(inputs.tables), documents, inputs.published)
     artifacts.write_table(outputs.claims, CLAIMS.schema, CLAIMS.build(rows), header("judge-claims", spec, inputs))

@@ -46,8 +46,7 @@ SENTENCES = {  # the claims of docs/claims.md in a few words
 
 def claims(tables: Tables, model: str) -> Drawing:
     """A row per claim and place: our effect on every text with its interval, and the published one."""
-    rows = of_model(tables, "claims", model)
-    rows = rows[rows["verdict"] != "not attempted"]
+    rows = of_model(tables, "claims", model).query("verdict != 'not attempted'")
     if rows.empty:
         return "no published claim can be compared with the tables"
     rows["quantity"] = [judged.CLAIMS[name].quantity for name in rows["claim"]]
