@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from shadowcore.measure import statistics
-from shadowcore.measure.statistics import Estimate
+from shadowcore.measure.statistics import Estimate, interval, paired_difference
 from shadowcore.report.outcomes import ACCURACY_METRICS, KEYS, PERPLEXITIES, Documents, Row
 from shadowcore.report.select import averaged
 from shadowcore.report.tables import Tables, compared
@@ -100,7 +99,7 @@ def _rank_correlations(tables: Tables, _: Sequence[Documents]) -> pd.DataFrame:
 def _unpaired(winner: Estimate, loser: Estimate) -> Estimate:
     """The errors are added: values of single tokens are not kept, so the difference cannot be paired."""
     difference, stderr, n = winner.value - loser.value, winner.stderr + loser.stderr, min(winner.n, loser.n)
-    return Estimate(difference, stderr, *statistics.interval(difference, stderr, n - 1), n)
+    return Estimate(difference, stderr, *interval(difference, stderr, n - 1), n)
 
 
 def _latencies(tables: Tables, _: Sequence[Documents]) -> pd.DataFrame:
@@ -116,7 +115,7 @@ def _latencies(tables: Tables, _: Sequence[Documents]) -> pd.DataFrame:
 def _by_repeat(winner: np.ndarray, loser: np.ndarray) -> Estimate:
     """winner, loser (repeats,): logarithms of milliseconds; nan where a mode has fewer repeats than others."""
     both = ~np.isnan(loser - winner)
-    return statistics.paired_difference(loser[both], winner[both], np.ones(both.sum()))[0]
+    return paired_difference(loser[both], winner[both], np.ones(both.sum()))[0]
 
 
 class Quantity(NamedTuple):
@@ -166,8 +165,7 @@ def pairs_of(rows: pd.DataFrame, claim: Claim, winner: Side, loser: Side) -> pd.
     for name in ("criterion", "policy"):
         left, right = pairs[f"{name}_winner"], pairs[f"{name}_loser"]
         shared[name] = left.where(_same(left, right))
-    trained = pairs["predictor_winner"].isna() & pairs["predictor_loser"].notna()
-    shared["seed"] = pairs["seed_loser"].where(trained, pairs["seed_winner"])
+    shared["seed"] = pairs["seed_winner"].where(pairs["predictor_loser"].isna(), pairs["seed_loser"])
     effect = QUANTITIES[claim.quantity].effect(pairs["value_winner"], pairs["value_loser"])
     return pairs.assign(**shared, effect=effect + claim.margin)
 
@@ -179,14 +177,16 @@ def effects(tables: Tables, documents: Sequence[Documents], claim: Claim) -> pd.
     sides = zip(pairs["measured_winner"], pairs["measured_loser"], strict=True)
     estimates = [quantity.difference(*both)._asdict() for both in sides]
     estimates = pd.DataFrame(estimates, pairs.index, ["value", "stderr", "low", "high"]).astype(float)
-    pairs = pairs.drop(columns="effect").join(estimates.rename(columns={"value": "effect"}))
+    if claim.quantity == "accuracy":  # differences are averaged over tasks, and not ratios
+        pairs["effect"] = estimates["value"]
+    shift = pairs["effect"] - estimates["value"]  # the effect is of median times, the estimate of mean ones
+    pairs = pairs.assign(stderr=estimates["stderr"], low=estimates["low"] + shift, high=estimates["high"] + shift)
     keys = [name for name in [*PLACE, *OF_SIDES[1:], "method_loser", "side_winner", "side_loser"] if name in pairs]
     if claim.quantity == "accuracy":
         keys.remove("task")
         pairs = averaged(pairs.assign(data=None), keys, "effect", "value_winner", "value_loser")
-        pairs[ENDS] = np.log1p(pairs[ENDS].div(pairs["value_loser"], axis=0))  # ratios of mean accuracies
+        pairs[ENDS] = np.log1p(pairs[ENDS].div(pairs["value_loser"], axis=0)) + claim.margin
     keys.remove("seed")
     joined = {"value_winner": "mean", "value_loser": "mean", "effect": "mean", "low": "min", "high": "max"}
     pairs = pairs.groupby(keys, dropna=False, as_index=False).agg(joined)
-    pairs[ENDS] += claim.margin
     return pairs.assign(paired=quantity.difference is not _unpaired)
