@@ -169,6 +169,15 @@ def test_figures_draw_seeds_as_one_line_and_one_model_only(frames, name):
         assert len(ours) == len(others) and all(map(np.allclose, ours, others))
 
 
+@pytest.mark.parametrize("name", ["quality_per_byte", "perplexity", "designs", "sizes"])
+def test_the_luckiest_draw_of_the_calibration_text_is_not_drawn(frames, name):
+    rows = frames["perplexity"]
+    draw = rows[rows["method"].isin(["shadow", "static"])].assign(calibration="a draw")
+    lucky = frames | {"perplexity": pd.concat([rows, draw.assign(value=draw["value"] / 2)], ignore_index=True)}
+    once, again = (list(map(Line2D.get_xydata, FIGURES[name](one, MODEL).findobj(Line2D))) for one in (frames, lucky))
+    assert len(once) == len(again) and all(map(np.array_equal, once, again))
+
+
 # ---- what is chosen
 
 
