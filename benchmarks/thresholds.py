@@ -33,6 +33,10 @@ GAINS = {
     "llama-2-7b": {50: 1.45},
     "opt-30b": {50: 1.55, 70: 2.1, 90: 3.0},
 }
+WORDS = {
+    "given": "given units, nothing predicted", "static": "kept units cut out", "dense": "dense, ours",
+    "cublas": "dense, cuBLAS", "compiled": "dense, torch.compile", "relu": "ReLU's zeros, one neuron in ten active",
+}  # fmt: skip
 Goal = tuple[str, tuple[Callable, str], list[float], list[float]]
 
 
@@ -60,6 +64,7 @@ def wanted(rows: pd.DataFrame) -> list[Goal]:
     half = shadow.reindex([(model, 50) for model in opts])
     dense = rows[(rows["mode"] == "dense") | rows["predictor_mb"].notna()]
     most = dense["peak_gb"] - dense["predictor_mb"].fillna(0) / 1e3 - (dense["model_gb"] + dense["cache_gb"])
+    spare = (most / (dense["peak_gb"] - most)).max()
     names = {"share": "share of the memory's limit", "gain": "speed-up over the fastest dense"}
     at_sizes = [
         (f"{model}, {' / '.join(map(str, goals))} % removed: {names[column]}", BEST, [*goals.values()],
@@ -69,19 +74,13 @@ def wanted(rows: pd.DataFrame) -> list[Goal]:
     ]  # fmt: skip
     choosing = (half["predictor_ms"] / half["ms_per_token"]).tolist()
     shuffled = (modes["gather_ordered"] / modes["gather_shuffled"]).get("opt-30b", math.nan)
-    selection = half["selection_ms"].iloc[-1] * 1e3
     return [
         *at_sizes,
         ("our dense over the fastest other, worst size", MOST, [1.05], [(modes["dense"] / others).max()]),
         (f"predictor and selection of the token, 50 %: {' / '.join(opts)}", MOST, [0.05] * 3, choosing),
-        ("one selection for all layers, opt-30b, us", MOST, [30.0], [selection]),
+        ("one selection for all layers, opt-30b, us", MOST, [30.0], [half["selection_ms"].iloc[-1] * 1e3]),
         ("gather in random order against in order, opt-30b", BEST, [0.95], [shuffled]),
-        (
-            "memory beyond weights, cache, predictor, worst mode",
-            MOST,
-            [0.05],
-            [(most / (dense["peak_gb"] - most)).max()],
-        ),
+        ("memory beyond weights, cache, predictor, worst mode", MOST, [0.05], [spare]),
     ]
 
 
@@ -121,10 +120,7 @@ def two_decimals(value: float | None) -> str:
 def variants(rows: pd.DataFrame) -> list[str]:
     """Milliseconds a token of every decoder: dense ones, and the others at 50 %; a column a model."""
     found = rows[rows["mode"].isin([*DENSE, "relu"]) | (rows["sparsity_pct"] == 50)].copy()
-    words = {"given": "given units, nothing predicted", "static": "kept units cut out", "dense": "dense, ours"}
-    words |= {"relu": "ReLU's zeros, one neuron in ten active", "cublas": "dense, cuBLAS"}
-    words["compiled"] = "dense, torch.compile"
-    found["mode"] = found["mode"].replace(words)
+    found["mode"] = found["mode"].replace(WORDS)
     ranks = found["predictor_rank_heads"].fillna(found["predictor_rank"]).map("{:.0f}".format)
     ranks = (ranks + "/" + found["predictor_rank"].map("{:.0f}".format)).where(found["predictor_rank"].notna(), "")
     bits = found["predictor_bits"].map({8: ", 8 bits"}).fillna("")
