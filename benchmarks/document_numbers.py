@@ -8,6 +8,7 @@ function of NUMBERS. Content that begins with a line break is a block; other con
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 
@@ -22,12 +23,13 @@ import thresholds
 from accuracy_tables import REFERENCE
 from markdown_tables import markdown
 
-from shadowcore import plan, rates
+from shadowcore import artifacts, plan, rates
 from shadowcore.commands.plan import totals
 from shadowcore.config import load_study
 from shadowcore.jobs import Jobs
 from shadowcore.report.figures.scaling import WIDTHS, layerwise_over_shadow, published_ratios, timed
 from shadowcore.schemas import FINAL_TABLES, OUTCOMES
+from shadowcore.stages.base import CARD_SCHEMA
 
 ROOT = Path(__file__).parent.parent
 REGION = re.compile(r"(<!-- numbers: (.+?) -->)(.*?)(<!-- end -->)", re.DOTALL)
@@ -110,6 +112,19 @@ def at_once(folder: str) -> str:
     return f"one took {alone:.0f} s alone, and two at once took {together:.0f} s: {gain:.2f} times the jobs an hour"
 
 
+def relufied(what: str) -> str:
+    """How the ReLU model does on held-out windows, from its card."""
+    card = artifacts.read_record(REFERENCE / "relu" / "card.json", CARD_SCHEMA)
+    found = card["training"]["heldout"]
+    layers = [100 * share for share in found["zeros_by_layer"]]
+    return {
+        "windows": f"{found['windows']}",
+        "ratio": f"{math.exp(found['student_loss'] - found['teacher_loss']):.2f}",
+        "zeros": f"{100 * found['zeros']:.0f} %",
+        "layers": f"{min(layers):.0f} to {max(layers):.0f} %",
+    }[what]
+
+
 OF_ACCURACY = ("perplexity", "value", "main_accuracy", "all_accuracy", "worse", "difference", "seeds", "share")
 OF_BYTES = ("again", "example_correlations", "head_batches", "of_dense", "per_byte")
 NUMBERS = {
@@ -129,6 +144,7 @@ NUMBERS = {
     "grid": grid,
     "proxy_costs": lambda folder, mode: byte_tables.proxy_costs(times(folder), mode),
     "proxy_gains": lambda *folders: byte_tables.proxy_gains(*map(times, folders)),
+    "relufied": relufied,
     **{f"quick_{name}": getattr(quick_tables, name) for name in ("dense", "half", "of_dense", "perplexity", "times")},
     "settings": lambda folder: thresholds.settings(times(folder, main=False)),
     "shares": lambda folder: thresholds.shares(times(folder)),

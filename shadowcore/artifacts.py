@@ -132,14 +132,27 @@ def write_parts(path: Path, schema: str, columns: pa.Schema, parts: Iterable[pa.
 
 def read_table(path: Path, schema: str) -> pa.Table:
     """The table of a Parquet file written under the same schema."""
+    with _parquet(path, schema) as file:
+        return file.read()
+
+
+def read_parts(paths: Iterable[Path], schema: str) -> Iterator[pa.Table]:
+    """The parts of Parquet files written under the same schema, of which only one is in memory."""
+    for path in paths:
+        with _parquet(path, schema) as file:
+            yield from map(file.read_row_group, range(file.num_row_groups))
+
+
+@contextmanager
+def _parquet(path: Path, schema: str) -> Iterator[pq.ParquetFile]:
     try:
         # a memory-mapped file would crash this process if another one replaced the file
-        table = pq.read_table(_existing(path), memory_map=False)
+        with pq.ParquetFile(_existing(path), memory_map=False) as file:
+            _require_schema(path, (file.schema_arrow.metadata or {}).get(b"schema", b"").decode(), schema)
+            yield file
     except (pa.ArrowInvalid, OSError) as error:
         reason = str(error).splitlines()[0]
         raise ArtifactError(f"{path}: damaged Parquet ({reason}); delete the file and run the study again") from None
-    _require_schema(path, (table.schema.metadata or {}).get(b"schema", b"").decode(), schema)
-    return table
 
 
 def read_header(path: Path) -> dict[str, Any]:

@@ -147,7 +147,8 @@ class Costs:
         cache = min(CACHE_BYTES, 4 * recipe.written_tokens * d.layers * d.kv_heads * d.head_width)
         return {
             "flops": size.multiplied * (8 * recipe.steps * batch + 2 * recipe.written_tokens),
-            "written": 4 * size.parameters, "weights": 18 * size.parameters, "activations": max(kept + logits, cache),
+            "written": BYTES[self.study.models[model].dtype] * size.parameters,
+            "weights": 18 * size.parameters, "activations": max(kept + logits, cache),
         }  # fmt: skip
 
     def trace(self, *values: str) -> Cost:

@@ -77,10 +77,10 @@ def report(ended: Ended, introduction: Path) -> None:
         _step(ended, "check_tables", tables)
     shown: Named = {"tables": [], "drawn": []}
     if all(map(Path.exists, outputs(jobs.root, "check_tables", ""))):  # no impossible values are judged, drawn or shown
-        _step(ended, "judge_claims", tables | {"published": PUBLISHED})
+        _step(ended, "judge_claims", existing(jobs.inputs("judge_claims")) | {"published": PUBLISHED})
         models = set().union(*(frame["model"] for frame in read_files(tables["tables"]).values()))
         for model in (model for model in jobs.study.models if model in models):
-            _step(ended, "draw", tables, model)
+            _step(ended, "draw", existing(jobs.inputs("draw", model)), model)
         shown = existing(jobs.inputs("write_page"))
     _step(ended, "write_page", shown | {"introduction": introduction})
 

@@ -260,13 +260,14 @@ class Jobs(Inventory):
         return {"tables": self.tables(MEASURED_TABLES)}
 
     def _judge_claims_reads(self) -> Named:
-        return self._check_tables_reads() | {"after": self.made_by("check_tables", "record")}
+        outcomes = self.made_by("aggregate", "outcomes")
+        return self._check_tables_reads() | {"outcomes": outcomes, "after": self.made_by("check_tables", "record")}
 
     def draw(self, model: str) -> Spec:
         return {"model": model}
 
     def _draw_reads(self, model: str) -> Named:
-        return self._judge_claims_reads()
+        return {"tables": self.tables()}
 
     def write_page(self) -> Spec:
         # only the keys in the file, without defaults

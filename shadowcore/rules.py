@@ -135,7 +135,7 @@ RULES = {
         "check the final tables for impossible values", {"record": "checks/tables.json"}, joins=True,
     ),
     "judge_claims": Rule(
-        "verdicts on the published claims from the final tables", {"claims": "tables/claims.parquet"}, joins=True,
+        "verdicts on the published claims", {"claims": "tables/claims.parquet"}, memory_mb=2000, joins=True,
     ),
     # one job per model, because importing the plotting packages takes longer than drawing a figure
     "draw": Rule(

@@ -89,7 +89,7 @@ COMPARISONS = Table(
 BUDGETS_PCT = (90, 80, 70, 60)
 RUNNER_UP = ("method", "criterion", "predictor", "policy", "units", "sparsity_pct")
 BEST_AT_BYTES = Table(
-    "best_at_bytes", 1, "the best condition that reads at most a share of the dense model's bytes, on one text or task",
+    "best_at_bytes", 2, "the best condition that reads at most a share of the dense model's bytes, on one text or task",
     _of(CONDITION, "model data") | TASK | {
         "metric": (TEXT, "log_perplexity (nats per token; low is good), acc, acc_norm (high is good)"),
         "budget_pct": (INTEGER, "read_share is at most this, percent; without dense, random, oracle, lookahead"),
@@ -107,6 +107,8 @@ BEST_AT_BYTES = Table(
         "next_difference": (NUMBER, "value of the best minus that of the next, on the same documents"),
         "next_low": (NUMBER, "lower end of its 95 % paired interval"),
         "next_high": (NUMBER, "upper end of its 95 % paired interval"),
+        "next_pairs": (INTEGER, "pairs of both with the same calibration text and seed: every draw and seed"),
+        "next_pairs_won": (INTEGER, "pairs in which the best is at least as good as the next"),
         "p_value": (NUMBER, "of next_difference, as in `comparisons`"),
         "p_holm": (NUMBER, "p_value corrected (Holm 1979) among the rows of one model and metric"),
         "verdict": (TEXT, "significant (p_holm < 0.05), undecided, only method, or none (that reads as little)"),

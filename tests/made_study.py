@@ -126,7 +126,7 @@ def final_tables(documents):
         "latency": latency_rows(), "latency_repeats": [], "refused": [],
     }  # fmt: skip
     measured = {name: FINAL_TABLES[name].build(values) for name, values in rows.items()}
-    judged = claims.judge({name: tables.frame(table) for name, table in measured.items()})
+    judged = claims.judge({name: tables.frame(table) for name, table in measured.items()}, grouped([documents]))
     return measured | {"claims": FINAL_TABLES["claims"].build(judged)}
 
 

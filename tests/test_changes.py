@@ -6,7 +6,7 @@ import pytest
 from made_study import MODEL, criteria_rows, latency_rows, outcomes, predictor_rows, quality_rows
 
 from shadowcore import artifacts, cli
-from shadowcore.measure.statistics import normal_p
+from shadowcore.measure.statistics import two_sided_p
 from shadowcore.report import changes, tables
 from shadowcore.schemas import CONDITION, FINAL_TABLES, MEASURED, OUTCOMES
 
@@ -112,8 +112,8 @@ def test_rows_that_come_and_go_and_errors_nobody_knows(documents, old, tmp_path)
 
 
 def test_p_is_that_of_a_normal():
-    assert normal_p(1.959963984540054, 1) == pytest.approx(0.05) == normal_p(-0.1959963984540054, 0.1)
-    assert (normal_p(0, 0), normal_p(1e-9, 0)) == (1, 0) and np.isnan(normal_p(1, np.nan))
+    assert two_sided_p(1.959963984540054, 1) == pytest.approx(0.05) == two_sided_p(-0.1959963984540054, 0.1)
+    assert (two_sided_p(0, 0), two_sided_p(1e-9, 0)) == (1, 0) and np.isnan(two_sided_p(1, np.nan))
 
 
 def test_it_is_a_command(documents, old, tmp_path, capsys):

@@ -161,13 +161,21 @@ def another_model(frames):
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_figures_draw_seeds_as_one_line_and_one_model_only(frames, name):
-    joined = name in ("claims", "tasks")  # claims join seeds in another way; tests/test_claims.py
-    more = another_model(frames if joined else several_seeds(frames))
+    more = another_model(frames if name == "tasks" else several_seeds(frames))
     once, twice = FIGURES[name](frames, MODEL), FIGURES[name](more, MODEL)
     assert texts(once) == texts(twice)
     for kind, data in ((Line2D, Line2D.get_xydata), (AxesImage, AxesImage.get_array)):
         ours, others = (list(map(data, figure.findobj(kind))) for figure in (once, twice))
         assert len(ours) == len(others) and all(map(np.allclose, ours, others))
+
+
+@pytest.mark.parametrize("name", ["quality_per_byte", "perplexity", "designs", "sizes"])
+def test_the_luckiest_draw_of_the_calibration_text_is_not_drawn(frames, name):
+    rows = frames["perplexity"]
+    draw = rows[rows["method"].isin(["shadow", "static"])].assign(calibration="a draw")
+    lucky = frames | {"perplexity": pd.concat([rows, draw.assign(value=draw["value"] / 2)], ignore_index=True)}
+    once, again = (list(map(Line2D.get_xydata, FIGURES[name](one, MODEL).findobj(Line2D))) for one in (frames, lucky))
+    assert len(once) == len(again) and all(map(np.array_equal, once, again))
 
 
 # ---- what is chosen

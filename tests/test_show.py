@@ -94,6 +94,15 @@ def test_answers_say_the_share_of_bytes_that_the_best_method_reads(frames):
             assert min(abs(100 - weights * pct * 11 / 12 - share) for weights in (0.6, 0.1, 0.7)) < 0.051
 
 
+def test_a_lucky_draw_of_the_calibration_text_changes_no_answer(frames):
+    lucky = {}
+    for name, value in (("perplexity", "value"), ("comparisons", "difference")):
+        draw = frames[name][frames[name]["method"] == "shadow"].assign(calibration="a draw")
+        lucky[name] = pd.concat([frames[name], draw.assign(**{value: draw[value] * 0.1})], ignore_index=True)
+    answers = [repr(list(answer.best(frames | more, MODEL, "perplexity"))) for more in ({}, lucky)]
+    assert answers[0] == answers[1] and "a draw" not in answers[0]
+
+
 def test_a_short_answer_is_of_the_first_units_and_policy(frames):
     short = answer.leading(answer.ordered(answer.best(frames, MODEL, "perplexity")))
     assert {(one.row["units"], one.row["policy"]) for one in short} == {("neurons", "per_layer")} and len(short) == 6

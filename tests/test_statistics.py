@@ -55,7 +55,7 @@ def test_a_p_below_005_is_an_interval_without_zero():
     found = set()
     for n in random.integers(2, 20, 200):
         tokens, gain = random.integers(20, 256, n), random.normal(0.5, 1, n)
-        estimate, p_value = statistics.log_perplexity_difference(gain * tokens, 0 * tokens, tokens)
+        estimate, p_value = statistics.paired_difference(gain * tokens, 0 * tokens, tokens)
         assert (p_value < 0.05) == (estimate.low > 0 or estimate.high < 0)
         found.add(p_value < 0.05)
     assert found == {True, False}
@@ -93,7 +93,7 @@ def test_intervals_of_perplexities_hold_as_often_as_they_say(articles, lengths):
 
     def difference(random):
         tokens, dense, sparse = texts(random, articles, lengths)
-        return 0.4, statistics.log_perplexity_difference(sparse, dense, tokens)[0]
+        return 0.4, statistics.paired_difference(sparse, dense, tokens)[0]
 
     for draw in (perplexity, difference):
         assert AS_OFTEN[0] <= coverage(draw) <= AS_OFTEN[1]

@@ -360,6 +360,24 @@ def test_seeds_are_one_candidate_with_an_interval_over_all():
     assert twice["high"] > once["high"] and twice["p_value"] >= once["p_value"]
 
 
+@pytest.mark.parametrize("method, factor, won", [("layerwise", 1.5, 1), ("layerwise", 0.5, 2), ("shadow", 0.1, 1)])
+def test_another_draw_is_no_candidate_but_counts_how_often_the_best_wins(method, factor, won):
+    rows, once = counted(), at_budgets()
+    again = picked(rows, method=["layerwise", "shadow"], sparsity_pct=[30, 50]).assign(calibration="a draw")
+    again["value"] *= np.where(again["method"] == method, factor, 1)
+    twice = at_budgets(pd.concat([again, rows]))
+    assert (twice[90].pop("next_pairs"), twice[90].pop("next_pairs_won")) == (2, won)
+    for budget, row in once.items():
+        pairs = {"next_pairs": 1, "next_pairs_won": 1} if budget == 90 else {}
+        assert row == twice[budget] | pairs
+    # of as many conditions of two texts those of the first by name
+    every = rows.assign(calibration=rows["calibration"].replace(CALIBRATION, "z"), value=rows["value"] * 0.9)
+    every = every[every["method"] != "dense"]
+    assert {budget: row.get("calibration") for budget, row in at_budgets(pd.concat([every, rows])).items()} == {
+        budget: row.get("calibration") for budget, row in once.items()
+    }
+
+
 def test_a_condition_whose_bytes_were_not_counted_is_no_candidate():
     rows = counted()
     assert at_budgets(rows.assign(read_share=None)) == {}

@@ -7,7 +7,7 @@ documents, so what makes a document hard cancels out. tests/test_statistics.py s
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.stats import binomtest, norm, t
@@ -114,11 +114,9 @@ def _numbered(articles: np.ndarray) -> np.ndarray:
     return np.argsort(np.argsort(first))[places]
 
 
-def normal_p(difference: float, stderr: float) -> float:
-    """Two-sided p of a difference whose standard error is known, as if it were normal; nan where it is not known."""
-    if stderr == 0:
-        return float(difference == 0)
-    return float(2 * norm.sf(abs(difference) / stderr))
+def two_sided_p(difference: float, stderr: float, degrees: float = np.inf) -> float:
+    """Student's p; by default that of a normal, as if the error were known; nan where there is none."""
+    return float(2 * t.sf(abs(difference) / stderr, degrees)) if stderr else float(difference == 0)
 
 
 def holm(p_values: np.ndarray) -> np.ndarray:
@@ -131,12 +129,15 @@ def holm(p_values: np.ndarray) -> np.ndarray:
     return adjusted
 
 
-def log_perplexity_difference(nll: np.ndarray, dense: np.ndarray, tokens: np.ndarray) -> tuple[Estimate, float | None]:
-    """Log-perplexity of a condition minus dense, nats per token, documents paired (all (n,)), and its two-sided p.
+def paired_difference(ones: np.ndarray, others: np.ndarray, sizes: np.ndarray) -> tuple[Estimate, float | None]:
+    """sum(ones - others) / sum(sizes) of pairs (all (n,)), as nats per token, and Student's p; None for one pair."""
+    return _mean_per_token(np.asarray(ones, float) - np.asarray(others, float), sizes)
 
-    p is that of Student's t; None for one document.
-    """
-    return _mean_per_token(np.asarray(nll, float) - np.asarray(dense, float), tokens)
+
+def interval(value: Any, stderr: Any, degrees: Any = np.inf) -> tuple[Any, Any]:
+    """The ends of Student's 95 % interval of numbers or arrays; by default as if the error were known (normal)."""
+    reach = t.ppf(TAIL, degrees) * stderr
+    return value - reach, value + reach
 
 
 def require_paired(documents: np.ndarray, dense: np.ndarray, where: Callable[[], str]) -> None:
@@ -158,9 +159,8 @@ def _mean_per_token(nats: np.ndarray, tokens: np.ndarray) -> tuple[Estimate, flo
     value, stderr, degrees = _ratio(nats, tokens)
     if stderr is None:
         return Estimate(value, None, None, None, n), None
-    reach = float(t.ppf(TAIL, degrees)) * stderr
-    p_value = float(2 * t.sf(abs(value) / stderr, degrees)) if stderr else float(value == 0)
-    return Estimate(value, stderr, value - reach, value + reach, n), p_value
+    ends = map(float, interval(value, stderr, degrees))
+    return Estimate(value, stderr, *ends, n), two_sided_p(value, stderr, degrees)
 
 
 def _ratio(total: np.ndarray, size: np.ndarray) -> Ratio:

@@ -15,6 +15,7 @@ from shadowcore.report.select import (
     by_task,
     contextual,
     criterion_order,
+    first_of,
     middle,
     over_seeds,
     units_order,
@@ -43,7 +44,8 @@ class Best(NamedTuple):
 
 def best(found: Tables, model: str, name: str) -> Iterator[Best]:
     """The best method for every question to a table, "perplexity" or "accuracy", in the order of the questions."""
-    rows = over_seeds(where(found[name], model=model))
+    # the best of several draws of the calibration text would be the luckiest one
+    rows = first_of(over_seeds(where(found[name], model=model)), "calibration")
     compared = over_seeds(where(found["comparisons"], model=model))
     if name == "perplexity":
         rows, compared = where(rows, metric="token_perplexity"), where(compared, metric="log_perplexity")
@@ -51,7 +53,7 @@ def best(found: Tables, model: str, name: str) -> Iterator[Best]:
         rows, compared = (by_task(part[part["fewshot"].fillna(0) == 0]) for part in (rows, compared))
         compared = compared[compared["metric"].isin(rows["metric"])]
     rows = contextual(rows[~rows["method"].isin(NO_CANDIDATES) & (rows["protocol"] != "lookahead")])
-    pairs = _pairs(compared)
+    pairs = _pairs(compared[compared["calibration"].isin(rows["calibration"])])
     for _, alike in rows.groupby(QUESTION, dropna=False):
         order = alike.sort_values("value", ascending=name == "perplexity", kind="stable").to_dict("records")
         first, second = order[0], order[1] if len(order) > 1 else None

@@ -2,6 +2,10 @@
 
 Conditions are compared at equal bytes, not at equal sparsity, so the pairs of `comparisons` are not enough: here the
 best condition is paired with the best one of another method, document by document.
+
+The best of several draws of the calibration text would win by luck. So all candidates are of one text, the main one:
+few conditions are measured with other draws, and means over different texts would not compare methods alone. Seeds have
+the same text, so a candidate is the mean over its seeds.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,14 +14,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from shadowcore.report.outcomes import Documents, Row
-from shadowcore.report.tables import LOG_PERPLEXITIES, SAME_DOCUMENTS, compared, corrected, order
+from shadowcore.report.outcomes import Documents, Row, main_calibration
+from shadowcore.report.tables import LOG_PERPLEXITIES, SAME_DOCUMENTS, compared, corrected, order, same_run
 from shadowcore.schemas import BUDGETS_PCT, CONDITION, RUNNER_UP
 
 SIGNIFICANT = 0.05  # corrected p below which a difference is significant
 NO_CANDIDATES = ("dense", "random", "oracle")  # nothing to gain, nothing known, or what a decoder does not know
 METRICS = ("nll", "acc", "acc_norm")  # over words and bytes a text's perplexities are in the same order as over tokens
-IDENTITY = [name for name in CONDITION if name != "seed"]
+IDENTITY = [name for name in CONDITION if name not in ("seed", "calibration")]
 
 
 class Candidate(NamedTuple):
@@ -27,6 +31,7 @@ class Candidate(NamedTuple):
     seeds: list[Documents]
     value: float
     read_share: float
+    runs: list[Documents]  # for each seed and each calibration text, also others than the main one
 
 
 def best_at_bytes(outcomes: Iterable[Documents]) -> list[Row]:
@@ -49,8 +54,8 @@ def _answers(groups: Sequence[Documents]) -> Iterator[Row]:
     for one in groups:
         conditions.setdefault(tuple(one.keys[name] for name in IDENTITY), []).append(one)
     dense = next((seeds for seeds in conditions.values() if seeds[0].keys["method"] == "dense"), None)
-    metric = groups[0].keys["metric"]
-    candidates = list(filter(None, map(_candidate, conditions.values())))
+    metric, text = groups[0].keys["metric"], main_calibration(one.keys["calibration"] for one in groups)
+    candidates = [one for runs in conditions.values() if (one := _candidate(runs, text))]
     sign = 1 if metric == "nll" else -1
     candidates.sort(key=lambda one: (sign * one.value, one.read_share, order(one.keys, IDENTITY)))
     for budget in BUDGETS_PCT if candidates else ():
@@ -59,13 +64,14 @@ def _answers(groups: Sequence[Documents]) -> Iterator[Row]:
         yield row | _answer([one for one in candidates if 100 * one.read_share <= budget], dense)
 
 
-def _candidate(seeds: list[Documents]) -> Candidate | None:
-    """One condition; None if a decoder cannot run it, or its bytes were not counted."""
-    keys, shares = seeds[0].keys, [one.keys["read_share"] for one in seeds]
-    if None in shares or keys["method"] in NO_CANDIDATES or keys["protocol"] == "lookahead":
+def _candidate(runs: list[Documents], text: str | None) -> Candidate | None:
+    """One condition; None if a decoder cannot run it, it has other calibration texts, or its bytes were not counted."""
+    keys, seeds = runs[0].keys, [one for one in runs if one.keys["calibration"] in (None, text)]
+    shares = [one.keys["read_share"] for one in seeds]
+    if not seeds or None in shares or keys["method"] in NO_CANDIDATES or keys["protocol"] == "lookahead":
         return None
     values = [float(one.value.sum() / one.weight.sum()) for one in seeds]
-    return Candidate(keys, seeds, float(np.mean(values)), float(np.mean(shares)))
+    return Candidate(seeds[0].keys, seeds, float(np.mean(values)), float(np.mean(shares)), runs)
 
 
 def _answer(candidates: Sequence[Candidate], dense: list[Documents] | None) -> Row:
@@ -73,25 +79,30 @@ def _answer(candidates: Sequence[Candidate], dense: list[Documents] | None) -> R
     if not candidates:
         return {"verdict": "none"}
     best = candidates[0]
-    row = {name: best.keys[name] for name in IDENTITY} | {"read_share": best.read_share, "value": best.value}
+    row = {name: best.keys[name] for name in (*IDENTITY, "calibration")}
+    row |= {"read_share": best.read_share, "value": best.value}
     if dense:
-        row |= {name: value for name, value in _paired(best.seeds, dense).items() if name != "p_value"}
+        row |= _joined(_pairs(best.seeds, dense)) | {"p_value": None}
         row["ratio"] = float(np.exp(row["difference"])) if best.keys["metric"] == "nll" else None
     other = next((one for one in candidates if one.keys["method"] != best.keys["method"]), None)
     if other is None:
         return row | {"verdict": "only method"}
-    pair = _paired(best.seeds, other.seeds)
-    following = {name: other.keys[name] for name in RUNNER_UP} | {"read_share": other.read_share}
-    following |= {name: pair[name] for name in ("difference", "low", "high")}
-    return row | {f"next_{name}": value for name, value in following.items()} | {"p_value": pair["p_value"]}
+    pair, runs = _joined(_pairs(best.seeds, other.seeds)), _pairs(best.runs, other.runs)
+    sign, p_value = 1 if best.keys["metric"] == "nll" else -1, pair.pop("p_value")
+    following = {name: other.keys[name] for name in RUNNER_UP} | {"read_share": other.read_share} | pair
+    following |= {"pairs": len(runs), "pairs_won": sum(sign * run["difference"] <= 0 for run in runs)}
+    return row | {f"next_{name}": value for name, value in following.items()} | {"p_value": p_value}
 
 
-def _paired(ones: Sequence[Documents], others: Sequence[Documents]) -> dict[str, Any]:
-    """Their mean difference over pairs of seeds, an interval that covers all pairs, the largest p."""
-    pairs = list(product(ones, others))
-    if min(len(ones), len(others)) > 1:  # else the one seed is paired with each of the others
-        pairs = [(one, other) for one, other in pairs if one.keys["seed"] == other.keys["seed"]] or pairs
-    rows = [compared(one.keys, one, other) for one, other in pairs]
+def _pairs(ones: Sequence[Documents], others: Sequence[Documents]) -> list[Row]:
+    """Comparisons of runs with the same calibration text and seed, of all where two methods share no seed."""
+    every = list(product(ones, others))
+    same = [(one, other) for one, other in every if same_run(one.keys, other.keys)]
+    return [compared(one.keys, one, other) for one, other in same or every]
+
+
+def _joined(rows: Sequence[Row]) -> dict[str, Any]:
+    """The mean difference of pairs, an interval that covers all of theirs, the largest p."""
     joined = {"difference": np.mean, "low": min, "high": max, "p_value": max}
     known = {name: [row[name] for row in rows if row[name] is not None] for name in joined}
     return {name: float(join(known[name])) if known[name] else None for name, join in joined.items()}

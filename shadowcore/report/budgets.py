@@ -28,6 +28,8 @@ def at_bytes(found: Tables, everything: bool = False) -> Iterator[Block]:
                 continue
             sure = p_value(row["p_holm"]) if row["verdict"] == "significant" else row["verdict"]
             following = f"{method_name({name: row[f'next_{name}'] for name in ('method', 'predictor')})} {sure}"
+            if row["next_pairs"] > 1:
+                following += f", better in {row['next_pairs_won']:.0f} of {row['next_pairs']:.0f} draws and seeds"
             against_dense = row | {"p_holm": None} if pd.notna(row["difference"]) else None
             lines.append([
                 *place, method_name(row), row["units"], f"{row['sparsity_pct']:g}", number(100 * row["read_share"]),

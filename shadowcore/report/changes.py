@@ -15,12 +15,14 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from shadowcore import artifacts
 from shadowcore.errors import ArtifactError
 from shadowcore.measure import statistics
+from shadowcore.report.blocks import CLAIMED
 from shadowcore.report.outcomes import ACCURACY_METRICS, PERPLEXITIES, TASK_KEYS, Documents, grouped
 from shadowcore.report.select import as_text
 from shadowcore.report.tables import compared, of_study
-from shadowcore.schemas import CONDITION, FINAL_TABLES, OUTCOMES
+from shadowcore.schemas import CONDITION, OUTCOMES
 
 MOVED = 0.05  # corrected p from which on a number is not said to have moved
 DECILES = 2.563  # from the 10th to the 90th percentile of a normal, in deviations: the error of a median of repeats
@@ -56,8 +58,7 @@ MEASURES = {
     ),
 }  # fmt: skip
 # numbers of `comparisons` are differences of those above
-_CLAIM = ["claim", *CONDITION, "device", "dtype", "prompt_tokens", "new_tokens", "predictor_rank", "predictor_bits"]
-CLAIM_KEYS = [key for key in [*_CLAIM, "metric", "side_winner", "side_loser"] if key in FINAL_TABLES["claims"].columns]
+CLAIM_KEYS = ["claim", *CLAIMED]
 
 
 class Moved(NamedTuple):
@@ -94,7 +95,7 @@ def compare(old: Path, new: Path) -> Iterator[Compared]:
     found = [of_study(folder) for folder in (old, new)]
     kept = [sorted(Path(folder).glob("tables/outcomes.parquet")) for folder in (old, new)]
     numbers: dict[str, int] = {}
-    outcomes = [grouped(map(OUTCOMES.read, paths), numbers) for paths in kept]
+    outcomes = [grouped(artifacts.read_parts(paths, OUTCOMES.schema), numbers) for paths in kept]
     for name, measure in MEASURES.items():
         if any(len(tables[name]) for tables in found):
             yield _compared(name, measure, *(tables[name] for tables in found), outcomes)
@@ -143,7 +144,7 @@ def _compared(
 def _unpaired(old: tuple[float, float], new: tuple[float, float], log: bool) -> tuple[float, float]:
     """Difference of two independent estimates, each a value and its error, and its p."""
     difference = math.log(new[0] / old[0]) if log else new[0] - old[0]
-    return difference, statistics.normal_p(difference, math.hypot(old[1], new[1]))
+    return difference, statistics.two_sided_p(difference, math.hypot(old[1], new[1]))
 
 
 def _pairs(keys: list[str], old: Sequence[Documents], new: Sequence[Documents]) -> dict[Key, tuple[float, float]]:

@@ -4,6 +4,7 @@ A pair of ours agrees in everything that the claim does not name. Each evaluated
 effect. docs/claims.md has the rule that makes a verdict of votes, and a paragraph on each claim.
 """
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pandas as pd
 
 from shadowcore.errors import ArtifactError
 from shadowcore.report import PUBLISHED
+from shadowcore.report.outcomes import Documents
 from shadowcore.report.pairs import OF_SIDES, PLACE, RANKS, Claim, effects, pairs_of
 from shadowcore.report.tables import Tables
 from shadowcore.schemas import CLAIMS as TABLE
@@ -76,7 +78,7 @@ CLAIMS = {
 def published(path: Path, claim: Claim) -> pd.DataFrame:
     """Published effects of a claim; a ratio has an effect but no values. ArtifactError for a file without columns."""
     rows = _read_published(path)
-    rows = rows[rows["quantity"] == claim.quantity].assign(stderr=0.0)
+    rows = rows[rows["quantity"] == claim.quantity]
     ratios = rows[rows["metric"] == "ratio"]
     if len(ratios):
         return ratios.assign(effect=np.log(ratios["value"]), value_winner=np.nan, value_loser=np.nan)
@@ -98,14 +100,14 @@ def _read_published(path: Path) -> pd.DataFrame:
     return rows
 
 
-def judge(tables: Tables, path: Path = PUBLISHED) -> list[dict[str, Any]]:
-    """Rows of CLAIMS for every model of the tables and every claim; `path`: the published values."""
+def judge(tables: Tables, documents: Sequence[Documents], path: Path = PUBLISHED) -> list[dict[str, Any]]:
+    """Rows of CLAIMS for every model and claim; documents: the outcomes behind the tables; path: published values."""
     models = sorted(set().union(*(tables[name]["model"] for name in MEASURED_TABLES)))
     evaluated = set(tables["perplexity"]["model"]) | set(tables["accuracy"]["model"])  # others were only timed
     rows = []
     for name, claim in CLAIMS.items():
         theirs = published(path, claim)
-        ours = effects(tables, claim)
+        ours = effects(tables, documents, claim)
         for model in models:
             pairs = ours[ours["model"] == model]
             voters = [key for key in (*PLACE, *OF_SIDES, "side_winner", "side_loser") if key in pairs]
@@ -117,7 +119,7 @@ def judge(tables: Tables, path: Path = PUBLISHED) -> list[dict[str, Any]]:
             if not judged and model in evaluated:
                 # with what was published nearest to the model and to 50 %
                 distance = 1000 * (theirs["model"] != model) + (theirs["sparsity_pct"].fillna(50) - 50).abs()
-                judged = [_nearest(theirs.loc[distance.idxmin()]) | {"verdict": "not attempted"}]
+                judged = [_nearest(theirs.loc[distance.idxmin()].to_dict()) | {"verdict": "not attempted"}]
             rows += [known | row for row in judged]
     return rows
 
@@ -131,9 +133,7 @@ def _judged(texts: pd.DataFrame, theirs: pd.DataFrame, claim: Claim) -> list[dic
     if theirs.empty:
         return []
     setting = [key for key in SETTING if key in theirs]
-    alike = [[one[key] == ours.get(key) for key in setting] for one in theirs.to_dict("records")]
-    weights = 2.0 ** np.arange(len(setting))[::-1]
-    nearest = theirs.iloc[int(np.argmax(np.array(alike) @ weights))]
+    nearest = max(theirs.to_dict("records"), key=lambda one: [one[key] == ours.get(key) for key in setting])
     others = [key for key in setting if pd.notna(nearest[key]) and nearest[key] != ours.get(key)]
     if claim.published:
         others.append("design and criterion changed together")
@@ -148,14 +148,11 @@ def _judged(texts: pd.DataFrame, theirs: pd.DataFrame, claim: Claim) -> list[dic
 
 
 def _verdict(
-    texts: pd.DataFrame, votes: list[str], nearest: pd.Series, others: list[str], claim: Claim
+    texts: pd.DataFrame, votes: list[str], nearest: Mapping[str, Any], others: list[str], claim: Claim
 ) -> tuple[str, str | None]:
     """The verdict of all texts, and its reason; others: what differs from the published setting."""
     if claim.opponent and texts["method_loser"].iloc[0] != claim.opponent:
-        return (
-            "not comparable",
-            f"the published opponent is {claim.opponent}, which reads the same layer's attention output",
-        )
+        return "not comparable", f"the published opponent is {claim.opponent}, which reads its own layer's attention"
     if claim.quantity == "rank_correlation" and texts["metric"].iloc[0] != nearest["metric"]:
         return "not comparable", "published: over all layers and units, by example; ours: within a layer, by token"
     setting = f"another setting than published: {', '.join(others)}" if others else None
@@ -171,7 +168,7 @@ def _verdict(
     return ("reproduced", None) if enough else ("direction only", "less than half of the published effect")
 
 
-def _nearest(theirs: pd.Series) -> dict[str, Any]:
+def _nearest(theirs: Mapping[str, Any]) -> dict[str, Any]:
     names = ["model", "units", "sparsity_pct", "value_winner", "value_loser", "effect"]
     found = {f"published_{name}": theirs[name] for name in names} | {"source": theirs["source"]}
     return {name: None if pd.isna(value) else value for name, value in found.items()}

@@ -1,18 +1,19 @@
-"""Pairs of measurements that differ in one thing, with the errors of their paired differences.
+"""Pairs of measurements that differ in one thing, with intervals of their paired differences.
 
 A published claim says that a winner is better than a loser by a quantity. The same function pairs rows of our tables
-and rows of the published values.
+and rows of the published values. Intervals are those of `statistics`, as in all other tables.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from shadowcore.report.select import as_text
-from shadowcore.report.tables import Tables
-from shadowcore.schemas import MEASURED_TABLES
+from shadowcore.measure.statistics import Estimate, interval, paired_difference
+from shadowcore.report.outcomes import ACCURACY_METRICS, KEYS, PERPLEXITIES, Documents, Row
+from shadowcore.report.select import averaged
+from shadowcore.report.tables import Tables, compared
 
 Side = Mapping[str, str | tuple[str, ...]]
 
@@ -40,56 +41,49 @@ RANKS = ["predictor_rank", "predictor_rank_heads"]
 PLACE += RANKS
 SIDE = ["method", "criterion", "predictor"]
 OF_SIDES = [*SIDE, "policy", "seed"]  # columns that each side has for itself
-Errors = dict[tuple, float]  # standard error of a paired difference, by the pair's place and its two sides
+ENDS = ["effect", "low", "high"]
 
 
-# ---- our measurements: rows with a value and its standard error, and the standard errors of paired differences
+# ---- our measurements: rows with a value and with `measured`, from which the difference of two rows is computed
 
 
-def _key(row: Mapping[str, Any], names: list[str]) -> tuple[str, ...]:
-    return tuple(as_text(row.get(name)) for name in names)
+def _of_documents(documents: Sequence[Documents], chosen: Callable[[Row], bool]) -> pd.DataFrame:
+    """A row for each condition, text and metric; value: the mean of its documents, per token or word."""
+    rows = [one.keys | {"value": one.value.sum() / one.weight.sum(), "measured": one}
+            for one in documents if chosen(one.keys)]  # fmt: skip
+    return pd.DataFrame(rows, columns=[*KEYS, "value", "measured"])
 
 
-SAME_DOCUMENTS = [name for name in PLACE if name in MEASURED_TABLES["comparisons"].columns] + ["policy", "seed"]
-SAME_REPEATS = [name for name in PLACE if name in MEASURED_TABLES["latency_repeats"].columns]
+def _by_document(winner: Documents, loser: Documents) -> Estimate:
+    """The effect, which is above 0 where the winner has the higher accuracy or the lower perplexity."""
+    high_is_good = winner.keys["metric"] in ACCURACY_METRICS
+    row = compared(winner.keys, *((winner, loser) if high_is_good else (loser, winner)))
+    return Estimate(*(row[name] for name in ("difference", "stderr", "low", "high", "n")))
 
 
-def _compared(tables: Tables, name: str, metrics: Mapping[str, str]) -> tuple[pd.DataFrame, Errors]:
-    """Values with the error of their difference to dense, and the errors of `comparisons` between methods."""
-    rows = tables["comparisons"]
-    rows = rows[rows["metric"].isin(list(metrics))].assign(metric=lambda found: found["metric"].map(metrics))
-    dense = rows["reference"] == "dense"
-    keys = [*SAME_DOCUMENTS, *SIDE]
-    to_dense = {_key(row, keys): row["stderr"] for row in rows[dense].to_dict("records")}
-    reference = ["reference", "reference_criterion", "reference_predictor"]
-    errors = {
-        (_key(row, SAME_DOCUMENTS), frozenset({_key(row, SIDE), _key(row, reference)})): row["stderr"]
-        for row in rows[~dense].to_dict("records")
-    }
-    values = tables[name]
-    stderr = [to_dense.get(_key(row, keys), np.nan) for row in values.to_dict("records")]
-    return values.assign(stderr=stderr).dropna(subset="stderr"), errors
-
-
-def _perplexities(tables: Tables) -> tuple[pd.DataFrame, Errors]:
+def _perplexities(_: Tables, documents: Sequence[Documents]) -> pd.DataFrame:
     """Perplexity of every text: of WikiText-2 over words, as published, of windows of other texts over tokens.
 
     A second half votes only where the whole text was not scored.
     """
-    metrics = {"log_word_perplexity": "word_perplexity", "log_perplexity": "token_perplexity"}
-    rows, errors = _compared(tables, "perplexity", metrics)
-    words = (rows["task"] == "wikitext") & (rows["metric"] == "word_perplexity")
-    half = (rows["task"] == "second_half") & (rows["protocol"] == "prompt")
-    return rows[words | half | (rows["task"] == "perplexity")], errors
+
+    def votes(keys: Row) -> bool:
+        if keys["task"] == "wikitext":
+            return keys["metric"] == "word_nll"
+        half = keys["task"] == "second_half" and keys["protocol"] == "prompt"
+        return keys["metric"] == "nll" and (half or keys["task"] == "perplexity")
+
+    rows = _of_documents(documents, votes)
+    return rows.assign(value=np.exp(rows["value"].astype(float)), metric=rows["metric"].map(PERPLEXITIES))
 
 
-def _accuracies(tables: Tables) -> tuple[pd.DataFrame, Errors]:
+def _accuracies(_: Tables, documents: Sequence[Documents]) -> pd.DataFrame:
     """Zero-shot accuracy of every benchmark; continuations are our own task, on which nothing was published."""
-    rows, errors = _compared(tables, "accuracy", {"acc": "acc"})
-    return rows[(rows["fewshot"] == 0) & (rows["task"] != "true_continuation")], errors
+    wanted = {"metric": "acc", "fewshot": 0}
+    return _of_documents(documents, lambda keys: wanted.items() <= keys.items() and keys["task"] != "true_continuation")
 
 
-def _rank_correlations(tables: Tables) -> tuple[pd.DataFrame, Errors]:
+def _rank_correlations(tables: Tables, _: Sequence[Documents]) -> pd.DataFrame:
     """Spearman of held-out tokens, mean over layers, of predictors that learned from the dense model."""
     rows = tables["quality"].rename(columns={"kind": "units"})
     rows = rows[rows["metric"].str.startswith("spearman") & (rows["method"] != "static")]
@@ -97,38 +91,46 @@ def _rank_correlations(tables: Tables) -> tuple[pd.DataFrame, Errors]:
     rounds = tables["predictors"].query("rounds == 0")[identity].drop_duplicates()
     rows = rows.merge(rounds, on=identity)
     keys = [name for name in (*PLACE, *OF_SIDES) if name in rows and name != "sparsity_pct"]
-    return rows.groupby(keys, dropna=False, as_index=False)[["value", "stderr"]].mean().assign(sparsity_pct=np.nan), {}
+    rows = rows.groupby(keys, dropna=False, as_index=False)[["value", "stderr", "n"]].mean()
+    measured = [Estimate(row["value"], row["stderr"], None, None, row["n"]) for row in rows.to_dict("records")]
+    return rows.assign(sparsity_pct=np.nan, measured=pd.Series(measured, rows.index, object))
 
 
-def _latencies(tables: Tables) -> tuple[pd.DataFrame, Errors]:
-    """Median time per token at batch 1; designs take turns in a repeat, so their ratio is paired by repeat."""
-    rows = tables["latency"].rename(columns={"mode": "method", "ms_per_token": "value"}).query("batch == 1")
-    spread = np.log(rows["ms_p90"] / rows["ms_p10"]) / 2.563  # 10th to 90th percentile of a normal, in deviations
+def _unpaired(winner: Estimate, loser: Estimate) -> Estimate:
+    """The errors are added: values of single tokens are not kept, so the difference cannot be paired."""
+    difference, stderr, n = winner.value - loser.value, winner.stderr + loser.stderr, min(winner.n, loser.n)
+    return Estimate(difference, stderr, *interval(difference, stderr, n - 1), n)
+
+
+def _latencies(tables: Tables, _: Sequence[Documents]) -> pd.DataFrame:
+    """Time per token at batch 1; designs take turns in a repeat, so their ratio is paired by repeat."""
     repeats = tables["latency_repeats"]
-    repeats = repeats[repeats["mode"].isin(["shadow", "layerwise"])]
-    errors = {}
-    for _, group in repeats.groupby(SAME_REPEATS, dropna=False):
-        times = group.pivot_table(index="repeat", columns="mode", values="ms_per_token")
-        if {"shadow", "layerwise"} <= set(times) and len(times.dropna()) > 1:
-            ratio = np.log(times["layerwise"] / times["shadow"]).dropna()
-            sides = frozenset({("shadow", "", ""), ("layerwise", "", "")})
-            errors[_key(group.iloc[0], SAME_REPEATS), sides] = ratio.std() / len(ratio) ** 0.5
-    return rows.assign(stderr=spread, metric="ms_per_token"), errors
+    keys = ["mode", *(name for name in PLACE if name in repeats)]
+    times = np.log(repeats.groupby([*keys, "repeat"], dropna=False)["ms_per_token"].mean()).unstack()
+    measured = pd.Series(list(times.to_numpy()), times.index, object, name="measured").reset_index()
+    rows = tables["latency"].query("batch == 1").merge(measured, on=keys).assign(metric="ms_per_token")
+    return rows.rename(columns={"mode": "method", "ms_per_token": "value"})
+
+
+def _by_repeat(winner: np.ndarray, loser: np.ndarray) -> Estimate:
+    """winner, loser (repeats,): logarithms of milliseconds; nan where a mode has fewer repeats than others."""
+    both = ~np.isnan(loser - winner)
+    return paired_difference(loser[both], winner[both], np.ones(both.sum()))[0]
 
 
 class Quantity(NamedTuple):
-    """How a quantity is read, what pairs agree in, and its effect."""
+    """How a quantity is read, the effect of two values, and the effect of two measurements with its interval."""
 
-    measured: Callable[[Tables], tuple[pd.DataFrame, Errors]]
-    paired_in: list[str]
+    measured: Callable[[Tables, Sequence[Documents]], pd.DataFrame]
     effect: Callable[[pd.Series, pd.Series], pd.Series]
+    difference: Callable[[Any, Any], Estimate]
 
 
 QUANTITIES = {
-    "perplexity": Quantity(_perplexities, SAME_DOCUMENTS, lambda winner, loser: np.log(loser / winner)),
-    "accuracy": Quantity(_accuracies, SAME_DOCUMENTS, lambda winner, loser: np.log(winner / loser)),
-    "rank_correlation": Quantity(_rank_correlations, [], lambda winner, loser: winner - loser),
-    "latency": Quantity(_latencies, SAME_REPEATS, lambda winner, loser: np.log(loser / winner)),
+    "perplexity": Quantity(_perplexities, lambda winner, loser: np.log(loser / winner), _by_document),
+    "accuracy": Quantity(_accuracies, lambda winner, loser: np.log(winner / loser), _by_document),
+    "rank_correlation": Quantity(_rank_correlations, lambda winner, loser: winner - loser, _unpaired),
+    "latency": Quantity(_latencies, lambda winner, loser: np.log(loser / winner), _by_repeat),
 }
 
 
@@ -141,7 +143,7 @@ def _same(left: pd.Series, right: pd.Series) -> pd.Series:
 
 def pairs_of(rows: pd.DataFrame, claim: Claim, winner: Side, loser: Side) -> pd.DataFrame:
     """Pairs of rows that differ in what the sides of the claim name, and in nothing else."""
-    rows = rows.reindex(columns=list(dict.fromkeys([*rows, *OF_SIDES])))
+    rows = rows.reindex(columns=list(dict.fromkeys([*rows, *OF_SIDES, "measured"])))
     keys = [key for key in PLACE if key in rows]
     sides = []
     for side in (winner, loser):
@@ -149,7 +151,7 @@ def pairs_of(rows: pd.DataFrame, claim: Claim, winner: Side, loser: Side) -> pd.
         for key, allowed in side.items():
             part = part[part[key].isin([allowed] if isinstance(allowed, str) else allowed)]
         words = [" ".join(row) for row in part[list(side)].itertuples(index=False)]
-        sides.append(part.assign(side=words)[[*keys, *OF_SIDES, "side", "value", "stderr"]])
+        sides.append(part.assign(side=words)[[*keys, *OF_SIDES, "side", "value", "measured"]])
     pairs = sides[0].merge(sides[1], on=keys, suffixes=("_winner", "_loser"))
     # only trained methods have a predictor and its seed
     one_trained = pairs[["predictor_winner", "predictor_loser"]].notna().sum(axis=1) == 1
@@ -163,38 +165,28 @@ def pairs_of(rows: pd.DataFrame, claim: Claim, winner: Side, loser: Side) -> pd.
     for name in ("criterion", "policy"):
         left, right = pairs[f"{name}_winner"], pairs[f"{name}_loser"]
         shared[name] = left.where(_same(left, right))
-    trained = pairs["predictor_winner"].isna() & pairs["predictor_loser"].notna()
-    shared["seed"] = pairs["seed_loser"].where(trained, pairs["seed_winner"])
+    shared["seed"] = pairs["seed_winner"].where(pairs["predictor_loser"].isna(), pairs["seed_loser"])
     effect = QUANTITIES[claim.quantity].effect(pairs["value_winner"], pairs["value_loser"])
     return pairs.assign(**shared, effect=effect + claim.margin)
 
 
-def effects(tables: Tables, claim: Claim) -> pd.DataFrame:
-    """Our pairs, a row a place and text; where nothing is paired, the error is the sum of both sides' errors."""
+def effects(tables: Tables, documents: Sequence[Documents], claim: Claim) -> pd.DataFrame:
+    """Our pairs, a row a place and text; those of several seeds are one, in an interval that covers all of theirs."""
     quantity = QUANTITIES[claim.quantity]
-    rows, errors = quantity.measured(tables)
-    pairs = pairs_of(rows, claim, claim.winner, claim.loser)
-    sides = [[f"{name}_{side}" for name in SIDE] for side in ("winner", "loser")]
-    paired = [
-        errors.get((_key(row, quantity.paired_in), frozenset(_key(row, side) for side in sides)), np.nan)
-        for row in pairs.to_dict("records")
-    ]
-    bound = pairs["stderr_winner"] + pairs["stderr_loser"]
-    pairs = pairs.assign(paired=pd.Series(paired, pairs.index, float).notna())
-    pairs = pairs.assign(stderr=pd.Series(paired, pairs.index, float).fillna(bound), count=1)
+    pairs = pairs_of(quantity.measured(tables, documents), claim, claim.winner, claim.loser)
+    sides = zip(pairs["measured_winner"], pairs["measured_loser"], strict=True)
+    estimates = [quantity.difference(*both)._asdict() for both in sides]
+    estimates = pd.DataFrame(estimates, pairs.index, ["value", "stderr", "low", "high"]).astype(float)
+    if claim.quantity == "accuracy":  # differences are averaged over tasks, and not ratios
+        pairs["effect"] = estimates["value"]
+    shift = pairs["effect"] - estimates["value"]  # the effect is of median times, the estimate of mean ones
+    pairs = pairs.assign(stderr=estimates["stderr"], low=estimates["low"] + shift, high=estimates["high"] + shift)
     keys = [name for name in [*PLACE, *OF_SIDES[1:], "method_loser", "side_winner", "side_loser"] if name in pairs]
     if claim.quantity == "accuracy":
-        pairs = pairs.assign(variance=pairs["stderr"] ** 2, data=None)
-        keys = [name for name in keys if name != "task"]
-        pairs = pairs.groupby(keys, dropna=False, as_index=False).agg(
-            {"value_winner": "mean", "value_loser": "mean", "variance": "sum", "count": "sum", "paired": "all"}
-        )
-        stderr = pairs["variance"] ** 0.5 / pairs["count"] / pairs["value_loser"]
-        effect = quantity.effect(pairs["value_winner"], pairs["value_loser"]) + claim.margin
-        pairs = pairs.assign(stderr=stderr, effect=effect)
-    pairs = pairs.assign(variance=pairs["stderr"] ** 2, spread=pairs["effect"])
-    means = {"value_winner": "mean", "value_loser": "mean", "effect": "mean", "variance": "mean", "spread": "sem"}
-    keys = [name for name in keys if name != "seed"]
-    pairs = pairs.groupby(keys, dropna=False, as_index=False).agg(means | {"paired": "all"})
-    stderr = np.hypot(pairs["variance"] ** 0.5, pairs["spread"].fillna(0))
-    return pairs.assign(low=pairs["effect"] - 1.96 * stderr, high=pairs["effect"] + 1.96 * stderr)
+        keys.remove("task")
+        pairs = averaged(pairs.assign(data=None), keys, "effect", "value_winner", "value_loser")
+        pairs[ENDS] = np.log1p(pairs[ENDS].div(pairs["value_loser"], axis=0)) + claim.margin
+    keys.remove("seed")
+    joined = {"value_winner": "mean", "value_loser": "mean", "effect": "mean", "low": "min", "high": "max"}
+    pairs = pairs.groupby(keys, dropna=False, as_index=False).agg(joined)
+    return pairs.assign(paired=quantity.difference is not _unpaired)

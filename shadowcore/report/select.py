@@ -8,7 +8,9 @@ from collections.abc import Iterable
 
 import pandas as pd
 
+from shadowcore.measure.statistics import interval
 from shadowcore.report.looks import METHODS, method_order
+from shadowcore.report.outcomes import main_calibration
 from shadowcore.report.tables import Tables
 from shadowcore.schemas import CONDITION, FINAL_TABLES, MEASURED
 
@@ -120,14 +122,15 @@ def main_condition(rows: pd.DataFrame, *except_for: str) -> pd.DataFrame:
 
 
 def first_of(rows: pd.DataFrame, *names: str) -> pd.DataFrame:
-    """Rows that have the first value of each column named; rows without a value stay, and so does random."""
+    """Rows with the first value of each column named or the main calibration text; those without, and random, stay."""
     calibrated = set(rows["calibration"]) if "calibration" in rows else set()
     orders = ORDERS | {"data": lambda data: (data not in calibrated, data)}  # the text that was calibrated on first
     for name in names:
         if name in rows:
             always = rows[name].isna() | (rows[name] == "random")
             if not always.all():
-                first = min(rows.loc[~always, name], key=orders.get(name, str))
+                values = rows.loc[~always, name]
+                first = main_calibration(values) if name == "calibration" else min(values, key=orders.get(name, str))
                 rows = rows[always | (rows[name] == first)]
     return rows
 
@@ -168,12 +171,15 @@ def mean_over_tasks(rows: pd.DataFrame, shots: bool = False) -> pd.DataFrame:
     if shots:  # a task without examples would be in one mean and not in another
         rows = rows[rows.groupby("task")["fewshot"].transform("nunique") == rows["fewshot"].nunique()]
     keys = [name for name in CONDITION if name != "data"] + ["fewshot"]
-    averaged = ["value", "variance", "sparsity_measured"]
-    rows = rows.assign(variance=rows["stderr"] ** 2, tasks=1)
-    means = rows.groupby(keys, dropna=False, as_index=False)[[*averaged, "tasks"]].sum()
-    means[averaged] = means[averaged].div(means["tasks"], axis=0)
-    reach = 1.96 * (means["variance"] / means["tasks"]) ** 0.5
-    return means.assign(low=means["value"] - reach, high=means["value"] + reach)
+    return averaged(rows, keys, "value", "sparsity_measured")
+
+
+def averaged(rows: pd.DataFrame, keys: list[str], value: str, *others: str) -> pd.DataFrame:
+    """Means over `tasks` rows with independent errors, `stderr`: of `value`, with its interval, and of others."""
+    joined = dict.fromkeys((value, *others, "variance"), "mean") | {"tasks": "sum"}
+    means = rows.assign(variance=rows["stderr"] ** 2, tasks=1).groupby(keys, dropna=False, as_index=False).agg(joined)
+    low, high = interval(means[value], (means["variance"] / means["tasks"]) ** 0.5)
+    return means.assign(low=low, high=high)
 
 
 def as_text(value: object) -> str:

@@ -84,10 +84,10 @@ def comparisons(outcomes: Outcomes, predictors: Iterable[Row] = ()) -> list[Row]
             several = len(dense.get(_values(keys, SAME_DOCUMENTS), {})) > 1
             if (
                 _rank(others) < _rank(keys)
-                and _agree(keys, others, "calibration")
                 and (_agree(keys, others, "criterion") or _of_one_kind(keys, others))
                 and (_agree(keys, others, "predictor") or _counterparts(keys, others, training))
-                and (keys["seed"] == others["seed"] or (_trained(keys) != _trained(others) and not several))
+                and same_run(keys, others)
+                and (keys["seed"] == others["seed"] or not several)
             ):
                 made_of = {name: _made_of(keys, name) or _made_of(others, name) for name in MADE_OF}
                 values = (others["method"], _made_of(others, "criterion"), others["predictor"])
@@ -95,6 +95,12 @@ def comparisons(outcomes: Outcomes, predictors: Iterable[Row] = ()) -> list[Row]
                 seed = (others if _trained(others) else keys)["seed"]
                 rows.append(compared(keys | made_of | reference | {"seed": seed}, one, other))
     return _sorted(_over_seeds(corrected(rows), "difference"))
+
+
+def same_run(keys: Row, others: Row) -> bool:
+    """Whether two conditions have the same calibration text, if both have one, and seed, if both were trained."""
+    same_seed = keys["seed"] == others["seed"] or _trained(keys) != _trained(others)
+    return same_seed and _agree(keys, others, "calibration")
 
 
 def _over_seeds(rows: list[Row], column: str) -> list[Row]:
@@ -182,7 +188,7 @@ def compared(row: Row, group: Documents, reference: Documents) -> Row:
     else:
         if (group.weight != reference.weight).any():
             raise ArtifactError(f"{row_name(row)}: its windows have other token counts than dense; score the same ones")
-        estimate, p_value = statistics.log_perplexity_difference(group.value, reference.value, group.weight)
+        estimate, p_value = statistics.paired_difference(group.value, reference.value, group.weight)
     numbers = estimate._asdict() | {"metric": LOG_PERPLEXITIES.get(metric, metric), "p_value": p_value}
     return row | {"difference": numbers.pop("value")} | numbers
 

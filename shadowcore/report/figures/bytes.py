@@ -6,7 +6,7 @@ import pandas as pd
 from shadowcore.report import style
 from shadowcore.report.best_at_bytes import NO_CANDIDATES
 from shadowcore.report.figures.lines import INTERVAL, intervals, lines
-from shadowcore.report.select import MOST_LINES, methods, text_perplexities, where
+from shadowcore.report.select import MOST_LINES, first_of, methods, text_perplexities, where
 from shadowcore.report.style import FAINT, GREY, Axes, Drawing
 from shadowcore.report.tables import Tables
 
@@ -17,7 +17,7 @@ PUBLISHED = ("shadow", "layerwise")  # the designs that the study is about: alwa
 
 def quality_per_byte(tables: Tables, model: str) -> Drawing:
     """Token perplexity, log scale, against the share of the dense model's bytes that a step reads; a panel a text."""
-    rows = text_perplexities(tables, model)
+    rows = first_of(text_perplexities(tables, model), "calibration")
     dense = where(rows, method="dense")
     rows = rows[~rows["method"].isin(NO_CANDIDATES) & (rows["protocol"] != "lookahead") & rows["read_share"].notna()]
     if rows.empty:

@@ -7,9 +7,9 @@ from matplotlib.axes import Axes
 from shadowcore.report import claims as judged
 from shadowcore.report import style
 from shadowcore.report.figures.lines import dots
+from shadowcore.report.select import of_model
 from shadowcore.report.style import Drawing
 from shadowcore.report.tables import Tables
-from shadowcore.schemas import MEASURED_TABLES
 
 VERDICTS = {
     "reproduced": ("#009E73", "o"),
@@ -46,10 +46,7 @@ SENTENCES = {  # the claims of docs/claims.md in a few words
 
 def claims(tables: Tables, model: str) -> Drawing:
     """A row per claim and place: our effect on every text with its interval, and the published one."""
-    empty = {name: table.build([]).to_pandas() for name, table in MEASURED_TABLES.items() if name not in tables}
-    measured = empty | {name: tables[name] for name in MEASURED_TABLES if name in tables}
-    rows = pd.DataFrame([row for row in judged.judge(measured) if row["model"] == model])
-    rows = rows[rows["verdict"] != "not attempted"] if len(rows) else rows
+    rows = of_model(tables, "claims", model).query("verdict != 'not attempted'")
     if rows.empty:
         return "no published claim can be compared with the tables"
     rows["quantity"] = [judged.CLAIMS[name].quantity for name in rows["claim"]]
