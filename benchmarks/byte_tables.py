@@ -5,9 +5,11 @@ from __future__ import annotations
 import pandas as pd
 from accuracy_tables import interval, table
 from markdown_tables import markdown
+from thresholds import by_size, sparse
 
 KEYS = ["data", "method", "criterion", "predictor", "units", "sparsity_pct", "seed"]
 UNTRAINED = ("dense", "random", "static", "oracle", "threshold")
+PROXIES = ("proxy4", "proxy3", "proxy4_ahead", "proxy3_ahead")
 LEFT_OUT = ("random", "oracle", "layerwise")  # of no use in a decoder, or far off the scale
 
 
@@ -34,9 +36,10 @@ def per_byte(data: str, *sparsities: str) -> list[str]:
     return markdown(["method", "predictor", "removed", "weights read", "perplexity", "of dense"], rows)
 
 
-def of_dense(method: str, pct: str, what: str, predictor: str = "-") -> str:
+def of_dense(method: str, pct: str, what: str, predictor: str = "-", folder: str = "smollm2-short") -> str:
     """On C4, a method's share of weights read, its perplexity (value), or this over the dense model's (ratio)."""
-    found = perplexities("smollm2-short").query("data == 'c4' and units in ('neurons', '-') and criterion != 'l2_norm'")
+    found = perplexities(folder).query("data == 'c4' and units in ('neurons', '-') and criterion != 'l2_norm'")
+    found = found[found["seed"].isin([0, "-"])]
     dense = found.loc[found["method"] == "dense", "value"].item()
     rows = found[(found["method"] == method) & (found["sparsity_pct"] == int(pct))]
     row = rows[(rows["predictor"] == predictor) | (predictor == "-")].squeeze()
@@ -71,12 +74,6 @@ def example_correlations() -> list[str]:
     return markdown(["scores by", "units", "rank correlation", "loss / loss of the constant"], rows)
 
 
-def selector_gain(mode: str, model: str, key: str) -> str:
-    """A mode's gain over dense in ms_per_token, or the one that gb_per_token allow."""
-    found = table("latency", "proxies-h200").query("model == @model").set_index("mode")[key]
-    return f"{(found['dense'] / found[mode] - 1) * 100:.0f} %"
-
-
 def head_batches() -> list[str]:
     """Heads skipped per sequence of a batch: milliseconds of a step, and the speed-up over our dense decoder."""
     found = table("latency", "batches-h200").set_index(["batch", "prompt_tokens", "mode"])["ms_per_token"].unstack()
@@ -87,16 +84,29 @@ def head_batches() -> list[str]:
     return markdown(["sequences", "prompt", "dense, ours", "cuBLAS", "50 % of heads", "speed-up over ours"], rows)
 
 
-def selector_times() -> list[str]:
-    """Measured and possible speed-ups over our dense decoder: as fast as dense for every byte that is read."""
-    found = table("latency", "proxies-h200")
-    names = ["model", "neurons chosen by", "ms a token", "GB read", "speed-up over dense", "if bytes decided"]
-    rows = []
-    for model, part in found.groupby("model"):
-        dense = part[part["mode"] == "dense"].iloc[0]
-        for row in part[part["mode"] != "static"].sort_values("ms_per_token").to_dict("records"):
-            gains = [f"{dense[key] / row[key]:.2f}" for key in ("ms_per_token", "gb_per_token")]
-            choosing = row["predictor_ms"] + row["selection_ms"]
-            cells = [model, row["mode"], f"{row['ms_per_token']:.2f}", f"{row['gb_per_token']:.1f}", *gains]
-            rows.append([*cells, "" if pd.isna(choosing) else f"{choosing:.2f}"])
-    return markdown([*names, "choosing, ms"], rows)
+def proxy_gains(rows: pd.DataFrame, neurons: pd.DataFrame) -> list[str]:
+    """Speed-ups of decoders that choose neurons only, and those that their bytes allow; `neurons`: without proxies."""
+    models, lines = by_size(rows), []
+    for pct in (50, 70):
+        for mode in ("given", "shadow", *PROXIES):
+            found = sparse(rows if mode in PROXIES else neurons, mode)
+            if pct in found.index.get_level_values("sparsity_pct"):
+                found = found.xs(pct, level="sparsity_pct").reindex(models)
+                pairs = found[["gain", "allowed"]].to_numpy()
+                cells = ["" if pd.isna(gain) else f"{gain:.2f} ({allowed:.2f})" for gain, allowed in pairs]
+                lines.append([f"{pct} %", mode, *cells])
+    return markdown(["removed", "neurons chosen by", *models], lines)
+
+
+def proxy_costs(rows: pd.DataFrame, mode: str) -> list[str]:
+    """What choosing costs a proxy at 50 %, and what it would cost at the memory's limit."""
+    ahead, lines = sparse(rows, f"{mode}_ahead"), []
+    found = sparse(rows, mode)
+    for model in by_size(rows):
+        row = found.loc[(model, 50)]
+        limit = row["predictor_mb"] / rows["ceiling_gb_s"].max()
+        hidden = row["ms_per_token"] - ahead.loc[(model, 50), "ms_per_token"]
+        numbers = (row["ms_per_token"], row["predictor_ms"], row["selection_ms"], limit, hidden)
+        lines.append([model, *map("{:.2f}".format, numbers)])
+    names = ["ms a token, 50 % removed", "whole step", "choosing", "of it: finding the largest scores"]
+    return markdown([*names, "reading the copies at the limit", "saved by choosing ahead"], lines)

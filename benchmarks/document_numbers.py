@@ -41,18 +41,35 @@ def times(folder: str, main: bool = True) -> pd.DataFrame:
     return rows[rows["main"] == main]
 
 
-def gains(ranks: str) -> pd.Series:
+def gains(folder: str, ranks: str) -> pd.Series:
     """How many percent faster one predictor is than one per layer; ranks: "published", or the start of a name."""
     if ranks == "published":
         return (published_ratios() - 1) * 100
     name = next(name for name in WIDTHS if name.startswith(ranks.replace("_", " ")))
-    return (layerwise_over_shadow(times("published-speed-h200"), WIDTHS[name]) - 1) * 100
+    return (layerwise_over_shadow(times(folder), WIDTHS[name]) - 1) * 100
 
 
-def faster(ranks: str, *but: str) -> str:
+def faster(folder: str, ranks: str, *but: str) -> str:
     """The range of `gains` over all models but some."""
-    found = gains(ranks).drop(list(but))
+    found = gains(folder, ranks).drop(list(but))
     return f"{abs(found.min()):.0f} to {found.max():.0f} %"
+
+
+def span(folder: str, mode: str, pct: str, column: str, *models: str) -> str:
+    """The range of a column of `thresholds.sparse` over some models, or all."""
+    found = thresholds.sparse(times(folder), mode)[column].xs(int(pct), level="sparsity_pct")
+    found = found[list(models) or found.index]
+    digits = 0 if column in ("ceiling_gb_s", "extra_us") else 2
+    return " to ".join(dict.fromkeys(f"{value:,.{digits}f}" for value in (found.min(), found.max())))
+
+
+def changed(before: str, after: str, column: str, where: str) -> str:
+    """By how many percent a column of a model's or a mode's rows grew from a run to a later one."""
+    keys = ["model", "mode", "sparsity_pct", "predictor_rank", "predictor_rank_heads", "predictor_bits"]
+    both = times(before).merge(times(after), on=keys, suffixes=("_before", ""))
+    both = both[(both["model"] == where) | (both["mode"] == where)]
+    found = (both[column] / both[f"{column}_before"] - 1) * 100
+    return f"{found.min():+.0f} to {found.max():+.0f} %"
 
 
 def grid() -> list[str]:
@@ -109,30 +126,34 @@ def relufied(what: str) -> str:
 
 
 OF_ACCURACY = ("perplexity", "value", "main_accuracy", "all_accuracy", "worse", "difference", "seeds", "share")
-OF_BYTES = ["again", "example_correlations", "head_batches", "of_dense", "per_byte"]
-OF_BYTES += ["selector_gain", "selector_times"]
+OF_BYTES = ("again", "example_correlations", "head_batches", "of_dense", "per_byte")
 NUMBERS = {
     **{name: getattr(accuracy, name) for name in OF_ACCURACY},
     **{name: getattr(byte_tables, name) for name in OF_BYTES},
     "criteria": lambda: accuracy.half("static masks, by the mean score of", 2, *accuracy.CRITERIA),
     "small_predictors": lambda: accuracy.half("predictor", 0, *accuracy.SMALL),
+    "changed": changed,
     "claim": claim_tables.claim,
     "verdicts": claim_tables.verdicts,
     "config": config_tables.tables,
     "dictionary": dictionary,
     "at_once": at_once,
     "faster": faster,
-    "faster_of": lambda ranks, model: f"{gains(ranks)[model]:.0f} %",
-    "goals": lambda folder: thresholds.goals(times(folder)),
+    "faster_of": lambda folder, ranks, model: f"{gains(folder, ranks)[model]:.0f} %",
+    "goals": lambda *folders: thresholds.goals(*map(times, folders)),
     "grid": grid,
+    "proxy_costs": lambda folder, mode: byte_tables.proxy_costs(times(folder), mode),
+    "proxy_gains": lambda *folders: byte_tables.proxy_gains(*map(times, folders)),
     "relufied": relufied,
     **{f"quick_{name}": getattr(quick_tables, name) for name in ("dense", "half", "of_dense", "perplexity", "times")},
     "settings": lambda folder: thresholds.settings(times(folder, main=False)),
+    "shares": lambda folder: thresholds.shares(times(folder)),
+    "span": span,
     "spread": spread,
     "stages": lambda folder: chain.table(chain.read(REFERENCE / folder)),
     "times": lambda folder: thresholds.times(times(folder)),
     "variants": lambda folder: thresholds.variants(times(folder)),
-    "widths": lambda folder: thresholds.widths(times(folder)),
+    "widths": lambda *folders: thresholds.widths(*map(times, folders)),
 }
 
 

@@ -5,83 +5,110 @@ python benchmarks/thresholds.py results/reference/gpu-h100/tables/latency.parque
 
 from __future__ import annotations
 
+import math
 import operator
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 from markdown_tables import markdown
 
+from shadowcore.models.published import PUBLISHED as SIZES
 from shadowcore.report import PUBLISHED
-from shadowcore.report.figures.scaling import BITS, DENSE, WIDTHS, alike, layerwise_over_shadow, published_ratios, timed
+from shadowcore.report.figures.scaling import DENSE, WIDTHS, alike, layerwise_over_shadow, published_ratios, timed
 
 OTHER = [mode for mode in DENSE if mode != "dense"]
 BEST, MOST = (operator.ge, ">="), (operator.le, "<=")
-# models, sparsities, and the speed-ups wanted there
-GAINS = (
-    ("OPT-30B", (50, 70, 90), [1.55, 2.1, 3.0]),
-    ("OPT-6.7B", (50,), [1.45]),
-    ("Llama-2-7B", (50,), [1.45]),
-)
+# goals by model and sparsity (0: dense): shares of the memory's limit, and speed-ups over the fastest dense
+SHARES = {
+    "opt-1.3b": {0: 0.86, 50: 0.8, 90: 0.75},
+    "opt-6.7b": {0: 0.85, 50: 0.92, 90: 0.88},
+    "llama-2-7b": {50: 0.93, 90: 0.88},
+    "opt-30b": {0: 0.92},
+}
+GAINS = {
+    "opt-1.3b": {50: 1.45},
+    "opt-6.7b": {50: 1.55, 70: 2.05, 90: 2.95},
+    "llama-2-7b": {50: 1.45},
+    "opt-30b": {50: 1.55, 70: 2.1, 90: 3.0},
+}
+WORDS = {
+    "given": "given units, nothing predicted", "static": "kept units cut out", "dense": "dense, ours",
+    "cublas": "dense, cuBLAS", "compiled": "dense, torch.compile", "relu": "ReLU's zeros, one neuron in ten active",
+}  # fmt: skip
+Goal = tuple[str, tuple[Callable, str], list[float], list[float]]
 
 
-def wanted(rows: pd.DataFrame) -> list[tuple[str, tuple[Callable, str], list[float], list[float]]]:
+def sparse(rows: pd.DataFrame, mode: str = "shadow") -> pd.DataFrame:
+    """Dense (at 0 %) and a mode with predictors of one size, by model and sparsity, with more columns.
+
+    `gain`: over the fastest dense decoder. `allowed`: the gain that the bytes of weights allow. `share`: time of the
+    step's bytes at the memory's limit, of its time. `extra_us`: microseconds a layer that the step takes longer.
+    """
+    found = pd.concat([alike(rows, name) for name in ("dense", mode)])
+    dense = found["model"].map(rows[rows["mode"] == "dense"].set_index("model")["gb_per_token"])
+    fastest = found["model"].map(rows[rows["mode"].isin(DENSE)].groupby("model")["ms_per_token"].min())
+    layers = found["model"].map(lambda model: SIZES[model].dimensions.layers)
+    times, roofs = found["ms_per_token"], found["roof_ms"]
+    gains = {"gain": fastest / times, "allowed": dense / found["gb_per_token"]}
+    found = found.assign(**gains, share=roofs / times, extra_us=(times - roofs) / layers * 1e3)
+    return found.set_index(["model", "sparsity_pct"])
+
+
+def wanted(rows: pd.DataFrame) -> list[Goal]:
     """Each threshold: what, in which direction, the numbers wanted and found (NaN: not measured)."""
-
-    def one(model: str, mode: str, pct: int, column: str = "ms_per_token", bits: int = BITS) -> float:
-        found = alike(rows[rows["model"] == model], mode, bits=bits)
-        return found.loc[found["sparsity_pct"] == pct, column].dropna().head(1).max()
-
-    def fastest(model: str, modes: Sequence[str] = DENSE) -> float:
-        return rows.loc[(rows["model"] == model) & rows["mode"].isin(modes), "ms_per_token"].min()
-
-    def gains(model: str, sparsities: Sequence[int], bits: int) -> list[float]:
-        return [fastest(model) / one(model, "shadow", pct, bits=bits) for pct in sparsities]
-
-    opts = [model for model in ("opt-6.7b", "opt-13b", "opt-30b") if model in set(rows["model"])]
+    shadow, opts = sparse(rows), ["opt-6.7b", "opt-13b", "opt-30b"]
+    modes = rows.pivot_table(index="model", columns="mode", values="ms_per_token", aggfunc="first")
+    others = modes[modes.columns.intersection(OTHER)].min(axis=1)
+    half = shadow.reindex([(model, 50) for model in opts])
     dense = rows[(rows["mode"] == "dense") | rows["predictor_mb"].notna()]
     most = dense["peak_gb"] - dense["predictor_mb"].fillna(0) / 1e3 - (dense["model_gb"] + dense["cache_gb"])
     spare = (most / (dense["peak_gb"] - most)).max()
-    worst = pd.Series([one(model, "dense", 0) / fastest(model, OTHER) for model in sorted(set(rows["model"]))]).max()
-    of_roof = [one(model, "dense", 0, "gb_per_s") / rows["ceiling_gb_s"].max() for model in ("opt-6.7b", "opt-30b")]
-    choosing = [one(model, "shadow", 50, "predictor_ms") / one(model, "shadow", 50) for model in opts]
-    shuffled = one("opt-30b", "gather_ordered", 0) / one("opt-30b", "gather_shuffled", 0)
-    selection = one("opt-30b", "shadow", 50, "selection_ms") * 1e3
-    names = " / ".join(opts)
+    names = {"share": "share of the memory's limit", "gain": "speed-up over the fastest dense"}
+    at_sizes = [
+        (f"{model}, {' / '.join(map(str, goals))} % removed: {names[column]}", BEST, [*goals.values()],
+         [shadow[column].get((model, pct), math.nan) for pct in goals])
+        for column, table in (("share", SHARES), ("gain", GAINS))
+        for model, goals in table.items()
+    ]  # fmt: skip
+    choosing = (half["predictor_ms"] / half["ms_per_token"]).tolist()
+    shuffled = (modes["gather_ordered"] / modes["gather_shuffled"]).get("opt-30b", math.nan)
     return [
-        ("dense step, OPT-6.7B, of the read ceiling", BEST, [0.85], of_roof[:1]),
-        ("dense step, OPT-30B, of the read ceiling", BEST, [0.92], of_roof[1:]),
-        ("our dense over the fastest other, worst size", MOST, [1.05], [worst]),
-        *(
-            (
-                f"{name} shadow{with_bits}, {' / '.join(map(str, at))} %, over the fastest dense",
-                BEST,
-                goals,
-                gains(name.lower(), at, bits),
-            )
-            for name, at, goals in GAINS
-            for bits, with_bits in ((BITS, ""), (8, " (8-bit predictor)"))
-        ),
-        (f"predictor and selection of the token, 50 %: {names}", MOST, [0.05] * len(opts), choosing),
-        ("one selection for all layers, OPT-30B, us", MOST, [30.0], [selection]),
-        ("gather in random order against in order, OPT-30B", BEST, [0.95], [shuffled]),
+        *at_sizes,
+        ("our dense over the fastest other, worst size", MOST, [1.05], [(modes["dense"] / others).max()]),
+        (f"predictor and selection of the token, 50 %: {' / '.join(opts)}", MOST, [0.05] * 3, choosing),
+        ("one selection for all layers, opt-30b, us", MOST, [30.0], [half["selection_ms"].iloc[-1] * 1e3]),
+        ("gather in random order against in order, opt-30b", BEST, [0.95], [shuffled]),
         ("memory beyond weights, cache, predictor, worst mode", MOST, [0.05], [spare]),
     ]
 
 
+def by_size(rows: pd.DataFrame) -> list[str]:
+    """The models, the one whose dense step reads least first."""
+    return rows.groupby("model")["gb_per_token"].max().sort_values().index.tolist()
+
+
 def times(rows: pd.DataFrame) -> list[str]:
-    """Milliseconds a token of every model: dense, and predictors of equal sizes."""
+    """Milliseconds a token of every model: dense, and predictors of equal sizes with their gains."""
+    fastest = rows[rows["mode"].isin(OTHER)].groupby("model")["ms_per_token"].min()
+    shadow, layerwise = sparse(rows), sparse(rows, "layerwise")
     lines = []
-    for model, found in sorted(rows.groupby("model"), key=lambda item: item[1]["gb_per_token"].max()):
-        others = found.loc[found["mode"].isin(OTHER), "ms_per_token"]
-        shadow, layerwise = (
-            alike(found, mode).set_index("sparsity_pct")["ms_per_token"] for mode in ("shadow", "layerwise")
-        )
-        values = [found.loc[found["mode"] == "dense", "ms_per_token"].iloc[0], others.min()]
-        values += [shadow.get(50), shadow.get(70), shadow.get(90), layerwise.get(50)]
-        lines.append([model, *map(two_decimals, values)])
+    for model in by_size(rows):
+        dense, *others = (shadow.loc[(model, pct)] for pct in (0, 50, 70, 90))
+        others.append(layerwise.loc[(model, 50)])
+        cells = [f"{row['ms_per_token']:.2f} ({row['gain']:.2f})" for row in others]
+        lines.append([model, *map(two_decimals, (dense["ms_per_token"], fastest[model])), *cells])
     names = ["ms a token", "dense, ours", "fastest other dense", "shadow 50 %", "70 %", "90 %", "layerwise 50 %"]
+    return markdown(names, lines)
+
+
+def shares(rows: pd.DataFrame) -> list[str]:
+    """Share of the memory's limit that a step reaches: dense, and predictors of equal sizes."""
+    shadow, layerwise = (sparse(rows, mode)["share"].unstack() for mode in ("shadow", "layerwise"))
+    both = pd.concat([shadow[[0, 50, 70, 90]], layerwise[[50, 70, 90]]], axis=1).loc[by_size(rows)]
+    lines = [[model, *map(two_decimals, row)] for model, row in zip(both.index, both.to_numpy(), strict=True)]
+    names = ["of the memory's limit", "dense, ours", "shadow 50 %", "70 %", "90 %", "layerwise 50 %", "70 %", "90 %"]
     return markdown(names, lines)
 
 
@@ -91,15 +118,14 @@ def two_decimals(value: float | None) -> str:
 
 
 def variants(rows: pd.DataFrame) -> list[str]:
-    """Milliseconds a token of every variant at 50 %, a column a model."""
-    half = rows[rows["sparsity_pct"] == 50].copy()
-    half["mode"] = half["mode"].replace({"given": "given units, nothing predicted", "static": "kept units cut out"})
-    ranks = half["predictor_rank_heads"].fillna(half["predictor_rank"]).map("{:.0f}".format)
-    ranks = (ranks + "/" + half["predictor_rank"].map("{:.0f}".format)).where(half["predictor_rank"].notna(), "")
-    bits = half["predictor_bits"].map({8: ", 8 bits"}).fillna("")
-    half["name"] = (half["mode"] + " " + ranks + bits).str.strip()
-    found = half.pivot_table(index="name", columns="model", values="ms_per_token", sort=False)
-    found = found[rows.groupby("model")["gb_per_token"].max().sort_values().index]
+    """Milliseconds a token of every decoder: dense ones, and the others at 50 %; a column a model."""
+    found = rows[rows["mode"].isin([*DENSE, "relu"]) | (rows["sparsity_pct"] == 50)].copy()
+    found["mode"] = found["mode"].replace(WORDS)
+    ranks = found["predictor_rank_heads"].fillna(found["predictor_rank"]).map("{:.0f}".format)
+    ranks = (ranks + "/" + found["predictor_rank"].map("{:.0f}".format)).where(found["predictor_rank"].notna(), "")
+    bits = found["predictor_bits"].map({8: ", 8 bits"}).fillna("")
+    found["name"] = (found["mode"] + " " + ranks + bits).str.strip()
+    found = found.pivot_table(index="name", columns="model", values="ms_per_token", sort=False)[by_size(rows)]
     lines = [[name, *map(two_decimals, row)] for name, row in zip(found.index, found.to_numpy(), strict=True)]
     return markdown(["ms a token, 50 % removed (ranks: heads/neurons)", *found.columns], lines)
 
@@ -115,35 +141,40 @@ def settings(rows: pd.DataFrame) -> list[str]:
     return markdown(names, lines)
 
 
-def widths(rows: pd.DataFrame) -> list[str]:
-    """Time of layerwise over shadow at 50 % and three widths; published ratios with their number of GPUs."""
+def widths(*runs: pd.DataFrame) -> list[str]:
+    """Time of layerwise over shadow at 50 % and three widths, a number a run; published ratios with their GPUs."""
     gpus = pd.read_csv(PUBLISHED).query("quantity == 'latency'").groupby("model")["gpus"].first()
-    theirs, ours = published_ratios(), {name: layerwise_over_shadow(rows, ranks) for name, ranks in WIDTHS.items()}
+    theirs = published_ratios()
     lines = []
-    for model in rows.groupby("model")["gb_per_token"].max().sort_values().index:
+    for model in by_size(runs[0]):
         cells = [f"{theirs[model]:.3f} ({gpus[model]:.0f} A100)" if model in theirs else ""]
-        cells += [f"{found[model]:.3f}" if model in found else "" for found in ours.values()]
+        for ranks in WIDTHS.values():
+            found = (layerwise_over_shadow(rows, ranks).get(model, math.nan) for rows in runs)
+            cells.append(" / ".join("-" if pd.isna(ratio) else f"{ratio:.3f}" for ratio in found))
         lines.append([model, *cells])
-    return markdown(["model", "published", *ours], lines)
+    return markdown(["model", "published", *WIDTHS], lines)
 
 
-def goals(rows: pd.DataFrame) -> list[str]:
-    """Each threshold with what was measured."""
+def goals(*runs: pd.DataFrame) -> list[str]:
+    """Each threshold with what was measured in every run; a miss is bold."""
+
+    def shown(holds: Callable, number: float, value: float) -> str:
+        text = "not measured" if pd.isna(value) else f"{value:.3g}"
+        return text if pd.isna(value) or holds(value, number) else f"**{text}**"
+
     lines = []
-    for what, (holds, sign), numbers, found in wanted(rows):
-        values = " / ".join("not measured" if pd.isna(value) else f"{value:.3g}" for value in found)
-        goal = " / ".join(f"{number:g}" for number in dict.fromkeys(numbers))
-        reached = "yes" if all(map(holds, found, numbers)) else "**no**"
-        reached = "" if pd.isna(found).any() else reached
-        lines.append([what, f"{sign} {goal}", values, reached])
-    return markdown(["threshold (set for an H100)", "wanted", rows["device"].iloc[0], "reached"], lines)
+    for found in zip(*map(wanted, runs), strict=True):
+        what, (holds, sign), numbers, _ = found[0]
+        cells = [" / ".join(map(shown, [holds] * len(numbers), numbers, values)) for *_, values in found]
+        lines.append([what, f"{sign} {' / '.join(f'{number:g}' for number in dict.fromkeys(numbers))}", *cells])
+    return markdown(["goal, set for an H100", "wanted", *(rows["device"].iloc[0] for rows in runs)], lines)
 
 
 def main(path: Path) -> None:
     rows = timed({"latency": pd.read_parquet(path)}).query("main")
-    print(f"{rows['device'].iloc[0]}, reads {rows['ceiling_gb_s'].max():.0f} GB/s at best\n")
-    print(*times(rows), "", "Time of layerwise over shadow at 50 %, by the predictors' ranks:\n", sep="\n")
-    print(*widths(rows), "", *goals(rows), sep="\n")
+    print(f"{rows['device'].iloc[0]}, reads {rows['ceiling_gb_s'].max():.0f} GB/s at best")
+    for table in (times, shares, widths, goals):
+        print("", *table(rows), sep="\n")
 
 
 if __name__ == "__main__":

@@ -127,7 +127,7 @@ def step_parts(tables: Tables, _: str) -> Drawing:
     axes.plot(places, shadow["ms_per_token"], linestyle="", marker="_", color="black", markersize=16)
     axes.set(ylabel="ms per token")
     handles = [*(style.key(*part, "s", "") for part in PARTS.values()), style.key("whole step", "black", "_", "")]
-    facts = ["shadow, 50 % of heads and neurons removed", f"rank {RANK}", "random weights"]
+    facts = [f"shadow of rank {RANK}, 50 % removed", "random weights"]
     return _by_size(figure, shadow, handles, "Where a step's time goes: parts timed alone", facts)
 
 
