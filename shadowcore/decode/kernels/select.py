@@ -106,16 +106,23 @@ def _guesses(scores, units, kept, SAMPLE: tl.constexpr):
 def _threshold(scores, kept, lower, higher):
     """The order of a number that at least `kept` scores reach, and how many of the scores equal to it are kept.
 
-    Tried are two guesses, then whether it is zero, then in turn half way and twice where even spacing would have it.
+    Tried are two guesses, then zero if it may be that, then in turn the middle of what is left and where evenly spaced
+    Trials: two guesses, and zero if the threshold may be zero. Then by turns the middle of what is left, and the place
+    that evenly spaced scores would give: as numbers, as orders (which are dense about zero), and as numbers again.
     """
     size: tl.constexpr = len(scores) * scores[0].numel
     low, reached = tl.full([], -2139095041, tl.int32), tl.full([], size, tl.int32)  # -infinity
     high, above = tl.full([], 2139095041, tl.int32), tl.full([], 0, tl.int32)  # beyond infinity
     turn = 0
     while (reached != kept) & ((high - low).to(tl.uint32, bitcast=True) > 1):
-        share = tl.where(turn % 3 == 0, 0.5, (reached - kept).to(tl.float32) / (reached - above).to(tl.float32))
+        share = tl.where(turn % 4 == 0, 0.5, (reached - kept).to(tl.float32) / (reached - above).to(tl.float32))
         trial = low + ((high - low).to(tl.uint32, bitcast=True).to(tl.float32) * share).to(tl.uint32).to(tl.int32)
-        trial = tl.where(turn == 0, lower, tl.where(turn == 1, higher, tl.where(turn == 2, 1, trial)))
+        least = _ordered(tl.maximum(low, -2139095040)).to(tl.float32, bitcast=True)  # finite, and so is the next
+        most = _ordered(tl.minimum(high, 2139095039)).to(tl.float32, bitcast=True)
+        between = least * (1.0 - share) + most * share + 0.0  # no -0
+        trial = tl.where(turn % 2 == 1, _ordered(between.to(tl.int32, bitcast=True)), trial)
+        trial = tl.where((turn == 2) & (low < 1) & (high > 1), 1, trial)
+        trial = tl.where(turn == 0, lower, tl.where(turn == 1, higher, trial))
         trial = tl.minimum(tl.maximum(trial, low + 1), high - 1)
         ones = tl.zeros(scores[0].shape, tl.float32)
         for i in tl.static_range(len(scores)):
