@@ -106,7 +106,6 @@ def _guesses(scores, units, kept, SAMPLE: tl.constexpr):
 def _threshold(scores, kept, lower, higher):
     """The order of a number that at least `kept` scores reach, and how many of the scores equal to it are kept.
 
-    Tried are two guesses, then zero if it may be that, then in turn the middle of what is left and where evenly spaced
     Trials: two guesses, and zero if the threshold may be zero. Then by turns the middle of what is left, and the place
     that evenly spaced scores would give: as numbers, as orders (which are dense about zero), and as numbers again.
     """
