@@ -164,19 +164,22 @@ def _select_layer(
         if i < share * each:
             above += (pieces[i] > bound).to(tl.int32)
             equal += (pieces[i] == bound).to(tl.int32)
-    above, equal = tl.sum(above), tl.sum(equal)  # of the pieces before
+    equal = tl.sum(equal)
+    before = tl.sum(above) + tl.minimum(equal, ties)  # kept of the pieces before
     for piece in range(share * each, tl.minimum((share + 1) * each, PIECES)):
         unit = _units(piece, ROWS, COLUMNS)
         score = tl.load(scores + unit, mask=unit < units, other=float("-inf"))
-        more, level = (score > bound).to(tl.int32), (score == bound).to(tl.int32)
-        rank = equal + _running(level)
-        keep = (unit < units) & ((score > bound) | ((score == bound) & (rank <= ties)))
+        keep = (unit < units) & (score >= bound)
+        if ties < units:  # only the first of equal scores
+            level = (score == bound).to(tl.int32)
+            keep = keep & ((score > bound) | (equal + _running(level) <= ties))
+            equal += tl.sum(level)
+        ones = keep.to(tl.int32)
         if FLAGS:
-            tl.store(out + unit, keep.to(tl.int8), mask=unit < units)
+            tl.store(out + unit, ones.to(tl.int8), mask=unit < units)
         else:
-            tl.store(out + above + _running(more) + tl.minimum(rank, ties) - 1, unit, mask=keep)
-        above += tl.sum(more)
-        equal += tl.sum(level)
+            tl.store(out + before + _running(ones) - 1, unit, mask=keep)
+        before += tl.sum(ones)
 
 
 @triton.jit(do_not_specialize=["stride_0", "kept_0", "each_0", "shares_0", "stride_1", "kept_1", "each_1"])
