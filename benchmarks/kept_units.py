@@ -43,10 +43,10 @@ TABLE = Table(
                          "the method keeps it; uniform: as many random units, all equally often"),
         "windows": (INTEGER, "number of windows; a batch is some of them at the same position"),
         "steps": (INTEGER, "number of sparse tokens in a window"),
-        **{f"union_{count}": (NUMBER, f"units that at least one of {count} sequences keeps, over all; mean over all "
-                                      "sets of windows; null with fewer windows") for count in SEQUENCES},
+        **{f"union_{count}": (NUMBER, f"units that a batch of {count} needs, over all units; mean over all sets of "
+                                      f"{count} windows; null with fewer windows") for count in SEQUENCES},
         "kept_before": (NUMBER, "units of a token that the token before it kept, over the units of a token"),
-        "run_units": (NUMBER, "mean length of a run of adjacent kept units"),
+        "run_units": (NUMBER, "mean number of kept units in a run of adjacent ones"),
         "blocks_16": (NUMBER, BLOCK.format(16, "32 bytes")),
         "blocks_64": (NUMBER, BLOCK.format(64, "128 bytes")),
         "caches": (NUMBER, "keys and values that the kept heads of a token read, over all of its sequence"),
@@ -155,7 +155,7 @@ def main() -> None:
                 masks = method.masks(model, Condition(**row, policy="per_layer", protocol="token"), predictor)
                 table += [row | counted for counted in rows(model, masks, kind, ids)]
                 print(*row.values(), f"{table[-3]['union_4']:.3f}", flush=True)
-    header = {"made by": "python benchmarks/kept_units.py"}
+    header = {"made by": "python benchmarks/kept_units.py", "spec": {"dtype": given.dtype, "prompt_tokens": PROMPT}}
     header["inputs"] = {path.name: artifacts.digest(path) for path in (inputs.card, documents, *files)}
     artifacts.write_table(given.table, TABLE.schema, TABLE.build(table), header | {"run": provenance.run_information()})
 
