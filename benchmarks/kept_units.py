@@ -24,6 +24,7 @@ from shadowcore.measure.methods import METHODS
 from shadowcore.measure.protocols import TOKEN, Protocol
 from shadowcore.measure.read_bytes import dense_bytes, unit_bytes
 from shadowcore.measure.sparsity import Context, Masks, SparseModel
+from shadowcore.method.low_bit import PROXIES
 from shadowcore.method.predictors import FIRST_SPARSE_LAYER
 from shadowcore.models.families import KINDS, Kind, dimensions_of
 from shadowcore.models.losses import all_scored
@@ -34,6 +35,7 @@ from shadowcore.table_schema import INTEGER, NUMBER, TEXT, Table
 
 WINDOWS, TOKENS, PROMPT, BATCH = 32, 128, 64, 8
 SPARSITIES_PCT, SEQUENCES = (30, 50, 70), (1, 2, 4, 8, 16)
+UNTRAINED = (*PROXIES, "relu", "sparseinfer")  # methods that need no file of the study
 NAMES = ("model", "data", "calibration", "method", "criterion", "predictor", "units", "sparsity_pct", "seed")
 BLOCK = "blocks of {} adjacent neurons with a kept one, over all; a block of 16-bit weights, one a neuron, has {}"
 TABLE = Table(
@@ -138,7 +140,7 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("text")
     parser.add_argument("table", type=Path, help="the Parquet file to write")
-    parser.add_argument("--untrained", nargs="*", default=["proxy4"], help="methods without a predictor")
+    parser.add_argument("--untrained", nargs="*", choices=UNTRAINED, default=["proxy4"])
     parser.add_argument("--dtype", default="float32")
     given = parser.parse_args()
     folder, documents = given.study / "models" / given.model, given.study / "texts" / given.text / "documents.parquet"
