@@ -1,10 +1,13 @@
-"""Tables of docs/findings.md and docs/claims.md: quality per byte, and what low-bit proxies cost in a decoder."""
+"""Tables of docs/findings.md and docs/claims.md: quality per byte, what low-bit proxies cost, and units in common."""
 
 from __future__ import annotations
 
 import pandas as pd
-from accuracy_tables import interval, table
+from accuracy_tables import REFERENCE, interval, table
 from markdown_tables import markdown
+
+from shadowcore.models.families import FAMILIES
+from shadowcore.models.published import PUBLISHED
 
 KEYS = ["data", "method", "criterion", "predictor", "units", "sparsity_pct", "seed"]
 UNTRAINED = ("dense", "random", "static", "oracle", "threshold")
@@ -100,3 +103,39 @@ def selector_times() -> list[str]:
             cells = [model, row["mode"], f"{row['ms_per_token']:.2f}", f"{row['gb_per_token']:.1f}", *gains]
             rows.append([*cells, "" if pd.isna(choosing) else f"{choosing:.2f}"])
     return markdown([*names, "choosing, ms"], rows)
+
+
+def kept_units(units: str, pct: str, choice: str = "own") -> pd.DataFrame:
+    """What benchmarks/kept_units.py counted of SmolLM2-135M, by method and predictor, without those of l2_norm."""
+    found = pd.read_parquet(REFERENCE / "kept-units" / "smollm2-135m.parquet")
+    found = found[(found["units"] == units) & (found["sparsity_pct"] == int(pct)) & (found["criterion"] != "l2_norm")]
+    found = found[found["choice"] == choice].fillna({"predictor": ""})
+    return found.set_index((found["method"] + " " + found["predictor"]).str.strip()).sort_values("union_4")
+
+
+def kept_unit(column: str, units: str, pct: str, choice: str) -> str:
+    """A number of the predictor `shadow small`: a length of runs, or a share in percent."""
+    value = kept_units(units, pct, choice).loc["shadow small", column]
+    return f"{value:.2f}" if column == "run_units" else f"{100 * value:.0f} %"
+
+
+def in_common(*sparsities: str) -> list[str]:
+    """Neurons: what batches need, what the token before kept, and the share of weights that batches read."""
+    rows = []
+    for pct in sparsities:
+        random = kept_units("neurons", pct, "uniform").iloc[:1].set_axis(["random"])
+        for name, row in pd.concat([kept_units("neurons", pct), random]).iterrows():
+            unions = [row[f"union_{count}"] for count in (2, 4, 8, 16)]
+            weights = [1 - row["weight_share"] * (1 - union) for union in unions[1::2]]
+            shares = (f"{100 * share:.0f} %" for share in (*unions, row["kept_before"], *weights))
+            rows.append([name, f"{pct} %", *shares])
+    names = ["neurons kept by", "removed", "needed by 2", "by 4", "by 8", "by 16", "kept before"]
+    return markdown([*names, "weights read by 4", "by 16"], rows)
+
+
+def batch_gain(model: str, sequences: str, pct: str, choice: str) -> str:
+    """A published model's weights over those that a batch would read if it needed the share of `shadow small`."""
+    size, sizes = PUBLISHED[model], PUBLISHED[model].dimensions
+    ffn = (sizes.layers - 1) * (1 + len(FAMILIES[size.family].ffn_in)) * sizes.width * sizes.neurons / size.multiplied
+    needed = kept_units("neurons", pct, choice).loc["shadow small", f"union_{sequences}"]
+    return f"{1 / (1 - ffn * (1 - needed)):.2f}"

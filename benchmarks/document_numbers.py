@@ -16,6 +16,7 @@ import byte_tables
 import chain
 import claim_tables
 import config_tables
+import kept_units
 import pandas as pd
 import quick_tables
 import thresholds
@@ -66,9 +67,9 @@ def grid() -> list[str]:
 
 
 def dictionary() -> str:
-    """The columns of every final table and of outcomes, from the schemas."""
+    """The columns of every final table, of outcomes and of kept_units, from the schemas."""
     sections = []
-    for table in (*FINAL_TABLES.values(), OUTCOMES):
+    for table in (*FINAL_TABLES.values(), OUTCOMES, kept_units.TABLE):
         columns = [(f"`{name}`", kind, meaning) for name, (kind, meaning) in table.columns.items()]
         lines = markdown(["column", "type", "meaning"], columns)
         sections += [f"### {table.name} (schema {table.schema})", f"One row: {table.row}.", "\n".join(lines)]
@@ -95,7 +96,7 @@ def at_once(folder: str) -> str:
 
 OF_ACCURACY = ("perplexity", "value", "main_accuracy", "all_accuracy", "worse", "difference", "seeds", "share")
 OF_BYTES = ["again", "example_correlations", "head_batches", "of_dense", "per_byte"]
-OF_BYTES += ["selector_gain", "selector_times"]
+OF_BYTES += ["selector_gain", "selector_times", "in_common", "kept_unit", "batch_gain"]
 NUMBERS = {
     **{name: getattr(accuracy, name) for name in OF_ACCURACY},
     **{name: getattr(byte_tables, name) for name in OF_BYTES},
