@@ -17,9 +17,11 @@ import byte_tables
 import chain
 import claim_tables
 import config_tables
+import kept_units
 import pandas as pd
 import quick_tables
 import thresholds
+import unit_tables
 from accuracy_tables import REFERENCE
 from markdown_tables import markdown
 
@@ -85,9 +87,9 @@ def grid() -> list[str]:
 
 
 def dictionary() -> str:
-    """The columns of every final table and of outcomes, from the schemas."""
+    """The columns of every final table, of outcomes and of kept_units, from the schemas."""
     sections = []
-    for table in (*FINAL_TABLES.values(), OUTCOMES):
+    for table in (*FINAL_TABLES.values(), OUTCOMES, kept_units.TABLE):
         columns = [(f"`{name}`", kind, meaning) for name, (kind, meaning) in table.columns.items()]
         lines = markdown(["column", "type", "meaning"], columns)
         sections += [f"### {table.name} (schema {table.schema})", f"One row: {table.row}.", "\n".join(lines)]
@@ -127,9 +129,11 @@ def relufied(what: str) -> str:
 
 OF_ACCURACY = ("perplexity", "value", "main_accuracy", "all_accuracy", "worse", "difference", "seeds", "share")
 OF_BYTES = ("again", "example_correlations", "head_batches", "of_dense", "per_byte")
+OF_UNITS = ("in_common", "kept_unit", "batch_gain")
 NUMBERS = {
     **{name: getattr(accuracy, name) for name in OF_ACCURACY},
     **{name: getattr(byte_tables, name) for name in OF_BYTES},
+    **{name: getattr(unit_tables, name) for name in OF_UNITS},
     "criteria": lambda: accuracy.half("static masks, by the mean score of", 2, *accuracy.CRITERIA),
     "small_predictors": lambda: accuracy.half("predictor", 0, *accuracy.SMALL),
     "changed": changed,
