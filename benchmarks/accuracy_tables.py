@@ -58,7 +58,7 @@ def table(name: str, folder: str = "smollm2") -> pd.DataFrame:
 def rows(name: str, of: str, **keys: object) -> pd.DataFrame:
     """Rows of a table for one of METHODS, a row a seed; keys: other columns and their values."""
     _, method, criterion, predictor = METHODS[name]
-    keys |= {"method": method, "criterion": criterion, "predictor": predictor}
+    keys = {"method": method, "criterion": criterion, "predictor": predictor} | keys
     if method != "dense":
         keys |= {"policy": "per_layer", "protocol": "token", "units": "neurons"}
     found = table(of)
@@ -131,11 +131,11 @@ def worse(name: str, reference: str) -> str:
 
 def difference(name: str, reference: str, pct: str, data: str = "wikipedia") -> str:
     """The paired difference of two methods in nats a token."""
-    keys = {"data": data, "task": "perplexity", "sparsity_pct": int(pct)}
     _, method, _, predictor = METHODS[reference]
-    (row,) = (
-        rows(name, "comparisons", reference=method, reference_predictor=predictor, **keys).loc[[0]].to_dict("records")
-    )
+    keys = {"data": data, "task": "perplexity", "sparsity_pct": int(pct)}
+    # a method without a predictor has the other's in a pair
+    keys |= {"predictor": METHODS[name][3] or predictor, "reference": method, "reference_predictor": predictor}
+    row = rows(name, "comparisons", **keys).loc[0]
     return f"{row['difference']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
 
 

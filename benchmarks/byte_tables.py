@@ -1,4 +1,4 @@
-"""Tables of docs/findings.md and docs/claims.md: quality per byte, and what low-bit proxies cost in a decoder."""
+"""Tables of docs/findings.md, docs/speed.md and docs/claims.md: quality per byte, proxies, heads in batches."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ from accuracy_tables import interval, table
 from markdown_tables import markdown
 from thresholds import by_size, sparse
 
+from shadowcore.models.published import PUBLISHED
+from shadowcore.report.figures.scaling import RANK
+
 KEYS = ["data", "method", "criterion", "predictor", "units", "sparsity_pct", "seed"]
 UNTRAINED = ("dense", "random", "static", "oracle", "threshold")
 PROXIES = ("proxy4", "proxy3", "proxy4_ahead", "proxy3_ahead")
-LEFT_OUT = ("random", "oracle", "layerwise")  # of no use in a decoder, or far off the scale
+LEFT_OUT = ("random", "oracle")  # of no use in a decoder
 
 
 def perplexities(folder: str) -> pd.DataFrame:
@@ -74,14 +77,42 @@ def example_correlations() -> list[str]:
     return markdown(["scores by", "units", "rank correlation", "loss / loss of the constant"], rows)
 
 
+def head_times() -> pd.DataFrame:
+    """Milliseconds of a step, heads skipped per sequence: a row for (sequences, prompt), a column a mode."""
+    return table("latency", "batches-h200").set_index(["batch", "prompt_tokens", "mode"])["ms_per_token"].unstack()
+
+
+def head_batch(sequences: int | str, prompt: int | str) -> str:
+    """The speed-up of a batch over our dense decoder if half of the heads are skipped."""
+    row = head_times().loc[(int(sequences), int(prompt))]
+    return f"{row['dense'] / row['shadow']:.2f}"
+
+
 def head_batches() -> list[str]:
-    """Heads skipped per sequence of a batch: milliseconds of a step, and the speed-up over our dense decoder."""
-    found = table("latency", "batches-h200").set_index(["batch", "prompt_tokens", "mode"])["ms_per_token"].unstack()
+    """Times of every batch, and the speed-up over our dense decoder."""
     rows = [
-        [*setting, *(f"{row[mode]:.2f}" for mode in ("dense", "cublas", "shadow")), f"{row.dense / row.shadow:.2f}"]
-        for setting, row in found.iterrows()
+        [*setting, *(f"{row[mode]:.2f}" for mode in ("dense", "cublas", "shadow")), head_batch(*setting)]
+        for setting, row in head_times().iterrows()
     ]
     return markdown(["sequences", "prompt", "dense, ours", "cuBLAS", "50 % of heads", "speed-up over ours"], rows)
+
+
+def head_gain(model: str, sequences: int | str, tokens: int | str) -> str:
+    """The speed-up that bytes allow if each sequence keeps a random half of the heads, in all layers but the first."""
+    size, sizes = PUBLISHED[model], PUBLISHED[model].dimensions
+    layers, group = sizes.layers - 1, sizes.heads // sizes.kv_heads
+    cache = int(sequences) * int(tokens) * 2 * sizes.kv_heads * sizes.head_width  # numbers in a layer
+    queries_and_outputs = 2 * sizes.width * sizes.heads * sizes.head_width
+    skipped = layers * (queries_and_outputs / 2 ** int(sequences) + cache / 2**group)
+    dense = size.multiplied + sizes.layers * cache
+    return f"{dense / (dense - skipped + RANK * (sizes.width + layers * sizes.heads)):.2f}"
+
+
+def head_gains(model: str) -> list[str]:
+    """`head_gain` for some batches and lengths of the cache."""
+    lengths = (512, 2048, 4096)
+    rows = [[count, *(head_gain(model, count, tokens) for tokens in lengths)] for count in (1, 4, 16, 32, 64)]
+    return markdown(["sequences", *(f"{tokens:,} tokens" for tokens in lengths)], rows)
 
 
 def proxy_gains(rows: pd.DataFrame, neurons: pd.DataFrame) -> list[str]:

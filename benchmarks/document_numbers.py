@@ -74,6 +74,12 @@ def changed(before: str, after: str, column: str, where: str) -> str:
     return f"{found.min():+.0f} to {found.max():+.0f} %"
 
 
+def milliseconds(folder: str, model: str, mode: str, pct: str) -> str:
+    """Milliseconds a token of a model with one row of this mode and sparsity."""
+    rows = accuracy.table("latency", folder).set_index(["model", "mode", "sparsity_pct"])
+    return f"{rows.loc[(model, mode, int(pct)), 'ms_per_token'].item():.3f}"
+
+
 def grid() -> list[str]:
     """What the plan says of the paper's grid."""
     study = load_study(ROOT / "config" / "paper.yaml")
@@ -128,7 +134,9 @@ def relufied(what: str) -> str:
 
 
 OF_ACCURACY = ("perplexity", "value", "main_accuracy", "all_accuracy", "worse", "difference", "seeds", "share")
-OF_BYTES = ("again", "example_correlations", "head_batches", "of_dense", "per_byte")
+OF_BYTES = (
+    "again", "example_correlations", "head_batch", "head_batches", "head_gain", "head_gains", "of_dense", "per_byte",
+)  # fmt: skip
 OF_UNITS = ("in_common", "kept_unit", "batch_gain")
 NUMBERS = {
     **{name: getattr(accuracy, name) for name in OF_ACCURACY},
@@ -146,6 +154,7 @@ NUMBERS = {
     "faster_of": lambda folder, ranks, model: f"{gains(folder, ranks)[model]:.0f} %",
     "goals": lambda *folders: thresholds.goals(*map(times, folders)),
     "grid": grid,
+    "milliseconds": milliseconds,
     "proxy_costs": lambda folder, mode: byte_tables.proxy_costs(times(folder), mode),
     "proxy_gains": lambda *folders: byte_tables.proxy_gains(*map(times, folders)),
     "relufied": relufied,

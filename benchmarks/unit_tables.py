@@ -1,4 +1,4 @@
-"""Tables and numbers of what kept units have in common (benchmarks/kept_units.py), for docs/findings.md."""
+"""Tables and numbers of what kept units have in common (benchmarks/kept_units.py), for docs/speed.md."""
 
 from __future__ import annotations
 

@@ -85,13 +85,23 @@ def test_the_examples_of_adding_something_run_and_a_study_can_name_them(extended
     assert said.stdout.splitlines()[-1] == "ran dense halves largest oracle shadow static"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def anchors(text):
+    """The anchors that GitHub gives the headings of a page."""
+    headings = re.findall(r"^#+ (.*)", re.sub(BLOCK, "", text), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
+
+
+LINKING = [*PAGES, *(ROOT / folder / "README.md" for folder in ("config", "results", "results/reference"))]
+
+
+@pytest.mark.parametrize("page", LINKING, ids=lambda path: path.parent.name + path.stem)
 def test_links_and_paths_of_a_page_exist(page):
     text = page.read_text()
-    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", text):
+    for target, anchor in re.findall(r"\]\(([^)#]*)#?([^)]*)\)", text):
         if not target.startswith(("http", "mailto")):
-            # the cluster guide is written beside this page
-            assert (page.parent / target).exists(), target
+            path = page.parent / target if target else page
+            assert path.exists(), target
+            assert not anchor or anchor in anchors(path.read_text()), (target, anchor)
     for path in re.findall(r"`((?:shadowcore|workflow|config|tests|benchmarks|docs|profiles)/[\w./]*)`", text):
         assert (ROOT / path).exists() or path == "config/mine.yaml", path
 
