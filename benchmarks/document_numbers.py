@@ -8,7 +8,6 @@ function of NUMBERS. Content that begins with a line break is a block; other con
 
 from __future__ import annotations
 
-import math
 import re
 from pathlib import Path
 
@@ -20,18 +19,18 @@ import config_tables
 import kept_units
 import pandas as pd
 import quick_tables
+import relu_tables
 import thresholds
 import unit_tables
 from accuracy_tables import REFERENCE
 from markdown_tables import markdown
 
-from shadowcore import artifacts, plan, rates
+from shadowcore import plan, rates
 from shadowcore.commands.plan import totals
 from shadowcore.config import load_study
 from shadowcore.jobs import Jobs
 from shadowcore.report.figures.scaling import WIDTHS, layerwise_over_shadow, published_ratios, timed
 from shadowcore.schemas import FINAL_TABLES, OUTCOMES
-from shadowcore.stages.base import CARD_SCHEMA
 
 ROOT = Path(__file__).parent.parent
 REGION = re.compile(r"(<!-- numbers: (.+?) -->)(.*?)(<!-- end -->)", re.DOTALL)
@@ -120,27 +119,16 @@ def at_once(folder: str) -> str:
     return f"one took {alone:.0f} s alone, and two at once took {together:.0f} s: {gain:.2f} times the jobs an hour"
 
 
-def relufied(what: str) -> str:
-    """How the ReLU model does on held-out windows, from its card."""
-    card = artifacts.read_record(REFERENCE / "relu" / "card.json", CARD_SCHEMA)
-    found = card["training"]["heldout"]
-    layers = [100 * share for share in found["zeros_by_layer"]]
-    return {
-        "windows": f"{found['windows']}",
-        "ratio": f"{math.exp(found['student_loss'] - found['teacher_loss']):.2f}",
-        "zeros": f"{100 * found['zeros']:.0f} %",
-        "layers": f"{min(layers):.0f} to {max(layers):.0f} %",
-    }[what]
-
-
 OF_ACCURACY = ("perplexity", "value", "main_accuracy", "all_accuracy", "worse", "difference", "seeds", "share")
 OF_BYTES = (
     "again", "example_correlations", "head_batch", "head_batches", "head_gain", "head_gains", "of_dense", "per_byte",
 )  # fmt: skip
+OF_RELU = ("relufied", "relu_neurons", "relu_neuron")
 OF_UNITS = ("in_common", "kept_unit", "batch_gain")
 NUMBERS = {
     **{name: getattr(accuracy, name) for name in OF_ACCURACY},
     **{name: getattr(byte_tables, name) for name in OF_BYTES},
+    **{name: getattr(relu_tables, name) for name in OF_RELU},
     **{name: getattr(unit_tables, name) for name in OF_UNITS},
     "criteria": lambda: accuracy.half("static masks, by the mean score of", 2, *accuracy.CRITERIA),
     "small_predictors": lambda: accuracy.half("predictor", 0, *accuracy.SMALL),
@@ -157,7 +145,6 @@ NUMBERS = {
     "milliseconds": milliseconds,
     "proxy_costs": lambda folder, mode: byte_tables.proxy_costs(times(folder), mode),
     "proxy_gains": lambda *folders: byte_tables.proxy_gains(*map(times, folders)),
-    "relufied": relufied,
     **{f"quick_{name}": getattr(quick_tables, name) for name in ("dense", "half", "of_dense", "perplexity", "times")},
     "settings": lambda folder: thresholds.settings(times(folder, main=False)),
     "shares": lambda folder: thresholds.shares(times(folder)),

@@ -10,17 +10,17 @@ from shadowcore.models.families import FAMILIES
 from shadowcore.models.published import PUBLISHED
 
 
-def kept_units(units: str, pct: str, choice: str = "own") -> pd.DataFrame:
-    """What benchmarks/kept_units.py counted of SmolLM2-135M, by method and predictor, without those of l2_norm."""
-    found = pd.read_parquet(REFERENCE / "kept-units" / "smollm2-135m.parquet")
+def kept_units(units: str, pct: str, choice: str = "own", model: str = "smollm2-135m") -> pd.DataFrame:
+    """What benchmarks/kept_units.py counted, by method and predictor, without those of l2_norm."""
+    found = pd.read_parquet(REFERENCE / "kept-units" / f"{model}.parquet")
     found = found[(found["units"] == units) & (found["sparsity_pct"] == int(pct)) & (found["criterion"] != "l2_norm")]
     found = found[found["choice"] == choice].fillna({"predictor": ""})
     return found.set_index((found["method"] + " " + found["predictor"]).str.strip()).sort_values("union_4")
 
 
-def kept_unit(column: str, units: str, pct: str, choice: str) -> str:
-    """A number of the predictor `shadow small`: a length of runs, or a share in percent."""
-    value = kept_units(units, pct, choice).loc["shadow small", column]
+def kept_unit(column: str, units: str, pct: str, choice: str, model: str = "smollm2-135m", of: str = "") -> str:
+    """A number of a method, by default the predictor `shadow small`: a length of runs, or a share in percent."""
+    value = kept_units(units, pct, choice, model).loc[of or "shadow small", column]
     return f"{value:.2f}" if column == "run_units" else f"{100 * value:.0f} %"
 
 
