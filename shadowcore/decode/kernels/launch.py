@@ -55,6 +55,7 @@ def shared_memory(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).shared_memory_per_block_optin if cuda else 2**20
 
 
+power_of_two = triton.next_power_of_2  # the smallest that is not below a number
 _overlap = 1  # of the next kernel with the one before: 0 none, 1 up to its wait, 2 it is launched and waits at once
 
 
@@ -97,11 +98,6 @@ class Branch:
             torch.cuda.current_stream(self._stream.device).wait_stream(self._stream)
             self._open = False
             begin_row()
-
-
-def power_of_two(number: int) -> int:
-    """The smallest power of two that is not below `number`."""
-    return triton.next_power_of_2(number)
 
 
 def power_of_two_within(number: int) -> int:
