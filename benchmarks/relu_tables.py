@@ -13,7 +13,7 @@ from shadowcore import artifacts
 from shadowcore.stages.base import CARD_SCHEMA
 
 MODEL = "smollm2-relu"
-KEYS = ["method", "criterion"]
+KEYS = ["method", "predictor", "criterion"]
 
 
 def relufied(what: str) -> str:
@@ -30,7 +30,7 @@ def relufied(what: str) -> str:
 
 
 def neurons(model: str = MODEL) -> pd.DataFrame:
-    """Conditions of a model, indexed by method, criterion and sparsity, with `ratio`: perplexity over dense."""
+    """Conditions of a model, indexed by KEYS and sparsity, with `ratio`: perplexity over dense."""
     found = perplexities("relu-cpu").query("model == @model")
     dense = found.loc[found["method"] == "dense", "value"].item()
     return found.assign(ratio=found["value"] / dense).set_index([*KEYS, "sparsity_pct"]).sort_index()
@@ -46,12 +46,13 @@ def relu_neurons() -> list[str]:
         cells = {pct: f"{row['value']:,.1f} ({100 * row['read_share']:.0f} %)" for pct, row in part.iterrows()}
         names = ["" if name == "-" else name for name in key]
         rows.append((part["value"].get(50, part["value"].max()), [*names, *(cells.get(pct, "") for pct in sparsities)]))
-    names = ["method", "criterion", *(f"{pct} % removed" if pct else "its own zeros" for pct in sparsities)]
+    names = [*KEYS, *(f"{pct} % removed" if pct else "its own zeros" for pct in sparsities)]
     return markdown(names, [row for _, row in sorted(rows, reverse=True)])
 
 
-def relu_neuron(method: str, pct: str, what: str, criterion: str = "l2_norm", model: str = MODEL) -> str:
-    """Of one condition: its perplexity with interval, or over dense (ratio), or the share of weights it reads."""
-    found = neurons(model)
-    row = found.loc[(method, criterion if (method, criterion) in found.index.droplevel(2) else "-", int(pct))]
+def relu_neuron(method: str, pct: str, what: str, predictor: str = "wide", model: str = MODEL) -> str:
+    """Of one condition of l2_norm: its perplexity with interval, or over dense (ratio), or the share of bytes read."""
+    found = neurons(model).xs(int(pct), level="sparsity_pct").loc[method].reset_index()
+    found = found[found["predictor"].isin([predictor, "-"]) & found["criterion"].isin(["l2_norm", "-"])]
+    row = found.iloc[0]
     return {"value": interval(row), "ratio": f"{row['ratio']:.2f}", "share": f"{100 * row['read_share']:.0f} %"}[what]
