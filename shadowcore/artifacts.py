@@ -136,11 +136,10 @@ def read_table(path: Path, schema: str) -> pa.Table:
         return file.read()
 
 
-def read_parts(paths: Iterable[Path], schema: str) -> Iterator[pa.Table]:
-    """The parts of Parquet files written under the same schema, of which only one is in memory."""
-    for path in paths:
-        with _parquet(path, schema) as file:
-            yield from map(file.read_row_group, range(file.num_row_groups))
+def read_parts(path: Path, schema: str) -> Iterator[pa.Table]:
+    """The parts of such a file, of which only one is in memory."""
+    with _parquet(path, schema) as file:
+        yield from map(file.read_row_group, range(file.num_row_groups))
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """A table's columns: how its rows are built, and how its files are checked when they are read."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,15 @@ class Table:
 
     def read(self, path: Path) -> pa.Table:
         """The table in a file of this schema, which may have more columns; ArtifactError if one is missing or wrong."""
-        table = artifacts.read_table(path, self.schema)
+        return self._checked(path, artifacts.read_table(path, self.schema))
+
+    def read_parts(self, paths: Iterable[Path]) -> Iterator[pa.Table]:
+        """The parts of files of this schema, one after the other, each checked as `read` does."""
+        for path in paths:
+            for part in artifacts.read_parts(path, self.schema):
+                yield self._checked(path, part)
+
+    def _checked(self, path: Path, table: pa.Table) -> pa.Table:
         for field in self.arrow:
             kind = table.schema.field(field.name).type if field.name in table.column_names else "missing"
             if kind != field.type:

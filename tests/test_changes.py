@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import refused
 from made_study import MODEL, criteria_rows, latency_rows, outcomes, predictor_rows, quality_rows
 
 from shadowcore import artifacts, cli
@@ -109,6 +110,16 @@ def test_rows_that_come_and_go_and_errors_nobody_knows(documents, old, tmp_path)
     assert len(of(changes.compare(new, old), "perplexity").appeared) == 3
     assert (of(found, "predictors").unknown, of(found, "predictors").equal) == (1, 1)
     assert of(found, "quality").equal == 0 and len(of(found, "quality").vanished) == len(list(quality_rows()))
+
+
+def test_outcomes_with_a_wrong_column_are_refused_with_the_files_name(documents, old, tmp_path):
+    new = write_study(tmp_path, documents)
+    path = new / "tables/outcomes.parquet"
+    kept = artifacts.read_table(path, OUTCOMES.schema).replace_schema_metadata(None)
+    wrong = kept.set_column(kept.column_names.index("weight"), "weight", kept["weight"].cast("double"))
+    for table, found in ((wrong, "is double; it must be int64"), (kept.drop_columns("value"), "is missing")):
+        artifacts.write_table(path, OUTCOMES.schema, table, {})
+        refused([str(path), found], list, changes.compare(old, new))
 
 
 def test_p_is_that_of_a_normal():

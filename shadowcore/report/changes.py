@@ -15,7 +15,6 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from shadowcore import artifacts
 from shadowcore.errors import ArtifactError
 from shadowcore.measure import statistics
 from shadowcore.report.blocks import CLAIMED
@@ -95,7 +94,7 @@ def compare(old: Path, new: Path) -> Iterator[Compared]:
     found = [of_study(folder) for folder in (old, new)]
     kept = [sorted(Path(folder).glob("tables/outcomes.parquet")) for folder in (old, new)]
     numbers: dict[str, int] = {}
-    outcomes = [grouped(artifacts.read_parts(paths, OUTCOMES.schema), numbers) for paths in kept]
+    outcomes = [grouped(OUTCOMES.read_parts(paths), numbers) for paths in kept]
     for name, measure in MEASURES.items():
         if any(len(tables[name]) for tables in found):
             yield _compared(name, measure, *(tables[name] for tables in found), outcomes)

@@ -19,6 +19,6 @@ class Inputs(Frozen):
 
 
 def run(spec: Spec, inputs: Inputs, outputs: Outputs) -> None:
-    documents = grouped(artifacts.read_parts(inputs.outcomes, OUTCOMES.schema))
+    documents = grouped(OUTCOMES.read_parts(inputs.outcomes))
     rows = claims.judge(tables.read_files(inputs.tables), documents, inputs.published)
     artifacts.write_table(outputs.claims, CLAIMS.schema, CLAIMS.build(rows), header("judge-claims", spec, inputs))
