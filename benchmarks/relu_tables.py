@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pandas as pd
-from accuracy_tables import REFERENCE, interval
+from accuracy_tables import REFERENCE
 from byte_tables import perplexities
 from markdown_tables import markdown
 
@@ -51,8 +51,8 @@ def relu_neurons() -> list[str]:
 
 
 def relu_neuron(method: str, pct: str, what: str, predictor: str = "wide", model: str = MODEL) -> str:
-    """Of one condition of l2_norm: its perplexity with interval, or over dense (ratio), or the share of bytes read."""
+    """Of one condition of l2_norm: its perplexity over dense (ratio), or the share of weights that it reads."""
     found = neurons(model).xs(int(pct), level="sparsity_pct").loc[method].reset_index()
     found = found[found["predictor"].isin([predictor, "-"]) & found["criterion"].isin(["l2_norm", "-"])]
-    row = found.iloc[0]
-    return {"value": interval(row), "ratio": f"{row['ratio']:.2f}", "share": f"{100 * row['read_share']:.0f} %"}[what]
+    (row,) = found.to_dict("records")
+    return {"ratio": f"{row['ratio']:.2f}", "share": f"{100 * row['read_share']:.0f} %"}[what]

@@ -9,8 +9,10 @@ from markdown_tables import markdown
 from shadowcore.models.families import FAMILIES
 from shadowcore.models.published import PUBLISHED
 
+MODEL, PREDICTOR = "smollm2-135m", "shadow small"
 
-def kept_units(units: str, pct: str, choice: str = "own", model: str = "smollm2-135m") -> pd.DataFrame:
+
+def kept_units(units: str, pct: str, choice: str = "own", model: str = MODEL) -> pd.DataFrame:
     """What benchmarks/kept_units.py counted, by method and predictor, without those of l2_norm."""
     found = pd.read_parquet(REFERENCE / "kept-units" / f"{model}.parquet")
     found = found[(found["units"] == units) & (found["sparsity_pct"] == int(pct)) & (found["criterion"] != "l2_norm")]
@@ -18,9 +20,9 @@ def kept_units(units: str, pct: str, choice: str = "own", model: str = "smollm2-
     return found.set_index((found["method"] + " " + found["predictor"]).str.strip()).sort_values("union_4")
 
 
-def kept_unit(column: str, units: str, pct: str, choice: str, model: str = "smollm2-135m", of: str = "") -> str:
+def kept_unit(column: str, units: str, pct: str, choice: str, model: str = MODEL, of: str = PREDICTOR) -> str:
     """A number of a method, by default the predictor `shadow small`: a length of runs, or a share in percent."""
-    value = kept_units(units, pct, choice, model).loc[of or "shadow small", column]
+    value = kept_units(units, pct, choice, model).loc[of, column]
     return f"{value:.2f}" if column == "run_units" else f"{100 * value:.0f} %"
 
 
@@ -42,5 +44,5 @@ def batch_gain(model: str, sequences: str, pct: str, choice: str) -> str:
     """A published model's weights over those that a batch would read if it needed the share of `shadow small`."""
     size, sizes = PUBLISHED[model], PUBLISHED[model].dimensions
     ffn = (sizes.layers - 1) * (1 + len(FAMILIES[size.family].ffn_in)) * sizes.width * sizes.neurons / size.multiplied
-    needed = kept_units("neurons", pct, choice).loc["shadow small", f"union_{sequences}"]
+    needed = kept_units("neurons", pct, choice).loc[PREDICTOR, f"union_{sequences}"]
     return f"{1 / (1 - ffn * (1 - needed)):.2f}"
