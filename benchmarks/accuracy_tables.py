@@ -1,4 +1,4 @@
-"""Tables and numbers of docs/findings.md about accuracy, from results/reference/smollm2."""
+"""Tables and numbers of docs/findings.md at equal sparsity, from results/reference/smollm2."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from markdown_tables import markdown
 
 REFERENCE = Path(__file__).parent.parent / "results" / "reference"
 TEXTS, SPARSITIES = ("wikipedia", "c4"), (30, 50, 70)
+CALIBRATION = "wikipedia"  # other calibration texts are other draws of its documents
 SPARSE = "trained on the sparse model"
 # rows of `perplexity` and `accuracy`: a name, its words, and method, criterion and predictor
 METHODS = {
@@ -47,7 +48,7 @@ METHODS |= {
     "one_twice": ("one predictor, trained on the sparse model twice (segments)", "segments", "plainact", "wide_2"),
     "six_twice": ("six predictors, trained on the sparse model twice (segments)", "segments", "plainact", "six_2"),
 }
-MAIN = ("static", "shadow", "one_tuned", "six_tuned", "each_tuned", "oracle")
+TUNED = ("one_tuned", "six_tuned", "each_tuned")
 
 
 @cache
@@ -55,13 +56,14 @@ def table(name: str, folder: str = "smollm2") -> pd.DataFrame:
     return pd.read_parquet(REFERENCE / folder / "tables" / f"{name}.parquet")
 
 
-def rows(name: str, of: str, **keys: object) -> pd.DataFrame:
+def rows(name: str, of: str, calibration: str = CALIBRATION, **keys: object) -> pd.DataFrame:
     """Rows of a table for one of METHODS, a row a seed; keys: other columns and their values."""
     _, method, criterion, predictor = METHODS[name]
     keys = {"method": method, "criterion": criterion, "predictor": predictor} | keys
     if method != "dense":
         keys |= {"policy": "per_layer", "protocol": "token", "units": "neurons"}
     found = table(of)
+    found = found[found["calibration"].isna() | (found["calibration"] == calibration)]
     for key, value in keys.items():
         found = found[found[key].isna() if value is None else found[key] == value]
     return found.set_index("seed").sort_index()
@@ -99,12 +101,6 @@ def tasks(name: str) -> str:
     return f"{found['value'].mean():.3f} ± {(found['stderr'] ** 2).sum() ** 0.5 / len(found):.3f}" if len(found) else ""
 
 
-def main_accuracy() -> list[str]:
-    """The README's table: perplexities without intervals."""
-    rows = [[METHODS[name][0], *(value(name, pct) for pct in SPARSITIES)] for name in MAIN]
-    return markdown(["how neurons are chosen", "30 % removed", "50 %", "70 %"], rows)
-
-
 def all_accuracy() -> list[str]:
     """Every method of the findings."""
     rows = [
@@ -126,7 +122,7 @@ def worse(name: str, reference: str) -> str:
     """By how many percent perplexities are higher than another method's: both texts, all sparsities and seeds."""
     cells = [(windows(name, pct, data), windows(reference, pct, data)) for data in TEXTS for pct in SPARSITIES]
     ratios = pd.concat([(above["value"] / below["value"] - 1) * 100 for above, below in cells]).dropna()
-    return f"{ratios.min():.0f} to {ratios.max():.0f} %"
+    return f"{round(ratios.min())} to {round(ratios.max())} %"
 
 
 def difference(name: str, reference: str, pct: str, data: str = "wikipedia") -> str:
@@ -139,7 +135,19 @@ def difference(name: str, reference: str, pct: str, data: str = "wikipedia") -> 
     return f"{row['difference']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
 
 
+def draws(name: str) -> str:
+    """By how many percent perplexities differ from those with the other draws of the calibration text."""
+    found = []
+    for other in (f"{CALIBRATION}_1", f"{CALIBRATION}_2"):
+        for data in TEXTS:
+            drawn = rows(name, "perplexity", other, data=data, task="perplexity").set_index("sparsity_pct")["value"]
+            main = rows(name, "perplexity", data=data, task="perplexity").loc[0].set_index("sparsity_pct")["value"]
+            found.append((drawn / main - 1) * 100)
+    changes = pd.concat(found)
+    return f"{changes.min():+.0f} to {changes.max():+.0f} %"
+
+
 def seeds() -> str:
     """The largest difference between seeds of a tuned predictor at 50 %, percent of its perplexity."""
-    found = [windows(name, 50, data)["value"] for name in MAIN[2:5] for data in TEXTS]
+    found = [windows(name, 50, data)["value"] for name in TUNED for data in TEXTS]
     return f"{max((values.max() / values.min() - 1) * 100 for values in found):.1f} %"

@@ -1,80 +1,37 @@
-"""Tables of docs/findings.md, docs/speed.md and docs/claims.md: quality per byte, proxies, heads in batches."""
+"""Tables of docs/speed.md and docs/claims.md: proxies, heads in batches, correlations of examples."""
 
 from __future__ import annotations
 
 import pandas as pd
-from accuracy_tables import interval, table
+from accuracy_tables import table
 from markdown_tables import markdown
 from thresholds import by_size, sparse
 
 from shadowcore.models.published import PUBLISHED
 from shadowcore.report.figures.scaling import RANK
 
-KEYS = ["data", "method", "criterion", "predictor", "units", "sparsity_pct", "seed"]
-UNTRAINED = ("dense", "random", "static", "oracle", "threshold")
 PROXIES = ("proxy4", "proxy3", "proxy4_ahead", "proxy3_ahead")
-LEFT_OUT = ("random", "oracle")  # of no use in a decoder
 
 
-def perplexities(folder: str) -> pd.DataFrame:
-    """Perplexities of windows, a row a condition; keys without a value are "-"."""
-    found = table("perplexity", folder)
-    found = found[(found["task"] == "perplexity") & (found["policy"].isna() | (found["policy"] == "per_layer"))]
-    found = found[found["protocol"].isna() | (found["protocol"] == "token")]
-    return found.assign(**{key: found[key].astype(object).where(found[key].notna(), "-") for key in KEYS})
-
-
-def per_byte(data: str, *sparsities: str) -> list[str]:
-    """Methods that skip neurons, by falling share of the model's weights that a token reads."""
-    found = perplexities("smollm2-short")
-    found = found[found["data"] == data]
-    dense = found.loc[found["method"] == "dense", "value"].iloc[0]
-    found = found[(found["units"] == "neurons") & ~found["method"].isin(LEFT_OUT)]
-    found = found[found["sparsity_pct"].isin(map(int, sparsities)) & (found["criterion"] != "l2_norm")]
-    rows = []
-    for row in found.sort_values(["read_share", "value"], ascending=[False, True]).to_dict("records"):
-        predictor = "" if row["predictor"] == "-" else row["predictor"]
-        removed, read = f"{row['sparsity_pct']} %", f"{100 * row['read_share']:.0f} %"
-        rows.append([row["method"], predictor, removed, read, interval(row), f"{row['value'] / dense:.2f}"])
-    return markdown(["method", "predictor", "removed", "weights read", "perplexity", "of dense"], rows)
-
-
-def of_dense(method: str, pct: str, what: str, predictor: str = "-", folder: str = "smollm2-short") -> str:
-    """On C4, a method's share of weights read, its perplexity (value), or this over the dense model's (ratio)."""
-    found = perplexities(folder).query("data == 'c4' and units in ('neurons', '-') and criterion != 'l2_norm'")
-    found = found[found["seed"].isin([0, "-"])]
-    dense = found.loc[found["method"] == "dense", "value"].item()
-    rows = found[(found["method"] == method) & (found["sparsity_pct"] == int(pct))]
-    row = rows[(rows["predictor"] == predictor) | (predictor == "-")].squeeze()
-    words = {"share": f"{100 * row['read_share']:.0f} %", "value": f"{row['value']:.0f}"}
-    return (words | {"ratio": f"{row['value'] / dense:.2f}"})[what]
-
-
-def again() -> list[str]:
-    """How far perplexities moved between the reference study and the shorter one, without and with training."""
-    both = perplexities("smollm2").merge(perplexities("smollm2-short"), on=KEYS, suffixes=("", "_again"))
-    both["change"] = (both["value_again"] / both["value"] - 1) * 100
-    untrained = both["method"].isin(UNTRAINED)
-    rows = []
-    for name, part in (("nothing is trained", both[untrained]), ("with a predictor", both[~untrained])):
-        change = part["change"]
-        changes = (f"{value:+.2f} %" for value in (change.median(), change.min(), change.max()))
-        rows.append([name, len(part), *changes])
-    return markdown(["conditions", "number", "median change", "largest decrease", "largest increase"], rows)
+def joined(name: str) -> pd.DataFrame:
+    """A table of both studies of quality."""
+    return pd.concat([table(name, folder) for folder in ("smollm2", "relu")], ignore_index=True)
 
 
 def example_correlations() -> list[str]:
     """The published kind of rank correlation, and held-out losses, of predictors of windows and of constants."""
-    found = table("quality", "smollm2-short").query("metric == 'spearman_of_examples'")
-    trained = table("predictors", "smollm2-short").set_index(["method", "predictor", "criterion", "kind"])
+    keys = ["model", "criterion", "kind", "method", "predictor"]
+    found = joined("quality").query("metric == 'spearman_of_examples' and criterion == 'plainact'")
+    trained = joined("predictors").set_index(keys).sort_index()
     names = {"static": "the mean of the training windows, constant", "shadow": "one predictor (shadow)",
              "layerwise_own": "one predictor per layer (layerwise_own)"}  # fmt: skip
     rows = []
-    for row in found.sort_values(["kind", "value"]).to_dict("records"):
-        key = tuple(row[name] for name in trained.index.names)
-        loss = f"{trained.loc[key, 'loss'] / trained.loc[key, 'loss_constant']:.3f}" if key in trained.index else "1"
-        rows.append([names[row["method"]], row["kind"], f"{row['value']:.3f} ± {row['stderr']:.3f}", loss])
-    return markdown(["scores by", "units", "rank correlation", "loss / loss of the constant"], rows)
+    for row in found.sort_values([*keys[:3], "value"]).to_dict("records"):
+        key = tuple(row[name] for name in keys)
+        ratio = (trained.loc[key, "loss"] / trained.loc[key, "loss_constant"]).item() if key in trained.index else 1
+        value = f"{row['value']:.3f} ± {row['stderr']:.3f}"
+        rows.append([row["model"], row["kind"], names[row["method"]], value, f"{ratio:.3f}"])
+    return markdown(["model", "units", "scores by", "rank correlation", "loss / constant's"], rows)
 
 
 def head_times() -> pd.DataFrame:

@@ -9,15 +9,18 @@ from markdown_tables import markdown
 
 from shadowcore.report.claims import CLAIMS
 
-FOLDERS = ("smollm2", "published-speed-h200")
-PLACE = ["model", "units", "sparsity_pct", "policy", "criterion", "predictor", "side_winner", "side_loser"]
+FOLDERS = ("smollm2", "relu", "published-speed-h200")
+PLACE = ["model", "units", "sparsity_pct", "policy", "protocol", "criterion", "predictor", "side_winner", "side_loser"]
 TEXTS = ("wikitext", "wikipedia", "c4")
 
 
 def judged(name: str) -> pd.DataFrame:
     """Rows of one claim, a row a place and text, of all folders where it was measured."""
     rows = pd.concat([table("claims", folder).dropna(axis=1, how="all") for folder in FOLDERS], ignore_index=True)
-    return rows[(rows["claim"] == name) & (rows["verdict"] != "not attempted")]
+    rows = rows[(rows["claim"] == name) & (rows["verdict"] != "not attempted")]
+    fixed = rows["side_winner"].str.startswith("static") & rows["side_loser"].str.startswith("static")
+    # masks that are the same for every input are the same under every protocol
+    return rows.assign(protocol=rows["protocol"].mask(fixed)).drop_duplicates([*PLACE, "data"])
 
 
 def _number(name: str, effect: float) -> str:
@@ -30,8 +33,10 @@ def _effect(name: str, rows: pd.DataFrame) -> str:
 
 
 def claim(name: str) -> list[str]:
-    """A line a place: our effect on every text, the nearest published effect, the verdict."""
+    """A line a place: our effect on every text, the nearest published effect, the verdict; comparable pairs, if any."""
     rows = judged(name)
+    comparable = rows[rows["verdict"] != "not comparable"]
+    rows = comparable if len(comparable) else rows
     texts = [text for text in TEXTS if (rows["data"] == text).any()]
     lines = []
     for _, place in rows.groupby(PLACE, dropna=False, sort=False):

@@ -18,8 +18,8 @@ import claim_tables
 import config_tables
 import kept_units
 import pandas as pd
+import quality_tables
 import quick_tables
-import relu_tables
 import thresholds
 import unit_tables
 from accuracy_tables import REFERENCE
@@ -119,16 +119,16 @@ def at_once(folder: str) -> str:
     return f"one took {alone:.0f} s alone, and two at once took {together:.0f} s: {gain:.2f} times the jobs an hour"
 
 
-OF_ACCURACY = ("perplexity", "value", "main_accuracy", "all_accuracy", "worse", "difference", "seeds", "share")
+OF_ACCURACY = ("perplexity", "value", "all_accuracy", "worse", "difference", "draws", "seeds", "share")
 OF_BYTES = (
-    "again", "example_correlations", "head_batch", "head_batches", "head_gain", "head_gains", "of_dense", "per_byte",
+    "example_correlations", "head_batch", "head_batches", "head_gain", "head_gains",
 )  # fmt: skip
-OF_RELU = ("relufied", "relu_neurons", "relu_neuron")
+OF_QUALITY = ("best_at", "by_bytes", "of_dense", "relufied", "summary")
 OF_UNITS = ("in_common", "kept_unit", "batch_gain")
 NUMBERS = {
     **{name: getattr(accuracy, name) for name in OF_ACCURACY},
     **{name: getattr(byte_tables, name) for name in OF_BYTES},
-    **{name: getattr(relu_tables, name) for name in OF_RELU},
+    **{name: getattr(quality_tables, name) for name in OF_QUALITY},
     **{name: getattr(unit_tables, name) for name in OF_UNITS},
     "criteria": lambda: accuracy.half("static masks, by the mean score of", 2, *accuracy.CRITERIA),
     "small_predictors": lambda: accuracy.half("predictor", 0, *accuracy.SMALL),

@@ -7,7 +7,7 @@ import re
 import pandas as pd
 import pytest
 from conftest import ROOT, refused
-from made_study import COST, MODEL, final_tables, write_tables
+from made_study import CALIBRATION, COST, MODEL, final_tables, write_tables
 from rich.console import Console
 from test_tables import counted
 
@@ -57,7 +57,7 @@ def snippets(folder):
 
 @pytest.mark.parametrize("winner", ["layerwise", "proxy4"])  # proxy4 has neither criterion nor predictor
 def test_the_snippets_of_the_documentation_find_the_best_method_and_its_pairs(tmp_path, documents, winner):
-    table = documents.to_pandas()
+    table = documents.to_pandas().replace({"calibration": {CALIBRATION: "wikipedia"}})  # the text of the snippets
     if winner == "proxy4":
         proxy = table[(table["method"] == "oracle") & (table["criterion"] == "plainact")]
         named = {"method": "proxy4", "criterion": None, "predictor": None}

@@ -26,6 +26,7 @@ MAKERS = {"accuracy": tables.accuracy, "perplexity": tables.perplexity, "compari
 INTERVAL = ["difference", "low", "high"]
 RESULTS = Path(__file__).parents[1] / "docs" / "results.md"
 REFERENCE = Path(__file__).parents[1] / "results" / "reference"
+LARGE = ("relu", "smollm2")  # studies whose estimates take half a minute
 
 
 def by(rows, *keys):
@@ -171,6 +172,20 @@ def test_trained_seeds_are_compared_with_what_is_not_trained_and_their_spread_is
 # ---- the file with the outcomes of all documents
 
 
+def computed_again(folder):
+    """Every estimate and interval of a folder of tables is what docs/results.md computes from its outcomes."""
+    example = re.search(r"```python\n(from pathlib[^`]*outcomes.parquet.*?)```", RESULTS.read_text(), re.DOTALL)[1]
+    exec(example.replace("results/quick/tables", str(folder)), names := {})
+    assert names["again"].keys() == {"accuracy", "perplexity", "comparisons", "best_at_bytes"}
+    for name, table in names["again"].items():
+        assert table.num_rows and table.equals(FINAL_TABLES[name].read(folder / f"{name}.parquet")), folder
+
+
+@pytest.mark.parametrize("study", ["quick", "relu-cpu", *(pytest.param(n, marks=pytest.mark.slow) for n in LARGE)])
+def test_intervals_of_our_runs_can_be_computed_again_from_their_outcomes(study):
+    computed_again(REFERENCE / study / "tables")
+
+
 def test_every_interval_can_be_computed_again_from_kept_outcomes(documents, tmp_path, monkeypatch):
     monkeypatch.setattr(aggregate, "AT_ONCE", 1500)  # several parts
     documents = documents.cast(OUTCOMES.arrow)
@@ -184,15 +199,7 @@ def test_every_interval_can_be_computed_again_from_kept_outcomes(documents, tmp_
     outputs = {name: folder / f"{name}.parquet" for name in RULES["aggregate"].outputs}
     nothing = {one.name: () for one in fields(aggregate.Inputs)} | {"evaluations": (tmp_path / "all.json",)}
     aggregate.run(aggregate.Spec(), aggregate.Inputs(**nothing), aggregate.Outputs(**outputs))
-    # and those of our own runs
-    kept = [outputs["outcomes"], *REFERENCE.glob("*/tables/outcomes.parquet")]
-    for path in kept:
-        example = re.search(r"```python\n(from pathlib[^`]*outcomes.parquet.*?)```", RESULTS.read_text(), re.DOTALL)[1]
-        exec(example.replace("results/quick/tables", str(path.parent)), names := {})
-        again = names["again"]
-        assert again.keys() == {"accuracy", "perplexity", "comparisons", "best_at_bytes"}
-        for name, table in again.items():
-            assert table.num_rows and table.equals(FINAL_TABLES[name].read(path.with_name(f"{name}.parquet"))), path
+    computed_again(folder)
     # an answer that is another one is seen
     table = OUTCOMES.read(outputs["outcomes"]).to_pandas()
     last = table.index[(table["metric"] == "acc") & (table["method"] == "shadow")][0]

@@ -12,7 +12,10 @@ from shadowcore.report.tables import Tables
 
 MOST_LOSS = 4.0  # perplexity over dense at which a panel ends, unless a method begins above it
 ROOM = 1.15
-PUBLISHED = ("shadow", "layerwise")  # the designs that the study is about: always drawn
+DESIGNS = ("shadow", "layerwise", "segments")  # what the study is about: always drawn
+# methods that differ in the bits of their copies or in tuned gains are one line, with its name in the figure
+FAMILY = r"^proxy\d(_ahead)?(_tuned)?$"
+FAMILIES = {"proxy4": "low-bit copies", "proxy4_ahead": "copies, ahead"}
 
 
 def quality_per_byte(tables: Tables, model: str) -> Drawing:
@@ -22,6 +25,7 @@ def quality_per_byte(tables: Tables, model: str) -> Drawing:
     rows = rows[~rows["method"].isin(NO_CANDIDATES) & (rows["protocol"] != "lookahead") & rows["read_share"].notna()]
     if rows.empty:
         return "no perplexity of a sparse model has its bytes counted"
+    rows = rows.assign(method=rows["method"].str.replace(FAMILY, lambda found: f"proxy4{found[1] or ''}", regex=True))
     texts = sorted(set(rows["data"]))
     frontiers = {text: undominated(where(rows, data=text)) for text in texts}
     rows = rows[rows["method"].isin(_shown(rows, pd.concat(frontiers.values())))]
@@ -55,8 +59,8 @@ def undominated(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _shown(rows: pd.DataFrame, frontier: pd.DataFrame) -> list[str]:
-    """The published designs, then methods that are often the best, then others: as many as there is room for."""
-    names = dict.fromkeys([*PUBLISHED, *frontier["method"].value_counts().index, *methods(set(rows["method"]))])
+    """The designs, then methods that are often the best, then others: as many as there is room for."""
+    names = dict.fromkeys([*DESIGNS, *frontier["method"].value_counts().index, *methods(set(rows["method"]))])
     return [name for name in names if name in set(rows["method"])][: MOST_LINES - 1]
 
 
@@ -74,7 +78,9 @@ def _panel(axes: Axes, rows: pd.DataFrame, dense: pd.DataFrame, frontier: pd.Dat
         intervals(axes, x, points, INTERVAL, **drawn, markerfacecolor="white")
         leads = points.index.isin(frontier.index)
         axes.plot(x[leads], points["value"][leads], **drawn, linestyle="", markersize=6.5, zorder=3)
-        ends += [line.end(x, points["value"])] if len(points) else []
+        if len(points):
+            *place, name, color = line.end(x, points["value"])
+            ends.append((*place, FAMILIES.get(name, name), color))
     axes.plot([100.0] * len(dense), dense["value"], color="black", marker="*", markersize=10, linestyle="", zorder=4)
     axes.margins(x=0.04)
     axes.autoscale_view()
