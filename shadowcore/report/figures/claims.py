@@ -24,7 +24,7 @@ PUBLISHED = {"color": "#000000", "marker": "|", "markersize": 12, "markeredgewid
 # what an effect above 1, or above 0, of each quantity means
 AXES = {
     "perplexity": "perplexity of the other side / of the claimed winner",
-    "accuracy": "mean accuracy of the claimed winner / of the other side",
+    "accuracy": "accuracy of the claimed winner / of the other side",
     "rank_correlation": "difference of rank correlations (with the claim's margin)",
     "latency": "time per token of the other side / of the claimed winner",
 }
@@ -49,6 +49,8 @@ def claims(tables: Tables, model: str) -> Drawing:
     rows = of_model(tables, "claims", model).query("verdict != 'not attempted'")
     if rows.empty:
         return "no published claim can be compared with the tables"
+    comparable = rows["verdict"] != "not comparable"
+    rows = rows[comparable | ~rows["claim"].isin(rows.loc[comparable, "claim"])].copy()
     rows["quantity"] = [judged.CLAIMS[name].quantity for name in rows["claim"]]
     rows["place"] = [_place(row) for row in rows.to_dict("records")]
     rows = _surest(rows)
