@@ -91,10 +91,10 @@ Points to the left of it are faster; lower points lose less quality.
 """,
     "claims": """
 Published claims and our measurements, one panel for each quantity. Black bars are the published effects; a mark is our
-effect on one text, with its 95 % interval. Right of the line is as claimed. The color is the verdict over all texts. Pairs
-that are not comparable are left out if the claim has others. If a claim was compared in more than three conditions, those
-three are drawn whose effects are largest compared with their intervals; the table ``claims`` has all, with the reason of each
-verdict.
+effect on one text, with its 95 % interval. Right of the line is as claimed. The color is the verdict over all texts.
+Pairs that are not comparable are left out if the claim has others. If a claim was compared in more than three
+conditions, those three are drawn whose effects are largest compared with their intervals; the table ``claims`` has all,
+with the reason of each verdict.
 """,
 }
 CAPTIONS = {name: text.strip() for name, text in CAPTIONS.items()}
