@@ -84,6 +84,20 @@ def slower(folder: str, mode: str) -> str:
     return f"{found.min():.2f} to {found.max():.2f}"
 
 
+def batch_gains(folder: str, model: str, pct: str, mode: str, what: str = "gain") -> str:
+    """The range over batches of a mode's speed-up over the fastest dense decoder, or of another column of `sparse`."""
+    rows = times(folder, main=False).query("model == @model and batch > 1")
+    found = [thresholds.sparse(batch, mode).loc[(model, int(pct)), what] for _, batch in rows.groupby("batch")]
+    digits = 0 if what.endswith("_us") else 2
+    return f"{min(found):.{digits}f} to {max(found):.{digits}f}"
+
+
+def ceilings(folder: str) -> str:
+    """The highest rates of reading that the processes of a run measured: the lowest and the highest of them."""
+    rates_found = times(folder)["ceiling_gb_s"], times(folder, main=False)["ceiling_gb_s"]
+    return f"{pd.concat(rates_found).min():,.0f} to {pd.concat(rates_found).max():,.0f}"
+
+
 def throttled(folder: str, model: str) -> str:
     """The share of a model's repeats after which the driver named a reason why it had slowed the GPU down."""
     rows = pd.read_parquet(REFERENCE / folder / "tables" / "latency_repeats.parquet")
@@ -143,6 +157,8 @@ NUMBERS = {
     **{name: getattr(unit_tables, name) for name in OF_UNITS},
     "criteria": lambda: accuracy.half("static masks, by the mean score of", 2, *accuracy.CRITERIA),
     "small_predictors": lambda: accuracy.half("predictor", 0, *accuracy.SMALL),
+    "batch_gains": batch_gains,
+    "ceilings": ceilings,
     "changed": changed,
     "claim": claim_tables.claim,
     "verdicts": claim_tables.verdicts,
@@ -163,6 +179,7 @@ NUMBERS = {
     "spread": spread,
     "stages": lambda folder: chain.table(chain.read(REFERENCE / folder)),
     "teal": lambda folder: teal_tables.shares(REFERENCE / folder / "teal.parquet"),
+    "teal_ratio": lambda folder, *words: teal_tables.ratio(REFERENCE / folder / "teal.parquet", *words),
     "throttled": throttled,
     "times": lambda folder: thresholds.times(times(folder)),
     "variants": lambda folder: thresholds.variants(times(folder)),

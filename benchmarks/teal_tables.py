@@ -36,3 +36,12 @@ def shares(path: Path) -> list[str]:
         pairs = zip(found["share_of_ceiling"], found["microseconds"], strict=True)
         lines.append([shape, f"{sparsity:.0%}".replace("%", " %"), *(f"{share:.2f} ({us:.1f})" for share, us in pairs)])
     return markdown(["matrix", "skipped", *(f"`{kernel}`" for kernel in kernels)], lines)
+
+
+def ratio(path: Path, slow: str, fast: str, *sparsities: str) -> str:
+    """The range of one kernel's time over another's, over all matrices at these sparsities, or at all."""
+    times = pd.read_parquet(path).pivot_table(index=["shape", "sparsity"], columns="kernel", values="microseconds")
+    found = times[slow] / times[fast]
+    if sparsities:
+        found = found.loc[:, [float(pct) / 100 for pct in sparsities]]
+    return f"{found.min():.2f} to {found.max():.2f}"
