@@ -20,6 +20,7 @@ import kept_units
 import pandas as pd
 import quality_tables
 import quick_tables
+import teal_tables
 import thresholds
 import unit_tables
 from accuracy_tables import REFERENCE
@@ -29,7 +30,7 @@ from shadowcore import plan, rates
 from shadowcore.commands.plan import totals
 from shadowcore.config import load_study
 from shadowcore.jobs import Jobs
-from shadowcore.report.figures.scaling import WIDTHS, layerwise_over_shadow, published_ratios, timed
+from shadowcore.report.figures.scaling import SETTING, WIDTHS, layerwise_over_shadow, published_ratios, timed
 from shadowcore.schemas import FINAL_TABLES, OUTCOMES
 
 ROOT = Path(__file__).parent.parent
@@ -60,23 +61,47 @@ def span(folder: str, mode: str, pct: str, column: str, *models: str) -> str:
     """The range of a column of `thresholds.sparse` over some models, or all."""
     found = thresholds.sparse(times(folder), mode)[column].xs(int(pct), level="sparsity_pct")
     found = found[list(models) or found.index]
-    digits = 0 if column in ("ceiling_gb_s", "extra_us") else 2
+    digits = 0 if column == "ceiling_gb_s" or column.endswith("_us") else 2
     return " to ".join(dict.fromkeys(f"{value:,.{digits}f}" for value in (found.min(), found.max())))
 
 
-def changed(before: str, after: str, column: str, where: str) -> str:
-    """By how many percent a column of a model's or a mode's rows grew from a run to a later one."""
+def changed(before: str, after: str, column: str, *where: str) -> str:
+    """By how many percent a column grew from a run to a later one, in rows of these models, modes or sparsities."""
     keys = ["model", "mode", "sparsity_pct", "predictor_rank", "predictor_rank_heads", "predictor_bits"]
     both = times(before).merge(times(after), on=keys, suffixes=("_before", ""))
-    both = both[(both["model"] == where) | (both["mode"] == where)]
+    for word in where:
+        both = both[(both[["model", "mode", "sparsity_pct"]].astype(str) == word).any(axis=1)]
     found = (both[column] / both[f"{column}_before"] - 1) * 100
-    return f"{found.min():+.0f} to {found.max():+.0f} %"
+    return " to ".join(dict.fromkeys(f"{value:+.1f}" for value in (found.min(), found.max()))) + " %"
 
 
-def milliseconds(folder: str, model: str, mode: str, pct: str) -> str:
-    """Milliseconds a token of a model with one row of this mode and sparsity."""
-    rows = accuracy.table("latency", folder).set_index(["model", "mode", "sparsity_pct"])
-    return f"{rows.loc[(model, mode, int(pct)), 'ms_per_token'].item():.3f}"
+def slower(folder: str, mode: str) -> str:
+    """The range of a dense decoder's time over ours, over all settings in which both were timed."""
+    modes = pd.read_parquet(REFERENCE / folder / "tables" / "latency.parquet").pivot_table(
+        index=SETTING, columns="mode", values="ms_per_token"
+    )
+    found = modes[mode] / modes["dense"]
+    return f"{found.min():.2f} to {found.max():.2f}"
+
+
+def batch_gains(folder: str, model: str, pct: str, mode: str, what: str = "gain") -> str:
+    """The range over batches of a mode's speed-up over the fastest dense decoder, or of another column of `sparse`."""
+    rows = times(folder, main=False).query("model == @model and batch > 1")
+    found = [thresholds.sparse(batch, mode).loc[(model, int(pct)), what] for _, batch in rows.groupby("batch")]
+    digits = 0 if what.endswith("_us") else 2
+    return f"{min(found):.{digits}f} to {max(found):.{digits}f}"
+
+
+def ceilings(folder: str) -> str:
+    """The highest rates of reading that the processes of a run measured: the lowest and the highest of them."""
+    rates_found = times(folder)["ceiling_gb_s"], times(folder, main=False)["ceiling_gb_s"]
+    return f"{pd.concat(rates_found).min():,.0f} to {pd.concat(rates_found).max():,.0f}"
+
+
+def throttled(folder: str, model: str) -> str:
+    """The share of a model's repeats after which the driver named a reason why it had slowed the GPU down."""
+    rows = pd.read_parquet(REFERENCE / folder / "tables" / "latency_repeats.parquet")
+    return f"{100 * (rows.loc[rows['model'] == model, 'throttled'] > 0).mean():.0f} %"
 
 
 def grid() -> list[str]:
@@ -92,9 +117,9 @@ def grid() -> list[str]:
 
 
 def dictionary() -> str:
-    """The columns of every final table, of outcomes and of kept_units, from the schemas."""
+    """The columns of every final table, of outcomes, kept_units and teal, from the schemas."""
     sections = []
-    for table in (*FINAL_TABLES.values(), OUTCOMES, kept_units.TABLE):
+    for table in (*FINAL_TABLES.values(), OUTCOMES, kept_units.TABLE, teal_tables.TABLE):
         columns = [(f"`{name}`", kind, meaning) for name, (kind, meaning) in table.columns.items()]
         lines = markdown(["column", "type", "meaning"], columns)
         sections += [f"### {table.name} (schema {table.schema})", f"One row: {table.row}.", "\n".join(lines)]
@@ -132,6 +157,8 @@ NUMBERS = {
     **{name: getattr(unit_tables, name) for name in OF_UNITS},
     "criteria": lambda: accuracy.half("static masks, by the mean score of", 2, *accuracy.CRITERIA),
     "small_predictors": lambda: accuracy.half("predictor", 0, *accuracy.SMALL),
+    "batch_gains": batch_gains,
+    "ceilings": ceilings,
     "changed": changed,
     "claim": claim_tables.claim,
     "verdicts": claim_tables.verdicts,
@@ -140,17 +167,20 @@ NUMBERS = {
     "at_once": at_once,
     "faster": faster,
     "faster_of": lambda folder, ranks, model: f"{gains(folder, ranks)[model]:.0f} %",
-    "goals": lambda *folders: thresholds.goals(*map(times, folders)),
+    "goals": lambda *folders: thresholds.goals(*((times(folder), times(folder, main=False)) for folder in folders)),
     "grid": grid,
-    "milliseconds": milliseconds,
     "proxy_costs": lambda folder, mode: byte_tables.proxy_costs(times(folder), mode),
     "proxy_gains": lambda *folders: byte_tables.proxy_gains(*map(times, folders)),
     **{f"quick_{name}": getattr(quick_tables, name) for name in ("dense", "half", "of_dense", "perplexity", "times")},
-    "settings": lambda folder: thresholds.settings(times(folder, main=False)),
+    "settings": lambda folder, which: thresholds.settings(times(folder, main=False), which == "batches"),
     "shares": lambda folder: thresholds.shares(times(folder)),
+    "slower": slower,
     "span": span,
     "spread": spread,
     "stages": lambda folder: chain.table(chain.read(REFERENCE / folder)),
+    "teal": lambda folder: teal_tables.shares(REFERENCE / folder / "teal.parquet"),
+    "teal_ratio": lambda folder, *words: teal_tables.ratio(REFERENCE / folder / "teal.parquet", *words),
+    "throttled": throttled,
     "times": lambda folder: thresholds.times(times(folder)),
     "variants": lambda folder: thresholds.variants(times(folder)),
     "widths": lambda *folders: thresholds.widths(*map(times, folders)),

@@ -18,13 +18,16 @@ import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from importlib import import_module
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
 import triton.testing
+from teal_tables import TABLE
 
+from shadowcore import artifacts, provenance
 from shadowcore.decode.cuda_graph import Replay
 from shadowcore.decode.kernels.fused_norm import Normed, settle
 from shadowcore.decode.kernels.gemv import NOTHING, accumulate, partial_sums, project
@@ -122,7 +125,8 @@ def main(folder: str, out: str) -> None:
             rows += measured(numbers[:COPIES], shape, sparsity, teal)
     table = pd.DataFrame(rows).assign(ceiling_gb_per_s=read_ceiling(DEVICE), gpu=torch.cuda.get_device_name(DEVICE))
     table["share_of_ceiling"] = table["gb_per_s"] / table["ceiling_gb_per_s"]
-    table.to_parquet(out, index=False)
+    header = {"made by": "python benchmarks/teal.py", "run": provenance.run_information()}
+    artifacts.write_table(Path(out), TABLE.schema, TABLE.build(table.to_dict("records")), header)
     print(table.drop(columns="teal_tuned").to_string())
 
 

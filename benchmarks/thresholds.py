@@ -9,6 +9,7 @@ import math
 import operator
 import sys
 from collections.abc import Callable
+from itertools import starmap
 from pathlib import Path
 
 import pandas as pd
@@ -44,23 +45,32 @@ def sparse(rows: pd.DataFrame, mode: str = "shadow") -> pd.DataFrame:
     """Dense (at 0 %) and a mode with predictors of one size, by model and sparsity, with more columns.
 
     `gain`: over the fastest dense decoder. `allowed`: the gain that the bytes of weights allow. `share`: time of the
-    step's bytes at the memory's limit, of its time. `extra_us`: microseconds a layer that the step takes longer.
+    step's bytes at the memory's limit, of its time. Microseconds: `extra_us` a layer that the step takes longer,
+    `selection_us` of all searches for the largest scores, `search_us` of those of a layer, `scores_us` of its scores.
     """
     found = pd.concat([alike(rows, name) for name in ("dense", mode)])
     dense = found["model"].map(rows[rows["mode"] == "dense"].set_index("model")["gb_per_token"])
     fastest = found["model"].map(rows[rows["mode"].isin(DENSE)].groupby("model")["ms_per_token"].min())
     layers = found["model"].map(lambda model: SIZES[model].dimensions.layers)
     times, roofs = found["ms_per_token"], found["roof_ms"]
-    gains = {"gain": fastest / times, "allowed": dense / found["gb_per_token"]}
-    found = found.assign(**gains, share=roofs / times, extra_us=(times - roofs) / layers * 1e3)
+    gains = {"gain": fastest / times, "allowed": dense / found["gb_per_token"], "share": roofs / times}
+    search = found["selection_ms"] * 1e3
+    parts = {"selection_us": search, "search_us": search / (layers - 1)}
+    parts["scores_us"] = (found["predictor_ms"] * 1e3 - search) / (layers - 1)
+    found = found.assign(**gains, **parts, extra_us=(times - roofs) / layers * 1e3)
     return found.set_index(["model", "sparsity_pct"])
 
 
-def wanted(rows: pd.DataFrame) -> list[Goal]:
-    """Each threshold: what, in which direction, the numbers wanted and found (NaN: not measured)."""
+def over_others(rows: pd.DataFrame) -> float:
+    """Time of our dense decoder over the fastest other dense decoder's, for the worst model and batch."""
+    modes = rows.pivot_table(index=["model", "batch"], columns="mode", values="ms_per_token").reindex(columns=DENSE)
+    return (modes["dense"] / modes[OTHER].min(axis=1)).max()
+
+
+def wanted(rows: pd.DataFrame, others: pd.DataFrame) -> list[Goal]:
+    """Each threshold: what, in which direction, the numbers wanted and found (NaN: not measured); others: settings."""
     shadow, opts = sparse(rows), ["opt-6.7b", "opt-13b", "opt-30b"]
     modes = rows.pivot_table(index="model", columns="mode", values="ms_per_token", aggfunc="first")
-    others = modes[modes.columns.intersection(OTHER)].min(axis=1)
     half = shadow.reindex([(model, 50) for model in opts])
     dense = rows[(rows["mode"] == "dense") | rows["predictor_mb"].notna()]
     most = dense["peak_gb"] - dense["predictor_mb"].fillna(0) / 1e3 - (dense["model_gb"] + dense["cache_gb"])
@@ -76,7 +86,8 @@ def wanted(rows: pd.DataFrame) -> list[Goal]:
     shuffled = (modes["gather_ordered"] / modes["gather_shuffled"]).get("opt-30b", math.nan)
     return [
         *at_sizes,
-        ("our dense over the fastest other, worst size", MOST, [1.05], [(modes["dense"] / others).max()]),
+        ("our dense over the fastest other, worst size", MOST, [1.05], [over_others(rows)]),
+        ("the same in batches, worst one", MOST, [1.05], [over_others(others[others["batch"] > 1])]),
         (f"predictor and selection of the token, 50 %: {' / '.join(opts)}", MOST, [0.05] * 3, choosing),
         ("one selection for all layers, opt-30b, us", MOST, [30.0], [half["selection_ms"].iloc[-1] * 1e3]),
         ("gather in random order against in order, opt-30b", BEST, [0.95], [shuffled]),
@@ -130,15 +141,19 @@ def variants(rows: pd.DataFrame) -> list[str]:
     return markdown(["ms a token, 50 % removed (ranks: heads/neurons)", *found.columns], lines)
 
 
-def settings(rows: pd.DataFrame) -> list[str]:
-    """Speed-ups of shadow over the fastest dense decoder with several sequences, other prompts and other lengths."""
-    lines = []
+def settings(rows: pd.DataFrame, batches: bool) -> list[str]:
+    """Dense times, and speed-ups of shadow over the fastest (and those that the bytes allow), in other settings."""
+    rows, lines = rows[(rows["batch"] > 1) == batches], []
+    sparsities, peers = sorted({*rows["sparsity_pct"]} - {0}), ["dense", "cublas"]
     for keys, found in rows.groupby(["model", "batch", "prompt_tokens", "new_tokens"]):
-        dense = found.loc[found["mode"].isin(DENSE), "ms_per_token"].min()
-        gains = dense / alike(found, "shadow").set_index("sparsity_pct")["ms_per_token"]
-        lines.append([*keys, *map(two_decimals, (dense, *map(gains.get, (50, 70, 90))))])
-    names = ["model", "sequences", "tokens of the prompt", "new tokens", "dense, ms", "50 %", "70 %", "90 %"]
-    return markdown(names, lines)
+        dense = found[found["mode"].isin(DENSE)].set_index("mode")
+        shadow = alike(found, "shadow").set_index("sparsity_pct").loc[sparsities]
+        gains = dense["ms_per_token"].min() / shadow["ms_per_token"]
+        pairs = zip(gains, dense.loc["dense", "roof_ms"] / shadow["roof_ms"], strict=True)
+        cells = [f"{gain:.2f} ({allowed:.2f})" for gain, allowed in pairs]
+        lines.append([*keys, *map(two_decimals, dense["ms_per_token"].reindex(peers)), *cells])
+    names = ["model", "sequences", "prompt", "new tokens", *(WORDS[mode] for mode in peers)]
+    return markdown([*names, *(f"{pct} %" for pct in sparsities)], lines)
 
 
 def widths(*runs: pd.DataFrame) -> list[str]:
@@ -155,26 +170,27 @@ def widths(*runs: pd.DataFrame) -> list[str]:
     return markdown(["model", "published", *WIDTHS], lines)
 
 
-def goals(*runs: pd.DataFrame) -> list[str]:
-    """Each threshold with what was measured in every run; a miss is bold."""
+def goals(*runs: tuple[pd.DataFrame, pd.DataFrame]) -> list[str]:
+    """Each threshold with what was measured in every run, (rows of the main setting, others); a miss is bold."""
 
     def shown(holds: Callable, number: float, value: float) -> str:
         text = "not measured" if pd.isna(value) else f"{value:.3g}"
         return text if pd.isna(value) or holds(value, number) else f"**{text}**"
 
     lines = []
-    for found in zip(*map(wanted, runs), strict=True):
+    for found in zip(*starmap(wanted, runs), strict=True):
         what, (holds, sign), numbers, _ = found[0]
         cells = [" / ".join(map(shown, [holds] * len(numbers), numbers, values)) for *_, values in found]
         lines.append([what, f"{sign} {' / '.join(f'{number:g}' for number in dict.fromkeys(numbers))}", *cells])
-    return markdown(["goal, set for an H100", "wanted", *(rows["device"].iloc[0] for rows in runs)], lines)
+    return markdown(["goal, set for an H100", "wanted", *(rows["device"].iloc[0] for rows, _ in runs)], lines)
 
 
 def main(path: Path) -> None:
-    rows = timed({"latency": pd.read_parquet(path)}).query("main")
+    both = timed({"latency": pd.read_parquet(path)})
+    rows, others = both[both["main"]], both[~both["main"]]
     print(f"{rows['device'].iloc[0]}, reads {rows['ceiling_gb_s'].max():.0f} GB/s at best")
-    for table in (times, shares, widths, goals):
-        print("", *table(rows), sep="\n")
+    for table in (times(rows), shares(rows), widths(rows), goals((rows, others))):
+        print("", *table, sep="\n")
 
 
 if __name__ == "__main__":
