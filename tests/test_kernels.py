@@ -227,7 +227,7 @@ def test_score_8_bit():
 @pytest.mark.parametrize("bits, width", [(4, 24), (4, 1160), (3, 1000), (2, 64)])  # one and several pieces of a row
 def test_scores_of_packed_copies(bits, width, activation, parts, rms, sequences, monkeypatch):
     monkeypatch.setattr(kernels.low_bit, "TILE", 512)  # few rows at a time, several times in some programs
-    monkeypatch.setattr(kernels.low_bit, "COLUMNS", (64, 32))
+    monkeypatch.setattr(kernels.low_bit, "COLUMNS", 64)
     neurons, middle = 11, (2**bits - 1) / 2
     codes = torch.randint(0, 2**bits, (neurons * parts, width), dtype=torch.int32, device=DEVICE)
     steps, norms, bias = random(neurons * parts).abs() / 50, random(neurons).abs(), random(neurons * parts)

@@ -16,8 +16,8 @@ from shadowcore.decode.kernels.gemv import ACTIVATIONS, GATED, activated, consta
 from shadowcore.decode.kernels.launch import options, pdl_launch_dependents, pdl_wait, power_of_two, processors
 from shadowcore.decode.low_bit_proxy import PackedLayer
 
-# words of a program at a time, those of a row in one piece, and warps
-TILE, COLUMNS, WARPS = 4096, (512, 256), 4
+# words of a program at a time, most of a row in one piece, and warps
+TILE, COLUMNS, WARPS = 4096, 512, 4
 PROGRAMS = (4, 3)  # of a multiprocessor, as registers allow: a row in one piece, or in several
 
 
@@ -93,12 +93,11 @@ def score_neurons(x: Normed, copies: PackedLayer, scores: torch.Tensor, activati
     (batch, width), (slots, words) = x.scaled.shape, copies.words.shape
     parts = 2 if activation in GATED else 1
     rows = max(parts, TILE // power_of_two(words))
-    columns = min(COLUMNS, key=lambda piece: triton.cdiv(words, piece) * piece)  # the fewest beyond the row's end
-    programs = processors(scores.device) * PROGRAMS[words > columns]
+    programs = processors(scores.device) * PROGRAMS[words > COLUMNS]
     tiles = triton.cdiv(slots, rows * max(1, programs // batch))
     _score_neurons[batch, triton.cdiv(slots, rows * tiles)](
         x.scaled, x.moments, copies.words, copies.steps, copies.gains, copies.bias, copies.norms, scores,
         len(copies.norms), scores.stride(0), x.eps, tiles,
         D=width, W=words, WIDTH=bits, PARTS=parts, ACTIVATION=ACTIVATIONS[activation], ROWS=rows,
-        COLUMNS=min(columns, power_of_two(words)), **norm_sizes(x), **options(scores.device, WARPS),
+        COLUMNS=min(COLUMNS, power_of_two(words)), **norm_sizes(x), **options(scores.device, WARPS),
     )  # fmt: skip
