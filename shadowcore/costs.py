@@ -161,10 +161,11 @@ class Costs:
         """spec: of the stage `trace`."""
         windows, size = len(range(spec["shard"], spec["windows"], spec["shards"])), self.sizes[model]
         second_order = any(CRITERIA[name].order == 2 for name in spec["criteria"])
+        written = trace_bytes(spec, size.dimensions) if size else 0
         return self._of_model(
             model, windows * spec["window_tokens"], 8 if second_order else 4,
             self.study.traces.batch * spec["window_tokens"],
-            written=trace_bytes(spec, size.dimensions) if size else 0,
+            written=written, read=2 * written,  # all batches, and then what they are joined to
         )  # fmt: skip
 
     def calibrate_thresholds(self, model: str, calibration: str) -> Cost:

@@ -67,10 +67,14 @@ class Work:
 
     @property
     def memory(self) -> float:
-        """Bytes of main memory; large weights are on a GPU, or in memory little more than once."""
+        """Bytes of main memory; large weights are on a GPU, or in memory little more than once.
+
+        A job that needs no GPU may run on a CPU, so it may have its activations in main memory.
+        """
         rule = RULES[self.rule]
         copies = min(rule.copies, 1.2) if self.weights > OWN_GPU else rule.copies
-        return 1e6 * rule.memory_mb + self.weights * copies + self.read
+        activations = 0 if self.needs_gpu else self.activations
+        return 1e6 * rule.memory_mb + self.weights * copies + self.read + activations
 
     def seconds(self, rates: Mapping[str, float]) -> float:
         """Estimated time. rates: multiply-adds per second by rule; a rule without one gets an assumed rate."""

@@ -84,3 +84,24 @@ def test_memory_that_a_step_freed_is_not_fetched_from_the_system_again():
         return int(subprocess.run([sys.executable, "-c", STEPS.format(call)], check=True, capture_output=True).stdout)
 
     assert faults("cli.keep_freed_memory()") < faults("") / 10
+
+
+GROWTH = """
+import psutil
+import torch
+from shadowcore import cli
+cli.keep_freed_memory()
+before = psutil.Process().memory_info().vms
+kept = []
+for _ in range(20):
+    logits = torch.empty(2**26)
+    kept += [torch.empty(numbers) for numbers in (1, 3, 5, 16, 40, 500, 3000)]
+    del logits
+print(psutil.Process().memory_info().vms - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a switch of glibc")
+def test_small_results_between_large_blocks_do_not_make_the_memory_grow_without_limit():
+    done = subprocess.run([sys.executable, "-c", GROWTH], check=True, capture_output=True)
+    assert int(done.stdout) < 2 * cli.KEPT  # 20 blocks of 256 MiB are 5 GiB

@@ -1,6 +1,7 @@
 """The plan: sizes and bytes as they are, rates as they were measured, and a budget that is kept."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -176,6 +177,15 @@ def test_a_small_model_asks_for_no_gpu(tmp_path):
     for one in plan.work(jobs_of(QUICK, tmp_path)):
         asked = one.resources()
         assert asked["gpu"] == 0 and 1000 <= asked["mem_mb"] <= 5000 and asked["runtime"] == 30
+
+
+def test_memory_has_what_a_trace_collects_and_without_a_gpu_what_a_batch_keeps(tmp_path):
+    traces = [one for one in plan.work(jobs_of(QUICK, tmp_path)) if one.rule == "trace"]
+    for one in traces:
+        bare = replace(one, read=0, activations=0)
+        assert one.memory == bare.memory + 2 * one.written + one.activations
+        assert replace(one, flops=1e16).memory == bare.memory + 2 * one.written  # on a GPU
+    assert traces and all(one.written and one.activations for one in traces)
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
