@@ -145,9 +145,9 @@ def keep_freed_memory() -> None:
     if hasattr(libc, "mallopt"):
         libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
         libc.mallopt(TRIM_THRESHOLD, 2**31 - 1)
-        libc.mallopt(MMAP_THRESHOLD, 2**31 - 1)
-        libc.free(libc.malloc(ctypes.c_size_t(KEPT)))
-        libc.mallopt(MMAP_THRESHOLD, 2**20)
+        if libc.mallopt(MMAP_THRESHOLD, 2**31 - 1):  # an older glibc refuses
+            libc.free(libc.malloc(ctypes.c_size_t(KEPT)))
+            libc.mallopt(MMAP_THRESHOLD, 2**20)
 
 
 def empty_gpu() -> None:
