@@ -19,11 +19,13 @@ TUNED = ("published", "each", "dejavu", "constants", "wide_1_tuned", "six_1_tune
 # rows of the README's table: words, method, and the predictor of each model
 SUMMARY = {
     "the same neurons for every token (`static`)": ("static", "-", "-"),
+    "the same neurons for every token, tuned (`static_tuned`)": ("static_tuned", "constants", "constants"),
     "one predictor, published recipe (`shadow`)": ("shadow", "published", "published"),
     "one predictor per layer, published recipe (`layerwise`)": ("layerwise", "published", "published"),
     "one predictor, trained on the sparse model and tuned (`segments`)": ("segments", "wide_1_tuned", "wide_1_tuned"),
     "six predictors, trained on the sparse model and tuned (`segments`)": ("segments", "six_1_tuned", None),
     "one predictor per layer, trained on the sparse model and tuned (`layerwise`)": ("layerwise", "each_1_tuned", None),
+    "DejaVu's own classifiers, one per layer (`dejavu`)": ("dejavu", None, "dejavu"),
     "low-bit copies of the FFN (`proxy4_tuned`)": ("proxy4_tuned", "constants", "constants"),
     "true scores, which no decoder knows (`oracle`)": ("oracle", "-", "-"),
 }
