@@ -27,7 +27,7 @@ SUMMARY = {
     "one predictor per layer, trained on the sparse model and tuned (`layerwise`)": ("layerwise", "each_1_tuned", None),
     "DejaVu's own classifiers, one per layer (`dejavu`)": ("dejavu", None, "dejavu"),
     "low-bit copies of the FFN (`proxy4_tuned`)": ("proxy4_tuned", "constants", "constants"),
-    "true scores, which no decoder knows (`oracle`)": ("oracle", "-", "-"),
+    "true scores of plainact, which no decoder knows (`oracle`)": ("oracle", "-", "-"),
 }
 
 
