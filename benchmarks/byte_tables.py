@@ -1,4 +1,4 @@
-"""Tables of docs/speed.md and docs/claims.md: proxies, heads in batches, correlations of examples."""
+"""Tables of docs/speed.md: proxies, heads in batches."""
 
 from __future__ import annotations
 
@@ -11,27 +11,6 @@ from shadowcore.models.published import PUBLISHED
 from shadowcore.report.figures.scaling import RANK
 
 PROXIES = ("proxy4", "proxy3", "proxy4_ahead", "proxy3_ahead")
-
-
-def joined(name: str) -> pd.DataFrame:
-    """A table of both studies of quality."""
-    return pd.concat([table(name, folder) for folder in ("smollm2", "relu")], ignore_index=True)
-
-
-def example_correlations() -> list[str]:
-    """The published kind of rank correlation, and held-out losses, of predictors of windows and of constants."""
-    keys = ["model", "criterion", "kind", "method", "predictor"]
-    found = joined("quality").query("metric == 'spearman_of_examples' and criterion == 'plainact'")
-    trained = joined("predictors").set_index(keys).sort_index()
-    names = {"static": "the mean of the training windows, constant", "shadow": "one predictor (shadow)",
-             "layerwise_own": "one predictor per layer (layerwise_own)"}  # fmt: skip
-    rows = []
-    for row in found.sort_values([*keys[:3], "value"]).to_dict("records"):
-        key = tuple(row[name] for name in keys)
-        ratio = (trained.loc[key, "loss"] / trained.loc[key, "loss_constant"]).item() if key in trained.index else 1
-        value = f"{row['value']:.3f} ± {row['stderr']:.3f}"
-        rows.append([row["model"], row["kind"], names[row["method"]], value, f"{ratio:.3f}"])
-    return markdown(["model", "units", "scores by", "rank correlation", "loss / constant's"], rows)
 
 
 def head_times() -> pd.DataFrame:

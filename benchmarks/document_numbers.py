@@ -145,9 +145,7 @@ def at_once(folder: str) -> str:
 
 
 OF_ACCURACY = ("perplexity", "value", "all_accuracy", "worse", "difference", "draws", "seeds", "share")
-OF_BYTES = (
-    "example_correlations", "head_batch", "head_batches", "head_gain", "head_gains",
-)  # fmt: skip
+OF_BYTES = ("head_batch", "head_batches", "head_gain", "head_gains")
 OF_QUALITY = ("best_at", "by_bytes", "of_dense", "relufied", "summary")
 OF_UNITS = ("in_common", "kept_unit", "batch_gain")
 NUMBERS = {

@@ -6,7 +6,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 
 from shadowcore.config_types import AboveZero, Number, Percent, Positive, Strict, Within, among
 from shadowcore.method.tracing import EXAMPLES
-from shadowcore.method.training import EPOCHS_KEPT, SCALINGS, TARGETS, Recipe
+from shadowcore.method.training import EPOCHS_KEPT, SCALINGS, STARTS, TARGETS, Recipe
 from shadowcore.models.families import KINDS_OF
 
 
@@ -43,9 +43,10 @@ RECIPES: dict[str, dict[str, Any]] = {
     # ShadowLLM (arXiv 2406.16635): sizes, loss and optimiser of its accuracy results; the batch is ours, and so is that
     # examples are tokens, which the protocol `token` needs
     "published": PUBLISHED,
-    # the same for the protocol `lookahead`, as published: whole windows, scaling of each example, the last epoch
+    # the same for the protocol `lookahead`, as published: whole windows, scaling of each example, random weights at the
+    # start, the last epoch
     "published_lookahead": PUBLISHED
-    | {"scaling": "per_example", "batch": 32, "examples": "windows", "epoch_kept": "last"},
+    | {"scaling": "per_example", "batch": 32, "examples": "windows", "epoch_kept": "last", "start": "random"},
     # Deja Vu (arXiv 2310.17157): widths and loss; epochs, batch and learning rate are ours
     "dejavu": {
         "rank_heads": 512, "rank_neurons": 1000, "target": "active", "scaling": "standard",
@@ -84,6 +85,7 @@ class PredictorConfig(Strict):
     block: Positive = 1
     examples: among(EXAMPLES) = "tokens"
     epoch_kept: among(EPOCHS_KEPT) = "best"
+    start: among(STARTS) = "constant"
     active_pct: Annotated[Percent, Field(ge=1)] = 50
 
     @model_validator(mode="before")

@@ -11,7 +11,7 @@ from conftest import refused
 from shadowcore import artifacts
 from shadowcore.method import stacks, trace_dataset, training
 from shadowcore.method.policies import POLICIES
-from shadowcore.method.predictors import Predictor
+from shadowcore.method.predictors import Predictor, unit_range
 from shadowcore.method.score_quantization import decode, encode
 from shadowcore.method.trace_dataset import open_traces
 from shadowcore.method.tracing import SCHEMA, codes_name, feature_name, top_name
@@ -182,6 +182,31 @@ def test_a_trained_predictor_beats_the_constant_one_repeats_itself_and_is_what_i
     chunk, index, site = next(held.chunks()), torch.arange(16), predictor.groups[0].site
     values = [one.read(site, chunk.feature(site, index), "neurons")[1] for one in (predictor, again)]
     assert torch.equal(*values)
+
+
+def test_a_random_start_is_pytorchs_and_keeps_hidden_units_on(traces):
+    """As published; from the constant predictor, features with a large part in common turn nearly all units off."""
+    sizes, draw = replace(SIZES, head_width=64), torch.Generator().manual_seed(0)
+    hidden, *parts = (torch.randn(shape, generator=draw) for shape in ((256, 8), (8, 320), (320,), (8, 84)))
+    features = (hidden @ parts[0] / 8**0.5 + 4 * parts[1]).bfloat16()
+    scores = (hidden @ parts[2]).square().view(256, 7, 12)
+
+    def fitted(start, rate):
+        recipe = replace(LONG, rank={"neurons": 128}, learning_rate=rate, scaling="per_example", epoch_kept="last")
+        torch.manual_seed(0)
+        predictor = Predictor("shadow", sizes, recipe.rank, per_example=True)
+        train = traces(predictor, ({predictor.groups[0].site: features}, {"neurons": scores}))
+        (fit,) = training.fit(predictor, train, train, replace(recipe, start=start), 0)["neurons"]
+        read = next(train.chunks()).feature(predictor.groups[0].site, torch.arange(256))
+        (scorer,) = predictor.scorers["neurons"]
+        return scorer, fit, (scorer.inner(unit_range(read)) <= 0).all(0).float().mean()
+
+    bound = 128**-0.5
+    for values in fitted("random", 1e-9)[0].outer.state_dict().values():
+        assert values.abs().max() < 1.01 * bound and values.std() == pytest.approx(bound / 3**0.5, rel=0.2)
+    (_, constant, off), (_, random, still_off) = (fitted(start, 0.001) for start in training.STARTS)
+    assert off > 0.95 and still_off < 0.85
+    assert constant.loss_constant == random.loss_constant
 
 
 class Killed(Exception):

@@ -1,9 +1,10 @@
 """From traces to a predictor: seeded minibatch regression of scaled scores, best held-out epoch kept.
 
 All scorers of a predictor learn from one reading of the traces. Training starts at the constant predictor, which
-returns the mean scores. If the held-out loss is that of the constant predictor, nothing about the context was learned.
-ShadowLLM's recipe is `scaling: min_max` with `target: score`, and more epochs for heads. Its results under the protocol
-`lookahead` have whole windows as examples, `scaling: per_example`, and keep the last epoch.
+returns the mean scores, or at random weights. If the held-out loss is that of the constant predictor, nothing about the
+context was learned. ShadowLLM's recipe is `scaling: min_max` with `target: score`, and more epochs for heads. Its
+results under the protocol `lookahead` have whole windows as examples, `scaling: per_example`, `start: random`, and keep
+the last epoch.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -31,8 +32,8 @@ class Recipe:
 
     segments: its number of groups, where the design has a choice; scaling: one of SCALINGS; bits: of a weight; block:
     neighbouring neurons with one score, their mean; tokens: how many are trained on, None for all; examples,
-    epoch_kept: one of EXAMPLES, EPOCHS_KEPT; active_pct: of a layer's units, the share that is active to the target
-    `active`, percent.
+    epoch_kept, start: one of EXAMPLES, EPOCHS_KEPT, STARTS; active_pct: of a layer's units, the share that is active to
+    the target `active`, percent.
     """
 
     rank: dict[str, int]
@@ -48,6 +49,7 @@ class Recipe:
     tokens: int | None = None
     examples: str = "tokens"
     epoch_kept: str = "best"
+    start: str = "constant"
     active_pct: int = 50
 
 
@@ -64,6 +66,9 @@ TARGETS: dict[str, Callable[[torch.Tensor, Recipe], torch.Tensor]] = {
 # between their extremes as 0 and 1: those of all examples, or of each example (published)
 SCALINGS = ("standard", "min_max", "per_example")
 EPOCHS_KEPT = ("best", "last")
+# the last weights before training: those of the constant predictor, or PyTorch's random ones (published). With features
+# that have a large part in common, AdamW's first steps from the constant predictor turn nearly all hidden units off
+STARTS = ("constant", "random")
 
 Stacks = Mapping[Kind, list[Stack]]
 
@@ -100,6 +105,8 @@ def fit(
     begin = held_out_losses(predictor, stacks, held, recipe)
     parts, loss = _scorers(predictor), loss_of(recipe)
     state = TrainingState(predictor, parts, descents, generator, begin, recipe.epoch_kept == "last")
+    if recipe.start == "random":
+        _start_at_random(parts.values(), generator)
     if checkpoint:
         checkpoint.resume(state)
     for epoch in range(state.epoch + 1, epochs + 1):
@@ -123,6 +130,14 @@ def _scorers(predictor: Predictor, kinds: Iterable[Kind] | None = None) -> dict[
     """The scorers of all or some kinds, by names such as neurons.0."""
     kinds = predictor.kinds if kinds is None else kinds
     return {f"{kind}.{i}": scorer for kind in kinds for i, scorer in enumerate(predictor.scorers[kind])}
+
+
+@torch.no_grad()
+def _start_at_random(scorers: Iterable[UnitScorer], generator: torch.Generator) -> None:
+    """Draw the last weights of scorers as PyTorch does: uniformly between -1 and 1, divided by the root of the rank."""
+    for scorer in scorers:
+        for values in scorer.outer.parameters():
+            values.copy_((2 * torch.rand(values.shape, generator=generator) - 1) / scorer.outer.in_features**0.5)
 
 
 @torch.no_grad()
