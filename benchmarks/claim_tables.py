@@ -8,6 +8,7 @@ from accuracy_tables import table
 from markdown_tables import markdown
 
 from shadowcore.report.claims import CLAIMS
+from shadowcore.report.select import comparable
 
 WRONG = "published_lookahead"  # our training of these predictors began at the constant one; to be measured again
 FOLDERS = ("smollm2", "relu", "published-speed-h200")
@@ -35,9 +36,7 @@ def _effect(name: str, rows: pd.DataFrame) -> str:
 
 def claim(name: str) -> list[str]:
     """A line a place: our effect on every text, the nearest published effect, the verdict; comparable pairs, if any."""
-    rows = judged(name)
-    comparable = rows[rows["verdict"] != "not comparable"]
-    rows = comparable if len(comparable) else rows
+    rows = comparable(judged(name))
     texts = [text for text in TEXTS if (rows["data"] == text).any()]
     lines = []
     for _, place in rows.groupby(PLACE, dropna=False, sort=False):

@@ -44,6 +44,12 @@ def of_model(tables: Tables, name: str, model: str) -> pd.DataFrame:
     return over_seeds(where(rows, model=model))
 
 
+def comparable(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows of claims, without the pairs that are not comparable where a claim has others."""
+    others = rows["verdict"] != "not comparable"
+    return rows[others | ~rows["claim"].isin(rows.loc[others, "claim"])]
+
+
 def over_seeds(rows: pd.DataFrame) -> pd.DataFrame:
     """One row for all seeds of a trained predictor: the means, in an interval that covers all of theirs."""
     if not {"seed", "predictor"} <= set(rows) or rows["seed"].nunique() < 2:

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from shadowcore.report import claims as judged
 from shadowcore.report import style
 from shadowcore.report.figures.lines import dots
-from shadowcore.report.select import of_model
+from shadowcore.report.select import comparable, of_model
 from shadowcore.report.style import Drawing
 from shadowcore.report.tables import Tables
 
@@ -49,8 +49,7 @@ def claims(tables: Tables, model: str) -> Drawing:
     rows = of_model(tables, "claims", model).query("verdict != 'not attempted'")
     if rows.empty:
         return "no published claim can be compared with the tables"
-    comparable = rows["verdict"] != "not comparable"
-    rows = rows[comparable | ~rows["claim"].isin(rows.loc[comparable, "claim"])].copy()
+    rows = comparable(rows).copy()
     rows["quantity"] = [judged.CLAIMS[name].quantity for name in rows["claim"]]
     rows["place"] = [_place(row) for row in rows.to_dict("records")]
     rows = _surest(rows)
