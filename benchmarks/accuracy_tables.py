@@ -89,11 +89,6 @@ def value(name: str, pct: str) -> str:
     return perplexity(name, pct).split(" ")[0]
 
 
-def share(name: str, pct: str) -> str:
-    """Weights that a step reads, in percent of the dense model's."""
-    return f"{100 * windows(name, pct, 'wikipedia')['read_share'].iloc[0]:.0f} %"
-
-
 def tasks(name: str) -> str:
     """Mean accuracy of the benchmarks at 50 %, with its standard error over documents."""
     found = rows(name, "accuracy", metric="acc", sparsity_pct=0 if name == "dense" else 50)
@@ -137,13 +132,13 @@ def difference(name: str, reference: str, pct: str, data: str = "wikipedia") -> 
 
 def draws(name: str) -> str:
     """By how many percent perplexities differ from those with the other draws of the calibration text."""
-    found = []
-    for other in (f"{CALIBRATION}_1", f"{CALIBRATION}_2"):
-        for data in TEXTS:
-            drawn = rows(name, "perplexity", other, data=data, task="perplexity").set_index("sparsity_pct")["value"]
-            main = rows(name, "perplexity", data=data, task="perplexity").loc[0].set_index("sparsity_pct")["value"]
-            found.append((drawn / main - 1) * 100)
-    changes = pd.concat(found)
+
+    def drawn(calibration: str) -> pd.Series:
+        return (
+            rows(name, "perplexity", calibration, task="perplexity").loc[0].set_index(["data", "sparsity_pct"])["value"]
+        )
+
+    changes = pd.concat([(drawn(f"{CALIBRATION}_{n}") / drawn(CALIBRATION) - 1) * 100 for n in (1, 2)])
     return f"{changes.min():+.0f} to {changes.max():+.0f} %"
 
 

@@ -39,7 +39,7 @@ REGION = re.compile(r"(<!-- numbers: (.+?) -->)(.*?)(<!-- end -->)", re.DOTALL)
 
 def times(folder: str, main: bool = True) -> pd.DataFrame:
     """Times of random weights: in the setting of every model in which all modes were timed, or in the others."""
-    rows = timed({"latency": pd.read_parquet(REFERENCE / folder / "tables" / "latency.parquet")})
+    rows = timed({"latency": accuracy.table("latency", folder)})
     return rows[rows["main"] == main]
 
 
@@ -77,9 +77,7 @@ def changed(before: str, after: str, column: str, *where: str) -> str:
 
 def slower(folder: str, mode: str) -> str:
     """The range of a dense decoder's time over ours, over all settings in which both were timed."""
-    modes = pd.read_parquet(REFERENCE / folder / "tables" / "latency.parquet").pivot_table(
-        index=SETTING, columns="mode", values="ms_per_token"
-    )
+    modes = accuracy.table("latency", folder).pivot_table(index=SETTING, columns="mode", values="ms_per_token")
     found = modes[mode] / modes["dense"]
     return f"{found.min():.2f} to {found.max():.2f}"
 
@@ -100,7 +98,7 @@ def ceilings(folder: str) -> str:
 
 def throttled(folder: str, model: str) -> str:
     """The share of a model's repeats after which the driver named a reason why it had slowed the GPU down."""
-    rows = pd.read_parquet(REFERENCE / folder / "tables" / "latency_repeats.parquet")
+    rows = accuracy.table("latency_repeats", folder)
     return f"{100 * (rows.loc[rows['model'] == model, 'throttled'] > 0).mean():.0f} %"
 
 
@@ -144,7 +142,7 @@ def at_once(folder: str) -> str:
     return f"one took {alone:.0f} s alone, and two at once took {together:.0f} s: {gain:.2f} times the jobs an hour"
 
 
-OF_ACCURACY = ("perplexity", "value", "all_accuracy", "worse", "difference", "draws", "seeds", "share")
+OF_ACCURACY = ("value", "all_accuracy", "worse", "difference", "draws", "seeds")
 OF_BYTES = ("head_batch", "head_batches", "head_gain", "head_gains")
 OF_QUALITY = ("best_at", "by_bytes", "of_dense", "relufied", "summary")
 OF_UNITS = ("in_common", "kept_unit", "batch_gain")

@@ -45,21 +45,21 @@ def relufied(what: str) -> str:
 
 
 @cache
-def conditions(folder: str, data: str, units: str = "neurons", protocol: str = "token") -> pd.DataFrame:
+def conditions(folder: str, data: str, units: str = "neurons") -> pd.DataFrame:
     """Perplexities of a model by KEYS and sparsity, first seed, and `ratio`, that over dense; no value: "-"."""
     found = table("perplexity", folder)
     found = found[(found["task"] == "perplexity") & (found["data"] == data) & (found["model"] == MODELS[folder])]
     found = found[found["seed"].isna() | (found["seed"] == 0)]
     dense = found.loc[found["method"] == "dense", "value"].item()
-    for key, kept in {"calibration": CALIBRATION, "policy": "per_layer", "protocol": protocol, "units": units}.items():
+    for key, kept in {"calibration": CALIBRATION, "policy": "per_layer", "protocol": "token", "units": units}.items():
         found = found[found[key].isna() | (found[key] == kept)]
     found = found.assign(**{key: found[key].astype(object).where(found[key].notna(), "-") for key in KEYS})
     return found.assign(ratio=found["value"] / dense).set_index([*KEYS, "sparsity_pct"]).sort_index()
 
 
-def _row(folder: str, data: str, method: str, pct: int, predictor: str, **place: str) -> dict:
+def _row(folder: str, data: str, method: str, pct: int, predictor: str, units: str = "neurons") -> dict:
     """One condition."""
-    found = conditions(folder, data, **place).xs(pct, level="sparsity_pct").loc[(method, predictor)]
+    found = conditions(folder, data, units).xs(pct, level="sparsity_pct").loc[(method, predictor)]
     return found.loc[_criterion(found)].to_dict()
 
 
@@ -69,7 +69,7 @@ def _criterion(found: pd.DataFrame) -> str:
 
 def of_dense(folder: str, data: str, method: str, pct: str, what: str, predictor: str = "-", units="neurons") -> str:
     """Of one condition: the share of weights read, its perplexity (value), or this over the dense model's (ratio)."""
-    row = _row(folder, data, method, int(pct), predictor, units=units)
+    row = _row(folder, data, method, int(pct), predictor, units)
     words = {
         "share": f"{100 * row['read_share']:.0f} %",
         "value": f"{row['value']:.1f}",
