@@ -134,7 +134,8 @@ def write_tables(folder, built, header=None):
     """The tables of a study's folder; returns their paths."""
     paths = [folder / "tables" / f"{name}.parquet" for name in built]
     for path, (name, table) in zip(paths, built.items(), strict=True):
-        artifacts.write_table(path, FINAL_TABLES[name].schema, table, header or {})
+        schema = OUTCOMES.schema if name == "outcomes" else FINAL_TABLES[name].schema
+        artifacts.write_table(path, schema, table, header or {})
     return paths
 
 

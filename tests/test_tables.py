@@ -5,12 +5,13 @@ import re
 from dataclasses import fields
 from pathlib import Path
 
+import join_outcomes
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
 from conftest import refused
-from made_study import CALIBRATION, MODEL, condition, conditions, outcomes, write_tables
+from made_study import CALIBRATION, MODEL, condition, conditions, final_tables, outcomes, write_tables
 
 from shadowcore import artifacts, cli, manifests
 from shadowcore.errors import ArtifactError
@@ -209,6 +210,37 @@ def test_every_interval_can_be_computed_again_from_kept_outcomes(documents, tmp_
     table.loc[last, "value"] = 1 - table.loc[last, "value"]
     changed = aggregate.estimates([table], FINAL_TABLES["predictors"].build([]))
     assert not changed["accuracy"].equals(FINAL_TABLES["accuracy"].read(outputs["accuracy"]))
+
+
+def test_conditions_measured_later_replace_those_of_named_predictors(documents, tmp_path):
+    built = final_tables(documents) | {"outcomes": documents.cast(OUTCOMES.arrow)}
+    later = write_tables(tmp_path / "later", built, {"commit": "b"})[0].parent
+    schemas = {name: join_outcomes.TABLES[name] for name in join_outcomes.JOINED}
+    old = {}
+    for name, schema in schemas.items():  # all of one method is missing, and a predictor has other values
+        table = built[name].to_pandas()
+        table = table[table["method"] != "oracle"]
+        if "value" in table:
+            table["value"] = table["value"].where(table["predictor"] != "small", 0.0)
+        old[name] = pa.Table.from_pandas(table, schema.arrow, preserve_index=False)
+
+    def joined(*again):
+        folder = write_tables(tmp_path, built | old, {"commit": "a"})[0].parent
+        join_outcomes.join(folder, later, again)
+        return folder
+
+    def rows(table):
+        return table.to_pandas().sort_values(table.column_names, ignore_index=True)
+
+    folder = joined("small")
+    for name in ("accuracy", "perplexity", "comparisons", "best_at_bytes"):
+        assert FINAL_TABLES[name].read(folder / f"{name}.parquet").equals(built[name]), name
+    for name, schema in schemas.items():
+        pd.testing.assert_frame_equal(rows(schema.read(folder / f"{name}.parquet")), rows(built[name]))
+        assert artifacts.read_header(folder / f"{name}.parquet")["parts"] == [{"commit": "a"}, {"commit": "b"}]
+    # without its name, the older values of the predictor stay
+    found = OUTCOMES.read(joined() / "outcomes.parquet").to_pandas()
+    assert set(found.loc[found["predictor"] == "small", "value"]) == {0.0}
 
 
 # ---- predictors of other names
