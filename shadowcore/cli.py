@@ -103,6 +103,8 @@ def run_stage(command: str, arguments: Sequence[str]) -> None:
     parser.add_argument("--spec", default="{}", metavar="JSON", help=f"the specification; keys: {keys}")
     parser.add_argument("--threads", type=int, default=None, metavar="N", help="CPU threads (default: torch's own)")
     devices_help = "number of GPUs to reserve, 0 to share one (default: all that CUDA shows, without reserving them)"
+    if RULES[rule].torch != "gpu":
+        devices_help = "has no effect, because this stage uses no GPU"
     parser.add_argument("--devices", type=int, default=None, metavar="N", help=devices_help)
     for name in runtime_fields(stage.Spec):
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, metavar="N", help="no result depends on it")
@@ -126,7 +128,8 @@ def run_stage(command: str, arguments: Sequence[str]) -> None:
     paths = {name: tuple(value) if isinstance(value, list) else value for name, value in vars(parsed).items()}
     inputs = stage.Inputs(**{field.name: paths[field.name] for field in dataclasses.fields(stage.Inputs)})
     outputs = Outputs(**{name: paths[name] for name in RULES[rule].outputs})
-    with nullcontext() if parsed.devices is None else reserved(parsed.devices), enough_memory():
+    reserves = RULES[rule].torch == "gpu" and parsed.devices is not None
+    with reserved(parsed.devices) if reserves else nullcontext(), enough_memory():
         started = time.time()
         print(logs.heading([command, *arguments], started), file=sys.stderr, flush=True)
         stage.run(spec, inputs, outputs)

@@ -102,14 +102,25 @@ def test_the_job_sees_its_devices_and_what_was_set_comes_back(machine, monkeypat
 
 def test_a_job_that_needs_more_devices_than_there_are_does_not_start(machine, monkeypatch, capsys, tmp_path):
     machine(2)
-    arguments = ["average", "--traces", f"{tmp_path}/no", "--scores", f"{tmp_path}/no", "--devices"]
-    arguments += ["3", "--spec", json.dumps({"model": "m", "calibration": "c", "criteria": []})]
+    spec = {"model": "m", "calibration": "c", "windows": 1, "window_tokens": 8, "methods": [], "sparsities_pct": []}
+    files = [
+        word for name in ("card", "weights", "documents", "thresholds") for word in (f"--{name}", f"{tmp_path}/no")
+    ]
+    arguments = ["calibrate-thresholds", *files, "--devices", "3", "--batch", "1", "--spec"]
+    arguments += [json.dumps(spec | {"dtype": "float32", "seed": 0})]
     for visible, words in ((None, "this machine has 2"), ("1", "CUDA_VISIBLE_DEVICES allows 1")):
         if visible:
             monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
         assert cli.main(arguments) == 2
         (said,) = capsys.readouterr().err.splitlines()
         assert "--devices" in said and "3 GPUs" in said and words in said
+
+
+def test_a_stage_without_a_gpu_waits_for_none(machine, monkeypatch, tmp_path):
+    machine(1)
+    monkeypatch.setattr(cli, "reserved", lambda count: pytest.fail("it reserves devices"))
+    arguments = ["average", "--traces", f"{tmp_path}/no", "--scores", f"{tmp_path}/no", "--devices", "0"]
+    assert cli.main([*arguments, "--spec", json.dumps({"model": "m", "calibration": "c", "criteria": []})]) == 2
 
 
 def test_the_lock_of_one_user_can_be_opened_by_another(tmp_path, monkeypatch):

@@ -285,6 +285,9 @@ def test_a_number_of_gpus_given_to_snakemake_is_the_number_that_the_job_reserves
     traces = re.findall(r"shadowcore trace .*--devices (\d+)", said.stdout + said.stderr)
     others = re.findall(r"shadowcore train-predictor .*--devices (\d+)", said.stdout + said.stderr)
     assert set(traces) == {"3"} and set(others) == {"0"}
+    # a job that runs has the option, too: Snakemake evaluates its command later than the one that it prints
+    commands = [job.content.command for job in states(jobs_of(house), time.time())]
+    assert {command[command.index("--devices") + 1] for command in commands} == {"0"}
 
 
 def test_one_model_at_a_time_keeps_no_weights_and_no_traces_and_makes_the_same_tables(house, tmp_path):

@@ -35,10 +35,10 @@ for name, facts in RULES.items():
             **resources_of(name),
         params:
             **params_of(name),
+        # evaluated when the job runs, after the loop: `facts` would be those of the last rule
         shell:
             "python -m shadowcore {params.stage} --spec {params.spec:q} --threads {threads} "
-            + ("--devices {resources.devices} " if facts.torch == "gpu" else "")
-            + "{resources.batches} {params.files} &> {log:q}"
+            "--devices {resources.devices} {resources.batches} {params.files} &> {log:q}"
 
 
 rule tables:
