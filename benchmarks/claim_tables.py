@@ -8,21 +8,20 @@ from accuracy_tables import table
 from markdown_tables import markdown
 
 from shadowcore.report.claims import CLAIMS
-from shadowcore.report.select import comparable
+from shadowcore.report.select import comparable, distinct
 
-WRONG = "published_lookahead"  # our training of these predictors began at the constant one; to be measured again
-FOLDERS = ("smollm2", "relu", "published-speed-h200")
+FOLDERS = ("smollm2", "relu", "relu-published", "published-speed-h200")
+SECOND = "relu-published"  # its ReLU model has the recipe of that of `relu` and was made again
 PLACE = ["model", "units", "sparsity_pct", "policy", "protocol", "criterion", "predictor", "side_winner", "side_loser"]
 TEXTS = ("wikitext", "wikipedia", "c4")
 
 
 def judged(name: str) -> pd.DataFrame:
     """Rows of one claim, a row a place and text, of all folders where it was measured."""
-    rows = pd.concat([table("claims", folder).dropna(axis=1, how="all") for folder in FOLDERS], ignore_index=True)
-    rows = rows[(rows["claim"] == name) & (rows["verdict"] != "not attempted") & (rows["predictor"] != WRONG)]
-    fixed = rows["side_winner"].str.startswith("static") & rows["side_loser"].str.startswith("static")
-    # masks that are the same for every input are the same under every protocol
-    return rows.assign(protocol=rows["protocol"].mask(fixed)).drop_duplicates([*PLACE, "data"])
+    found = {folder: table("claims", folder).dropna(axis=1, how="all") for folder in FOLDERS}
+    found[SECOND] = found[SECOND].assign(model="second " + found[SECOND]["model"])
+    rows = pd.concat(found.values(), ignore_index=True)
+    return distinct(rows[(rows["claim"] == name) & (rows["verdict"] != "not attempted")])
 
 
 def _number(name: str, effect: float) -> str:
@@ -42,7 +41,8 @@ def claim(name: str) -> list[str]:
     for _, place in rows.groupby(PLACE, dropna=False, sort=False):
         first = place.iloc[0]
         pct = "" if pd.isna(first["sparsity_pct"]) else f"{first['sparsity_pct']:.0f} %"
-        words = [first["model"], first["units"], pct, first["policy"], first["criterion"], first["predictor"]]
+        policy, protocol = first["policy"], first["protocol"] if first["protocol"] != "token" else None
+        words = [first["model"], first["units"], pct, policy, protocol, first["criterion"], first["predictor"]]
         words = [word for word in words if pd.notna(word) and word]
         cells = [_effect(name, place[place["data"] == text]) for text in texts] or [_effect(name, place)]
         lines.append([", ".join(words), *cells, _number(name, first["published_effect"]), first["verdict"]])
@@ -57,3 +57,23 @@ def verdicts() -> list[str]:
         counts = ", ".join(f"{verdict} ({count})" for verdict, count in places.items()) or "not attempted"
         lines.append((one.statement, counts))
     return markdown(["claim", "verdicts (number of conditions)"], lines)
+
+
+def example_correlations() -> list[str]:
+    """The published kind of rank correlation, and held-out losses, of predictors of windows and of constants."""
+    keys = ["model", "criterion", "kind", "method", "predictor"]
+    found = {
+        name: pd.concat([table(name, folder) for folder in ("smollm2", SECOND)]) for name in ("quality", "predictors")
+    }
+    trained = found["predictors"].set_index(keys).sort_index()
+    names = {"static": "the mean of the training windows, constant", "shadow": "one predictor (shadow)",
+             "layerwise_own": "one predictor per layer (layerwise_own)"}  # fmt: skip
+    rows = []
+    for row in (
+        found["quality"].query("metric == 'spearman_of_examples'").sort_values([*keys[:3], "value"]).to_dict("records")
+    ):
+        key = tuple(row[name] for name in keys)
+        ratio = (trained.loc[key, "loss"] / trained.loc[key, "loss_constant"]).item() if key in trained.index else 1
+        value = f"{row['value']:.3f} ± {row['stderr']:.3f}"
+        rows.append([row["model"], row["criterion"], row["kind"], names[row["method"]], value, f"{ratio:.3f}"])
+    return markdown(["model", "criterion", "units", "scores by", "rank correlation", "loss / constant's"], rows)

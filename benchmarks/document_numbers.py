@@ -160,6 +160,7 @@ NUMBERS = {
     "verdicts": claim_tables.verdicts,
     "config": config_tables.tables,
     "dictionary": dictionary,
+    "example_correlations": claim_tables.example_correlations,
     "at_once": at_once,
     "faster": faster,
     "faster_of": lambda folder, ranks, model: f"{gains(folder, ranks)[model]:.0f} %",

@@ -12,7 +12,8 @@ from markdown_tables import markdown
 from shadowcore import artifacts
 from shadowcore.stages.base import CARD_SCHEMA
 
-MODELS = {"smollm2": "smollm2-135m", "relu": "smollm2-relu", "relu-cpu": "smollm2-relu"}  # by folder
+# by folder
+MODELS = {"smollm2": "smollm2-135m", **dict.fromkeys(("relu", "relu-cpu", "relu-published"), "smollm2-relu")}
 CRITERIA = ("plainact", "l2_norm", "-")  # a row is of the first of them that it was measured with
 KEYS = ["method", "predictor", "criterion"]
 TUNED = ("published", "each", "dejavu", "constants", "wide_1_tuned", "six_1_tuned", "each_1_tuned", "-")
@@ -31,9 +32,9 @@ SUMMARY = {
 }
 
 
-def relufied(what: str) -> str:
-    """How the ReLU model does on held-out windows, from its card."""
-    card = artifacts.read_record(REFERENCE / "relu" / "card.json", CARD_SCHEMA)
+def relufied(what: str, folder: str = "relu") -> str:
+    """How a ReLU model does on held-out windows, from its card."""
+    card = artifacts.read_record(REFERENCE / folder / "card.json", CARD_SCHEMA)
     found = card["training"]["heldout"]
     layers = [100 * share for share in found["zeros_by_layer"]]
     return {

@@ -185,6 +185,16 @@ def test_another_opponent_than_the_published_one_is_not_comparable():
     assert row["verdict"] == "not comparable" and "layerwise_own" in row["reason"] and row["vote"] == "as claimed"
 
 
+def test_a_predictor_of_tokens_is_not_judged_by_masks_of_whole_inputs():
+    documents, ranked = grouped([study()]), {"method": "shadow", "criterion": "plainact", "predictor": "small"}
+    found = {"perplexity": tables.perplexity(documents), "accuracy": tables.accuracy(documents)}
+    for metric, verdict in (("spearman", "not comparable"), ("spearman_of_examples", "reproduced")):
+        quality = [SPEARMAN | RANKED | ranked | {"metric": metric, "value": 0.5}]
+        rows = claims.judge(built(**found, quality=quality), documents)
+        (row,) = [row for row in rows if row["claim"] == "context_over_static"]
+        assert row["verdict"] == verdict and row["vote"] == "as claimed"
+
+
 @pytest.mark.parametrize("metric, verdict", [("spearman", "not comparable"), ("spearman_of_examples", "reproduced")])
 def test_a_correlation_is_compared_with_the_same_kind(metric, verdict):
     values = {"shadow": 0.6, "layerwise_own": 0.5}

@@ -104,6 +104,7 @@ def judge(tables: Tables, documents: Sequence[Documents], path: Path = PUBLISHED
     """Rows of CLAIMS for every model and claim; documents: the outcomes behind the tables; path: published values."""
     models = sorted(set().union(*(tables[name]["model"] for name in MEASURED_TABLES)))
     evaluated = set(tables["perplexity"]["model"]) | set(tables["accuracy"]["model"])  # others were only timed
+    of_tokens = set(tables["quality"].query("metric == 'spearman'")["predictor"].dropna())
     rows = []
     for name, claim in CLAIMS.items():
         theirs = published(path, claim)
@@ -114,7 +115,7 @@ def judge(tables: Tables, documents: Sequence[Documents], path: Path = PUBLISHED
             voters = [key for key in voters if key not in ("data", "task", "fewshot", "metric")]
             judged = []
             for _, texts in pairs.groupby(voters, dropna=False, sort=False) if len(pairs) else ():
-                judged += _judged(texts, theirs, claim)
+                judged += _judged(texts, theirs, claim, of_tokens)
             known = {"claim": name, "statement": claim.statement, "model": model}
             if not judged and model in evaluated:
                 # with what was published nearest to the model and to 50 %
@@ -124,8 +125,11 @@ def judge(tables: Tables, documents: Sequence[Documents], path: Path = PUBLISHED
     return rows
 
 
-def _judged(texts: pd.DataFrame, theirs: pd.DataFrame, claim: Claim) -> list[dict[str, Any]]:
-    """A pair of ours, a row a text, and the nearest published pair; none where none published has its NAMED values."""
+def _judged(texts: pd.DataFrame, theirs: pd.DataFrame, claim: Claim, of_tokens: set[str]) -> list[dict[str, Any]]:
+    """A pair of ours, a row a text, and the nearest published pair; none where none published has its NAMED values.
+
+    of_tokens: names of the predictors that learned from single tokens.
+    """
     ours = texts.iloc[0]
     for key in NAMED:
         if key in ours and key in theirs and pd.notna(ours[key]):
@@ -140,6 +144,9 @@ def _judged(texts: pd.DataFrame, theirs: pd.DataFrame, claim: Claim) -> list[dic
     votes = ["as claimed" if low > 0 else "opposite" if high < 0 else "undecided"
              for low, high in zip(texts["low"], texts["high"], strict=True)]  # fmt: skip
     verdict, reason = _verdict(texts, votes, nearest, others, claim)
+    if ours.get("protocol") == "lookahead" and ours["predictor"] in of_tokens:
+        verdict = "not comparable"
+        reason = "its predictor learned from single tokens; the published ones learn one mask of a whole input"
     rows = []
     for vote, row in zip(votes, texts.to_dict("records"), strict=True):
         row = {key: None if pd.isna(value) else value for key, value in row.items() if key in TABLE.columns}

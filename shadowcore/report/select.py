@@ -28,6 +28,8 @@ PLACE = ("calibration", "protocol", "units", "policy", "criterion")
 # columns that differ between seeds; how they are joined, if not by their mean
 MEASURED_COLUMNS = {"seed", "value", "stderr", "low", "high", "difference", "p_value", "p_holm", "seed_deviation"}
 MEASURED_COLUMNS |= {"loss", "loss_constant", "best_epoch", *MEASURED}
+# places of a pair of static masks in the table of claims
+STATIC_PLACE = ["claim", "model", "data", "units", "sparsity_pct", "policy", "side_winner", "side_loser"]
 JOINED = {"seed": "min", "low": "min", "high": "max", "p_value": "max", "p_holm": "max"}
 
 
@@ -42,6 +44,13 @@ def of_model(tables: Tables, name: str, model: str) -> pd.DataFrame:
     """The rows of one model in a table, empty where the table is missing."""
     rows = tables[name] if name in tables else FINAL_TABLES[name].build([]).to_pandas()
     return over_seeds(where(rows, model=model))
+
+
+def distinct(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows of claims; a pair of static masks, which are the same under every protocol, is there once, without one."""
+    fixed = rows["side_winner"].str.startswith("static") & rows["side_loser"].str.startswith("static")
+    rows = rows.assign(protocol=rows["protocol"].mask(fixed))
+    return rows[~(fixed & rows.duplicated(STATIC_PLACE))]
 
 
 def comparable(rows: pd.DataFrame) -> pd.DataFrame:

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from shadowcore.report import claims as judged
 from shadowcore.report import style
 from shadowcore.report.figures.lines import dots
-from shadowcore.report.select import comparable, of_model
+from shadowcore.report.select import comparable, distinct, of_model
 from shadowcore.report.style import Drawing
 from shadowcore.report.tables import Tables
 
@@ -29,7 +29,8 @@ AXES = {
     "latency": "time per token of the other side / of the claimed winner",
 }
 PLACE = ["claim", "place"]
-MOST = 3  # places of a claim
+MOST = 4  # places of a claim
+PROTOCOL = "lookahead"  # of the published perplexities and accuracies
 SENTENCES = {  # the claims of docs/claims.md in a few words
     "shadow_over_dejavu": "ShadowLLM has lower perplexity than DejaVu",
     "one_over_many": "Design alone: one predictor beats one per layer",
@@ -49,7 +50,7 @@ def claims(tables: Tables, model: str) -> Drawing:
     rows = of_model(tables, "claims", model).query("verdict != 'not attempted'")
     if rows.empty:
         return "no published claim can be compared with the tables"
-    rows = comparable(rows).copy()
+    rows = comparable(distinct(rows)).copy()
     rows["quantity"] = [judged.CLAIMS[name].quantity for name in rows["claim"]]
     rows["place"] = [_place(row) for row in rows.to_dict("records")]
     rows = _surest(rows)
@@ -93,10 +94,16 @@ def _panel(panel: Axes, part: pd.DataFrame, label: str, ratio: bool) -> None:
 
 
 def _surest(rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows in the order of the claims; of many places of one claim those with the surest effects, either way."""
-    rows = rows.assign(sure=(rows["effect"] / (rows["high"] - rows["low"])).abs().fillna(0))
-    places = rows.groupby(PLACE, as_index=False, sort=False)["sure"].max()
-    places = places.sort_values("sure", ascending=False, kind="stable").groupby("claim", sort=False).head(MOST)
+    """Rows in the order of the claims; of many places of one claim those closest to the published one.
+
+    They have its units and protocol, as far as possible; among equals, the surest effects come first, either way.
+    """
+    alike = (rows["units"] == rows["published_units"]).astype(int) + (rows["protocol"] == PROTOCOL)
+    rows = rows.assign(alike=alike, sure=(rows["effect"] / (rows["high"] - rows["low"])).abs().fillna(0))
+    places = rows.groupby(PLACE, as_index=False, sort=False)[["alike", "sure"]].max()
+    places = (
+        places.sort_values(["alike", "sure"], ascending=False, kind="stable").groupby("claim", sort=False).head(MOST)
+    )
     rows = rows.merge(places[PLACE])
     order = {name: number for number, name in enumerate(judged.CLAIMS)}
     by = ["claim", "sparsity_pct", "units", "place"]
