@@ -19,6 +19,7 @@ from shadowcore.errors import ConfigError
 LOCKS = Path("/tmp")  # shared by all users and jobs of the machine
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 PAUSE = 0.2  # seconds between two attempts to lock devices
+TOGETHER, MOST = 4, 64  # jobs that share a device before the next device gets as many, and the most on one
 
 
 def devices() -> list[str]:
@@ -68,19 +69,34 @@ def _lock_devices(held: ExitStack, every: list[str], count: int) -> list[str]:
 
     Shared devices are taken from the front and exclusive ones from the back, so that both rarely want the same one.
     """
-    operation, order = (fcntl.LOCK_EX, every[::-1]) if count else (fcntl.LOCK_SH, every)
     locked: list[str] = []
     waiting = False
     while True:
-        for name in order:
-            if name not in locked and _lock(held, name, operation | fcntl.LOCK_NB):
+        if not count and (shared := _share(held, every)):
+            return [shared]
+        for name in every[::-1] if count else ():
+            if name not in locked and _lock(held, name, fcntl.LOCK_EX | fcntl.LOCK_NB):
                 locked.append(name)
-            if len(locked) == max(count, 1):
+            if len(locked) == count:
                 return sorted(locked, key=every.index)
         if not waiting:
             print(f"[devices] waiting: all {len(every)} GPUs are in use", file=sys.stderr, flush=True)
             waiting = True
         time.sleep(PAUSE)
+
+
+def _share(held: ExitStack, every: list[str]) -> str | None:
+    """Lock a place on a device that no job has alone until `held` closes: many jobs spread evenly over all devices."""
+    for before in range(0, MOST, TOGETHER):
+        for name in every:
+            with ExitStack() as tried:
+                if _lock(tried, name, fcntl.LOCK_SH | fcntl.LOCK_NB) and any(
+                    _lock(tried, f"{name}-{place}", fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    for place in range(before, before + TOGETHER)
+                ):
+                    held.push(tried.pop_all())
+                    return name
+    return None
 
 
 def _lock(held: ExitStack, name: str, operation: int) -> bool:

@@ -74,6 +74,19 @@ def test_small_jobs_share_and_a_large_one_waits_for_them_but_not_behind_later_on
     assert large[1] >= max(first[2], second[2]) and last[1] >= large[2]
 
 
+def test_a_few_small_jobs_share_one_device_and_many_use_all_evenly(tmp_path, monkeypatch):
+    monkeypatch.setattr(devices, "LOCKS", tmp_path)
+    with contextlib.ExitStack() as held:
+        found = [devices._share(held, ["a", "b"]) for _ in range(12)]
+        assert found == 4 * ["a"] + 4 * ["b"] + 4 * ["a"]
+    with contextlib.ExitStack() as held:
+        assert devices._lock(held, "a", fcntl.LOCK_EX | fcntl.LOCK_NB)  # a job has it alone
+        found = [devices._share(held, ["a", "b"]) for _ in range(devices.MOST + 1)]
+        assert found == devices.MOST * ["b"] + [None]
+    with contextlib.ExitStack() as held:  # all places are free again
+        assert devices._share(held, ["a", "b"]) == "a"
+
+
 def test_a_killed_job_lets_go_of_its_device(machine):
     machine(1)
     killed = start(1, 60)
