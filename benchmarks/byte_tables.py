@@ -1,9 +1,9 @@
-"""Tables of docs/speed.md: proxies, heads in batches."""
+"""Tables of docs/speed.md: proxies, heads in batches, variants of the kernels of batches."""
 
 from __future__ import annotations
 
 import pandas as pd
-from accuracy_tables import table
+from accuracy_tables import REFERENCE, table
 from markdown_tables import markdown
 from thresholds import by_size, sparse
 
@@ -31,6 +31,33 @@ def head_batches() -> list[str]:
         for setting, row in head_times().iterrows()
     ]
     return markdown(["sequences", "prompt", "dense, ours", "cuBLAS", "50 % of heads", "speed-up over ours"], rows)
+
+
+def variant_times() -> pd.DataFrame:
+    """Times of variants of the kernels of batches, with the change from the kernels that took turns with them."""
+    rows, keys = pd.read_csv(REFERENCE / "batches-h200" / "kernel_variants.csv"), ["run", "sequences", "sparsity_pct"]
+    before = rows["ms_per_token"].where(rows["variant"] == "main").groupby([rows[key] for key in keys]).transform("max")
+    return rows.assign(change_ms=rows["ms_per_token"] - before, change_pct=(rows["ms_per_token"] / before - 1) * 100)
+
+
+def variant_change(variant: str, pct: str, *sequences: str) -> str:
+    """By how many percent a variant changed the time of a step: the range over batches of some sizes, or all."""
+    rows = variant_times()
+    chosen = (rows["variant"] == variant) & (rows["sparsity_pct"] == int(pct))
+    found = rows[chosen & (rows["sequences"].astype(str).isin(sequences) | (not sequences))]["change_pct"]
+    return " to ".join(dict.fromkeys(f"{value:+.1f}" for value in (found.min(), found.max()))) + " %"
+
+
+def kernel_variants() -> list[str]:
+    """Milliseconds of a step, and by how many each variant changed them; in brackets the prediction."""
+    rows, lines = variant_times().drop_duplicates(["variant", "sequences", "sparsity_pct"]), []
+    for (variant, pct), found in rows.groupby(["variant", "sparsity_pct"], sort=False):
+        cells = [f"{ms:.2f}" for ms in found["ms_per_token"]]
+        if variant != "main":
+            foreseen = ("" if pd.isna(ms) else f" ({ms:+z.2f})" for ms in found["predicted_change_ms"])
+            cells = [f"{ms:+z.2f}{told}" for ms, told in zip(found["change_ms"], foreseen, strict=True)]
+        lines.append([f"`{variant}`", f"{pct} %", *cells])
+    return markdown(["kernels", "removed", *(f"{count} sequences" for count in rows["sequences"].unique())], lines)
 
 
 def head_gain(model: str, sequences: int | str, tokens: int | str) -> str:

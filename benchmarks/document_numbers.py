@@ -143,7 +143,7 @@ def at_once(folder: str) -> str:
 
 
 OF_ACCURACY = ("value", "all_accuracy", "worse", "difference", "draws", "seeds")
-OF_BYTES = ("head_batch", "head_batches", "head_gain", "head_gains")
+OF_BYTES = ("head_batch", "head_batches", "head_gain", "head_gains", "kernel_variants", "variant_change")
 OF_QUALITY = ("best_at", "by_bytes", "of_dense", "relufied", "summary")
 OF_UNITS = ("in_common", "kept_unit", "batch_gain")
 NUMBERS = {

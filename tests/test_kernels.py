@@ -133,6 +133,20 @@ def test_sums_of_any_number_of_rows_together(monkeypatch):
     close(partial.addends.double().sum((0, 1)), amount.double() @ weight.double())
 
 
+@pytest.mark.parametrize("unit_rows", [1, 16])
+def test_sums_of_a_batch_read_lists_of_several_tiles(monkeypatch, unit_rows):
+    monkeypatch.setattr(batched_gemm, "SUM_GROUP", 256)  # rows of a program: up to four tiles
+    weight, amount, kept, room = random(640, 24), random(3, 640), 448 // unit_rows, 560 // unit_rows
+    chosen = torch.randperm(640 // unit_rows)[:kept]
+    partial = batched_gemm.partial_sums(3, 24, room * unit_rows, unit_rows, DEVICE)
+    assert partial.group == 256 and batched_gemm.SUM_ROWS == 64  # four tiles, three tiles and none
+    partial.addends.fill_(float("nan"))
+    batched_gemm.accumulate(partial, amount, weight, units_of(chosen.tolist(), room))
+    gathered = weight.double().unflatten(0, (-1, unit_rows))[chosen].flatten(0, 1)
+    close(partial.addends[:2].double().sum(0), amount[:, :448].double() @ gathered)
+    assert partial.addends[2:].isnan().all()
+
+
 @pytest.mark.parametrize("learned", [True, False])
 def test_embed(learned):
     table, positions, gain = random(50, 40), random(9, 40) if learned else None, random(40)

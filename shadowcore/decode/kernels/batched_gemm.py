@@ -10,14 +10,15 @@ import torch
 import triton
 import triton.language as tl
 
-from shadowcore.decode.kernels.fused_norm import Normed, Partial, Read, norm_sizes
+from shadowcore.decode.kernels.fused_norm import Normed, Partial, Read, norm_of, norm_sizes
 from shadowcore.decode.kernels.gemv import (
     ACTIVATIONS,
     GATED,
     activated,
-    addends,
     constants_of,
     finished,
+    listed,
+    listed_row,
     row_of,
     slots_of,
     taken_apart,
@@ -36,23 +37,6 @@ FEWEST = 16  # sequences of a product: a power of two of them, the others paddin
 ROWS, COLUMNS, STAGES = 64, 128, 4  # of a product's weights at a time, at most, and how many are under way
 SUM_ROWS, SUM_COLUMNS = 64, 128  # ... of a sum's
 SUM_PROGRAMS, SUM_GROUP = 512, 128  # programs of a sum that fill the device, and fewest rows of one
-
-
-@triton.jit
-def _norms(moments, b, batch, eps, D: tl.constexpr, PIECE: tl.constexpr, PIECES: tl.constexpr, RMS: tl.constexpr):
-    """Means and reciprocal deviations of the sequences' residuals."""
-    pieces: tl.constexpr = (D + PIECE - 1) // PIECE
-    piece = tl.arange(0, PIECES)[None, :]
-    there = (piece * PIECE < D) & (b < batch)[:, None]
-    size = tl.where(piece * PIECE < D, tl.minimum(D - piece * PIECE, PIECE), 1).to(tl.float32)
-    total = tl.load(moments + (b * 2 * pieces)[:, None] + piece, mask=there, other=0.0)
-    squares = tl.load(moments + ((b * 2 + 1) * pieces)[:, None] + piece, mask=there, other=0.0)
-    mean = tl.zeros([b.shape[0]], tl.float32)
-    if not RMS:
-        mean = tl.sum(total, 1) / D
-    away = total / size - mean[:, None]
-    squares += tl.where(there, size * away * away, 0.0)
-    return mean, tl.rsqrt(tl.sum(squares, 1) / D + eps)
 
 
 @triton.jit
@@ -85,11 +69,11 @@ def _project(
     slot = tl.program_id(0) * (ROWS // PARTS) + tl.arange(0, ROWS) // PARTS
     row, used = row_of(slot, slot < total, units, count, gathered, tail_shift, UNIT)
     row = row * PARTS + tl.arange(0, ROWS) % PARTS
-    mean, deviation = tl.zeros([BATCH], tl.float32), tl.zeros([BATCH], tl.float32) + 1.0
+    mean, deviation = 0.0, 1.0
     if moments is not None:
-        mean, deviation = _norms(moments, b, batch, eps, D, PIECE, PIECES, RMS)
+        mean, deviation = norm_of(moments, eps, D, PIECE, PIECES, RMS, b[:, None], (b < batch)[:, None])
     y = _products(x, x_stride, weight, row, used, b, batch, D, ROWS, COLUMNS, TYPE)
-    y = finished(y, constants_of(row[None, :], used[None, :], scale, gains, bias), mean[:, None], deviation[:, None])
+    y = finished(y, constants_of(row[None, :], used[None, :], scale, gains, bias), mean, deviation)
     up = y
     if PARTS == 2:
         y, up = tl.split(tl.reshape(y, [BATCH, ROWS // 2, 2]))
@@ -150,11 +134,15 @@ def _accumulate(
         slots = tl.load(count) * UNIT
     end = tl.minimum(slots, (group + 1) * GROUP)
     total = tl.zeros([BATCH, COLUMNS], tl.float32)
-    for start in range(group * GROUP, end, ROWS):
-        slot = start + tl.arange(0, ROWS)
+    slot = group * GROUP + tl.arange(0, ROWS)
+    unit = listed(units, slot, slot < end, UNIT)
+    for _ in range(group * GROUP, end, ROWS):
         here = slot < end
         a = tl.load(amount + b[:, None] * stride + slot[None, :], mask=(b < batch)[:, None] & here[None, :], other=0.0)
-        w = addends(weight, slot, here, units, column, D, UNIT, COLUMNS)
+        place = weight + listed_row(units, unit, slot, here, UNIT)[:, None] * D + column[None, :]
+        w = tl.load(place, mask=here[:, None] & (column < D)[None, :], other=0.0, eviction_policy="evict_first")
+        slot += ROWS
+        unit = listed(units, slot, slot < end, UNIT)  # the next ones: weights on their way wait for no list
         total = tl.dot(a.to(TYPE), w.to(TYPE), total, input_precision="ieee")
     if group * GROUP < slots:
         place = (group * batch + b).to(tl.int64)[:, None] * D + column[None, :]

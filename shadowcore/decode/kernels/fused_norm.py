@@ -70,20 +70,23 @@ def folded(
 
 
 @triton.jit
-def norm_of(moments, eps, D: tl.constexpr, PIECE: tl.constexpr, PIECES: tl.constexpr, RMS: tl.constexpr):
-    """The mean (0 for RMS) and the reciprocal deviation of one residual of D numbers."""
+def norm_of(
+    moments, eps, D: tl.constexpr, PIECE: tl.constexpr, PIECES: tl.constexpr, RMS: tl.constexpr, row=0, used=True
+):
+    """The mean (0 for RMS) and the reciprocal deviation of a residual of D numbers, or of those in use (B, 1)."""
     piece = tl.arange(0, PIECES)
     there = piece * PIECE < D
     pieces: tl.constexpr = (D + PIECE - 1) // PIECE
     size = tl.where(there, tl.minimum(D - piece * PIECE, PIECE), 1).to(tl.float32)
-    total = tl.load(moments + piece, mask=there, other=0.0)
-    squares = tl.load(moments + pieces + piece, mask=there, other=0.0)
+    there = there & used
+    total = tl.load(moments + row * 2 * pieces + piece, mask=there, other=0.0)
+    squares = tl.load(moments + (row * 2 + 1) * pieces + piece, mask=there, other=0.0)
     mean = 0.0
     if not RMS:
-        mean = tl.sum(total, 0) / D
+        mean = tl.sum(total, -1, keep_dims=True) / D
     away = total / size - mean
     squares += tl.where(there, size * away * away, 0.0)
-    return mean, tl.rsqrt(tl.sum(squares, 0) / D + eps)
+    return mean, tl.rsqrt(tl.sum(squares, -1, keep_dims=True) / D + eps)
 
 
 @triton.jit
@@ -139,14 +142,9 @@ class Partial:
 
 
 def settle(
-    partial: Partial,
-    bias: torch.Tensor | None,
-    residual: torch.Tensor,
-    gain: torch.Tensor | None,
-    out: Normed,
-    ahead_gain: torch.Tensor | None = None,
-    ahead: Normed | None = None,
-) -> None:
+    partial: Partial, bias: torch.Tensor | None, residual: torch.Tensor, gain: torch.Tensor | None, out: Normed,
+    ahead_gain: torch.Tensor | None = None, ahead: Normed | None = None,
+) -> None:  # fmt: skip
     """residual += sum of the partial sums + bias, and the first half of the norm of it: residual (B, D) float32.
 
     ahead: the same residual for another norm, of gain ahead_gain.

@@ -172,12 +172,26 @@ def rows_together(width: int) -> int:
 
 
 @triton.jit
+def listed(units, slot, used, UNIT: tl.constexpr):
+    """The units that the slots in use stand for; without a list, the slots themselves."""
+    if units is not None:
+        return tl.load(units + slot // UNIT, mask=used, other=0)
+    return slot
+
+
+@triton.jit
+def listed_row(units, unit, slot, used, UNIT: tl.constexpr):
+    """The weight's row of each slot in use, after `listed` found its unit."""
+    row = unit.to(tl.int64)
+    if units is not None:
+        row = row * UNIT + slot % UNIT
+    return tl.where(used, row, 0)
+
+
+@triton.jit
 def addends(weight, slot, used, units, column, D: tl.constexpr, UNIT: tl.constexpr, COLUMNS: tl.constexpr):
     """Some columns of the weight rows that the slots in use stand for, zeros for the others."""
-    row = slot.to(tl.int64)
-    if units is not None:
-        row = tl.load(units + slot // UNIT, mask=used, other=0).to(tl.int64) * UNIT + slot % UNIT
-    row = tl.where(used, row, 0)
+    row = listed_row(units, listed(units, slot, used, UNIT), slot, used, UNIT)
     inside = used[:, None]
     if D % COLUMNS != 0:
         inside = inside & (column < D)[None, :]
