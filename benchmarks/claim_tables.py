@@ -14,13 +14,21 @@ FOLDERS = ("smollm2", "relu", "relu-published", "published-speed-h200")
 SECOND = "relu-published"  # its ReLU model has the recipe of that of `relu` and was made again
 PLACE = ["model", "units", "sparsity_pct", "policy", "protocol", "criterion", "predictor", "side_winner", "side_loser"]
 TEXTS = ("wikitext", "wikipedia", "c4")
+# in the order of the page's list
+VERDICTS = ("reproduced", "direction only", "contradicted", "transfers", "does not transfer", "undecided")
+VERDICTS += ("not comparable", "not attempted")
+
+
+def _named(name: str, folder: str) -> pd.DataFrame:
+    """A table of a folder, where the second ReLU model has a name of its own."""
+    rows = table(name, folder)
+    again = (folder == SECOND) & (rows["model"] == "smollm2-relu")
+    return rows.assign(model=rows["model"].mask(again, "second smollm2-relu"))
 
 
 def judged(name: str) -> pd.DataFrame:
     """Rows of one claim, a row a place and text, of all folders where it was measured."""
-    found = {folder: table("claims", folder).dropna(axis=1, how="all") for folder in FOLDERS}
-    found[SECOND] = found[SECOND].assign(model="second " + found[SECOND]["model"])
-    rows = pd.concat(found.values(), ignore_index=True)
+    rows = pd.concat([_named("claims", folder).dropna(axis=1, how="all") for folder in FOLDERS], ignore_index=True)
     return distinct(rows[(rows["claim"] == name) & (rows["verdict"] != "not attempted")])
 
 
@@ -34,8 +42,11 @@ def _effect(name: str, rows: pd.DataFrame) -> str:
 
 
 def claim(name: str) -> list[str]:
-    """A line a place: our effect on every text, the nearest published effect, the verdict; comparable pairs, if any."""
-    rows = comparable(judged(name))
+    """A line a place: our effect on every text, the nearest published effect, the verdict; comparable pairs, if any.
+
+    Where the published pair changes more than the claim names, its effect is left out.
+    """
+    rows, alone = comparable(judged(name)), CLAIMS[name].published is None
     texts = [text for text in TEXTS if (rows["data"] == text).any()]
     lines = []
     for _, place in rows.groupby(PLACE, dropna=False, sort=False):
@@ -45,33 +56,33 @@ def claim(name: str) -> list[str]:
         words = [first["model"], first["units"], pct, policy, protocol, first["criterion"], first["predictor"]]
         words = [word for word in words if pd.notna(word) and word]
         cells = [_effect(name, place[place["data"] == text]) for text in texts] or [_effect(name, place)]
-        lines.append([", ".join(words), *cells, _number(name, first["published_effect"]), first["verdict"]])
-    return markdown(["where", *(texts or ["ours"]), "published", "verdict"], lines)
+        theirs = [_number(name, first["published_effect"])] if alone else []
+        lines.append([", ".join(words), *cells, *theirs, first["verdict"]])
+    return markdown(["where", *(texts or ["ours"]), *(["published"] if alone else []), "verdict"], lines)
 
 
 def verdicts() -> list[str]:
     """How many places of every claim got each verdict."""
-    lines = []
-    for name, one in CLAIMS.items():
-        places = judged(name).drop_duplicates(PLACE)["verdict"].value_counts(sort=False)
-        counts = ", ".join(f"{verdict} ({count})" for verdict, count in places.items()) or "not attempted"
-        lines.append((one.statement, counts))
-    return markdown(["claim", "verdicts (number of conditions)"], lines)
+    places = pd.concat([judged(name).drop_duplicates(PLACE) for name in CLAIMS])
+    counts = pd.crosstab(places["claim"], places["verdict"])
+    assert set(counts) <= set(VERDICTS), f"not in the page's list of verdicts: {sorted(set(counts) - set(VERDICTS))}"
+    names = [name for name in VERDICTS if name in counts]
+    lines = [(one.statement, *counts.loc[name, names].replace(0, "")) for name, one in CLAIMS.items()]
+    return markdown(["claim", *names], lines)
 
 
 def example_correlations() -> list[str]:
     """The published kind of rank correlation, and held-out losses, of predictors of windows and of constants."""
     keys = ["model", "criterion", "kind", "method", "predictor"]
-    found = {
-        name: pd.concat([table(name, folder) for folder in ("smollm2", SECOND)]) for name in ("quality", "predictors")
-    }
-    trained = found["predictors"].set_index(keys).sort_index()
+    quality, trained = (
+        pd.concat([_named(name, folder) for folder in ("smollm2", SECOND)]) for name in ("quality", "predictors")
+    )
+    trained = trained.set_index(keys).sort_index()
     names = {"static": "the mean of the training windows, constant", "shadow": "one predictor (shadow)",
              "layerwise_own": "one predictor per layer (layerwise_own)"}  # fmt: skip
+    quality = quality[quality["metric"] == "spearman_of_examples"].sort_values([*keys[:3], "value"])
     rows = []
-    for row in (
-        found["quality"].query("metric == 'spearman_of_examples'").sort_values([*keys[:3], "value"]).to_dict("records")
-    ):
+    for row in quality.to_dict("records"):
         key = tuple(row[name] for name in keys)
         ratio = (trained.loc[key, "loss"] / trained.loc[key, "loss_constant"]).item() if key in trained.index else 1
         value = f"{row['value']:.3f} ± {row['stderr']:.3f}"

@@ -44,6 +44,8 @@ def join(reference: Path, later: Path, again: Collection[str]) -> list[str]:
         rows = joined(old.to_pandas(), new.to_pandas(), again)
         tables[name] = pa.Table.from_pandas(rows, schema=table.arrow, preserve_index=False)
         told.append(f"{name}: {len(old)} rows before, {len(rows)} now")
+    if unknown := set(again) - set(tables["outcomes"].column("predictor").unique().to_pylist()):
+        raise ConfigError(f"{later}/outcomes.parquet: no predictor {', '.join(sorted(unknown))}")
     tables |= estimates([tables["outcomes"]], tables["predictors"])
     for name, rows in tables.items():
         path, table = reference / f"{name}.parquet", TABLES[name]

@@ -12,7 +12,10 @@ from shadowcore.errors import ArtifactError
 from shadowcore.measure import statistics
 from shadowcore.report import PUBLISHED, claims, pairs, tables
 from shadowcore.report.claims import CLAIMS
+from shadowcore.report.figures.claims import MOST
+from shadowcore.report.figures.claims import claims as drawn_claims
 from shadowcore.report.outcomes import grouped
+from shadowcore.report.select import STATIC_PLACE, distinct
 from shadowcore.schemas import FINAL_TABLES, MEASURED_TABLES, OUTCOMES
 
 PLACE = {"calibration": "c4", "policy": "global", "protocol": "lookahead", "units": "heads", "sparsity_pct": 50}
@@ -193,6 +196,32 @@ def test_a_predictor_of_tokens_is_not_judged_by_masks_of_whole_inputs():
         rows = claims.judge(built(**found, quality=quality), documents)
         (row,) = [row for row in rows if row["claim"] == "context_over_static"]
         assert row["verdict"] == verdict and row["vote"] == "as claimed"
+
+
+def test_two_static_masks_are_one_pair_under_every_protocol():
+    static = {"claim": "plainact_over_magnitude", "side_winner": "static plainact", "side_loser": "static l2_norm"}
+    shadow = {"claim": "predicted_plainact", "side_winner": "shadow plainact", "side_loser": "shadow l2_norm"}
+    protocols = ("token", "lookahead")
+    rows = pd.DataFrame([sides | {"protocol": protocol} for sides in (static, shadow) for protocol in protocols])
+    found = distinct(rows.reindex(columns=[*rows, *STATIC_PLACE[1:6]]))
+    assert list(found["protocol"].fillna("")) == ["", *protocols]
+
+
+def test_a_figure_of_claims_has_the_pairs_closest_to_the_published_ones():
+    keys = {"model": "smollm2-135m", "calibration": "wikipedia-train"}
+    pairs = [("neurons", "token", 5.0), ("neurons", "lookahead", 20.0), ("heads", "lookahead", 25.0)]
+    sides = {"shadow": 20.0, "static": 40.0, "own plainact": 30.0}
+    rows = pd.concat([
+        outcomes(side, value if side != "shadow" else winner, **keys, units=units, protocol=protocol, sparsity_pct=pct)
+        for side, value in sides.items() for pct in (30, 50) for units, protocol, winner in pairs
+    ])  # fmt: skip
+    found = tables.frame(FINAL_TABLES["claims"].build(judged(rows)))
+    (axes,) = drawn_claims({"claims": found}, "smollm2-135m").axes
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    assert sum("lookahead" in name for name in names) == 2 * MOST and len(names) == 2 * MOST + 2
+    # nothing was published about the design alone
+    published = sum(line.get_marker() == "|" for line in axes.lines)
+    assert published == MOST
 
 
 @pytest.mark.parametrize("metric, verdict", [("spearman", "not comparable"), ("spearman_of_examples", "reproduced")])

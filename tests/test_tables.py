@@ -14,7 +14,7 @@ from conftest import refused
 from made_study import CALIBRATION, MODEL, condition, conditions, final_tables, outcomes, write_tables
 
 from shadowcore import artifacts, cli, manifests
-from shadowcore.errors import ArtifactError
+from shadowcore.errors import ArtifactError, ConfigError
 from shadowcore.report import checks, tables
 from shadowcore.report.best_at_bytes import best_at_bytes
 from shadowcore.report.outcomes import grouped
@@ -241,6 +241,10 @@ def test_conditions_measured_later_replace_those_of_named_predictors(documents, 
     # without its name, the older values of the predictor stay
     found = OUTCOMES.read(joined() / "outcomes.parquet").to_pandas()
     assert set(found.loc[found["predictor"] == "small", "value"]) == {0.0}
+    before = (folder / "outcomes.parquet").read_bytes()
+    with pytest.raises(ConfigError, match="no predictor smal$"):
+        join_outcomes.join(folder, later, ["smal"])
+    assert (folder / "outcomes.parquet").read_bytes() == before
 
 
 # ---- predictors of other names

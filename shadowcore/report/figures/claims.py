@@ -46,14 +46,14 @@ SENTENCES = {  # the claims of docs/claims.md in a few words
 
 
 def claims(tables: Tables, model: str) -> Drawing:
-    """A row per claim and place: our effect on every text with its interval, and the published one."""
+    """A row per claim and place: our effect on every text with its interval, and the published one, if there is one."""
     rows = of_model(tables, "claims", model).query("verdict != 'not attempted'")
     if rows.empty:
         return "no published claim can be compared with the tables"
     rows = comparable(distinct(rows)).copy()
     rows["quantity"] = [judged.CLAIMS[name].quantity for name in rows["claim"]]
     rows["place"] = [_place(row) for row in rows.to_dict("records")]
-    rows = _surest(rows)
+    rows = _closest(rows)
     parts = {name: rows[rows["quantity"] == name] for name in AXES if name in set(rows["quantity"])}
     lines = [part["claim"].nunique() + len(part.drop_duplicates(PLACE)) for part in parts.values()]
     figure, axes = style.panels(
@@ -80,7 +80,8 @@ def _panel(panel: Axes, part: pd.DataFrame, label: str, ratio: bool) -> None:
     for (claim, place), texts in part.groupby(PLACE, sort=False):
         names += [place] if SENTENCES[claim] in names else [SENTENCES[claim], place]
         line = len(names) - 1
-        panel.plot(texts["published_effect"].iloc[:1], [line], linestyle="", **PUBLISHED)
+        if judged.CLAIMS[claim].published is None:  # otherwise the published pair changes more than the claim names
+            panel.plot(texts["published_effect"].iloc[:1], [line], linestyle="", **PUBLISHED)
         for number, verdict in enumerate(texts["verdict"]):
             color, marker = VERDICTS[verdict]
             y = line + 0.2 * (number - (len(texts) - 1) / 2)
@@ -93,7 +94,7 @@ def _panel(panel: Axes, part: pd.DataFrame, label: str, ratio: bool) -> None:
         style.log_axis(panel, label, "x")
 
 
-def _surest(rows: pd.DataFrame) -> pd.DataFrame:
+def _closest(rows: pd.DataFrame) -> pd.DataFrame:
     """Rows in the order of the claims; of many places of one claim those closest to the published one.
 
     They have its units and protocol, as far as possible; among equals, the surest effects come first, either way.
@@ -101,9 +102,8 @@ def _surest(rows: pd.DataFrame) -> pd.DataFrame:
     alike = (rows["units"] == rows["published_units"]).astype(int) + (rows["protocol"] == PROTOCOL)
     rows = rows.assign(alike=alike, sure=(rows["effect"] / (rows["high"] - rows["low"])).abs().fillna(0))
     places = rows.groupby(PLACE, as_index=False, sort=False)[["alike", "sure"]].max()
-    places = (
-        places.sort_values(["alike", "sure"], ascending=False, kind="stable").groupby("claim", sort=False).head(MOST)
-    )
+    places = places.sort_values(["alike", "sure"], ascending=False, kind="stable")
+    places = places.groupby("claim", sort=False).head(MOST)
     rows = rows.merge(places[PLACE])
     order = {name: number for number, name in enumerate(judged.CLAIMS)}
     by = ["claim", "sparsity_pct", "units", "place"]
