@@ -10,8 +10,10 @@ from markdown_tables import markdown
 from shadowcore.report.claims import CLAIMS
 from shadowcore.report.select import comparable, distinct
 
-FOLDERS = ("smollm2", "relu", "relu-published", "published-speed-h200")
+FOLDERS = ("smollm2", "heads-cpu", "relu", "relu-published", "published-speed-h200")
 SECOND = "relu-published"  # its ReLU model has the recipe of that of `relu` and was made again
+# names on the page of models that other folders have, too
+NAMES = {SECOND: ("smollm2-relu", "second smollm2-relu"), "heads-cpu": ("smollm2-135m", "smollm2-135m on a CPU")}
 PLACE = ["model", "units", "sparsity_pct", "policy", "protocol", "criterion", "predictor", "side_winner", "side_loser"]
 TEXTS = ("wikitext", "wikipedia", "c4")
 # in the order of the page's list
@@ -20,10 +22,9 @@ VERDICTS += ("not comparable", "not attempted")
 
 
 def _named(name: str, folder: str) -> pd.DataFrame:
-    """A table of a folder, where the second ReLU model has a name of its own."""
-    rows = table(name, folder)
-    again = (folder == SECOND) & (rows["model"] == "smollm2-relu")
-    return rows.assign(model=rows["model"].mask(again, "second smollm2-relu"))
+    """A table of a folder, with the model's name on the page."""
+    rows, (model, named) = table(name, folder), NAMES.get(folder, ("", ""))
+    return rows.assign(model=rows["model"].mask(rows["model"] == model, named))
 
 
 def judged(name: str) -> pd.DataFrame:
