@@ -180,7 +180,8 @@ def computed_again(folder):
     assert names["again"].keys() == {"accuracy", "perplexity", "comparisons", "best_at_bytes"}
     for name, table in names["again"].items():
         assert table.equals(FINAL_TABLES[name].read(folder / f"{name}.parquet")), folder
-        assert table.num_rows or name == "accuracy", folder  # a study may have no tasks
+        # a study may have no tasks, and only conditions under lookahead, which are never the best
+        assert table.num_rows or name in ("accuracy", "best_at_bytes"), folder
 
 
 KEPT = sorted(path.parts[-3] for path in REFERENCE.glob("*/tables/outcomes.parquet"))
