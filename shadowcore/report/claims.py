@@ -143,10 +143,8 @@ def _judged(texts: pd.DataFrame, theirs: pd.DataFrame, claim: Claim, of_tokens: 
         others.append("design and criterion changed together")
     votes = ["as claimed" if low > 0 else "opposite" if high < 0 else "undecided"
              for low, high in zip(texts["low"], texts["high"], strict=True)]  # fmt: skip
-    verdict, reason = _verdict(texts, votes, nearest, others, claim)
-    if ours.get("protocol") == "lookahead" and ours["predictor"] in of_tokens:
-        verdict = "not comparable"
-        reason = "its predictor learned from single tokens; the published ones learn one mask of a whole input"
+    of_token = ours.get("protocol") == "lookahead" and ours["predictor"] in of_tokens
+    verdict, reason = _verdict(texts, votes, nearest, others, claim, of_token)
     rows = []
     for vote, row in zip(votes, texts.to_dict("records"), strict=True):
         row = {key: None if pd.isna(value) else value for key, value in row.items() if key in TABLE.columns}
@@ -155,9 +153,15 @@ def _judged(texts: pd.DataFrame, theirs: pd.DataFrame, claim: Claim, of_tokens: 
 
 
 def _verdict(
-    texts: pd.DataFrame, votes: list[str], nearest: Mapping[str, Any], others: list[str], claim: Claim
+    texts: pd.DataFrame, votes: list[str], nearest: Mapping[str, Any], others: list[str], claim: Claim, of_token: bool
 ) -> tuple[str, str | None]:
-    """The verdict of all texts, and its reason; others: what differs from the published setting."""
+    """The verdict of all texts, and its reason.
+
+    others: what differs from the published setting; of_token: one mask of a whole input is by a predictor of tokens.
+    """
+    if of_token:
+        learned = "its predictor learned from single tokens; the published ones learn one mask of a whole input"
+        return "not comparable", learned
     if claim.opponent and texts["method_loser"].iloc[0] != claim.opponent:
         return "not comparable", f"the published opponent is {claim.opponent}, which reads its own layer's attention"
     if claim.quantity == "rank_correlation" and texts["metric"].iloc[0] != nearest["metric"]:
