@@ -13,7 +13,7 @@ from shadowcore.report.select import comparable, distinct
 FOLDERS = ("smollm2", "heads-cpu", "relu", "relu-published", "published-speed-h200")
 SECOND = "relu-published"  # its ReLU model has the recipe of that of `relu` and was made again
 # names on the page of models that other folders have, too
-NAMES = {SECOND: ("smollm2-relu", "second smollm2-relu"), "heads-cpu": ("smollm2-135m", "smollm2-135m on a CPU")}
+NAMES = {SECOND: {"smollm2-relu": "second smollm2-relu"}, "heads-cpu": {"smollm2-135m": "smollm2-135m on a CPU"}}
 PLACE = ["model", "units", "sparsity_pct", "policy", "protocol", "criterion", "predictor", "side_winner", "side_loser"]
 TEXTS = ("wikitext", "wikipedia", "c4")
 # in the order of the page's list
@@ -23,8 +23,8 @@ VERDICTS += ("not comparable", "not attempted")
 
 def _named(name: str, folder: str) -> pd.DataFrame:
     """A table of a folder, with the model's name on the page."""
-    rows, (model, named) = table(name, folder), NAMES.get(folder, ("", ""))
-    return rows.assign(model=rows["model"].mask(rows["model"] == model, named))
+    rows = table(name, folder)
+    return rows.assign(model=rows["model"].replace(NAMES.get(folder, {})))
 
 
 def judged(name: str) -> pd.DataFrame:

@@ -31,7 +31,7 @@ from shadowcore.commands.plan import totals
 from shadowcore.config import load_study
 from shadowcore.jobs import Jobs
 from shadowcore.report.figures.scaling import SETTING, WIDTHS, layerwise_over_shadow, published_ratios, timed
-from shadowcore.schemas import FINAL_TABLES, OUTCOMES
+from shadowcore.schemas import TABLES
 
 ROOT = Path(__file__).parent.parent
 REGION = re.compile(r"(<!-- numbers: (.+?) -->)(.*?)(<!-- end -->)", re.DOTALL)
@@ -117,7 +117,7 @@ def grid() -> list[str]:
 def dictionary() -> str:
     """The columns of every final table, of outcomes, kept_units and teal, from the schemas."""
     sections = []
-    for table in (*FINAL_TABLES.values(), OUTCOMES, kept_units.TABLE, teal_tables.TABLE):
+    for table in (*TABLES.values(), kept_units.TABLE, teal_tables.TABLE):
         columns = [(f"`{name}`", kind, meaning) for name, (kind, meaning) in table.columns.items()]
         lines = markdown(["column", "type", "meaning"], columns)
         sections += [f"### {table.name} (schema {table.schema})", f"One row: {table.row}.", "\n".join(lines)]

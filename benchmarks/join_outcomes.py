@@ -9,19 +9,18 @@ and comparisons are made again from the outcomes of all documents. The header of
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Collection
 from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
+from command_line import run
 
 from shadowcore import artifacts
-from shadowcore.errors import ConfigError, ShadowcoreError
-from shadowcore.schemas import CONDITION, FINAL_TABLES, OUTCOMES
+from shadowcore.errors import ConfigError
+from shadowcore.schemas import CONDITION, TABLES
 from shadowcore.stages.aggregate import AT_ONCE, estimates
 
-TABLES = FINAL_TABLES | {"outcomes": OUTCOMES}
 JOINED = ("outcomes", "predictors", "quality")  # the other tables are made of the first two
 
 
@@ -66,8 +65,4 @@ def main(words: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except ShadowcoreError as error:
-        print(error, file=sys.stderr)
-        sys.exit(error.code)
+    run(main)

@@ -29,8 +29,10 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from command_line import run as run_command  # noqa: E402
+
 from shadowcore import artifacts  # noqa: E402
-from shadowcore.errors import ArtifactError, ConfigError, ShadowcoreError  # noqa: E402
+from shadowcore.errors import ArtifactError, ConfigError  # noqa: E402
 from shadowcore.rules import RULES  # noqa: E402
 from shadowcore.schemas import LATENCY, LATENCY_REPEATS, Table  # noqa: E402
 
@@ -123,8 +125,4 @@ def main(words: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except ShadowcoreError as error:
-        print(error, file=sys.stderr)
-        sys.exit(error.code)
+    run_command(main)

@@ -290,3 +290,4 @@ _TABLES = (*_ESTIMATES, QUALITY, PREDICTORS, CRITERIA, LATENCY, LATENCY_REPEATS,
 MEASURED_TABLES = {table.name: table for table in _TABLES}
 TIMED_TABLES = {table.name for table in (LATENCY, LATENCY_REPEATS, REFUSED)}  # differ from run to run
 FINAL_TABLES = MEASURED_TABLES | {CLAIMS.name: CLAIMS}
+TABLES = FINAL_TABLES | {OUTCOMES.name: OUTCOMES}  # all in a study's folder `tables`

@@ -12,7 +12,7 @@ from shadowcore import artifacts
 from shadowcore.report import claims, tables
 from shadowcore.report.best_at_bytes import best_at_bytes
 from shadowcore.report.outcomes import grouped
-from shadowcore.schemas import FINAL_TABLES, OUTCOMES
+from shadowcore.schemas import FINAL_TABLES, OUTCOMES, TABLES
 
 MODEL, LAYERS, UNITS = "smollm2-135m", 12, {"heads": 9, "neurons": 96}
 LEVELS = (30, 50, 70)
@@ -134,8 +134,7 @@ def write_tables(folder, built, header=None):
     """The tables of a study's folder; returns their paths."""
     paths = [folder / "tables" / f"{name}.parquet" for name in built]
     for path, (name, table) in zip(paths, built.items(), strict=True):
-        schema = OUTCOMES.schema if name == "outcomes" else FINAL_TABLES[name].schema
-        artifacts.write_table(path, schema, table, header or {})
+        artifacts.write_table(path, TABLES[name].schema, table, header or {})
     return paths
 
 
