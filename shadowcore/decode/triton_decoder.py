@@ -151,7 +151,7 @@ class GraphDecoder(ReplayedDecoder):
         qkv = self._qkv[: self.batch * width].view(self.batch, width)
         self._project(
             self._normed_by(layer.attention_norm), layer.query_key_value, self._read[index][0], qkv, units,
-            sizes.head_width, kv_rows, **self._follow(1, (layer.output, units, sizes.head_width, 0, 1)),
+            sizes.head_width, kv_rows,
         )  # fmt: skip
         numbered = self._compacted or units is not None
         keys, values = self._keys[index], self._values[index]
@@ -161,12 +161,7 @@ class GraphDecoder(ReplayedDecoder):
         self._mixed = self._attend(qkv, heads, numbered, keys, values, self._position, self._turns, norms)
         partial = self._partial(heads.capacity * sizes.head_width, sizes.head_width)
         if self.batch == 1:
-            inner = self.selection.units(index, "neurons")
-            parts = 2 if self.layout.activation in single.GATED else 1
-            follow = {}
-            if not (index == self._chosen_for and "neurons" in self.selection.kinds):
-                follow = self._follow(2, (layer.ffn_in, inner, 1, 0, parts))
-            single.accumulate(partial, self._mixed, layer.output, units, **follow)
+            single.accumulate(partial, self._mixed, layer.output, units)
         else:
             mixed = self._attend.combined(self._mixed, heads.capacity, heads.rows)
             batched.accumulate(partial, mixed.flatten(1), layer.output, units)
@@ -180,18 +175,12 @@ class GraphDecoder(ReplayedDecoder):
         active = self._active[: self.batch * width].view(self.batch, width)
         self._project(
             self._normed_by(layer.ffn_norm), layer.ffn_in, self._read[index][1], active, units, block,
-            activation=self.layout.activation, **self._follow(1, (layer.ffn_down, units, block, 0, 1)),
+            activation=self.layout.activation,
         )  # fmt: skip
         partial = self._partial(width, block)
         if self.batch == 1:
             threshold = None if self._thresholds is None else self._thresholds[index]
-            follow = {}
-            if index + 1 < len(self.layout.layers) and index + 1 != self._chosen_for:
-                sizes, following = self.layout.sizes, self.layout.layers[index + 1]
-                tail = 2 * sizes.kv_heads * sizes.head_width
-                heads = self.selection.units(index + 1, "heads")
-                follow = self._follow(4, (following.query_key_value, heads, sizes.head_width, tail, 1))
-            single.accumulate(partial, active, layer.ffn_down, units, threshold, **follow)
+            single.accumulate(partial, active, layer.ffn_down, units, threshold)
         else:
             batched.accumulate(partial, active, layer.ffn_down, units)
         return partial
@@ -206,9 +195,6 @@ class GraphDecoder(ReplayedDecoder):
 
     def _normed_by(self, norm: Norm) -> Normed:
         return self._normed._replace(eps=norm.eps, rms=norm.rms)
-
-    def _follow(self, bit: int, follow: tuple) -> dict:
-        return {"follow": follow} if self.batch == 1 and single.FOLLOW & bit else {}
 
     def _project(self, *arguments, **more) -> None:
         (single if self.batch == 1 else batched).project(*arguments, **more)

@@ -30,12 +30,6 @@ TILE, WARPS = 16384, 4  # weights of a product
 SUM_COLUMNS, SUM_TILE, SUM_WARPS = 1024, 16384, 4  # columns of a sum of rows, and weights of it at a time
 SUM_GROUP, SUM_PROGRAMS = (16, 256), 396  # rows of one sum: fewest and most, for about so many programs
 NOTHING = Read(None, None)
-AHEAD = 0  # whether a program of a product asks for the weights of the program FIRST places behind it
-AHEAD_SUM = 0  # whether a sum asks for all rows of its group before it waits
-FOLLOW = 0  # bits: 1 products ask for the following sum's rows, 2 output rows for FFN in, 4 FFN out for the next QKV
-FIRST = 528  # programs of a product that are resident at once
-ROUND = 16  # groups of sums are multiples of this
-CHUNK = 2048  # bytes of one request
 
 
 @triton.jit
@@ -106,41 +100,12 @@ def activated(y, up, ACTIVATION: tl.constexpr, PARTS: tl.constexpr):
     return y
 
 
-@triton.jit
-def ask(address, size):
-    """Ask the L2 cache for `size` bytes at each address."""
-    tl.inline_asm_elementwise(
-        "{ .reg .pred p; setp.ne.s32 p, $2, 0; @p cp.async.bulk.prefetch.L2.global [$1], $2; mov.b32 $0, 0; }",
-        "=r,l,r", [address, size], dtype=tl.int32, is_pure=False, pack=1,
-    )  # fmt: skip
-
-
-@triton.jit
-def ask_rows(
-    weight, units, count, first, ROWS: tl.constexpr, total, gathered, tail_shift,
-    D: tl.constexpr, UNIT: tl.constexpr, CHUNK: tl.constexpr, LANES: tl.constexpr,
-):  # fmt: skip
-    """Ask for rows first .. first + ROWS of a weight, as its product or sum will read them."""
-    BYTES: tl.constexpr = weight.dtype.element_ty.primitive_bitwidth // 8
-    SIZE: tl.constexpr = CHUNK // BYTES
-    PER_ROW: tl.constexpr = (D + SIZE - 1) // SIZE
-    for start in tl.static_range(0, ROWS * PER_ROW, LANES):
-        lane = start + tl.arange(0, LANES)
-        slot = first + lane // PER_ROW
-        row, used = row_of(slot, (lane < ROWS * PER_ROW) & (slot < total), units, count, gathered, tail_shift, UNIT)
-        column = (lane % PER_ROW) * SIZE
-        size = tl.minimum(D - column, SIZE) * BYTES
-        ask(weight + row * D + column, tl.where(used, size, 0))
-
-
-@triton.jit(do_not_specialize=["gathered", "tail_shift", "total", "eps", "next_total", "next_gathered", "next_shift", "next_first"])
+@triton.jit(do_not_specialize=["gathered", "tail_shift", "total", "eps"])
 def _project(
     x, weight, gains, bias, scale, moments, units, count, out, gathered, tail_shift, total, eps,
     D: tl.constexpr, UNIT: tl.constexpr, PARTS: tl.constexpr, ACTIVATION: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, PIECE: tl.constexpr, PIECES: tl.constexpr, RMS: tl.constexpr,
-    PDL: tl.constexpr, AHEAD: tl.constexpr = 0, FIRST: tl.constexpr = 0, CHUNK: tl.constexpr = 0, LANES: tl.constexpr = 128,
-    next_weight=None, next_units=None, next_count=None, next_total=0, next_gathered=0, next_shift=0,
-    NEXT_UNIT: tl.constexpr = 1, NEXT_ROWS: tl.constexpr = 0, next_first=0,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     pdl_launch_dependents(PDL)
     slot = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -151,21 +116,6 @@ def _project(
     if PARTS == 2:
         pieces_up = weights_of_rows(weight, row + 1, used, D, COLUMNS)
         constants_up = constants_of(row + 1, used, scale, gains, bias)
-    if PDL and AHEAD:
-        # a unit of this product is UNIT * PARTS neighbouring rows
-        ask_rows(
-            weight, units, count, (tl.program_id(0) + FIRST) * (ROWS * PARTS), ROWS * PARTS, total * PARTS, gathered * PARTS,
-            tail_shift * PARTS, D, UNIT * PARTS, CHUNK, LANES,
-        )  # fmt: skip
-    if PDL and next_weight is not None:
-        behind = tl.program_id(0) - (tl.num_programs(0) - FIRST)
-        if tl.num_programs(0) < FIRST:
-            behind = tl.program_id(0)
-        if behind >= 0:
-            ask_rows(
-                next_weight, next_units, next_count, next_first + behind * NEXT_ROWS, NEXT_ROWS, next_total, next_gathered, next_shift,
-                D, NEXT_UNIT, CHUNK, LANES,
-            )  # fmt: skip
     pdl_wait(PDL)
     mean, deviation = 0.0, 1.0
     if moments is not None:
@@ -179,7 +129,7 @@ def _project(
 
 def project(
     x: torch.Tensor | Normed, weight: torch.Tensor, read: Read, out: torch.Tensor, units: Units | None = None,
-    unit_rows: int = 1, tail_rows: int = 0, activation: str = "none", scale: torch.Tensor | None = None, follow: tuple | None = None,
+    unit_rows: int = 1, tail_rows: int = 0, activation: str = "none", scale: torch.Tensor | None = None,
 ) -> None:  # fmt: skip
     """out_j = activation(scale_r W_r x + b_r), r the j-th row of the chosen units, then of the last tail_rows rows.
 
@@ -197,21 +147,7 @@ def project(
         gathered, tail_shift, total, norm.eps,
         D=width, UNIT=unit_rows, PARTS=parts, ACTIVATION=ACTIVATIONS[activation], ROWS=together,
         COLUMNS=min(COLUMNS, power_of_two(width)), **norm_sizes(norm), **options(weight.device, WARPS),
-        AHEAD=AHEAD, FIRST=FIRST, CHUNK=CHUNK, LANES=32 * WARPS, **followed(follow, 0, max(1, TILE // width)),
     )  # fmt: skip
-
-
-def followed(follow: tuple | None, first: int, rows: int) -> dict:
-    """Arguments that say which rows come next: (weight, units, unit_rows, tail_rows, parts)."""
-    if follow is None:
-        return {}
-    weight, units, unit_rows, tail_rows, parts = follow
-    gathered, tail_shift, total = slots_of(weight, parts, units, unit_rows, tail_rows)
-    return {
-        "next_weight": weight, "next_units": units and units.index, "next_count": units and units.count,
-        "next_total": total * parts, "next_gathered": gathered * parts, "next_shift": tail_shift * parts,
-        "NEXT_UNIT": unit_rows * parts, "NEXT_ROWS": rows, "next_first": first,
-    }  # fmt: skip
 
 
 def slots_of(
@@ -263,14 +199,11 @@ def addends(weight, slot, used, units, column, D: tl.constexpr, UNIT: tl.constex
     return tl.load(place, mask=inside, other=0.0, eviction_policy="evict_first")
 
 
-@triton.jit(do_not_specialize=["slots", "next_total", "next_gathered", "next_shift", "next_first"])
+@triton.jit(do_not_specialize=["slots"])
 def _accumulate(
     amount, shares, weight, units, count, partial, threshold, slots,
     D: tl.constexpr, UNIT: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     SPLITS: tl.constexpr, PARTS: tl.constexpr, PDL: tl.constexpr,
-    AHEAD: tl.constexpr = 0, CHUNK: tl.constexpr = 0, LANES: tl.constexpr = 128,
-    next_weight=None, next_units=None, next_count=None, next_total=0, next_gathered=0, next_shift=0,
-    NEXT_UNIT: tl.constexpr = 1, NEXT_ROWS: tl.constexpr = 0, next_first=0,
 ):  # fmt: skip
     pdl_launch_dependents(PDL)
     group, column = tl.program_id(1), tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
@@ -280,23 +213,6 @@ def _accumulate(
     slot = group * GROUP + tl.arange(0, ROWS)
     if threshold is None:
         w = addends(weight, slot, slot < end, units, column, D, UNIT, COLUMNS)
-        if PDL and AHEAD:
-            if GROUP > ROWS:
-                more: tl.constexpr = GROUP - ROWS
-                BYTES: tl.constexpr = weight.dtype.element_ty.primitive_bitwidth // 8
-                for start in tl.static_range(0, more, LANES):
-                    lane = start + tl.arange(0, LANES)
-                    place = group * GROUP + ROWS + lane
-                    used = (place < end) & (lane < more)
-                    row = listed_row(units, listed(units, place, used, UNIT), place, used, UNIT)
-                    size = tl.minimum(D - tl.program_id(0) * COLUMNS, COLUMNS) * BYTES
-                    ask(weight + row * D + tl.program_id(0) * COLUMNS, tl.where(used, size, 0))
-        if PDL and next_weight is not None:
-            number = tl.program_id(0) + tl.num_programs(0) * tl.program_id(1)
-            ask_rows(
-                next_weight, next_units, next_count, next_first + number * NEXT_ROWS, NEXT_ROWS, next_total, next_gathered,
-                next_shift, D, NEXT_UNIT, CHUNK, LANES,
-            )  # fmt: skip
     pdl_wait(PDL)
     total = tl.zeros([COLUMNS], tl.float32)
     for _ in range(0, GROUP, ROWS):
@@ -322,13 +238,13 @@ def partial_sums(width: int, slots: int, unit_rows: int, device: torch.device) -
     programs = triton.cdiv(width, min(SUM_COLUMNS, power_of_two(width)))
     fewest, most = SUM_GROUP
     group = min(max(triton.cdiv(slots * programs, SUM_PROGRAMS), fewest), most)
-    group += -group % ROUND
+    group += -group % fewest
     return Partial(1, width, slots, unit_rows, group, device)
 
 
 def accumulate(
     partial: Partial, amount: torch.Tensor | Mixed, weight: torch.Tensor, units: Units | None = None,
-    threshold: float | None = None, follow: tuple | None = None,
+    threshold: float | None = None,
 ) -> None:  # fmt: skip
     """sum_j a_j W_r, r the j-th row of the chosen units: amount (slots,) float32 or heads' outputs, weight (..., D).
 
@@ -343,6 +259,4 @@ def accumulate(
         D=width, UNIT=partial.unit_rows, GROUP=partial.group,
         ROWS=min(power_of_two(partial.group), max(1, SUM_TILE // columns)),
         COLUMNS=columns, SPLITS=splits, PARTS=power_of_two(splits), **options(weight.device, SUM_WARPS),
-        AHEAD=AHEAD_SUM, CHUNK=CHUNK, LANES=32 * SUM_WARPS,
-        **followed(follow, FIRST * rows_together(width), max(1, TILE // width)),
     )  # fmt: skip
