@@ -19,7 +19,6 @@ from shadowcore.decode.kernels.launch import (
     pdl_wait,
     power_of_two,
     power_of_two_within,
-    processors,
 )
 
 RELU, SILU = tl.constexpr(1), tl.constexpr(2)
@@ -31,9 +30,6 @@ TILE, WARPS = 16384, 4  # weights of a product
 SUM_COLUMNS, SUM_TILE, SUM_WARPS = 1024, 16384, 4  # columns of a sum of rows, and weights of it at a time
 SUM_GROUP, SUM_PROGRAMS = (16, 256), 396  # rows of one sum: fewest and most, for about so many programs
 NOTHING = Read(None, None)
-LOOP = False  # programs of a product compute several tiles
-PER = 4  # programs of a product on a processor
-DOUBLE = False  # a sum asks for its next tile before it computes one
 
 
 @triton.jit
@@ -109,59 +105,26 @@ def _project(
     x, weight, gains, bias, scale, moments, units, count, out, gathered, tail_shift, total, eps,
     D: tl.constexpr, UNIT: tl.constexpr, PARTS: tl.constexpr, ACTIVATION: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, PIECE: tl.constexpr, PIECES: tl.constexpr, RMS: tl.constexpr,
-    PDL: tl.constexpr, LOOP: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     pdl_launch_dependents(PDL)
-    if LOOP:
-        step = tl.num_programs(0) * ROWS
-        slot = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-        row, used = row_of(slot, slot < total, units, count, gathered, tail_shift, UNIT)
-        next_row, next_used = row_of(slot + step, slot + step < total, units, count, gathered, tail_shift, UNIT)
-        pieces = weights_of_rows(weight, row * PARTS, used, D, COLUMNS)
-        constants = constants_of(row * PARTS, used, scale, gains, bias)
-        if PARTS == 2:
-            pieces_up = weights_of_rows(weight, row * PARTS + 1, used, D, COLUMNS)
-            constants_up = constants_of(row * PARTS + 1, used, scale, gains, bias)
-        pdl_wait(PDL)
-        mean, deviation = 0.0, 1.0
-        if moments is not None:
-            mean, deviation = norm_of(moments, eps, D, PIECE, PIECES, RMS)
-        for start in range(tl.program_id(0) * ROWS, total, step):
-            slot = start + tl.arange(0, ROWS)
-            after = slot + 2 * step
-            after_row, after_used = row_of(after, after < total, units, count, gathered, tail_shift, UNIT)
-            more = weights_of_rows(weight, next_row * PARTS, next_used, D, COLUMNS)
-            more_constants = constants_of(next_row * PARTS, next_used, scale, gains, bias)
-            if PARTS == 2:
-                more_up = weights_of_rows(weight, next_row * PARTS + 1, next_used, D, COLUMNS)
-                more_constants_up = constants_of(next_row * PARTS + 1, next_used, scale, gains, bias)
-            y = finished(dot(pieces, x, D, ROWS, COLUMNS), constants, mean, deviation)
-            up = y
-            if PARTS == 2:
-                up = finished(dot(pieces_up, x, D, ROWS, COLUMNS), constants_up, mean, deviation)
-            tl.store(out + slot, activated(y, up, ACTIVATION, PARTS), mask=used)
-            pieces, constants, used = more, more_constants, next_used
-            if PARTS == 2:
-                pieces_up, constants_up = more_up, more_constants_up
-            next_row, next_used = after_row, after_used
-    else:
-        slot = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-        row, used = row_of(slot, slot < total, units, count, gathered, tail_shift, UNIT)
-        row *= PARTS
-        pieces = weights_of_rows(weight, row, used, D, COLUMNS)
-        constants = constants_of(row, used, scale, gains, bias)
-        if PARTS == 2:
-            pieces_up = weights_of_rows(weight, row + 1, used, D, COLUMNS)
-            constants_up = constants_of(row + 1, used, scale, gains, bias)
-        pdl_wait(PDL)
-        mean, deviation = 0.0, 1.0
-        if moments is not None:
-            mean, deviation = norm_of(moments, eps, D, PIECE, PIECES, RMS)
-        y = finished(dot(pieces, x, D, ROWS, COLUMNS), constants, mean, deviation)
-        up = y
-        if PARTS == 2:
-            up = finished(dot(pieces_up, x, D, ROWS, COLUMNS), constants_up, mean, deviation)
-        tl.store(out + slot, activated(y, up, ACTIVATION, PARTS), mask=used)
+    slot = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    row, used = row_of(slot, slot < total, units, count, gathered, tail_shift, UNIT)
+    row *= PARTS
+    pieces = weights_of_rows(weight, row, used, D, COLUMNS)
+    constants = constants_of(row, used, scale, gains, bias)
+    if PARTS == 2:
+        pieces_up = weights_of_rows(weight, row + 1, used, D, COLUMNS)
+        constants_up = constants_of(row + 1, used, scale, gains, bias)
+    pdl_wait(PDL)
+    mean, deviation = 0.0, 1.0
+    if moments is not None:
+        mean, deviation = norm_of(moments, eps, D, PIECE, PIECES, RMS)
+    y = finished(dot(pieces, x, D, ROWS, COLUMNS), constants, mean, deviation)
+    up = y
+    if PARTS == 2:
+        up = finished(dot(pieces_up, x, D, ROWS, COLUMNS), constants_up, mean, deviation)
+    tl.store(out + slot, activated(y, up, ACTIVATION, PARTS), mask=used)
 
 
 def project(
@@ -179,14 +142,11 @@ def project(
     gathered, tail_shift, total = slots_of(weight, parts, units, unit_rows, tail_rows)
     together = rows_together(width * parts)
     vector, moments, norm = taken_apart(x)
-    programs = max(1, triton.cdiv(total, together))
-    if LOOP:
-        programs = min(programs, PER * processors(weight.device))
-    _project[(programs,)](
+    _project[(max(1, triton.cdiv(total, together)),)](
         vector, weight, read.gains, read.bias, scale, moments, units and units.index, units and units.count, out,
         gathered, tail_shift, total, norm.eps,
         D=width, UNIT=unit_rows, PARTS=parts, ACTIVATION=ACTIVATIONS[activation], ROWS=together,
-        COLUMNS=min(COLUMNS, power_of_two(width)), **norm_sizes(norm), **options(weight.device, WARPS), LOOP=LOOP,
+        COLUMNS=min(COLUMNS, power_of_two(width)), **norm_sizes(norm), **options(weight.device, WARPS),
     )  # fmt: skip
 
 
@@ -243,7 +203,7 @@ def addends(weight, slot, used, units, column, D: tl.constexpr, UNIT: tl.constex
 def _accumulate(
     amount, shares, weight, units, count, partial, threshold, slots,
     D: tl.constexpr, UNIT: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-    SPLITS: tl.constexpr, PARTS: tl.constexpr, PDL: tl.constexpr, DOUBLE: tl.constexpr,
+    SPLITS: tl.constexpr, PARTS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     pdl_launch_dependents(PDL)
     group, column = tl.program_id(1), tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
@@ -253,8 +213,6 @@ def _accumulate(
     slot = group * GROUP + tl.arange(0, ROWS)
     if threshold is None:
         w = addends(weight, slot, slot < end, units, column, D, UNIT, COLUMNS)
-        if DOUBLE:
-            unit = listed(units, slot + ROWS, slot + ROWS < end, UNIT)
     pdl_wait(PDL)
     total = tl.zeros([COLUMNS], tl.float32)
     for _ in range(0, GROUP, ROWS):
@@ -262,17 +220,7 @@ def _accumulate(
             a = mixed_of(amount, shares, slot, slot < end, UNIT, SPLITS, PARTS)
         else:
             a = tl.load(amount + slot, mask=slot < end, other=0.0).to(tl.float32)
-        if DOUBLE and threshold is None:
-            later = listed(units, slot + 2 * ROWS, slot + 2 * ROWS < end, UNIT)
-            next_slot = slot + ROWS
-            row = listed_row(units, unit, next_slot, next_slot < end, UNIT)
-            inside = (next_slot < end)[:, None]
-            if D % COLUMNS != 0:
-                inside = inside & (column < D)[None, :]
-            more = tl.load(weight + row[:, None] * D + column[None, :], mask=inside, other=0.0, eviction_policy="evict_first")
-            total += tl.sum(a[:, None] * w.to(tl.float32), 0)
-            slot, w, unit = next_slot, more, later
-        elif threshold is None:
+        if threshold is None:
             total += tl.sum(a[:, None] * w.to(tl.float32), 0)
             slot += ROWS
             w = addends(weight, slot, slot < end, units, column, D, UNIT, COLUMNS)  # while the next a is loaded
@@ -310,5 +258,5 @@ def accumulate(
         mixed, shares, weight, units and units.index, partial.count, partial.addends, threshold, partial.slots,
         D=width, UNIT=partial.unit_rows, GROUP=partial.group,
         ROWS=min(power_of_two(partial.group), max(1, SUM_TILE // columns)),
-        COLUMNS=columns, SPLITS=splits, PARTS=power_of_two(splits), **options(weight.device, SUM_WARPS), DOUBLE=DOUBLE,
+        COLUMNS=columns, SPLITS=splits, PARTS=power_of_two(splits), **options(weight.device, SUM_WARPS),
     )  # fmt: skip
