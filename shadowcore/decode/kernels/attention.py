@@ -12,7 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
-from shadowcore.decode.kernels.launch import Units, options, pdl_launch_dependents, stamp, pdl_wait, power_of_two
+from shadowcore.decode.kernels.launch import Units, options, pdl_launch_dependents, pdl_wait, power_of_two
 
 TOKENS, WARPS = 16, 1  # positions a program reads at a time
 PROGRAMS, MOST_SPLITS = 8192, 32
@@ -85,9 +85,8 @@ def _attend(
     qkv, heads, count, rows, keys, values, position, cos, signed_sin, query_norm, key_norm, mixed, shares,
     capacity, positions, scale, eps,
     K: tl.constexpr, KV_HEADS: tl.constexpr, SHARED: tl.constexpr, TOKENS: tl.constexpr, STREAMS: tl.constexpr,
-    PDL: tl.constexpr, stamps=None,
+    PDL: tl.constexpr,
 ):  # fmt: skip
-    stamp(stamps, 0)
     pdl_launch_dependents(PDL)
     slot, split, row, splits = tl.program_id(0), tl.program_id(1), tl.program_id(2), tl.num_programs(1)
     now = tl.load(position).to(tl.int32)
@@ -103,7 +102,6 @@ def _attend(
     group = (slot - capacity) * splits + split
     if (slot >= capacity) & (group < KV_HEADS):
         pdl_wait(PDL)
-        stamp(stamps, 1)
         place = ((row * KV_HEADS + group).to(tl.int64) * positions + now) * K + k
         tl.store(keys + place, _turned(new_keys + group * K, k, now, cos, signed_sin, key_norm, eps, K))
         tl.store(values + place, tl.load(new_values + group * K + k))
@@ -114,7 +112,6 @@ def _attend(
         left = tl.minimum(now - split * length, length)
         key, value, there = _past(keys, values, past, left, K, TOKENS)
         pdl_wait(PDL)
-        stamp(stamps, 1)
         query = _turned(qkv + slot * K, k, now, cos, signed_sin, query_norm, eps, K) * scale
         best, weight = tl.full([STREAMS], LOWEST, tl.float32), tl.zeros([STREAMS], tl.float32)
         sums = tl.zeros([STREAMS, K], tl.float32)
@@ -133,25 +130,21 @@ def _attend(
         tl.store(mixed + (place + split) * K + k, tl.sum(sums * fade[:, None], 0) + share * new_value)
         tl.store(shares + 2 * place + split, highest)
         tl.store(shares + 2 * place + splits + split, tl.sum(weight * fade, 0) + share)
-    stamp(stamps, 2)
 
 
 @triton.jit(do_not_specialize=["slots"])
 def _combine(
     values, shares, bits, out, slots,
-    K: tl.constexpr, SPLITS: tl.constexpr, PARTS: tl.constexpr, PDL: tl.constexpr, stamps=None,
+    K: tl.constexpr, SPLITS: tl.constexpr, PARTS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    stamp(stamps, 0)
     pdl_launch_dependents(PDL)
     pdl_wait(PDL)
-    stamp(stamps, 1)
     head, row = tl.program_id(0), tl.program_id(1)
     slot = (row * slots + head) * K + tl.arange(0, K)
     keeps = tl.full([K], 1, tl.int64)
     if bits is not None:
         keeps &= tl.load(bits + head) >> row
     tl.store(out + slot, mixed_of(values, shares, slot, keeps != 0, K, SPLITS, PARTS))
-    stamp(stamps, 2)
 
 
 class Attention:

@@ -26,7 +26,7 @@ from shadowcore.decode.kernels.gemv import (
 from shadowcore.decode.kernels.launch import (
     Units,
     options,
-    pdl_launch_dependents, stamp,
+    pdl_launch_dependents,
     pdl_wait,
     power_of_two,
     power_of_two_within,
@@ -61,12 +61,10 @@ def _project(
     x_stride, stride,
     D: tl.constexpr, UNIT: tl.constexpr, PARTS: tl.constexpr, ACTIVATION: tl.constexpr, BATCH: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, PIECE: tl.constexpr, PIECES: tl.constexpr, RMS: tl.constexpr,
-    TYPE: tl.constexpr, PDL: tl.constexpr, stamps=None,
+    TYPE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    stamp(stamps, 0)
     pdl_launch_dependents(PDL)
     pdl_wait(PDL)
-    stamp(stamps, 1)
     b = tl.arange(0, BATCH)
     slot = tl.program_id(0) * (ROWS // PARTS) + tl.arange(0, ROWS) // PARTS
     row, used = row_of(slot, slot < total, units, count, gathered, tail_shift, UNIT)
@@ -86,7 +84,6 @@ def _project(
         keeps = tl.load(bits + slot // UNIT, mask=used, other=0)
         y = tl.where(((keeps[None, :] >> b[:, None]) & 1) != 0, y, 0.0)
     tl.store(out + b[:, None] * stride + slot[None, :], y, mask=(b < batch)[:, None] & used[None, :])
-    stamp(stamps, 2)
 
 
 def project(
@@ -127,12 +124,10 @@ def _multiplied(weight: torch.Tensor) -> tl.dtype:
 def _accumulate(
     amount, weight, units, count, partial, slots, batch, stride,
     D: tl.constexpr, UNIT: tl.constexpr, GROUP: tl.constexpr, BATCH: tl.constexpr, ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr, TYPE: tl.constexpr, PDL: tl.constexpr, stamps=None,
+    COLUMNS: tl.constexpr, TYPE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    stamp(stamps, 0)
     pdl_launch_dependents(PDL)
     pdl_wait(PDL)
-    stamp(stamps, 1)
     group, column = tl.program_id(1), tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     b = tl.arange(0, BATCH)
     if count is not None:
@@ -152,7 +147,6 @@ def _accumulate(
     if group * GROUP < slots:
         place = (group * batch + b).to(tl.int64)[:, None] * D + column[None, :]
         tl.store(partial + place, total, mask=(b < batch)[:, None] & (column < D)[None, :])
-    stamp(stamps, 2)
 
 
 def partial_sums(batch: int, width: int, slots: int, unit_rows: int, device: torch.device) -> Partial:

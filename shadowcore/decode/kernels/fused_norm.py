@@ -16,7 +16,7 @@ import torch
 import triton
 import triton.language as tl
 
-from shadowcore.decode.kernels.launch import options, stamp, pdl_launch_dependents, pdl_wait, power_of_two
+from shadowcore.decode.kernels.launch import options, pdl_launch_dependents, pdl_wait, power_of_two
 
 PIECE, ADDENDS, WARPS = 16, 128, 4  # columns of one program, and sums that are added at a time
 
@@ -107,12 +107,10 @@ def _leave(x, row, piece, column, inside, residual, gain, scaled, moments, D: tl
 def _settle(
     partial, count, slots, bias, residual, gain, scaled, moments, ahead_gain, ahead_scaled, ahead_moments,
     D: tl.constexpr, UNIT: tl.constexpr, GROUP: tl.constexpr, PIECE: tl.constexpr, ADDENDS: tl.constexpr,
-    PDL: tl.constexpr, stamps=None,
+    PDL: tl.constexpr,
 ):  # fmt: skip
-    stamp(stamps, 0)
     pdl_launch_dependents(PDL)
     pdl_wait(PDL)
-    stamp(stamps, 1)
     piece, row, batch = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
     column = piece * PIECE + tl.arange(0, PIECE)
     inside = column < D
@@ -131,7 +129,6 @@ def _settle(
     _leave(x, row, piece, column, inside, residual, gain, scaled, moments, D, PIECE)
     if ahead_scaled is not None:
         _leave(x, row, piece, column, inside, residual, ahead_gain, ahead_scaled, ahead_moments, D, PIECE)
-    stamp(stamps, 2)
 
 
 class Partial:
@@ -165,11 +162,9 @@ def settle(
 @triton.jit
 def _embed(
     token, position, table, positions, residual, gain, scaled, moments,
-    D: tl.constexpr, PIECE: tl.constexpr, PDL: tl.constexpr, stamps=None,
+    D: tl.constexpr, PIECE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     pdl_wait(PDL)
-    stamp(stamps, 1)
-    stamp(stamps, 0)
     pdl_launch_dependents(PDL)  # only now: the position is there for all that follow
     piece, row = tl.program_id(0), tl.program_id(1)
     column = piece * PIECE + tl.arange(0, PIECE)
@@ -178,7 +173,6 @@ def _embed(
     if positions is not None:
         x += tl.load(positions + tl.load(position) * D + column, mask=inside, other=0.0).to(tl.float32)
     _leave(x, row, piece, column, inside, residual, gain, scaled, moments, D, PIECE)
-    stamp(stamps, 2)
 
 
 def embed(

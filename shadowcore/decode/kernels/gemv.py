@@ -15,7 +15,7 @@ from shadowcore.decode.kernels.fused_norm import Normed, Partial, Read, norm_of,
 from shadowcore.decode.kernels.launch import (
     Units,
     options,
-    pdl_launch_dependents, stamp,
+    pdl_launch_dependents,
     pdl_wait,
     power_of_two,
     power_of_two_within,
@@ -105,9 +105,8 @@ def _project(
     x, weight, gains, bias, scale, moments, units, count, out, gathered, tail_shift, total, eps,
     D: tl.constexpr, UNIT: tl.constexpr, PARTS: tl.constexpr, ACTIVATION: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, PIECE: tl.constexpr, PIECES: tl.constexpr, RMS: tl.constexpr,
-    PDL: tl.constexpr, stamps=None,
+    PDL: tl.constexpr,
 ):  # fmt: skip
-    stamp(stamps, 0)
     pdl_launch_dependents(PDL)
     slot = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     row, used = row_of(slot, slot < total, units, count, gathered, tail_shift, UNIT)
@@ -118,7 +117,6 @@ def _project(
         pieces_up = weights_of_rows(weight, row + 1, used, D, COLUMNS)
         constants_up = constants_of(row + 1, used, scale, gains, bias)
     pdl_wait(PDL)
-    stamp(stamps, 1)
     mean, deviation = 0.0, 1.0
     if moments is not None:
         mean, deviation = norm_of(moments, eps, D, PIECE, PIECES, RMS)
@@ -127,7 +125,6 @@ def _project(
     if PARTS == 2:
         up = finished(dot(pieces_up, x, D, ROWS, COLUMNS), constants_up, mean, deviation)
     tl.store(out + slot, activated(y, up, ACTIVATION, PARTS), mask=used)
-    stamp(stamps, 2)
 
 
 def project(
@@ -206,9 +203,8 @@ def addends(weight, slot, used, units, column, D: tl.constexpr, UNIT: tl.constex
 def _accumulate(
     amount, shares, weight, units, count, partial, threshold, slots,
     D: tl.constexpr, UNIT: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-    SPLITS: tl.constexpr, PARTS: tl.constexpr, PDL: tl.constexpr, stamps=None,
+    SPLITS: tl.constexpr, PARTS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    stamp(stamps, 0)
     pdl_launch_dependents(PDL)
     group, column = tl.program_id(1), tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     if count is not None:
@@ -218,7 +214,6 @@ def _accumulate(
     if threshold is None:
         w = addends(weight, slot, slot < end, units, column, D, UNIT, COLUMNS)
     pdl_wait(PDL)
-    stamp(stamps, 1)
     total = tl.zeros([COLUMNS], tl.float32)
     for _ in range(0, GROUP, ROWS):
         if shares is not None:
@@ -236,7 +231,6 @@ def _accumulate(
             slot += ROWS
     if group * GROUP < slots:
         tl.store(partial + group.to(tl.int64) * D + column, total, mask=column < D)
-    stamp(stamps, 2)
 
 
 def partial_sums(width: int, slots: int, unit_rows: int, device: torch.device) -> Partial:

@@ -56,8 +56,6 @@ def shared_memory(device: torch.device) -> int:
 
 
 power_of_two = triton.next_power_of_2  # the smallest that is not below a number
-STAMPS = {"buffer": None, "number": 0, "names": []}
-MOST = 16384
 _overlap = 1  # of the next kernel with the one before: 0 none, 1 up to its wait, 2 it is launched and waits at once
 
 
@@ -65,15 +63,7 @@ def options(device: torch.device, warps: int) -> dict[str, Any]:
     """Launch options of every kernel: warps a program, and the overlap with the kernel before, if it has just one."""
     global _overlap
     pdl, overlap, _overlap = int(overlaps(device)), _overlap, 1
-    stamps = {}
-    if STAMPS["buffer"] is not None:
-        import sys
-        STAMPS["names"].append(sys._getframe(1).f_code.co_name)
-        stamps = {"stamps": STAMPS["buffer"][STAMPS["number"]]}
-        STAMPS["number"] += 1
-    else:
-        stamps = {"stamps": None}
-    return stamps | {"PDL": pdl * max(1, overlap), "num_warps": warps} | ({"launch_pdl": True} if pdl and overlap else {})
+    return {"PDL": pdl * max(1, overlap), "num_warps": warps} | ({"launch_pdl": True} if pdl and overlap else {})
 
 
 def begin_row(overlap: int = 0) -> None:
@@ -129,12 +119,3 @@ def pdl_wait(PDL: tl.constexpr):
     """Until the kernel before has ended: from here on there is what it, and any before it, wrote."""
     if PDL:
         tl.extra.cuda.gdc_wait()
-
-
-@triton.jit
-def stamp(stamps, WHICH: tl.constexpr):
-    if stamps is not None:
-        number = tl.program_id(0) + tl.num_programs(0) * (tl.program_id(1) + tl.num_programs(1) * tl.program_id(2))
-        tl.store(stamps + number * 4 + WHICH, tl.extra.cuda.globaltimer())
-        if WHICH == 0:
-            tl.store(stamps + number * 4 + 3, tl.extra.cuda.smid().to(tl.int64) + 1)

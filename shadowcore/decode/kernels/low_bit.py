@@ -13,7 +13,7 @@ import triton.language as tl
 
 from shadowcore.decode.kernels.fused_norm import Normed, norm_of, norm_sizes
 from shadowcore.decode.kernels.gemv import ACTIVATIONS, GATED, activated, constants_of, finished, weights_of_rows
-from shadowcore.decode.kernels.launch import options, stamp, pdl_launch_dependents, pdl_wait, power_of_two, processors
+from shadowcore.decode.kernels.launch import options, pdl_launch_dependents, pdl_wait, power_of_two, processors
 from shadowcore.decode.low_bit_proxy import PackedLayer
 
 # words of a program at a time, most of a row in one piece, and warps
@@ -60,16 +60,14 @@ def _score_neurons(
     x, moments, words, steps, gains, bias, norms, scores, neurons, stride, eps, tiles,
     D: tl.constexpr, W: tl.constexpr, WIDTH: tl.constexpr, PARTS: tl.constexpr, ACTIVATION: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, PIECE: tl.constexpr, PIECES: tl.constexpr, RMS: tl.constexpr,
-    PDL: tl.constexpr, stamps=None,
+    PDL: tl.constexpr,
 ):  # fmt: skip
-    stamp(stamps, 0)
     pdl_launch_dependents(PDL)
     sequence, tile = tl.program_id(0), tl.program_id(1) * tiles
     end = tl.minimum(neurons * PARTS, (tile + tiles) * ROWS)
     slot = tile * ROWS + tl.arange(0, ROWS)
     pieces = weights_of_rows(words, slot.to(tl.int64), slot < end, W, COLUMNS)
     pdl_wait(PDL)
-    stamp(stamps, 1)
     values, total = _vector(x + sequence * D, D, W, WIDTH, COLUMNS)
     mean, deviation = norm_of(moments + sequence * 2 * ((D + PIECE - 1) // PIECE), eps, D, PIECE, PIECES, RMS)
     for number in range(tile, tile + tiles):
@@ -85,7 +83,6 @@ def _score_neurons(
         tl.store(scores + sequence * stride + neuron, score, mask=used)
         slot += ROWS
         pieces = following
-    stamp(stamps, 2)
 
 
 def score_neurons(x: Normed, copies: PackedLayer, scores: torch.Tensor, activation: str, bits: int) -> None:

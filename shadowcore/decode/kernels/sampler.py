@@ -9,7 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
-from shadowcore.decode.kernels.launch import options, stamp, pdl_launch_dependents, pdl_wait, power_of_two
+from shadowcore.decode.kernels.launch import options, pdl_launch_dependents, pdl_wait, power_of_two
 
 BLOCK = 1024
 
@@ -17,12 +17,10 @@ BLOCK = 1024
 @triton.jit(do_not_specialize=["vocabulary"])
 def _choose(
     scores, temperature, seed, best, where, arrivals, token, position, emitted, vocabulary,
-    BLOCK: tl.constexpr, PROGRAMS: tl.constexpr, PDL: tl.constexpr, stamps=None,
+    BLOCK: tl.constexpr, PROGRAMS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    stamp(stamps, 0)
     pdl_launch_dependents(PDL)
     pdl_wait(PDL)
-    stamp(stamps, 1)
     program, row, programs = tl.program_id(0), tl.program_id(1), tl.num_programs(0)
     word = program * BLOCK + tl.arange(0, BLOCK)
     score = tl.load(scores + row * vocabulary + word, mask=word < vocabulary, other=float("-inf"))
@@ -47,7 +45,6 @@ def _choose(
             tl.store(emitted + now * tl.num_programs(1) + sequence, first)
         tl.store(position, now + 1)
         tl.store(arrivals, 0)
-    stamp(stamps, 2)
 
 
 class Chooser:

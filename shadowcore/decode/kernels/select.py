@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from shadowcore.decode.kernels.gemv import dot, rows_together, weights_of_rows
-from shadowcore.decode.kernels.launch import options, stamp, pdl_launch_dependents, pdl_wait, power_of_two, processors
+from shadowcore.decode.kernels.launch import options, pdl_launch_dependents, pdl_wait, power_of_two, processors
 from shadowcore.decode.packed_predictor import Scorer
 
 SHARE, PIECE, COLUMNS = 1024, 4096, 4  # fewest units of a program; most that are written together, in rows of a few
@@ -23,20 +23,18 @@ MOST_LAYERS = 65535  # programs of a launch's second dimension
 def _score_rows(
     first, hidden, weight, bias, scale, scores, rows, stride, offset,
     UNITS: tl.constexpr, RANK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-    PDL: tl.constexpr, stamps=None,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     """scores[l, offset + u] = scale W h + bias, of the rows (l, u) from `first` on."""
     row = first + tl.arange(0, ROWS).to(tl.int64)
     used = row < rows
     pieces = weights_of_rows(weight, row, used, RANK, COLUMNS)
     pdl_wait(PDL)
-    stamp(stamps, 1)
     score = dot(pieces, hidden, RANK, ROWS, COLUMNS)
     if scale is not None:
         score *= tl.load(scale + row, mask=used, other=0.0)
     score += tl.load(bias + row, mask=used, other=0.0)
     tl.store(scores + row // UNITS * stride + offset + row % UNITS, score, mask=used)
-    stamp(stamps, 2)
 
 
 @triton.jit(do_not_specialize=["layers", "programs"])
@@ -45,9 +43,8 @@ def _score(
     STRIDE: tl.constexpr, START: tl.constexpr,
     HEADS: tl.constexpr, NEURONS: tl.constexpr, HEAD_RANK: tl.constexpr, NEURON_RANK: tl.constexpr,
     ROWS: tl.constexpr, HEAD_COLUMNS: tl.constexpr, NEURON_COLUMNS: tl.constexpr,
-    PDL: tl.constexpr, stamps=None,
+    PDL: tl.constexpr,
 ):  # fmt: skip
-    stamp(stamps, 0)
     pdl_launch_dependents(PDL)
     program = tl.program_id(0)
     if program < programs:  # the heads' share of the programs
@@ -61,7 +58,6 @@ def _score(
             (program - programs) * ROWS, hidden + HEAD_RANK, neuron_weight, neuron_bias, neuron_scale, scores,
             layers * NEURONS, STRIDE, START, NEURONS, NEURON_RANK, ROWS, NEURON_COLUMNS, PDL,
         )  # fmt: skip
-    stamp(stamps, 2)
 
 
 def score(hidden: torch.Tensor, heads: Scorer | None, neurons: Scorer | None, scores: torch.Tensor, start: int) -> None:
@@ -191,12 +187,10 @@ def _select(
     scores, stride, out_0, stride_0, begin_0, units_0, kept_0, each_0, shares_0,
     out_1, stride_1, begin_1, units_1, kept_1, each_1,
     PIECES_0: tl.constexpr, ROWS_0: tl.constexpr, PIECES_1: tl.constexpr, ROWS_1: tl.constexpr,
-    COLUMNS: tl.constexpr, SAMPLE: tl.constexpr, FLAGS: tl.constexpr, PDL: tl.constexpr, stamps=None,
+    COLUMNS: tl.constexpr, SAMPLE: tl.constexpr, FLAGS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    stamp(stamps, 0)
     pdl_launch_dependents(PDL)
     pdl_wait(PDL)
-    stamp(stamps, 1)
     layer, share = tl.program_id(1).to(tl.int64), tl.program_id(0)
     scores += layer * stride
     if share < shares_0:
@@ -206,7 +200,6 @@ def _select(
         out_1 += layer * stride_1
         share -= shares_0
         _select_layer(scores + begin_1, units_1, kept_1, out_1, share, each_1, PIECES_1, ROWS_1, COLUMNS, SAMPLE, FLAGS)
-    stamp(stamps, 2)
 
 
 class Choice(NamedTuple):
@@ -252,12 +245,10 @@ def top_units(scores: torch.Tensor, kept: int) -> torch.Tensor:
 @triton.jit(do_not_specialize=["batch", "layers", "units", "stride", "count_stride"])
 def _unite(
     flags, index, rows, count, batch, layers, units, stride, count_stride, BATCH: tl.constexpr, CHUNK: tl.constexpr,
-    PDL: tl.constexpr, stamps=None,
+    PDL: tl.constexpr,
 ):  # fmt: skip
-    stamp(stamps, 0)
     pdl_launch_dependents(PDL)
     pdl_wait(PDL)
-    stamp(stamps, 1)
     layer = tl.program_id(0).to(tl.int64)
     sequence = tl.arange(0, BATCH)
     place = tl.full([], 0, tl.int32)
@@ -272,7 +263,6 @@ def _unite(
         tl.store(rows + at, bits, mask=keep)
         place += tl.sum(keep.to(tl.int32), 0)
     tl.store(count + layer * count_stride, place)
-    stamp(stamps, 2)
 
 
 def unite(flags: torch.Tensor, index: torch.Tensor, rows: torch.Tensor, count: torch.Tensor) -> None:
