@@ -1,4 +1,4 @@
-"""Tables of docs/speed.md: proxies, heads in batches, variants of the kernels of batches."""
+"""Tables of docs/speed.md and docs/tried.md: proxies, heads in batches, variants of the kernels of batches."""
 
 from __future__ import annotations
 

@@ -22,6 +22,7 @@ import quality_tables
 import quick_tables
 import teal_tables
 import thresholds
+import tried_tables
 import unit_tables
 from accuracy_tables import REFERENCE
 from markdown_tables import markdown
@@ -145,11 +146,14 @@ def at_once(folder: str) -> str:
 OF_ACCURACY = ("value", "all_accuracy", "worse", "difference", "draws", "seeds")
 OF_BYTES = ("head_batch", "head_batches", "head_gain", "head_gains", "kernel_variants", "variant_change")
 OF_QUALITY = ("best_at", "by_bytes", "of_dense", "relufied", "summary")
+OF_TIMELINE = ("cost_of_stamps", "kernel_us", "layer_times", "layer_us")
+OF_TRIED = ("tried_change", "tried_changes", "tried_drift", "tried_noise", "tried_predictions")
 OF_UNITS = ("in_common", "kept_unit", "batch_gain")
 NUMBERS = {
     **{name: getattr(accuracy, name) for name in OF_ACCURACY},
     **{name: getattr(byte_tables, name) for name in OF_BYTES},
     **{name: getattr(quality_tables, name) for name in OF_QUALITY},
+    **{name: getattr(tried_tables, name) for name in (*OF_TIMELINE, *OF_TRIED)},
     **{name: getattr(unit_tables, name) for name in OF_UNITS},
     "criteria": lambda: accuracy.half("static masks, by the mean score of", 2, *accuracy.CRITERIA),
     "small_predictors": lambda: accuracy.half("predictor", 0, *accuracy.SMALL),

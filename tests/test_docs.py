@@ -167,6 +167,20 @@ def numbers():
     return document_numbers
 
 
+def test_bytes_of_a_layers_kernels_are_those_of_its_weights_and_cache(numbers):
+    tables = numbers.tried_tables
+    for model in ("opt-1.3b", "llama-2-7b", "smollm2-135m"):
+        size, sizes = tables.PUBLISHED[model], tables.PUBLISHED[model].dimensions
+        read = tables.bytes_of_kernels(model, 0)
+        cache = read.pop("attention")
+        weights = size.multiplied - sizes.vocabulary * sizes.width
+        assert sizes.layers * sum(read.values()) == weights * tables.BYTES
+        assert cache == 2 * sizes.kv_heads * sizes.head_width * tables.CACHED_TOKENS * tables.BYTES
+    half, dense = (tables.bytes_of_kernels("opt-1.3b", pct) for pct in (50, 0))
+    assert all(2 * half[kernel] == dense[kernel] for kernel in dense if kernel != "query, key, value")
+    assert 3 * half["query, key, value"] == 2.5 * dense["query, key, value"]  # keys and values stay
+
+
 FILLED = [*PAGES, *(ROOT / folder / "README.md" for folder in ("config", "results"))]
 
 
