@@ -62,7 +62,7 @@ def span(folder: str, mode: str, pct: str, column: str, *models: str) -> str:
     """The range of a column of `thresholds.sparse` over some models, or all."""
     found = thresholds.sparse(times(folder), mode)[column].xs(int(pct), level="sparsity_pct")
     found = found[list(models) or found.index]
-    digits = 0 if column == "ceiling_gb_s" or column.endswith("_us") else 2
+    digits = 0 if column.endswith(("_us", "_s")) else 2
     return " to ".join(dict.fromkeys(f"{value:,.{digits}f}" for value in (found.min(), found.max())))
 
 
@@ -144,10 +144,18 @@ def at_once(folder: str) -> str:
 
 
 OF_ACCURACY = ("value", "all_accuracy", "worse", "difference", "draws", "seeds")
-OF_BYTES = ("head_batch", "head_batches", "head_gain", "head_gains", "kernel_variants", "variant_change")
+OF_BYTES = ("head_batch", "head_batches", "head_gain", "head_gains", "head_ms", "kernel_variants", "variant_change")
 OF_QUALITY = ("best_at", "by_bytes", "of_dense", "relufied", "summary")
 OF_TIMELINE = ("cost_of_stamps", "kernel_us", "layer_times", "layer_us")
-OF_TRIED = ("tried_change", "tried_changes", "tried_drift", "tried_noise", "tried_predictions")
+OF_TRIED = (
+    "barrier_us",
+    "persistent",
+    "tried_change",
+    "tried_changes",
+    "tried_drift",
+    "tried_noise",
+    "tried_predictions",
+)
 OF_UNITS = ("in_common", "kept_unit", "batch_gain")
 NUMBERS = {
     **{name: getattr(accuracy, name) for name in OF_ACCURACY},

@@ -160,11 +160,13 @@ def widths(*runs: pd.DataFrame) -> list[str]:
     """Time of layerwise over shadow at 50 % and three widths, a number a run; published ratios with their GPUs."""
     gpus = pd.read_csv(PUBLISHED).query("quantity == 'latency'").groupby("model")["gpus"].first()
     theirs = published_ratios()
+    ratios = [[layerwise_over_shadow(rows, ranks) for rows in runs] for ranks in WIDTHS.values()]
+    wide = pd.concat(ratios[0]).index
     lines = []
-    for model in by_size(runs[0]):
+    for model in (model for model in by_size(pd.concat(runs)) if model in wide):
         cells = [f"{theirs[model]:.3f} ({gpus[model]:.0f} A100)" if model in theirs else ""]
-        for ranks in WIDTHS.values():
-            found = (layerwise_over_shadow(rows, ranks).get(model, math.nan) for rows in runs)
+        for of_runs in ratios:
+            found = (of_run.get(model, math.nan) for of_run in of_runs)
             cells.append(" / ".join("-" if pd.isna(ratio) else f"{ratio:.3f}" for ratio in found))
         lines.append([model, *cells])
     return markdown(["model", "published", *WIDTHS], lines)

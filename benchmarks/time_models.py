@@ -14,7 +14,8 @@ Then add the times to the tables of a reference folder:
     python benchmarks/time_models.py join results/reference/gpu-h200 FOLDER
 
 Rows that were measured again replace the older ones. The header of each table lists the headers of its parts, so
-`shadowcore explain` names the code, commit and versions behind every part.
+`shadowcore explain` names the code, commit and versions behind every part. A specification that ran again has only its
+new header.
 """
 
 from __future__ import annotations
@@ -96,7 +97,8 @@ def join(reference: Path, folder: Path) -> list[str]:
         for file in files:
             new, headers = read(file, table)
             rows = joined(rows, new)
-            parts = [*parts, *(header for header in headers if header not in parts)]
+            again = [header["spec"] for header in headers]
+            parts = [*(part for part in parts if part["spec"] not in again), *headers]
         tables[path] = table, table.build(rows), parts
         told.append(f"{path}: {len(old)} rows before, {len(rows)} now, from {len(parts)} parts")
     for path, (table, rows, parts) in tables.items():

@@ -158,6 +158,37 @@ def tried_change(patch: str, change: str, *models: str) -> str:
     return span(rows["change_pct"], "+z.1f") + " %"
 
 
+def persistent() -> list[str]:
+    """Milliseconds of a step with one kernel a layer, and how much longer a layer takes, predicted and measured."""
+    rows = pd.read_csv(FOLDER / "persistent.csv").set_index(["sparsity_pct", "variant"])
+    lines = []
+    for (pct, variant), row in rows.query("variant != 'main'").sort_index(sort_remaining=False).iterrows():
+        main = rows.loc[(pct, "main"), "ms_per_token"]
+        more, foreseen = (row["ms_per_token"] - main) / row["layers"] * 1e3, row["predicted_saved_us_per_layer"]
+        told = "" if pd.isna(foreseen) else f"{-foreseen:+z.1f}"
+        change = (row["ms_per_token"] / main - 1) * 100
+        lines.append(
+            [f"{pct} %", f"`{variant}`", f"{main:.3f}", f"{row['ms_per_token']:.3f}", f"{change:+.1f} %", told]
+        )
+        lines[-1].append(f"{more:+.1f}")
+    names = [
+        "removed",
+        "one kernel",
+        "seven kernels, ms",
+        "one kernel, ms",
+        "change",
+        "µs a layer, predicted",
+        "measured",
+    ]
+    return markdown(names, lines)
+
+
+def barrier_us(what: str, programs: str, warps: str) -> str:
+    """Microseconds of a barrier of a grid, or of an empty kernel in a row of kernels."""
+    rows = pd.read_csv(FOLDER / "barriers.csv").set_index(["what", "programs", "warps"])["us"]
+    return f"{rows[what, int(programs), int(warps)]:.2f}"
+
+
 def span(values: pd.Series, form: str = ".1f") -> str:
     """The lowest and the highest of some values."""
     return " to ".join(dict.fromkeys(f"{value:{form}}" for value in (values.min(), values.max())))

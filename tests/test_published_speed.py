@@ -106,3 +106,8 @@ def test_rows_join_a_reference_and_replace_what_was_measured_again(measured, tmp
     before = path.read_bytes()
     join.join(tmp_path, measured[0])  # once more adds nothing
     assert path.read_bytes() == before
+    header = artifacts.read_origin(path)["header"]
+    older = [part if part["stage"] == "aggregate" else part | {"code": "older"} for part in header["parts"]]
+    artifacts.write_table(path, LATENCY.schema, LATENCY.build(rows), header | {"parts": older})
+    join.join(tmp_path, measured[0])  # headers of what was measured again are replaced, too
+    assert path.read_bytes() == before
