@@ -7,6 +7,8 @@ from accuracy_tables import REFERENCE, table
 from markdown_tables import markdown
 from thresholds import by_size, sparse
 
+from shadowcore.method.policies import kept_units
+from shadowcore.models.families import FAMILIES
 from shadowcore.models.published import PUBLISHED
 from shadowcore.report.figures.scaling import RANK
 
@@ -101,6 +103,21 @@ def proxy_gains(rows: pd.DataFrame, neurons: pd.DataFrame) -> list[str]:
                 cells = ["" if pd.isna(gain) else f"{gain:.2f} ({allowed:.2f})" for gain, allowed in pairs]
                 lines.append([f"{pct} %", mode, *cells])
     return markdown(["removed", "neurons chosen by", *models], lines)
+
+
+def upper_half_gain(model: str, pct: str, where: str) -> str:
+    """The speed-up over dense decoding that bytes allow with weights of 8 bits, if copies of 4 bits choose the neurons.
+
+    where: "inside", the copies are the upper halves of the weights; "beside", they are read in addition.
+    """
+    family, sizes = PUBLISHED[model].family, PUBLISHED[model].dimensions
+    row, kept = sizes.width, kept_units(sizes.neurons, int(pct))  # bytes, neurons
+    products = len(FAMILIES[family].ffn_in) * row * sizes.neurons
+    skipped = (products + row * sizes.neurons) * (1 - kept / sizes.neurons) - products / 2
+    if where == "inside":
+        skipped += products / 2 * kept / sizes.neurons  # of kept neurons, only the lower half is read again
+    dense = PUBLISHED[model].multiplied
+    return f"{dense / (dense - (sizes.layers - 1) * skipped):.2f}"
 
 
 def proxy_costs(rows: pd.DataFrame, mode: str) -> list[str]:

@@ -144,7 +144,10 @@ def at_once(folder: str) -> str:
 
 
 OF_ACCURACY = ("value", "all_accuracy", "worse", "difference", "draws", "seeds")
-OF_BYTES = ("head_batch", "head_batches", "head_gain", "head_gains", "head_ms", "kernel_variants", "variant_change")
+OF_BYTES = (
+    "head_batch", "head_batches", "head_gain", "head_gains", "head_ms", "kernel_variants", "upper_half_gain",
+    "variant_change",
+)  # fmt: skip
 OF_QUALITY = ("best_at", "by_bytes", "of_dense", "relufied", "summary")
 OF_TIMELINE = ("cost_of_stamps", "kernel_us", "layer_times", "layer_us")
 OF_TRIED = (

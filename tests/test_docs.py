@@ -193,3 +193,10 @@ def test_numbers_of_a_page_are_those_of_the_tables(page, numbers):
     assert text.count("<!-- numbers") == text.count("<!-- end -->") == len(numbers.REGION.findall(text))
     # Markdown would end the paragraph there
     assert not re.search(r"^[ *]*<!-- numbers: [^>]*-->(?!\n)", text, re.MULTILINE)
+
+
+def test_bytes_of_weights_whose_upper_halves_are_proxies(numbers):
+    gain = numbers.byte_tables.upper_half_gain
+    assert gain("opt-6.7b", "0", "inside") == "1.00"  # both halves of every weight are read once
+    assert gain("opt-6.7b", "0", "beside") < "1.00"
+    assert gain("opt-6.7b", "50", "beside") < gain("opt-6.7b", "50", "inside") < gain("opt-6.7b", "70", "inside")

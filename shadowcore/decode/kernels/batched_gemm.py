@@ -94,28 +94,28 @@ def project(
 
     What a sequence does not keep is zero; beside rows that all keep it is left to who reads it.
     """
-    width = weight.shape[-1]
-    parts = 2 if activation in GATED else 1
+    width, parts = weight.shape[-1], 2 if activation in GATED else 1
     gathered, tail_shift, total = slots_of(weight, parts, units, unit_rows, tail_rows)
     vectors, moments, norm = taken_apart(x)
     bits = units.rows if units is not None and not tail_rows else None
     padded = max(FEWEST, power_of_two(len(vectors)))
-    column_bytes = (STAGES - 1) * (ROWS * weight.itemsize + padded * torch.float32.itemsize)  # in shared memory
-    columns = min(COLUMNS, power_of_two_within(shared_memory(weight.device) // column_bytes))
     _project[(max(1, triton.cdiv(total * parts, ROWS)),)](
         vectors, weight, read.gains, read.bias, scale, moments, units and units.index, units and units.count, bits, out,
         gathered, tail_shift, total, norm.eps, len(vectors), vectors.stride(0), out.stride(0),
         D=width, UNIT=unit_rows, PARTS=parts, ACTIVATION=ACTIVATIONS[activation], BATCH=padded, ROWS=ROWS,
-        COLUMNS=columns, **norm_sizes(norm), TYPE=_multiplied(weight), num_stages=STAGES,
-        **options(weight.device, 4),
+        COLUMNS=_fitting(COLUMNS, weight, ROWS, padded), **norm_sizes(norm), TYPE=_multiplied(weight),
+        num_stages=STAGES, **options(weight.device, 4),
     )  # fmt: skip
 
 
-def _multiplied(weight: torch.Tensor) -> tl.dtype:
-    """Number format of a matrix product's factors.
+def _fitting(most: int, weight: torch.Tensor, along: int, vectors: int) -> int:
+    """How many columns (or rows) of a tile that is `along` wide, and of the vectors, fit into shared memory."""
+    each = STAGES * (along * weight.itemsize + vectors * torch.float32.itemsize)
+    return min(most, power_of_two_within(shared_memory(weight.device) // each))
 
-    On a CPU it is never bfloat16: Triton's interpreter multiplies the bits of such numbers as if they were integers.
-    """
+
+def _multiplied(weight: torch.Tensor) -> tl.dtype:
+    """Format of a product's factors; on a CPU not bfloat16, whose bits Triton's interpreter multiplies as integers."""
     narrow = tl.bfloat16 if weight.is_cuda else tl.float32
     return {torch.float32: tl.float32, torch.float16: tl.float16}.get(weight.dtype, narrow)
 
@@ -151,17 +151,18 @@ def _accumulate(
 
 def partial_sums(batch: int, width: int, slots: int, unit_rows: int, device: torch.device) -> Partial:
     """Room for sums of up to `slots` rows."""
-    group = power_of_two(slots * triton.cdiv(width, SUM_COLUMNS) // SUM_PROGRAMS)
-    return Partial(batch, width, slots, unit_rows, max(group, SUM_GROUP), device)
+    group = max(SUM_GROUP, power_of_two(slots * triton.cdiv(width, SUM_COLUMNS) // SUM_PROGRAMS))
+    return Partial(batch, width, slots, unit_rows, group, device)
 
 
 def accumulate(partial: Partial, amount: torch.Tensor, weight: torch.Tensor, units: Units | None = None) -> None:
     """sum_j a_bj W_r for every sequence: amount (B, slots) float32, its rows together, r the j-th row of the units."""
-    width = weight.shape[-1]
+    width, padded = weight.shape[-1], max(FEWEST, power_of_two(len(amount)))
     partial.count = None if units is None else units.count
     _accumulate[triton.cdiv(width, SUM_COLUMNS), max(1, len(partial.addends))](
         amount, weight, units and units.index, partial.count, partial.addends, partial.slots,
         len(amount), amount.stride(0),
-        D=width, UNIT=partial.unit_rows, GROUP=partial.group, BATCH=max(FEWEST, power_of_two(len(amount))),
-        ROWS=SUM_ROWS, COLUMNS=SUM_COLUMNS, TYPE=_multiplied(weight), num_stages=STAGES, **options(weight.device, 4),
+        D=width, UNIT=partial.unit_rows, GROUP=partial.group, BATCH=padded, COLUMNS=SUM_COLUMNS,
+        ROWS=_fitting(SUM_ROWS, weight, SUM_COLUMNS, padded), TYPE=_multiplied(weight), num_stages=STAGES,
+        **options(weight.device, 4),
     )  # fmt: skip
