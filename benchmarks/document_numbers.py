@@ -98,9 +98,10 @@ def ceilings(folder: str) -> str:
 
 
 def throttled(folder: str, model: str) -> str:
-    """The share of a model's repeats after which the driver named a reason why it had slowed the GPU down."""
+    """The share of a model's repeats in the main setting after which the driver said that it had slowed the GPU."""
     rows = accuracy.table("latency_repeats", folder)
-    return f"{100 * (rows.loc[rows['model'] == model, 'throttled'] > 0).mean():.0f} %"
+    main = (rows["batch"] == 1) & (rows["prompt_tokens"] == 128) & (rows["new_tokens"] == 128)
+    return f"{100 * (rows.loc[main & (rows['model'] == model), 'throttled'] > 0).mean():.0f} %"
 
 
 def grid() -> list[str]:
