@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import pandas as pd
 from accuracy_tables import REFERENCE, table
-from markdown_tables import markdown
+from markdown_tables import lowest_to_highest, markdown
 from thresholds import by_size, sparse
+from tried_tables import BYTES, bytes_of_kernels
 
-from shadowcore.method.policies import kept_units
-from shadowcore.models.families import FAMILIES
 from shadowcore.models.published import PUBLISHED
 from shadowcore.report.figures.scaling import RANK
 
@@ -18,11 +17,6 @@ PROXIES = ("proxy4", "proxy3", "proxy4_ahead", "proxy3_ahead")
 def head_times() -> pd.DataFrame:
     """Milliseconds of a step, heads skipped per sequence: a row for (sequences, prompt), a column a mode."""
     return table("latency", "batches-h200").set_index(["batch", "prompt_tokens", "mode"])["ms_per_token"].unstack()
-
-
-def head_ms(sequences: int | str, prompt: int | str, mode: str) -> str:
-    """Milliseconds of a step of a batch."""
-    return f"{head_times().loc[(int(sequences), int(prompt)), mode]:.2f}"
 
 
 def head_batch(sequences: int | str, prompt: int | str, *over: str) -> str:
@@ -52,7 +46,7 @@ def variant_change(variant: str, pct: str, *sequences: str) -> str:
     rows = variant_times()
     chosen = (rows["variant"] == variant) & (rows["sparsity_pct"] == int(pct))
     found = rows[chosen & (rows["sequences"].astype(str).isin(sequences) | (not sequences))]["change_pct"]
-    return " to ".join(dict.fromkeys(f"{value:+.1f}" for value in (found.min(), found.max()))) + " %"
+    return lowest_to_highest(found, "+.1f") + " %"
 
 
 def kernel_variants() -> list[str]:
@@ -110,14 +104,16 @@ def upper_half_gain(model: str, pct: str, where: str) -> str:
 
     where: "inside", the copies are the upper halves of the weights; "beside", they are read in addition.
     """
-    family, sizes = PUBLISHED[model].family, PUBLISHED[model].dimensions
-    row, kept = sizes.width, kept_units(sizes.neurons, int(pct))  # bytes, neurons
-    products = len(FAMILIES[family].ffn_in) * row * sizes.neurons
-    skipped = (products + row * sizes.neurons) * (1 - kept / sizes.neurons) - products / 2
-    if where == "inside":
-        skipped += products / 2 * kept / sizes.neurons  # of kept neurons, only the lower half is read again
-    dense = PUBLISHED[model].multiplied
-    return f"{dense / (dense - (sizes.layers - 1) * skipped):.2f}"
+    size = PUBLISHED[model]
+    rows_in, rows_out, kept_in, kept_out = (  # weights, of a byte each
+        bytes_of_kernels(model, removed)[kernel] / BYTES
+        for removed in (0, int(pct))
+        for kernel in ("FFN in", "FFN out")
+    )
+    copies = rows_in / 2
+    again = kept_in / 2 if where == "inside" else kept_in  # inside, only the lower halves
+    skipped = rows_in + rows_out - (copies + again + kept_out)
+    return f"{size.multiplied / (size.multiplied - (size.dimensions.layers - 1) * skipped):.2f}"
 
 
 def proxy_costs(rows: pd.DataFrame, mode: str) -> list[str]:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import re
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,15 +20,18 @@ from typing import Any, NamedTuple
 import torch
 import triton
 import triton.language as tl
+from command_line import run as run_command
 from markdown_tables import markdown
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
 from shadowcore.decode.kernels import batched_gemm, launch, low_bit, select
 from shadowcore.decode.random_weights import random_layout
+from shadowcore.errors import one_of
 from shadowcore.measure.latency_variants import Design, Modes, variants
 from shadowcore.models.published import PUBLISHED
 
+compile_only = JITFunction.run  # `pretend` replaces it
 SHARED = {80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 100: 227, 103: 227, 120: 99}  # KiB a program, by capability
 LAYERS, VOCABULARY, ROOM = 3, 1000, 160
 MODELS = ("opt-1.3b", "llama-2-7b")
@@ -83,9 +85,6 @@ def pretend(capability: int) -> list[tuple[str, Any]]:
     return launched
 
 
-compile_only = JITFunction.run
-
-
 def decoders(model: str, batch: int, dtype: torch.dtype, designs: tuple[Design, ...]) -> Iterator[Any]:
     """A model's decoders with our kernels."""
     family, sizes = PUBLISHED[model]
@@ -123,9 +122,10 @@ def compiled(
     return sorted(Compiled(name, *resources(kernel), kernel.metadata.shared) for name, kernel in kernels.values())
 
 
-def main(capabilities: list[int]) -> int:
+def main(words: list[str]) -> int:
+    known = {str(capability): capability for capability in SHARED}
     failed = False
-    for capability in capabilities:
+    for capability in [known[one_of(word, known, "capability")] for word in words or ("80", "89", "90", "100")]:
         found = compiled(capability)
         print(f"\nTriton {triton.__version__}, capability {capability / 10:g}: {len(found)} kernels\n")
         lines = []
@@ -141,4 +141,4 @@ def main(capabilities: list[int]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main([int(word) for word in sys.argv[1:]] or [80, 89, 90, 100]))
+    run_command(main)

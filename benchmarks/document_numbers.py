@@ -25,7 +25,7 @@ import thresholds
 import tried_tables
 import unit_tables
 from accuracy_tables import REFERENCE
-from markdown_tables import markdown
+from markdown_tables import lowest_to_highest, markdown
 
 from shadowcore import plan, rates
 from shadowcore.commands.plan import totals
@@ -63,7 +63,7 @@ def span(folder: str, mode: str, pct: str, column: str, *models: str) -> str:
     found = thresholds.sparse(times(folder), mode)[column].xs(int(pct), level="sparsity_pct")
     found = found[list(models) or found.index]
     digits = 0 if column.endswith(("_us", "_s")) else 2
-    return " to ".join(dict.fromkeys(f"{value:,.{digits}f}" for value in (found.min(), found.max())))
+    return lowest_to_highest(found, f",.{digits}f")
 
 
 def changed(before: str, after: str, column: str, *where: str) -> str:
@@ -73,7 +73,7 @@ def changed(before: str, after: str, column: str, *where: str) -> str:
     for word in where:
         both = both[(both[["model", "mode", "sparsity_pct"]].astype(str) == word).any(axis=1)]
     found = (both[column] / both[f"{column}_before"] - 1) * 100
-    return " to ".join(dict.fromkeys(f"{value:+.1f}" for value in (found.min(), found.max()))) + " %"
+    return lowest_to_highest(found, "+.1f") + " %"
 
 
 def slower(folder: str, mode: str) -> str:
@@ -146,14 +146,13 @@ def at_once(folder: str) -> str:
 
 OF_ACCURACY = ("value", "all_accuracy", "worse", "difference", "draws", "seeds")
 OF_BYTES = (
-    "head_batch", "head_batches", "head_gain", "head_gains", "head_ms", "kernel_variants", "upper_half_gain",
+    "head_batch", "head_batches", "head_gain", "head_gains", "kernel_variants", "upper_half_gain",
     "variant_change",
 )  # fmt: skip
 OF_QUALITY = ("best_at", "by_bytes", "of_dense", "relufied", "summary")
 OF_TIMELINE = ("cost_of_stamps", "kernel_us", "layer_times", "layer_us")
 OF_TRIED = (
     "barrier_us",
-    "persistent",
     "tried_change",
     "tried_changes",
     "tried_drift",

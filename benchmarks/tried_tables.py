@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 from accuracy_tables import REFERENCE
-from markdown_tables import markdown
+from markdown_tables import lowest_to_highest, markdown
 
 from shadowcore.method.policies import kept_units
 from shadowcore.models.families import FAMILIES
@@ -77,20 +77,20 @@ def kernel_us(column: str, kind: str, *models: str) -> str:
     """The range of a column of `timeline` over kernels of a kind, or of all kinds, in some models, or all."""
     rows = timeline()[column].reset_index()
     rows = rows[rows["kernel"].isin(KINDS.get(kind, KERNELS)) & (rows["model"].isin(models) | (not models))]
-    return span(rows[column])
+    return lowest_to_highest(rows[column])
 
 
 def layer_us(kind: str, *models: str) -> str:
     """How much longer than their bytes the kernels of a kind take in a layer, dense or at 50 %: the range."""
     rows = timeline()["longer_us"].reset_index().query("sparsity_pct < 90")
     rows = rows[rows["kernel"].isin(KINDS.get(kind, KERNELS)) & (rows["model"].isin(models) | (not models))]
-    return span(rows.groupby(["model", "sparsity_pct"])["longer_us"].sum(), ".0f")
+    return lowest_to_highest(rows.groupby(["model", "sparsity_pct"])["longer_us"].sum(), ".0f")
 
 
 def cost_of_stamps() -> str:
     """By how many percent a step took longer while its programs wrote their times: the range."""
     rows = pd.read_csv(FOLDER / "timeline.csv")
-    return span((rows["step_ms_with_stamps"] / rows["step_ms_without_stamps"] - 1) * 100, "+z.1f") + " %"
+    return lowest_to_highest((rows["step_ms_with_stamps"] / rows["step_ms_without_stamps"] - 1) * 100, "+z.1f") + " %"
 
 
 def changes(patch: str) -> pd.DataFrame:
@@ -140,55 +140,25 @@ def tried_noise(*models: str) -> str:
     rows = pd.read_csv(FOLDER / "variants.csv").query("changes == 'main' and patch != 'sizes'")
     rows = rows[rows["model"].isin(models) | (not models)]
     turns = rows.pivot_table(index=["patch", "model", "sparsity_pct"], columns="turn", values="ms_per_token")
-    return span((turns[1] / turns[2] - 1).abs() * 100) + " %"
+    return lowest_to_highest((turns[1] / turns[2] - 1).abs() * 100) + " %"
 
 
 def tried_drift() -> str:
     """By how many percent `main` took longer in the run of sizes than in the other two: the range."""
     rows = pd.read_csv(FOLDER / "variants.csv").query("changes == 'main'")
     sizes = (rows["patch"] == "sizes").rename("sizes")
-    runs = rows.pivot_table(index=["model", "sparsity_pct"], columns=sizes, values="ms_per_token").dropna()
-    return span((runs[True] / runs[False] - 1) * 100, "+z.1f") + " %"
+    runs = rows.pivot_table(index=["model", "layers", "sparsity_pct"], columns=sizes, values="ms_per_token").dropna()
+    return lowest_to_highest((runs[True] / runs[False] - 1) * 100, "+z.1f") + " %"
 
 
 def tried_change(patch: str, change: str, *models: str) -> str:
     """By how many percent a change, written without spaces, changed a step: the range over models and sparsities."""
     rows = changes(patch)
     rows = rows[(rows["changes"] == change.replace(",", ", ")) & (rows["model"].isin(models) | (not models))]
-    return span(rows["change_pct"], "+z.1f") + " %"
-
-
-def persistent() -> list[str]:
-    """Milliseconds of a step with one kernel a layer, and how much longer a layer takes, predicted and measured."""
-    rows = pd.read_csv(FOLDER / "persistent.csv").set_index(["sparsity_pct", "variant"])
-    lines = []
-    for (pct, variant), row in rows.query("variant != 'main'").sort_index(sort_remaining=False).iterrows():
-        main = rows.loc[(pct, "main"), "ms_per_token"]
-        more, foreseen = (row["ms_per_token"] - main) / row["layers"] * 1e3, row["predicted_saved_us_per_layer"]
-        told = "" if pd.isna(foreseen) else f"{-foreseen:+z.1f}"
-        change = (row["ms_per_token"] / main - 1) * 100
-        lines.append(
-            [f"{pct} %", f"`{variant}`", f"{main:.3f}", f"{row['ms_per_token']:.3f}", f"{change:+.1f} %", told]
-        )
-        lines[-1].append(f"{more:+.1f}")
-    names = [
-        "removed",
-        "one kernel",
-        "seven kernels, ms",
-        "one kernel, ms",
-        "change",
-        "µs a layer, predicted",
-        "measured",
-    ]
-    return markdown(names, lines)
+    return lowest_to_highest(rows["change_pct"], "+z.1f") + " %"
 
 
 def barrier_us(what: str, programs: str, warps: str) -> str:
     """Microseconds of a barrier of a grid, or of an empty kernel in a row of kernels."""
     rows = pd.read_csv(FOLDER / "barriers.csv").set_index(["what", "programs", "warps"])["us"]
     return f"{rows[what, int(programs), int(warps)]:.2f}"
-
-
-def span(values: pd.Series, form: str = ".1f") -> str:
-    """The lowest and the highest of some values."""
-    return " to ".join(dict.fromkeys(f"{value:{form}}" for value in (values.min(), values.max())))
